@@ -1,0 +1,1 @@
+"""Flatness-aware continual learning in JAX."""

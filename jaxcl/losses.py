@@ -1,0 +1,127 @@
+"""Losses of one example, and what a batch makes of them."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float
+
+from jaxcl.tree import num_rows, weighted_mean
+from jaxcl.typing import Batch, ExampleLoss, Key, Params
+
+#: ``(params, example) -> logits [c]`` of one example.
+Logits = Callable[[Params, Batch], Float[Array, " c"]]
+
+
+def single_head(apply: Callable) -> Logits:
+    """All outputs are the classes, whatever the task.
+
+    Args:
+      apply: ``(params, x) -> logits [c]`` of one input.
+    """
+    return lambda params, example: apply(params, example.x)
+
+
+def multi_head(apply: Callable, num_classes: int) -> Logits:
+    """Each task reads its own ``num_classes`` outputs: ``logits[task * c : task * c + c]``.
+
+    This is the task-incremental setting: an example knows its task, and the outputs of other
+    tasks get no gradient. The network must have ``num_tasks * num_classes`` outputs.
+    """
+
+    def logits(params, example):
+        outputs = apply(params, example.x)
+        if outputs.shape[-1] % num_classes:
+            raise ValueError(
+                f"multi_head: outputs must be a multiple of num_classes={num_classes}, "
+                f"got {outputs.shape[-1]}; give the model num_tasks * num_classes outputs."
+            )
+        return outputs.reshape(-1, num_classes)[example.task]
+
+    return logits
+
+
+def cross_entropy(logits: Logits) -> ExampleLoss:
+    """Negative log-likelihood of the label: ``logsumexp(z) - z[y]``.
+
+    Args:
+      logits: ``(params, example) -> [c]``; see :func:`single_head`, :func:`multi_head`.
+
+    Returns:
+      ``(params, example, key) -> scalar`` in nats. The key is not used.
+    """
+
+    def example_loss(params, example, key):
+        del key
+        return optax.softmax_cross_entropy_with_integer_labels(
+            logits(params, example), example.y
+        )
+
+    return example_loss
+
+
+def squared_error(apply: Callable) -> ExampleLoss:
+    """Half the squared distance to the target: ``|apply(params, x) - y|^2 / 2``."""
+
+    def example_loss(params, example, key):
+        del key
+        return 0.5 * jnp.sum(jnp.square(apply(params, example.x) - example.y))
+
+    return example_loss
+
+
+def row_losses(
+    example_loss: ExampleLoss, params: Params, batch: Batch, key: Key
+) -> Float[Array, " b"]:
+    """The loss of every row; each row draws from its own key."""
+    keys = jax.random.split(key, num_rows(batch))
+    return jax.vmap(example_loss, in_axes=(None, 0, 0))(params, batch, keys)
+
+
+def mean_loss(
+    example_loss: ExampleLoss, params: Params, batch: Batch, key: Key
+) -> Float[Array, ""]:
+    """Weighted mean of :func:`row_losses`; zero for a batch of padding."""
+    return weighted_mean(row_losses(example_loss, params, batch, key), batch.weight)
+
+
+def accuracy(
+    logits: Logits, params: Params, batch: Batch, *, chunk_size: int | None = None
+) -> Float[Array, ""]:
+    """Weighted share of rows whose largest logit is the label, in [0, 1].
+
+    Args:
+      logits: ``(params, example) -> [c]``.
+      params: what to evaluate.
+      batch: rows ``[n, ...]``.
+      chunk_size: rows held at once, for large sets; all if absent. One that divides ``n``
+        compiles the body once instead of twice.
+
+    Returns:
+      [] float32; NaN logits count as class 0, so check finiteness apart.
+    """
+
+    def hit(example):
+        return (jnp.argmax(logits(params, example)) == example.y).astype(jnp.float32)
+
+    rows = num_rows(batch)
+    chunk_size = min(chunk_size or rows, rows)
+    hits = (
+        jax.vmap(hit)(batch)
+        if chunk_size == rows
+        else jax.lax.map(hit, batch, batch_size=chunk_size)
+    )
+    return weighted_mean(hits, batch.weight)
+
+
+__all__ = [
+    "Logits",
+    "accuracy",
+    "cross_entropy",
+    "mean_loss",
+    "multi_head",
+    "row_losses",
+    "single_head",
+    "squared_error",
+]

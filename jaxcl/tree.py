@@ -1,0 +1,116 @@
+"""Algebra on parameter trees, and rows of batches."""
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree, ScalarLike
+
+from jaxcl.typing import Batch
+
+
+def at(index, tree: PyTree) -> PyTree:
+    """Row ``index`` (a number, an array or a slice) of every leaf."""
+    return jax.tree.map(lambda leaf: leaf[index], tree)
+
+
+def dot(a: PyTree, b: PyTree) -> Float[Array, ""]:
+    """Inner product over all leaves, accumulated in float32 or better."""
+
+    def leaf(x, y):
+        wide = jnp.promote_types(jnp.promote_types(x.dtype, y.dtype), jnp.float32)
+        return jnp.vdot(x.astype(wide), y.astype(wide))
+
+    parts = jax.tree.leaves(jax.tree.map(leaf, a, b))
+    return sum(parts, jnp.zeros((), parts[0].dtype if parts else jnp.float32))
+
+
+def norm(tree: PyTree) -> Float[Array, ""]:
+    """Euclidean norm over all leaves, in float32 or better."""
+    return jnp.sqrt(dot(tree, tree))
+
+
+def axpy(scale: ScalarLike, x: PyTree, y: PyTree) -> PyTree:
+    """``scale * x + y``, leaf by leaf, in the dtype of ``y``.
+
+    The sum is formed in float32 or better, so that bfloat16 leaves round once.
+    """
+
+    def leaf(xi, yi):
+        wide = jnp.promote_types(jnp.promote_types(xi.dtype, yi.dtype), jnp.float32)
+        return (scale * xi.astype(wide) + yi.astype(wide)).astype(yi.dtype)
+
+    return jax.tree.map(leaf, x, y)
+
+
+def subtract(a: PyTree, b: PyTree) -> PyTree:
+    """``a - b``, leaf by leaf."""
+    return jax.tree.map(jnp.subtract, a, b)
+
+
+def random_normal_like(key: PRNGKeyArray, tree: PyTree) -> PyTree:
+    """Standard normal leaves in the shapes and dtypes of ``tree``."""
+    return optax.tree.random_like(key, tree, jax.random.normal)
+
+
+def safe_divide(a, b):
+    """``a / b``, and zero (with zero derivative) where ``b`` is zero."""
+    return jnp.where(b == 0, 0.0, a / jnp.where(b == 0, 1.0, b))
+
+
+def weighted_mean(values, weight):
+    """``sum(weight * values) / sum(weight)``; zero where all weights are zero."""
+    return safe_divide(jnp.sum(weight * values), jnp.sum(weight))
+
+
+def as_batch(x: PyTree, y: PyTree, *, weight=None, task: int = 0) -> Batch:
+    """Rows of one task as a batch.
+
+    Args:
+      x: inputs, leaves ``[n, ...]``.
+      y: labels, leaves ``[n, ...]``; integers become int32.
+      weight: ``[n]``, 1 for a real row and 0 for padding; all ones if absent.
+      task: index of the task the rows come from.
+
+    Raises:
+      ValueError: if the leaves disagree on the number of rows.
+    """
+    lengths = sorted({leaf.shape[0] for leaf in jax.tree.leaves((x, y, weight))})
+    if len(lengths) != 1:
+        raise ValueError(
+            f"as_batch: x, y and weight must have the same number of rows, got {lengths}."
+        )
+    rows = lengths[0]
+    narrow = lambda leaf: jnp.asarray(
+        leaf, jnp.int32 if jnp.issubdtype(leaf.dtype, jnp.integer) else None
+    )
+    return Batch(
+        x,
+        jax.tree.map(narrow, y),
+        jnp.ones(rows) if weight is None else jnp.asarray(weight, jnp.float32),
+        jnp.full(rows, task, jnp.int32),
+    )
+
+
+def num_rows(batch: Batch) -> int:
+    """How many rows a batch has, padding included."""
+    return batch.weight.shape[0]
+
+
+def num_tasks(plan: PyTree) -> int:
+    """How many tasks a stream's plan describes."""
+    return jax.tree.leaves(plan)[0].shape[0]
+
+
+__all__ = [
+    "as_batch",
+    "at",
+    "axpy",
+    "dot",
+    "norm",
+    "num_rows",
+    "num_tasks",
+    "random_normal_like",
+    "safe_divide",
+    "subtract",
+    "weighted_mean",
+]

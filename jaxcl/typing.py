@@ -1,0 +1,228 @@
+"""The words of the library: its data, and the contract of every part of a method.
+
+A *batch* is rows with weights; a *stream* is tasks in order; a *method* is
+put together from a gradient transformation, an optimizer and four small records:
+:class:`Regularizer`, :class:`Memory`, :class:`Average` and :class:`Renewal`.
+
+Every record holds pure functions only. What a function needs to know is an argument, what
+it changes is returned, and a state never changes structure, shape or dtype: that one
+property lets ``scan`` walk the tasks, ``vmap`` run the seeds, and a run resume exactly.
+
+Letters in shapes: ``T`` tasks, ``s`` seeds, ``n`` examples of a set, ``b`` rows of a
+batch, ``d`` features, ``c`` classes, ``p`` parameters, ``m`` memory rows.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import optax
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
+
+Key = PRNGKeyArray
+Params = PyTree
+State = Any
+
+
+class Batch(NamedTuple):
+    """Rows of labelled data; also one row, where every leaf lacks the leading axis.
+
+    Rows of weight zero are padding: every mean in the library is a weighted one, so they
+    count nowhere. Build one with :func:`jaxcl.tree.as_batch`.
+    """
+
+    x: PyTree  # inputs, leaves [b, ...]
+    y: PyTree  # labels, [b] int32 for classification
+    weight: PyTree  # [b] float32, 0 or 1
+    task: PyTree  # [b] int32, the index of the task a row comes from
+
+
+class Stream(NamedTuple):
+    """Tasks in order: the rows they share, and a plan that turns rows into tasks.
+
+    ``pool`` holds what all tasks share (images, labels); ``plan`` holds what makes each
+    task itself (a permutation, row numbers, ...), every leaf with leading axis ``T``.
+    ``train(pool, plan_t)`` and ``test(pool, plan_t)`` make the batch of the task whose
+    plan is ``plan_t``; they are traced, so a task exists only while it is learned. Seeds
+    share the pool and differ in the plan.
+    """
+
+    pool: PyTree
+    plan: PyTree  # leaves [T, ...]
+    train: Callable[[PyTree, PyTree], Batch]
+    test: Callable[[PyTree, PyTree], Batch]
+    num_classes: int  # outputs that the model needs
+    name: str  # what it is, for logs and reports
+
+
+class Context(NamedTuple):
+    """What a penalty may look at besides its own state and the parameters."""
+
+    batch: Batch
+    replay: Batch
+    slow: Params  # the average's reading; the parameters themselves without an average
+    key: Key
+
+
+#: ``(params, example, key) -> scalar``: the loss of ONE example. Batches are vmaps of it.
+ExampleLoss = Callable[[Params, Batch, Key], Float[Array, ""]]
+
+#: ``(params) -> grads``: a gradient elsewhere, on the same batch and with the same key.
+GradFn = Callable[[Params], Params]
+
+
+class Regularizer(NamedTuple):
+    """What pulls parameters towards the past: softly (penalty) or hard (project).
+
+    Attributes:
+      init: ``(params) -> state``.
+      penalty: ``(state, params, context) -> scalar``, added to the loss.
+      project: ``(state, params) -> params``, applied after the optimizer's update.
+      consolidate: ``(key, state, params, task) -> state``, once at the end of a task;
+        ``task`` is the whole training set of the task, or the part the caller chose.
+    """
+
+    init: Callable[[Params], State]
+    penalty: Callable[[State, Params, Context], Float[Array, ""]]
+    project: Callable[[State, Params], Params]
+    consolidate: Callable[[Key, State, Params, Batch], State]
+
+
+class Memory(NamedTuple):
+    """Which examples are kept, and which of them come back.
+
+    Attributes:
+      init: ``(example) -> state``; ``example`` is a batch of one row, for shapes only.
+      sample: ``(key, state) -> batch``; rows have weight 0 while the memory is empty.
+        Leaves are ``[b, ...]``, or ``[T, m, ...]`` when grouped by task.
+      observe: ``(key, state, batch) -> state``, after every step.
+      consolidate: ``(key, state, params, task) -> state``, once at the end of a task.
+    """
+
+    init: Callable[[Batch], State]
+    sample: Callable[[Key, State], Batch]
+    observe: Callable[[Key, State, Batch], State]
+    consolidate: Callable[[Key, State, Params, Batch], State]
+
+
+class Average(NamedTuple):
+    """A second, slower copy of the parameters.
+
+    Attributes:
+      init: ``(params) -> state``.
+      observe: ``(state, params) -> state``, after every step.
+      read: ``(state, params) -> params``, what evaluation uses.
+      consolidate: ``(state, params) -> (state, params)``, once at the end of a task;
+        the returned parameters are where training goes on.
+    """
+
+    init: Callable[[Params], State]
+    observe: Callable[[State, Params], State]
+    read: Callable[[State, Params], Params]
+    consolidate: Callable[[State, Params], tuple[State, Params]]
+
+
+class Renewal(NamedTuple):
+    """What keeps a network able to learn by touching its parameters after a step.
+
+    Attributes:
+      init: ``(params) -> state``.
+      renew: ``(key, state, params, batch) -> (state, params, renewed)``, after every
+        step; ``renewed`` is a tree of booleans shaped like ``params``: there the
+        optimizer's statistics are cleared. ``None`` means nowhere.
+    """
+
+    init: Callable[[Params], State]
+    renew: Callable[[Key, State, Params, Batch], tuple[State, Params, PyTree]]
+
+
+class MethodState(NamedTuple):
+    """Everything the next step needs; leaves of parts that are absent do not exist."""
+
+    params: Params
+    gradient: optax.OptState
+    optimizer: optax.OptState
+    regularizer: State
+    memory: State
+    average: State
+    renewal: State
+
+
+class StepInfo(NamedTuple):
+    """What one step tells the reader; nothing here feeds the next step."""
+
+    loss: Float[Array, ""]  # data loss, before the update; plus penalty where perturbed
+    finite: Bool[Array, ""]  # whether that loss is a number
+    grad_norm: Float[Array, ""]  # of the gradient before its transformation
+
+
+class Method(NamedTuple):
+    """A learner for a stream of tasks: three pure functions and a reading.
+
+    Attributes:
+      init: ``(params, example) -> state``.
+      step: ``(key, state, batch) -> (state, info)``.
+      end_task: ``(key, state, task) -> state``.
+      eval_params: ``(state) -> params``, the parameters to evaluate.
+    """
+
+    init: Callable[[Params, Batch], MethodState]
+    step: Callable[[Key, MethodState, Batch], tuple[MethodState, StepInfo]]
+    end_task: Callable[[Key, MethodState, Batch], MethodState]
+    eval_params: Callable[[MethodState], Params]
+
+
+class Model(NamedTuple):
+    """A network as two pure functions; the rest of the library needs only ``apply``.
+
+    Attributes:
+      init: ``(key) -> params``, a nested dict of arrays.
+      apply: ``(params, x) -> logits [c]`` for ONE input ``x``.
+      features: ``(params, x) -> tuple`` of the hidden activations of one input, in order.
+      units: where the hidden units live in ``params``, one entry per hidden layer;
+        empty for networks that unit-wise renewal does not know.
+    """
+
+    init: Callable[[Key], Params]
+    apply: Callable[[Params, Float[Array, "..."]], Float[Array, " c"]]
+    features: Callable[[Params, Float[Array, "..."]], tuple[Array, ...]]
+    units: tuple["Units", ...]
+
+
+class Units(NamedTuple):
+    """Where one hidden layer's units live in a parameter tree.
+
+    Unit ``i`` reads from ``incoming[..., i]`` and is read by the rows ``i`` and, with
+    CReLU, ``i + width`` of ``outgoing``; ``affine`` names per-unit vectors besides.
+    """
+
+    incoming: tuple[str, ...]  # path of the kernel [d, width]
+    bias: tuple[str, ...]  # path of the bias [width]
+    outgoing: tuple[str, ...]  # path of the next kernel [copies * width, d']
+    width: int
+    copies: int  # rows of `outgoing` per unit: 1, or 2 with CReLU
+
+
+__all__ = [
+    "Array",
+    "Average",
+    "Batch",
+    "Bool",
+    "Context",
+    "ExampleLoss",
+    "Float",
+    "GradFn",
+    "Int",
+    "Key",
+    "Memory",
+    "Method",
+    "MethodState",
+    "Model",
+    "Params",
+    "PyTree",
+    "Regularizer",
+    "Renewal",
+    "State",
+    "StepInfo",
+    "Stream",
+    "Units",
+]
