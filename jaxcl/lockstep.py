@@ -1,0 +1,47 @@
+"""Work that is due only now and then, skipped even when runs are vmapped.
+
+``lax.cond`` with a predicate that differs between runs becomes a ``select``: both sides
+are computed at every step. Runs of one batch march in step, though, and their counters
+agree. :func:`when` asks whether *any* run is due, which one ``cond`` can decide for all.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax.custom_batching import custom_vmap
+from jaxtyping import Array, Bool, PyTree
+
+
+def when(due: Bool[Array, ""], then: Callable[[PyTree], PyTree], operand: PyTree):
+    """``then(operand)`` where ``due``, and ``operand`` unchanged elsewhere.
+
+    Args:
+      due: [] whether it is time; may be batched by ``vmap``.
+      then: a function whose result has the structure, shapes and dtypes of its argument.
+      operand: what it changes.
+
+    Returns:
+      The changed or unchanged operand. Under ``vmap`` the work is done for all runs as
+      soon as one is due (the others keep their values), and for none if none is.
+    """
+
+    def work(operand):
+        keep = lambda new, old: jnp.where(due, new, old)
+        return jax.tree.map(keep, then(operand), operand)
+
+    return jax.lax.cond(_any_run(due), work, lambda operand: operand, operand)
+
+
+@custom_vmap
+def _any_run(flag):
+    return flag
+
+
+@_any_run.def_vmap
+def _(axis_size, in_batched, flag):
+    del axis_size
+    return _any_run(jnp.any(flag, axis=0) if in_batched[0] else flag), False
+
+
+__all__ = ["when"]

@@ -1,0 +1,213 @@
+"""A method: gradient x optimizer x regularizer x memory x average x renewal.
+
+One step, in the order of the code::
+
+    replay  = memory.sample(key, memory_state)
+    L(p)    = (loss(p, batch) + w * loss(p, replay)) / (1 + w)    w = 0 while empty
+    R(p)    = regularizer.penalty(state, p, Context(batch, replay, slow, key))
+    perturb_penalty:   g = gradient.update(grad (L + R), grad_fn = grad (L + R), ...)
+    otherwise:         g = gradient.update(grad L,       grad_fn = grad L, ...) + grad R
+    params  = regularizer.project(state, params + optimizer.update(g))
+    params  = renewal.renew(key, state, params, batch)
+    memory and average observe
+
+Two conditions on the caller. *Build inside*: construct the method inside the function that
+is compiled, from arguments; strengths are then traced (a grid is a ``vmap``) and frozen
+weights are arguments instead of literals in the program. *Gate by data*: an empty memory
+has weight zero and a first task has zero importance; no part needs an ``if``.
+"""
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import ScalarLike
+
+from jaxcl.averages import no_average
+from jaxcl.losses import row_losses
+from jaxcl.memory import no_memory
+from jaxcl.plasticity import no_renewal
+from jaxcl.regularizers import no_regularizer
+from jaxcl.tree import axpy, norm, num_rows, safe_divide
+from jaxcl.typing import (
+    Average,
+    Batch,
+    Context,
+    ExampleLoss,
+    Memory,
+    Method,
+    MethodState,
+    Regularizer,
+    Renewal,
+    StepInfo,
+)
+
+
+def make_method(
+    example_loss: ExampleLoss,
+    optimizer: optax.GradientTransformation,
+    *,
+    gradient: optax.GradientTransformation | None = None,
+    regularizer: Regularizer | None = None,
+    memory: Memory | None = None,
+    average: Average | None = None,
+    renewal: Renewal | None = None,
+    replay_weight: ScalarLike = 1.0,
+    perturb_penalty: bool = True,
+    reset_optimizer: bool = True,
+    reset_gradient: bool = False,
+) -> Method:
+    """Compose independent parts into one learner.
+
+    Args:
+      example_loss: ``(params, example, key) -> scalar`` of one example.
+      optimizer: turns the final gradient into an update; any optax transformation.
+      gradient: a transformation of the raw gradient that may call ``grad_fn(params)``,
+        ``replay_grad_fn(params)`` or ``task_grad_fn(params)`` (SAM, GNP, A-GEM, GEM).
+        All see the same batch, replay and key. The identity if absent.
+      regularizer: what pulls towards the past.
+      memory: which examples come back.
+      average: the slower copy that is evaluated.
+      renewal: what touches parameters after the update to keep them able to learn.
+      replay_weight: how much the replayed loss counts next to the current one; the
+        Python number 0 for methods that only look at its gradient (A-GEM, GEM).
+      perturb_penalty: whether the gradient transformation sees the penalty (SAM on
+        loss + penalty), or the penalty's gradient is added afterwards, taken at the
+        unperturbed parameters (as Create-and-Find does).
+      reset_optimizer: start the optimizer anew at the end of each task.
+      reset_gradient: likewise the gradient transformation, so that schedules inside it
+        count from the start of the task.
+
+    Returns:
+      A :class:`~jaxcl.typing.Method`. Parts that are absent leave nothing in the state
+      and nothing in the compiled program.
+    """
+    gradient = optax.with_extra_args_support(gradient or optax.identity())
+    optimizer = optax.with_extra_args_support(optimizer)
+    regularizer = regularizer or no_regularizer()
+    memory = memory or no_memory()
+    average = average or no_average()
+    renewal = renewal or no_renewal()
+    replays = not (isinstance(replay_weight, int | float) and replay_weight == 0)
+
+    def data_loss(params, batch, replay, key):
+        """L(p) over both parts in one pass, each row with its share of the mean."""
+        if not replays or num_rows(replay) == 0:
+            shares, rows = _shares(batch), batch
+        else:
+            weight = replay_weight * jnp.any(replay.weight > 0)
+            parts = _shares(batch) / (1 + weight), weight * _shares(replay) / (1 + weight)
+            shares = jnp.concatenate(parts)
+            rows = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), batch, replay)
+        return jnp.sum(shares * row_losses(example_loss, params, rows, key))
+
+    def replay_loss(params, replay, key):
+        losses = row_losses(example_loss, params, replay, key)
+        return jnp.sum(_shares(replay) * losses)
+
+    def init(params, example):
+        return MethodState(
+            params,
+            gradient.init(params),
+            optimizer.init(params),
+            regularizer.init(params),
+            memory.init(example),
+            average.init(params),
+            renewal.init(params),
+        )
+
+    def step(key, state, batch):
+        key_loss, key_sample, key_observe, key_renew = jax.random.split(key, 4)
+        params = state.params
+        groups = memory.sample(key_sample, state.memory)
+        replay = _flat(groups)
+        slow = average.read(state.average, params)
+        context = Context(batch, replay, slow, key_loss)
+
+        def penalty(params):
+            return regularizer.penalty(state.regularizer, params, context)
+
+        def objective(params):
+            loss = data_loss(params, batch, replay, key_loss)
+            return loss + penalty(params) if perturb_penalty else loss
+
+        def task_grad_fn(params):
+            if groups.weight.ndim != 2:
+                msg = (
+                    "make_method: task_grad_fn needs replay grouped by task, leaves "
+                    f"[T, m, ...], got weights of shape {groups.weight.shape}; use "
+                    "jaxcl.memory.episodic(..., grouped=True)."
+                )
+                raise ValueError(msg)
+            per_task = jax.vmap(jax.grad(replay_loss), in_axes=(None, 0, None))
+            return per_task(params, groups, key_loss)
+
+        loss, raw = jax.value_and_grad(objective)(params)
+        grads, gradient_state = gradient.update(
+            raw,
+            state.gradient,
+            params,
+            value=loss,
+            grad_fn=jax.grad(objective),
+            replay_grad_fn=lambda p: jax.grad(replay_loss)(p, replay, key_loss),
+            task_grad_fn=task_grad_fn,
+        )
+        if not perturb_penalty:
+            grads = axpy(1.0, jax.grad(penalty)(params), grads)
+        updates, optimizer_state = optimizer.update(
+            grads, state.optimizer, params, value=loss
+        )
+        params = optax.apply_updates(params, updates)
+        params = regularizer.project(state.regularizer, params)
+        renewal_state, params, renewed = renewal.renew(
+            key_renew, state.renewal, params, batch
+        )
+        return MethodState(
+            params,
+            gradient_state,
+            _clear(optimizer, optimizer_state, renewed),
+            state.regularizer,
+            memory.observe(key_observe, state.memory, batch),
+            average.observe(state.average, params),
+            renewal_state,
+        ), StepInfo(loss, jnp.isfinite(loss), norm(raw))
+
+    def end_task(key, state, task):
+        key_regularizer, key_memory = jax.random.split(key)
+        average_state, params = average.consolidate(state.average, state.params)
+        return MethodState(
+            params,
+            gradient.init(params) if reset_gradient else state.gradient,
+            optimizer.init(params) if reset_optimizer else state.optimizer,
+            regularizer.consolidate(key_regularizer, state.regularizer, params, task),
+            memory.consolidate(key_memory, state.memory, params, task),
+            average_state,
+            state.renewal,
+        )
+
+    def eval_params(state):
+        return average.read(state.average, state.params)
+
+    return Method(init, step, end_task, eval_params)
+
+
+def _shares(batch: Batch):
+    """What each row counts in the weighted mean; zeros for a batch of padding."""
+    return safe_divide(batch.weight, jnp.sum(batch.weight))
+
+
+def _flat(replay: Batch) -> Batch:
+    """Rows [b, ...] of a replay that may be grouped by task, [T, m, ...]."""
+    if replay.weight.ndim == 1:
+        return replay
+    return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), replay)
+
+
+def _clear(optimizer, state, renewed):
+    """Zero the optimizer's per-parameter statistics where parameters were renewed."""
+    if renewed is None:
+        return state
+    clear = lambda statistic, fresh: jnp.where(fresh, 0, statistic).astype(statistic.dtype)
+    return optax.tree.map_params(optimizer, clear, state, renewed)
+
+
+__all__ = ["make_method"]

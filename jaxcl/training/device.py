@@ -1,0 +1,345 @@
+"""The device loop: a whole stream of tasks as one compiled program.
+
+``scan`` over tasks, ``scan`` over steps, and outside them a ``vmap`` over runs (seeds,
+strengths, learning rates) whose axis can be spread over the devices of a mesh::
+
+    def run(key, learning_rate, plan):                       # one run, all arguments traced
+        method = make_method(loss, optax.sgd(learning_rate)) # built inside
+        state = method.init(model.init(key), example)
+        return run_stream(key, method, stream._replace(plan=plan), state, ...)
+
+    states, records = jax.jit(over_runs(run))(keys, rates, plans)
+
+Everything that a task boundary changes is part of the state, hence an argument of the
+program: nothing of an earlier task can be baked into it, and it compiles once.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, PyTree
+
+from jaxcl.losses import Logits, accuracy
+from jaxcl.tree import as_batch, at, num_rows, num_tasks
+from jaxcl.typing import Batch, Key, Method, MethodState, Params, Stream
+
+
+class Moment(NamedTuple):
+    """What an observer may look at: before a task's first step, or after its last."""
+
+    key: Key
+    index: Int[Array, ""]  # number of the task, from 0
+    plan: PyTree  # the task's part of the stream's plan
+    task: Batch  # its training set
+    state: MethodState
+    params: Params  # what the method evaluates
+
+
+#: ``(moment) -> pytree`` of arrays, recorded once per task.
+Observer = Callable[[Moment], Any]
+
+
+class TaskRecord(NamedTuple):
+    """What is written down per task; leaves gain a leading ``[T]`` in a stream."""
+
+    loss: Float[Array, ""]  # mean over the task's steps of the loss before each update
+    finite: Bool[Array, ""]  # every loss so far and the parameters are numbers
+    before: PyTree  # what `before` observed
+    after: PyTree  # what `after` observed
+
+
+def batch_order(
+    key: Key, weight: Float[Array, " n"], *, num_steps: int, batch_size: int
+) -> Int[Array, "steps b"]:
+    """Row numbers of ``num_steps`` full batches, drawn without replacement.
+
+    Each pass over the task is a fresh random order of its real rows; rows of weight zero
+    never appear. A batch may straddle two passes, so that all batches are full.
+
+    Args:
+      key: draws the orders.
+      weight: [n], zero for padding.
+      num_steps: how many batches.
+      batch_size: rows of each.
+    """
+    n = weight.shape[0]
+    passes = -(-num_steps * batch_size // n) + 1
+    draws = jax.random.uniform(key, (passes, n)) + jnp.where(weight > 0, 0.0, 2.0)
+    orders = jnp.argsort(draws, axis=1).astype(jnp.int32)  # padding comes last
+    real = jnp.maximum(jnp.sum(weight > 0).astype(jnp.int32), 1)
+    position = jnp.arange(num_steps * batch_size, dtype=jnp.int32)
+    rows = orders[(position // real) % passes, position % real]
+    return rows.reshape(num_steps, batch_size)
+
+
+def fit_task(
+    key: Key,
+    method: Method,
+    state: MethodState,
+    task: Batch,
+    *,
+    num_steps: int,
+    batch_size: int,
+) -> tuple[MethodState, Float[Array, ""], Bool[Array, ""]]:
+    """Train on one task, then let the method consolidate.
+
+    Args:
+      key: draws the batches and everything random inside the method.
+      method: what learns.
+      state: its state.
+      task: the training set, leaves ``[n, ...]``.
+      num_steps: batches to train on; see :func:`steps_for`.
+      batch_size: rows per batch.
+
+    Returns:
+      ``(state, loss, finite)``: the mean training loss, and whether all losses and all
+      parameters are numbers.
+    """
+    key_order, key_steps, key_end = jax.random.split(key, 3)
+    order = batch_order(
+        key_order, task.weight, num_steps=num_steps, batch_size=batch_size
+    )
+
+    def body(carry, item):
+        state, total, finite = carry
+        step, rows = item
+        key = jax.random.fold_in(key_steps, step)
+        state, info = method.step(key, state, at(rows, task))
+        return (state, total + info.loss, finite & info.finite), None
+
+    start = (state, jnp.zeros(()), jnp.ones((), bool))
+    (state, total, finite), _ = jax.lax.scan(body, start, (jnp.arange(num_steps), order))
+    for leaf in jax.tree.leaves(state.params):
+        finite &= jnp.all(jnp.isfinite(leaf))
+    return method.end_task(key_end, state, task), total / num_steps, finite
+
+
+def run_stream(
+    key: Key,
+    method: Method,
+    stream: Stream,
+    state: MethodState,
+    *,
+    num_steps: int,
+    batch_size: int,
+    before: Observer | None = None,
+    after: Observer | None = None,
+    tasks: Int[Array, " k"] | None = None,
+) -> tuple[MethodState, TaskRecord]:
+    """Learn tasks in order, as one ``scan``.
+
+    A stream cut into segments gives the same bits as one walked whole: the randomness of
+    task ``t`` comes from ``fold_in(key, t)`` alone.
+
+    Args:
+      key: one per run, the same for all segments of it.
+      method: what learns; build it inside the compiled function.
+      stream: what arrives.
+      state: ``method.init(params, first_example(stream))``, or the state an earlier
+        segment returned.
+      num_steps: batches per task.
+      batch_size: rows per batch.
+      before: observes each task before its first step.
+      after: observes each task after the method has consolidated it.
+      tasks: numbers of the tasks to walk, in order; all of the stream if absent.
+
+    Returns:
+      The final state, and a :class:`TaskRecord` with leaves ``[k, ...]``.
+    """
+    before = before or (lambda moment: ())
+    after = after or (lambda moment: ())
+    if tasks is None:
+        tasks = jnp.arange(num_tasks(stream.plan))
+
+    def body(state, index):
+        key_fit, key_before, key_after = jax.random.split(
+            jax.random.fold_in(key, index), 3
+        )
+        plan = at(index, stream.plan)
+        task = stream.train(stream.pool, plan)
+
+        def moment(key, state):
+            return Moment(key, index, plan, task, state, method.eval_params(state))
+
+        seen_before = before(moment(key_before, state))
+        state, loss, finite = fit_task(
+            key_fit, method, state, task, num_steps=num_steps, batch_size=batch_size
+        )
+        seen_after = after(moment(key_after, state))
+        return state, TaskRecord(loss, finite, seen_before, seen_after)
+
+    return jax.lax.scan(body, state, tasks)
+
+
+def first_example(stream: Stream) -> Batch:
+    """A batch of one row in the shapes of the stream, for ``method.init``.
+
+    Only shapes and dtypes are those of the stream; the values are zeros.
+    """
+    task = jax.eval_shape(stream.train, stream.pool, at(0, stream.plan))
+    return jax.tree.map(lambda leaf: jnp.zeros((1, *leaf.shape[1:]), leaf.dtype), task)
+
+
+def steps_for(num_rows: int, *, batch_size: int, num_epochs: int = 1) -> int:
+    """Steps that visit ``num_rows`` rows ``num_epochs`` times: the ceiling of the ratio.
+
+    Raises:
+      ValueError: if any number is below one, or a batch is larger than the task.
+    """
+    if min(num_rows, batch_size, num_epochs) < 1:
+        msg = (
+            "steps_for: num_rows, batch_size and num_epochs must be at least 1, "
+            f"got {num_rows}, {batch_size} and {num_epochs}."
+        )
+        raise ValueError(msg)
+    if batch_size > num_rows:
+        msg = (
+            f"steps_for: a batch must not be larger than a task, got batch_size "
+            f"{batch_size} for {num_rows} rows; lower batch_size."
+        )
+        raise ValueError(msg)
+    return -(-num_rows * num_epochs // batch_size)
+
+
+def current_accuracy(
+    logits: Logits, stream: Stream, *, chunk_size: int | None = None
+) -> Observer:
+    """Observe the test accuracy on the task at hand: plasticity when taken after it.
+
+    Args:
+      logits: ``(params, example) -> [c]``.
+      stream: where the test sets come from.
+      chunk_size: rows held at once.
+    """
+
+    def observe(moment):
+        test = stream.test(stream.pool, moment.plan)
+        return accuracy(logits, moment.params, test, chunk_size=chunk_size)
+
+    return observe
+
+
+def accuracy_row(
+    logits: Logits,
+    stream: Stream,
+    *,
+    every: int = 1,
+    num_examples: int | None = None,
+    chunk_size: int | None = None,
+) -> Observer:
+    """Observe one row of the accuracy matrix: the test accuracy on every task.
+
+    A full matrix costs ``T^2`` evaluations. Two ways to pay less: ``every=k`` evaluates
+    after every ``k``-th task and after the last one, and leaves the other rows NaN;
+    ``num_examples`` uses the first rows of each test set only.
+
+    Args:
+      logits: ``(params, example) -> [c]``.
+      stream: its whole plan is evaluated, seen and unseen tasks alike.
+      every: distance between evaluated rows.
+      num_examples: test rows per task; all if absent.
+      chunk_size: rows held at once.
+
+    Returns:
+      An observer that gives [T] float32.
+    """
+    total = num_tasks(stream.plan)
+
+    def observe(moment):
+        def evaluate(params):
+            return accuracies(
+                logits, params, stream, num_examples=num_examples, chunk_size=chunk_size
+            )
+
+        if every == 1:
+            return evaluate(moment.params)
+        due = ((moment.index + 1) % every == 0) | (moment.index == total - 1)
+        skip = lambda _: jnp.full(total, jnp.nan)
+        return jax.lax.cond(due, evaluate, skip, moment.params)
+
+    return observe
+
+
+def accuracies(
+    logits: Logits,
+    params: Params,
+    stream: Stream,
+    *,
+    num_examples: int | None = None,
+    chunk_size: int | None = None,
+) -> Float[Array, " T"]:
+    """Test accuracy on every task of a stream, one task in memory at a time."""
+
+    def evaluate(plan):
+        test = stream.test(stream.pool, plan)
+        return accuracy(
+            logits, params, at(slice(num_examples), test), chunk_size=chunk_size
+        )
+
+    return jax.lax.map(evaluate, stream.plan)
+
+
+def over_runs(
+    run: Callable, in_axes: int | tuple = 0, *, mesh: jax.sharding.Mesh | None = None
+) -> Callable:
+    """``vmap`` over runs, their axis spread over all devices of a mesh.
+
+    Args:
+      run: one run; every argument and result a pytree of arrays.
+      in_axes: as in ``jax.vmap``: 0 for what differs between runs, None for what they
+        share (one entry per argument).
+      mesh: devices to spread over; without one all runs share one device. The number
+        of runs must be a multiple of the number of devices.
+
+    Returns:
+      A function of stacked arguments; jit it. Runs never talk to each other, so each
+      device works alone and results do not depend on the mesh.
+    """
+    together = jax.vmap(run, in_axes)
+    if mesh is None:
+        return together
+
+    spread = jax.sharding.PartitionSpec(mesh.axis_names)
+    spec = lambda axis: jax.sharding.PartitionSpec() if axis is None else spread
+
+    def sharded(*args):
+        axes = in_axes if isinstance(in_axes, tuple) else (in_axes,) * len(args)
+        runs = {
+            leaf.shape[0]
+            for axis, arg in zip(axes, args, strict=True)
+            if axis is not None
+            for leaf in jax.tree.leaves(arg)
+        }
+        if len(runs) != 1 or next(iter(runs)) % mesh.size:
+            msg = (
+                f"over_runs: the number of runs must be one multiple of the {mesh.size} "
+                f"devices of the mesh, got {sorted(runs)}; add seeds or use fewer devices."
+            )
+            raise ValueError(msg)
+        return jax.shard_map(
+            together,
+            mesh=mesh,
+            in_specs=tuple(map(spec, axes)),
+            out_specs=spread,
+            check_vma=False,
+        )(*args)
+
+    return sharded
+
+
+__all__ = [
+    "Moment",
+    "Observer",
+    "TaskRecord",
+    "accuracies",
+    "accuracy_row",
+    "batch_order",
+    "current_accuracy",
+    "first_example",
+    "fit_task",
+    "over_runs",
+    "run_stream",
+    "steps_for",
+]
