@@ -171,35 +171,38 @@ class Method(NamedTuple):
     eval_params: Callable[[MethodState], Params]
 
 
+class Units(NamedTuple):
+    """Where one hidden layer's units live in a parameter tree of nested dicts.
+
+    Unit ``i`` reads the inputs of its layer through ``incoming[..., i]`` and is read by
+    the next layer through ``outgoing[..., i, :]``; with CReLU also through
+    ``outgoing[..., i + width, :]``. The same holds for the channels of a convolution.
+    """
+
+    incoming: tuple[str, ...]  # path of the kernel [..., width]
+    vectors: tuple[tuple[str, ...], ...]  # paths of what each unit has one of, [width]
+    outgoing: tuple[str, ...]  # path of the next kernel [..., copies * width, d]
+    shift: tuple[str, ...] | None  # path of the next layer's bias [d], if it has one
+    width: int
+    copies: int  # activations per unit: 1, or 2 with CReLU
+
+
 class Model(NamedTuple):
-    """A network as two pure functions; the rest of the library needs only ``apply``.
+    """A network as pure functions; most of the library needs only ``apply``.
 
     Attributes:
       init: ``(key) -> params``, a nested dict of arrays.
       apply: ``(params, x) -> logits [c]`` for ONE input ``x``.
-      features: ``(params, x) -> tuple`` of the hidden activations of one input, in order.
-      units: where the hidden units live in ``params``, one entry per hidden layer;
-        empty for networks that unit-wise renewal does not know.
+      features: ``(params, x) -> tuple`` of the hidden activations of one input, in order;
+        the last one is what the output layer reads.
+      units: ``units[k]`` tells where the units behind ``features[k]`` live; may be shorter
+        than ``features``, and empty for networks that unit-wise renewal does not know.
     """
 
     init: Callable[[Key], Params]
     apply: Callable[[Params, Float[Array, "..."]], Float[Array, " c"]]
     features: Callable[[Params, Float[Array, "..."]], tuple[Array, ...]]
-    units: tuple["Units", ...]
-
-
-class Units(NamedTuple):
-    """Where one hidden layer's units live in a parameter tree.
-
-    Unit ``i`` reads from ``incoming[..., i]`` and is read by the rows ``i`` and, with
-    CReLU, ``i + width`` of ``outgoing``; ``affine`` names per-unit vectors besides.
-    """
-
-    incoming: tuple[str, ...]  # path of the kernel [d, width]
-    bias: tuple[str, ...]  # path of the bias [width]
-    outgoing: tuple[str, ...]  # path of the next kernel [copies * width, d']
-    width: int
-    copies: int  # rows of `outgoing` per unit: 1, or 2 with CReLU
+    units: tuple[Units, ...]
 
 
 __all__ = [
