@@ -1,0 +1,253 @@
+"""Exact resume: a tree of arrays and keys on disk, checked bit for bit.
+
+A thin layer over orbax. It adds what an exact resume needs: random keys and arrays of
+no rows are kept, the tree on disk is compared with the one asked for before anything
+is read, every file has a checksum, and a damaged checkpoint gives way to the one
+before it.
+
+A folder holds ``<step>/`` as orbax writes it, and beside it ``<step>.json``: the leaves
+and the checksums. That file is written last; without it a checkpoint does not count.
+"""
+
+import json
+import os
+import shutil
+import warnings
+import zlib
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import PyTree
+
+
+class Restored(NamedTuple):
+    """A tree read back, and the step under which it was saved."""
+
+    step: int
+    tree: PyTree
+
+
+def save(folder: str | Path, step: int, tree: PyTree, *, keep: int = 2) -> Path:
+    """Write ``tree`` as checkpoint ``step`` of ``folder``; keep the latest ``keep``.
+
+    A kill at any moment leaves the earlier checkpoints as they were. Cost: one copy to
+    the host, one write, one read for the checksums.
+
+    Args:
+      folder: holds the checkpoints; created if absent.
+      step: position in the run, at least zero; an existing one is replaced.
+      tree: arrays of any dtype, typed keys among them. Numbers become arrays.
+      keep: how many checkpoints stay on disk; with two, one may be damaged.
+
+    Returns:
+      The folder of this checkpoint.
+
+    Raises:
+      ValueError: for a negative step, ``keep`` below one, or a leaf that is no array or
+        that JAX would store in fewer bits (float64 without x64).
+    """
+    if step < 0 or keep < 1:
+        msg = f"save: step must be >= 0 and keep >= 1, got step={step}, keep={keep}."
+        raise ValueError(msg)
+    leaves = _leaves(tree)
+    from orbax.checkpoint import v1 as orbax  # costs a second: only who saves pays
+
+    path = Path(folder).resolve() / str(step)
+    _note(path).unlink(missing_ok=True)
+    data = _numbered([_data(leaf) for leaf in leaves.values()])
+    orbax.save(str(path), data or {"none": jnp.zeros(1)}, overwrite=True)
+    note = {
+        "leaves": _describe(leaves),
+        "keys": {
+            n: str(jax.random.key_impl(k)) for n, k in leaves.items() if _is_key(k)
+        },
+        "checksums": _checksums(path),
+    }
+    partial = path.with_suffix(".json.tmp")
+    partial.write_text(json.dumps(note, indent=1))
+    os.replace(partial, _note(path))
+
+    others = [other for other in steps(path.parent) if other != step]
+    kept = {str(s) for s in (step, *others[len(others) - keep + 1 :])}
+    for entry in path.parent.iterdir():  # older ones, and what a kill left half-done
+        name = entry.name.split(".")[0]
+        if name.isdigit() and (name not in kept or "tmp" in entry.name):
+            _remove(entry)
+    return path
+
+
+def restore(folder: str | Path, like: PyTree) -> Restored:
+    """Read the latest sound checkpoint of ``folder`` into the structure of ``like``.
+
+    Args:
+      folder: where :func:`save` wrote.
+      like: the tree that is expected: arrays or ``jax.ShapeDtypeStruct`` (what
+        ``jax.eval_shape`` gives); leaves with a ``sharding`` are placed accordingly.
+
+    Returns:
+      The step and the tree, bits equal to what was saved. A damaged checkpoint is
+      passed over with a warning that names it.
+
+    Raises:
+      FileNotFoundError: if there is no checkpoint at all.
+      ValueError: if the tree on disk has other leaves, shapes or dtypes than ``like``
+        (the message lists the differences), or if every checkpoint is damaged.
+    """
+    folder = Path(folder).resolve()
+    found = steps(folder)
+    if not found:
+        msg = f"restore: no checkpoint in {folder}; save one first."
+        raise FileNotFoundError(msg)
+    damaged = []
+    for step in reversed(found):
+        path = folder / str(step)
+        reason = _damage(path)
+        if reason:
+            damaged.append(f"{step} ({reason})")
+            continue
+        if damaged:
+            warnings.warn(
+                f"restore: passed over damaged checkpoints of {folder}: "
+                f"{', '.join(damaged)}; went back to {step}.",
+                stacklevel=2,
+            )
+        note = json.loads(_note(path).read_text())
+        _check_same(path, note["leaves"], like)
+        return Restored(step, _read(path, note["keys"], like))
+    msg = f"restore: every checkpoint of {folder} is damaged: {', '.join(damaged)}."
+    raise ValueError(msg)
+
+
+def steps(folder: str | Path) -> list[int]:
+    """The steps that have a finished checkpoint in ``folder``, ascending."""
+    notes = Path(folder).glob("*.json")
+    return sorted(int(note.stem) for note in notes if note.stem.isdigit())
+
+
+def _note(path: Path) -> Path:
+    return path.with_suffix(".json")
+
+
+def _remove(entry: Path) -> None:
+    if entry.is_dir():
+        shutil.rmtree(entry)
+    else:
+        entry.unlink()
+
+
+def _checksums(path: Path) -> dict[str, int]:
+    """CRC-32 of every file of a checkpoint, by its name in there."""
+
+    def checksum(file: Path) -> int:
+        total = 0
+        with file.open("rb") as stream:
+            while chunk := stream.read(1 << 24):
+                total = zlib.crc32(chunk, total)
+        return total
+
+    files = sorted(file for file in path.rglob("*") if file.is_file())
+    return {file.relative_to(path).as_posix(): checksum(file) for file in files}
+
+
+def _damage(path: Path) -> str:
+    """What is wrong with the files of a checkpoint; nothing if they are sound."""
+    try:
+        note = json.loads(_note(path).read_text())
+        wanted, _, _ = note["checksums"], note["leaves"], note["keys"]
+    except (ValueError, KeyError, TypeError):
+        return f"unreadable {_note(path).name}"
+    found = _checksums(path)
+    lost, changed = (
+        set(wanted) - set(found),
+        [name for name in found if name in wanted and found[name] != wanted[name]],
+    )
+    if lost:
+        return f"missing {min(lost)}"
+    return f"changed {min(changed)}" if changed else ""
+
+
+def _leaves(tree: PyTree) -> dict[str, Any]:
+    """Leaves by the name of their place, all of them arrays."""
+    named = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        name = jax.tree_util.keystr(path)
+        if not isinstance(leaf, jax.ShapeDtypeStruct | jax.Array):
+            array = jnp.asarray(leaf)
+            if getattr(leaf, "dtype", array.dtype) != array.dtype:
+                msg = (
+                    f"checkpoint: {name} is {leaf.dtype}, which JAX would cut to "
+                    f"{array.dtype}; convert it, or enable x64."
+                )
+                raise ValueError(msg)
+            leaf = array
+        named[name] = leaf
+    return named
+
+
+def _is_key(leaf) -> bool:
+    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _data(leaf):
+    return jax.random.key_data(leaf) if _is_key(leaf) else leaf
+
+
+def _describe(leaves: dict[str, Any]) -> dict[str, str]:
+    """Dtype and shape of every leaf, such as ``float32[3,4]``."""
+    return {
+        name: f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]"
+        for name, leaf in leaves.items()
+    }
+
+
+def _numbered(leaves: list) -> dict[str, Any]:
+    """What the format takes: leaves that have at least one entry, by number."""
+    return {str(i): leaf for i, leaf in enumerate(leaves) if leaf.size}
+
+
+def _read(path: Path, key_impls: dict[str, str], like: PyTree) -> PyTree:
+    from orbax.checkpoint import v1 as orbax
+
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+
+    def abstract(leaf):
+        spec = jax.eval_shape(_data, jax.ShapeDtypeStruct(leaf.shape, leaf.dtype))
+        where = None if _is_key(leaf) else getattr(leaf, "sharding", None)
+        return jax.ShapeDtypeStruct(spec.shape, spec.dtype, sharding=where or here)
+
+    def concrete(name, leaf, spec, value):
+        if value is None:
+            value = jnp.zeros(spec.shape, spec.dtype, device=spec.sharding)
+        if name not in key_impls:
+            return value
+        keys = jax.random.wrap_key_data(value, impl=key_impls[name])
+        return jax.device_put(keys, getattr(leaf, "sharding", None))
+
+    leaves = _leaves(like)
+    specs = [abstract(leaf) for leaf in leaves.values()]
+    stored = orbax.load(str(path), _numbered(specs)) if _numbered(specs) else {}
+    values = [stored.get(str(i)) for i in range(len(leaves))]
+    parts = map(concrete, leaves.keys(), leaves.values(), specs, values)
+    return jax.tree.unflatten(jax.tree.structure(like), parts)
+
+
+def _check_same(path: Path, on_disk: dict[str, str], like: PyTree) -> None:
+    wanted = _describe(_leaves(like))
+    lines = [
+        f"{name}: on disk {on_disk.get(name, 'absent')}, "
+        f"expected {wanted.get(name, 'absent')}"
+        for name in sorted({*on_disk, *wanted})
+        if on_disk.get(name) != wanted.get(name)
+    ]
+    if lines:
+        more = f"; and {len(lines) - 8} more" if len(lines) > 8 else ""
+        msg = (
+            f"restore: {path} holds another tree: {'; '.join(lines[:8])}{more}. "
+            "Resume with the settings it was saved with, or start in a new folder."
+        )
+        raise ValueError(msg)
+
+
+__all__ = ["Restored", "restore", "save", "steps"]

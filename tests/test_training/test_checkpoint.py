@@ -1,0 +1,152 @@
+"""Checkpoints: bits come back, damage is noticed, differences are shown."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxcl.training import checkpoint
+
+
+class Carry(NamedTuple):
+    params: dict
+    empty: tuple
+    memory: jax.Array
+    count: jax.Array
+    key: jax.Array
+
+
+def carry(seed=0):
+    key = jax.random.key(seed)
+    weights = np.random.default_rng(seed).normal(size=(3, 4)).astype(np.float32)
+    weights[0, 0], weights[0, 1] = np.nan, -0.0
+    return Carry(
+        params={"w": jnp.asarray(weights), "half": jnp.asarray(weights, jnp.bfloat16)},
+        empty=((), None),
+        memory=jnp.zeros((0, 4)),
+        count=jnp.int32(7 + seed),
+        key=jax.random.split(key, 2),
+    )
+
+
+def bits(tree):
+    """Oracle: the bytes of every leaf, with its dtype and shape."""
+    raw = lambda a: jax.random.key_data(a) if a.dtype == jax.random.key(0).dtype else a
+    return [
+        (str(a.dtype), a.shape, np.asarray(raw(a)).tobytes())
+        for a in jax.tree.leaves(tree)
+    ]
+
+
+def data_files(path):
+    return [f for f in path.rglob("*") if f.is_file() and f.parent.name == "d"]
+
+
+def test_a_restored_carry_has_the_same_bits_and_structure(tmp_path):
+    """Oracle: bytes of each leaf (NaN, -0, bfloat16, keys, zero rows, scalars)."""
+    saved = carry()
+    checkpoint.save(tmp_path, 3, saved)
+    for like in (saved, jax.eval_shape(lambda: saved)):
+        step, tree = checkpoint.restore(tmp_path, like)
+        assert step == 3
+        assert bits(tree) == bits(saved)
+        assert jax.tree.structure(tree) == jax.tree.structure(saved)
+    assert bits(carry(1)) != bits(saved)
+
+
+def test_restored_keys_go_on_where_the_saved_ones_stopped(tmp_path):
+    """Oracle: the same draw from the key that was never written."""
+    saved = {"key": jax.random.key(5, impl="rbg")}
+    checkpoint.save(tmp_path, 0, saved)
+    tree = checkpoint.restore(tmp_path, saved).tree
+    draw = lambda key: np.asarray(jax.random.normal(key, (4,)))
+    np.testing.assert_array_equal(draw(tree["key"]), draw(saved["key"]))
+
+
+def test_only_the_latest_are_kept_and_the_latest_is_read(tmp_path):
+    """Oracle: counting by hand."""
+    for step in (1, 2, 10):
+        checkpoint.save(tmp_path, step, {"x": jnp.full(2, step)})
+    (tmp_path / "11").mkdir()  # as a kill leaves it: no checksums yet
+    assert checkpoint.steps(tmp_path) == [2, 10]
+    restored = checkpoint.restore(tmp_path, {"x": jnp.zeros(2, jnp.int32)})
+    assert restored.step == 10
+    assert restored.tree["x"].tolist() == [10, 10]
+    checkpoint.save(tmp_path, 12, {"x": jnp.full(2, 12)}, keep=1)
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["12", "12.json"]
+
+
+@pytest.mark.parametrize("damage", ["cut", "flip", "remove", "metadata"])
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, damage):
+    """Oracle: the tree saved one step earlier."""
+    checkpoint.save(tmp_path, 1, carry(1))
+    latest = checkpoint.save(tmp_path, 2, carry(2))
+    files = data_files(latest)
+    assert files
+    for file in files:
+        content = file.read_bytes()
+        middle = len(content) // 2
+        flipped = bytes([content[middle] ^ 255])
+        if damage == "cut":
+            file.write_bytes(content[:middle])
+        elif damage == "flip":
+            file.write_bytes(content[:middle] + flipped + content[middle + 1 :])
+        elif damage == "remove":
+            file.unlink()
+    if damage == "metadata":
+        latest.with_suffix(".json").write_text("{")
+    with pytest.warns(UserWarning, match="went back to 1"):
+        step, tree = checkpoint.restore(tmp_path, carry())
+    assert step == 1
+    assert bits(tree) == bits(carry(1))
+
+
+def test_without_a_sound_checkpoint_there_is_an_error(tmp_path):
+    """Oracle: one flipped bit in the only checkpoint; flipped back, it is read."""
+    path = checkpoint.save(tmp_path, 0, {"x": jnp.ones(2)})
+    file = max(data_files(path), key=lambda file: file.stat().st_size)
+    content = file.read_bytes()
+    file.write_bytes(bytes([content[0] ^ 1]) + content[1:])
+    with pytest.raises(ValueError, match=r"every checkpoint .* damaged: 0 \(changed"):
+        checkpoint.restore(tmp_path, {"x": jnp.ones(2)})
+    file.write_bytes(content)
+    assert checkpoint.restore(tmp_path, {"x": jnp.zeros(2)}).tree["x"].tolist() == [
+        1,
+        1,
+    ]
+
+
+def test_another_structure_is_refused_with_the_differences(tmp_path):
+    """Oracle: the three differences made on purpose, and only those."""
+    checkpoint.save(
+        tmp_path, 0, {"a": jnp.ones(2), "b": jnp.ones(3), "same": jnp.ones(1)}
+    )
+    like = {"a": jnp.ones(2, jnp.bfloat16), "c": jnp.ones(3), "same": jnp.ones(1)}
+    with pytest.raises(ValueError, match="another tree") as caught:
+        checkpoint.restore(tmp_path, like)
+    message = str(caught.value)
+    assert "['a']: on disk float32[2], expected bfloat16[2]" in message
+    assert "['b']: on disk float32[3], expected absent" in message
+    assert "['c']: on disk absent, expected float32[3]" in message
+    assert "same" not in message
+
+
+def test_bad_arguments_are_refused(tmp_path):
+    """Oracle: the documented errors."""
+    with pytest.raises(FileNotFoundError, match="no checkpoint"):
+        checkpoint.restore(tmp_path / "nowhere", {"x": jnp.ones(1)})
+    with pytest.raises(ValueError, match="step must be"):
+        checkpoint.save(tmp_path, -1, {"x": jnp.ones(1)})
+    with pytest.raises(ValueError, match="float64"):
+        checkpoint.save(tmp_path, 0, {"x": np.ones(1)})
+
+
+def test_a_tree_without_data_round_trips(tmp_path):
+    """Oracle: the structure itself."""
+    tree = {"none": (), "empty": jnp.zeros((0, 2))}
+    checkpoint.save(tmp_path, 0, tree)
+    restored = checkpoint.restore(tmp_path, tree).tree
+    assert bits(restored) == bits(tree)
+    assert jax.tree.structure(restored) == jax.tree.structure(tree)
