@@ -1,0 +1,47 @@
+"""What every test stands on: pretend devices, a key, 64 bits for oracles, real data."""
+
+import os
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+
+# Before JAX is imported. Nothing here goes to a network or opens a window, and what one
+# test compiled serves the next: programs are looked up by their text.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["MPLBACKEND"] = "agg"
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import jax  # noqa: E402
+import pytest  # noqa: E402
+
+jax.config.update("jax_num_cpu_devices", 8)
+
+
+def pytest_runtest_setup(item):
+    """Skip what this machine has no data or no device for, and say how to run it."""
+    if item.get_closest_marker("realdata") and not os.environ.get("JAXCL_REALDATA"):
+        pytest.skip("set JAXCL_REALDATA to the folder that holds the data sets")
+    if item.get_closest_marker("gpu") and jax.default_backend() != "gpu":
+        pytest.skip("needs a GPU; run with JAX_PLATFORMS=cuda,cpu")
+
+
+@pytest.fixture
+def key():
+    """A random key, the same in every run."""
+    return jax.random.key(0)
+
+
+@pytest.fixture
+def x64():
+    """64-bit numbers during one test: for oracles that float32 cannot resolve."""
+    with jax.enable_x64(True):
+        yield
+
+
+@pytest.fixture
+def realdata():
+    """The folder of real data sets; tests that use it carry the marker `realdata`."""
+    folder = Path(os.environ["JAXCL_REALDATA"])
+    if not folder.is_dir():
+        pytest.fail(f"JAXCL_REALDATA names no folder: {folder}")
+    return folder
