@@ -8,7 +8,7 @@ VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d.%d" % sys.version_info
 STAMP := .venv/.complete-$(VERSION)
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
-PYTEST ?= -n auto
+PYTEST ?= -n auto --maxprocesses 8
 
 .PHONY: help demo test lint types format requirements clean
 
@@ -50,5 +50,6 @@ $(STAMP): requirements-dev.txt pyproject.toml
 	$(PIP) --require-hashes --requirement .venv/uv.txt
 	$(BIN)/uv pip sync --quiet --require-hashes --python $(BIN)/python requirements-dev.txt \
 	    || $(PIP) --require-hashes --requirement requirements-dev.txt
-	$(PIP) --no-build-isolation --no-deps --editable .
+	$(BIN)/uv pip install --quiet --offline --no-deps --no-build-isolation \
+	    --python $(BIN)/python --editable .
 	@touch $@
