@@ -1,0 +1,110 @@
+"""Importance: what an EWC-like pull may use in place of a Fisher, or make of one.
+
+Each function here configures a :data:`~jaxcl.curvature.fisher.Fisher`, so that the place of
+the Fisher in a method can be asked about: its scale (:func:`normalised`), its pattern
+(:func:`shuffled`), or all of it (:func:`uniform_importance`).
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jaxcl.curvature.fisher import Fisher
+from jaxcl.tree import safe_divide
+from jaxcl.typing import Params
+
+
+def trace(fisher: Params) -> Float[Array, ""]:
+    """Sum of all entries: the expected squared norm of a per-example gradient."""
+    sums = [jnp.sum(leaf) for leaf in jax.tree.leaves(fisher)]
+    return sum(sums, jnp.zeros(()))
+
+
+def mean_entry(fisher: Params) -> Float[Array, ""]:
+    """Mean of all entries; zero for a tree without entries."""
+    return trace(fisher) / max(sum(leaf.size for leaf in jax.tree.leaves(fisher)), 1)
+
+
+def largest_entry(fisher: Params) -> Float[Array, ""]:
+    """Largest of all entries, what bounds the step size; zero for an empty tree."""
+    tops = [jnp.max(leaf, initial=0) for leaf in jax.tree.leaves(fisher)]
+    return jnp.max(jnp.stack(tops), initial=0) if tops else jnp.zeros(())
+
+
+def normalised(
+    fisher: Fisher, size: Callable[[Params], Float[Array, ""]] = mean_entry
+) -> Fisher:
+    """A Fisher divided by its own size, so that strengths can be compared.
+
+    Methods that flatten also shrink the Fisher that their penalty is weighted by (SAM
+    can make it several times smaller), so one strength means different pulls. After
+    this, it does not, at a price: every task counts the same, where the Laplace
+    view lets a task that is hardly curved hold on less. Papers do not divide; nor does
+    the library unless asked.
+
+    What to divide by, and what the strength then is:
+
+    - :func:`mean_entry` (default): the average entry is 1, so the strength is that
+      of an L2 pull of the same average stiffness, whatever the model's size. Take this to
+      compare gradients, models or tasks.
+    - :func:`largest_entry`: the stiffest entry is 1, so one task's pull is stable under SGD
+      while ``learning_rate * strength < 2``. One outlier sets the scale.
+    - :func:`trace`: the entries sum to 1, so the pull is shared out: a model with
+      more parameters holds each of them less.
+
+    Args:
+      fisher: what to divide.
+      size: ``(fisher tree) -> scalar``.
+
+    Returns:
+      A :data:`~jaxcl.curvature.fisher.Fisher`; zero stays zero.
+    """
+
+    def normal(key, params, task):
+        entries = fisher(key, params, task)
+        return jax.tree.map(lambda leaf: safe_divide(leaf, size(entries)), entries)
+
+    return normal
+
+
+def uniform_importance() -> Fisher:
+    """Every parameter matters the same: entries of one. EWC becomes L2 to the past."""
+
+    def ones(key, params, task):
+        del key, task
+        wide = lambda leaf: jnp.promote_types(leaf.dtype, jnp.float32)
+        return jax.tree.map(lambda leaf: jnp.ones(leaf.shape, wide(leaf)), params)
+
+    return ones
+
+
+def shuffled(fisher: Fisher) -> Fisher:
+    """The same entries at random places of their leaf: keeps the scale, loses the rest.
+
+    The control for the question whether it matters *which* parameters are held.
+    """
+
+    def permuted(key, params, task):
+        key_fisher, key_order = jax.random.split(key)
+        leaves, tree = jax.tree.flatten(fisher(key_fisher, params, task))
+        keys = jax.random.split(key_order, max(len(leaves), 1))
+        mix = lambda key, leaf: jax.random.permutation(
+            key, leaf.reshape(-1), independent=True
+        ).reshape(leaf.shape)
+        return jax.tree.unflatten(
+            tree, [mix(k, leaf) for k, leaf in zip(keys, leaves, strict=False)]
+        )
+
+    return permuted
+
+
+__all__ = [
+    "largest_entry",
+    "mean_entry",
+    "normalised",
+    "shuffled",
+    "trace",
+    "uniform_importance",
+]

@@ -1,0 +1,83 @@
+"""A hard pull: no parameter leaves the box around the last solution."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Int, ScalarLike
+
+from jaxcl.regularizers.base import check_not_negative, no_regularizer, sum_of
+from jaxcl.typing import Params, Regularizer
+
+
+class BoxState(NamedTuple):
+    """Where the box stands."""
+
+    anchor: Params  # the parameters at the end of the last task
+    tasks_seen: Int[Array, ""]  # the box is absent while this is zero
+
+
+def box(radius: ScalarLike) -> Regularizer:
+    r"""Clip each parameter to within ``radius * |anchor|`` of its anchor.
+
+    .. math:: \theta \leftarrow \text{clip}(\theta, a - r |a|, a + r |a|)
+
+    after every update, with ``a`` the parameters at the end of the last task; nothing is
+    clipped before the first task ends. The box is relative: for a radius below one no
+    parameter can change its sign after the first task, and one that is exactly zero
+    stays there. It moves with the anchor, so after ``k`` tasks a parameter may have
+    grown by ``(1 + radius)^k``.
+
+    Args:
+      radius: relative half width; infinite for no box at all.
+
+    Returns:
+      A regularizer with penalty zero and :class:`BoxState`.
+
+    Raises:
+      ValueError: if ``radius`` is a negative number.
+
+    Source: Create and Find Flatness, 2023, arXiv:2309.11305, the hard constraint.
+    """
+    check_not_negative("box", radius=radius)
+
+    def init(params):
+        return BoxState(params, jnp.zeros((), jnp.int32))
+
+    def project(state, params):
+        def clip(param, anchor):
+            wide = jnp.promote_types(param.dtype, jnp.float32)
+            centre = anchor.astype(wide)
+            # An infinite radius times an anchor of zero is NaN.
+            reach = jnp.where(jnp.isinf(radius), jnp.inf, radius * jnp.abs(centre))
+            reach = jnp.where(state.tasks_seen > 0, reach, jnp.inf)
+            kept = jnp.clip(param.astype(wide), centre - reach, centre + reach)
+            return kept.astype(param.dtype)
+
+        return jax.tree.map(clip, params, state.anchor)
+
+    def consolidate(key, state, params, task):
+        del key, task
+        return BoxState(params, state.tasks_seen + 1)
+
+    return no_regularizer()._replace(
+        init=init, project=project, consolidate=consolidate
+    )
+
+
+def boxed(regularizer: Regularizer, radius: ScalarLike) -> Regularizer:
+    """A regularizer of any kind, and a box besides: ``sum_of(regularizer, box(radius))``.
+
+    With :func:`~jaxcl.regularizers.ewc` inside, an adaptive SAM as the gradient, and the
+    penalty taken at the unperturbed parameters, this is Create-and-Find. The box keeps
+    its own anchor (one copy of the parameters), as that of separate-anchor EWC is a
+    mean over tasks and not the last solution.
+
+    Args:
+      regularizer: the soft pull.
+      radius: see :func:`box`.
+    """
+    return sum_of(regularizer, box(radius))
+
+
+__all__ = ["BoxState", "box", "boxed"]

@@ -1,0 +1,193 @@
+r"""Elastic weight consolidation: a quadratic bowl around past solutions.
+
+The unit of strength, here and everywhere in the library::
+
+    penalty = strength / 2 * sum_k sum_i F_k[i] (params[i] - anchor_k[i])^2
+
+with ``F_k`` the *mean over single examples* of the squared gradient in task ``k``. With
+strength equal to the number of examples this is the Laplace approximation of the
+posterior. Others differ; :func:`convert_strength` translates:
+
+==================  ==========  ==============================  ==========  =============
+system              their term  their Fisher                    ``halved``  ratio
+==================  ==========  ==============================  ==========  =============
+Kirkpatrick 2017    1/2 F d^2   mean over examples              True        1
+van de Ven          1/2 F d^2   mean over examples              True        1 (a)
+Create-and-Find     1/2 F d^2   mean over examples, decayed     True        1
+Avalanche           F d^2       batch means, mean over batches  False       1 / B (b)
+Mammoth, online     F d^2       examples times their p(y)       False       none (c)
+SequeL              F d^2       batch means, sum / examples     False       1 / B^2 (b)
+TRACE               1/2 F d^2   batch means, sum over epochs    True        E / B (b)
+==================  ==========  ==============================  ==========  =============
+
+``B`` is the batch size, ``E`` the number of epochs.
+
+(a) online, the decay also multiplies the penalty (Schwarz 2018, equation 8): ratio decay.
+(b) near an optimum, against per-example Fishers. Against
+:func:`~jaxcl.curvature.batched_fisher` of the same ``B`` it is exact: 1, 1 / B and E.
+(c) not a multiple of ours; twice the coefficient is a first guess where p(y) is near 1.
+
+Stability: gradient descent on the bowl alone diverges when
+``learning_rate * strength * max(F) > 2``, and ``F`` grows with every task; see
+:func:`largest_stable_strength`. A gradient that flattens (SAM) shrinks the Fisher, so
+tune the strength for each, or use :func:`~jaxcl.curvature.normalised`.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, ScalarLike
+
+from jaxcl.curvature import Fisher, largest_entry
+from jaxcl.regularizers.base import check_not_negative, no_regularizer
+from jaxcl.tree import dot, safe_divide, subtract
+from jaxcl.typing import Params, Regularizer
+
+
+class EwcState(NamedTuple):
+    """A bowl: ``fisher * (params - anchor)^2 + constant`` sums the bowls of all tasks.
+
+    Fisher and anchor are trees like the parameters, in float32 or better.
+    """
+
+    anchor: Params  # Fisher-weighted mean of past solutions; the last one online
+    fisher: Params  # sum of the tasks' diagonals, zero before the first
+    constant: Float[Array, ""]  # the sum's value at the anchor
+    tasks_seen: Int[Array, ""]
+
+
+def ewc(
+    fisher: Fisher, strength: ScalarLike, *, decay: ScalarLike | None = None
+) -> Regularizer:
+    r"""Hold each parameter near where past tasks left it, as firmly as it mattered.
+
+    Without ``decay``: one anchor per task, as in the first paper, at the memory and the
+    cost per step of a single one. A sum of bowls is a bowl,
+
+    .. math:: \sum_k F_k (\theta - a_k)^2 = F (\theta - a)^2 + c, \quad
+       F = \sum_k F_k, \quad a = \sum_k F_k a_k / F,
+
+    updated by ``c += F F_new / (F + F_new) (a_new - a)^2`` and
+    ``a += F_new / (F + F_new) (a_new - a)``; value and gradient are exact.
+
+    With ``decay``: online EWC, one anchor (the latest solution) and
+    ``F = decay * F + F_new``.
+
+    Before the first task the Fisher is zero, and so is the penalty.
+
+    Args:
+      fisher: what measures importance at the end of a task, such as
+        ``empirical_fisher(example_loss)`` or ``exact_fisher(logits)``.
+      strength: see the unit at the top of this module.
+      decay: share of the old Fisher kept per task, in [0, 1]; None for separate anchors.
+
+    Returns:
+      A regularizer with :class:`EwcState`. A step costs three operations per parameter,
+      whatever the number of tasks.
+
+    Raises:
+      ValueError: if ``strength`` is a negative number, or ``decay`` one outside [0, 1].
+
+    Sources: Kirkpatrick et al. 2017, arXiv:1612.00796, equation 3; Huszar 2018,
+    arXiv:1712.03847, on the sum; Schwarz et al. 2018, arXiv:1805.06370, section 4, online.
+    """
+    check_not_negative("ewc", strength=strength)
+    if isinstance(decay, int | float) and not 0 <= decay <= 1:
+        msg = (
+            f"ewc: decay must be in [0, 1], or None for separate anchors, got {decay}."
+        )
+        raise ValueError(msg)
+
+    def init(params):
+        anchor = jax.tree.map(_wide, params)
+        zeros = jax.tree.map(jnp.zeros_like, anchor)
+        return EwcState(anchor, zeros, jnp.zeros(()), jnp.zeros((), jnp.int32))
+
+    def penalty(state, params, context):
+        del context
+        away = jax.tree.map(jnp.square, subtract(params, state.anchor))
+        return 0.5 * strength * (dot(state.fisher, away) + state.constant)
+
+    def consolidate(key, state, params, task):
+        fresh = fisher(key, params, task)
+        solution = jax.tree.map(_wide, params)
+        merged = (
+            _add_bowl(state, solution, fresh)
+            if decay is None
+            else _replace_bowl(state, solution, fresh, decay)
+        )
+        return merged._replace(tasks_seen=state.tasks_seen + 1)
+
+    return no_regularizer()._replace(
+        init=init, penalty=penalty, consolidate=consolidate
+    )
+
+
+def _wide(leaf):
+    return leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))
+
+
+def _add_bowl(state, solution, fresh):
+    """The bowl that is the sum of the state's and ``fresh * (params - solution)^2``."""
+    total = jax.tree.map(jnp.add, state.fisher, fresh)
+    share = jax.tree.map(safe_divide, fresh, total)
+    moved = subtract(solution, state.anchor)
+
+    def anchor(old, new, old_fisher, share, moved):
+        # Where nothing held before, take the new solution without rounding.
+        return jnp.where(old_fisher == 0, new, old + share * moved)
+
+    between = jax.tree.map(lambda s, m: s * jnp.square(m), share, moved)
+    return state._replace(
+        anchor=jax.tree.map(anchor, state.anchor, solution, state.fisher, share, moved),
+        fisher=total,
+        constant=state.constant + dot(state.fisher, between),
+    )
+
+
+def _replace_bowl(state, solution, fresh, decay):
+    """The bowl of online EWC: the latest centre, the decayed sum of diagonals."""
+    fisher = jax.tree.map(lambda old, new: decay * old + new, state.fisher, fresh)
+    return state._replace(anchor=solution, fisher=fisher)
+
+
+def convert_strength(
+    coefficient: ScalarLike, *, halved: bool, ratio: ScalarLike = 1.0
+) -> Float[Array, ""]:
+    """The strength here that is as strong as a coefficient of another convention.
+
+    Args:
+      coefficient: the lambda of the other system.
+      halved: whether its penalty carries the factor 1/2.
+      ratio: its Fisher divided by ours, per the table at the top of this module.
+
+    Returns:
+      ``coefficient * ratio``, doubled if the factor 1/2 is absent there: Avalanche's
+      ``lambda * sum(F d^2)`` is ``strength = 2 lambda`` for the same Fisher.
+    """
+    return jnp.asarray((1.0 if halved else 2.0) * coefficient * ratio, jnp.float32)
+
+
+def largest_stable_strength(
+    fisher: Params, learning_rate: ScalarLike, *, loss_curvature: ScalarLike = 0.0
+) -> Float[Array, ""]:
+    r"""The strength above which plain gradient descent on the bowl runs away.
+
+    .. math:: (2 / \text{learning rate} - \text{loss curvature}) \, / \max_i F_i
+
+    Args:
+      fisher: the *accumulated* diagonal, ``EwcState.fisher``: it grows with the tasks.
+      learning_rate: of plain SGD; heavy-ball momentum ``m`` allows ``1 + m`` times more.
+      loss_curvature: largest Hessian eigenvalue of the data loss, if known. Zero gives
+        the limit of the penalty alone, which is necessary but not sufficient.
+
+    Returns:
+      [] at least zero; infinite for a Fisher of zeros.
+    """
+    room = jnp.maximum(2.0 / learning_rate - loss_curvature, 0.0)
+    top = largest_entry(fisher)
+    return jnp.where(top > 0, safe_divide(room, top), jnp.inf)
+
+
+__all__ = ["EwcState", "convert_strength", "ewc", "largest_stable_strength"]

@@ -1,0 +1,59 @@
+"""Quadratic pulls without importance: to zero, and to the start."""
+
+from jaxtyping import ScalarLike
+
+from jaxcl.regularizers.base import check_not_negative, no_regularizer
+from jaxcl.tree import dot, subtract
+from jaxcl.typing import Regularizer
+
+
+def l2(strength: ScalarLike) -> Regularizer:
+    r"""Pull towards zero: ``strength / 2 * |params|^2``.
+
+    Under plain SGD this is weight decay of ``strength`` (per unit of learning rate).
+    Decoupled decay, as in AdamW, is ``optax.add_decayed_weights`` instead.
+
+    Args:
+      strength: nats per squared parameter; other libraries often leave out the 1/2, so
+        their coefficient is half of this one.
+
+    Raises:
+      ValueError: if ``strength`` is a negative number.
+    """
+    check_not_negative("l2", strength=strength)
+
+    def penalty(state, params, context):
+        del state, context
+        return 0.5 * strength * dot(params, params)
+
+    return no_regularizer()._replace(penalty=penalty)
+
+
+def l2_init(strength: ScalarLike) -> Regularizer:
+    r"""Pull towards the initial parameters: ``strength / 2 * |params - start|^2``.
+
+    Keeps a network able to learn rather than keeping what it learnt: the state is the
+    start, and tasks do not change it. For the pull towards the *last* solution use
+    ``ewc(uniform_importance(), strength, decay=0.0)``.
+
+    Args:
+      strength: nats per squared parameter, with the 1/2 that the paper leaves out: its
+        coefficient is half of this one.
+
+    Raises:
+      ValueError: if ``strength`` is a negative number.
+
+    Source: Kumar et al. 2023, "Maintaining plasticity in continual learning via
+    regenerative regularization", arXiv:2308.11958, equation 1.
+    """
+    check_not_negative("l2_init", strength=strength)
+
+    def penalty(start, params, context):
+        del context
+        away = subtract(params, start)
+        return 0.5 * strength * dot(away, away)
+
+    return no_regularizer()._replace(init=lambda params: params, penalty=penalty)
+
+
+__all__ = ["l2", "l2_init"]
