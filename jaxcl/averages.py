@@ -1,0 +1,154 @@
+"""What moves slowly: a second copy of the parameters, averaged or interpolated."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Int, PyTree, ScalarLike
+
+from jaxcl.typing import Average, Params
+
+
+def no_average() -> Average:
+    """Read the parameters themselves; the neutral element of averages."""
+    return Average(
+        init=lambda params: (),  # noqa: ARG005
+        observe=lambda state, params: state,  # noqa: ARG005
+        read=lambda state, params: params,  # noqa: ARG005
+        consolidate=lambda state, params: (state, params),
+    )
+
+
+class EmaState(NamedTuple):
+    """The running average and how often it moved."""
+
+    slow: Params  # like params, in float32 or better
+    num_steps: Int[Array, ""]  # observations so far; int32
+
+
+def ema(decay: ScalarLike, *, warm_up: bool = False) -> Average:
+    r"""Exponential moving average of the parameters.
+
+    .. math:: s_0 = \theta_0, \qquad s_t = d\, s_{t-1} + (1 - d)\, \theta_t
+
+    The average is kept in float32 whatever the dtype of the parameters (in bfloat16 a
+    decay of 0.999 would never move) and read in theirs. It runs on across tasks. It
+    remembers about ``1 / (1 - d)`` steps; costs one pass over the parameters per step.
+
+    Args:
+      decay: ``d`` in [0, 1], the share kept per step: 0 reads the parameters themselves,
+        1 their start. May be traced.
+      warm_up: use ``min(d, (1 + t) / (10 + t))`` at step ``t`` (from 1), so that a long
+        average does not stay near the start.
+
+    Raises:
+      ValueError: if ``decay`` is known and outside [0, 1].
+
+    Reference: Polyak and Juditsky 1992 (averaging); Arani et al. 2022, arXiv:2201.12604
+    (a slow copy of a continual learner); the warm-up is that of TensorFlow's
+    ``ExponentialMovingAverage``.
+    """
+    _check_share("ema", "decay", decay)
+
+    def init(params):
+        # Copies, so that a caller may donate the state without giving a buffer twice.
+        copy = lambda leaf: jnp.array(leaf, _wide(leaf), copy=True)
+        return EmaState(jax.tree.map(copy, params), jnp.zeros((), jnp.int32))
+
+    def observe(state, params):
+        step = state.num_steps + 1
+        kept = jnp.minimum(decay, (1 + step) / (10 + step)) if warm_up else decay
+        move = lambda slow, fast: _blend(kept, slow, fast, slow.dtype)
+        return EmaState(jax.tree.map(move, state.slow, params), step)
+
+    def read(state, params):
+        return jax.tree.map(lambda slow, p: slow.astype(p.dtype), state.slow, params)
+
+    return no_average()._replace(init=init, observe=observe, read=read)
+
+
+def interpolate(alpha: ScalarLike) -> Average:
+    r"""At the end of each task, go back part of the way to where it started.
+
+    .. math:: \theta \leftarrow (1 - \alpha)\, \theta_{start} + \alpha\, \theta_{end}
+
+    Training goes on from there, and it is the start of the next task. During a task the
+    parameters themselves are read. Costs nothing per step and one copy of the parameters.
+
+    Args:
+      alpha: in [0, 1]: 1 changes nothing, 0 forgets the task altogether. May be traced.
+
+    Raises:
+      ValueError: if ``alpha`` is known and outside [0, 1].
+
+    Reference: Wortsman et al. 2022 (WiSE-FT), arXiv:2109.01903, equation 1, applied once
+    per task.
+    """
+    _check_share("interpolate", "alpha", alpha)
+
+    def consolidate(anchor, params):
+        mixed = _mix(alpha, anchor, params)
+        return _copy(mixed), mixed
+
+    return no_average()._replace(init=_copy, consolidate=consolidate)
+
+
+def interpolate_with_start(alpha: ScalarLike) -> Average:
+    r"""Evaluate between the initial and the current parameters.
+
+    .. math:: s = (1 - \alpha)\, \theta_0 + \alpha\, \theta
+
+    Only the reading changes: training goes on from the parameters themselves. With a
+    pretrained start and a single task this is WiSE-FT as published. Costs one copy of the
+    parameters, and one pass over them per reading.
+
+    Args:
+      alpha: in [0, 1]: 1 reads the parameters, 0 their start. May be traced.
+
+    Raises:
+      ValueError: if ``alpha`` is known and outside [0, 1].
+
+    Reference: Wortsman et al. 2022 (WiSE-FT), arXiv:2109.01903, equation 1.
+    """
+    _check_share("interpolate_with_start", "alpha", alpha)
+    read = lambda start, params: _mix(alpha, start, params)
+    return no_average()._replace(init=_copy, read=read)
+
+
+def _mix(alpha, start: PyTree, end: PyTree) -> PyTree:
+    """``(1 - alpha) * start + alpha * end``, in the dtypes of ``end``."""
+    return jax.tree.map(lambda a, b: _blend(alpha, b, a, b.dtype), start, end)
+
+
+def _blend(share, a, b, dtype):
+    """``share * a + (1 - share) * b``, summed in float32 or better."""
+    wide = jnp.promote_types(_wide(a), _wide(b))
+    return (share * a.astype(wide) + (1 - share) * b.astype(wide)).astype(dtype)
+
+
+def _wide(leaf):
+    return jnp.promote_types(leaf.dtype, jnp.float32)
+
+
+def _copy(tree: PyTree) -> PyTree:
+    return jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), tree)
+
+
+def _check_share(who: str, name: str, value) -> None:
+    """Raise a ValueError if ``value`` is known and outside [0, 1]."""
+    try:
+        known = float(value)
+    except jax.errors.ConcretizationTypeError:
+        return
+    if not 0 <= known <= 1:
+        msg = f"{who}: {name} must lie in [0, 1], got {known}; it is a share of one."
+        raise ValueError(msg)
+
+
+__all__ = [
+    "EmaState",
+    "ema",
+    "interpolate",
+    "interpolate_with_start",
+    "no_average",
+]

@@ -1,0 +1,107 @@
+"""The memory that keeps nothing, and what all memories share."""
+
+import numbers
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Int, PRNGKeyArray
+
+from jaxcl.typing import Batch, Memory
+
+
+def no_memory() -> Memory:
+    """Keep nothing: samples have zero rows, so every mean over them is zero.
+
+    The neutral element of memories, and the start of others: ``no_memory()._replace(...)``.
+    XLA removes whatever is computed from zero rows.
+    """
+    return Memory(
+        init=lambda example: empty_rows(0, example),
+        sample=lambda key, state: state,  # noqa: ARG005
+        observe=lambda key, state, batch: state,  # noqa: ARG005
+        consolidate=lambda key, state, params, task: state,  # noqa: ARG005
+    )
+
+
+def empty_rows(num_rows: int | tuple[int, ...], example: Batch) -> Batch:
+    """Rows of zeros (weight zero too) that look like the one row of ``example``.
+
+    Args:
+      num_rows: how many, or the leading axes.
+      example: leaves ``[1, ...]``, arrays or anything with a shape and a dtype.
+    """
+    lead = num_rows if isinstance(num_rows, tuple) else (num_rows,)
+    zeros = lambda leaf: jnp.zeros(
+        (*lead, *leaf.shape[1:]), jax.dtypes.canonicalize_dtype(leaf.dtype)
+    )
+    return jax.tree.map(zeros, example)
+
+
+def draw_ranks(
+    key: PRNGKeyArray, count: Int[Array, ""], sample_size: int, replace: bool
+) -> tuple[Int[Array, " b"], Bool[Array, " b"]]:
+    """Uniform numbers below ``count``.
+
+    Args:
+      key: randomness.
+      count: how many rows there are; may be zero.
+      sample_size: ``b``, how many to draw.
+      replace: whether a number may come twice. If not, every set of ``b`` numbers is
+        equally likely (Floyd's algorithm: Bentley and Floyd 1987, CACM 30(9)), at the
+        cost of a loop of ``b`` short steps.
+
+    Returns:
+      The numbers, and which of them are real: none where ``count`` is zero, and only
+      ``count`` of them where fewer rows exist than are to be drawn without replacement.
+    """
+    if replace:
+        ranks = jax.random.randint(key, (sample_size,), 0, jnp.maximum(count, 1))
+        return ranks, jnp.broadcast_to(count > 0, ranks.shape)
+
+    last = count - sample_size + jnp.arange(sample_size)  # draw i is from 0 .. last[i]
+    lottery = jax.random.randint(key, last.shape, 0, jnp.maximum(last + 1, 1))
+
+    def body(i, ranks):
+        fresh = jnp.where(jnp.any(ranks == lottery[i]), last[i], lottery[i])
+        return ranks.at[i].set(jnp.where(last[i] < 0, -1, fresh))
+
+    ranks = jax.lax.fori_loop(0, sample_size, body, jnp.full_like(last, -1))
+    return jnp.maximum(ranks, 0), ranks >= 0
+
+
+def check_size(who: str, name: str, value) -> None:
+    """Raise a ValueError unless ``value`` is a positive integer known before tracing."""
+    known = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    if known and value > 0:
+        return
+    came = f"{value}" if isinstance(value, numbers.Number) else type(value).__name__
+    msg = (
+        f"{who}: {name} must be a positive int known before tracing, got {came}; "
+        "pass it as a Python int."
+    )
+    raise ValueError(msg)
+
+
+def check_rows(who: str, lead: int, kept: Batch, batch: Batch) -> None:
+    """Raise a ValueError unless the rows of ``batch`` look like the kept ones.
+
+    Args:
+      who: the memory that asks.
+      lead: how many leading axes of the kept leaves are not part of a row.
+      kept: leaves ``[m, ...]`` or ``[T, m, ...]``.
+      batch: leaves ``[b, ...]``.
+    """
+    look = lambda axes, tree: jax.tree.map(
+        lambda leaf: f"{jax.dtypes.canonicalize_dtype(leaf.dtype)}{leaf.shape[axes:]}",
+        tree,
+    )
+    expected, came = look(lead, kept), look(1, batch)
+    if expected != came:
+        msg = (
+            f"{who}: rows must look like the example given to init, {expected}, "
+            f"got {came}; use the same structure, shapes and dtypes."
+        )
+        raise ValueError(msg)
+
+
+__all__ = ["check_rows", "check_size", "draw_ranks", "empty_rows", "no_memory"]

@@ -1,0 +1,138 @@
+"""A fixed share for every task, chosen when the task ends."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Int
+
+from jaxcl.memory.base import (
+    check_rows,
+    check_size,
+    draw_ranks,
+    empty_rows,
+    no_memory,
+)
+from jaxcl.memory.selection import Select, random_rows
+from jaxcl.tree import at, num_rows
+from jaxcl.typing import Batch, Memory
+
+
+class EpisodicState(NamedTuple):
+    """One slot of rows per task, and which of them are filled."""
+
+    kept: Batch  # leaves [T, m, ...]; in each slot the stored rows come first
+    filled: Int[Array, " T"]  # stored rows of each slot
+    tasks_seen: Int[Array, ""]  # consolidations so far
+
+
+def episodic(
+    num_tasks: int,
+    capacity_per_task: int,
+    sample_size: int | None = None,
+    *,
+    select: Select = random_rows,
+    grouped: bool = False,
+    replace: bool = True,
+) -> Memory:
+    """Keep ``capacity_per_task`` rows of each finished task.
+
+    ``consolidate`` stores rows of the task that ends in slot ``tasks_seen % num_tasks``:
+    after ``num_tasks`` tasks the oldest slot is written over. Rows keep the ``task`` they
+    came with. A task with fewer real rows than its share stores all of them and leaves
+    the rest of the slot at weight zero. ``observe`` does nothing, so the current task is
+    never in the memory and steps pay for the sample only.
+
+    Ungrouped samples are uniform over all stored rows of all past tasks, however many
+    tasks there are; grouped ones hold every task apart, as GEM needs:
+
+    ====================  ==================  ==================================
+    ``sample_size``       leaves              grouped
+    ====================  ==================  ==================================
+    ``b``                 ``[b, ...]``        ``[T, b, ...]``, ``b`` of each task
+    ``None`` (all rows)   ``[T * m, ...]``    ``[T, m, ...]``
+    ====================  ==================  ==================================
+
+    Rows that stand for nothing (no past task, a slot not yet used) have weight zero.
+
+    Args:
+      num_tasks: ``T``, slots.
+      capacity_per_task: ``m``, rows of a slot; the memory holds ``T * m``.
+      sample_size: rows per sample, or per task when grouped; everything if absent.
+      select: which rows of a task to keep; see :data:`jaxcl.memory.Select`.
+      grouped: whether samples keep tasks apart.
+      replace: whether a sample may hold a row twice. If not, each comes at most once and
+        rows that cannot be filled have weight zero; drawing then loops over the sample.
+
+    Raises:
+      ValueError: if a size is not a positive int known before tracing, or (while tracing)
+        if rows do not look like the example that ``init`` saw or ``select`` does not
+        return one number per row.
+
+    Reference: Lopez-Paz and Ranzato 2017, arXiv:1706.08840, section 3 (a share of the
+    memory per task); Chaudhry et al. 2019, arXiv:1812.00420, section 4 (A-GEM's sample
+    over all of them).
+    """
+    check_size("episodic", "num_tasks", num_tasks)
+    check_size("episodic", "capacity_per_task", capacity_per_task)
+    if sample_size is not None:
+        check_size("episodic", "sample_size", sample_size)
+
+    def init(example):
+        return EpisodicState(
+            empty_rows((num_tasks, capacity_per_task), example),
+            jnp.zeros(num_tasks, jnp.int32),
+            jnp.zeros((), jnp.int32),
+        )
+
+    def sample(key, state):
+        if sample_size is None:
+            join = lambda leaf: leaf.reshape(-1, *leaf.shape[2:])
+            return state.kept if grouped else jax.tree.map(join, state.kept)
+        if grouped:
+            draw = lambda key, count: draw_ranks(key, count, sample_size, replace)
+            rows, real = jax.vmap(draw)(jax.random.split(key, num_tasks), state.filled)
+            slots = jnp.arange(num_tasks)[:, None]
+        else:
+            ends = jnp.cumsum(state.filled)
+            ranks, real = draw_ranks(key, ends[-1], sample_size, replace)
+            slots = jnp.searchsorted(ends, ranks, side="right")
+            slots = jnp.minimum(slots, num_tasks - 1)  # only where nothing is stored
+            rows = ranks - (ends - state.filled)[slots]
+        drawn = at((slots, rows), state.kept)
+        return drawn._replace(weight=drawn.weight * real)
+
+    def consolidate(key, state, params, task):
+        check_rows("episodic", 2, state.kept, task)
+        chosen = best_rows(key, select, params, task, capacity_per_task)
+        slot = state.tasks_seen % num_tasks
+        write = lambda leaf, rows: leaf.at[slot].set(rows)
+        stored = jnp.sum(chosen.weight > 0, dtype=jnp.int32)
+        return EpisodicState(
+            jax.tree.map(write, state.kept, chosen),
+            state.filled.at[slot].set(stored),
+            state.tasks_seen + 1,
+        )
+
+    return no_memory()._replace(init=init, sample=sample, consolidate=consolidate)
+
+
+def best_rows(key, select: Select, params, task: Batch, capacity: int) -> Batch:
+    """The real rows of highest priority, best first; what is missing has weight zero."""
+    priority = select(key, params, task, capacity)
+    if jnp.shape(priority) != task.weight.shape:
+        msg = (
+            "episodic: select must return one priority per row, shape "
+            f"{task.weight.shape}, got {jnp.shape(priority)}; see jaxcl.memory.Select."
+        )
+        raise ValueError(msg)
+    allowed = (task.weight > 0) & ~jnp.isnan(priority)
+    width = min(capacity, num_rows(task))
+    best, rows = jax.lax.top_k(jnp.where(allowed, priority, -jnp.inf), width)
+    chosen = at(rows, task)
+    chosen = chosen._replace(weight=chosen.weight * (best > -jnp.inf))
+    missing = lambda leaf: [(0, capacity - width)] + [(0, 0)] * (leaf.ndim - 1)
+    return jax.tree.map(lambda leaf: jnp.pad(leaf, missing(leaf)), chosen)
+
+
+__all__ = ["EpisodicState", "episodic"]

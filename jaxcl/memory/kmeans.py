@@ -1,0 +1,199 @@
+"""Rows that lie in the middle of what a task looks like to the network."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+from jaxcl.memory.base import check_size
+from jaxcl.memory.selection import Select
+from jaxcl.tree import num_rows
+
+
+def kmeans_rows(
+    features: Callable, *, num_iterations: int = 10, chunk_size: int = 1024
+) -> Select:
+    """Keep the row nearest to each of ``capacity`` K-means centroids of the features.
+
+    A row that is nearest to two centroids is kept once; the places this leaves free are
+    filled with other rows at random.
+
+    Args:
+      features: ``(params, x) -> array`` of ONE input; flattened and read as float32. With
+        a :class:`jaxcl.typing.Model`, ``lambda params, x: model.features(params, x)[-1]``.
+      num_iterations: of Lloyd's algorithm, after K-means++; see :func:`kmeans`.
+      chunk_size: rows held at once: features and distances to the centroids take
+        ``chunk_size`` rows of memory, besides the ``n`` feature vectors themselves.
+
+    Raises:
+      ValueError: if a size is not a positive int known before tracing.
+
+    Reference: the replay of Create and Find Flatness (ECAI 2023), there with the
+    encoder's [CLS] vector as feature.
+    """
+    check_size("kmeans_rows", "num_iterations", num_iterations)
+    check_size("kmeans_rows", "chunk_size", chunk_size)
+
+    def select(key, params, task, capacity):
+        key_means, key_rest = jax.random.split(key)
+        rows = num_rows(task)
+        flat = lambda x: jnp.ravel(features(params, x)).astype(jnp.float32)
+        points = jax.lax.map(jax.vmap(flat), in_chunks(task.x, chunk_size))
+        points = points.reshape(-1, points.shape[-1])[:rows]
+        centroids = kmeans(
+            key_means,
+            points,
+            task.weight,
+            min(capacity, rows),
+            num_iterations=num_iterations,
+            chunk_size=chunk_size,
+        )
+        priority = jax.random.uniform(key_rest, (rows,))
+        best = nearest_rows(points, task.weight, centroids, chunk_size)
+        return priority.at[best].set(2.0)
+
+    return select
+
+
+def kmeans(
+    key: PRNGKeyArray,
+    points: Float[Array, "n d"],
+    weight: Float[Array, " n"],
+    num_clusters: int,
+    *,
+    num_iterations: int = 10,
+    chunk_size: int = 1024,
+) -> Float[Array, "k d"]:
+    """Centroids of K-means: K-means++ draws a start, Lloyd's algorithm improves it.
+
+    Lloyd: every point joins its nearest centroid, every centroid becomes the weighted
+    mean of its points; one without points stays. Sums are matrix products, hence the same
+    on every run. Costs ``O(n d k)`` per iteration and as much for the start.
+
+    Args:
+      key: draws the start.
+      points: finite where their weight is not zero.
+      weight: 0 for padding.
+      num_clusters: ``k``.
+      num_iterations: fixed, since the program is compiled; no test of convergence.
+      chunk_size: points whose ``k`` distances are held at once.
+
+    Returns:
+      [k, d]; where there are fewer distinct points than clusters, some coincide.
+
+    Raises:
+      ValueError: if a size is not a positive int known before tracing.
+
+    Reference: Lloyd 1982, IEEE Trans. Inf. Theory 28(2); Arthur and Vassilvitskii 2007,
+    "k-means++: the advantages of careful seeding", SODA.
+    """
+    check_size("kmeans", "num_clusters", num_clusters)
+    check_size("kmeans", "num_iterations", num_iterations)
+    check_size("kmeans", "chunk_size", chunk_size)
+    points = jnp.where(weight[:, None] > 0, points, 0.0)
+    total = jnp.maximum(jnp.sum(weight), 1e-30)
+    centre = weight @ points / total  # distances round less around the origin
+    start = spread_points(key, points - centre, weight, num_clusters)
+    return lloyd(points - centre, weight, start, num_iterations, chunk_size) + centre
+
+
+def spread_points(
+    key: PRNGKeyArray,
+    points: Float[Array, "n d"],
+    weight: Float[Array, " n"],
+    num_clusters: int,
+) -> Float[Array, "k d"]:
+    """K-means++: each next centroid is a point, drawn by its squared distance so far."""
+    draws = jax.random.uniform(key, (num_clusters,))
+
+    def body(i, carry):
+        centroids, distance = carry
+        mass = jnp.cumsum(weight * distance)
+        drawn = jnp.searchsorted(mass, draws[i] * mass[-1], side="right")
+        point = points[jnp.minimum(drawn, points.shape[0] - 1)]
+        distance_to_it = jnp.sum(jnp.square(points - point), axis=1)
+        distance = jnp.where(
+            i == 0, distance_to_it, jnp.minimum(distance, distance_to_it)
+        )
+        return centroids.at[i].set(point), distance
+
+    start = jnp.zeros((num_clusters, points.shape[1]), points.dtype)
+    carry = (start, jnp.ones_like(weight))
+    return jax.lax.fori_loop(0, num_clusters, body, carry)[0]
+
+
+def lloyd(
+    points: Float[Array, "n d"],
+    weight: Float[Array, " n"],
+    centroids: Float[Array, "k d"],
+    num_iterations: int,
+    chunk_size: int,
+) -> Float[Array, "k d"]:
+    """Lloyd's iterations from given centroids."""
+    chunks = in_chunks((points, weight), chunk_size)
+
+    def improve(centroids, _):
+        def add(totals, chunk):
+            x, w = chunk
+            label = jnp.argmin(squared_distances(x, centroids), axis=1)
+            member = jax.nn.one_hot(label, centroids.shape[0]) * w[:, None]
+            sums = jnp.matmul(member.T, x, precision="highest")
+            return (totals[0] + sums, totals[1] + jnp.sum(member, axis=0)), None
+
+        zeros = jnp.zeros_like(centroids), jnp.zeros_like(centroids[:, 0])
+        (sums, counts), _ = jax.lax.scan(add, zeros, chunks)
+        counts = counts[:, None]
+        means = sums / jnp.where(counts > 0, counts, 1.0)
+        return jnp.where(counts > 0, means, centroids), None
+
+    return jax.lax.scan(improve, centroids, length=num_iterations)[0]
+
+
+def nearest_rows(
+    points: Float[Array, "n d"],
+    weight: Float[Array, " n"],
+    centroids: Float[Array, "k d"],
+    chunk_size: int,
+) -> Int[Array, " k"]:
+    """The real point nearest to each centroid; the first of equals."""
+    position = jnp.arange(points.shape[0])
+    chunks = in_chunks((points, weight, position), chunk_size)
+
+    def closer(best, chunk):
+        x, w, position = chunk
+        distance = jnp.where(w[:, None] > 0, squared_distances(x, centroids), jnp.inf)
+        row = jnp.argmin(distance, axis=0)
+        nearer = jnp.min(distance, axis=0) < best[0]
+        return (
+            jnp.where(nearer, jnp.min(distance, axis=0), best[0]),
+            jnp.where(nearer, position[row], best[1]),
+        ), None
+
+    start = jnp.full(centroids.shape[0], jnp.inf), jnp.zeros(centroids.shape[0], int)
+    return jax.lax.scan(closer, start, chunks)[0][1]
+
+
+def squared_distances(
+    points: Float[Array, "n d"], centroids: Float[Array, "k d"]
+) -> Float[Array, "n k"]:
+    """All ``|x - c|^2``, through one matrix product."""
+    products = jnp.matmul(points, centroids.T, precision="highest")
+    lengths = jnp.sum(jnp.square(points), axis=1)[:, None]
+    return lengths - 2 * products + jnp.sum(jnp.square(centroids), axis=1)
+
+
+def in_chunks(tree, chunk_size: int):
+    """Rows as ``[chunks, chunk, ...]``, the last chunk filled up with zeros."""
+    rows = jax.tree.leaves(tree)[0].shape[0]
+    chunk_size = min(chunk_size, rows)
+    missing = -rows % chunk_size
+
+    def cut(leaf):
+        padded = jnp.pad(leaf, [(0, missing)] + [(0, 0)] * (leaf.ndim - 1))
+        return padded.reshape(-1, chunk_size, *leaf.shape[1:])
+
+    return jax.tree.map(cut, tree)
+
+
+__all__ = ["kmeans", "kmeans_rows"]

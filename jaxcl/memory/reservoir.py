@@ -1,0 +1,83 @@
+"""Every example of the past is equally likely to be kept."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Int
+
+from jaxcl.memory.base import (
+    check_rows,
+    check_size,
+    draw_ranks,
+    empty_rows,
+    no_memory,
+)
+from jaxcl.tree import at
+from jaxcl.typing import Batch, Memory
+
+
+class ReservoirState(NamedTuple):
+    """The rows in store, and how many were offered."""
+
+    kept: Batch  # leaves [m, ...]; rows beyond `seen` have weight 0
+    seen: Int[Array, ""]  # real rows offered so far, may exceed m; int32
+
+
+def reservoir(capacity: int, sample_size: int, *, replace: bool = True) -> Memory:
+    """Keep a uniform sample of everything seen, without knowing where tasks end.
+
+    After ``n`` real rows each of them is kept with probability ``min(1, capacity / n)``,
+    whatever its position. Row ``i`` (from 0) takes slot ``i`` while there is room, then a
+    slot drawn from ``0 .. i``, and is dropped if that slot does not exist. A batch is
+    inserted at once: of two rows that drew one slot only the later stays, as if they had
+    come one after the other. Rows of weight zero are never kept and never counted.
+
+    ``observe`` writes at most ``b`` rows in place and ``sample`` reads ``sample_size``, so
+    inside ``scan`` the cost of a step does not depend on the capacity. (Comparing the
+    ``b`` slots with each other takes ``b^2`` integer comparisons.) The count is an int32:
+    beyond 2^31 - 1 rows it is not defined.
+
+    Args:
+      capacity: ``m``, how many rows are kept.
+      sample_size: rows per sample; all of weight zero while the memory is empty.
+      replace: whether a sample may hold a row twice. If not, a memory with fewer rows
+        than ``sample_size`` gives each once, and the other rows of the sample weight
+        zero; drawing then loops over the sample.
+
+    Raises:
+      ValueError: if a size is not a positive int known before tracing, or (while tracing)
+        if rows do not look like the example that ``init`` saw.
+
+    Reference: Vitter 1985, "Random sampling with a reservoir", algorithm R; as replay
+    memory: Chaudhry et al. 2019, arXiv:1902.10486.
+    """
+    check_size("reservoir", "capacity", capacity)
+    check_size("reservoir", "sample_size", sample_size)
+
+    def init(example):
+        return ReservoirState(empty_rows(capacity, example), jnp.zeros((), jnp.int32))
+
+    def sample(key, state):
+        filled = jnp.minimum(state.seen, capacity)
+        rows, real = draw_ranks(key, filled, sample_size, replace)
+        drawn = at(rows, state.kept)
+        return drawn._replace(weight=drawn.weight * real)
+
+    def observe(key, state, batch):
+        check_rows("reservoir", 1, state.kept, batch)
+        real = batch.weight > 0
+        arrival = state.seen + jnp.cumsum(real, dtype=jnp.int32) - real
+        lottery = jax.random.randint(key, arrival.shape, 0, arrival + 1)
+        slot = jnp.where(arrival < capacity, arrival, lottery)
+        slot = jnp.where(real, slot, capacity)
+        beaten = jnp.any(jnp.triu(slot[:, None] == slot, k=1), axis=1)
+        slot = jnp.where(beaten, capacity, slot)  # out of range, hence dropped
+        write = lambda leaf, rows: leaf.at[slot].set(rows, mode="drop")
+        kept = jax.tree.map(write, state.kept, batch)
+        return ReservoirState(kept, state.seen + jnp.sum(real, dtype=jnp.int32))
+
+    return no_memory()._replace(init=init, sample=sample, observe=observe)
+
+
+__all__ = ["ReservoirState", "reservoir"]

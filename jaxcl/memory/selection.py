@@ -1,0 +1,59 @@
+"""Which rows of a finished task are worth keeping."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from jaxcl.typing import Batch, Key, Params
+
+#: ``(key, params, task, capacity) -> priority [n]``: the ``capacity`` real rows of highest
+#: priority are kept. Rows of weight zero need no care; a priority of -inf or NaN means
+#: that the row is never kept.
+Select = Callable[[Key, Params, Batch, int], Float[Array, " n"]]
+
+
+def random_rows(
+    key: PRNGKeyArray, params: Params, task: Batch, capacity: int
+) -> Float[Array, " n"]:
+    """Every set of ``capacity`` rows is equally likely; a :data:`Select`."""
+    del params, capacity
+    return jax.random.uniform(key, task.weight.shape)
+
+
+def class_balanced_rows(
+    key: PRNGKeyArray, params: Params, task: Batch, capacity: int
+) -> Float[Array, " n"]:
+    """As many rows of each label as of any other; a :data:`Select`.
+
+    Labels take turns, each giving its rows in random order; a label that has run out is
+    passed over. So the numbers kept differ by at most one between labels that still have
+    rows. Costs a sort of the ``n`` rows.
+
+    Raises:
+      ValueError: if the labels are not integers of shape ``[n]``.
+    """
+    del params, capacity
+    leaves = jax.tree.leaves(task.y)
+    looks = [f"{leaf.dtype}{leaf.shape}" for leaf in leaves]
+    labels = leaves[0] if len(leaves) == 1 else jnp.zeros(())
+    if labels.shape != task.weight.shape or not jnp.isdtype(labels.dtype, "integral"):
+        msg = (
+            "class_balanced_rows: labels must be integers of shape [n], "
+            f"got {', '.join(looks)}; select by another rule, such as random_rows."
+        )
+        raise ValueError(msg)
+
+    key_order, key_turn = jax.random.split(key)
+    real = task.weight > 0
+    labels = jnp.where(real, labels, jnp.iinfo(labels.dtype).max)  # padding goes last
+    order = jnp.lexsort((jax.random.uniform(key_order, labels.shape), labels))
+    ordered, position = labels[order], jnp.arange(labels.shape[0])
+    is_first = jnp.concatenate([jnp.ones(1, bool), ordered[1:] != ordered[:-1]])
+    turn = position - jax.lax.cummax(jnp.where(is_first, position, 0))
+    turn = jnp.zeros_like(turn).at[order].set(turn)
+    return jax.random.uniform(key_turn, turn.shape) - turn
+
+
+__all__ = ["Select", "class_balanced_rows", "random_rows"]
