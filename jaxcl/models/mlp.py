@@ -1,0 +1,141 @@
+"""Fully connected networks, the workhorse of permuted and split image streams."""
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, ScalarLike
+
+from jaxcl.models.pure import purify
+from jaxcl.typing import Model, Units
+
+Activation = Callable[[Float[Array, " d"]], Float[Array, " k"]]
+
+
+def crelu(x: Float[Array, " d"]) -> Float[Array, " k"]:
+    """Both halves of a number, ``[max(x, 0), max(-x, 0)]``: ``[d]`` becomes ``[2 d]``.
+
+    One of the two always passes a gradient, so a unit cannot die.
+
+    Reference: Shang et al. 2016, arXiv:1603.05201; for plasticity Abbas et al. 2023,
+    arXiv:2303.07507.
+    """
+    return jnp.concatenate([nnx.relu(x), nnx.relu(-x)], axis=-1)
+
+
+class _Mlp(nnx.Module):
+    """Linear, LayerNorm if wanted, activation, and again; a linear layer ends it."""
+
+    def __init__(self, sizes, copies, activation, layer_norm, *, rngs):
+        self.num_inputs = sizes[0]
+        self.num_hidden = len(sizes) - 2
+        self.activation = activation
+        self.layer_norm = layer_norm
+        reads = [sizes[0], *(copies * width for width in sizes[1:-1])]
+        for k, width in enumerate(sizes[1:-1]):
+            setattr(self, f"hidden_{k}", nnx.Linear(reads[k], width, rngs=rngs))
+            if layer_norm:
+                setattr(self, f"norm_{k}", nnx.LayerNorm(width, rngs=rngs))
+        self.out = nnx.Linear(reads[-1], sizes[-1], rngs=rngs)
+
+    def __call__(self, x):
+        if x.size != self.num_inputs:
+            msg = (
+                f"mlp: one input must hold {self.num_inputs} numbers, got shape {x.shape}; "
+                "apply takes ONE input (vmap it over a batch), and sizes[0] is its size."
+            )
+            raise ValueError(msg)
+        features, h = [], x.reshape(-1)
+        for k in range(self.num_hidden):
+            h = getattr(self, f"hidden_{k}")(h)
+            if self.layer_norm:
+                h = getattr(self, f"norm_{k}")(h)
+            h = self.activation(h)
+            features.append(h)
+        return tuple(features), self.out(h)
+
+
+def mlp(
+    sizes: Sequence[int],
+    *,
+    activation: Activation = nnx.relu,
+    layer_norm: bool = False,
+    gain: ScalarLike = math.sqrt(2.0),
+    out_gain: ScalarLike = 1.0,
+) -> Model:
+    """A multilayer perceptron that flattens its input.
+
+    Layer ``k`` is ``h = activation(norm(W h + b))``; the output layer is linear. Its
+    parameters are ``hidden_0``, ``hidden_1``, ... and ``out`` (``kernel [d, width]`` and
+    ``bias``), with ``norm_0``, ... (``scale`` and ``bias``) under ``layer_norm``.
+
+    Args:
+      sizes: widths from input to output, e.g. ``(784, 100, 100, 10)`` for 28 x 28 images,
+        two hidden layers and ten classes.
+      activation: a function of a vector; :func:`crelu` doubles what the next layer reads.
+      layer_norm: whether to normalise before each activation (arXiv:1607.06450), the most
+        robust single remedy for lost plasticity in arXiv:2303.01486.
+      gain: hidden kernels are uniform with variance ``gain**2 / fan_in``: ``sqrt(2)`` is
+        the Kaiming law for ReLU, 1 the law of LeCun. Biases start at zero.
+      out_gain: the same for the last kernel. Both defaults are those of Dohare et al.
+        2024 (Nature 632, 768).
+
+    Returns:
+      A model with ``apply(params, x)`` for one ``x`` of ``sizes[0]`` numbers, whatever its
+      shape, one entry of ``features`` ``[width]`` (``[2 width]`` with CReLU) per hidden
+      layer, and ``units`` to match.
+
+    Raises:
+      ValueError: if ``sizes`` has fewer than two entries or one below 1, or if the
+        activation's output is not a whole number of copies of its input. Applying raises
+        it if ``x`` does not hold ``sizes[0]`` numbers.
+    """
+    sizes = tuple(sizes)
+    if len(sizes) < 2 or min(sizes) < 1:
+        msg = (
+            "mlp: sizes must be at least (inputs, outputs), all positive, "
+            f"got {sizes}; (784, 100, 10) has one hidden layer of 100 units."
+        )
+        raise ValueError(msg)
+    copies = _copies(activation)
+
+    def build(rngs):
+        return _Mlp(sizes, copies, activation, layer_norm, rngs=rngs)
+
+    names = [f"hidden_{k}" for k in range(len(sizes) - 2)] + ["out"]
+    units = tuple(
+        Units(
+            incoming=(name, "kernel"),
+            vectors=((name, "bias"), *_norm_vectors(k, layer_norm)),
+            outgoing=(reader, "kernel"),
+            shift=(reader, "bias"),
+            width=sizes[k + 1],
+            copies=copies,
+        )
+        for k, (name, reader) in enumerate(itertools.pairwise(names))
+    )
+    kernel_gain = lambda path: out_gain if path[0] == "out" else gain
+    return purify(build, units, gain=kernel_gain)
+
+
+def _norm_vectors(k, layer_norm):
+    return ((f"norm_{k}", "scale"), (f"norm_{k}", "bias")) if layer_norm else ()
+
+
+def _copies(activation):
+    """How many numbers an activation makes of one."""
+    probe = jax.ShapeDtypeStruct((6,), jnp.float32)
+    shape = jax.eval_shape(activation, probe).shape
+    if len(shape) != 1 or shape[0] % 6 or not shape[0]:
+        msg = (
+            "mlp: activation must map [d] to [d] or, like crelu, to [k * d], "
+            f"got {shape} from (6,)."
+        )
+        raise ValueError(msg)
+    return shape[0] // 6
+
+
+__all__ = ["Activation", "crelu", "mlp"]

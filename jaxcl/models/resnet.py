@@ -1,0 +1,201 @@
+"""A small residual network with GroupNorm, for 32 x 32 colour images."""
+
+import math
+from collections.abc import Sequence
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jaxcl.models.pure import purify
+from jaxcl.typing import Model, Units
+
+
+class _Conv(nnx.Module):
+    """A convolution ``[b, h, w, d] -> [b, h / stride, w / stride, k]``, without bias."""
+
+    def __init__(self, num_in, num_out, *, size=3, stride=1, rngs):
+        self.kernel = nnx.Param(jnp.zeros((size, size, num_in, num_out)))
+        self.stride = stride
+
+    def __call__(self, x):
+        # XLA's CPU convolution is about twenty times slower inside a loop than outside
+        # (measured, jax 0.10.2), and training is a loop; one matrix product is not.
+        return jax.lax.platform_dependent(
+            x,
+            self.kernel[...],
+            cpu=partial(_convolve_by_product, stride=self.stride),
+            default=partial(_convolve, stride=self.stride),
+        )
+
+
+def _convolve(x, kernel, *, stride):
+    layout = ("NHWC", "HWIO", "NHWC")
+    return jax.lax.conv_general_dilated(
+        x, kernel, (stride, stride), "SAME", dimension_numbers=layout
+    )
+
+
+def _convolve_by_product(x, kernel, *, stride):
+    """The same: every output position gathers its neighbourhood, then one product."""
+    size, _, num_in, num_out = kernel.shape
+    heights, widths = (_taps(x.shape[axis], size, stride) for axis in (1, 2))
+    pads = [(0, 0), heights[0], widths[0], (0, 0)]
+    padded = jnp.pad(x, pads)
+    patches = [padded[:, i, j] for i in heights[1] for j in widths[1]]
+    rows = kernel.reshape(size * size * num_in, num_out)
+    return jnp.concatenate(patches, axis=-1) @ rows
+
+
+def _taps(length, size, stride):
+    """SAME padding of one axis, and one slice per row of the kernel."""
+    count = -(-length // stride)
+    total = max((count - 1) * stride + size - length, 0)
+    span = (count - 1) * stride + 1
+    slices = [slice(i, i + span, stride) for i in range(size)]
+    return (total // 2, total - total // 2), slices
+
+
+def _norm(channels, groups, rngs):
+    return nnx.GroupNorm(channels, num_groups=groups, rngs=rngs)
+
+
+class _Block(nnx.Module):
+    """``relu(x + norm(conv(relu(norm(conv(x))))))``, with a projected ``x`` if need be."""
+
+    def __init__(self, num_in, num_out, stride, groups, *, rngs):
+        self.conv_0 = _Conv(num_in, num_out, stride=stride, rngs=rngs)
+        self.norm_0 = _norm(num_out, groups, rngs)
+        self.conv_1 = _Conv(num_out, num_out, rngs=rngs)
+        self.norm_1 = _norm(num_out, groups, rngs)
+        self.projects = stride != 1 or num_in != num_out
+        if self.projects:
+            self.conv_skip = _Conv(num_in, num_out, size=1, stride=stride, rngs=rngs)
+            self.norm_skip = _norm(num_out, groups, rngs)
+
+    def __call__(self, x):
+        inner = nnx.relu(self.norm_0(self.conv_0(x)))
+        skip = self.norm_skip(self.conv_skip(x)) if self.projects else x
+        return inner, nnx.relu(skip + self.norm_1(self.conv_1(inner)))
+
+
+class _ResNet(nnx.Module):
+    """Stem, stages of blocks that halve the image and double the channels, mean, linear."""
+
+    def __init__(self, channels, width, blocks, groups, stride, num_classes, *, rngs):
+        self.stem = _Conv(channels, width, stride=stride, rngs=rngs)
+        self.norm = _norm(width, groups, rngs)
+        self.channels = channels
+        self.names = _block_names(blocks)
+        num_in = width
+        for name, stage, first in self.names:
+            num_out = width * 2**stage
+            step = 2 if first and stage else 1
+            setattr(self, name, _Block(num_in, num_out, step, groups, rngs=rngs))
+            num_in = num_out
+        self.out = nnx.Linear(num_in, num_classes, rngs=rngs)
+
+    def __call__(self, x):
+        if x.ndim != 3 or x.shape[-1] != self.channels:
+            msg = (
+                f"resnet: one input must be [height, width, {self.channels}], got shape "
+                f"{x.shape}; apply takes ONE image, vmap it over a batch."
+            )
+            raise ValueError(msg)
+        # GroupNorm takes the first of its axes for a batch, also where there is none.
+        h = nnx.relu(self.norm(self.stem(x[None])))
+        features = []
+        for name, _, _ in self.names:
+            inner, h = getattr(self, name)(h)
+            features.append(inner[0])
+        pooled = jnp.mean(h[0], axis=(0, 1))
+        return (*features, pooled), self.out(pooled)
+
+
+def _block_names(blocks):
+    return tuple(
+        (f"block_{stage}_{k}", stage, k == 0)
+        for stage, count in enumerate(blocks)
+        for k in range(count)
+    )
+
+
+def resnet(
+    num_classes: int,
+    *,
+    width: int = 16,
+    blocks: Sequence[int] = (1, 1, 1),
+    groups: int = 4,
+    stem_stride: int = 1,
+    channels: int = 3,
+) -> Model:
+    """A residual network in the manner of ResNet-18, narrow and with GroupNorm.
+
+    A 3 x 3 stem, then ``blocks[k]`` blocks with ``width * 2**k`` channels; each stage
+    after the first halves the image; the mean over positions; a linear layer. GroupNorm
+    keeps no running statistics, so the network stays a pure function of one image.
+    ``blocks=(2, 2, 2, 2), width=64`` has the layout of ResNet-18 with its CIFAR stem.
+
+    Args:
+      num_classes: number of outputs.
+      width: channels of the first stage.
+      blocks: residual blocks per stage.
+      groups: groups of each GroupNorm; must divide ``width``.
+      stem_stride: 2 halves the image at once, for about a quarter of the time.
+      channels: channels of the image.
+
+    Returns:
+      A model with ``apply(params, x)`` for one ``x [height, width, channels]``.
+      ``features`` are the activations inside each block ``[height, width, channels]``,
+      whose channels ``units`` describes, and last the mean ``[channels]`` that the output
+      layer reads.
+
+    Raises:
+      ValueError: if a size is not positive or ``groups`` does not divide ``width``.
+        Applying raises it for anything but one image with ``channels`` channels.
+
+    References:
+      He et al. 2016, arXiv:1512.03385; Wu and He 2018, arXiv:1803.08494.
+    """
+    blocks = tuple(blocks)
+    numbers = {
+        "num_classes": num_classes,
+        "width": width,
+        "groups": groups,
+        "stem_stride": stem_stride,
+        "channels": channels,
+        "blocks": min(blocks, default=0),
+    }
+    for name, number in numbers.items():
+        if number < 1:
+            msg = f"resnet: {name} must be at least 1 throughout, got {number}."
+            raise ValueError(msg)
+    if width % groups:
+        msg = (
+            f"resnet: groups must divide width, got groups={groups} and width={width}; "
+            "take one of its divisors."
+        )
+        raise ValueError(msg)
+
+    def build(rngs):
+        return _ResNet(
+            channels, width, blocks, groups, stem_stride, num_classes, rngs=rngs
+        )
+
+    units = tuple(
+        Units(
+            incoming=(name, "conv_0", "kernel"),
+            vectors=((name, "norm_0", "scale"), (name, "norm_0", "bias")),
+            outgoing=(name, "conv_1", "kernel"),
+            shift=None,
+            width=width * 2**stage,
+            copies=1,
+        )
+        for name, stage, _ in _block_names(blocks)
+    )
+    gain = lambda path: 1.0 if path[0] == "out" else math.sqrt(2.0)
+    return purify(build, units, gain=gain)
+
+
+__all__ = ["resnet"]
