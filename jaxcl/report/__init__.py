@@ -1,0 +1,3 @@
+"""What people look at: statistics, tables, figures, and one page that holds them."""
+
+__all__: list[str] = []

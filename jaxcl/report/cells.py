@@ -1,0 +1,127 @@
+"""Coloured tables: sweeps over two numbers, and accuracy matrices."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import MaxNLocator
+
+from jaxcl.report.records import Record, check, group, labels, show_number, split
+from jaxcl.report.style import INK, finish, head, panels, styled
+from jaxcl.report.summaries import Grid
+
+
+def heatmap(grid: Grid, *, scale: float = 100.0, title: str = "") -> Figure:
+    """A sweep over two numbers: the mean over seeds in each cell, the best one framed.
+
+    Cells whose runs all diverged say so; cells where some did carry their number.
+
+    Args:
+      grid: from :func:`jaxcl.report.summaries.grid`.
+      scale: 100 shows shares as per cent.
+      title: above the figure.
+    """
+    with styled():
+        rows, columns = grid.mean.shape
+        figure, (ax,) = panels(
+            1, 1, width=2.3 + 0.95 * columns, height=1.4 + 0.55 * rows
+        )
+        image = _image(ax, grid.mean * scale)
+        for r, c in np.ndindex(rows, columns):
+            lost, found = grid.diverged[r, c], grid.count[r, c]
+            words = "diverged" if lost and not found else "–" if not found else ""
+            if found:
+                words = f"{grid.mean[r, c] * scale:.1f}"
+                half = grid.half_width[r, c] * scale
+                words += "" if np.isnan(half) else f"\n± {half:.1f}"
+                words += f"\n({lost} diverged)" if lost else ""
+            _cell(ax, image, r, c, words)
+        if np.any(np.isfinite(grid.mean)):
+            r, c = np.unravel_index(np.nanargmax(grid.mean), grid.mean.shape)
+            box = {"fill": False, "edgecolor": INK, "linewidth": 2.2, "clip_on": False}
+            ax.add_patch(Rectangle((float(c) - 0.5, float(r) - 0.5), 1, 1, **box))
+        ax.set_xticks(range(columns), [show_number(v) for v in grid.columns])
+        ax.set_yticks(range(rows), [show_number(v) for v in grid.rows])
+        ax.set_xlabel(grid.column_name.replace("_", " "))
+        ax.set_ylabel(grid.row_name.replace("_", " "))
+        figure.colorbar(image, ax=ax, label=_unit(grid.quantity, scale), pad=0.03)
+        head(figure, title)
+        return figure
+
+
+def accuracy_matrix(
+    records: Sequence[Record], *, columns: int = 3, title: str = ""
+) -> Figure:
+    """Accuracy on task j (columns) after learning task i (rows), a panel per group.
+
+    Means over the finished runs that carry a ``matrix``; numbers are written into the
+    cells of streams of at most ten tasks. Unknown entries (null) stay blank.
+
+    Raises:
+      ValueError: for malformed records, or if no finished run has a matrix.
+    """
+    check(records)
+    carrying = [r for r in split(records)[0] if r.get("matrix") is not None]
+    if not carrying:
+        msg = "accuracy_matrix: no finished run has a matrix; evaluate all tasks."
+        raise ValueError(msg)
+    groups = group(carrying)
+    named = labels(list(groups))
+    several = len({key.setting for key in groups}) > 1
+    with styled():
+        figure, axes = panels(len(groups), columns, width=3.2, height=3.1)
+        for ax, (key, runs) in zip(axes, groups.items(), strict=True):
+            stacked = np.stack([np.array(r["matrix"], np.float64) for r in runs])
+            mean = 100 * stacked.mean(axis=0)
+            image = _image(ax, mean, low=0, high=100, first=1)
+            if len(mean) <= 10:
+                for i, j in np.argwhere(np.isfinite(mean)):
+                    _cell(ax, image, i, j, f"{mean[i, j]:.0f}", size=8.5, first=1)
+            ax.set_title(f"{key.setting}: {named[key]}" if several else named[key])
+            ax.set_xlabel("evaluated on task")
+            ax.set_ylabel("after learning task")
+            for axis in (ax.xaxis, ax.yaxis):
+                axis.set_major_locator(
+                    MaxNLocator(8, integer=True, steps=[1, 2, 5, 10])
+                )
+        figure.colorbar(image, ax=axes, label="accuracy, %", aspect=30, pad=0.02)
+        finish(figure, records, title, shown="Mean over")
+        return figure
+
+
+def _image(ax: Axes, values: np.ndarray, low=None, high=None, first: int = 0):
+    """A coloured table; rows and columns are numbered from ``first``."""
+    rows, columns = values.shape
+    edges = (first - 0.5, columns + first - 0.5, rows + first - 0.5, first - 0.5)
+    colours = colormaps["viridis"].with_extremes(bad="none")
+    image = ax.imshow(
+        values, cmap=colours, vmin=low, vmax=high, aspect="auto", extent=edges
+    )
+    ax.grid(visible=False)
+    ax.spines[:].set_visible(False)
+    ax.tick_params(length=0)
+    return image
+
+
+def _cell(
+    ax: Axes, image, row: int, column: int, words: str, size: float = 9, first: int = 0
+) -> None:
+    """Text in a cell, light on dark colours and dark on light ones."""
+    value = image.get_array()[row, column]
+    colour = INK
+    if not np.ma.is_masked(value) and np.isfinite(value):
+        linear = np.asarray(image.to_rgba(value)[:3]) ** 2.2
+        dark = linear @ [0.2126, 0.7152, 0.0722] < 0.18  # where contrasts are equal
+        colour = "#ffffff" if dark else "#000000"
+    where = (column + first, row + first)
+    ax.text(*where, words, color=colour, ha="center", va="center", fontsize=size)
+
+
+def _unit(quantity: str, scale: float) -> str:
+    return f"{quantity}, %" if scale == 100 else quantity
+
+
+__all__ = ["accuracy_matrix", "heatmap"]

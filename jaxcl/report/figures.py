@@ -1,0 +1,154 @@
+"""Figures out of records; each function returns a matplotlib figure, no window opens.
+
+All are drawn without ``pyplot``, hence without global state: they work in threads, on
+machines without a display, and inside somebody's notebook. Diverged runs are not drawn
+but named below the figure.
+"""
+
+import io
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from scipy import stats
+
+from jaxcl.report.cells import accuracy_matrix, heatmap
+from jaxcl.report.lines import learning_curves, measure_curves
+from jaxcl.report.records import Record, check, curves, group, group_of, split
+from jaxcl.report.style import (
+    FAINT,
+    finish,
+    names_and_looks,
+    one_setting,
+    panels,
+    styled,
+)
+from jaxcl.report.summaries import QUANTITIES
+
+
+def scatter(
+    records: Sequence[Record],
+    x: str,
+    y: str = "accuracy",
+    *,
+    quantity: str = "mean",
+    title: str = "",
+) -> Figure:
+    """One point per finished run: does ``x`` go with ``y``?
+
+    The line is the least-squares fit over all runs, whatever their arm; the correlation
+    (Pearson, with its 95 % interval, and Spearman) is written below the title. It says
+    nothing about cause, and runs of one arm are not independent.
+
+    Args:
+      records: runs of one setting.
+      x: ``accuracy``, ``loss`` or a measure.
+      y: likewise.
+      quantity: how a curve becomes a number: ``mean``, ``last`` or ``slope``.
+      title: above the figure.
+
+    Raises:
+      ValueError: for malformed records, several settings, or fewer than three runs with
+        both numbers known.
+    """
+    check(records)
+    one_setting("scatter", records)
+    done = split(records)[0]
+    number = QUANTITIES[quantity]
+    points = (
+        np.stack([number(curves(done, x)), number(curves(done, y))], axis=1)
+        if done
+        else np.empty((0, 2))
+    )
+    known = np.isfinite(points).all(axis=1)
+    if known.sum() < 3:
+        msg = f"scatter: expected three runs with {x} and {y}, got {known.sum()}."
+        raise ValueError(msg)
+    points *= [100 if name == "accuracy" else 1 for name in (x, y)]
+    with styled():
+        figure, (ax,) = panels(1, 1, width=6.4, height=4.1)
+        named, look = names_and_looks(records)
+        for key in group(done):
+            mine = np.array([group_of(r) == key for r in done]) & known
+            hollow = look[key].dashes != "solid"
+            ax.scatter(
+                *points[mine].T,
+                s=36,
+                color="none" if hollow else look[key].colour,
+                edgecolor=look[key].colour if hollow else "white",
+                linewidth=1.4 if hollow else 0.6,
+                alpha=0.9,
+                zorder=3,
+                label=named[key],
+            )
+        ax.set_title(_fit(ax, points[known]), fontweight="normal", fontsize=10)
+        which = {"mean": "", "last": ", last tenth of the tasks", "slope": ", slope"}
+        for name, put in ((x, ax.set_xlabel), (y, ax.set_ylabel)):
+            unit = ", %" if name == "accuracy" else ""
+            put(name.replace("_", " ") + unit + which[quantity])
+        ax.grid(axis="x")
+        ax.legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
+        finish(figure, records, title, shown="")
+        return figure
+
+
+def save(figure: Figure, path: str | Path) -> list[Path]:
+    """Write ``path.svg`` and ``path.png``, whole or not at all; return both."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    written = []
+    for kind, data in (("svg", to_svg(figure).encode()), ("png", to_png(figure))):
+        target = path.with_name(f"{path.name}.{kind}")
+        partial = target.with_name(f"{target.name}.tmp")
+        partial.write_bytes(data)
+        os.replace(partial, target)
+        written.append(target)
+    return written
+
+
+def to_svg(figure: Figure) -> str:
+    """The figure as SVG text, the same for the same figure."""
+    with styled(), io.StringIO() as stream:
+        figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None})
+        return stream.getvalue()
+
+
+def to_png(figure: Figure, dpi: int = 160) -> bytes:
+    """The figure as PNG on white."""
+    with styled(), io.BytesIO() as stream:
+        figure.savefig(stream, format="png", dpi=dpi)
+        return stream.getvalue()
+
+
+def _fit(ax: Axes, points: np.ndarray) -> str:
+    """Draw the least-squares line; the words for the correlation."""
+    if np.any(np.ptp(points, axis=0) == 0):
+        return f"no correlation: one of the two is the same in all {len(points)} runs"
+    slope, intercept = np.polyfit(*points.T, 1)
+    ends = np.array([points[:, 0].min(), points[:, 0].max()])
+    ax.plot(ends, intercept + slope * ends, color=FAINT, linewidth=1.4, zorder=2)
+    pearson = np.corrcoef(points.T)[0, 1]
+    words = f"Pearson r = {pearson:.2f}"
+    if len(points) > 3 and abs(pearson) < 1:  # Fisher's transformation
+        half = stats.norm.ppf(0.975) / np.sqrt(len(points) - 3)
+        low, high = np.tanh(np.arctanh(pearson) + half * np.array([-1, 1]))
+        words += f" [{low:.2f}, {high:.2f}]"
+    ranks = stats.rankdata(points, axis=0)
+    spearman = np.corrcoef(ranks.T)[0, 1]
+    words += f", Spearman ρ = {spearman:.2f}, {len(points)} runs"
+    return words.replace("-", "\N{MINUS SIGN}")
+
+
+__all__ = [
+    "accuracy_matrix",
+    "heatmap",
+    "learning_curves",
+    "measure_curves",
+    "save",
+    "scatter",
+    "to_png",
+    "to_svg",
+]

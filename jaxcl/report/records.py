@@ -1,0 +1,210 @@
+"""Runs as plain records: one dict per run, read from one line of ``results.jsonl``.
+
+==================  ================================================================
+``run``             a name that no other run has: ``permuted/sam/lr=0.01/seed=3``
+``setting``         the stream: runs are compared only within one
+``arm``             the method
+``hyper``           its numbers: ``{"learning_rate": 0.01, "rho": 0.05}``
+``seed``            an integer; equal seeds of a setting saw the same stream
+``status``          ``done`` or ``diverged``
+``first_bad_task``  number of the task where it diverged, from 0; else absent or null
+``accuracy``        [T], test accuracy of the task just learned, between 0 and 1
+``loss``            [T], optional
+``measures``        ``{name: [T]}``, optional
+``matrix``          [T, T], optional: accuracy on task j after learning task i
+``seconds``         optional
+``device``          optional
+==================  ================================================================
+
+A run that diverged looks like chance. So it is never averaged in: :func:`split` parts it
+from the others, and :func:`curves` refuses it by name.
+"""
+
+import numbers
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+Record = dict[str, Any]
+
+_REQUIRED = {
+    "run": str,
+    "setting": str,
+    "arm": str,
+    "hyper": dict,
+    "seed": numbers.Integral,
+    "status": str,
+    "accuracy": Sequence,
+}
+
+
+class Group(NamedTuple):
+    """What runs have in common that differ in the seed alone."""
+
+    setting: str
+    arm: str
+    hyper: tuple[tuple[str, Any], ...]  # sorted by name
+
+
+def check(records: Sequence[Record]) -> None:
+    """Refuse what later functions could not read.
+
+    Raises:
+      ValueError: naming the record and the field: a field that is missing or of the
+        wrong kind, a run that is there twice, curves of unequal length within a
+        setting, a finished run whose accuracy is not between 0 and 1.
+    """
+    if not records:
+        msg = "report: there are no records; a finished run writes them."
+        raise ValueError(msg)
+    seen: dict[str, int] = {}
+    lengths: dict[str, tuple[int, str]] = {}
+    for number, record in enumerate(records, 1):
+        name = f"record {number} ({record.get('run', 'without a name')})"
+        for field, kind in _REQUIRED.items():
+            if field not in record:
+                msg = f"report: {name} lacks the field {field!r}."
+                raise ValueError(msg)
+            value = record[field]
+            if not isinstance(value, kind) or (field == "accuracy" and value == ""):
+                msg = f"report: {name}: {field!r} is of type {type(value).__name__}."
+                raise ValueError(msg)
+        if record["status"] not in ("done", "diverged"):
+            msg = (
+                f"report: {name}: status must be 'done' or 'diverged', got "
+                f"{record['status']!r}."
+            )
+            raise ValueError(msg)
+        if record["run"] in seen:
+            msg = f"report: {name} is there twice, first as {seen[record['run']]}."
+            raise ValueError(msg)
+        seen[record["run"]] = number
+        if record["status"] == "done":
+            _check_curves(name, record, lengths)
+
+
+def _check_curves(name: str, record: Record, lengths: dict) -> None:
+    accuracy = _numbers(record["accuracy"])
+    if accuracy.ndim != 1 or not np.all((accuracy >= 0) & (accuracy <= 1)):
+        msg = (
+            f"report: {name}: a finished run has one accuracy between 0 and 1 per task; "
+            "mark it 'diverged' if it has not."
+        )
+        raise ValueError(msg)
+    wanted, other = lengths.setdefault(record["setting"], (len(accuracy), name))
+    curves = {"accuracy": accuracy, **record.get("measures", {})}
+    if record.get("loss") is not None:
+        curves["loss"] = record["loss"]
+    for field, values in curves.items():
+        if len(values) != wanted:
+            msg = (
+                f"report: {name}: {field!r} has {len(values)} values, expected {wanted} "
+                f"as in {other}."
+            )
+            raise ValueError(msg)
+
+
+def split(records: Sequence[Record]) -> tuple[list[Record], list[Record]]:
+    """The runs that finished, and those that diverged."""
+    done = [record for record in records if record["status"] == "done"]
+    return done, [record for record in records if record["status"] != "done"]
+
+
+def group(records: Sequence[Record]) -> dict[Group, list[Record]]:
+    """Runs that differ in the seed alone, by what they share, in order of appearance."""
+    groups: dict[Group, list[Record]] = {}
+    for record in records:
+        groups.setdefault(group_of(record), []).append(record)
+    return {key: sorted(runs, key=lambda r: r["seed"]) for key, runs in groups.items()}
+
+
+def group_of(record: Record) -> Group:
+    """The group a run belongs to."""
+    hyper = tuple(sorted(record["hyper"].items()))
+    return Group(record["setting"], record["arm"], hyper)
+
+
+def labels(groups: Sequence[Group]) -> dict[Group, str]:
+    """A short name for each group: the arm, and those numbers that vary within it.
+
+    Numbers that are the same in all groups of an arm tell nothing apart and are left
+    out: ``sam`` alone, but ``sam, learning rate 0.01`` beside ``sam, learning rate 0.1``.
+    """
+    names = {}
+    for key in groups:
+        family = [dict(other.hyper) for other in groups if other.arm == key.arm]
+        varying = [
+            f"{_words(name)} {show_number(value)}"
+            for name, value in key.hyper
+            if len({_hashable(hyper.get(name)) for hyper in family}) > 1
+        ]
+        names[key] = ", ".join([key.arm, *varying])
+    return names
+
+
+def curves(
+    records: Sequence[Record], name: str = "accuracy"
+) -> Float[np.ndarray, "s T"]:
+    """One quantity per task, a row per run; unknown values (null) become NaN.
+
+    Args:
+      records: finished runs of one setting.
+      name: ``accuracy``, ``loss`` or the name of a measure.
+
+    Raises:
+      ValueError: if a run diverged, or does not have the quantity; it is named.
+    """
+    _, diverged = split(records)
+    if diverged:
+        names = ", ".join(record["run"] for record in diverged)
+        msg = f"report: diverged runs have no {name} to average: {names}."
+        raise ValueError(msg)
+    rows = []
+    for record in records:
+        values = record.get("measures", {}).get(name, record.get(name))
+        if values is None:
+            known = ", ".join(["accuracy", "loss", *record.get("measures", {})])
+            msg = f"report: {record['run']} has no {name!r}; it has {known}."
+            raise ValueError(msg)
+        rows.append(_numbers(values))
+    return np.stack(rows)
+
+
+def measure_names(records: Sequence[Record]) -> list[str]:
+    """Measures that every finished run has, in the order of the first."""
+    done, _ = split(records)
+    first = list(done[0].get("measures", {})) if done else []
+    return [name for name in first if all(name in r.get("measures", {}) for r in done)]
+
+
+def show_number(value: Any) -> str:
+    """A setting as text: ``0.01``, ``1e-05``, ``true``."""
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _numbers(values) -> np.ndarray:
+    return np.asarray([np.nan if v is None else v for v in values], np.float64)
+
+
+def _words(name: str) -> str:
+    return {"learning_rate": "lr"}.get(name, name.replace("_", " "))
+
+
+def _hashable(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+__all__ = [
+    "Group",
+    "Record",
+    "check",
+    "curves",
+    "group",
+    "group_of",
+    "labels",
+    "measure_names",
+    "show_number",
+    "split",
+]

@@ -1,0 +1,197 @@
+"""Intervals and tests over seeds: what may be said about a handful of runs.
+
+Arrays hold one run per row. Two arms that ran on the same seeds saw the same streams, so
+they are compared in pairs. An interval that contains zero does not show that two arms
+are equal; :func:`equivalence` does, within a margin.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+from scipy import stats
+
+
+class Interval(NamedTuple):
+    """A mean over runs and the interval that is likely to hold the true one.
+
+    With one run, ``low`` and ``high`` are NaN: one run has no spread.
+    """
+
+    mean: float
+    low: float
+    high: float
+    count: int  # runs
+
+
+class Band(NamedTuple):
+    """Intervals along a curve: arrays of one shape."""
+
+    mean: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    count: int  # runs
+
+
+class Paired(NamedTuple):
+    """How an arm differs from the baseline on the same seeds."""
+
+    difference: Interval  # arm minus baseline
+    p_t: float  # paired t-test, two-sided
+    p_flip: float  # sign-flip permutation test, two-sided, no normality assumed
+
+
+def mean_band(values: Float[np.ndarray, "s ..."], confidence: float = 0.95) -> Band:
+    r"""Mean and t-interval over the first axis.
+
+    .. math:: \bar x \pm t_{s-1} \, \hat\sigma / \sqrt{s}
+
+    NaN in, NaN out. The interval is for each point alone, not for the whole curve.
+
+    Raises:
+      ValueError: without any run, or for a confidence outside (0, 1).
+    """
+    count = len(values)
+    if not count or not 0 < confidence < 1:
+        msg = (
+            "mean_band: expected at least one run and a confidence between 0 and 1, got "
+            f"{count} runs, confidence {confidence}."
+        )
+        raise ValueError(msg)
+    mean = np.mean(values, axis=0)
+    if count == 1:
+        unknown = np.full_like(mean, np.nan)
+        return Band(mean, unknown, unknown, count)
+    error = np.std(values, axis=0, ddof=1) / np.sqrt(count)
+    half = stats.t.ppf((1 + confidence) / 2, count - 1) * error
+    return Band(mean, mean - half, mean + half, count)
+
+
+def mean_interval(
+    values: Float[np.ndarray, " s"], confidence: float = 0.95
+) -> Interval:
+    """Mean and t-interval of one number per run; see :func:`mean_band`."""
+    band = mean_band(np.asarray(values, np.float64), confidence)
+    return Interval(float(band.mean), float(band.low), float(band.high), band.count)
+
+
+def slopes(curves: Float[np.ndarray, "s T"]) -> Float[np.ndarray, " s"]:
+    """Least-squares slope of each curve against the task number, per task.
+
+    Negative slopes of accuracy mean that plasticity is lost. NaN with one task.
+    """
+    num_tasks = curves.shape[1]
+    if num_tasks < 2:
+        return np.full(len(curves), np.nan)
+    centred = np.arange(num_tasks) - (num_tasks - 1) / 2
+    return curves @ centred / (centred @ centred)
+
+
+def tail_means(
+    curves: Float[np.ndarray, "s T"], share: float = 0.1
+) -> Float[np.ndarray, " s"]:
+    """Mean of each curve over its last ``share`` of the tasks, at least one."""
+    return curves[:, -max(1, round(share * curves.shape[1])) :].mean(axis=1)
+
+
+def paired(
+    values: Float[np.ndarray, " s"], baseline: Float[np.ndarray, " s"]
+) -> Paired:
+    """Compare two arms seed by seed.
+
+    The sign-flip test asks how often random signs of the differences give a mean as far
+    from zero; it is exact up to 12 seeds, and drawn 20,000 times (always the same draws)
+    beyond. With ``s`` seeds its smallest value is ``2 / 2**s``: five seeds cannot reach
+    0.05. Both are NaN with one seed, and 1 where no seed differs.
+
+    Args:
+      values: the arm, one number per seed.
+      baseline: the same seeds in the same order.
+
+    Raises:
+      ValueError: if the lengths differ or there is no seed.
+    """
+    if values.shape != baseline.shape or values.ndim != 1 or not values.size:
+        msg = (
+            "paired: expected one number per seed of both arms, got shapes "
+            f"{values.shape} and {baseline.shape}; compare common seeds."
+        )
+        raise ValueError(msg)
+    difference = values - baseline
+    interval = mean_interval(difference)
+    if len(difference) == 1:
+        return Paired(interval, np.nan, np.nan)
+    if not np.any(difference):
+        return Paired(interval, 1.0, 1.0)
+    flipped = stats.permutation_test(
+        (difference,),
+        lambda x, axis: np.mean(x, axis=axis),
+        permutation_type="samples",
+        n_resamples=2**12 if len(difference) <= 12 else 20_000,
+        vectorized=True,
+        rng=np.random.default_rng(0),
+    )
+    return Paired(interval, _p_two_sided(difference), float(flipped.pvalue))
+
+
+def equivalence(
+    values: Float[np.ndarray, " s"],
+    baseline: Float[np.ndarray, " s"],
+    margin: float,
+) -> float:
+    """Chance of such a closeness if the arms differed by ``margin`` or more.
+
+    Two one-sided paired t-tests (Schuirmann 1987); the larger of the two values. Below
+    0.05, the arms may be called equal within the margin. NaN with one seed.
+
+    Raises:
+      ValueError: if the margin is not positive.
+    """
+    if not margin > 0:
+        msg = f"equivalence: margin must be positive, got {margin}."
+        raise ValueError(msg)
+    difference = np.asarray(values) - np.asarray(baseline)
+    if len(difference) < 2:
+        return np.nan
+    error = np.std(difference, ddof=1) / np.sqrt(len(difference))
+    gap = margin - abs(np.mean(difference))
+    if error == 0:
+        return 0.0 if gap > 0 else 1.0
+    return float(stats.t.sf(gap / error, len(difference) - 1))
+
+
+def holm(p_values: Float[np.ndarray, " k"]) -> Float[np.ndarray, " k"]:
+    """Adjust p-values for the number of tests, step by step from the smallest.
+
+    ``p'_(i) = max_{j <= i} min(1, (k - j + 1) p_(j))`` (Holm 1979). NaN stay NaN and do
+    not count as tests.
+    """
+    adjusted = np.full(len(p_values), np.nan)
+    known = np.flatnonzero(~np.isnan(p_values))
+    order = known[np.argsort(np.asarray(p_values)[known], kind="stable")]
+    factors = np.arange(len(order), 0, -1)
+    steps = np.minimum(1.0, factors * np.asarray(p_values)[order])
+    adjusted[order] = np.maximum.accumulate(steps)
+    return adjusted
+
+
+def _p_two_sided(difference: np.ndarray) -> float:
+    error = np.std(difference, ddof=1) / np.sqrt(len(difference))
+    if error == 0:
+        return 0.0
+    statistic = abs(np.mean(difference)) / error
+    return float(2 * stats.t.sf(statistic, len(difference) - 1))
+
+
+__all__ = [
+    "Band",
+    "Interval",
+    "Paired",
+    "equivalence",
+    "holm",
+    "mean_band",
+    "mean_interval",
+    "paired",
+    "slopes",
+    "tail_means",
+]

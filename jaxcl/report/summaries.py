@@ -1,0 +1,245 @@
+"""From records to statements: one summary per group of runs, one grid per sweep."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxcl.report.records import Group, Record, check, curves, group, labels, split
+from jaxcl.report.statistics import (
+    Interval,
+    Paired,
+    holm,
+    mean_interval,
+    paired,
+    slopes,
+    tail_means,
+)
+
+#: How a curve becomes one number per run.
+QUANTITIES = {
+    "mean": lambda values: values.mean(axis=1),
+    "last": tail_means,
+    "slope": slopes,
+}
+
+
+class Summary(NamedTuple):
+    """What the runs of one group say; accuracies are shares, slopes are per task.
+
+    Where a group has no finished run, ``mean``, ``last`` and ``slope`` are None; where
+    it has no baseline (it is the baseline, or none ran), so are the comparisons.
+    """
+
+    group: Group
+    label: str
+    diverged: tuple[str, ...]  # names of runs that count nowhere below
+    mean: Interval | None  # accuracy over all tasks
+    last: Interval | None  # over the last tenth of the tasks
+    slope: Interval | None  # of accuracy against the task number
+    versus: Paired | None  # against the baseline, on common finished seeds
+    p_t: float  # corrected by Holm over the arms of the setting; NaN without baseline
+    p_flip: float
+    verdict: str  # baseline | better | worse | no difference shown | diverged | ...
+
+
+class Grid(NamedTuple):
+    """A sweep over two numbers; cells without a finished run are NaN."""
+
+    row_name: str
+    column_name: str
+    rows: tuple[Any, ...]
+    columns: tuple[Any, ...]
+    mean: np.ndarray  # [r, c]
+    half_width: np.ndarray  # [r, c], of the 95 % interval; NaN with one run
+    count: np.ndarray  # [r, c], finished runs
+    diverged: np.ndarray  # [r, c], runs that diverged
+    quantity: str
+
+
+def summarize(
+    records: Sequence[Record],
+    *,
+    baseline: str,
+    match: Sequence[str] = ("learning_rate",),
+    quantity: str = "mean",
+    level: float = 0.05,
+) -> list[Summary]:
+    """Summaries of all groups, each compared with its baseline.
+
+    Args:
+      records: runs of any number of settings and arms.
+      baseline: the arm the others are compared with.
+      match: numbers in which a group and its baseline agree; a name that either of
+        them lacks does not count.
+      quantity: what is compared: ``mean`` over all tasks, ``last`` tenth, or ``slope``.
+      level: of the paired t-test after correction, for the verdict.
+
+    Raises:
+      ValueError: for malformed records (see :func:`jaxcl.report.records.check`), an
+        unknown quantity, or a baseline that did not run.
+    """
+    check(records)
+    if quantity not in QUANTITIES:
+        msg = (
+            f"summarize: quantity must be one of {list(QUANTITIES)}, got {quantity!r}."
+        )
+        raise ValueError(msg)
+    arms = list(dict.fromkeys(record["arm"] for record in records))
+    if baseline not in arms:
+        msg = f"summarize: no run of the baseline {baseline!r}; the arms are {arms}."
+        raise ValueError(msg)
+    groups = group(records)
+    names = labels(list(groups))
+    summaries = [
+        _summary(key, names[key], runs, _rival(key, groups, baseline, match), quantity)
+        for key, runs in groups.items()
+    ]
+    return [
+        adjusted
+        for setting in dict.fromkeys(key.setting for key in groups)
+        for adjusted in _adjust(
+            [s for s in summaries if s.group.setting == setting], baseline, level
+        )
+    ]
+
+
+def grid(
+    records: Sequence[Record],
+    *,
+    rows: str,
+    columns: str,
+    name: str = "accuracy",
+    quantity: str = "mean",
+) -> Grid:
+    """A sweep over two numbers of ``hyper``, averaged over seeds.
+
+    Args:
+      records: runs of one setting and one arm.
+      rows: name of the number that varies from row to row.
+      columns: name of the one that varies from column to column.
+      name: ``accuracy``, ``loss`` or a measure.
+      quantity: ``mean``, ``last`` or ``slope``.
+
+    Raises:
+      ValueError: if the records mix settings or arms, lack one of the numbers, or vary
+        in a third one.
+    """
+    check(records)
+    if len({(r["setting"], r["arm"]) for r in records}) > 1:
+        msg = "grid: expected one setting and one arm; choose the records first."
+        raise ValueError(msg)
+    for record in records:
+        if not {rows, columns} <= set(record["hyper"]):
+            msg = f"grid: {record['run']} lacks {rows!r} or {columns!r} in its hyper."
+            raise ValueError(msg)
+    if len(group(records)) > len({(_at(r, rows), _at(r, columns)) for r in records}):
+        msg = f"grid: the runs differ in more than {rows!r} and {columns!r}."
+        raise ValueError(msg)
+    row_values = tuple(sorted({_at(r, rows) for r in records}))
+    column_values = tuple(sorted({_at(r, columns) for r in records}))
+    shape = (len(row_values), len(column_values))
+    mean, half = np.full(shape, np.nan), np.full(shape, np.nan)
+    count, diverged = np.zeros(shape, int), np.zeros(shape, int)
+    for runs in group(records).values():
+        cell = (
+            row_values.index(_at(runs[0], rows)),
+            column_values.index(_at(runs[0], columns)),
+        )
+        done, lost = split(runs)
+        count[cell], diverged[cell] = len(done), len(lost)
+        if done:
+            interval = mean_interval(QUANTITIES[quantity](curves(done, name)))
+            mean[cell], half[cell] = interval.mean, interval.high - interval.mean
+    label = {"mean": "", "last": ", last tenth of the tasks", "slope": ", slope"}
+    return Grid(
+        rows,
+        columns,
+        row_values,
+        column_values,
+        mean,
+        half,
+        count,
+        diverged,
+        name.replace("_", " ") + label[quantity],
+    )
+
+
+def _at(record: Record, name: str) -> Any:
+    return record["hyper"][name]
+
+
+def _rival(key: Group, groups: dict, baseline: str, match: Sequence[str]) -> list:
+    """The runs of the baseline that a group is compared with; none for itself."""
+    if key.arm == baseline:
+        return []
+    mine = dict(key.hyper)
+
+    def fits(other: Group) -> bool:
+        theirs = dict(other.hyper)
+        shared = [name for name in match if name in mine and name in theirs]
+        return (
+            other.arm == baseline
+            and other.setting == key.setting
+            and all(mine[name] == theirs[name] for name in shared)
+        )
+
+    found = [other for other in groups if fits(other)]
+    if len(found) > 1:
+        msg = (
+            f"summarize: {key.arm} fits {len(found)} groups of {baseline}; name in "
+            "`match` what tells them apart."
+        )
+        raise ValueError(msg)
+    return groups[found[0]] if found else []
+
+
+def _summary(key: Group, label: str, runs: list, rival: list, quantity: str) -> Summary:
+    done, lost = split(runs)
+    names = tuple(record["run"] for record in lost)
+    empty = Summary(key, label, names, None, None, None, None, np.nan, np.nan, "")
+    if not done:
+        return empty
+    values = curves(done)
+    mean, last, slope = (mean_interval(QUANTITIES[name](values)) for name in QUANTITIES)
+    summary = empty._replace(mean=mean, last=last, slope=slope)
+    mine = {record["seed"]: record for record in done}
+    theirs = {record["seed"]: record for record in split(rival)[0]}
+    seeds = sorted(mine.keys() & theirs.keys())
+    if not seeds:
+        return summary
+    number = QUANTITIES[quantity]
+    versus = paired(
+        number(curves([mine[seed] for seed in seeds])),
+        number(curves([theirs[seed] for seed in seeds])),
+    )
+    return summary._replace(versus=versus)
+
+
+def _adjust(summaries: list[Summary], baseline: str, level: float) -> list[Summary]:
+    """Holm's correction within one setting, and the verdicts that follow."""
+    p_values = lambda name: np.array(
+        [np.nan if s.versus is None else getattr(s.versus, name) for s in summaries]
+    )
+    corrected = zip(
+        summaries, holm(p_values("p_t")), holm(p_values("p_flip")), strict=True
+    )
+
+    def verdict(summary: Summary, p_t: float) -> str:
+        if summary.mean is None:
+            return "diverged"
+        if summary.versus is None:
+            return "baseline" if summary.group.arm == baseline else "no baseline"
+        if np.isnan(p_t):
+            return "one seed"
+        if p_t >= level:
+            return "no difference shown"
+        return "better" if summary.versus.difference.mean > 0 else "worse"
+
+    return [
+        s._replace(p_t=float(p_t), p_flip=float(p_flip), verdict=verdict(s, p_t))
+        for s, p_t, p_flip in corrected
+    ]
+
+
+__all__ = ["QUANTITIES", "Grid", "Summary", "grid", "summarize"]

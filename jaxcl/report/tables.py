@@ -1,0 +1,231 @@
+"""Tables out of records: the same rows as CSV, as Markdown and for the page."""
+
+import csv
+import io
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from jaxcl.report.records import Record, curves, group, labels, measure_names, split
+from jaxcl.report.statistics import Interval, mean_interval
+from jaxcl.report.summaries import Grid, Summary
+
+
+class Column(NamedTuple):
+    """How the values of one column are shown.
+
+    Numbers are multiplied by ``scale`` before rounding (100 for per cent).
+    """
+
+    name: str
+    digits: int = 2
+    scale: float = 1.0
+    is_p_value: bool = False
+
+
+class Table(NamedTuple):
+    """Rows of raw values; a value is text, a number, an Interval, or None."""
+
+    columns: tuple[Column, ...]
+    rows: tuple[tuple[Any, ...], ...]
+    notes: tuple[str, ...] = ()
+
+
+def summary_table(summaries: Sequence[Summary], *, quantity: str = "mean") -> Table:
+    """The main table: accuracy, its end, its slope, and the comparison.
+
+    Args:
+      summaries: from :func:`jaxcl.report.summaries.summarize`.
+      quantity: what was compared there, for the column's name.
+    """
+    compared, scale = {
+        "mean": ("difference, points", 100.0),
+        "last": ("difference at the end, points", 100.0),
+        "slope": ("difference of slopes, points per 100 tasks", 1e4),
+    }[quantity]
+    columns = (
+        Column("setting"),
+        Column("method"),
+        Column("runs", 0),
+        Column("diverged", 0),
+        Column("accuracy, %", 2, 100.0),
+        Column("last tenth, %", 2, 100.0),
+        Column("slope, points per 100 tasks", 2, 1e4),
+        Column(compared, 2, scale),
+        Column("p (t, Holm)", is_p_value=True),
+        Column("p (sign flip, Holm)", is_p_value=True),
+        Column("verdict"),
+    )
+    rows = tuple(
+        (
+            s.group.setting,
+            s.label,
+            s.mean.count if s.mean else 0,
+            len(s.diverged),
+            s.mean,
+            s.last,
+            s.slope,
+            s.versus.difference if s.versus else None,
+            s.p_t,
+            s.p_flip,
+            s.verdict,
+        )
+        for s in summaries
+    )
+    lost = [name for s in summaries for name in s.diverged]
+    notes = ("Mean and 95 % t-interval over seeds; tests are paired by seed.",)
+    if lost:
+        notes += (f"Diverged, never averaged in: {', '.join(lost)}.",)
+    return Table(columns, rows, notes)
+
+
+def measure_table(
+    records: Sequence[Record], names: Sequence[str] | None = None, *, task: int = -1
+) -> Table:
+    """Measures of every group after one task, mean and interval over seeds.
+
+    Args:
+      records: runs of any number of settings and arms.
+      names: which measures; all that every finished run has, if absent.
+      task: after which task; the last one by default.
+    """
+    names = measure_names(records) if names is None else list(names)
+    groups = group(records)
+    shown = labels(list(groups))
+    rows = []
+    for key, runs in groups.items():
+        done, _ = split(runs)
+        values = [
+            mean_interval(curves(done, name)[:, task]) if done else None
+            for name in names
+        ]
+        rows.append((key.setting, shown[key], *values))
+    titles = (Column(name.replace("_", " "), 3) for name in names)
+    where = "the last task" if task == -1 else f"task {task}"
+    note = (
+        f"After {where}; mean and 95 % t-interval over seeds, diverged runs left out."
+    )
+    return Table((Column("setting"), Column("method"), *titles), tuple(rows), (note,))
+
+
+def grid_table(grid: Grid, *, scale: float = 100.0, digits: int = 2) -> Table:
+    """A sweep as a table, one row per value of the first number."""
+    names = [f"{grid.column_name} {value:g}" for value in grid.columns]
+
+    def cell(r: int, c: int):
+        if not grid.count[r, c]:
+            return "diverged" if grid.diverged[r, c] else None
+        mean, half = float(grid.mean[r, c]), float(grid.half_width[r, c])
+        return Interval(mean, mean - half, mean + half, int(grid.count[r, c]))
+
+    rows = tuple(
+        (f"{value:g}", *(cell(r, c) for c in range(len(names))))
+        for r, value in enumerate(grid.rows)
+    )
+    columns = (Column(grid.row_name), *(Column(n, digits, scale) for n in names))
+    lost = int(grid.diverged.sum())
+    notes = (f"{grid.quantity}; mean and 95 % t-interval over seeds.",)
+    if lost:
+        notes += (f"{lost} runs diverged and are not averaged in.",)
+    return Table(columns, rows, notes)
+
+
+def show(value: Any, column: Column) -> str:
+    """One value as text: ``91.23 ± 0.41``, ``< 0.001``, or a dash for the unknown."""
+    if value is None:
+        return "–"
+    if isinstance(value, str | bool):
+        return str(value)
+    if isinstance(value, Interval):
+        middle = show(value.mean, column)
+        half = (value.high - value.mean) * column.scale
+        return middle if math.isnan(half) else f"{middle} ± {half:.{column.digits}f}"
+    if math.isnan(value):
+        return "–"
+    if column.is_p_value:
+        return "< 0.001" if value < 0.001 else f"{value:.3f}"
+    text = f"{value * column.scale:.{column.digits}f}"
+    return text.replace("-", "\N{MINUS SIGN}")
+
+
+def to_markdown(table: Table) -> str:
+    """A GitHub table, padded so that it also reads as plain text."""
+    header = [column.name for column in table.columns]
+    cells = [
+        [
+            show(value, column).replace("|", "\\|")
+            for value, column in _pairs(row, table)
+        ]
+        for row in table.rows
+    ]
+    widths = [max(3, *map(len, column)) for column in zip(header, *cells, strict=True)]
+    textual = [is_text_column(table, i) for i in range(len(header))]
+
+    def line(row: Sequence[str]) -> str:
+        padded = (
+            cell.ljust(width) if left else cell.rjust(width)
+            for cell, width, left in zip(row, widths, textual, strict=True)
+        )
+        return f"| {' | '.join(padded)} |"
+
+    rules = (
+        "-" * width if left else "-" * (width - 1) + ":"
+        for width, left in zip(widths, textual, strict=True)
+    )
+    lines = [line(header), f"| {' | '.join(rules)} |", *map(line, cells)]
+    return "\n".join([*lines, *(f"\n{note}" for note in table.notes)]) + "\n"
+
+
+def to_csv(table: Table) -> str:
+    """Unrounded values for other programs; an interval takes four columns."""
+    wide = [
+        any(isinstance(row[i], Interval) for row in table.rows)
+        for i in range(len(table.columns))
+    ]
+    header, rows = [], [[] for _ in table.rows]
+    for i, column in enumerate(table.columns):
+        parts = ("", " low", " high", " runs") if wide[i] else ("",)
+        header += [column.name + part for part in parts]
+        for row, values in zip(rows, table.rows, strict=True):
+            value = values[i]
+            if isinstance(value, Interval):
+                scaled = [number * column.scale for number in value[:3]]
+                row += [*map(_plain, scaled), value.count]
+            else:
+                number = isinstance(value, int | float) and not isinstance(value, bool)
+                value = value * column.scale if number else value
+                row += [_plain(value), *[""] * (len(parts) - 1)]
+    stream = io.StringIO()
+    csv.writer(stream, lineterminator="\n").writerows([header, *rows])
+    return stream.getvalue()
+
+
+def is_text_column(table: Table, index: int) -> bool:
+    """Whether a column holds words, to be set flush left."""
+    values = [row[index] for row in table.rows]
+    return bool(values) and all(isinstance(v, str) or v is None for v in values)
+
+
+def _pairs(row: tuple, table: Table):
+    return zip(row, table.columns, strict=True)
+
+
+def _plain(value: Any) -> Any:
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return ""
+    if isinstance(value, float):
+        return int(value) if value.is_integer() else f"{value:.10g}"
+    return value
+
+
+__all__ = [
+    "Column",
+    "Table",
+    "grid_table",
+    "is_text_column",
+    "measure_table",
+    "show",
+    "summary_table",
+    "to_csv",
+    "to_markdown",
+]
