@@ -1,0 +1,53 @@
+"""What arrives: image sets, and the streams of tasks made of them."""
+
+from jaxcl.streams.classes import class_pairs, class_splits
+from jaxcl.streams.files import (
+    cifar_folder,
+    idx_folder,
+    load_images,
+    npy_folder,
+    npz_file,
+)
+from jaxcl.streams.sources import (
+    Images,
+    as_images,
+    digits,
+    mean_and_std,
+    padded,
+    subset,
+)
+from jaxcl.streams.stream import from_arrays, stack_plans, take_tasks, validate
+from jaxcl.streams.synthetic import prototypes, synthetic_images
+from jaxcl.streams.tfds import prepare_mnist, tfds_images
+from jaxcl.streams.vision import (
+    permuted,
+    permuted_labels,
+    rotations,
+)
+
+__all__ = [
+    "Images",
+    "as_images",
+    "cifar_folder",
+    "class_pairs",
+    "class_splits",
+    "digits",
+    "from_arrays",
+    "idx_folder",
+    "load_images",
+    "mean_and_std",
+    "npy_folder",
+    "npz_file",
+    "padded",
+    "permuted",
+    "permuted_labels",
+    "prepare_mnist",
+    "prototypes",
+    "rotations",
+    "stack_plans",
+    "subset",
+    "synthetic_images",
+    "take_tasks",
+    "tfds_images",
+    "validate",
+]
