@@ -1,0 +1,79 @@
+"""How a gradient is bent: optax transformations that may ask for more gradients.
+
+Each is an ``optax.GradientTransformationExtraArgs`` that takes a gradient and gives a
+gradient, knows no learning rate and goes first in a chain:
+
+    optimizer = optax.chain(sam(0.05), optax.clip_by_global_norm(1.0),
+    optax.adamw(1e-3)) updates, state = optimizer.update(grads, state, params,
+    grad_fn=grad_fn)
+
+``grad_fn(params)`` is the gradient elsewhere, on the same batch with the same key;
+``replay_grad_fn(params)`` the one on remembered examples, ``task_grad_fn(params)`` one
+row ``[T]`` per remembered task.
+
+==================  =====================================  ====================
+towards flatness    gradients per step, the first included  asks for
+==================  =====================================  ====================
+sam                 2                                      grad_fn
+gnp                 2                                      grad_fn
+gsam                2                                      grad_fn
+looksam             1 + 1/k                                grad_fn
+friendly_sam        2                                      grad_fn
+c_flat              4                                      grad_fn
+adaptive_rho        2, radius from a wanted rise           grad_fn
+adaptive_strength   those of what it drives                grad_fn
+reverse_sam         2, control: downhill                   grad_fn
+random_sam          2, control: anywhere                   grad_fn
+**with the past**
+agem                1, and 1 on replay                     replay_grad_fn
+gem                 1, and 1 per task                      task_grad_fn
+==================  =====================================  ====================
+
+:func:`across_devices` runs any of them over a mapped axis; :func:`accumulated` makes a
+``grad_fn`` for batches that do not fit at once.
+"""
+
+from jaxcl.transforms._climb import ClimbState
+from jaxcl.transforms.accumulate import accumulated
+from jaxcl.transforms.across_devices import across_devices
+from jaxcl.transforms.adaptive_strength import (
+    AdaptiveStrengthState,
+    adaptive_rho,
+    adaptive_strength,
+    climb_curvature,
+    climb_rise,
+)
+from jaxcl.transforms.agem import ProjectionState, agem
+from jaxcl.transforms.c_flat import c_flat
+from jaxcl.transforms.friendly_sam import FriendlySamState, friendly_sam
+from jaxcl.transforms.gem import gem
+from jaxcl.transforms.gnp import gnp
+from jaxcl.transforms.gsam import gsam, rho_schedule
+from jaxcl.transforms.looksam import LookSamState, looksam
+from jaxcl.transforms.sam import RandomSamState, random_sam, reverse_sam, sam
+
+__all__ = [
+    "AdaptiveStrengthState",
+    "ClimbState",
+    "FriendlySamState",
+    "LookSamState",
+    "ProjectionState",
+    "RandomSamState",
+    "accumulated",
+    "across_devices",
+    "adaptive_rho",
+    "adaptive_strength",
+    "agem",
+    "c_flat",
+    "climb_curvature",
+    "climb_rise",
+    "friendly_sam",
+    "gem",
+    "gnp",
+    "gsam",
+    "looksam",
+    "random_sam",
+    "reverse_sam",
+    "rho_schedule",
+    "sam",
+]

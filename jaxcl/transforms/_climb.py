@@ -1,0 +1,239 @@
+"""What the climbing transformations share: where to climb, how far, and what is logged."""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.core import Tracer
+from jaxtyping import Array, Float, Int, PyTree, ScalarLike
+
+from jaxcl.tree import axpy, dot, safe_divide
+from jaxcl.typing import GradFn, Params
+
+#: A number, a traced number, or a schedule ``(count) -> number``.
+ScalarOrSchedule = ScalarLike | Callable[[Any], Any]
+
+#: ``True`` where a leaf takes part in the climb: a tree, a prefix of the parameters'
+#: tree or ``(params) -> tree``. Leaves are booleans or boolean arrays.
+Mask = PyTree | Callable[[Params], PyTree]
+
+
+class ClimbState(NamedTuple):
+    """How many updates there were, and what the last one saw on its climb.
+
+    Norms and the inner product run over the leaves that the mask lets climb.
+    """
+
+    count: Int[Array, ""]  # updates so far; what schedules are read at
+    rho: Float[Array, ""]  # radius that was asked for
+    grad_norm: Float[Array, ""]  # |g|, at the parameters
+    climbed_norm: Float[Array, ""]  # |g_p|, at the perturbed point
+    alignment: Float[Array, ""]  # <g, g_p>
+
+
+def empty_state(params: Params = None) -> ClimbState:
+    """The state before the first update, whatever the parameters."""
+    del params
+    return ClimbState(jnp.zeros((), jnp.int32), *(jnp.zeros(()) for _ in range(4)))
+
+
+def next_count(count) -> Int[Array, ""]:
+    """One more update, up to the largest int32."""
+    return jnp.asarray(optax.safe_increment(count))
+
+
+def measured(count, rho, ascent, climbed) -> ClimbState:
+    """The state after an update that met ``ascent`` below and ``climbed`` above."""
+    narrow = lambda value: jnp.asarray(value).astype(jnp.float32)
+    return ClimbState(
+        next_count(count),
+        narrow(rho),
+        narrow(length(ascent)),
+        narrow(length(climbed)),
+        narrow(dot(ascent, climbed)),
+    )
+
+
+# ------------------------------------------------------------------ arguments
+
+
+def check_strength(name: str, argument: str, value) -> None:
+    """Refuse a strength that is known now to be negative, not finite or not a scalar."""
+    if callable(value) or isinstance(value, Tracer):
+        return
+    if np.ndim(value) or not math.isfinite(float(value)) or float(value) < 0:
+        msg = (
+            f"{name}: {argument} must be a finite scalar of at least 0, or a schedule, "
+            f"got {value}."
+        )
+        raise ValueError(msg)
+
+
+def is_zero(value) -> bool:
+    """Whether a strength is zero for good, so that what it scales need not be computed."""
+    return isinstance(value, int | float | np.number) and bool(value == 0)
+
+
+def at_step(value: ScalarOrSchedule, count):
+    """The value of a number or schedule at an update."""
+    return value(count) if callable(value) else value
+
+
+def check_update(name: str, params: Any, **functions: Any) -> None:
+    """Refuse an update that lacks the parameters or a gradient function."""
+    if params is None:
+        msg = (
+            f"{name}: update needs params, the point to look around, got None; "
+            "call update(grads, state, params, ...)."
+        )
+        raise ValueError(msg)
+    for argument, function in functions.items():
+        if not callable(function):
+            msg = (
+                f"{name}: update needs {argument}, a function (params) -> grads on the "
+                f"same batch and key, got {function!r}; pass update(..., {argument}=...)."
+            )
+            raise ValueError(msg)
+
+
+def gradient_at(name: str, grad_fn: GradFn, point: Params, like: PyTree) -> PyTree:
+    """``grad_fn(point)``, in the dtypes of ``like``."""
+    found = grad_fn(point)
+    want, got = jax.tree.structure(like), jax.tree.structure(found)
+    if want != got:
+        msg = (
+            f"{name}: grad_fn must return gradients of structure {want}, got {got}; "
+            "drop what else it returns (value, aux)."
+        )
+        raise ValueError(msg)
+    return jax.tree.map(lambda f, g: f.astype(g.dtype), found, like)
+
+
+# ------------------------------------------------------------------ the climb
+
+
+def root(square: Float[Array, ""]) -> Float[Array, ""]:
+    """The square root; zero, with a derivative of zero, for what is not positive."""
+    positive = square > 0
+    return jnp.where(positive, jnp.sqrt(jnp.where(positive, square, 1.0)), 0.0)
+
+
+def length(tree: PyTree) -> Float[Array, ""]:
+    """Euclidean norm in float32 or better; its derivative at zero is zero, not NaN."""
+    return root(dot(tree, tree))
+
+
+def climbers(name: str, mask: Mask | None, params: Params, tree: PyTree) -> PyTree:
+    """The leaves of ``tree`` that climb; the others are ``None`` or zero."""
+    if mask is None:
+        return tree
+    keeps = mask(params) if callable(mask) else mask
+
+    def pick(keep, part):
+        if isinstance(keep, bool | np.bool_):
+            return part if keep else None
+        return jax.tree.map(lambda leaf: jnp.where(keep, leaf, 0), part)
+
+    try:
+        return jax.tree.map(pick, keeps, tree)
+    except ValueError as error:
+        msg = (
+            f"{name}: mask must be a tree of booleans like params, or a prefix of it, "
+            f"got {jax.tree.structure(keeps)}."
+        )
+        raise ValueError(msg) from error
+
+
+def step_from(params: Params, scale, direction: PyTree) -> Params:
+    """``params + scale * direction``; parameters whose direction is ``None`` stay."""
+    return jax.tree.map(
+        lambda d, p: p if d is None else axpy(scale, d, p),
+        direction,
+        params,
+        is_leaf=lambda leaf: leaf is None,
+    )
+
+
+def climb(params: Params, rho, direction: PyTree) -> Params:
+    """``params + rho * direction / |direction|``; no step where the direction is zero.
+
+    The norm and the sum are formed in float32 or better and rounded to the parameters'
+    dtype once.
+    """
+    return step_from(params, safe_divide(rho, length(direction)), direction)
+
+
+def climb_adaptively(params: Params, rho, direction: PyTree, eta) -> Params:
+    """``params + rho T^2 d / |T d|`` with ``T = |params| + eta``, for every entry."""
+
+    def stretch(d, p):
+        if d is None:
+            return None
+        wide = jnp.promote_types(jnp.promote_types(d.dtype, p.dtype), jnp.float32)
+        return (jnp.abs(p.astype(wide)) + eta) * d.astype(wide)
+
+    none = lambda leaf: leaf is None
+    once = jax.tree.map(stretch, direction, params, is_leaf=none)
+    twice = jax.tree.map(stretch, once, params, is_leaf=none)
+    return step_from(params, safe_divide(rho, length(once)), twice)
+
+
+def mix(weight_a, a: PyTree, weight_b, b: PyTree) -> PyTree:
+    """``weight_a * a + weight_b * b`` in float32 or better, in the dtypes of ``a``."""
+
+    def leaf(x, y):
+        wide = jnp.promote_types(jnp.promote_types(x.dtype, y.dtype), jnp.float32)
+        return (weight_a * x.astype(wide) + weight_b * y.astype(wide)).astype(x.dtype)
+
+    return jax.tree.map(leaf, a, b)
+
+
+def transformation(
+    init: Callable[..., Any], update: Callable[..., Any]
+) -> optax.GradientTransformationExtraArgs:
+    """The pair, as optax wants it."""
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def climbing(
+    name: str,
+    rho: ScalarOrSchedule,
+    combine: Callable[[Any, ClimbState, PyTree, PyTree], PyTree],
+    *,
+    move: Callable[[Params, Any, PyTree], Params] = climb,
+    mask: Mask | None = None,
+    skip: bool = False,
+) -> Callable[..., Any]:
+    """An update that climbs once and combines the two gradients.
+
+    Args:
+      name: who complains.
+      rho: radius.
+      combine: ``(count, logs, g, g_p) -> grads``; schedules are read at ``count``.
+      move: ``(params, rho, ascent) -> params``.
+      mask: which leaves climb.
+      skip: take ``g`` for ``g_p``, for strengths that make the second gradient idle.
+
+    Returns:
+      ``update(grads, state, params, *, grad_fn)``, whose state is a ``ClimbState``.
+    """
+
+    def update(grads, state, params=None, *, grad_fn: Any = None, **ignored):
+        del ignored
+        check_update(name, params, grad_fn=grad_fn)
+        radius = at_step(rho, state.count)
+        ascent = climbers(name, mask, params, grads)
+        if skip or is_zero(radius):
+            climbed = grads
+        else:
+            point = move(params, radius, ascent)
+            climbed = gradient_at(name, grad_fn, point, grads)
+        seen = climbers(name, mask, params, climbed)
+        after = measured(state.count, radius, ascent, seen)
+        return combine(state.count, after, grads, climbed), after
+
+    return update

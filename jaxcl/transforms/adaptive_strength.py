@@ -1,0 +1,176 @@
+"""Strengths that follow what the climb measures: the radius, or any other."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, ScalarLike
+
+from jaxcl.transforms._climb import (
+    ClimbState,
+    Mask,
+    ScalarOrSchedule,
+    at_step,
+    check_strength,
+    check_update,
+    climbers,
+    climbing,
+    empty_state,
+    length,
+    transformation,
+)
+from jaxcl.transforms.sam import take_climbed
+from jaxcl.tree import safe_divide
+
+
+def climb_curvature(state: ClimbState) -> Float[Array, ""]:
+    r"""How fast the slope grew along the last climb: :math:`\hat g^T H \hat g`.
+
+    .. math:: (\langle g_p, \hat g\rangle - \|g\|) / \rho
+
+    Exact on a quadratic for a plain climb along ``g`` (not the adaptive one). Units:
+    loss per squared parameter. Zero where nothing was climbed. Costs nothing: the two
+    gradients were there.
+    """
+    slope = safe_divide(state.alignment, state.grad_norm)
+    return safe_divide(slope - state.grad_norm, state.rho)
+
+
+def climb_rise(state: ClimbState) -> Float[Array, ""]:
+    r"""How much the loss rose over the last climb: SAM's sharpness, by the trapezoid rule.
+
+    .. math:: \rho\, (\|g\| + \langle g_p, \hat g\rangle) / 2 \approx L(w + \epsilon) - L(w)
+
+    Exact on a quadratic for a plain climb along ``g``. Units: loss.
+    """
+    slope = safe_divide(state.alignment, state.grad_norm)
+    return state.rho * (state.grad_norm + slope) / 2
+
+
+def adaptive_rho(
+    target: ScalarOrSchedule,
+    *,
+    low: ScalarLike = 0.0,
+    high: ScalarLike = 1.0,
+    mask: Mask | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    r"""SAM whose radius holds the first-order sharpness at ``target``.
+
+    .. math:: \rho_t = \mathrm{clip}(target / \|g_t\|,\; low,\; high)
+
+    so that :math:`\rho_t \|g_t\|`, the rise of the loss to first order, is ``target``
+    at every step where the limits allow: far climbs on plains, short ones on slopes.
+    The radius of each step is ``state.rho``.
+
+    Args:
+      target: wanted rise in units of loss; number or schedule of the update count.
+      low: smallest radius.
+      high: largest radius, which also bounds it where the gradient vanishes.
+      mask: leaves that climb; the norm is over them.
+
+    Raises:
+      ValueError: if ``target``, ``low`` or ``high`` is known to be negative or not
+        finite, or an update lacks ``params`` or ``grad_fn``.
+
+    Cost: one more gradient per step. State: :class:`ClimbState`.
+    """
+    for argument, value in {"target": target, "low": low, "high": high}.items():
+        check_strength("adaptive_rho", argument, value)
+
+    def update(grads, state, params=None, *, grad_fn: Any = None, **ignored):
+        del ignored
+        check_update("adaptive_rho", params, grad_fn=grad_fn)
+        slope = length(climbers("adaptive_rho", mask, params, grads))
+        wanted = at_step(target, state.count) / jnp.where(slope > 0, slope, 1.0)
+        radius = jnp.where(slope > 0, jnp.clip(wanted, low, high), high)
+        once = climbing("adaptive_rho", radius, take_climbed, mask=mask)
+        return once(grads, state, params, grad_fn=grad_fn)
+
+    return transformation(empty_state, update)
+
+
+class AdaptiveStrengthState(NamedTuple):
+    """The strength to come, what it follows, and the state of what it is given to."""
+
+    strength: Float[Array, ""]  # of the next update
+    measured: Float[Array, ""]  # running mean of what the climbs measured
+    inner: Any
+
+
+def adaptive_strength(
+    build: Callable[[ScalarLike], optax.GradientTransformationExtraArgs],
+    base: ScalarLike,
+    *,
+    reference: ScalarLike,
+    power: ScalarLike = 1.0,
+    decay: ScalarLike = 0.9,
+    limits: tuple[ScalarLike, ScalarLike] = (0.1, 10.0),
+    measure: Callable[[ClimbState], Any] = climb_curvature,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Scale a strength by the sharpness that its own climbs measure.
+
+    .. math::
+        s_{t+1} = base \cdot \mathrm{clip}\big((S_t / reference)^{power}, limits\big),
+        \qquad S_t = decay \cdot S_{t-1} + (1 - decay)\, measure_t, \quad S_0 = reference
+
+    ``power=1`` pushes harder where the loss is sharper, ``power=-1`` less, 0 is the
+    fixed strength. Examples: ``adaptive_strength(sam, 0.05, reference=2.0)`` scales the
+    radius, ``adaptive_strength(lambda s: gnp(0.05, penalty=s), 0.01, reference=2.0)``
+    the penalty. A strength that is warmed up again at each task needs none of this: a
+    schedule does it, because schedules are read at a count that starts again with a new
+    state.
+
+    Args:
+      build: ``(strength) -> transformation`` whose state is a :class:`ClimbState`; it
+        is called at every update, with a traced strength.
+      base: the strength while the measurement equals ``reference``; the first one.
+      reference: the sharpness that counts as ordinary, above 0, in the
+        units of ``measure``.
+      power: how strongly to follow.
+      decay: share of the running mean kept per step.
+      limits: smallest and largest multiple of ``base``. The smallest should be above 0:
+        a radius of 0 measures nothing.
+      measure: ``(ClimbState) -> scalar``, :func:`climb_curvature` or
+        :func:`climb_rise`; negative values count as zero.
+
+    Raises:
+      ValueError: if ``base`` or ``decay`` is known to be negative or not finite, or
+        ``reference`` to be not positive.
+
+    A step with a zero gradient, or a measurement that is not finite, leaves the running
+    mean as it is. Cost: that of ``build``.
+    """
+    check_strength("adaptive_strength", "base", base)
+    check_strength("adaptive_strength", "decay", decay)
+    check_strength("adaptive_strength", "reference", reference)
+    if isinstance(reference, int | float) and reference == 0:
+        msg = "adaptive_strength: reference must be above 0, got 0."
+        raise ValueError(msg)
+    number = lambda value: jnp.asarray(value, jnp.float32)
+
+    def init(params):
+        inner = build(base).init(params)
+        return AdaptiveStrengthState(number(base), number(reference), inner)
+
+    def update(grads, state, params=None, **extra):
+        inner: Any
+        now = build(state.strength)
+        grads, inner = now.update(grads, state.inner, params, **extra)
+        seen = jnp.maximum(measure(inner), 0.0)
+        known = jnp.isfinite(seen) & (inner.grad_norm > 0)
+        mean = decay * state.measured + (1.0 - decay) * jnp.where(known, seen, 0.0)
+        mean = jnp.where(known, mean, state.measured)
+        factor = jnp.clip((mean / reference) ** power, *limits)
+        return grads, AdaptiveStrengthState(number(base * factor), number(mean), inner)
+
+    return transformation(init, update)
+
+
+__all__ = [
+    "AdaptiveStrengthState",
+    "adaptive_rho",
+    "adaptive_strength",
+    "climb_curvature",
+    "climb_rise",
+]

@@ -1,0 +1,74 @@
+"""A-GEM: take out of the gradient what would raise the loss on what is remembered."""
+
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int
+
+from jaxcl.transforms._climb import (
+    check_update,
+    gradient_at,
+    length,
+    next_count,
+    transformation,
+)
+from jaxcl.tree import axpy, dot, safe_divide
+from jaxcl.typing import Params
+
+
+class ProjectionState(NamedTuple):
+    """How many updates there were, and what the last one had to take away."""
+
+    count: Int[Array, ""]  # updates so far
+    violated: Int[Array, ""]  # constraints that the proposed gradient broke
+    moved: Float[Array, ""]  # |g' - g| / |g|; in [0, 1] without a margin
+
+
+def untouched(params: Params = None) -> ProjectionState:
+    """The state before the first update, whatever the parameters."""
+    del params
+    zero = jnp.zeros((), jnp.int32)
+    return ProjectionState(zero, zero, jnp.zeros(()))
+
+
+def agem() -> optax.GradientTransformationExtraArgs:
+    r"""Project the gradient so that it does not point uphill on the replayed loss.
+
+    .. math::
+        g' = g - \min(0, \langle g, r\rangle)\, r / \|r\|^2, \qquad r = \nabla
+        L_{replay}(w)
+
+    ``update(grads, state, params, *, replay_grad_fn)`` asks for ``r`` at the
+    parameters. A zero ``r`` (empty memory) changes nothing. Put it first in a chain, or
+    after a sharpness-aware transformation, whose result it then projects; what comes
+    after it (momentum, Adam) may still turn the step uphill.
+
+    Raises:
+      ValueError: if an update lacks ``params`` or ``replay_grad_fn``.
+
+    Cost: one gradient on the replay batch per step. State: :class:`ProjectionState`,
+    three scalars.
+
+    Reference: Chaudhry et al. 2019, arXiv:1812.00420, equation 11.
+    """
+
+    def update(grads, state, params=None, *, replay_grad_fn: Any = None, **ignored):
+        del ignored
+        check_update("agem", params, replay_grad_fn=replay_grad_fn)
+        past = gradient_at("agem", replay_grad_fn, params, grads)
+        agreement = dot(grads, past)
+        uphill = jnp.minimum(agreement, 0.0)
+        projected = axpy(-safe_divide(uphill, dot(past, past)), past, grads)
+        removed = safe_divide(-uphill, length(past) * length(grads))
+        after = ProjectionState(
+            next_count(state.count),
+            (agreement < 0).astype(jnp.int32),
+            removed.astype(jnp.float32),
+        )
+        return projected, after
+
+    return transformation(untouched, update)
+
+
+__all__ = ["ProjectionState", "agem"]

@@ -1,0 +1,83 @@
+"""C-Flat: a flat neighbourhood to zeroth and first order, made for continual learning."""
+
+from typing import Any
+
+import optax
+
+from jaxcl.transforms._climb import (
+    Mask,
+    ScalarOrSchedule,
+    at_step,
+    check_strength,
+    check_update,
+    climb,
+    climbers,
+    empty_state,
+    gradient_at,
+    is_zero,
+    measured,
+    mix,
+    transformation,
+)
+from jaxcl.tree import subtract
+
+
+def c_flat(
+    rho: ScalarOrSchedule = 0.2,
+    strength: ScalarOrSchedule = 0.2,
+    *,
+    mask: Mask | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    r"""SAM's gradient, plus that of the largest gradient norm nearby.
+
+    With :math:`\hat v = v / \|v\|` and :math:`g_0` the gradient at :math:`w`,
+
+    .. math::
+        g_1 &= \nabla L(w + \rho\, \hat g_0), \qquad h = g_1 - g_0, \\
+        g_2 &= \nabla L(w + \rho\, \hat h), \qquad
+        g_3 = \nabla L(w + \rho\, \hat h + \rho\, \hat g_2), \\
+        g' &= g_1 + \lambda\, (g_3 - g_2)
+
+    ``strength=0`` is :func:`jaxcl.transforms.sam`. Where ``g_0`` or ``h`` vanishes
+    there is no climb along it. Chains and masks: as in :func:`jaxcl.transforms.sam`.
+
+    Args:
+      rho: radius of all climbs in parameter units; number or schedule. A plain Python 0
+        is the plain gradient and spares all others.
+      strength: ``lambda`` above; a plain Python 0 spares two gradients.
+      mask: leaves that climb.
+
+    Raises:
+      ValueError: if a strength is known to be negative or not finite, or an update
+        lacks ``params`` or ``grad_fn``.
+
+    Cost: three more gradients per step. State: :class:`ClimbState` of the first climb,
+    five scalars.
+
+    Reference: Bian et al. 2024, arXiv:2404.00986, algorithm 1.
+    """
+    check_strength("c_flat", "rho", rho)
+    check_strength("c_flat", "strength", strength)
+
+    def update(grads, state, params=None, *, grad_fn: Any = None, **ignored):
+        del ignored
+        check_update("c_flat", params, grad_fn=grad_fn)
+        radius = at_step(rho, state.count)
+        choose = lambda tree: climbers("c_flat", mask, params, tree)
+        uphill = lambda start, direction: climb(start, radius, choose(direction))
+        gradient = lambda point: gradient_at("c_flat", grad_fn, point, grads)
+
+        first = grads if is_zero(radius) else gradient(uphill(params, grads))
+        after = measured(state.count, radius, choose(grads), choose(first))
+        if is_zero(radius) or is_zero(strength):
+            return first, after
+        steep = uphill(params, subtract(first, grads))
+        second = gradient(steep)
+        third = gradient(uphill(steep, second))
+        weight = at_step(strength, state.count)
+        return mix(1.0, first, weight, subtract(third, second)), after
+
+    return transformation(empty_state, update)
+
+
+__all__ = ["c_flat"]

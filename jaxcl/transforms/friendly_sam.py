@@ -1,0 +1,94 @@
+"""Friendly SAM: climb along what is special about this batch."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import PyTree
+
+from jaxcl.transforms._climb import (
+    ClimbState,
+    Mask,
+    ScalarOrSchedule,
+    at_step,
+    check_strength,
+    climb,
+    climbers,
+    climbing,
+    empty_state,
+    mix,
+    transformation,
+)
+from jaxcl.transforms.sam import take_climbed
+
+
+class FriendlySamState(NamedTuple):
+    """Logs of the climb, and the running mean: one tree the size of the parameters."""
+
+    climb: ClimbState
+    momentum: PyTree  # m, the mean of past gradients; zero before the first update
+
+
+def friendly_sam(
+    rho: ScalarOrSchedule,
+    *,
+    sigma: ScalarOrSchedule = 1.0,
+    decay: ScalarOrSchedule = 0.6,
+    mask: Mask | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Climb along the gradient less its running mean.
+
+    .. math::
+        d = g - \sigma m, \qquad g' = \nabla L(w + \rho\, d / \|d\|), \qquad
+        m \leftarrow \lambda m + (1 - \lambda)\, g
+
+    ``m`` is read before it is updated, and the first update climbs along ``g`` and
+    stores it, both as in the authors' code. ``sigma=0`` is
+    :func:`jaxcl.transforms.sam`.
+
+    Args:
+      rho: radius in parameter units (usually 0.2); number or schedule.
+      sigma: how much of the mean is taken away.
+      decay: share of the mean kept per update, ``lambda`` above.
+      mask: leaves that climb, as in :func:`jaxcl.transforms.sam`.
+
+    Returns:
+      A transformation whose state, :class:`FriendlySamState`, holds ``m`` in the
+      parameters' dtypes: it needs memory for one more copy of the parameters.
+
+    Raises:
+      ValueError: if a strength is known to be negative or not finite, or an update
+        lacks ``params`` or ``grad_fn``.
+
+    Cost: one more gradient per step.
+
+    Reference: Li et al. 2024, arXiv:2403.12350, algorithm 1.
+    """
+    for argument, value in {"rho": rho, "sigma": sigma, "decay": decay}.items():
+        check_strength("friendly_sam", argument, value)
+
+    def init(params):
+        return FriendlySamState(empty_state(), jax.tree.map(jnp.zeros_like, params))
+
+    def update(grads, state, params=None, *, grad_fn: Any = None, **ignored):
+        del ignored
+        count = state.climb.count
+
+        def stray(params, radius, ascent):
+            del ascent
+            special = mix(1.0, grads, -1.0 * at_step(sigma, count), state.momentum)
+            return climb(
+                params, radius, climbers("friendly_sam", mask, params, special)
+            )
+
+        once = climbing("friendly_sam", rho, take_climbed, move=stray, mask=mask)
+        climbed, logs = once(grads, state.climb, params, grad_fn=grad_fn)
+        keep = jnp.where(count > 0, at_step(decay, count), 0.0)
+        momentum = mix(keep, state.momentum, 1.0 - keep, grads)
+        return climbed, FriendlySamState(logs, momentum)
+
+    return transformation(init, update)
+
+
+__all__ = ["FriendlySamState", "friendly_sam"]

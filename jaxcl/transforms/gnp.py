@@ -1,0 +1,87 @@
+"""Gradient norm penalty: the first-order gradient of ``L + penalty * |grad L|``."""
+
+from collections.abc import Hashable
+from typing import Any
+
+import optax
+
+from jaxcl.transforms._climb import (
+    Mask,
+    ScalarOrSchedule,
+    at_step,
+    check_strength,
+    climbing,
+    empty_state,
+    is_zero,
+    mix,
+    transformation,
+)
+from jaxcl.transforms.across_devices import across_devices
+
+
+def gnp(
+    r: ScalarOrSchedule,
+    *,
+    alpha: ScalarOrSchedule | None = None,
+    penalty: ScalarOrSchedule | None = None,
+    mask: Mask | None = None,
+    axis_name: Hashable = None,
+    sync: bool = True,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Blend the gradient with the one a distance ``r`` uphill.
+
+    .. math::
+        g' = (1 - \alpha)\, g + \alpha\, \nabla L(w + r\, g / \|g\|),
+        \qquad \alpha = \lambda / r
+
+    This is the gradient of :math:`L + \lambda \|\nabla L\|` with a finite difference
+    for the Hessian-vector product; on a quadratic it is exact. ``alpha=1`` is
+    :func:`jaxcl.transforms.sam`, ``alpha=0`` the plain gradient; more than 1
+    extrapolates and is allowed. The authors' later code blends with the gradient's
+    direction of unit length instead; this follows the paper. Chains, devices and zero
+    gradients: as in :func:`jaxcl.transforms.sam`.
+
+    Args:
+      r: radius of the climb in parameter units; number or schedule of the update count.
+      alpha: the blend. A plain Python 0 spares the second gradient.
+      penalty: ``lambda`` in units of ``r``, instead of ``alpha``. With schedules the
+        two are divided at every step.
+      mask: leaves that climb.
+      axis_name: the device axis when mapped; see :func:`across_devices`.
+      sync: with ``axis_name``, one climb for all devices, or one each.
+
+    Raises:
+      ValueError: unless exactly one of ``alpha`` and ``penalty`` is given; if a
+        strength is known to be negative or not finite; for a penalty with ``r = 0``; or
+        if an update lacks ``params`` or ``grad_fn``.
+
+    Cost: one more gradient per step. State: :class:`ClimbState`, five scalars.
+
+    Reference: Zhao et al. 2022, arXiv:2202.03599, equations 9 to 11.
+    """
+    if (alpha is None) == (penalty is None):
+        msg = (
+            "gnp: needs exactly one of alpha (the blend) and penalty (alpha * r), got "
+            f"alpha={alpha}, penalty={penalty}."
+        )
+        raise ValueError(msg)
+    strength: Any = penalty if alpha is None else alpha
+    check_strength("gnp", "r", r)
+    check_strength("gnp", "penalty" if alpha is None else "alpha", strength)
+    if alpha is None and is_zero(r):
+        msg = "gnp: penalty needs r above 0, because alpha = penalty / r; got r=0."
+        raise ValueError(msg)
+
+    def blend(count, logs, grads, climbed):
+        del logs
+        share = at_step(strength, count)
+        if alpha is None:
+            share = share / at_step(r, count)
+        return mix(1.0 - share, grads, share, climbed)
+
+    update = climbing("gnp", r, blend, mask=mask, skip=is_zero(strength))
+    alone = transformation(empty_state, update)
+    return alone if axis_name is None else across_devices(alone, axis_name, sync=sync)
+
+
+__all__ = ["gnp"]

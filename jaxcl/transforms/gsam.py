@@ -1,0 +1,98 @@
+"""Surrogate-gap guided SAM: also close the gap between the perturbed loss and the loss."""
+
+import jax.numpy as jnp
+import optax
+from jaxtyping import ScalarLike
+
+from jaxcl.transforms._climb import (
+    Mask,
+    ScalarOrSchedule,
+    at_step,
+    check_strength,
+    climbing,
+    empty_state,
+    mix,
+    transformation,
+)
+from jaxcl.tree import dot, safe_divide
+
+
+def gsam(
+    rho: ScalarOrSchedule, alpha: ScalarOrSchedule, *, mask: Mask | None = None
+) -> optax.GradientTransformationExtraArgs:
+    r"""Descend the perturbed loss, and ascend the part of ``g`` that it cannot feel.
+
+    .. math::
+        g' = g_p - \alpha\, g_\perp, \qquad
+        g_\perp = g - \frac{\langle g, g_p\rangle}{\|g_p\|^2} g_p, \qquad
+        g_p = \nabla L(w + \rho\, g / \|g\|)
+
+    ``alpha=0`` is :func:`jaxcl.transforms.sam`. Chains, masks and zero gradients: as
+    there. The decomposition runs over all leaves, whatever the mask.
+
+    Args:
+      rho: radius in parameter units (usually 0.1 to 0.6); number or schedule. The paper
+        ties it to the learning rate: see :func:`rho_schedule`.
+      alpha: how much of the orthogonal part is taken away (usually 0.6).
+      mask: leaves that climb.
+
+    Raises:
+      ValueError: if a strength is known to be negative or not finite, or an update
+        lacks ``params`` or ``grad_fn``.
+
+    Cost: one more gradient per step. State: :class:`ClimbState`, five scalars.
+
+    Reference: Zhuang et al. 2022, arXiv:2203.08065, algorithm 1.
+    """
+    check_strength("gsam", "rho", rho)
+    check_strength("gsam", "alpha", alpha)
+
+    def combine(count, logs, grads, climbed):
+        del logs  # they see only the leaves that climb
+        share = at_step(alpha, count)
+        along = safe_divide(dot(grads, climbed), dot(climbed, climbed))
+        return mix(-1.0 * share, grads, 1.0 + share * along, climbed)
+
+    return transformation(empty_state, climbing("gsam", rho, combine, mask=mask))
+
+
+def rho_schedule(
+    learning_rate: optax.Schedule,
+    *,
+    lr_max: ScalarLike,
+    rho_max: ScalarLike,
+    lr_min: ScalarLike = 0.0,
+    rho_min: ScalarLike = 0.0,
+) -> optax.Schedule:
+    r"""A radius that follows the learning rate.
+
+    .. math::
+        \rho_t = \rho_{min} + (\rho_{max} - \rho_{min})
+                 \frac{\eta_t - \eta_{min}}{\eta_{max} - \eta_{min}}
+
+    Args:
+      learning_rate: the base optimizer's schedule.
+      lr_max: its largest value, where the radius is ``rho_max``.
+      rho_max: largest radius.
+      lr_min: its smallest value, where the radius is ``rho_min``.
+      rho_min: smallest radius.
+
+    Raises:
+      ValueError: if ``lr_max`` equals ``lr_min``.
+
+    Reference: Zhuang et al. 2022, arXiv:2203.08065, algorithm 1.
+    """
+    if isinstance(lr_max, int | float) and lr_max == lr_min:
+        msg = f"rho_schedule: lr_max must differ from lr_min, got {lr_max} for both."
+        raise ValueError(msg)
+
+    def rho(count):
+        share = jnp.subtract(learning_rate(count), lr_min) / jnp.subtract(
+            lr_max, lr_min
+        )
+        return rho_min + jnp.subtract(rho_max, rho_min) * share
+
+    return rho
+
+
+__all__ = ["gsam", "rho_schedule"]

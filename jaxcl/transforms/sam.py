@@ -1,0 +1,172 @@
+"""Sharpness-aware minimisation: the gradient from a point uphill, and its two controls."""
+
+import functools
+from collections.abc import Hashable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import PRNGKeyArray, ScalarLike
+
+from jaxcl.transforms._climb import (
+    ClimbState,
+    Mask,
+    ScalarOrSchedule,
+    check_strength,
+    climb,
+    climb_adaptively,
+    climbers,
+    climbing,
+    empty_state,
+    transformation,
+)
+from jaxcl.transforms.across_devices import across_devices
+from jaxcl.tree import random_normal_like
+
+
+def sam(
+    rho: ScalarOrSchedule,
+    *,
+    adaptive: bool = False,
+    eta: ScalarLike = 0.01,
+    mask: Mask | None = None,
+    axis_name: Hashable = None,
+    sync: bool = True,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Use the gradient found a distance ``rho`` uphill.
+
+    .. math::
+        g' = \nabla L(w + \epsilon), \qquad \epsilon = \rho\, g / \|g\|
+        \quad\text{or, adaptive,}\quad
+        \epsilon = \rho\, T^2 g / \|T g\|,\; T = |w| + \eta
+
+    ``update(grads, state, params, *, grad_fn)`` needs ``grad_fn``, the gradient on the
+    same batch with the same key; whatever else a chain passes is ignored. Put it first
+    in a chain: ``optax.chain(sam(0.05), optax.clip_by_global_norm(1.0),
+    optax.adamw(1e-3))``. It knows no learning rate. Parameters are never moved, only
+    looked at from elsewhere. A network with batch statistics should keep those of the
+    first pass.
+
+    ``optax.chain(sam(rho), optax.MultiSteps(base, k))`` is exact m-sharpness (each part
+    of the batch has its own climb); for one climb over all parts see
+    :func:`jaxcl.transforms.accumulated`. ``optax.masked(sam)`` cannot work, because
+    ``grad_fn`` wants whole parameters: use ``mask``.
+
+    Args:
+      rho: radius in parameter units (adaptive: relative to the weights), a number,
+        traced or not, or a schedule of the update count. 0 is the plain gradient; a
+        plain Python 0 also spares the second gradient.
+      adaptive: measure the step relative to each weight, which makes the climb blind to
+        rescaled layers.
+      eta: keeps small weights able to move in the adaptive form; 0 in Create-and-Find.
+      mask: leaves that climb (``True``), as a tree, a prefix of one, or a function of
+        the parameters; the others stay where they are and out of the norm. Give a
+        function to ``optax.inject_hyperparams`` under ``static_args``.
+      axis_name: the device axis when mapped; see :func:`across_devices`.
+      sync: with ``axis_name``, one climb for all devices, or (m-sharpness) one each.
+
+    Returns:
+      A transformation whose state, :class:`ClimbState`, holds five scalars. Its
+      gradients have the dtypes they came in; norms and the climb are computed in
+      float32 or better. Where the gradient is zero, or not a number, there is no climb.
+
+    Raises:
+      ValueError: if ``rho`` or ``eta`` is known to be negative or not finite, or an
+        update lacks ``params`` or ``grad_fn``.
+
+    Cost: one more gradient per step.
+
+    Reference: Foret et al. 2021, arXiv:2010.01412, equations 2 and 3; adaptive: Kwon et
+    al. 2021, arXiv:2102.11600, equation 6.
+    """
+    check_strength("sam", "rho", rho)
+    check_strength("sam", "eta", eta)
+    move = functools.partial(climb_adaptively, eta=eta) if adaptive else climb
+    update = climbing("sam", rho, take_climbed, move=move, mask=mask)
+    alone = transformation(empty_state, update)
+    return alone if axis_name is None else across_devices(alone, axis_name, sync=sync)
+
+
+def take_climbed(count, logs, grads, climbed):
+    """The gradient at the perturbed point."""
+    del count, logs, grads
+    return climbed
+
+
+def reverse_sam(
+    rho: ScalarOrSchedule, *, mask: Mask | None = None
+) -> optax.GradientTransformationExtraArgs:
+    r"""Use the gradient found a distance ``rho`` *downhill*: SAM's mirror image.
+
+    .. math:: g' = \nabla L(w - \rho\, g / \|g\|)
+
+    To first order it descends :math:`L - \rho \|\nabla L\|`, so it seeks sharp places.
+    A control: whatever it shares with :func:`sam` is not owed to flatness.
+
+    Args:
+      rho: radius in parameter units, at least 0; number or schedule.
+      mask: leaves that take part, as in :func:`sam`.
+
+    Raises:
+      ValueError: if ``rho`` is known to be negative, or an update lacks ``params`` or
+        ``grad_fn``.
+
+    Cost: one more gradient per step. State: :class:`ClimbState`.
+    """
+    check_strength("reverse_sam", "rho", rho)
+    descend = lambda params, radius, ascent: climb(params, -1.0 * radius, ascent)
+    update = climbing("reverse_sam", rho, take_climbed, move=descend, mask=mask)
+    return transformation(empty_state, update)
+
+
+class RandomSamState(NamedTuple):
+    """A key for the directions to come, and the logs of the climb."""
+
+    key: PRNGKeyArray  # of the next direction
+    climb: ClimbState
+
+
+def random_sam(
+    key: PRNGKeyArray, rho: ScalarOrSchedule, *, mask: Mask | None = None
+) -> optax.GradientTransformationExtraArgs:
+    r"""Use the gradient found a distance ``rho`` away in a random direction.
+
+    .. math:: g' = \nabla L(w + \rho\, \xi / \|\xi\|), \qquad \xi \sim N(0, I)
+
+    A control of equal size: it smooths the loss over a sphere but does not look for the
+    worst point on it.
+
+    Args:
+      key: seeds the directions. A state made anew by ``init`` repeats them; for others,
+        build with another key.
+      rho: radius in parameter units, at least 0; number or schedule.
+      mask: leaves that move, as in :func:`sam`.
+
+    Raises:
+      ValueError: if ``rho`` is known to be negative, or an update lacks ``params`` or
+        ``grad_fn``.
+
+    Cost: one more gradient and one normal draw per step.
+    """
+    check_strength("random_sam", "rho", rho)
+
+    def update(grads, state, params=None, *, grad_fn: Any = None, **ignored):
+        del ignored
+        key_next, key_now = jax.random.split(state.key)
+
+        def wander(params, radius, ascent):
+            del ascent
+            noise = random_normal_like(key_now, params)
+            return climb(params, radius, climbers("random_sam", mask, params, noise))
+
+        once = climbing("random_sam", rho, take_climbed, move=wander, mask=mask)
+        grads, seen = once(grads, state.climb, params, grad_fn=grad_fn)
+        return grads, RandomSamState(key_next, seen)
+
+    # A copy, because a state may be donated while the key serves the next `init`.
+    init = lambda params: RandomSamState(jnp.copy(key), empty_state(params))
+    return transformation(init, update)
+
+
+__all__ = ["ClimbState", "RandomSamState", "random_sam", "reverse_sam", "sam"]
