@@ -171,7 +171,7 @@ def _outer(site, eqn, inputs, deltas, leaf):
     square = jnp.tensordot(
         jnp.square(_wide(x)), d, axes=(0, 0), precision=jax.lax.Precision.HIGHEST
     )
-    square = jnp.transpose(square, np.argsort(own + free))
+    square = jnp.transpose(square, np.argsort(own + free).tolist())
 
     def view(leaf):
         for eqn in site.views:
