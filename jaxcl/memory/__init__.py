@@ -1,6 +1,6 @@
 """What is remembered as data: which examples are kept, and which of them come back."""
 
-from jaxcl.memory.base import no_memory
+from jaxcl.memory.base import after, no_memory
 from jaxcl.memory.episodic import EpisodicState, episodic
 from jaxcl.memory.kmeans import kmeans, kmeans_rows
 from jaxcl.memory.reservoir import ReservoirState, reservoir
@@ -10,6 +10,7 @@ __all__ = [
     "EpisodicState",
     "ReservoirState",
     "Select",
+    "after",
     "class_balanced_rows",
     "episodic",
     "kmeans",

@@ -1,5 +1,6 @@
 """A fixed share for every task, chosen when the task ends."""
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -89,13 +90,13 @@ def episodic(
         if sample_size is None:
             join = lambda leaf: leaf.reshape(-1, *leaf.shape[2:])
             return state.kept if grouped else jax.tree.map(join, state.kept)
+        draw = partial(draw_ranks, sample_size=sample_size, replace=replace)
         if grouped:
-            draw = lambda key, count: draw_ranks(key, count, sample_size, replace)
             rows, real = jax.vmap(draw)(jax.random.split(key, num_tasks), state.filled)
             slots = jnp.arange(num_tasks)[:, None]
         else:
             ends = jnp.cumsum(state.filled)
-            ranks, real = draw_ranks(key, ends[-1], sample_size, replace)
+            ranks, real = draw(key, ends[-1])
             slots = jnp.searchsorted(ends, ranks, side="right")
             slots = jnp.minimum(slots, num_tasks - 1)  # only where nothing is stored
             rows = ranks - (ends - state.filled)[slots]

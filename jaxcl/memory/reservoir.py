@@ -33,10 +33,11 @@ def reservoir(capacity: int, sample_size: int, *, replace: bool = True) -> Memor
     inserted at once: of two rows that drew one slot only the later stays, as if they had
     come one after the other. Rows of weight zero are never kept and never counted.
 
-    ``observe`` writes at most ``b`` rows in place and ``sample`` reads ``sample_size``, so
-    inside ``scan`` the cost of a step does not depend on the capacity. (Comparing the
-    ``b`` slots with each other takes ``b^2`` integer comparisons.) The count is an int32:
-    beyond 2^31 - 1 rows it is not defined.
+    ``observe`` writes at most ``b`` rows and ``sample`` reads ``sample_size``, so inside
+    ``scan`` the cost of a step does not depend on the capacity, provided that XLA can
+    tell that reading comes first: see :func:`jaxcl.memory.after`. (Finding the rows that
+    drew one slot takes ``b^2`` integer comparisons.) The count is an int32: beyond
+    2^31 - 1 rows it is not defined.
 
     Args:
       capacity: ``m``, how many rows are kept.
