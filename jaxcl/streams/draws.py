@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Int
 
 from jaxcl.typing import Key
@@ -20,7 +21,7 @@ def generator(key: Key) -> np.random.Generator:
     Raises:
       ValueError: if the key is traced.
     """
-    if isinstance(key, jax.core.Tracer):
+    if isinstance(key, Tracer):
         msg = (
             "generator: a stream's key must be known before tracing, got a traced one; "
             "build one stream for each seed outside of jit and vmap, then stack_plans."
