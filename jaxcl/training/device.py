@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from jaxcl.losses import Logits, accuracy
-from jaxcl.tree import as_batch, at, num_rows, num_tasks
+from jaxcl.tree import at, num_tasks
 from jaxcl.typing import Batch, Key, Method, MethodState, Params, Stream
 
 

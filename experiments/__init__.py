@@ -1,0 +1,1 @@
+"""Papers retold: one folder each, run by ``python -m experiments.<paper>``."""

@@ -1,0 +1,216 @@
+"""The arms: what is compared, each a method of a few lines, and the trials they are in."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+
+from experiments.plasticity.config import Config
+from jaxcl.method import make_method
+from jaxcl.models import crelu
+from jaxcl.plasticity import continual_backprop, redo, shrink_and_perturb
+from jaxcl.regularizers import l2_init, no_regularizer
+from jaxcl.transforms import adaptive_rho, gnp, random_sam, reverse_sam, sam
+from jaxcl.tree import norm, safe_divide
+from jaxcl.typing import ExampleLoss, Method, Model, Regularizer
+
+Hyper = dict[str, float]
+
+
+class Arm(NamedTuple):
+    """One program: a method whose numbers are arguments."""
+
+    name: str
+    label: str  # for people
+    build: Callable[[ExampleLoss, Model, Hyper], Method]
+    activation: Callable = nnx.relu
+    layer_norm: bool = False
+
+
+class Trial(NamedTuple):
+    """One run to be done: an arm with numbers and a seed."""
+
+    arm: str
+    group: str
+    hyper: Hyper
+    seed: int
+
+
+def arms(config: Config, num_steps: int) -> dict[str, Arm]:
+    """All arms by name; ``num_steps`` are the steps of one task."""
+
+    def method(gradient=None, **parts):
+        """What most arms differ in: the gradient, from the numbers."""
+
+        def build(loss, model, hyper):
+            rate = hyper["learning_rate"]
+            made = {name: part(model, hyper) for name, part in parts.items()}
+            return make_method(
+                loss,
+                optax.sgd(rate, momentum=config.momentum or None),
+                gradient=gradient(hyper) if gradient else None,
+                reset_gradient=True,
+                **made,
+            )
+
+        return build
+
+    def warm(value):
+        """Rises linearly from zero at the start of each task."""
+        rise = max(1.0, config.warm_share * num_steps)
+        return lambda count: value * jnp.minimum(1.0, count / rise)
+
+    on_sphere = {"regularizer": lambda model, hyper: fixed_norm()}
+    listed = [
+        Arm("sgd", "SGD", method()),
+        Arm("sam", "SAM", method(lambda h: sam(h["rho"]))),
+        Arm("gnp", "GNP", method(lambda h: gnp(h["r"], penalty=h["penalty"]))),
+        # neighbours: what else is known to preserve plasticity
+        Arm(
+            "l2-init",
+            "L2 Init",
+            method(regularizer=lambda model, h: l2_init(h["strength"])),
+        ),
+        Arm(
+            "shrink-perturb",
+            "shrink and perturb",
+            method(renewal=lambda model, h: _shrink(config, model)),
+        ),
+        Arm(
+            "redo",
+            "ReDo",
+            method(
+                renewal=lambda model, h: redo(
+                    model.features,
+                    model.units,
+                    model.init,
+                    threshold=config.dormant,
+                    period=config.redo_period,
+                )
+            ),
+        ),
+        Arm(
+            "continual-backprop",
+            "continual backprop",
+            method(
+                renewal=lambda model, h: continual_backprop(
+                    model.features,
+                    model.units,
+                    model.init,
+                    rate=config.replacement_rate,
+                )
+            ),
+        ),
+        Arm("crelu", "SGD, CReLU", method(), activation=crelu),
+        Arm("layer-norm", "SGD, LayerNorm", method(), layer_norm=True),
+        # adaptive: strengths that follow the run
+        Arm(
+            "sam-tracking",
+            "SAM, sharpness held",
+            method(lambda h: adaptive_rho(h["target"])),
+        ),
+        Arm("sam-warm", "SAM, re-warmed", method(lambda h: sam(warm(h["rho"])))),
+        Arm(
+            "gnp-warm",
+            "GNP, re-warmed",
+            method(lambda h: gnp(h["r"], penalty=warm(h["penalty"]))),
+        ),
+        # controls: weight norm held, sharpness pushed down, up, or at random
+        Arm("sgd-sphere", "SGD, norm held", method(**on_sphere)),
+        Arm(
+            "sam-sphere",
+            "SAM, norm held",
+            method(lambda h: sam(h["rho"]), **on_sphere),
+        ),
+        Arm(
+            "reverse-sphere",
+            "reverse SAM, norm held",
+            method(lambda h: reverse_sam(h["rho"]), **on_sphere),
+        ),
+        Arm(
+            "noise-sphere",
+            "noise, norm held",
+            method(
+                lambda h: random_sam(jax.random.key(config.seed), h["rho"]), **on_sphere
+            ),
+        ),
+    ]
+    return {arm.name: arm for arm in listed}
+
+
+def trials(config: Config) -> list[Trial]:
+    """Every run of the experiment, in the order they are done."""
+    rates, rho = config.learning_rates, config.rho
+    usual = {"r": config.r, "penalty": config.penalty}
+    groups = {
+        "paper": [("sgd", {}), ("sam", {"rho": rho}), ("gnp", usual)],
+        "neighbours": [
+            ("l2-init", {"strength": config.l2_init_strength}),
+            ("shrink-perturb", {}),
+            ("redo", {}),
+            ("continual-backprop", {}),
+            ("crelu", {}),
+            ("layer-norm", {}),
+        ],
+        "adaptive": [
+            ("sam-tracking", {"target": config.target_sharpness}),
+            ("sam-warm", {"rho": rho}),
+            ("gnp-warm", usual),
+        ],
+        "controls": [
+            ("sgd-sphere", {}),
+            ("sam-sphere", {"rho": rho}),
+            ("reverse-sphere", {"rho": rho}),
+            ("noise-sphere", {"rho": rho}),
+        ],
+        "sweep": [
+            *(("sam", {"rho": value}) for value in config.rhos),
+            *(
+                ("gnp", {"r": r, "penalty": penalty})
+                for r in config.radii
+                for penalty in config.penalties
+            ),
+        ],
+    }
+    unknown = set(config.groups) - set(groups)
+    if unknown:
+        msg = f"groups: expected some of {', '.join(groups)}, got {sorted(unknown)}."
+        raise ValueError(msg)
+    if config.resnet_width and "neighbours" in config.groups:
+        msg = (
+            "groups: neighbours need the fully connected network (CReLU, LayerNorm), "
+            "got resnet_width above 0; leave the group out."
+        )
+        raise ValueError(msg)
+    return [
+        Trial(arm, group, {"learning_rate": rate, **hyper}, seed)
+        for group in config.groups
+        for arm, hyper in groups[group]
+        for rate in rates
+        for seed in range(config.sweep_seeds if group == "sweep" else config.seeds)
+    ]
+
+
+def fixed_norm() -> Regularizer:
+    """Keep the parameters on the sphere they started on: ``|params| = |start|``."""
+
+    def project(start, params):
+        scale = safe_divide(start, norm(params))
+        return jax.tree.map(lambda leaf: scale * leaf, params)
+
+    return no_regularizer()._replace(init=norm, project=project)
+
+
+def _shrink(config: Config, model: Model):
+    """One draw for a whole period has the law of one per step, compounded."""
+    period = config.renewal_period
+    kept = (1.0 - config.shrink) ** period
+    steps = jnp.arange(period)
+    variance = jnp.sum((1.0 - config.shrink) ** (2 * steps)) * config.perturb**2
+    return shrink_and_perturb(kept, jnp.sqrt(variance), model.init, period=period)
+
+
+__all__ = ["Arm", "Hyper", "Trial", "arms", "fixed_norm", "trials"]

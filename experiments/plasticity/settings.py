@@ -1,0 +1,148 @@
+"""The settings: which tasks arrive, and which outputs they are learned with."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from experiments.plasticity.config import Config
+from jaxcl.losses import Logits, multi_head, single_head
+from jaxcl.models import mlp, resnet
+from jaxcl.streams import (
+    Images,
+    class_pairs,
+    class_splits,
+    digits,
+    load_images,
+    permuted,
+    permuted_labels,
+    stack_plans,
+    subset,
+    tfds_images,
+    validate,
+)
+from jaxcl.training.device import steps_for
+from jaxcl.tree import at, num_tasks
+from jaxcl.typing import Model, Stream
+
+SPLIT_CLASSES = 5  # classes per task of class-splits: 20 tasks of CIFAR-100
+
+
+class Setting(NamedTuple):
+    """Tasks for all seeds, and how a network reads them."""
+
+    name: str
+    streams: Stream  # plan leaves [s, T, ...], the pool shared by the seeds
+    num_tasks: int
+    num_steps: int  # per task
+    logits: Callable[[Callable], Logits]  # from `apply`
+    num_inputs: int
+    num_outputs: int
+
+
+def load(config: Config) -> Images:
+    """The images that ``config.data`` names."""
+    if config.data == "digits":
+        return digits()
+    if config.data.startswith("tfds:"):
+        folder = Path.home() / "tensorflow_datasets"
+        return tfds_images(config.data.removeprefix("tfds:"), folder)
+    return load_images(config.data)
+
+
+def make_setting(name: str, config: Config, images: Images) -> Setting:
+    """Build one setting for all seeds.
+
+    Raises:
+      ValueError: for a name that is not a setting, or data that cannot make it.
+    """
+    if name not in _BUILDERS:
+        msg = f"settings: expected some of {', '.join(_BUILDERS)}, got {name!r}."
+        raise ValueError(msg)
+    build, classes_per_task, heads = _BUILDERS[name]
+    images = _fewer(config, images, classes_per_task)
+    keys = jax.random.split(jax.random.key(config.seed), config.seeds)
+    flat = not config.resnet_width
+    streams = [build(key, config, images, flat=flat) for key in keys]
+    validate(streams[0])
+    total = num_tasks(streams[0].plan)
+    rows = jax.eval_shape(
+        streams[0].train, streams[0].pool, at(0, streams[0].plan)
+    ).weight.shape[0]
+    classes = streams[0].num_classes
+    logits = multi_head_of(classes) if heads else single_head
+    return Setting(
+        name,
+        stack_plans(streams),
+        min(total, config.task_limit or total),
+        steps_for(rows, batch_size=config.batch_size, num_epochs=config.num_epochs),
+        logits,
+        int(np.prod(images.train_x.shape[1:])),
+        classes * (total if heads else 1),
+    )
+
+
+def make_model(config: Config, setting: Setting, **options) -> Model:
+    """The network of a setting; ``options`` go to :func:`jaxcl.models.mlp`."""
+    if config.resnet_width:
+        return resnet(setting.num_outputs, width=config.resnet_width)
+    sizes = (setting.num_inputs, *config.hidden, setting.num_outputs)
+    return mlp(sizes, **options)
+
+
+def multi_head_of(classes: int) -> Callable[[Callable], Logits]:
+    """Each task reads its own outputs, fresh when it begins."""
+    return lambda apply: multi_head(apply, classes)
+
+
+def _fewer(config: Config, images: Images, classes_per_task: int | None) -> Images:
+    """At most the configured number of images; per class where tasks are classes."""
+    options = {}
+    if config.test_examples and not classes_per_task:
+        options["num_test"] = min(config.test_examples, len(images.test_y))
+    if config.examples_per_task and classes_per_task:
+        smallest = int(np.bincount(images.train_y).min())
+        share = max(1, config.examples_per_task // classes_per_task)
+        options |= {"num_train": min(share, smallest), "per_class": True}
+    key = jax.random.key(config.seed)
+    return subset(images, key=key, **options) if options else images
+
+
+def _permuted(key, config, images, **options):
+    options["num_examples"] = _at_most(config.examples_per_task, images)
+    return permuted(key, images, num_tasks=config.num_tasks, **options)
+
+
+def _permuted_labels(key, config, images, **options):
+    options["num_examples"] = _at_most(config.examples_per_task, images)
+    return permuted_labels(key, images, num_tasks=config.num_tasks, **options)
+
+
+def _pairs(key, config, images, **options):
+    del key, config  # pairs and order are fixed; seeds differ in start and batches
+    return class_pairs(images, **options)
+
+
+def _class_splits(key, config, images, **options):
+    del config
+    tasks = images.num_classes // SPLIT_CLASSES
+    return class_splits(key, images, num_tasks=tasks, **options)
+
+
+def _at_most(count, images):
+    return None if count is None else min(count, len(images.train_y))
+
+
+#: name -> (stream of one seed, classes per task if fixed, outputs of its own per task)
+_BUILDERS = {
+    "permuted": (_permuted, None, False),
+    "pairs-new-head": (_pairs, 2, True),
+    "pairs-one-head": (_pairs, 2, False),
+    "class-splits": (_class_splits, SPLIT_CLASSES, False),
+    "permuted-labels": (_permuted_labels, None, False),
+}
+
+
+__all__ = ["Setting", "load", "make_model", "make_setting", "multi_head_of"]

@@ -1,0 +1,233 @@
+"""Named methods: each a composition that its paper would recognise.
+
+They are here to be read as much as to be called; anything else is one
+:func:`~jaxcl.method.make_method` away. All take the loss of one example and an optimizer;
+``**options`` go on to ``make_method``, so any of them can learn with ``gradient=sam(rho)``.
+"""
+
+from collections.abc import Callable
+
+import optax
+from jaxtyping import ScalarLike
+
+from jaxcl.averages import ema
+from jaxcl.averages import interpolate as interpolated
+from jaxcl.curvature import Fisher, empirical_fisher
+from jaxcl.losses import Logits, cross_entropy
+from jaxcl.memory import Select, episodic, random_rows, reservoir
+from jaxcl.method import make_method
+from jaxcl.regularizers import boxed, distill, follow_slow
+from jaxcl.regularizers import ewc as ewc_pull
+from jaxcl.regularizers import l2_init as l2_init_pull
+from jaxcl.transforms import agem as agem_gradient
+from jaxcl.transforms import gem as gem_gradient
+from jaxcl.transforms import gnp as gnp_gradient
+from jaxcl.transforms import sam as sam_gradient
+from jaxcl.typing import ExampleLoss, Method
+
+Optimizer = optax.GradientTransformation
+
+
+def plain(example_loss: ExampleLoss, optimizer: Optimizer, **options) -> Method:
+    """The optimizer alone: what every other method is compared with."""
+    return make_method(example_loss, optimizer, **options)
+
+
+def sam(
+    example_loss: ExampleLoss, optimizer: Optimizer, *, rho: ScalarLike = 0.05, **options
+) -> Method:
+    """Sharpness-aware minimisation (arXiv:2010.01412)."""
+    gradient = sam_gradient(rho)
+    return make_method(example_loss, optimizer, gradient=gradient, **options)
+
+
+def gnp(
+    example_loss: ExampleLoss,
+    optimizer: Optimizer,
+    *,
+    r: ScalarLike = 0.125,
+    penalty: ScalarLike = 0.1,
+    **options,
+) -> Method:
+    """Gradient norm penalty: ``L + penalty * |grad L|`` (arXiv:2202.03599)."""
+    gradient = gnp_gradient(r, penalty=penalty)
+    return make_method(example_loss, optimizer, gradient=gradient, **options)
+
+
+def l2_init(
+    example_loss: ExampleLoss, optimizer: Optimizer, *, strength: ScalarLike, **options
+) -> Method:
+    """Pull towards the initial parameters, to stay able to learn (arXiv:2308.11958)."""
+    pull = l2_init_pull(strength)
+    return make_method(example_loss, optimizer, regularizer=pull, **options)
+
+
+def ewc(
+    example_loss: ExampleLoss,
+    optimizer: Optimizer,
+    *,
+    strength: ScalarLike,
+    decay: ScalarLike | None = None,
+    fisher: Fisher | None = None,
+    **options,
+) -> Method:
+    """Elastic weight consolidation (arXiv:1612.00796); online with ``decay``.
+
+    Args:
+      example_loss: a negative log-likelihood.
+      optimizer: keep ``learning_rate * strength * max(Fisher) < 2``.
+      strength: in the unit of :mod:`jaxcl.regularizers.ewc`.
+      decay: share of the old Fisher kept per task; separate anchors without.
+      fisher: the empirical one on all of the task's rows if absent.
+      **options: for :func:`~jaxcl.method.make_method`.
+    """
+    pull = ewc_pull(fisher or empirical_fisher(example_loss), strength, decay=decay)
+    return make_method(example_loss, optimizer, regularizer=pull, **options)
+
+
+def create_and_find(
+    example_loss: ExampleLoss,
+    optimizer: Optimizer,
+    *,
+    rho: ScalarLike = 0.65,
+    strength: ScalarLike = 5e4,
+    decay: ScalarLike = 0.95,
+    num_examples: int = 128,
+    **options,
+) -> Method:
+    """Seek flat regions by adaptive SAM, then stay in a box inside them.
+
+    The pull acts at the unperturbed parameters, and after each step every parameter is
+    clipped to ``rho * |anchor|`` around its anchor (C&F, arXiv:2309.11305). The defaults
+    are the authors' for text classification with BERT; tune them elsewhere.
+    """
+    fisher = empirical_fisher(example_loss, num_examples=num_examples)
+    return make_method(
+        example_loss,
+        optimizer,
+        gradient=sam_gradient(rho, adaptive=True, eta=0.0),
+        regularizer=boxed(ewc_pull(fisher, strength, decay=decay), rho),
+        perturb_penalty=False,
+        **options,
+    )
+
+
+def experience_replay(
+    example_loss: ExampleLoss,
+    optimizer: Optimizer,
+    *,
+    capacity: int,
+    sample_size: int,
+    **options,
+) -> Method:
+    """ER: each step also learns on rows of a reservoir (arXiv:1902.10486)."""
+    memory = reservoir(capacity, sample_size)
+    return make_method(example_loss, optimizer, memory=memory, **options)
+
+
+def agem(
+    example_loss: ExampleLoss,
+    optimizer: Optimizer,
+    *,
+    num_tasks: int,
+    capacity_per_task: int,
+    sample_size: int,
+    select: Select = random_rows,
+    **options,
+) -> Method:
+    """A-GEM: never uphill on a sample of the past (arXiv:1812.00420)."""
+    memory = episodic(num_tasks, capacity_per_task, sample_size, select=select)
+    return make_method(
+        example_loss,
+        optimizer,
+        gradient=agem_gradient(),
+        memory=memory,
+        replay_weight=0,
+        **options,
+    )
+
+
+def gem(
+    example_loss: ExampleLoss,
+    optimizer: Optimizer,
+    *,
+    num_tasks: int,
+    capacity_per_task: int,
+    margin: ScalarLike = 0.0,
+    select: Select = random_rows,
+    **options,
+) -> Method:
+    """GEM: not uphill on any past task, by a quadratic program (arXiv:1706.08840)."""
+    memory = episodic(num_tasks, capacity_per_task, grouped=True, select=select)
+    return make_method(
+        example_loss,
+        optimizer,
+        gradient=gem_gradient(margin),
+        memory=memory,
+        replay_weight=0,
+        **options,
+    )
+
+
+def learning_without_forgetting(
+    logits: Logits,
+    optimizer: Optimizer,
+    *,
+    strength: ScalarLike = 1.0,
+    temperature: ScalarLike = 2.0,
+    **options,
+) -> Method:
+    """LwF: on new inputs, answer as before the task began (arXiv:1606.09282)."""
+    pull = distill(logits, strength, temperature=temperature)
+    return make_method(cross_entropy(logits), optimizer, regularizer=pull, **options)
+
+
+def slow_learner(
+    example_loss: ExampleLoss,
+    optimizer: Optimizer,
+    features: Callable,
+    *,
+    decay: ScalarLike,
+    strength: ScalarLike,
+    capacity: int,
+    sample_size: int,
+    **options,
+) -> Method:
+    """A fast learner that replays and stays near its own slow average.
+
+    The method inside I-LoRA (arXiv:2402.18865), for any parameters: an EMA of them is
+    evaluated, and on replayed inputs the features stay close to the average's.
+    """
+    return make_method(
+        example_loss,
+        optimizer,
+        regularizer=follow_slow(features, strength),
+        memory=reservoir(capacity, sample_size),
+        average=ema(decay),
+        **options,
+    )
+
+
+def interpolation(
+    example_loss: ExampleLoss, optimizer: Optimizer, *, alpha: ScalarLike, **options
+) -> Method:
+    """Wise-FT after every task: a point between its start and its end (2109.01903)."""
+    average = interpolated(alpha)
+    return make_method(example_loss, optimizer, average=average, **options)
+
+
+__all__ = [
+    "Optimizer",
+    "agem",
+    "create_and_find",
+    "ewc",
+    "experience_replay",
+    "gem",
+    "gnp",
+    "interpolation",
+    "l2_init",
+    "learning_without_forgetting",
+    "plain",
+    "sam",
+    "slow_learner",
+]

@@ -1,0 +1,262 @@
+"""The laws of the method algebra, each with a negative control beside it.
+
+Oracle of every law: two different compositions that must learn the same parameters.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.flatten_util import ravel_pytree
+
+from jaxcl.averages import ema
+from jaxcl.curvature import empirical_fisher
+from jaxcl.losses import cross_entropy, mean_loss, single_head
+from jaxcl.memory import episodic, reservoir
+from jaxcl.method import make_method
+from jaxcl.regularizers import boxed, ewc, l2_init, no_regularizer, sum_of
+from jaxcl.training.device import first_example, run_stream
+from jaxcl.transforms import agem, gem, gnp, sam
+from jaxcl.tree import as_batch, at
+from jaxcl.typing import Renewal, Stream
+
+D, H, C, T = 6, 5, 3, 2
+
+
+def apply(params, x):
+    return jnp.tanh(x @ params["w"]) @ params["v"]
+
+
+LOGITS = single_head(apply)
+LOSS = cross_entropy(LOGITS)
+FISHER = empirical_fisher(LOSS)
+SGD = optax.sgd(0.2)
+MAKE = functools.partial(make_method, LOSS, SGD)
+
+
+def task(seed, rows=16):
+    key_x, key_map = jax.random.split(jax.random.key(seed))
+    x = jax.random.normal(key_x, (rows, D))
+    return as_batch(x, jnp.argmax(x @ jax.random.normal(key_map, (D, C)), axis=1))
+
+
+@functools.cache
+def setting():
+    plan = jax.tree.map(lambda *leaves: jnp.stack(leaves), task(1), task(2))
+    view = lambda pool, plan: plan
+    key_w, key_v = jax.random.split(jax.random.key(0))
+    params = {
+        "w": jax.random.normal(key_w, (D, H)),
+        "v": jax.random.normal(key_v, (H, C)),
+    }
+    return Stream((), plan, view, view, C, "two tasks"), params
+
+
+def learned(method):
+    """The evaluated parameters after two tasks, as one vector."""
+    stream, params = setting()
+
+    @jax.jit
+    def walk(key):
+        state = method.init(params, first_example(stream))
+        state, _ = run_stream(key, method, stream, state, num_steps=12, batch_size=8)
+        return ravel_pytree(method.eval_params(state))[0]
+
+    return np.asarray(walk(jax.random.key(3)))
+
+
+@functools.cache
+def plain():
+    return learned(MAKE())
+
+
+def assert_law(left, right, atol=1e-6):
+    np.testing.assert_allclose(left, right, atol=atol, rtol=0)
+
+
+def assert_different(left, right, gap=1e-4):
+    assert np.max(np.abs(left - right)) > gap
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        lambda: MAKE(gradient=gnp(0.05, alpha=0.0)),
+        lambda: MAKE(gradient=sam(0.0)),
+        lambda: MAKE(regularizer=ewc(FISHER, 0.0)),
+        lambda: MAKE(regularizer=boxed(ewc(FISHER, 0.0), jnp.inf)),
+        lambda: MAKE(regularizer=sum_of()),
+        lambda: MAKE(average=ema(0.0)),
+        lambda: MAKE(gradient=agem()),
+        lambda: MAKE(memory=reservoir(8, 4), replay_weight=0),
+        lambda: MAKE(perturb_penalty=False),
+    ],
+    ids=[
+        "gnp(alpha=0)",
+        "sam(0)",
+        "ewc(0)",
+        "infinite box",
+        "sum_of()",
+        "ema(0)",
+        "a-gem without memory",
+        "memory that is only looked at",
+        "placement of no penalty",
+    ],
+)
+def test_neutral_elements_leave_plain_descent_alone(method):
+    """Law: the neutral element of each part changes nothing."""
+    assert_law(learned(method()), plain())
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        lambda: MAKE(gradient=gnp(0.5, alpha=0.7)),
+        lambda: MAKE(gradient=sam(0.5)),
+        lambda: MAKE(regularizer=ewc(FISHER, 3.0)),
+        lambda: MAKE(regularizer=boxed(ewc(FISHER, 0.0), 0.01)),
+        lambda: MAKE(regularizer=l2_init(0.1)),
+        lambda: MAKE(average=ema(0.9)),
+        lambda: MAKE(gradient=agem(), memory=reservoir(8, 4), replay_weight=0),
+        lambda: MAKE(memory=reservoir(8, 4)),
+    ],
+    ids=["gnp", "sam", "ewc", "box", "l2 init", "ema", "a-gem", "replay"],
+)
+def test_every_part_changes_what_is_learned(method):
+    """Negative control of the neutral elements."""
+    assert_different(learned(method()), plain())
+
+
+def test_gnp_with_alpha_one_is_sam():
+    """Law, over whole runs."""
+    assert_law(
+        learned(MAKE(gradient=gnp(0.3, alpha=1.0))), learned(MAKE(gradient=sam(0.3)))
+    )
+
+
+def test_sum_of_is_associative():
+    """Law: regularizers are a monoid."""
+    a, b, c = ewc(FISHER, 3.0), l2_init(0.01), l2_init(0.03)
+    left = learned(MAKE(regularizer=sum_of(sum_of(a, b), c)))
+    assert_law(left, learned(MAKE(regularizer=sum_of(a, sum_of(b, c)))))
+
+
+def test_where_a_penalty_acts_matters_with_sam_and_not_without():
+    """Law and its negative control."""
+    pull = l2_init(0.3)
+    late = learned(MAKE(regularizer=pull, perturb_penalty=False))
+    assert_law(late, learned(MAKE(regularizer=pull)))
+    with_sam = functools.partial(MAKE, gradient=sam(0.5), regularizer=pull)
+    assert_different(learned(with_sam(perturb_penalty=False)), learned(with_sam()))
+
+
+def test_replay_from_an_empty_memory_is_plain_descent_bit_for_bit():
+    """Law: an episodic memory is empty for the whole first task."""
+    batch = at(slice(8), task(1))
+    params = setting()[1]
+    memory = episodic(num_tasks=2, capacity_per_task=4, sample_size=8)
+    results = []
+    for method in (MAKE(), MAKE(memory=memory)):
+        state = method.init(params, at(slice(1), batch))
+        for i in range(3):
+            state, _ = jax.jit(method.step)(jax.random.key(i), state, batch)
+        results.append(ravel_pytree(state.params)[0])
+    np.testing.assert_array_equal(*results)
+
+
+def test_replay_is_the_weighted_sum_of_both_losses():
+    """Oracle: (loss(batch) + w loss(replay)) / (1 + w), differentiated apart."""
+    params, batch, weight = setting()[1], at(slice(8), task(1)), 0.6
+    method = MAKE(memory=reservoir(8, 4), replay_weight=weight)
+    state = method.init(params, at(slice(1), batch))
+    state, _ = method.step(jax.random.key(0), state, batch)
+    key = jax.random.key(1)
+    key_sample = jax.random.split(key, 4)[1]
+    replay = reservoir(8, 4).sample(key_sample, state.memory)
+    both = lambda p: (
+        mean_loss(LOSS, p, batch, key) + weight * mean_loss(LOSS, p, replay, key)
+    ) / (1 + weight)
+    expected = jax.tree.map(
+        lambda p, g: p - 0.2 * g, state.params, jax.grad(both)(state.params)
+    )
+    moved, info = method.step(key, state, batch)
+    assert_law(ravel_pytree(moved.params)[0], ravel_pytree(expected)[0])
+    np.testing.assert_allclose(info.loss, both(state.params), rtol=1e-6)
+
+
+def test_gem_needs_replay_grouped_by_task():
+    """A flat memory is refused with advice; a grouped one learns and satisfies GEM."""
+    batch = at(slice(8), task(1))
+    flat = MAKE(gradient=gem(), memory=reservoir(8, 4), replay_weight=0)
+    state = flat.init(setting()[1], at(slice(1), batch))
+    with pytest.raises(ValueError, match="grouped=True"):
+        flat.step(jax.random.key(0), state, batch)
+
+    memory = episodic(num_tasks=T, capacity_per_task=4, sample_size=None, grouped=True)
+    grouped = MAKE(gradient=gem(), memory=memory, replay_weight=0)
+    assert_different(learned(grouped), plain())
+    assert np.isfinite(learned(grouped)).all()
+
+
+def test_renewed_parameters_lose_their_optimizer_statistics():
+    """Oracle: Adam's moments are zero exactly where the mask says so."""
+    mask = {"w": jnp.zeros((D, H), bool).at[:, 1].set(True), "v": jnp.zeros((H, C), bool)}
+    renewal = Renewal(lambda p: (), lambda k, s, p, b: (s, p, mask))
+    batch = at(slice(8), task(1))
+    states = []
+    for part in (renewal, None):
+        method = make_method(LOSS, optax.adam(0.1), renewal=part)
+        state = method.init(setting()[1], at(slice(1), batch))
+        states.append(method.step(jax.random.key(0), state, batch)[0].optimizer[0])
+    cleared, kept = states
+    for moment in ("mu", "nu"):
+        expected = jax.tree.map(
+            lambda m, fresh: np.where(fresh, 0, m), getattr(kept, moment), mask
+        )
+        assert_law(
+            ravel_pytree(getattr(cleared, moment))[0], ravel_pytree(expected)[0]
+        )
+        assert float(jnp.abs(getattr(kept, moment)["w"][:, 1]).max()) > 0
+    assert int(cleared.count) == 1
+
+
+def test_absent_parts_leave_nothing_in_the_state():
+    """Oracle: counting leaves. Plain descent carries its parameters alone."""
+    batch = at(slice(8), task(1))
+    params = setting()[1]
+    state = MAKE().init(params, at(slice(1), batch))
+    kept = [leaf for leaf in jax.tree.leaves(state) if leaf.size]
+    assert len(kept) == len(jax.tree.leaves(params))
+
+
+def test_the_optimizer_and_the_gradient_restart_where_asked():
+    """Oracle: Adam's count and the transformation's count after the end of a task."""
+    batch = at(slice(8), task(1))
+    for reset in (True, False):
+        method = make_method(
+            LOSS,
+            optax.adam(0.1),
+            gradient=optax.scale_by_schedule(lambda count: 1.0 + count),
+            reset_optimizer=reset,
+            reset_gradient=reset,
+        )
+        state = method.init(setting()[1], at(slice(1), batch))
+        state, _ = method.step(jax.random.key(0), state, batch)
+        state = method.end_task(jax.random.key(1), state, batch)
+        assert int(state.optimizer[0].count) == (0 if reset else 1)
+        assert int(state.gradient.count) == (0 if reset else 1)
+
+
+def test_the_penalty_is_part_of_the_reported_loss_only_where_it_is_perturbed():
+    """Oracle: data loss and penalty by hand."""
+    params, batch, key = setting()[1], at(slice(8), task(1)), jax.random.key(0)
+    constant = no_regularizer()._replace(penalty=lambda s, p, c: jnp.asarray(7.0))
+    data = mean_loss(LOSS, params, batch, key)
+    for perturb, expected in ((True, data + 7.0), (False, data)):
+        method = MAKE(regularizer=constant, perturb_penalty=perturb)
+        state = method.init(params, at(slice(1), batch))
+        info = method.step(key, state, batch)[1]
+        np.testing.assert_allclose(info.loss, expected, rtol=1e-6)
