@@ -1,0 +1,31 @@
+"""What every experiment shares: a command with presets, a folder per run, a bar.
+
+An experiment is a frozen dataclass of settings, a function that runs it, and one that
+reports it; ``__main__.py`` of its folder is::
+
+    raise SystemExit(main(PRESETS, run, __doc__, report=report))
+"""
+
+from experiments.harness.command import main
+from experiments.harness.progress import progress
+from experiments.harness.run_folder import (
+    RunFolder,
+    append,
+    finished,
+    read_json,
+    read_records,
+    write_json,
+    write_text,
+)
+
+__all__ = [
+    "RunFolder",
+    "append",
+    "finished",
+    "main",
+    "progress",
+    "read_json",
+    "read_records",
+    "write_json",
+    "write_text",
+]

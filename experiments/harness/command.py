@@ -1,0 +1,300 @@
+"""From a command line to a run: presets, fields, and errors of one line.
+
+Exit codes: 0 also for a run in which something diverged (its status says so and names
+it), 2 for bad input, 1 with a traceback for a bug, 130 when interrupted.
+"""
+
+import contextlib
+import dataclasses
+import difflib
+import io
+import re
+import sys
+import textwrap
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple, get_args
+
+import tyro
+
+from experiments.harness.run_folder import (
+    InputError,
+    RunFolder,
+    begin,
+    claim,
+    default_path,
+    discard,
+    examine,
+    mark,
+    plain,
+    read_json,
+    read_records,
+)
+
+OUTPUTS = Path("outputs")  # where folders go without --out; ignored by git
+_OUT = (
+    "Folder of the run. An unfinished run goes on, a finished one is reported again; "
+    f"by default {OUTPUTS}/, experiment, preset and a hash of the settings."
+)
+
+
+class Request(NamedTuple):
+    """What a command line asks for."""
+
+    preset: str
+    config: Any
+    out: Path | None
+
+
+def main(
+    presets: Mapping[str, Any],
+    run: Callable[[Any, RunFolder], None],
+    doc: str,
+    argv: Sequence[str] | None = None,
+    *,
+    report: Callable[[Any, RunFolder], None] | None = None,
+    name: str | None = None,
+) -> int:
+    """Run an experiment from its command line.
+
+    Args:
+      presets: named configurations, instances of one frozen dataclass.
+      run: ``(config, folder) -> None``; skips the runs in ``finished(folder)`` and
+        ``append``s the others. It should raise ``ValueError`` or ``FileNotFoundError``
+        for bad input before any compute; raised by a ``raise`` of ours, they are shown
+        as one line and a new folder is not left behind.
+      doc: what the experiment is, for ``--help``.
+      argv: the command line without the program; ``sys.argv[1:]`` if absent.
+      report: ``(config, folder) -> None``, makes tables, figures and page from the
+        results; also called alone when a finished run is asked for again.
+      name: of the experiment; by default the folder in which the dataclass is defined.
+
+    Returns:
+      The exit code.
+    """
+    kind = type(next(iter(presets.values())))
+    name = name or kind.__module__.split(".")[1]
+    argv = list(sys.argv[1:] if argv is None else argv)
+    try:
+        request = parse(name, presets, doc, argv)
+        if request is None:  # the help was shown
+            return 0
+        path = request.out or default_path(
+            name, request.preset, request.config, OUTPUTS
+        )
+        folder = RunFolder(path, name, request.preset, request.config)
+        examine(folder)  # refuses before anything is created
+        with claim(folder):
+            state = examine(folder)
+            if state == "finished":
+                print(f"{path} is finished; making its report again.")
+                if report is not None:
+                    report(folder.config, folder)
+                return 0
+            return _run(folder, state, run, report)
+    except InputError as error:
+        return _refuse(error)
+
+
+def _run(folder: RunFolder, state: str, run: Callable, report: Callable | None) -> int:
+    begin(folder)
+    known = len(read_records(folder))
+    if known:
+        print(f"{folder.path}: {known} runs are there, going on.")
+    try:
+        run(folder.config, folder)
+    except KeyboardInterrupt:
+        mark(folder, "failed", error="interrupted")
+        print(f"interrupted; the same command goes on from here: {folder.path}")
+        return 130
+    except Exception as error:
+        if is_bad_input(error):
+            if state == "new" and not read_records(folder):
+                discard(folder)
+            else:
+                mark(folder, "failed", error=_one_line(error))
+            return _refuse(error)
+        mark(folder, "failed", error=traceback.format_exc())
+        raise
+    records = read_records(folder)
+    lost = [record["run"] for record in records if record.get("status") == "diverged"]
+    mark(folder, "diverged" if lost else "done", runs=len(records), diverged=lost)
+    if report is not None:
+        report(folder.config, folder)
+    if lost:
+        print(
+            f"{len(lost)} of {len(records)} runs diverged: {', '.join(lost[:5])}"
+            + (", ..." if len(lost) > 5 else "")
+        )
+    seconds = read_json(folder.path / "status.json")["seconds"]
+    print(f"{len(records)} runs in {seconds:.0f} s: {folder.path}")
+    return 0
+
+
+def is_bad_input(error: Exception) -> bool:
+    """Whether our own code raised it on purpose: a ``raise`` in jaxcl or experiments.
+
+    The same kinds of errors from JAX, numpy or a slip of ours are bugs.
+    """
+    if isinstance(error, InputError):
+        return True
+    if not isinstance(error, ValueError | FileNotFoundError):
+        return False
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    package = frame.f_globals.get("__name__", "").split(".")[0]
+    line = traceback.extract_tb(error.__traceback__)[-1].line or ""
+    return package in ("jaxcl", "experiments") and line.startswith("raise")
+
+
+def parse(
+    name: str, presets: Mapping[str, Any], doc: str, argv: list[str]
+) -> Request | None:
+    """Read a command line; None if it asked for help, which is then shown.
+
+    Raises:
+      InputError: for anything that is not understood, with the nearest that would be.
+    """
+    program = f"python -m experiments.{name}"
+    if not argv:
+        msg = f"say which preset: {', '.join(presets)} (or --help)."
+        raise InputError(msg)
+    if argv[0] in ("-h", "--help"):
+        kind = type(next(iter(presets.values())))
+        default = next(iter(presets.values()))
+        with contextlib.suppress(TypeError):  # fields without a default
+            default = kind()
+        _tyro(
+            default,
+            ["--help"],
+            f"{program} {{{','.join(presets)}}}",
+            _help(program, presets, doc, default),
+        )
+        return None
+    preset, *rest = argv
+    if preset not in presets:
+        msg = f"unknown preset {preset!r}{_nearest(preset, presets)}"
+        raise InputError(msg)
+    default = presets[preset]
+    if "-h" in rest or "--help" in rest:
+        _tyro(default, ["--help"], f"{program} {preset}", doc)
+        return None
+    groups = _flags(rest)
+    names = [field.name for field in dataclasses.fields(default)] + ["out"]
+    for flag, _ in groups:
+        if flag not in names:
+            msg = f"unknown field --{flag}{_nearest(flag, names)}"
+            raise InputError(msg)
+    parsed = _tyro(default, rest, program, doc)
+    if isinstance(parsed, str):
+        raise InputError(_blame(default, groups, program) or parsed)
+    return Request(preset, parsed.config, parsed.out)
+
+
+def _flags(words: list[str]) -> list[tuple[str, list[str]]]:
+    """``--field value ...`` by field, hyphens read as underscores."""
+    groups: list[tuple[str, list[str]]] = []
+    for word in words:
+        if word.startswith("--"):
+            flag, equals, value = word[2:].partition("=")
+            groups.append((flag.replace("-", "_"), [value] if equals else []))
+        elif groups:
+            groups[-1][1].append(word)
+        else:
+            msg = f"unexpected {word!r}; settings are given as --field value."
+            raise InputError(msg)
+    return groups
+
+
+def _blame(default: Any, groups: list[tuple[str, list[str]]], program: str) -> str:
+    """Which field alone is already wrong, and what it expects."""
+    kinds = {field.name: field.type for field in dataclasses.fields(default)}
+    for flag, values in groups:
+        if isinstance(_tyro(default, [f"--{flag}", *values], program, ""), str):
+            kind = kinds.get(flag, Path)
+            simple = isinstance(kind, type) and not get_args(kind)
+            expected = getattr(kind, "__name__", kind) if simple else kind
+            given = " ".join(values) if values else "nothing"
+            return f"--{flag}: expected {expected}, got {given!r}."
+    return ""
+
+
+def _tyro(default: Any, words: list[str], program: str, doc: str) -> Any:
+    """The parsed command, or the text of what was wrong with it."""
+    kind = dataclasses.make_dataclass(
+        "Command",
+        [
+            ("config", tyro.conf.OmitArgPrefixes[type(default)]),
+            ("out", Annotated[Path | None, tyro.conf.arg(help=_OUT)], None),
+        ],
+        frozen=True,
+        kw_only=True,
+    )
+    kind.__doc__ = ""
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.cli(
+                kind,
+                prog=program,
+                description=doc,
+                args=words,
+                default=kind(config=default),
+                config=(tyro.conf.FlagConversionOff,),
+            )
+    except SystemExit:
+        return " ".join(re.sub(r"[^\x20-\x7e]+", " ", said.getvalue()).split())
+
+
+def _help(program: str, presets: Mapping[str, Any], doc: str, default: Any) -> str:
+    """The description, with what each preset changes and how to call it."""
+    lines = [doc.strip(), "", "presets, and how they differ from the defaults below"]
+    width = max(map(len, presets)) + 4
+    base = plain(default)
+    for preset, config in presets.items():
+        changes = ", ".join(
+            f"{field} {_words(value)}"
+            for field, value in plain(config).items()
+            if value != base[field]
+        )
+        head = f"  {preset}".ljust(width)
+        lines += textwrap.wrap(
+            changes or "the defaults",
+            78,
+            initial_indent=head,
+            subsequent_indent=" " * width,
+        )
+    first = next(iter(presets))
+    field, value = next(iter(plain(presets[first]).items()))
+    lines += [
+        "",
+        "examples",
+        f"  {program} {first}",
+        f"  {program} {first} --help    (defaults of this preset)",
+        f"  {program} {first} --{field.replace('_', '-')} {_words(value)}",
+        f"  {program} {first} --out {OUTPUTS}/mine",
+    ]
+    return "\n".join(lines)
+
+
+def _words(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _nearest(word: str, names: Sequence[str] | Mapping[str, Any]) -> str:
+    close = difflib.get_close_matches(word, list(names), n=1, cutoff=0.5)
+    if close:
+        return f"; did you mean {close[0]}?"
+    return f"; expected one of {', '.join(names)}."
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _refuse(error: Exception) -> int:
+    print(f"error: {_one_line(error)}", file=sys.stderr)
+    return 2
+
+
+__all__ = ["OUTPUTS", "Request", "is_bad_input", "main", "parse"]

@@ -1,0 +1,81 @@
+"""How far it is: a bar on a terminal, a few plain lines in a log."""
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+LINE_SECONDS = 30.0  # a log gets a line so often, or at every tenth of the work
+
+
+@contextmanager
+def progress(total: int, label: str, *, done: int = 0) -> Iterator[Callable[..., None]]:
+    """Show progress on stderr; yields ``advance(steps, note)``.
+
+    Rate and time left count from what was done here, so that a resumed run, which starts
+    at ``done``, does not look faster than it is. ``advance`` may be called from another
+    thread.
+    """
+    console = Console(stderr=True)
+    show = _bar if console.is_terminal else _lines
+    with show(console, total, label, done) as update:
+        started, reached = time.monotonic(), done
+
+        def advance(steps: int = 1, note: str = "") -> None:
+            nonlocal reached
+            reached += steps
+            seconds = time.monotonic() - started
+            update(reached, pace(reached - done, total - reached, seconds), note)
+
+        yield advance
+
+
+def pace(done: int, left: int, seconds: float) -> str:
+    """Rate and time left, such as ``2.5/s, 1:20 left``."""
+    if done <= 0 or seconds <= 0:
+        return ""
+    rate = done / seconds
+    number = f"{rate:.0f}" if rate >= 100 else f"{rate:.3g}"
+    speed = f"{number}/s" if rate >= 1 else f"{1 / rate:.3g} s each"
+    minutes, rest = divmod(round(max(left, 0) / rate), 60)
+    hours, minutes = divmod(minutes, 60)
+    clock = f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+    return f"{speed}, {clock} left" if left > 0 else speed
+
+
+@contextmanager
+def _bar(console: Console, total: int, label: str, done: int):
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=28),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[pace]}"),
+        TextColumn("[dim]{task.fields[note]}"),
+    )
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task(label, total=total, completed=done, pace="", note="")
+        yield lambda reached, pace, note: bar.update(
+            task, completed=reached, pace=pace, note=note
+        )
+
+
+@contextmanager
+def _lines(_console: Console, total: int, label: str, done: int):
+    said, tenth = time.monotonic(), 10 * done // max(total, 1)
+
+    def update(reached: int, pace: str, note: str) -> None:
+        nonlocal said, tenth
+        now, reached_tenth = time.monotonic(), 10 * reached // max(total, 1)
+        if reached_tenth > tenth or now - said > LINE_SECONDS:
+            said, tenth = now, reached_tenth
+            words = ", ".join(filter(None, (pace, note)))
+            text = f"{label}: {reached}/{total}" + (f" ({words})" if words else "")
+            print(text, file=sys.stderr, flush=True)
+
+    yield update
+
+
+__all__ = ["LINE_SECONDS", "pace", "progress"]

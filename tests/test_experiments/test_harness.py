@@ -1,0 +1,336 @@
+"""The command, the folder and the bar that all experiments share."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Literal
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments import harness
+from experiments.harness import command, run_folder
+from experiments.harness.progress import pace
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    """A toy experiment."""
+
+    seeds: int = 3
+    learning_rate: float = 0.1  # size of a step
+    hidden: tuple[int, ...] = (4, 4)
+    head: Literal["shared", "new"] = "shared"
+    limit: int | None = None
+
+
+PRESETS = {"paper": Config(), "smoke": Config(seeds=1, hidden=(2,))}
+
+
+def record(name, **others):
+    return {"run": name, "status": "done", "accuracy": [0.5], **others}
+
+
+def run_all(config, folder):
+    done = harness.finished(folder)
+    for seed in range(config.seeds):
+        if f"seed={seed}" not in done:
+            harness.append(folder, [record(f"seed={seed}")])
+
+
+def start(tmp_path, *words, run=run_all, out="run", **others):
+    argv = [*words, "--out", str(tmp_path / out)] if out else list(words)
+    return command.main(PRESETS, run, "A toy.", argv, name="toy", **others)
+
+
+def status(tmp_path):
+    return json.loads((tmp_path / "run" / "status.json").read_text())
+
+
+def lines(tmp_path):
+    return (tmp_path / "run" / "results.jsonl").read_text().splitlines()
+
+
+def test_a_run_leaves_a_complete_folder(tmp_path):
+    """Oracle: the documented list of files and what they must hold."""
+    assert start(tmp_path, "smoke", "--seeds", "2", "--learning-rate=0.5") == 0
+    folder = tmp_path / "run"
+    held = json.loads((folder / "config.json").read_text())
+    wanted = {"seeds": 2, "learning_rate": 0.5, "hidden": [2], "head": "shared"}
+    assert held == {
+        "experiment": "toy",
+        "preset": "smoke",
+        "config": {**wanted, "limit": None},
+    }
+    environment = json.loads((folder / "environment.json").read_text())
+    assert environment["versions"]["numpy"] == np.__version__
+    assert {"command", "commit", "platform", "cpu", "devices"} <= set(environment)
+    assert status(tmp_path)["status"] == "done"
+    assert [json.loads(line)["run"] for line in lines(tmp_path)] == ["seed=0", "seed=1"]
+    assert not list(folder.rglob("*.tmp"))
+
+
+def test_the_default_folder_names_experiment_preset_and_settings():
+    """Oracle: equal settings give equal names, other settings other names."""
+    path = lambda config: run_folder.default_path("toy", "smoke", config, Path("o"))
+    assert path(Config()).parent == Path("o")
+    assert path(Config()).name.startswith("toy-smoke-")
+    assert path(Config()) == path(Config(seeds=3))
+    assert path(Config()) != path(Config(seeds=4))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "say which preset: paper, smoke"),
+        (["somke"], "unknown preset 'somke'; did you mean smoke?"),
+        (["zzz"], "expected one of paper, smoke."),
+        (["smoke", "--sedes", "3"], "unknown field --sedes; did you mean seeds?"),
+        (["smoke", "--seeds", "x"], "--seeds: expected int, got 'x'."),
+        (["smoke", "--seeds", "1.5"], "--seeds: expected int, got '1.5'."),
+        (["smoke", "--seeds"], "--seeds: expected int, got 'nothing'."),
+        (["smoke", "--seeds", "1", "2"], "--seeds: expected int, got '1 2'."),
+        (["smoke", "--hidden", "4", "a"], "expected tuple[int, ...], got '4 a'."),
+        (["smoke", "--head", "old"], "--head: expected"),
+        (["smoke", "3"], "unexpected '3'"),
+    ],
+)
+def test_bad_words_give_one_line_and_exit_code_two(tmp_path, capsys, words, message):
+    """Oracle: the messages, written by hand."""
+    assert start(tmp_path, *words, out=None) == 2
+    said = capsys.readouterr()
+    assert said.err.startswith("error: ")
+    assert message in said.err
+    assert said.err.count("\n") == 1
+    assert said.out == ""
+
+
+def test_good_words_reach_the_settings(tmp_path):
+    """Oracle: the dataclass built by hand."""
+    seen = []
+    words = ["--seeds", "2", "--hidden", "7", "8", "--limit=5", "--head", "new"]
+    run = lambda config, _: seen.append(config)
+    assert start(tmp_path, "paper", *words, run=run) == 0
+    assert seen == [Config(seeds=2, hidden=(7, 8), limit=5, head="new")]
+
+
+@pytest.mark.parametrize("words", [["--help"], ["smoke", "--help"]])
+def test_help_teaches(capsys, words):
+    """Oracle: the fields, their comments and defaults, the presets, an example."""
+    assert command.main(PRESETS, run_all, "A toy.", words, name="toy") == 0
+    said = capsys.readouterr().out
+    for needed in ("A toy.", "--learning-rate FLOAT", "size of a step", "--out"):
+        assert needed in said
+    if len(words) == 1:
+        for needed in ("seeds 1, hidden 2", "examples", "experiments.toy paper"):
+            assert needed in said
+    else:
+        assert "(default: 2)" in said
+
+
+def test_bad_input_found_by_the_run_is_one_line_and_leaves_nothing(tmp_path, capsys):
+    """Oracle: an error that the library raises on purpose."""
+    from jaxcl.tree import as_batch
+
+    def run(_config, _folder):
+        as_batch(jnp.zeros((2, 1)), jnp.zeros(3))
+
+    assert start(tmp_path, "smoke", run=run) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: as_batch")
+    assert said.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_bug_keeps_its_traceback(tmp_path):
+    """Oracle: the same kind of error, raised by numpy."""
+
+    def run(_config, _folder):
+        np.zeros(2).reshape(3)
+
+    with pytest.raises(ValueError, match="reshape"):
+        start(tmp_path, "smoke", run=run)
+    assert status(tmp_path)["status"] == "failed"
+    assert "Traceback" in status(tmp_path)["error"]
+
+
+def test_a_foreign_folder_is_left_alone(tmp_path, capsys):
+    """Oracle: the bytes that were there."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "thesis.tex").write_text("mine")
+    assert start(tmp_path, "smoke") == 2
+    assert "not the folder of a run" in capsys.readouterr().err
+    assert [p.name for p in (tmp_path / "run").iterdir()] == ["thesis.tex"]
+
+
+def test_a_folder_of_another_configuration_is_left_alone(tmp_path, capsys):
+    """Oracle: the bytes that were there, and the field that differs."""
+    start(tmp_path, "smoke")
+    files = [path for path in (tmp_path / "run").iterdir() if path.is_file()]
+    before = {path: path.read_bytes() for path in files}
+    assert start(tmp_path, "smoke", "--seeds", "2") == 2
+    assert "(seeds 1, not 2)" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in files} == before
+
+
+def test_a_finished_run_is_only_reported_again(tmp_path, capsys):
+    """Oracle: counting the calls."""
+    calls = []
+    report = lambda *_: calls.append("report")
+    run = lambda config, folder: (calls.append("run"), run_all(config, folder))
+    start(tmp_path, "smoke", run=run, report=report)
+    assert start(tmp_path, "smoke", run=run, report=report) == 0
+    assert calls == ["run", "report", "report"]
+    assert "is finished" in capsys.readouterr().out
+
+
+def test_an_unfinished_run_goes_on_and_drops_a_torn_line(tmp_path):
+    """Oracle: the lines of a run that was never stopped."""
+
+    def stop(_config, folder):
+        harness.append(folder, [record("seed=0"), record("seed=1")])
+        raise KeyboardInterrupt
+
+    assert start(tmp_path, "paper", run=stop) == 130
+    results = tmp_path / "run" / "results.jsonl"
+    results.write_bytes(results.read_bytes()[:-4])
+    assert harness.finished(tmp_path / "run") == {"seed=0"}
+    assert start(tmp_path, "paper") == 0
+    names = [json.loads(line)["run"] for line in lines(tmp_path)]
+    assert names == ["seed=0", "seed=1", "seed=2"]
+    assert status(tmp_path)["status"] == "done"
+
+
+def test_a_damaged_line_in_the_middle_is_an_error_that_names_it(tmp_path, capsys):
+    """Oracle: line 2 of 3, damaged by hand."""
+    start(tmp_path, "paper")
+    results = tmp_path / "run" / "results.jsonl"
+    results.write_text(results.read_text().replace('{"run": "seed=1"', "{"))
+    (tmp_path / "run" / "status.json").write_text('{"status": "running"}')
+    assert start(tmp_path, "paper") == 2
+    assert "line 2, is damaged" in capsys.readouterr().err
+
+
+def test_a_diverged_run_is_named_in_the_status(tmp_path, capsys):
+    """Oracle: one run marked by hand among three."""
+
+    def run(_config, folder):
+        names = [record("a"), record("b", status="diverged"), record("c")]
+        harness.append(folder, names)
+
+    assert start(tmp_path, "smoke", run=run) == 0
+    assert status(tmp_path)["status"] == "diverged"
+    assert status(tmp_path)["diverged"] == ["b"]
+    assert "1 of 3 runs diverged: b" in capsys.readouterr().out
+
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from experiments.harness.run_folder import RunFolder, claim
+with claim(RunFolder(Path(sys.argv[1]), "toy", "smoke", None)):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_living_process_keeps_its_folder_and_a_dead_one_does_not(tmp_path, capsys):
+    """Oracle: a second process, killed without a chance to clean up."""
+    path = tmp_path / "run"
+    words = [sys.executable, "-c", HOLDER, str(path)]
+    with subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, text=True) as other:
+        try:
+            assert other.stdout is not None
+            assert other.stdout.readline() == "held\n"
+            assert start(tmp_path, "smoke") == 2
+            assert f"in use by process {other.pid} on" in capsys.readouterr().err
+            assert [entry.name for entry in path.iterdir()] == [".lock"]
+        finally:
+            other.send_signal(signal.SIGKILL)
+            other.wait()
+    assert start(tmp_path, "smoke") == 0
+
+
+def test_results_hold_exact_numbers_and_no_nan(tmp_path):
+    """Oracle: the arrays themselves, read back."""
+    third = np.float32(1) / np.float32(3)
+    values = jnp.array([third, jnp.nan, 0.1])
+    half = jnp.array([1.5, 1 / 3], jnp.bfloat16)
+    run = lambda _, folder: harness.append(
+        folder,
+        [record("a", x=values, n=jnp.int32(3), half=half, wide=np.float64(1) / 3)],
+    )
+    assert start(tmp_path, "smoke", run=run) == 0
+    (held,) = harness.read_records(tmp_path / "run")
+    assert np.float32(held["x"][0]) == third
+    assert held["x"][1:] == [None, 0.1]
+    assert held["n"] == 3
+    assert held["wide"] == 1 / 3
+    np.testing.assert_array_equal(jnp.array(held["half"], jnp.bfloat16), half)
+    assert "0.33333334" in lines(tmp_path)[0]
+
+
+def test_a_name_is_used_once(tmp_path):
+    """Oracle: the same record twice."""
+
+    def run(_config, folder):
+        harness.append(folder, [record("a")])
+        harness.append(folder, [record("b"), record("a")])
+
+    assert start(tmp_path, "smoke", run=run) == 2
+    assert [json.loads(line)["run"] for line in lines(tmp_path)] == ["a"]
+
+
+def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
+    """Oracle: the old content, after a rename that never came."""
+    path = tmp_path / "deep" / "page.html"
+    harness.write_text(path, "old")
+
+    def fail(*_):
+        raise OSError
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(OSError):  # noqa: PT011
+        harness.write_text(path, "new")
+    assert path.read_text() == "old"
+
+
+def test_pace_counts_like_a_stopwatch():
+    """Oracle: worked out by hand."""
+    assert pace(10, 80, 4.0) == "2.5/s, 0:32 left"
+    assert pace(2, 3600, 8.0) == "4 s each, 4:00:00 left"
+    assert pace(5, 0, 1.0) == "5/s"
+    assert pace(0, 5, 1.0) == ""
+
+
+def test_progress_in_a_log_is_ten_plain_lines(capsys):
+    """Oracle: a line per tenth, none of them with control characters."""
+    with harness.progress(100, "runs") as advance:
+        for _ in range(100):
+            advance(1, "sam")
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 10
+    assert said[-1].startswith("runs: 100/100")
+    assert "sam" in said[0]
+    assert "\x1b" not in "".join(said)
+
+
+def test_progress_on_a_terminal_is_a_bar(capsys, monkeypatch):
+    """Oracle: the characters of a bar, and the count at its end."""
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setenv("TERM", "xterm")
+    with harness.progress(4, "runs", done=2) as advance:
+        time.sleep(0.01)
+        advance(2)
+    said = capsys.readouterr().err
+    assert "\x1b" in said
+    assert "4/4" in said
