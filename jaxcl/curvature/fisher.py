@@ -117,7 +117,8 @@ def sampled_fisher(
       chunk_size: as in :func:`empirical_fisher`.
 
     Returns:
-      A :data:`Fisher`, unbiased for :func:`exact_fisher` at one backward pass per draw.
+      A :data:`Fisher`, unbiased for :func:`exact_fisher`, at one backward pass per draw
+      but at most one per class.
 
     Raises:
       ValueError: if a size is below one, or the logits of one example are no vector.
@@ -135,7 +136,10 @@ def sampled_fisher(
         example, key = row
         scores = _log_likelihoods("sampled_fisher", logits, params, example)
         labels = jax.random.categorical(key, scores, shape=(num_draws,))
-        return scores[labels], jnp.full(num_draws, 1 / num_draws, scores.dtype)
+        shares = jnp.full(num_draws, 1 / num_draws, scores.dtype)
+        if num_draws < scores.size:
+            return scores[labels], shares
+        return scores, jnp.zeros_like(scores).at[labels].add(shares)
 
     return _mean_square(values, num_examples, chunk_size)
 

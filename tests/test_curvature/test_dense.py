@@ -99,7 +99,11 @@ MODELS = {
     "from the left": (from_the_left, {"in": draw(1, 6, 4), "out": draw(2, 3, 6)}, 2),
     "jitted": (one_jitted_layer_twice, {"a": draw(1, 4, 4), "b": draw(2, 4, 4)}, 2),
     "batch of one": (a_batch_of_one, {"a": draw(1, 4, 5), "b": draw(2, 5, 3)}, 2),
-    "several axes": (several_axes, {"in": draw(1, 2, 4, 5), "out": draw(2, 5, 2, 3)}, 2),
+    "several axes": (
+        several_axes,
+        {"in": draw(1, 2, 4, 5), "out": draw(2, 5, 2, 3)},
+        2,
+    ),
     "low rank": (low_rank, {"a": draw(1, 4, 2), "b": draw(2, 2, 3)}, 2),
     "half precision": (half_precision, {"a": draw(1, 4, 3)}, 1),
     "two leaves": (product_of_two_leaves, {"a": draw(1, 4), "b": draw(2, 4, 3)}, 1),

@@ -40,10 +40,12 @@ def learn(fisher, start, decay=None):
         batch = as_batch(*rows)
 
         def step(params, _):
-            objective = lambda p: mean_loss(LOSS, p, batch, key) + regularizer.penalty(
-                state, p, None
+            objective = lambda p: (
+                mean_loss(LOSS, p, batch, key) + regularizer.penalty(state, p, None)
             )
-            return axpy(-GOLDEN["learning_rate"], jax.grad(objective)(params), params), ()
+            return axpy(
+                -GOLDEN["learning_rate"], jax.grad(objective)(params), params
+            ), ()
 
         params, _ = jax.lax.scan(step, params, length=int(GOLDEN["steps"]))
         state = regularizer.consolidate(key, state, params, batch)

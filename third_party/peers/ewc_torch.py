@@ -22,6 +22,7 @@ OUTPUT = Path(__file__).parents[2] / "tests" / "golden" / "ewc_torch.npz"
 
 
 def logits(params, x):
+    """A tanh network with one hidden layer."""
     w1, b1, w2, b2 = params
     return torch.tanh(x @ w1 + b1) @ w2 + b2
 
@@ -54,6 +55,7 @@ def train(params, x, y, past):
 
 
 def main():
+    """Learn the tasks one after the other, and write down what happened."""
     draw = np.random.default_rng(0)
     inputs = draw.normal(size=(TASKS, ROWS, FEATURES))
     labels = draw.integers(0, CLASSES, size=(TASKS, ROWS))

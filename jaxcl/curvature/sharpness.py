@@ -1,0 +1,81 @@
+"""How sharp the loss is at a point: worst nearby value, and largest curvature."""
+
+from collections.abc import Callable
+
+import jax
+from jaxtyping import Array, Float, ScalarLike
+
+from jaxcl import tree
+from jaxcl.typing import Key, Params
+
+
+def sam_sharpness(
+    loss: Callable[[Params], Float[Array, ""]], params: Params, rho: ScalarLike
+) -> Float[Array, ""]:
+    r"""Rise of the loss after a step of length ``rho`` along the gradient.
+
+    .. math:: L(\theta + \rho\, g / \|g\|_2) - L(\theta)
+
+    This is the first-order stand-in for the worst loss within distance ``rho`` that SAM
+    minimises, not that maximum itself.
+
+    Args:
+      loss: mean loss over a fixed batch; it must not shuffle or drop out.
+      params: the point to look at.
+      rho: length of the step, in units of the parameters.
+
+    Returns:
+      [] in units of the loss; 0 where the gradient is zero. One gradient and one
+      evaluation.
+
+    Reference: Foret et al. 2021, arXiv:2010.01412, equation 2.
+    """
+    value, grads = jax.value_and_grad(loss)(params)
+    uphill = tree.axpy(tree.safe_divide(rho, tree.norm(grads)), grads, params)
+    return loss(uphill) - value
+
+
+def top_eigenvalue(
+    key: Key,
+    loss: Callable[[Params], Float[Array, ""]],
+    params: Params,
+    *,
+    num_steps: int = 50,
+) -> Float[Array, ""]:
+    """Hessian eigenvalue of largest magnitude, by power iteration.
+
+    Args:
+      key: draws the starting direction.
+      loss: mean loss over a fixed batch; it must not shuffle or drop out.
+      params: the point to look at.
+      num_steps: steps of the iteration, one Hessian-vector product each, and one more at
+        the end; the error shrinks like ``|second / first| ** (2 * num_steps)``.
+
+    Returns:
+      [] in units of loss per squared parameter; negative if the largest curvature is
+      downward, and 0 where the Hessian is zero.
+
+    Raises:
+      ValueError: if ``num_steps`` is below 1.
+    """
+    if num_steps < 1:
+        msg = f"top_eigenvalue: num_steps must be at least 1, got {num_steps}."
+        raise ValueError(msg)
+
+    def product(direction):
+        return jax.jvp(jax.grad(loss), (params,), (direction,))[1]
+
+    def sharpen(direction, _):
+        return _normalised(product(direction)), None
+
+    start = _normalised(tree.random_normal_like(key, params))
+    direction, _ = jax.lax.scan(sharpen, start, length=num_steps)
+    return tree.dot(direction, product(direction))
+
+
+def _normalised(direction):
+    scale = tree.safe_divide(1.0, tree.norm(direction))
+    return jax.tree.map(lambda leaf: (scale * leaf).astype(leaf.dtype), direction)
+
+
+__all__ = ["sam_sharpness", "top_eigenvalue"]

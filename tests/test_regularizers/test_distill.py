@@ -1,0 +1,108 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxcl.regularizers import distill, follow_slow
+from jaxcl.tree import as_batch, at
+from jaxcl.typing import Context
+
+
+def draw(seed, *shape):
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+
+
+OLD, NEW = {"w": draw(0, 3, 4)}, {"w": draw(1, 3, 4)}
+WEIGHT = np.array([1.0, 0.0, 1.0, 1.0])
+BATCH = as_batch(draw(2, 4, 3), np.zeros(4, int), weight=WEIGHT)
+REPLAY = as_batch(draw(3, 4, 3), np.zeros(4, int), weight=WEIGHT)
+CONTEXT = Context(BATCH, REPLAY, OLD, jax.random.key(0))
+
+
+def logits(params, example):
+    return example.x @ params["w"]
+
+
+def learned(regularizer):
+    return regularizer.consolidate(None, regularizer.init(NEW), OLD, BATCH)
+
+
+def soften(x, params, temperature):
+    z = np.exp(np.asarray(x @ params["w"], np.float64) / temperature)
+    return z / z.sum()
+
+
+@pytest.mark.parametrize("replayed", [False, True], ids=["batch", "replay"])
+def test_the_penalty_is_a_softened_divergence_from_the_last_network(replayed):
+    """Oracle: a loop over rows with weight, in 64-bit numpy."""
+    rows = (lambda context: context.replay) if replayed else (lambda c: c.batch)
+    regularizer = distill(logits, 0.7, temperature=3.0, rows=rows)
+    value = regularizer.penalty(learned(regularizer), NEW, CONTEXT)
+    total = 0.0
+    for i in (0, 2, 3):
+        x = (REPLAY if replayed else BATCH).x[i]
+        kept, now = soften(x, OLD, 3.0), soften(x, NEW, 3.0)
+        total += np.sum(kept * np.log(kept / now)) / 3
+    np.testing.assert_allclose(value, 0.7 * 9.0 * total, rtol=1e-5)
+
+
+def test_nothing_is_kept_before_the_first_task_nor_without_rows():
+    """Oracle: zero value and gradient; also at the old network itself."""
+    regularizer = distill(logits, 1.0)
+
+    def pull(state, params, context):
+        both = jax.value_and_grad(regularizer.penalty, argnums=1)
+        value, grad = both(state, params, context)
+        return value, jnp.abs(grad["w"]).max()
+
+    state = learned(regularizer)
+    empty = CONTEXT._replace(batch=BATCH._replace(weight=jnp.zeros(4)))
+    none = CONTEXT._replace(batch=at(slice(0), BATCH))
+    run = jax.jit(pull)
+    assert run(regularizer.init(OLD), NEW, CONTEXT) == (0.0, 0.0)
+    assert run(state, NEW, empty) == (0.0, 0.0)
+    assert run(state, NEW, none) == (0.0, 0.0)
+    np.testing.assert_allclose(run(state, OLD, CONTEXT), (0.0, 0.0), atol=1e-6)
+    assert run(state, NEW, CONTEXT)[0] > 0.1
+
+
+def test_at_a_high_temperature_it_compares_logits():
+    """Oracle: Hinton et al. 2015, section 2.1: half the variance of logit gaps."""
+    regularizer = distill(logits, 1.0, temperature=1e3)
+    gaps = np.asarray(BATCH.x @ (OLD["w"] - NEW["w"]))
+    expected = np.average(gaps.var(axis=1) / 2, weights=WEIGHT)
+    with jax.enable_x64(True):  # the divergence is a small difference of large numbers
+        wide = lambda tree: jax.tree.map(
+            lambda leaf: leaf.astype("float64") if leaf.dtype == "float32" else leaf,
+            tree,
+        )
+        state = wide(learned(regularizer))
+        context = CONTEXT._replace(batch=wide(BATCH))
+        value = regularizer.penalty(state, wide(NEW), context)
+    np.testing.assert_allclose(value, expected, rtol=1e-2)
+
+
+def test_a_temperature_that_is_not_positive_is_refused():
+    """Oracle: the message."""
+    with pytest.raises(ValueError, match="distill: temperature must be above zero"):
+        distill(logits, 1.0, temperature=0.0)
+
+
+def test_features_follow_the_slow_learner_on_the_replay():
+    """Oracle: a weighted mean of squared gaps, by hand; the slow side is still."""
+    features = lambda params, example: (logits(params, example), 2 * example.x)
+    regularizer = follow_slow(features, 0.5)
+    value = regularizer.penalty((), NEW, CONTEXT)
+    gaps = np.asarray(REPLAY.x @ (NEW["w"] - OLD["w"])) ** 2
+    expected = 0.5 * np.average(gaps.mean(axis=1) / 2, weights=WEIGHT)
+    np.testing.assert_allclose(value, expected, rtol=1e-5)
+    slope = jax.grad(lambda s: regularizer.penalty((), NEW, CONTEXT._replace(slow=s)))
+    np.testing.assert_array_equal(slope(OLD)["w"], 0.0)
+
+
+def test_there_is_nothing_to_follow_without_replay_or_average():
+    """Oracle: zero."""
+    regularizer = follow_slow(logits, 1.0)
+    none = CONTEXT._replace(replay=at(slice(0), REPLAY))
+    assert regularizer.penalty((), NEW, none) == 0.0
+    assert regularizer.penalty((), NEW, CONTEXT._replace(slow=NEW)) == 0.0
