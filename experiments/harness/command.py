@@ -9,6 +9,7 @@ import dataclasses
 import difflib
 import io
 import re
+import shlex
 import sys
 import textwrap
 import traceback
@@ -92,13 +93,16 @@ def main(
                 if report is not None:
                     report(folder.config, folder)
                 return 0
-            return _run(folder, state, run, report)
+            words = f"python -m experiments.{name} {shlex.join(argv)}"
+            return _run(folder, state, run, report, words)
     except InputError as error:
         return _refuse(error)
 
 
-def _run(folder: RunFolder, state: str, run: Callable, report: Callable | None) -> int:
-    begin(folder)
+def _run(
+    folder: RunFolder, state: str, run: Callable, report: Callable | None, words: str
+) -> int:
+    begin(folder, words)
     known = len(read_records(folder))
     if known:
         print(f"{folder.path}: {known} runs are there, going on.")

@@ -3,7 +3,6 @@
 import importlib.metadata
 import platform
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,19 +11,19 @@ import jax
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "scipy")
 
 
-def describe_environment() -> dict[str, Any]:
+def describe_environment(command: str) -> dict[str, Any]:
     """All that a reader needs to judge or repeat a run, as a dict for JSON."""
     devices = jax.devices()
     return {
-        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": command,
         "commit": _commit(),
         "versions": {"python": platform.python_version(), **_versions()},
         "platform": platform.platform(),
         "cpu": _cpu(),
         "devices": f"{len(devices)} x {devices[0].device_kind}",
         "backend": jax.default_backend(),
-        "x64": jax.config.read("jax_enable_x64"),
-        "matmul_precision": jax.config.read("jax_default_matmul_precision"),
+        "x64": getattr(jax.config, "jax_enable_x64", None),
+        "matmul_precision": getattr(jax.config, "jax_default_matmul_precision", None),
     }
 
 

@@ -120,10 +120,10 @@ def claim(folder: RunFolder) -> Iterator[None]:
         yield
 
 
-def begin(folder: RunFolder) -> None:
+def begin(folder: RunFolder, command: str) -> None:
     """Write what the run is and where it runs, drop a torn line, mark it running."""
     path = folder.path
-    environment = describe_environment()
+    environment = describe_environment(command)
     earlier = path / "environment.json"
     if earlier.exists() and (versions := read_json(earlier)["versions"]):
         changed = [

@@ -72,7 +72,10 @@ def test_a_run_leaves_a_complete_folder(tmp_path):
     }
     environment = json.loads((folder / "environment.json").read_text())
     assert environment["versions"]["numpy"] == np.__version__
-    assert {"command", "commit", "platform", "cpu", "devices"} <= set(environment)
+    assert environment["command"].startswith(
+        "python -m experiments.toy smoke --seeds 2"
+    )
+    assert {"commit", "platform", "cpu", "devices"} <= set(environment)
     assert status(tmp_path)["status"] == "done"
     assert [json.loads(line)["run"] for line in lines(tmp_path)] == ["seed=0", "seed=1"]
     assert not list(folder.rglob("*.tmp"))
