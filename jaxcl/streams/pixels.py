@@ -11,7 +11,7 @@ from jaxcl.streams.sources import Images, as_images
 from jaxcl.typing import Batch
 
 #: ``(mean, std)`` of pixels in units of 0..1: numbers, or one for each channel.
-Normalise = tuple[float | np.ndarray | Array, float | np.ndarray | Array]
+Normalise = tuple[float | int | np.ndarray | Array, float | int | np.ndarray | Array]
 
 
 class Pool(NamedTuple):
@@ -64,7 +64,7 @@ def finisher(
         raise ValueError(msg)
 
     def finish(x):
-        x = x.astype(jnp.float32) / 255
+        x = x.astype(jnp.float32) * np.float32(1 / 255)  # jit makes it of a division
         x = x if normalise is None else (x - mean) / std
         if flat:
             return x.reshape(x.shape[0], -1)

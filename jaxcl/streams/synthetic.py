@@ -19,7 +19,7 @@ def synthetic_images(
     num_test: int = 2_000,
     num_classes: int = 10,
     size: int = 28,
-    noise: float = 0.3,
+    noise: float | int = 0.3,
 ) -> Images:
     """Grey images like MNIST in shape, type and share of lit pixels.
 
@@ -90,7 +90,7 @@ def prototypes(
     num_test: int = 500,
     num_features: int = 64,
     num_classes: int = 10,
-    noise: float = 1.5,
+    noise: float | int = 1.5,
 ) -> Stream:
     """Noisy points around class centres; every task permutes the features.
 

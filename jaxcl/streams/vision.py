@@ -158,7 +158,7 @@ def permuted_labels(
 
 def rotations(
     images: Images,
-    angles: Sequence[float] | np.ndarray | Array,
+    angles: Sequence[float | int] | np.ndarray | Array,
     *,
     flat: bool = True,
     normalise: Normalise | None = None,

@@ -25,7 +25,9 @@ def arrays():
 
 
 def write_idx(folder, arrays, dash="-", zipped=False):
-    names = [(split, kind) for split in ("train", "t10k") for kind in ("images", "labels")]
+    names = [
+        (split, kind) for split in ("train", "t10k") for kind in ("images", "labels")
+    ]
     for (split, kind), array in zip(names, arrays, strict=True):
         header = np.array([0x800 + array.ndim, *array.shape], ">i4").tobytes()
         raw = header + array.tobytes()
@@ -181,7 +183,7 @@ def test_nothing_is_ever_unpickled(tmp_path, capsys, kind):
 def test_an_npz_with_other_names_is_told_which_it_needs(tmp_path, arrays):
     """Oracle: the message lists what the file holds."""
     np.savez(tmp_path / "odd.npz", images=arrays[0], labels=arrays[1])
-    with pytest.raises(ValueError, match="must hold x_train.*got images, labels"):
+    with pytest.raises(ValueError, match=r"must hold x_train.*got images, labels"):
         npz_file(tmp_path / "odd.npz")
     (tmp_path / "odd.npz").write_bytes(b"PK nonsense")
     with pytest.raises(ValueError, match=r"odd.npz is not an .npz"):

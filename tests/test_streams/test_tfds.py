@@ -53,7 +53,9 @@ def test_mnist_prepared_from_local_files_comes_back(tmp_path):
 @pytest.mark.usefixtures("tfds")
 def test_what_is_not_prepared_or_not_known_is_said_in_one_line(tmp_path):
     """Oracle: the messages."""
-    with pytest.raises(FileNotFoundError, match="mnist is not prepared.*prepare_mnist"):
+    with pytest.raises(
+        FileNotFoundError, match=r"mnist is not prepared.*prepare_mnist"
+    ):
         tfds_images("mnist", tmp_path)
     with pytest.raises(ValueError, match="knows no 'no_such_set'") as error:
         tfds_images("no_such_set", tmp_path)
