@@ -1,7 +1,6 @@
 """Fully connected networks, the workhorse of permuted and split image streams."""
 
 import itertools
-import math
 from collections.abc import Callable, Sequence
 
 import jax
@@ -63,7 +62,7 @@ def mlp(
     *,
     activation: Activation = nnx.relu,
     layer_norm: bool = False,
-    gain: ScalarLike = math.sqrt(2.0),
+    gain: ScalarLike = 2**0.5,
     out_gain: ScalarLike = 1.0,
 ) -> Model:
     """A multilayer perceptron that flattens its input.

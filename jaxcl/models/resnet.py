@@ -13,9 +13,9 @@ from jaxcl.typing import Model, Units
 
 
 class _Conv(nnx.Module):
-    """A convolution ``[b, h, w, d] -> [b, h / stride, w / stride, k]``, without bias."""
+    """A convolution ``[b, h, w, d] -> [b, h / stride, w / stride, k]`` without bias."""
 
-    def __init__(self, num_in, num_out, *, size=3, stride=1, rngs):
+    def __init__(self, num_in, num_out, *, size=3, stride=1):
         self.kernel = nnx.Param(jnp.zeros((size, size, num_in, num_out)))
         self.stride = stride
 
@@ -65,13 +65,13 @@ class _Block(nnx.Module):
     """``relu(x + norm(conv(relu(norm(conv(x))))))``, with a projected ``x`` if need be."""
 
     def __init__(self, num_in, num_out, stride, groups, *, rngs):
-        self.conv_0 = _Conv(num_in, num_out, stride=stride, rngs=rngs)
+        self.conv_0 = _Conv(num_in, num_out, stride=stride)
         self.norm_0 = _norm(num_out, groups, rngs)
-        self.conv_1 = _Conv(num_out, num_out, rngs=rngs)
+        self.conv_1 = _Conv(num_out, num_out)
         self.norm_1 = _norm(num_out, groups, rngs)
         self.projects = stride != 1 or num_in != num_out
         if self.projects:
-            self.conv_skip = _Conv(num_in, num_out, size=1, stride=stride, rngs=rngs)
+            self.conv_skip = _Conv(num_in, num_out, size=1, stride=stride)
             self.norm_skip = _norm(num_out, groups, rngs)
 
     def __call__(self, x):
@@ -84,7 +84,7 @@ class _ResNet(nnx.Module):
     """Stem, stages of blocks that halve the image and double the channels, mean, linear."""
 
     def __init__(self, channels, width, blocks, groups, stride, num_classes, *, rngs):
-        self.stem = _Conv(channels, width, stride=stride, rngs=rngs)
+        self.stem = _Conv(channels, width, stride=stride)
         self.norm = _norm(width, groups, rngs)
         self.channels = channels
         self.names = _block_names(blocks)

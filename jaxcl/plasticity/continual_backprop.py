@@ -1,0 +1,200 @@
+"""Continual backpropagation: the least useful units make room, a few at a time."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, ScalarLike
+
+from jaxcl.lockstep import when
+from jaxcl.plasticity.renewal import check_range
+from jaxcl.plasticity.units import check_units, leaf, mean_over_rows, renew_units
+from jaxcl.tree import safe_divide
+from jaxcl.typing import Key, Params, Renewal, Units
+
+
+class Traces(NamedTuple):
+    """What is remembered about the units of one layer."""
+
+    utility: Float[Array, " width"]  # running mean, not yet corrected for its start
+    mean: Float[Array, " k"]  # running mean of the activations, [copies * width], same
+    age: Int[Array, " width"]  # steps since the unit was born
+    pending: Float[Array, ""]  # replacements that are due; a fraction below one is kept
+
+
+#: ``(h [b, ..., k], mean [k], weight [b], reads [width], writes [k]) -> [k]``: how much
+#: each activation is worth on this batch. ``reads`` and ``writes`` are the mean absolute
+#: incoming and outgoing weights; ``k = copies * width``, and copies are added up.
+Utility = Callable[[Array, Array, Array, Array, Array], Array]
+
+
+def contribution(h, mean, weight, reads, writes):
+    """``mean|w_out| * mean_x|h|``: how much a unit moves the next layer.
+
+    Reference: Dohare et al. 2024 (Nature 632, 768), equation 1.
+    """
+    del mean, reads
+    return writes * mean_over_rows(jnp.abs(h), weight)
+
+
+def adaptable_contribution(h, mean, weight, reads, writes):
+    """``mean|w_out| * mean_x|h - mean h| / mean|w_in|``.
+
+    What a unit's *changes* contribute, times how fast it can change: the constant part
+    could as well be a bias, and small incoming weights turn quickly. A unit that reads
+    nothing has utility zero.
+
+    Reference: Dohare et al. 2021, arXiv:2108.06325.
+    """
+    copies = h.shape[-1] // reads.size
+    away = mean_over_rows(jnp.abs(h - mean), weight)
+    return safe_divide(writes * away, jnp.tile(reads, copies))
+
+
+def continual_backprop(
+    features: Callable[[Params, Array], tuple[Array, ...]],
+    units: tuple[Units, ...],
+    init: Callable[[Key], Params],
+    *,
+    rate: ScalarLike = 1e-4,
+    maturity: ScalarLike = 100,
+    decay: ScalarLike = 0.99,
+    utility: Utility = adaptable_contribution,
+) -> Renewal:
+    r"""Replace the least useful of the mature units, ``rate`` of them per step.
+
+    Each layer follows, with :math:`a_i` the age of unit :math:`i` and
+    :math:`\hat f = f / (1 - \eta^a)`, :math:`\hat u = u / (1 - \eta^a)`,
+
+    .. math::
+        f_i \leftarrow \eta f_i + (1 - \eta)\, \mathrm{mean}_x h_i, \qquad
+        u_i \leftarrow \eta u_i + (1 - \eta)\,
+            \frac{\mathrm{mean} |w^{out}_i|\; \mathrm{mean}_x |h_i - \hat f_i|}
+                 {\mathrm{mean} |w^{in}_i|}
+
+    and adds ``rate`` times the number of units older than ``maturity`` to a counter. For
+    every whole unit in the counter the eligible unit of least :math:`\hat u` is replaced:
+    fresh incoming weights and bias, zero outgoing weights, zero traces and age; its mean
+    contribution :math:`\hat f_i w^{out}_i` moves to the next layer's bias, if it has one,
+    so that the network stays the same on average. The optimizer's statistics of its
+    weights are cleared. (The authors' public code zeroes the trace before that move, which
+    makes the move void; here it has its effect.)
+
+    Args:
+      features: ``(params, x) -> tuple`` of hidden activations of one input.
+      units: where the units of the first ``len(units)`` features live.
+      init: ``(key) -> params``, draws a fresh network.
+      rate: share of the mature units replaced per step, in [0, 1].
+      maturity: steps during which a new unit is safe.
+      decay: :math:`\eta`, share of the running means kept per step.
+      utility: the worth of a unit; :func:`adaptable_contribution`, the formula above, or
+        :func:`contribution`.
+
+    Cost: one forward pass at the new parameters and one pass over the kernels per step; a
+    fresh network only at steps that replace something.
+
+    Raises:
+      ValueError: if ``units`` is empty, ``rate`` or ``decay`` is outside [0, 1], or
+        ``maturity`` is negative.
+
+    References:
+      Dohare et al. 2021, arXiv:2108.06325; 2024, Nature 632, 768, algorithm 1.
+    """
+    check_units("continual_backprop", units)
+    check_range("continual_backprop", 0, 1.0, rate=rate, decay=decay)
+    check_range("continual_backprop", 0, float("inf"), maturity=maturity)
+
+    def renew(key, state, params, batch):
+        hidden = jax.vmap(features, in_axes=(None, 0))(params, batch.x)
+        state = tuple(
+            _observe(layer, traces, params, h, batch.weight, decay, utility)
+            for layer, traces, h in zip(units, state, hidden, strict=False)
+        )
+        eligible = [traces.age > maturity for traces in state]
+        state = tuple(
+            traces._replace(pending=traces.pending + rate * jnp.sum(mature))
+            for traces, mature in zip(state, eligible, strict=True)
+        )
+
+        def replace(operand):
+            params, renewed, state = operand
+            fresh, after = init(key), []
+            for layer, traces, mature in zip(units, state, eligible, strict=True):
+                worth = safe_divide(traces.utility, _since_birth(traces.age, decay))
+                mask = _lowest(worth, mature, jnp.floor(traces.pending))
+                mean = _corrected_mean(layer, traces, decay)
+                params, renewed = renew_units(params, renewed, fresh, layer, mask, mean)
+                after.append(_forget(layer, traces, mask))
+            return params, renewed, tuple(after)
+
+        nowhere = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, bool), params)
+        due = jnp.any(jnp.stack([traces.pending >= 1 for traces in state]))
+        params, renewed, state = when(due, replace, (params, nowhere, state))
+        return state, params, renewed
+
+    def init_traces(_):
+        return tuple(
+            Traces(
+                utility=jnp.zeros(layer.width),
+                mean=jnp.zeros(layer.copies * layer.width),
+                age=jnp.zeros(layer.width, jnp.int32),
+                pending=jnp.zeros(()),
+            )
+            for layer in units
+        )
+
+    return Renewal(init_traces, renew)
+
+
+def _observe(layer, traces, params, h, weight, decay, utility):
+    """Traces after one more batch."""
+    follow = lambda old, new: decay * old + (1 - decay) * new.astype(old.dtype)
+    traces = traces._replace(
+        age=traces.age + 1,
+        mean=follow(traces.mean, mean_over_rows(h, weight)),
+    )
+    incoming = jnp.abs(leaf(params, layer.incoming)).astype(jnp.float32)
+    outgoing = jnp.abs(leaf(params, layer.outgoing)).astype(jnp.float32)
+    reads = jnp.mean(incoming.reshape(-1, layer.width), axis=0)
+    *taps, k, _ = outgoing.shape
+    writes = jnp.mean(outgoing, axis=(*range(len(taps)), -1)).reshape(k)
+    worth = utility(h, _corrected_mean(layer, traces, decay), weight, reads, writes)
+    worth = worth.reshape(layer.copies, layer.width).sum(axis=0)
+    return traces._replace(utility=follow(traces.utility, worth))
+
+
+def _since_birth(age, decay):
+    """Total weight of a running mean that started from zero ``age`` steps ago."""
+    return 1 - jnp.asarray(decay, jnp.float32) ** age
+
+
+def _corrected_mean(layer, traces, decay):
+    since = jnp.tile(_since_birth(traces.age, decay), layer.copies)
+    return safe_divide(traces.mean, since)
+
+
+def _lowest(worth, eligible, count):
+    """The ``count`` eligible units of least worth; ties go to the lower index."""
+    order = jnp.argsort(jnp.where(eligible, worth, jnp.inf))
+    rank = jnp.zeros(worth.size, jnp.int32).at[order].set(jnp.arange(worth.size))
+    return eligible & (rank < count)
+
+
+def _forget(layer, traces, mask):
+    """Traces of newborn units start over, and the counter pays for them."""
+    return Traces(
+        utility=jnp.where(mask, 0.0, traces.utility),
+        mean=jnp.where(jnp.tile(mask, layer.copies), 0.0, traces.mean),
+        age=jnp.where(mask, 0, traces.age),
+        pending=traces.pending - jnp.sum(mask),
+    )
+
+
+__all__ = [
+    "Traces",
+    "Utility",
+    "adaptable_contribution",
+    "continual_backprop",
+    "contribution",
+]

@@ -1,0 +1,156 @@
+"""Signs of a network that is losing, or keeping, its ability to learn.
+
+All of them look at a fixed probe batch. Rows of weight zero are padding.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, ScalarLike
+
+from jaxcl import tree
+from jaxcl.curvature.sharpness import sam_sharpness
+from jaxcl.losses import mean_loss
+from jaxcl.plasticity.units import dormancy_score, mean_over_rows
+from jaxcl.typing import Batch, ExampleLoss, Key, Params
+
+Features = tuple[Float[Array, "b ..."], ...]
+
+
+def dead_share(features: Features, weight: Float[Array, " b"]) -> Float[Array, ""]:
+    """Share of units, over all layers, whose activation is zero on every row.
+
+    Such a ReLU unit passes no gradient back on this batch. A batch of padding lights
+    nobody, so the share is 1.
+
+    Args:
+      features: hidden activations ``[b, ..., units]``, one entry per layer.
+      weight: [b] row weights.
+    """
+    activity = jnp.concatenate([mean_over_rows(jnp.abs(h), weight) for h in features])
+    return jnp.mean(activity == 0, dtype=jnp.float32)
+
+
+def dormant_share(
+    features: Features, weight: Float[Array, " b"], tau: ScalarLike
+) -> Float[Array, ""]:
+    """Share of units, over all layers, with :func:`dormancy_score` of at most ``tau``.
+
+    Reference: Sokar et al. 2023, arXiv:2302.12902, definition 3.1.
+    """
+    scores = [dormancy_score(mean_over_rows(jnp.abs(h), weight)) for h in features]
+    return jnp.mean(jnp.concatenate(scores) <= tau, dtype=jnp.float32)
+
+
+def singular_values(
+    matrix: Float[Array, "b d"], weight: Float[Array, " b"]
+) -> Float[Array, " k"]:
+    """Singular values of the rows scaled by ``sqrt(weight)``, falling; ``k = min(b, d)``.
+
+    The rows are not centred.
+    """
+    scaled = matrix.astype(jnp.float32) * jnp.sqrt(weight)[:, None]
+    return jnp.linalg.svd(scaled, compute_uv=False)
+
+
+def effective_rank(values: Float[Array, " k"]) -> Float[Array, ""]:
+    r"""``exp(entropy)`` of the singular values: :math:`\exp(-\sum p_i \log p_i)`.
+
+    With :math:`p_i = s_i / \sum s`; from 1 to k, and 0 if all are zero.
+
+    Reference: Roy and Vetterli 2007, "The effective rank".
+    """
+    share = tree.safe_divide(values, jnp.sum(values))
+    entropy = -jnp.sum(share * jnp.log(jnp.where(share > 0, share, 1.0)))
+    return jnp.where(jnp.sum(values) > 0, jnp.exp(entropy), 0.0)
+
+
+def stable_rank(values: Float[Array, " k"]) -> Float[Array, ""]:
+    r"""Squared Frobenius norm over squared spectral norm: :math:`\sum s_i^2 / s_1^2`.
+
+    From 1 to k, and 0 if all are zero.
+
+    Reference: Rudelson and Vershynin 2007, arXiv:math/0503442.
+    """
+    relative = tree.safe_divide(values, jnp.max(values))
+    return jnp.sum(jnp.square(relative))
+
+
+def srank(values: Float[Array, " k"], *, delta: ScalarLike = 0.01) -> Float[Array, ""]:
+    r"""How many singular values hold a share ``1 - delta`` of their sum.
+
+    The least k with :math:`\sum_{i \le k} s_i \ge (1 - \delta) \sum s`; 0 if all are zero.
+
+    Reference: Kumar et al. 2021, arXiv:2010.14498, definition 1.
+    """
+    total = jnp.sum(values)
+    short = jnp.cumsum(values) < (1 - delta) * total
+    return jnp.where(total > 0, jnp.sum(short) + 1.0, 0.0)
+
+
+def measure(
+    key: Key,
+    example_loss: ExampleLoss,
+    features: Callable[[Params, Array], tuple[Array, ...]],
+    params: Params,
+    start: Params,
+    batch: Batch,
+    *,
+    rho: ScalarLike = 0.05,
+    tau: ScalarLike = 0.025,
+) -> dict[str, Float[Array, ""]]:
+    """Every measure of this file at one point, and the sharpness there.
+
+    Args:
+      key: for the loss; the same for all its evaluations.
+      example_loss: ``(params, example, key) -> scalar``.
+      features: ``(params, x) -> tuple`` of hidden activations of one input. Ranks are
+        those of the last one, ``[b, d]`` (positions become columns).
+      params: the point to look at.
+      start: where training began.
+      batch: the probe, rows ``[b, ...]``.
+      rho: radius of ``sam_sharpness``, in units of the parameters.
+      tau: threshold of ``dormant_share``.
+
+    Returns:
+      float32 scalars: ``loss``, ``dead_share``, ``dormant_share``, ``effective_rank``,
+      ``stable_rank``, ``srank``, ``weight_norm``, ``distance`` (from ``start``),
+      ``grad_norm`` and ``sam_sharpness``. Costs a singular value decomposition of
+      ``[b, d]`` and a few passes over the batch; works under ``jit`` and ``vmap``.
+
+    Raises:
+      ValueError: if the network has no hidden activations.
+    """
+    hidden = jax.vmap(features, in_axes=(None, 0))(params, batch.x)
+    if not hidden:
+        msg = "measure: features must return at least one hidden activation, got none."
+        raise ValueError(msg)
+    loss = lambda params: mean_loss(example_loss, params, batch, key)
+    value, grads = jax.value_and_grad(loss)(params)
+    last = hidden[-1]
+    values = singular_values(last.reshape(last.shape[0], -1), batch.weight)
+    found = {
+        "loss": value,
+        "dead_share": dead_share(hidden, batch.weight),
+        "dormant_share": dormant_share(hidden, batch.weight, tau),
+        "effective_rank": effective_rank(values),
+        "stable_rank": stable_rank(values),
+        "srank": srank(values),
+        "weight_norm": tree.norm(params),
+        "distance": tree.norm(tree.subtract(params, start)),
+        "grad_norm": tree.norm(grads),
+        "sam_sharpness": sam_sharpness(loss, params, rho),
+    }
+    return {name: figure.astype(jnp.float32) for name, figure in found.items()}
+
+
+__all__ = [
+    "dead_share",
+    "dormant_share",
+    "effective_rank",
+    "measure",
+    "singular_values",
+    "srank",
+    "stable_rank",
+]

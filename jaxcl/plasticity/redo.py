@@ -1,0 +1,77 @@
+"""ReDo: units that have gone silent start anew."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, ScalarLike
+
+from jaxcl.lockstep import when
+from jaxcl.plasticity.renewal import check_range
+from jaxcl.plasticity.units import (
+    check_units,
+    dormancy_score,
+    mean_over_rows,
+    renew_units,
+)
+from jaxcl.typing import Key, Params, Renewal, Units
+
+
+def redo(
+    features: Callable[[Params, Array], tuple[Array, ...]],
+    units: tuple[Units, ...],
+    init: Callable[[Key], Params],
+    *,
+    threshold: ScalarLike = 0.025,
+    period: int = 625,
+) -> Renewal:
+    r"""Recycle dormant units every ``period`` steps.
+
+    .. math:: s_i = a_i \,/\, \mathrm{mean}_k\, a_k, \qquad a_i = \mathrm{mean}_x |h_i(x)|
+
+    Units with :math:`s_i \le` ``threshold`` on the batch of that step get fresh incoming
+    weights, a fresh bias (zero, for our models) and zero outgoing weights; the optimizer's
+    statistics of those weights are cleared. A unit with two activations (CReLU) counts by
+    their sum; a channel of a convolution by its mean over positions.
+
+    Args:
+      features: ``(params, x) -> tuple`` of hidden activations of one input.
+      units: where the units of the first ``len(units)`` features live.
+      init: ``(key) -> params``, draws a fresh network.
+      threshold: largest score of a dormant unit; 0 renews dead units only.
+      period: steps between two renewals. All the work - one forward pass, one fresh
+        network - is done at these steps only.
+
+    Raises:
+      ValueError: if ``units`` is empty, ``period`` below 1 or ``threshold`` negative.
+
+    Reference: Sokar et al. 2023, arXiv:2302.12902, algorithm 1.
+    """
+    check_units("redo", units)
+    check_range("redo", 1, float("inf"), period=period)
+    check_range("redo", 0, float("inf"), threshold=threshold)
+
+    def recycle(key, params, batch):
+        hidden = jax.vmap(features, in_axes=(None, 0))(params, batch.x)
+        fresh = init(key)
+        renewed = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, bool), params)
+        for layer, h in zip(units, hidden, strict=False):
+            activity = mean_over_rows(jnp.abs(h), batch.weight)
+            activity = activity.reshape(layer.copies, layer.width).sum(axis=0)
+            dormant = dormancy_score(activity) <= threshold
+            # A batch of padding says nothing about anybody.
+            dormant &= jnp.sum(batch.weight) > 0
+            params, renewed = renew_units(params, renewed, fresh, layer, dormant)
+        return params, renewed
+
+    def renew(key, step, params, batch):
+        step = step + 1
+        nowhere = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, bool), params)
+        touch = lambda operand: recycle(key, operand[0], batch)
+        params, renewed = when(step % period == 0, touch, (params, nowhere))
+        return step, params, renewed
+
+    return Renewal(lambda _: jnp.zeros((), jnp.int32), renew)
+
+
+__all__ = ["redo"]

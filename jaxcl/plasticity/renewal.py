@@ -1,0 +1,100 @@
+"""Renewals that do nothing, that follow one another, and shrink-and-perturb."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import ScalarLike
+
+from jaxcl.lockstep import when
+from jaxcl.typing import Key, Params, Renewal
+
+
+def no_renewal() -> Renewal:
+    """Leave the parameters alone; the neutral element of :func:`chain_renewals`."""
+    return Renewal(
+        init=lambda _: (),
+        renew=lambda _key, state, params, _batch: (state, params, None),
+    )
+
+
+def chain_renewals(*parts: Renewal) -> Renewal:
+    """One renewal after another; what any of them renewed counts as renewed."""
+
+    def renew(key, states, params, batch):
+        new_states, renewed = [], None
+        for k, (part, state) in enumerate(zip(parts, states, strict=True)):
+            part_key = jax.random.fold_in(key, k)
+            state, params, touched = part.renew(part_key, state, params, batch)
+            new_states.append(state)
+            renewed = _either(renewed, touched)
+        return tuple(new_states), params, renewed
+
+    return Renewal(lambda params: tuple(part.init(params) for part in parts), renew)
+
+
+def _either(a, b):
+    if a is None or b is None:
+        return b if a is None else a
+    return jax.tree.map(jnp.logical_or, a, b)
+
+
+def shrink_and_perturb(
+    shrink: ScalarLike,
+    sigma: ScalarLike,
+    init: Callable[[Key], Params],
+    *,
+    period: int = 1,
+) -> Renewal:
+    r"""Shrink the parameters and add a little of a fresh network.
+
+    .. math:: w \leftarrow p\, w + \sigma\, \xi, \qquad \xi \sim \text{init}
+
+    with :math:`p` = ``shrink``, after the optimizer's update. Vectors (biases, the scales
+    of a normalisation) start at a constant :math:`c`, so there is nothing to draw; they
+    shrink towards it, :math:`w \leftarrow c + p\,(w - c)`. The optimizer's statistics stay.
+
+    Args:
+      shrink: share of the parameters that is kept, in [0, 1]; ``1 - 1e-4`` is a usual
+        choice when it acts at every step.
+      sigma: scale of the fresh network; ``1e-2`` is a usual choice.
+      init: ``(key) -> params``, the law of the noise; a model's ``init``.
+      period: steps between two renewals. Drawing a network takes about as long as a step
+        on a small batch; with a larger ``period``, ``shrink**period`` and
+        ``sigma * sqrt(period)`` have nearly the same effect for less.
+
+    Raises:
+      ValueError: if ``period`` is below 1, ``shrink`` outside [0, 1] or ``sigma`` negative.
+
+    References:
+      Ash and Adams 2020, arXiv:1910.08475; at every step in Dohare et al. 2024, Nature 632.
+    """
+    check_range("shrink_and_perturb", 1, float("inf"), period=period)
+    check_range("shrink_and_perturb", 0, 1.0, shrink=shrink)
+    check_range("shrink_and_perturb", 0, float("inf"), sigma=sigma)
+
+    def soften(param, fresh):
+        if param.ndim > 1:
+            return (shrink * param + sigma * fresh).astype(param.dtype)
+        return (fresh + shrink * (param - fresh)).astype(param.dtype)
+
+    def renew(key, step, params, batch):
+        del batch
+        step = step + 1
+        touch = lambda params: jax.tree.map(soften, params, init(key))
+        if period > 1:
+            return step, when(step % period == 0, touch, params), None
+        return step, touch(params), None
+
+    return Renewal(lambda _: jnp.zeros((), jnp.int32), renew)
+
+
+def check_range(who: str, low: int, high: float, **values) -> None:
+    """Refuse numbers outside ``[low, high]``; traced values pass, they are not known."""
+    for name, value in values.items():
+        if isinstance(value, int | float) and not low <= value <= high:
+            msg = f"{who}: {name} must be between {low} and {high}, got {value}."
+            raise ValueError(msg)
+
+
+__all__ = ["chain_renewals", "check_range", "no_renewal", "shrink_and_perturb"]

@@ -1,0 +1,113 @@
+"""Hidden units: how active they are, and how to replace some of them."""
+
+import functools
+import operator
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, PyTree
+
+from jaxcl.tree import safe_divide
+from jaxcl.typing import Params, Units
+
+
+def mean_over_rows(
+    values: Float[Array, "b *positions k"], weight: Float[Array, " b"]
+) -> Float[Array, " k"]:
+    """Weighted mean over rows and positions; zero for a batch of padding."""
+    per_row = jnp.mean(values, axis=tuple(range(1, values.ndim - 1)))
+    return safe_divide(weight @ per_row, jnp.sum(weight))
+
+
+def dormancy_score(activity: Float[Array, " k"]) -> Float[Array, " k"]:
+    r"""Activity of each unit relative to its layer, ``a_i / mean_k a_k``.
+
+    A unit is *tau-dormant* if its score is at most ``tau``; with ``activity`` the mean
+    of ``|h_i|`` over a batch this is equation 1 of Sokar et al. 2023 (arXiv:2302.12902).
+    In a layer that is silent altogether all scores are zero.
+    """
+    return safe_divide(activity, jnp.mean(activity))
+
+
+def leaf(params: Params, path: tuple[str, ...]) -> Array:
+    """The array at ``path`` of a nested dict."""
+    return functools.reduce(operator.getitem, path, params)
+
+
+def replace_leaf(params: Params, path: tuple[str, ...], value: Array) -> Params:
+    """The same nested dict with another array at ``path``."""
+    head, *rest = path
+    inner = replace_leaf(params[head], tuple(rest), value) if rest else value
+    return {**params, head: inner}
+
+
+def renew_units(
+    params: Params,
+    renewed: PyTree,
+    fresh: Params,
+    units: Units,
+    mask: Bool[Array, " width"],
+    mean: Float[Array, " k"] | None = None,
+) -> tuple[Params, PyTree]:
+    """Give the chosen units of one layer fresh inputs and no reader.
+
+    Their outgoing weights become zero, so the network computes what it would without
+    the old units; their incoming weights, biases and scales come from ``fresh``. With
+    several layers, go from the input to the output: a new unit then reads new units too,
+    and still changes nothing, because nobody reads it yet. (A normalisation over the
+    layer sees the new units at once; there this holds only up to its statistics.)
+
+    Args:
+      params: nested dict of arrays.
+      renewed: booleans like ``params``; marks made so far.
+      fresh: a newly drawn network.
+      units: where the layer's units live.
+      mask: [width], true for units to renew.
+      mean: [copies * width] mean activations. If given, what the chosen units passed on
+        average goes to the next layer's bias, where it has one.
+
+    Returns:
+      The new parameters, and ``renewed`` with every changed entry marked - except the
+      next layer's bias, which is moved and not renewed.
+    """
+    read = jnp.tile(mask, units.copies)
+    outgoing = leaf(params, units.outgoing)
+    if mean is not None and units.shift is not None:
+        passed = jnp.where(read, mean, 0.0) @ outgoing
+        bias = leaf(params, units.shift)
+        bias = bias + passed.reshape(-1, bias.size).sum(axis=0).astype(bias.dtype)
+        params = replace_leaf(params, units.shift, bias)
+
+    rows = read[:, None]
+    outgoing = jnp.where(rows, jnp.zeros((), outgoing.dtype), outgoing)
+    params = replace_leaf(params, units.outgoing, outgoing)
+    renewed = _mark(renewed, units.outgoing, rows)
+
+    for path in (units.incoming, *units.vectors):
+        new = jnp.where(mask, leaf(fresh, path), leaf(params, path))
+        params = replace_leaf(params, path, new)
+        renewed = _mark(renewed, path, mask)
+    return params, renewed
+
+
+def _mark(renewed, path, mask):
+    return replace_leaf(renewed, path, leaf(renewed, path) | mask)
+
+
+def check_units(who: str, units: tuple[Units, ...]) -> None:
+    """Refuse a model whose units are unknown."""
+    if not units:
+        msg = (
+            f"{who}: units must name at least one hidden layer, got none; "
+            "take the units of a model that has hidden layers, such as mlp or resnet."
+        )
+        raise ValueError(msg)
+
+
+__all__ = [
+    "check_units",
+    "dormancy_score",
+    "leaf",
+    "mean_over_rows",
+    "renew_units",
+    "replace_leaf",
+]

@@ -1,0 +1,121 @@
+"""The small ResNet against XLA's own convolution, and against itself one by one."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxcl.models import resnet
+from jaxcl.models.resnet import _convolve, _convolve_by_product
+
+
+def test_a_convolution_by_one_product_is_the_convolution():
+    """Oracle: lax.conv_general_dilated on odd and even sides, values and gradients."""
+    x = jax.random.normal(jax.random.key(0), (2, 6, 5, 3))
+    kernel = jax.random.normal(jax.random.key(1), (3, 3, 3, 4))
+
+    def both(function, kernel, stride):
+        scalar = lambda x, kernel: jnp.sum(jnp.sin(function(x, kernel, stride=stride)))
+        return function(x, kernel, stride=stride), jax.grad(scalar, (0, 1))(x, kernel)
+
+    @jax.jit
+    def compare():
+        cases = [(k, s) for k in (kernel, kernel[:1, :1]) for s in (1, 2)]
+        compute = lambda function: [both(function, k, s) for k, s in cases]
+        return compute(_convolve_by_product), compute(_convolve)
+
+    found, expected = compare()
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+def convolution(x, kernel, stride):
+    return _convolve(x[None], kernel, stride=stride)[0]
+
+
+def normalise(x, params, groups):
+    """GroupNorm of one image, from its definition."""
+    grouped = x.reshape(*x.shape[:2], groups, -1)
+    mean = grouped.mean(axis=(0, 1, 3), keepdims=True)
+    var = grouped.var(axis=(0, 1, 3), keepdims=True)
+    standard = ((grouped - mean) / jnp.sqrt(var + 1e-6)).reshape(x.shape)
+    return standard * params["scale"] + params["bias"]
+
+
+def by_hand(params, x, groups):
+    """Two stages of one block each, one image, no batch axis anywhere."""
+    norm = lambda h, name, tree: normalise(h, tree[name], groups)
+    h = jax.nn.relu(norm(convolution(x, params["stem"]["kernel"], 1), "norm", params))
+    inners = []
+    for name, stride in [("block_0_0", 1), ("block_1_0", 2)]:
+        block = params[name]
+        kernel = lambda which, block=block: block[which]["kernel"]
+        inner = norm(convolution(h, kernel("conv_0"), stride), "norm_0", block)
+        inner = jax.nn.relu(inner)
+        inners.append(inner)
+        if "conv_skip" in block:
+            h = norm(convolution(h, kernel("conv_skip"), stride), "norm_skip", block)
+        h = jax.nn.relu(
+            h + norm(convolution(inner, kernel("conv_1"), 1), "norm_1", block)
+        )
+    pooled = h.mean(axis=(0, 1))
+    return (*inners, pooled), pooled @ params["out"]["kernel"] + params["out"]["bias"]
+
+
+def test_a_batch_is_its_images_one_by_one():
+    """Oracle: the network written for one image; a batch must not leak into GroupNorm."""
+    model = resnet(5, width=4, blocks=(1, 1), groups=2)
+    params = model.init(jax.random.key(0))
+    scales = jnp.array([1.0, 5.0, 0.2])[:, None, None, None]  # images unlike each other
+    images = scales * jax.random.normal(jax.random.key(1), (3, 8, 8, 3)) + scales
+
+    @jax.jit
+    def compute(params, images):
+        both = lambda x: (model.features(params, x), model.apply(params, x))
+        alone = jax.lax.map(lambda image: by_hand(params, image, 2), images)
+        return jax.vmap(both)(images), alone
+
+    together, alone = compute(params, images)
+    for a, b in zip(jax.tree.leaves(together), jax.tree.leaves(alone), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
+    logits = together[1]
+    # Control: normalising over the batch too would have given something else.
+    assert np.abs(logits[0] - logits[1]).max() > 1e-2
+
+
+def test_units_are_the_channels_inside_each_block():
+    """Oracle: shapes of the leaves that the units name."""
+    model = resnet(3, width=4, blocks=(2, 1), groups=2, stem_stride=2)
+    params = jax.eval_shape(model.init, jax.random.key(0))
+    features = jax.eval_shape(model.features, params, jnp.zeros((8, 8, 3)))
+    assert [h.shape for h in features] == [(4, 4, 4), (4, 4, 4), (2, 2, 8), (8,)]
+    at = lambda path: params[path[0]][path[1]][path[2]]
+    for layer, h in zip(model.units, features, strict=False):
+        assert layer.width == h.shape[-1] == at(layer.incoming).shape[-1]
+        assert at(layer.outgoing).shape[-2] == layer.width
+        assert all(at(path).shape == (layer.width,) for path in layer.vectors)
+
+
+@pytest.mark.parametrize(
+    ("options", "word"),
+    [
+        ({"width": 6, "groups": 4}, "divide"),
+        ({"width": 0}, "width"),
+        ({"blocks": ()}, "blocks"),
+        ({"blocks": (1, 0)}, "blocks"),
+        ({"stem_stride": 0}, "stem_stride"),
+    ],
+)
+def test_impossible_shapes_are_refused(options, word):
+    """Oracle: the documented error."""
+    with pytest.raises(ValueError, match=word):
+        resnet(10, **options)
+
+
+def test_anything_but_one_colour_image_is_refused():
+    """Oracle: the documented error, at trace time."""
+    model = resnet(2, width=4, blocks=(1,), groups=2)
+    params = jax.eval_shape(model.init, jax.random.key(0))
+    for shape in [(2, 8, 8, 3), (8, 8, 1), (8, 8)]:
+        with pytest.raises(ValueError, match="ONE image"):
+            jax.eval_shape(model.apply, params, jnp.zeros(shape))
