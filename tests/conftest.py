@@ -5,11 +5,13 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 
-# Before JAX is imported. Nothing here goes to a network or opens a window, and what one
-# test compiled serves the next: programs are looked up by their text.
+# Before JAX is imported: no network and no windows. Compiled programs are kept: a second
+# run takes a third of the CPU time.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["MPLBACKEND"] = "agg"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "jax"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 import jax  # noqa: E402
 import pytest  # noqa: E402
