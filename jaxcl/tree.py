@@ -1,8 +1,9 @@
 """Algebra on parameter trees, and rows of batches."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
-import optax
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree, ScalarLike
 
 from jaxcl.typing import Batch
@@ -48,8 +49,18 @@ def subtract(a: PyTree, b: PyTree) -> PyTree:
 
 
 def random_normal_like(key: PRNGKeyArray, tree: PyTree) -> PyTree:
-    """Standard normal leaves in the shapes and dtypes of ``tree``."""
-    return optax.tree.random_like(key, tree, jax.random.normal)
+    """Standard normal leaves in the shapes and dtypes of ``tree``.
+
+    All leaves are cut from one draw: on a CPU every draw costs a second to compile.
+    """
+    leaves, structure = jax.tree.flatten(tree)
+    ends = list(itertools.accumulate(leaf.size for leaf in leaves))
+    draw = jax.random.normal(key, (ends[-1] if ends else 0,))
+    cut = [
+        draw[end - leaf.size : end].reshape(leaf.shape).astype(leaf.dtype)
+        for leaf, end in zip(leaves, ends, strict=True)
+    ]
+    return jax.tree.unflatten(structure, cut)
 
 
 def safe_divide(a, b):

@@ -13,11 +13,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.harness import RunFolder, progress
+from experiments.harness import RunFolder, append, finished, progress
 from experiments.plasticity.arms import Arm, Trial, arms, trials
 from experiments.plasticity.config import Config
 from experiments.plasticity.settings import Setting, load, make_model, make_setting
-from jaxcl.curvature import top_eigenvalue
+from jaxcl.curvature.sharpness import top_eigenvalue
 from jaxcl.losses import cross_entropy, mean_loss
 from jaxcl.plasticity import measure
 from jaxcl.training.checkpoint import restore, save, steps
@@ -42,9 +42,8 @@ def run(config: Config, folder: RunFolder) -> None:
     images = load(config)
     todo = trials(config)
     settings = [make_setting(name, config, images) for name in config.settings]
-    total = len(unique(settings, todo))
-    with progress(total, "runs") as bar:
-        bar.advance(len(folder.finished()))
+    total, done = len(unique(settings, todo)), len(finished(folder))
+    with progress(total, "runs", done=done) as advance:
         for setting in settings:
             every_arm = arms(config, setting.num_steps)
             for name, group in itertools.groupby(
@@ -52,10 +51,12 @@ def run(config: Config, folder: RunFolder) -> None:
             ):
                 program = make_program(config, setting, every_arm[name])
                 for pack in packs(list(group), config.runs_per_call):
-                    bar.describe(f"{setting.name} {name}")
-                    for result in learn(config, setting, program, pack, folder, bar):
-                        folder.append(result)
-                    bar.advance(len(pack))
+                    note = partial(advance, 0)
+                    append(folder, learn(config, setting, program, pack, folder, note))
+                    shutil.rmtree(
+                        checkpoints(folder, setting, pack), ignore_errors=True
+                    )
+                    advance(len(pack))
 
 
 def make_program(config: Config, setting: Setting, arm: Arm) -> Program:
@@ -129,7 +130,7 @@ def learn(
     program: Program,
     pack: list[Trial],
     folder: RunFolder,
-    bar,
+    note: Callable[[str], None],
 ) -> list[dict]:
     """Learn one pack of runs side by side, segment by segment; return their lines.
 
@@ -163,19 +164,17 @@ def learn(
         record = jax.tree.map(np.array, record)
     saved = time.perf_counter()
     for first in range(done, setting.num_tasks, size):
-        bar.describe(f"{setting.name} {pack[0].arm}, task {first + 1}")
+        note(f"{setting.name}, {pack[0].arm}, task {first + 1}")
         state, part = walk(state, first)
         jax.tree.map(partial(fill, slice(first, first + size)), record, part)
         if time.perf_counter() - saved > config.checkpoint_seconds:
             save(place, first + size, (state, record))
             saved = time.perf_counter()
     seconds = (time.perf_counter() - began) / len(pack)
-    lines = [
+    return [
         line(setting, trial, at(index, record), seconds)
         for index, trial in enumerate(pack)
     ]
-    shutil.rmtree(place, ignore_errors=True)
-    return lines
 
 
 def fill(where: slice, whole: np.ndarray, part: jax.Array) -> None:
@@ -238,7 +237,7 @@ def unique(settings: list[Setting], todo: list[Trial]) -> set[str]:
 
 def unfinished(setting: Setting, todo: list[Trial], folder: RunFolder) -> list[Trial]:
     """The trials of a setting that have no line yet, each once."""
-    done = folder.finished()
+    done = finished(folder)
     left = {run_id(setting, trial): trial for trial in reversed(todo)}
     return [trial for name, trial in reversed(left.items()) if name not in done]
 

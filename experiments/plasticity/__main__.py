@@ -1,0 +1,9 @@
+"""``python -m experiments.plasticity {smoke|quick|paper|...} [--field value]``."""
+
+from experiments.harness import main
+from experiments.plasticity import config
+from experiments.plasticity.config import PRESETS
+from experiments.plasticity.run import run
+
+if __name__ == "__main__":
+    raise SystemExit(main(PRESETS, run, config.__doc__ or ""))
