@@ -82,10 +82,10 @@ def test_a_period_waits_and_then_acts_once():
 
         found = jax.lax.scan(body, (slow.init(params), params), keys)[1]
         expected = [params]
-        for key, acts in zip(keys, [0, 0, 1, 0, 0, 1, 0], strict=True):
-            state = fast.init(params)
-            last = expected[-1]
-            expected.append(fast.renew(key, state, last, BATCH)[1] if acts else last)
+        for k, acts in enumerate([0, 0, 1, 0, 0, 1, 0]):
+            state, last = fast.init(params), expected[-1]
+            new = fast.renew(keys[k], state, last, BATCH)[1]
+            expected.append(new if acts else last)
         return found, jax.tree.map(lambda *rows: jnp.stack(rows), *expected[1:])
 
     found, expected = walk(params)
