@@ -78,7 +78,7 @@ def accuracy_matrix(
             mean = 100 * stacked.mean(axis=0)
             image = _image(ax, mean, low=0, high=100, first=1)
             if len(mean) <= 10:
-                for i, j in np.argwhere(np.isfinite(mean)):
+                for i, j in np.argwhere(np.isfinite(mean)).tolist():
                     _cell(ax, image, i, j, f"{mean[i, j]:.0f}", size=8.5, first=1)
             ax.set_title(f"{key.setting}: {named[key]}" if several else named[key])
             ax.set_xlabel("evaluated on task")

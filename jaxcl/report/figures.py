@@ -127,7 +127,7 @@ def _fit(ax: Axes, points: np.ndarray) -> str:
     """Draw the least-squares line; the words for the correlation."""
     if np.any(np.ptp(points, axis=0) == 0):
         return f"no correlation: one of the two is the same in all {len(points)} runs"
-    slope, intercept = np.polyfit(*points.T, 1)
+    slope, intercept = np.polyfit(points[:, 0], points[:, 1], 1)
     ends = np.array([points[:, 0].min(), points[:, 0].max()])
     ax.plot(ends, intercept + slope * ends, color=FAINT, linewidth=1.4, zorder=2)
     pearson = np.corrcoef(points.T)[0, 1]

@@ -56,7 +56,7 @@ def learning_curves(
         named, look = names_and_looks(records)
         for ax, setting in zip(axes, settings, strict=True):
             chosen = [record for record in records if record["setting"] == setting]
-            _lines(ax, chosen, "accuracy", named, look, window=window, scale=100)
+            _lines(ax, chosen, "accuracy", named, look, window=window, scale=100.0)
             ax.set_title(setting if len(settings) > 1 or not title else "")
             ax.set_xlabel("task" + _smoothing(window))
             _label_ends(ax, inches=height - 0.9)

@@ -96,8 +96,8 @@ def _lost(records: Sequence[Record]) -> str:
         for r in records
     )
     return (
-        f'<details class="lost"><summary>{len(records)} runs diverged and are averaged '
-        f"in nowhere</summary><ul>{items}</ul></details>"
+        f'<details class="lost"><summary>{len(records)} run{"s" * (len(records) > 1)} '
+        f"diverged, never averaged in</summary><ul>{items}</ul></details>"
     )
 
 
@@ -195,7 +195,7 @@ code { font-size: .9em }
 .verdict dd { margin: 0 0 .6rem; max-width: 46rem }
 .verdict dd:last-child { margin: 0; font-weight: 600 }
 figure { margin: 1.2rem 0 }
-figure svg { display: block; width: auto; max-width: 100%; height: auto }
+figure svg { display: block; max-width: 100%; height: auto }
 figcaption, .notes { font-size: .87rem; opacity: .8 }
 .notes p { margin: .4rem 0 }
 .scroll { overflow-x: auto; margin-top: 1.2rem }
@@ -203,7 +203,8 @@ table { border-collapse: collapse; font-size: .9rem;
   font-variant-numeric: tabular-nums }
 th, td { padding: .35rem .7rem; text-align: left; border-bottom: 1px solid var(--grid) }
 thead th { vertical-align: bottom; border-bottom: 2px solid var(--faint); padding: 0 }
-.number { text-align: right; white-space: nowrap }
+td { white-space: nowrap }
+.number { text-align: right }
 th button { font: inherit; font-weight: 600; color: inherit; background: none; border: 0;
   padding: .35rem .7rem; width: 100%; text-align: inherit; cursor: pointer;
   white-space: normal }

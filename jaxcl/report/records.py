@@ -36,7 +36,7 @@ _REQUIRED = {
     "hyper": dict,
     "seed": numbers.Integral,
     "status": str,
-    "accuracy": Sequence,
+    "accuracy": (list, tuple),
 }
 
 
@@ -68,7 +68,7 @@ def check(records: Sequence[Record]) -> None:
                 msg = f"report: {name} lacks the field {field!r}."
                 raise ValueError(msg)
             value = record[field]
-            if not isinstance(value, kind) or (field == "accuracy" and value == ""):
+            if not isinstance(value, kind):
                 msg = f"report: {name}: {field!r} is of type {type(value).__name__}."
                 raise ValueError(msg)
         if record["status"] not in ("done", "diverged"):

@@ -33,6 +33,7 @@ class Summary(NamedTuple):
 
     group: Group
     label: str
+    runs: int  # finished or not
     diverged: tuple[str, ...]  # names of runs that count nowhere below
     mean: Interval | None  # accuracy over all tasks
     last: Interval | None  # over the last tenth of the tasks
@@ -197,7 +198,9 @@ def _rival(key: Group, groups: dict, baseline: str, match: Sequence[str]) -> lis
 def _summary(key: Group, label: str, runs: list, rival: list, quantity: str) -> Summary:
     done, lost = split(runs)
     names = tuple(record["run"] for record in lost)
-    empty = Summary(key, label, names, None, None, None, None, np.nan, np.nan, "")
+    empty = Summary(
+        key, label, len(runs), names, None, None, None, None, np.nan, np.nan, ""
+    )
     if not done:
         return empty
     values = curves(done)

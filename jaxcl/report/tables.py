@@ -72,10 +72,14 @@ def summary_table(summaries: Sequence[Summary], *, quantity: str = "mean") -> Ta
         )
         for s in summaries
     )
-    lost = [name for s in summaries for name in s.diverged]
+    lost = [
+        f"{s.label}, {s.group.setting} ({len(s.diverged)} of {s.runs})"
+        for s in summaries
+        if s.diverged
+    ]
     notes = ("Mean and 95 % t-interval over seeds; tests are paired by seed.",)
     if lost:
-        notes += (f"Diverged, never averaged in: {', '.join(lost)}.",)
+        notes += (f"Diverged, never averaged in: {'; '.join(lost)}.",)
     return Table(columns, rows, notes)
 
 
@@ -126,7 +130,7 @@ def grid_table(grid: Grid, *, scale: float = 100.0, digits: int = 2) -> Table:
     lost = int(grid.diverged.sum())
     notes = (f"{grid.quantity}; mean and 95 % t-interval over seeds.",)
     if lost:
-        notes += (f"{lost} runs diverged and are not averaged in.",)
+        notes += (f"{lost} run{'s' * (lost > 1)} diverged, never averaged in.",)
     return Table(columns, rows, notes)
 
 

@@ -1,0 +1,98 @@
+"""What counts as a record, and how records become groups and curves."""
+
+import numpy as np
+import pytest
+
+from jaxcl.report.records import (
+    check,
+    curves,
+    group,
+    labels,
+    measure_names,
+    split,
+)
+from tests.test_report.toy_records import record, runs
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"seed": "x"}, "'seed' is of type str"),
+        ({"accuracy": "0.5"}, "'accuracy' is of type str"),
+        ({"status": "stopped"}, "'done' or 'diverged', got 'stopped'"),
+        ({"accuracy": [0.5, None]}, "between 0 and 1"),
+        ({"accuracy": [0.5, 55.0]}, "between 0 and 1"),
+        ({"accuracy": [0.5] * 3}, "'accuracy' has 3 values, expected 2"),
+        ({"measures": {"rank": [1.0]}}, "'rank' has 1 values, expected 2"),
+    ],
+)
+def test_a_malformed_record_is_named(change, message):
+    """Oracle: the message for one fault, put into the second of two records."""
+    good, bad = record(seed=0), record(seed=1, **{})
+    check([good, bad])
+    with pytest.raises(ValueError, match="record 2") as caught:
+        check([good, {**bad, **change}])
+    assert message in str(caught.value)
+
+
+def test_a_missing_field_a_double_and_nothing_at_all_are_refused():
+    """Oracle: the messages."""
+    bare = record()
+    del bare["arm"]
+    with pytest.raises(ValueError, match="lacks the field 'arm'"):
+        check([bare])
+    with pytest.raises(ValueError, match="is there twice, first as 1"):
+        check([record(), record()])
+    with pytest.raises(ValueError, match="no records"):
+        check([])
+
+
+def test_a_diverged_run_may_hold_nulls_and_is_never_averaged():
+    """Oracle: its name in the error."""
+    records = [record(seed=0), record(seed=1, accuracy=[None], status="diverged")]
+    check(records)
+    done, lost = split(records)
+    assert [r["seed"] for r in done] == [0]
+    assert [r["seed"] for r in lost] == [1]
+    assert curves(done).shape == (1, 2)
+    with pytest.raises(ValueError, match=r"diverged .*seed=1"):
+        curves(records)
+
+
+def test_groups_differ_in_more_than_the_seed():
+    """Oracle: counting by hand."""
+    records = [
+        *runs("sgd", [(0.5, 0.5)] * 2),
+        *runs("sam", [(0.5, 0.5)] * 3, hyper={"learning_rate": 0.1, "rho": 0.1}),
+        *runs("sam", [(0.5, 0.5)], hyper={"rho": 0.2, "learning_rate": 0.1}),
+    ]
+    groups = group(records[::-1])
+    sizes = {(key.arm, dict(key.hyper).get("rho")): len(g) for key, g in groups.items()}
+    assert sizes == {("sgd", None): 2, ("sam", 0.1): 3, ("sam", 0.2): 1}
+    for members in groups.values():
+        assert [r["seed"] for r in members] == sorted(r["seed"] for r in members)
+
+
+def test_labels_show_what_varies_within_an_arm():
+    """Oracle: written by hand."""
+    hypers = [("sgd", 0.1, None), ("sam", 0.1, 0.05), ("sam", 0.01, 0.05)]
+    records = [
+        record(arm, hyper={"learning_rate": rate} | ({"rho": rho} if rho else {}))
+        for arm, rate, rho in hypers
+    ]
+    assert list(labels(list(group(records))).values()) == [
+        "sgd",
+        "sam, lr 0.1",
+        "sam, lr 0.01",
+    ]
+
+
+def test_curves_read_measures_and_nulls():
+    """Oracle: by hand."""
+    records = [record(loss=[1.0, 2.0], measures={"rank": [3.0, None], "only": [0, 0]})]
+    np.testing.assert_array_equal(curves(records, "rank"), [[3.0, np.nan]])
+    np.testing.assert_array_equal(curves(records, "loss"), [[1.0, 2.0]])
+    with pytest.raises(ValueError, match="no 'trace'; it has accuracy, loss, rank"):
+        curves(records, "trace")
+    other = record(seed=1, measures={"rank": [0.0, 0.0]})
+    assert measure_names([*records, other]) == ["rank"]

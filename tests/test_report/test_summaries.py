@@ -1,0 +1,128 @@
+"""Summaries and sweeps against the numbers they are made of."""
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from jaxcl.report.statistics import holm, mean_interval
+from jaxcl.report.summaries import grid, summarize
+from tests.test_report.toy_records import record, runs
+
+
+def noisy(arm, shift, *, seeds=6, num_tasks=10, **others):
+    shared = np.random.default_rng(0).normal(0, 0.02, (seeds, num_tasks))
+    own = np.random.default_rng(len(arm)).normal(0, 0.002, (seeds, num_tasks))
+    return runs(arm, (0.6 + shared + own + shift).tolist(), **others)
+
+
+def test_a_summary_holds_means_slopes_and_the_paired_test():
+    """Oracle: scipy on the raw numbers, Holm over the two arms."""
+    records = [*noisy("sgd", 0), *noisy("sam", 0.01), *noisy("gnp!", 0.0)]
+    sgd, sam, gnp = summarize(records, baseline="sgd")
+    raw = {
+        arm: np.array([r["accuracy"] for r in records if r["arm"] == arm])
+        for arm in ("sgd", "sam", "gnp!")
+    }
+    assert sam.mean == mean_interval(raw["sam"].mean(axis=1))
+    slope = np.mean([np.polyfit(range(10), curve, 1)[0] for curve in raw["sam"]])
+    np.testing.assert_allclose(sam.slope.mean, slope)
+    tests = [
+        stats.ttest_rel(raw[arm].mean(axis=1), raw["sgd"].mean(axis=1)).pvalue
+        for arm in ("sam", "gnp!")
+    ]
+    np.testing.assert_allclose([sam.p_t, gnp.p_t], holm(np.array(tests)))
+    assert (sgd.verdict, sam.verdict) == ("baseline", "better")
+    assert gnp.verdict == "no difference shown"
+    assert summarize(noisy("sgd", 0) + noisy("sam", -0.01), baseline="sgd")[
+        1
+    ].verdict == ("worse")
+
+
+def test_diverged_runs_count_nowhere_and_are_named():
+    """Oracle: the summary without them; only the counts and names differ."""
+    finished = noisy("sam", 0.01)[:4]
+    lost = [record("sam", seed, [None] * 10, status="diverged") for seed in (4, 5)]
+    base = noisy("sgd", 0)
+    clean = summarize([*base, *finished], baseline="sgd")[1]
+    marred = summarize([*base, *finished, *lost], baseline="sgd")[1]
+    assert marred._replace(runs=4, diverged=()) == clean
+    assert marred.diverged == tuple(r["run"] for r in lost)
+    assert marred.mean.count == 4
+    assert marred.versus.difference.count == 4  # common seeds only
+
+
+def test_an_arm_of_which_nothing_is_left_is_diverged():
+    """Oracle: the documented empty summary."""
+    lost = [record("sam", 0, [None] * 10, status="diverged")]
+    summary = summarize([*noisy("sgd", 0), *lost], baseline="sgd")[1]
+    assert summary.verdict == "diverged"
+    assert summary.mean is None
+    assert np.isnan(summary.p_t)
+
+
+def test_each_rate_is_compared_with_its_own_baseline():
+    """Oracle: the shifts that were put in."""
+    rate = lambda value: {"hyper": {"learning_rate": value}}
+    records = [
+        *noisy("sgd", 0.0, **rate(0.1)),
+        *noisy("sgd", 0.1, **rate(0.01)),
+        *noisy("sam", 0.02, **rate(0.1)),
+        *noisy("sam", 0.05, **rate(0.01)),
+    ]
+    found = summarize(records, baseline="sgd")
+    gaps = [s.versus.difference.mean for s in found if s.versus]
+    np.testing.assert_allclose(gaps, [0.02, -0.05], atol=2e-3)
+    with pytest.raises(ValueError, match="fits 2 groups of sgd"):
+        summarize(records, baseline="sgd", match=())
+
+
+def test_settings_are_corrected_apart():
+    """Oracle: the raw p-value, for one arm per setting needs no correction."""
+    both = [
+        r
+        for setting in ("a", "b")
+        for arm, shift in (("sgd", 0), ("sam", 0.001))
+        for r in noisy(arm, shift, setting=setting)
+    ]
+    for summary in summarize(both, baseline="sgd"):
+        if summary.versus:
+            assert summary.p_t == summary.versus.p_t
+
+
+def test_impossible_questions_are_refused():
+    """Oracle: the messages."""
+    with pytest.raises(ValueError, match=r"no run of the baseline 'adam'.*'sgd'"):
+        summarize(noisy("sgd", 0), baseline="adam")
+    with pytest.raises(ValueError, match="quantity must be one of"):
+        summarize(noisy("sgd", 0), baseline="sgd", quantity="median")
+
+
+def sweep():
+    hyper = lambda rate, rho: {"learning_rate": rate, "rho": rho}
+    return [
+        *runs("sam", [(0.2, 0.4), (0.4, 0.6)], hyper=hyper(0.1, 0.5)),
+        *runs("sam", [(0.9, 0.9)], hyper=hyper(0.01, 0.5)),
+        record("sam", 0, hyper=hyper(0.1, 1.0), status="diverged"),
+    ]
+
+
+def test_a_grid_holds_means_counts_and_divergence():
+    """Oracle: by hand."""
+    found = grid(sweep(), rows="rho", columns="learning_rate")
+    assert (found.rows, found.columns) == ((0.5, 1.0), (0.01, 0.1))
+    np.testing.assert_allclose(found.mean, [[0.9, 0.4], [np.nan, np.nan]])
+    np.testing.assert_array_equal(found.count, [[1, 2], [0, 0]])
+    np.testing.assert_array_equal(found.diverged, [[0, 0], [0, 1]])
+    last = grid(sweep(), rows="rho", columns="learning_rate", quantity="last")
+    np.testing.assert_allclose(last.mean[0], [0.9, 0.5])
+
+
+def test_a_grid_refuses_what_is_no_sweep():
+    """Oracle: the messages."""
+    with pytest.raises(ValueError, match="one setting and one arm"):
+        grid([*sweep(), record("sgd")], rows="rho", columns="learning_rate")
+    with pytest.raises(ValueError, match="lacks 'rho' or 'momentum'"):
+        grid(sweep(), rows="rho", columns="momentum")
+    third = record("sam", 9, hyper={"learning_rate": 0.1, "rho": 0.5, "eta": 1.0})
+    with pytest.raises(ValueError, match="differ in more than"):
+        grid([*sweep(), third], rows="rho", columns="learning_rate")

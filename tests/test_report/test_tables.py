@@ -1,0 +1,113 @@
+"""Tables as text: what is rounded, what is aligned, what is exact."""
+
+import csv
+import io
+
+import numpy as np
+import pytest
+
+from jaxcl.report.statistics import Interval
+from jaxcl.report.summaries import grid, summarize
+from jaxcl.report.tables import (
+    Column,
+    Table,
+    grid_table,
+    measure_table,
+    show,
+    summary_table,
+    to_csv,
+    to_markdown,
+)
+from tests.test_report.test_summaries import noisy, sweep
+from tests.test_report.toy_records import record, runs
+
+TABLE = Table(
+    columns=(
+        Column("method"),
+        Column("accuracy, %", 1, 100.0),
+        Column("p", is_p_value=True),
+    ),
+    rows=(
+        ("sgd | plain", Interval(0.9123, 0.9, 0.9246, 5), None),
+        ("sam", Interval(0.5, float("nan"), float("nan"), 1), 0.0004),
+    ),
+    notes=("Two methods.",),
+)
+
+
+def test_markdown_is_aligned_and_escaped():
+    """Oracle: written by hand."""
+    assert to_markdown(TABLE) == (
+        "| method       | accuracy, % |       p |\n"
+        "| ------------ | ----------: | ------: |\n"
+        "| sgd \\| plain |  91.2 ± 1.2 |       – |\n"
+        "| sam          |        50.0 | < 0.001 |\n"
+        "\nTwo methods.\n"
+    )
+
+
+def test_csv_keeps_all_digits_in_columns_of_their_own():
+    """Oracle: the csv module, reading it back."""
+    header, first, second = csv.reader(io.StringIO(to_csv(TABLE)))
+    assert header == [
+        "method",
+        "accuracy, %",
+        "accuracy, % low",
+        "accuracy, % high",
+        "accuracy, % runs",
+        "p",
+    ]
+    assert first[0] == "sgd | plain"
+    np.testing.assert_allclose([float(cell) for cell in first[1:4]], [91.23, 90, 92.46])
+    assert first[4:] == ["5", ""]
+    assert second == ["sam", "50", "", "", "1", "0.0004"]
+
+
+@pytest.mark.parametrize(
+    ("value", "column", "text"),
+    [
+        (-0.5, Column("x", 2), "\N{MINUS SIGN}0.50"),
+        (3, Column("x", 0), "3"),
+        (float("nan"), Column("x"), "–"),
+        (0.0312, Column("p", is_p_value=True), "0.031"),
+        (1e-9, Column("p", is_p_value=True), "< 0.001"),
+        ("diverged", Column("x"), "diverged"),
+    ],
+)
+def test_values_are_shown_as_people_write_them(value, column, text):
+    """Oracle: written by hand."""
+    assert show(value, column) == text
+
+
+def test_the_summary_table_names_diverged_runs_and_never_counts_them():
+    """Oracle: the numbers that went in."""
+    lost = [record("sam", 9, [None] * 10, status="diverged")]
+    records = [*noisy("sgd", 0), *noisy("sam", 0.01), *lost]
+    text = to_markdown(summary_table(summarize(records, baseline="sgd")))
+    row = next(line for line in text.splitlines() if "sam " in line)
+    cells = [cell.strip() for cell in row.strip("|").split("|")]
+    assert cells[:4] == ["permuted", "sam", "6", "1"]
+    assert cells[-1] == "better"
+    assert "Diverged, never averaged in: sam, permuted (1 of 7)." in text
+    mean = 100 * np.mean([r["accuracy"] for r in records if r["arm"] == "sam"][:-1])
+    assert cells[4].startswith(f"{mean:.2f} ±")
+
+
+def test_measures_are_taken_after_the_last_task():
+    """Oracle: by hand."""
+    rows = [(0.5, 0.5)] * 2
+    records = runs("sgd", rows, measures={"effective_rank": [1.0, 8.0]})
+    table = measure_table(records)
+    assert [column.name for column in table.columns][2:] == ["effective rank"]
+    assert table.rows[0][2] == Interval(8.0, 8.0, 8.0, 2)
+    assert measure_table(records, task=0).rows[0][2].mean == 1.0
+
+
+def test_a_sweep_becomes_a_table():
+    """Oracle: by hand."""
+    table = grid_table(grid(sweep(), rows="rho", columns="learning_rate"))
+    text = to_markdown(table)
+    assert "learning_rate 0.01" in text
+    assert "| 0.5 |" in text
+    assert table.rows[1] == ("1", None, "diverged")
+    assert "1 run diverged" in text
