@@ -105,6 +105,7 @@ def episodic(
 
     def consolidate(key, state, params, task):
         check_rows("episodic", 2, state.kept, task)
+        task = jax.tree.map(jnp.asarray, task)
         chosen = best_rows(key, select, params, task, capacity_per_task)
         slot = state.tasks_seen % num_tasks
         write = lambda leaf, rows: leaf.at[slot].set(rows)

@@ -1,0 +1,204 @@
+"""Slow copies of the parameters."""
+
+import inspect
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxcl.averages import ema, interpolate, interpolate_with_start, no_average
+from jaxcl.tree import at
+
+
+def walk(length, dtype=jnp.float32):
+    """Parameters at the start and after each of `length` steps, leaves [length + 1, ..]."""
+    generator = np.random.default_rng(0)
+    draw = lambda *shape: jnp.asarray(
+        generator.normal(size=(length + 1, *shape)), dtype
+    )
+    return {"w": draw(2, 3), "b": draw(3)}
+
+
+def observed(average, path):
+    """The state after all of the path."""
+    observe = lambda state, params: (average.observe(state, params), None)
+    return jax.lax.scan(observe, average.init(at(0, path)), at(slice(1, None), path))[0]
+
+
+def assert_same(a, b):
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def assert_close(a, b, **tolerance):
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, **tolerance), a, b)
+
+
+def test_no_average_reads_and_returns_the_parameters_themselves():
+    params = at(0, walk(0))
+    average = no_average()
+    state = average.observe(average.init(params), params)
+    assert jax.tree.leaves(state) == []
+    assert average.read(state, params) is params
+    assert average.consolidate(state, params)[1] is params
+
+
+@pytest.mark.parametrize("warm_up", [False, True])
+def test_ema_equals_a_sum_of_geometric_weights(warm_up):
+    """Oracle: the weight of each step, product of what was kept after it, in float64."""
+    path = walk(30)
+    average = ema(0.9, warm_up=warm_up)
+    found = jax.jit(lambda path: average.read(observed(average, path), at(0, path)))(
+        path
+    )
+
+    kept = np.array(
+        [min(0.9, (1 + t) / (10 + t)) if warm_up else 0.9 for t in range(1, 31)]
+    )
+    share = np.concatenate([[1], 1 - kept]) * np.append(np.cumprod(kept[::-1])[::-1], 1)
+    np.testing.assert_allclose(share.sum(), 1)
+    expected = jax.tree.map(
+        lambda leaf: np.tensordot(share, np.asarray(leaf, np.float64), 1), path
+    )
+    assert_close(found, expected, atol=1e-6)
+
+
+def test_ema_at_its_ends_reads_the_parameters_or_their_start():
+    """Laws, bit for bit: decay 0 is no average, decay 1 is the start; 0.5 is neither."""
+    path = walk(3)
+    now = at(-1, path)
+    read = lambda average: average.read(observed(average, path), now)
+    assert_same(read(ema(0.0)), now)
+    assert_same(read(ema(1)), at(0, path))
+    assert not np.allclose(read(ema(0.5))["w"], now["w"])
+    assert not np.allclose(read(ema(0.5))["w"], path["w"][0])
+
+
+def test_ema_of_bfloat16_parameters_moves_at_a_decay_of_0_999():
+    """Oracle: 100 steps of the way from 1 to 2; control: kept in bfloat16 it sticks.
+
+    There a step of 0.001 is below half the spacing of numbers, 1/128.
+    """
+    path = jnp.ones((101, 4), jnp.bfloat16).at[1:].set(2)
+    average = ema(0.999)
+    state = observed(average, path)
+    expected = 2 - 0.999**100
+    np.testing.assert_allclose(state.slow, expected, rtol=1e-5)
+    read = average.read(state, path[0])
+    assert read.dtype == jnp.bfloat16
+    np.testing.assert_allclose(np.asarray(read, np.float32), expected, rtol=2**-8)
+
+    stuck = jnp.ones(4, jnp.bfloat16)
+    for params in path[1:5]:
+        stuck = jnp.bfloat16(0.999) * stuck + jnp.bfloat16(0.001) * params
+    assert stuck[0] == 1
+
+
+def test_ema_runs_on_across_tasks():
+    """Law: the end of a task changes neither the average nor the parameters."""
+    path = walk(3)
+    average = ema(0.9)
+    state = observed(average, path)
+    after, params = average.consolidate(state, at(-1, path))
+    assert_same(after, state)
+    assert_same(params, at(-1, path))
+
+
+@pytest.mark.parametrize("make", [ema, interpolate, interpolate_with_start])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_states_keep_their_form_and_readings_that_of_the_parameters(make, dtype):
+    """Oracle: shapes and dtypes of the first state and of the parameters."""
+    path = walk(2, dtype)
+    average = make(0.5)
+    form = lambda tree: jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), tree)
+
+    def run(path):
+        start = average.init(at(0, path))
+        state = observed(average, path)
+        read = average.read(state, at(-1, path))
+        return start, state, average.consolidate(state, at(-1, path)), read
+
+    start, state, (after, params), read = jax.jit(run)(path)
+    assert form(start) == form(state) == form(after)
+    assert form(params) == form(read) == form(at(0, path))
+
+
+@pytest.mark.parametrize("make", [ema, interpolate, interpolate_with_start])
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_fresh_or_consolidated_state_can_be_donated_with_the_parameters(
+    make, compiled
+):
+    """Oracle: giving one buffer twice is an error; the start is a copy, bit for bit."""
+    average = make(0.5)
+    maybe_jit = jax.jit if compiled else lambda function: function
+    params = at(0, walk(0))
+    init = maybe_jit(lambda params: (average.init(params), params))
+    consolidate = maybe_jit(average.consolidate)
+    step = jax.jit(
+        lambda state, params: (average.observe(state, params), params),
+        donate_argnums=(0, 1),
+    )
+    expected = jax.tree.map(np.array, params)
+    state, params = step(*init(params))
+    state, params = step(*consolidate(state, params))
+    assert_same(params, expected)
+    assert_same(average.read(state, params), expected)
+
+
+def test_interpolate_goes_on_from_between_start_and_end_of_each_task():
+    """Oracle: by hand, two tasks: start 0, end 4, so 3 at 3/4; start 3, end 7, so 6."""
+    average = interpolate(0.75)
+    state = average.init(jnp.zeros(2))
+    state = average.observe(state, jnp.full(2, 9.0))
+    np.testing.assert_array_equal(average.read(state, jnp.full(2, 4.0)), 4.0)
+    state, params = average.consolidate(state, jnp.full(2, 4.0))
+    np.testing.assert_array_equal(params, 3.0)
+    state, params = average.consolidate(state, jnp.full(2, 7.0))
+    np.testing.assert_array_equal(params, 6.0)
+
+
+def test_interpolate_with_start_changes_the_reading_only():
+    """Oracle: by hand; the start stays that of the first task."""
+    average = interpolate_with_start(0.75)
+    state = average.init(jnp.zeros(2))
+    for end, expected in ((4.0, 3.0), (8.0, 6.0)):
+        state = average.observe(state, jnp.full(2, end))
+        np.testing.assert_array_equal(average.read(state, jnp.full(2, end)), expected)
+        state, params = average.consolidate(state, jnp.full(2, end))
+        np.testing.assert_array_equal(params, end)
+
+
+def test_interpolation_at_its_ends_is_one_end_bit_for_bit():
+    """Laws: alpha 1 keeps the parameters, alpha 0 returns to the start."""
+    path = walk(1)
+    start, end = at(0, path), at(1, path)
+    for alpha, expected in ((1, end), (0, start)):
+        average = interpolate(alpha)
+        assert_same(average.consolidate(average.init(start), end)[1], expected)
+        average = interpolate_with_start(alpha)
+        assert_same(average.read(average.init(start), end), expected)
+
+
+def test_a_grid_of_strengths_is_a_vmap():
+    """Law: a vmap over traced strengths equals one run for each."""
+    path = walk(4)
+
+    def run(share):
+        slow = ema(share)
+        read = slow.read(observed(slow, path), at(0, path))
+        mixed = interpolate(share).consolidate(at(0, path), at(1, path))[1]
+        return read, mixed
+
+    shares = jnp.array([0.0, 0.3, 1.0])
+    grid = jax.jit(jax.vmap(run))(shares)
+    for i, share in enumerate((0.0, 0.3, 1.0)):
+        assert_close(at(i, grid), run(share), rtol=1e-6)
+
+
+@pytest.mark.parametrize("make", [ema, interpolate, interpolate_with_start])
+@pytest.mark.parametrize("share", [-0.1, 1.5, float("nan")])
+def test_a_share_outside_the_unit_interval_is_refused(make, share):
+    """Oracle: the message."""
+    pattern = rf"{make.__name__}: \w+ must lie in \[0, 1\], got {share}"
+    with pytest.raises(ValueError, match=pattern):
+        inspect.unwrap(make)(share)
