@@ -1,0 +1,133 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxcl.transforms import (
+    adaptive_rho,
+    adaptive_strength,
+    climb_curvature,
+    climb_rise,
+    gnp,
+    sam,
+)
+from tests.test_transforms.wavy import BOWL, START, descend, run, slope, tree, unit
+
+quadratic = lambda w: 0.5 * w @ BOWL @ w
+bowl_grad = lambda w: jnp.asarray(BOWL, jnp.float32) @ w
+
+
+def step_on_the_bowl(climb):
+    w = jnp.asarray(START, jnp.float32)
+    return climb.update(bowl_grad(w), climb.init(w), w, grad_fn=bowl_grad)
+
+
+def test_the_climb_measures_curvature_and_rise_exactly_on_a_quadratic():
+    """Oracle: the Hessian form along the gradient, and the loss at both ends, in NumPy."""
+    up = unit(BOWL @ START)
+    for rho in (0.1, 1.0):
+        _, state = step_on_the_bowl(sam(rho))
+        # The curvature is a difference of slopes over rho.
+        curvature = climb_curvature(state)
+        np.testing.assert_allclose(curvature, up @ BOWL @ up, rtol=1e-5 / rho)
+        rise = quadratic(START + rho * up) - quadratic(START)
+        np.testing.assert_allclose(climb_rise(state), rise, rtol=1e-5)
+
+
+def test_nothing_climbed_measures_zero():
+    zero = jnp.zeros(2)
+    for climb in (sam(0.1), sam(0.0)):
+        _, state = climb.update(zero, climb.init(zero), zero, grad_fn=jnp.sin)
+        assert float(climb_curvature(state)) == float(climb_rise(state)) == 0.0
+
+
+def test_adaptive_rho_holds_the_first_order_rise_at_its_target():
+    """Oracle: the formula in NumPy over five steps; rho |g| is the target at each."""
+    found, state = run(adaptive_rho(0.2), 5)
+    rule = lambda _, w, g: slope(w + 0.2 / np.linalg.norm(g) * unit(g))
+    np.testing.assert_allclose(found, descend(rule, 5), rtol=2e-5, atol=2e-6)
+    np.testing.assert_allclose(state.rho * state.grad_norm, 0.2, rtol=1e-5)
+
+
+def test_adaptive_rho_stays_within_its_limits_and_stands_still_on_a_plain():
+    """Oracle: the limit itself; no climb and no NaN at a zero gradient."""
+    steep = np.linalg.norm(BOWL @ START)
+    for target, want in ((1e3, 0.5), (1e-6, 0.01), (0.1 * steep, 0.1)):
+        _, state = step_on_the_bowl(adaptive_rho(target, low=0.01, high=0.5))
+        np.testing.assert_allclose(state.rho, want, rtol=1e-5)
+    zero = jnp.zeros(2)
+    climb = adaptive_rho(0.1)
+    update = lambda w: climb.update(w, climb.init(zero), w, grad_fn=lambda w: w)[0]
+    np.testing.assert_array_equal(update(zero), zero)
+    assert np.all(np.isfinite(jax.jacobian(update)(zero)))
+
+
+@pytest.mark.parametrize("power", [1.0, -1.0, 0.5])
+def test_a_strength_follows_the_running_mean_of_the_measured_curvature(power):
+    """Oracle: the recursion in NumPy on a landscape whose curvature changes."""
+    climb = adaptive_strength(
+        sam, 0.3, reference=2.0, power=power, decay=0.7, limits=(0.5, 1.5)
+    )
+    found, state = run(climb, 5)
+    mean, radii = [2.0], [0.3]
+
+    def rule(_, w, g):
+        above = slope(w + radii[-1] * unit(g))
+        curvature = (above @ unit(g) - np.linalg.norm(g)) / radii[-1]
+        mean.append(0.7 * mean[-1] + 0.3 * max(curvature, 0.0))
+        radii.append(0.3 * np.clip((mean[-1] / 2.0) ** power, 0.5, 1.5))
+        return above
+
+    np.testing.assert_allclose(found, descend(rule, 5), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(state.measured, mean[-1], rtol=1e-4)
+    np.testing.assert_allclose(state.strength, radii[-1], rtol=1e-4)
+    assert len(set(np.round(radii, 4))) > 2
+
+
+def test_on_a_round_bowl_the_strength_settles_where_the_formula_says():
+    """Oracle: curvature c everywhere, so the mean tends to c and lambda to base c / ref."""
+    build = lambda strength: gnp(0.05, penalty=strength)
+    climb = adaptive_strength(build, 0.01, reference=2.0, decay=0.5)
+    round_bowl = lambda params: jax.tree.map(lambda p: 6.0 * p, params)
+    _, state = run(climb, 15, 0.01, round_bowl)
+    np.testing.assert_allclose(state.measured, 6.0, rtol=1e-3)
+    np.testing.assert_allclose(state.strength, 0.01 * 3.0, rtol=1e-3)
+
+
+def test_power_zero_is_the_fixed_strength():
+    """Law, with the negative control that another power is not."""
+    fixed = run(sam(0.3), 4)[0]
+    still = run(adaptive_strength(sam, 0.3, reference=1.0, power=0.0), 4)[0]
+    np.testing.assert_allclose(still, fixed, rtol=1e-6)
+    moving = run(adaptive_strength(sam, 0.3, reference=1.0), 4)[0]
+    assert np.max(np.abs(moving - fixed)) > 1e-3
+
+
+def test_a_step_that_measures_nothing_leaves_the_strength_as_it_was():
+    climb = adaptive_strength(sam, 0.3, reference=1.5)
+    zero = jax.tree.map(jnp.zeros_like, tree(START))
+    _, state = climb.update(zero, climb.init(zero), zero, grad_fn=lambda p: p)
+    np.testing.assert_allclose([state.strength, state.measured], [0.3, 1.5], rtol=1e-6)
+
+
+def test_a_radius_is_warmed_up_again_when_the_state_is_made_anew():
+    """Oracle: the schedule at counts 0, 1, 2, 0, 1, 2."""
+    climb = sam(lambda t: 0.1 * (t + 1))
+    radii, w = [], jnp.asarray(START, jnp.float32)
+    for _ in range(2):
+        state = climb.init(w)
+        for _ in range(3):
+            _, state = climb.update(w, state, w, grad_fn=jnp.sin)
+            radii.append(state.rho)
+    np.testing.assert_allclose(radii, [0.1, 0.2, 0.3] * 2, rtol=1e-6)
+
+
+def test_adaptive_strengths_refuse_bad_numbers():
+    with pytest.raises(ValueError, match="adaptive_rho: target"):
+        adaptive_rho(-1.0)
+    with pytest.raises(ValueError, match="adaptive_rho: high"):
+        adaptive_rho(1.0, high=float("inf"))
+    with pytest.raises(ValueError, match="adaptive_strength: base"):
+        adaptive_strength(sam, -1.0, reference=1.0)
+    with pytest.raises(ValueError, match="adaptive_strength: reference"):
+        adaptive_strength(sam, 0.1, reference=0.0)

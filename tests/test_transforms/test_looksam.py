@@ -1,0 +1,122 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxcl.transforms import looksam, sam
+from tests.test_transforms.wavy import START, descend, grad_fn, run, slope, tree, unit
+
+
+def looking(rho, k, alpha):
+    """LookSAM in NumPy, with the direction kept in a list."""
+    kept = []
+
+    def rule(t, w, g):
+        if t % k:
+            return g + alpha * np.linalg.norm(g) * unit(kept[-1])
+        above = slope(w + rho * unit(g))
+        kept.append(above - (above @ unit(g)) * unit(g))
+        return above
+
+    return rule
+
+
+@pytest.mark.parametrize("k", [2, 3])
+def test_looksam_reuses_the_direction_of_every_kth_step(k):
+    """Oracle: NumPy, seven steps."""
+    found, state = run(looksam(0.3, k=k, alpha=0.7), 7)
+    # Seven steps apart, with gradients of a direction that is a small difference.
+    np.testing.assert_allclose(
+        found, descend(looking(0.3, k, 0.7), 7), rtol=1e-3, atol=1e-3
+    )
+    assert int(state.climb.count) == 7
+
+
+def test_looksam_at_every_step_is_sam():
+    """Law, with the negative control that k = 2 is not."""
+    want = run(sam(0.3), 4)[0]
+    np.testing.assert_allclose(run(looksam(0.3, k=1), 4)[0], want, rtol=1e-6)
+    assert np.max(np.abs(run(looksam(0.3, k=2), 4)[0] - want)) > 1e-2
+
+
+def test_looksam_of_zero_radius_is_plain():
+    """Law: what is left of rounding is not blown up to a direction, traced or not."""
+    want = descend(lambda _, __, g: g, 6)
+    for rho in (0.0, lambda _: 0.0):
+        found = run(looksam(rho, k=3), 6)[0]
+        np.testing.assert_allclose(found, want, rtol=2e-5, atol=2e-6)
+
+
+def test_a_direction_that_is_only_rounding_counts_as_none():
+    """Oracle: on |w|^2 / 2 both gradients are parallel, so the other steps are plain."""
+    round_bowl = lambda params: params
+    found, state = run(looksam(0.3, k=2, alpha=0.7), 2, 0.1, round_bowl)
+    second = START - 0.1 * (START + 0.3 * unit(START))
+    np.testing.assert_allclose(found[1], second, rtol=1e-5)
+    assert all(np.all(leaf == 0) for leaf in jax.tree.leaves(state.direction))
+
+
+def counted(calls):
+    """A gradient that notes every time it is really computed."""
+
+    def count(params):
+        jax.debug.callback(lambda: calls.append(1))
+        return grad_fn(params)
+
+    return count
+
+
+def test_the_second_gradient_is_really_skipped():
+    """Oracle: a host callback inside the gradient; 7 steps with k = 3 climb at 0, 3, 6."""
+    calls = []
+    climb, second = looksam(0.3, k=3), counted(calls)
+
+    @jax.jit
+    def seven(params):
+        def body(state, _):
+            grads, state = climb.update(grad_fn(params), state, params, grad_fn=second)
+            return state, grads
+
+        return jax.lax.scan(body, climb.init(params), length=7)
+
+    jax.block_until_ready(seven(tree(START)))
+    jax.effects_barrier()
+    assert len(calls) == 3
+
+
+def test_skipping_survives_a_vmap_around_the_loop_but_not_around_stacked_states():
+    """Oracle: the program itself; `cond` stays where the count is the same for all."""
+    climb = looksam(0.3, k=3)
+    step = lambda state, w: climb.update(w, state, w, grad_fn=jnp.sin)[1]
+
+    def loop(w):
+        body = lambda state, _: (step(state, w), None)
+        return jax.lax.scan(body, climb.init(w), length=7)
+
+    inside = str(jax.make_jaxpr(jax.vmap(loop))(jnp.ones((2, 3))))
+    states = jax.vmap(climb.init)(jnp.ones((2, 3)))
+    outside = str(jax.make_jaxpr(jax.vmap(step))(states, jnp.ones((2, 3))))
+    assert "cond[" in inside
+    assert "cond[" not in outside
+
+
+def test_the_state_keeps_one_tree_of_directions_in_the_dtypes_of_the_parameters():
+    params = {"w": jnp.ones((3, 2), jnp.bfloat16), "b": jnp.ones(2)}
+    state = looksam(0.3).init(params)
+    shapes = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype), tree)
+    assert shapes(state.direction) == shapes(params)
+
+
+@pytest.mark.parametrize("k", [0, -1, True])
+def test_looksam_refuses_a_period_that_is_no_positive_int(k):
+    with pytest.raises(
+        ValueError, match="looksam: k must be a Python int of at least 1"
+    ):
+        looksam(0.3, k=k)
+
+
+def test_looksam_refuses_bad_strengths():
+    with pytest.raises(ValueError, match="looksam: alpha"):
+        looksam(0.3, alpha=-1.0)
+    with pytest.raises(ValueError, match="looksam: rho"):
+        looksam(-0.3)
