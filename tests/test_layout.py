@@ -14,7 +14,7 @@ import jaxcl
 ROOT = Path(__file__).parent.parent
 SOURCES = sorted([*ROOT.glob("jaxcl/**/*.py"), *ROOT.glob("experiments/**/*.py")])
 FOUND = pkgutil.walk_packages(jaxcl.__path__, "jaxcl.")
-MODULES = ["jaxcl", *sorted(module.name for module in FOUND)]
+MODULES = sorted(module.name for module in FOUND)
 MACHINE = re.compile(
     r"(?<![\w.])/(?:home|root|work|Users|mnt)/\w"  # somebody's folder
     r"|https?://[^\s\"']*/(?:simple|packages)/"  # somebody's package index
@@ -49,10 +49,9 @@ def test_every_module_says_what_it_is_and_what_it_offers(name):
     """Oracle: inspection of the imported module."""
     module = importlib.import_module(name)
     assert module.__doc__
-    offered = getattr(module, "__all__", None)
-    if name == "jaxcl":
+    if "._" in name:  # a part's own affair
         return
-    assert offered is not None
+    offered = module.__all__
     assert len(set(offered)) == len(offered)
     assert offered == sorted(offered, key=isort_order)
     assert undocumented(module) == []
