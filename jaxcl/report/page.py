@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from jaxcl.report.figures import to_svg
 from jaxcl.report.records import Record, split
 from jaxcl.report.statistics import Interval
-from jaxcl.report.style import FAINT, GRID, INK
+from jaxcl.report.style import COLOURS, FAINT, GRID, INK
 from jaxcl.report.tables import Table, is_text_column, show
 
 
@@ -115,7 +115,8 @@ def _picture(picture: Picture, number: int) -> str:
     drawing = to_svg(picture.figure)
     drawing = drawing[drawing.index("<svg") :]
     drawing = re.sub(r"<metadata>.*?</metadata>", "", drawing, flags=re.DOTALL)
-    for ink, name in ((INK, "ink"), (FAINT, "faint"), (GRID, "grid")):
+    inks = ((INK, "ink"), (FAINT, "faint"), (GRID, "grid"), (COLOURS[0], "blue"))
+    for ink, name in inks:
         drawing = drawing.replace(ink, f"var(--{name})")
     # names are unique within one drawing only
     drawing = re.sub(r'\bid="', f'id="f{number}-', drawing)
@@ -173,10 +174,11 @@ def _mapping(name: str, values: Mapping[str, Any]) -> str:
 
 _STYLE = """
 :root { color-scheme: light dark; --ink: #24292f; --faint: #8c959f; --grid: #d8dee4;
-  --paper: #ffffff; --panel: #f6f8fa; --good: #1a7f37; --bad: #bc4c00; --busy: #0969da }
+  --paper: #ffffff; --panel: #f6f8fa; --good: #1a7f37; --bad: #bc4c00; --busy: #0969da;
+  --blue: #0072b2 }
 @media (prefers-color-scheme: dark) { :root { --ink: #e6edf3; --faint: #7d8590;
   --grid: #30363d; --paper: #0d1117; --panel: #161b22; --good: #3fb950;
-  --bad: #f0883e; --busy: #58a6ff } }
+  --bad: #f0883e; --busy: #58a6ff; --blue: #3d9fd8 } }
 * { box-sizing: border-box }
 body { font: 16px/1.55 system-ui, sans-serif; color: var(--ink);
   background: var(--paper); max-width: 72rem; margin: 0 auto; padding: 2rem 1.25rem }

@@ -104,7 +104,10 @@ def measure_table(
             for name in names
         ]
         rows.append((key.setting, shown[key], *values))
-    titles = (Column(name.replace("_", " "), 3) for name in names)
+    titles = (
+        Column(name.replace("_", " "), _digits([row[2 + i] for row in rows]))
+        for i, name in enumerate(names)
+    )
     where = "the last task" if task == -1 else f"task {task}"
     note = (
         f"After {where}; mean and 95 % t-interval over seeds, diverged runs left out."
@@ -208,6 +211,12 @@ def is_text_column(table: Table, index: int) -> bool:
     """Whether a column holds words, to be set flush left."""
     values = [row[index] for row in table.rows]
     return bool(values) and all(isinstance(v, str) or v is None for v in values)
+
+
+def _digits(intervals: Sequence[Interval | None]) -> int:
+    """Decimals that leave the largest mean about four digits."""
+    largest = max((abs(i.mean) for i in intervals if i and i.mean == i.mean), default=1)
+    return min(6, max(0, 3 - math.floor(math.log10(largest or 1))))
 
 
 def _pairs(row: tuple, table: Table):

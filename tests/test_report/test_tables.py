@@ -101,6 +101,9 @@ def test_measures_are_taken_after_the_last_task():
     assert [column.name for column in table.columns][2:] == ["effective rank"]
     assert table.rows[0][2] == Interval(8.0, 8.0, 8.0, 2)
     assert measure_table(records, task=0).rows[0][2].mean == 1.0
+    assert "8.000 ± 0.000" in to_markdown(table)
+    large = runs("sgd", [(0.5, 0.5)], measures={"rank": [0.0, 2098.26]})
+    assert "| 2098 |" in to_markdown(measure_table(large))
 
 
 def test_a_sweep_becomes_a_table():
