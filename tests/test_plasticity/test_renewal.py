@@ -38,14 +38,14 @@ def test_no_renewal_changes_nothing():
 
 def test_shrink_and_perturb_follows_its_formula():
     """Oracle: p w + sigma xi with the model's own draw; constants pull vectors."""
-    renewal = shrink_and_perturb(0.9, 0.1, MODEL.init)
+    renewal = shrink_and_perturb(0.9, 0.2, MODEL.init)
     params, key = start(), jax.random.key(5)
     step, new, renewed = jax.jit(renewal.renew)(
         key, renewal.init(params), params, BATCH
     )
     xi = MODEL.init(key)
     for name in ("hidden_0", "out"):
-        kernel = 0.9 * params[name]["kernel"] + 0.1 * xi[name]["kernel"]
+        kernel = 0.9 * params[name]["kernel"] + 0.2 * xi[name]["kernel"]
         np.testing.assert_allclose(new[name]["kernel"], kernel, rtol=1e-6)
         np.testing.assert_allclose(new[name]["bias"], 0.9 * params[name]["bias"])
     np.testing.assert_allclose(new["norm_0"]["scale"], 1 + 0.9 * 0.5, rtol=1e-6)
