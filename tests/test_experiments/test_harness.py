@@ -165,6 +165,22 @@ def test_a_bug_keeps_its_traceback(tmp_path):
     assert "Traceback" in status(tmp_path)["error"]
 
 
+def test_only_errors_that_we_raise_on_purpose_are_bad_input():
+    """Oracle: four errors of one kind, judged by where and how they arise."""
+    from jaxcl.report.records import check, curves
+
+    def caught(action):
+        with pytest.raises(ValueError, match=".") as info:
+            action()
+        return info.value
+
+    slip = {**record("a"), "accuracy": ["x"]}  # numpy refuses it in a line of ours
+    assert command.is_bad_input(caught(lambda: check([])))
+    assert not command.is_bad_input(caught(lambda: curves([slip])))
+    assert not command.is_bad_input(caught(lambda: np.stack([])))
+    assert not command.is_bad_input(caught(lambda: np.zeros(2).reshape(3)))
+
+
 def test_a_foreign_folder_is_left_alone(tmp_path, capsys):
     """Oracle: the bytes that were there."""
     (tmp_path / "run").mkdir()
