@@ -170,7 +170,7 @@ def test_only_errors_that_we_raise_on_purpose_are_bad_input():
     from jaxcl.report.records import check, curves
 
     def caught(action):
-        with pytest.raises(ValueError, match=".") as info:
+        with pytest.raises(ValueError, match=r".") as info:
             action()
         return info.value
 
