@@ -23,7 +23,6 @@ def tfds():
     return pytest.importorskip("tensorflow_datasets")
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.usefixtures("tfds")
 def test_mnist_prepared_from_local_files_comes_back(tmp_path):
     """Oracle: the made-up images written as idx files, as sets of (label, pixels)."""
@@ -49,7 +48,6 @@ def test_mnist_prepared_from_local_files_comes_back(tmp_path):
     assert "tensorflow" not in sys.modules
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.usefixtures("tfds")
 def test_what_is_not_prepared_or_not_known_is_said_in_one_line(tmp_path):
     """Oracle: the messages."""
