@@ -1,0 +1,342 @@
+"""The protocol in order: data, network, method, loop; the strength is chosen first."""
+
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from experiments.ewc_permuted.config import LABELS, Config
+from experiments.ewc_permuted.joint import reading, so_far
+from experiments.harness import RunFolder, append, finished, progress, read_records
+from jaxcl.curvature import Fisher, empirical_fisher, exact_fisher, sampled_fisher
+from jaxcl.losses import Logits, cross_entropy, single_head
+from jaxcl.method import make_method
+from jaxcl.models import mlp
+from jaxcl.regularizers import ewc
+from jaxcl.streams import Images, digits, load_images, padded, permuted, validate
+from jaxcl.training.checkpoint import restore, save, steps
+from jaxcl.training.device import (
+    accuracies,
+    accuracy_row,
+    first_example,
+    run_stream,
+)
+from jaxcl.tree import at
+from jaxcl.typing import Key, Model, Stream
+
+
+class Stage(NamedTuple):
+    """Where runs take place: the search on held-out rows, or the test."""
+
+    name: str
+    config: Config
+    images: Images
+
+
+class Trial(NamedTuple):
+    """One run: an arm with its strength and a seed."""
+
+    arm: str
+    strength: float | None  # None where there is no penalty
+    seed: int
+
+
+class Program(NamedTuple):
+    """One arm of a stage, compiled once; strength, plan and seed are arguments."""
+
+    start: Callable  # (key) -> state
+    advance: Callable  # (state, key, strength, pool, plan, tasks) -> state, record
+    final: Callable  # (state, pool, plan) -> [T], on all test rows
+
+
+def run(config: Config, folder: RunFolder) -> None:
+    """Choose the strength, then do every run that is not in ``results.jsonl`` yet."""
+    check(config)
+    images = padded(
+        digits() if config.data == "digits" else load_images(config.data),
+        config.padding,
+    )
+    search, test = search_stage(config, images), Stage("test", config, images)
+    searching = search_trials(config)
+    num_runs = len(searching) + len(config.arms) * config.seeds
+    with progress(num_runs, "runs", done=len(finished(folder))) as advance:
+        do(search, searching, folder, advance)
+        strength = config.strength
+        if searching:
+            strength = choose(read_records(folder))
+        do(test, test_trials(config, strength), folder, advance)
+
+
+def search_stage(config: Config, images: Images) -> Stage:
+    """Shorter runs that learn on all but the last training rows and test on those."""
+    rows = len(images.train_y) - config.search_rows
+    if rows < config.batch_size:
+        msg = (
+            f"search_rows: must leave a batch of {config.batch_size} of the "
+            f"{len(images.train_y)} training rows, got {config.search_rows}."
+        )
+        raise ValueError(msg)
+    held_out = images._replace(
+        train_x=images.train_x[:rows],
+        train_y=images.train_y[:rows],
+        test_x=images.train_x[rows:],
+        test_y=images.train_y[rows:],
+    )
+    shorter = replace(
+        config,
+        num_tasks=config.search_tasks,
+        iterations=config.search_iterations,
+        fisher_examples=config.search_fisher_examples,
+    )
+    return Stage("search", shorter, held_out)
+
+
+def search_trials(config: Config) -> list[Trial]:
+    """EWC at every strength of the grid; nothing if the strength is given."""
+    if config.strength is not None or not set(config.arms) & {"ewc", "online-ewc"}:
+        return []
+    return [Trial("ewc", value, config.search_seed) for value in config.strengths]
+
+
+def test_trials(config: Config, strength: float | None) -> list[Trial]:
+    """All arms seed by seed, so that an interrupted run has compared something."""
+    pulled = {"ewc": strength, "online-ewc": strength}
+    return [
+        Trial(arm, pulled.get(arm), seed)
+        for seed in range(config.seeds)
+        for arm in config.arms
+    ]
+
+
+def choose(records: list[dict]) -> float:
+    """The strength with the best mean accuracy on the held-out rows.
+
+    Raises:
+      ValueError: if every run of the search diverged.
+    """
+    found = {
+        record["hyper"]["strength"]: np.mean(record["final"])
+        for record in records
+        if record["setting"] == "search" and record["status"] == "done"
+    }
+    if not found:
+        msg = "strengths: every run of the search diverged; give smaller ones."
+        raise ValueError(msg)
+    return max(sorted(found), key=lambda strength: found[strength])
+
+
+def do(
+    stage: Stage, trials: list[Trial], folder: RunFolder, advance: Callable
+) -> None:
+    """Do the trials of a stage that have no line yet; an arm compiles once."""
+    done, programs = finished(folder), {}
+    for trial in trials:
+        if run_id(stage, trial) in done:
+            continue
+        stream = make_stream(stage, trial.seed)
+        if trial.arm not in programs:
+            programs[trial.arm] = make_program(stage.config, trial.arm, stream)
+        note = partial(advance, 0)
+        append(folder, [learn(stage, programs[trial.arm], stream, trial, folder, note)])
+        shutil.rmtree(checkpoints(folder, stage, trial), ignore_errors=True)
+        advance(1)
+
+
+def make_stream(stage: Stage, seed: int) -> Stream:
+    """The permutations of a seed."""
+    key, _, _ = run_keys(stage.config, seed)
+    return validate(permuted(key, stage.images, num_tasks=stage.config.num_tasks))
+
+
+def make_program(config: Config, arm: str, stream: Stream) -> Program:
+    """Compile once what the runs of an arm share."""
+    sizes = (first_example(stream).x.shape[1], *config.hidden, stream.num_classes)
+    model = mlp(sizes, gain=config.gain, out_gain=config.gain)
+    logits = single_head(model.apply)
+
+    def build(stream, strength):
+        joint = arm == "joint"
+        pull = None
+        if not joint and arm != "none":
+            decay = config.decay if arm == "online-ewc" else None
+            pull = ewc(make_fisher(config, model, logits), strength, decay=decay)
+        return make_method(
+            cross_entropy(reading(model, stream) if joint else logits),
+            optax.adam(config.learning_rate),
+            regularizer=pull,
+            reset_optimizer=config.reset_optimizer,
+        ), so_far(stream) if joint else stream
+
+    @jax.jit
+    def start(key):
+        method, arriving = build(stream, 0.0)
+        return method.init(model.init(key), first_example(arriving))
+
+    @partial(jax.jit, donate_argnums=0)
+    def advance(state, key, strength, pool, plan, tasks):
+        here = stream._replace(pool=pool, plan=plan)
+        method, arriving = build(here, strength)
+        return run_stream(
+            key,
+            method,
+            arriving,
+            state,
+            num_steps=config.iterations,
+            batch_size=config.batch_size,
+            after=accuracy_row(
+                logits, here, num_examples=config.matrix_examples, chunk_size=1000
+            ),
+            tasks=tasks,
+        )
+
+    @jax.jit
+    def final(state, pool, plan):
+        here = stream._replace(pool=pool, plan=plan)
+        return accuracies(logits, state.params, here, chunk_size=1000)
+
+    return Program(start, advance, final)
+
+
+def make_fisher(config: Config, model: Model, logits: Logits) -> Fisher:
+    """What measures importance at the end of a task."""
+    size = config.fisher_examples
+    if config.fisher == "exact":
+        return exact_fisher(logits, num_examples=size)
+    if config.fisher == "sampled":
+        return sampled_fisher(logits, num_examples=size)
+    given = cross_entropy(logits)
+    if config.fisher == "empirical":
+        return empirical_fisher(given, num_examples=size)
+
+    def predicted(params, example, key):
+        label = jnp.argmax(logits(params, example)).astype(example.y.dtype)
+        return given(params, example._replace(y=label), key)
+
+    return empirical_fisher(predicted, num_examples=size)
+
+
+def learn(
+    stage: Stage,
+    program: Program,
+    stream: Stream,
+    trial: Trial,
+    folder: RunFolder,
+    note: Callable[[str], None],
+) -> dict:
+    """Learn one stream task by task; return its line.
+
+    Tasks end in checkpoints, from which a run killed at any moment goes on with the
+    same bits.
+    """
+    config, name = stage.config, run_id(stage, trial)
+    _, key_start, key = run_keys(config, trial.seed)
+    strength = jnp.float32(trial.strength or 0.0)
+    walk = lambda state, task: program.advance(
+        state, key, strength, stream.pool, stream.plan, jnp.array([task])
+    )
+    state = program.start(key_start)
+    one = jax.eval_shape(lambda s: walk(s, 0)[1], state)
+    total = config.num_tasks
+    record = jax.tree.map(lambda x: np.zeros((total, *x.shape[1:]), x.dtype), one)
+    place, done, spent = checkpoints(folder, stage, trial), 0, np.zeros(1, np.float32)
+    if steps(place):
+        done, (state, record, spent) = restore(place, (state, record, spent))
+        record = jax.tree.map(np.array, record)
+    began = saved = time.perf_counter()
+    seconds = lambda: float(np.asarray(spent)[0]) + time.perf_counter() - began
+    for task in range(done, total):
+        note(f"{name}, task {task + 1}")
+        state, part = walk(state, task)
+        for whole, new in zip(
+            jax.tree.leaves(record), jax.tree.leaves(part), strict=True
+        ):
+            whole[task] = np.asarray(new)[0]
+        if time.perf_counter() - saved > config.checkpoint_seconds:
+            now = np.array([seconds()], np.float32)
+            save(place, task + 1, (state, record, now))
+            saved = time.perf_counter()
+    final = program.final(state, stream.pool, stream.plan)
+    return line(stage, trial, record, np.asarray(final), seconds())
+
+
+def line(stage: Stage, trial: Trial, record, final: np.ndarray, seconds: float) -> dict:
+    """What ``results.jsonl`` keeps of one run; accuracies to four decimals."""
+    finite = np.asarray(record.finite)
+    bad = int(np.argmin(finite)) if not finite.all() else None
+    matrix = np.round(np.asarray(record.after, np.float64), 4)
+    return {
+        "run": run_id(stage, trial),
+        "setting": stage.name,
+        "arm": trial.arm,
+        "hyper": {} if trial.strength is None else {"strength": trial.strength},
+        "seed": trial.seed,
+        "status": "done" if bad is None else "diverged",
+        "first_bad_task": bad,
+        "accuracy": np.diagonal(matrix),
+        "final": np.round(final.astype(np.float64), 4),
+        "matrix": matrix,
+        "loss": record.loss,
+        "iterations": stage.config.iterations,
+        "seconds": round(seconds, 1),
+        "device": jax.devices()[0].device_kind,
+    }
+
+
+def check(config: Config) -> None:
+    """Refuse what cannot run, before anything is computed.
+
+    Raises:
+      ValueError: in one line.
+    """
+    if not config.data:
+        msg = "data: name a folder with MNIST's four idx files: --data FOLDER."
+        raise ValueError(msg)
+    unknown = set(config.arms) - set(LABELS)
+    if unknown or not config.arms:
+        msg = f"arms: expected some of {', '.join(LABELS)}, got {sorted(unknown)}."
+        raise ValueError(msg)
+    given = config.strengths if config.strength is None else (config.strength,)
+    if not given or not all(0 <= value < np.inf for value in given):
+        msg = f"strengths: must be finite and not negative, got {list(given)}."
+        raise ValueError(msg)
+    if config.search_seed in range(config.seeds):
+        msg = (
+            f"search_seed: must not be one of the {config.seeds} reported seeds, got "
+            f"{config.search_seed}."
+        )
+        raise ValueError(msg)
+    least = ("seeds", "num_tasks", "iterations", "batch_size", "search_rows")
+    for name in (*least, "search_tasks", "search_iterations"):
+        if getattr(config, name) < 1:
+            msg = f"{name}: must be at least 1, got {getattr(config, name)}."
+            raise ValueError(msg)
+
+
+def run_keys(config: Config, seed: int) -> tuple[Key, Key, Key]:
+    """What draws the permutations, the start and the batches of a run."""
+    stream, start, steps = jax.random.split(
+        jax.random.fold_in(jax.random.key(config.seed), seed), 3
+    )
+    return stream, start, steps
+
+
+def run_id(stage: Stage, trial: Trial) -> str:
+    """``test/ewc/strength=100/seed=0``."""
+    number = "" if trial.strength is None else f"strength={trial.strength:g}/"
+    return f"{stage.name}/{trial.arm}/{number}seed={trial.seed}"
+
+
+def checkpoints(folder: RunFolder, stage: Stage, trial: Trial) -> Path:
+    """Where the unfinished state of a run lies."""
+    return folder.path / "checkpoints" / run_id(stage, trial).replace("/", "-")
+
+
+__all__ = ["choose", "make_program", "run"]
