@@ -103,7 +103,7 @@ class Config:
 
 PRESETS = {
     "smoke": Config(  # seconds; a test runs it
-        settings=("permuted", "pairs-one-head"),
+        settings=("permuted",),
         groups=("paper",),
         seeds=2,
         num_tasks=4,
@@ -116,6 +116,7 @@ PRESETS = {
         tasks_per_call=2,
         probe_every=2,
         probe_examples=64,
+        runs_per_call=2,
     ),
     "quick": Config(  # under three minutes on two cores, real digits
         settings=("permuted", "pairs-one-head"),
@@ -126,6 +127,8 @@ PRESETS = {
         test_examples=None,
         num_epochs=2,
         hidden=(64, 64),
+        tasks_per_call=8,
+        runs_per_call=12,
     ),
     "paper": Config(),  # the online preset; needs --data with MNIST
     "multi-epoch": Config(  # Dohare et al. 2024: wide, all images

@@ -1,7 +1,6 @@
 """The paper's algorithm, in the paper's order: data, network, method, loop, figures."""
 
 import hashlib
-import itertools
 import shutil
 import time
 from collections.abc import Callable
@@ -46,11 +45,9 @@ def run(config: Config, folder: RunFolder) -> None:
     with progress(total, "runs", done=done) as advance:
         for setting in settings:
             every_arm = arms(config, setting.num_steps)
-            for name, group in itertools.groupby(
-                sorted(unfinished(setting, todo, folder), key=by_arm), key=by_arm
-            ):
+            for name, left in unfinished(setting, todo, folder).items():
                 program = make_program(config, setting, every_arm[name])
-                for pack in packs(list(group), config.runs_per_call):
+                for pack in packs(left, config.runs_per_call):
                     note = partial(advance, 0)
                     append(folder, learn(config, setting, program, pack, folder, note))
                     shutil.rmtree(
@@ -112,11 +109,7 @@ def make_program(config: Config, setting: Setting, arm: Arm) -> Program:
             tasks=tasks,
         )
 
-    mesh = None
-    if config.runs_per_call % jax.device_count() == 0:
-        mesh = jax.make_mesh(
-            (jax.device_count(),), ("runs",), axis_types=(jax.sharding.AxisType.Auto,)
-        )
+    mesh = mesh_for(config.runs_per_call)
     shared = (0, 0, 0, 0, None, None, None)
     return Program(
         jax.jit(over_runs(start, mesh=mesh)),
@@ -177,6 +170,12 @@ def learn(
     ]
 
 
+def mesh_for(num_runs: int) -> jax.sharding.Mesh:
+    """As many devices as divide the runs evenly."""
+    count = max(k for k in range(1, jax.device_count() + 1) if num_runs % k == 0)
+    return jax.sharding.Mesh(np.array(jax.devices()[:count]), ("runs",))
+
+
 def fill(where: slice, whole: np.ndarray, part: jax.Array) -> None:
     """Write the tasks of a segment into the records of the stream."""
     whole[:, where] = np.asarray(part)
@@ -235,21 +234,23 @@ def unique(settings: list[Setting], todo: list[Trial]) -> set[str]:
     return {run_id(setting, trial) for setting in settings for trial in todo}
 
 
-def unfinished(setting: Setting, todo: list[Trial], folder: RunFolder) -> list[Trial]:
-    """The trials of a setting that have no line yet, each once."""
+def unfinished(
+    setting: Setting, todo: list[Trial], folder: RunFolder
+) -> dict[str, list[Trial]]:
+    """The trials of a setting that have no line yet, each once, by arm."""
     done = finished(folder)
-    left = {run_id(setting, trial): trial for trial in reversed(todo)}
-    return [trial for name, trial in reversed(left.items()) if name not in done]
+    arms: dict[str, list[Trial]] = {}
+    for trial in todo:
+        name = run_id(setting, trial)
+        if name not in done:
+            done.add(name)
+            arms.setdefault(trial.arm, []).append(trial)
+    return arms
 
 
 def packs(todo: list[Trial], size: int) -> list[list[Trial]]:
     """Runs that share a compiled call."""
     return [todo[first : first + size] for first in range(0, len(todo), size)]
-
-
-def by_arm(trial: Trial) -> str:
-    """The arm's name, to group by."""
-    return trial.arm
 
 
 def rounded(values) -> list[float | None]:
