@@ -27,7 +27,8 @@ def across_devices(
     * ``sync=False``: each device transforms its own gradient, and only the results are
       averaged. With :func:`jaxcl.transforms.sam` this is m-sharpness with ``m``
       examples per device: one collective a step instead of two. Numbers in the state
-      (logs, means) are averaged too, so that it stays the same everywhere.
+      (logs, means) are averaged too (of integers the largest is taken), so that it
+      stays the same everywhere.
     * without this function: each device keeps its own result, and the caller averages.
 
     Gradients must be local. Inside ``jax.shard_map`` with its default
@@ -63,11 +64,13 @@ def across_devices(
 
 
 def mean_over(axis_name: Hashable, tree: PyTree) -> PyTree:
-    """The mean of inexact leaves over devices, taken in float32 or better."""
+    """The mean over devices, in float32 or better; the largest of integers."""
 
     def leaf(x):
+        if jnp.issubdtype(x.dtype, jnp.integer):
+            return jax.lax.pmax(x, axis_name)
         if not jnp.issubdtype(x.dtype, jnp.inexact):
-            return x
+            return x  # a key, which is the same everywhere
         wide = jnp.promote_types(x.dtype, jnp.float32)
         return jax.lax.pmean(x.astype(wide), axis_name).astype(x.dtype)
 

@@ -84,7 +84,11 @@ def task_gradients(rows, grads):
     """Gradients of all tasks, checked to be ``grads`` with one more axis in front."""
     leading = {leaf.shape[:1] for leaf in jax.tree.leaves(rows)}
     shapes = jax.tree.map(lambda leaf: leaf.shape[1:], rows)
-    if len(leading) > 1 or shapes != jax.tree.map(lambda leaf: leaf.shape, grads):
+    if (
+        len(leading) > 1
+        or (0,) in leading
+        or shapes != jax.tree.map(lambda leaf: leaf.shape, grads)
+    ):
         msg = (
             "gem: task_grad_fn must return gradients with a leading task axis [T], got "
             f"{jax.tree.map(lambda leaf: leaf.shape, rows)}; stack them, zeros for tasks "
@@ -186,12 +190,10 @@ def nonnegative_minimum(
         free = free.at[worst].set(free[worst] | broken)
         return Search(weights, free, search.rounds + 1, ~stuck & ~broken)
 
-    start = Search(
-        jnp.zeros_like(slope),
-        jnp.zeros(size, bool),
-        jnp.zeros((), jnp.int32),
-        jnp.zeros((), bool),
-    )
+    # Made of the slope, so that it varies over devices where the slope does.
+    none = slope > jnp.inf
+    zero = jnp.zeros((), jnp.int32)
+    start = Search(jnp.zeros_like(slope), none, zero, jnp.any(none))
     found = jax.lax.while_loop(
         lambda search: ~search.done & (search.rounds < 4 * size + 8), one_round, start
     )

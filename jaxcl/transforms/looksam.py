@@ -91,7 +91,7 @@ def looksam(
         del ignored
         check_update("looksam", params, grad_fn=grad_fn)
         count = state.climb.count
-        radius = at_step(rho, count)
+        radius, climbs = at_step(rho, count), count % k == 0
 
         def look():
             ascent = climbers("looksam", mask, params, grads)
@@ -100,7 +100,7 @@ def looksam(
                 point = climb(params, radius, ascent)
                 climbed = gradient_at("looksam", grad_fn, point, grads)
             seen = climbers("looksam", mask, params, climbed)
-            logs = measured(count, radius, ascent, seen)
+            logs = measured(count, state.climb.rho, ascent, seen)
             return climbed, LookSamState(logs, across(climbed, grads, state.direction))
 
         def reuse():
@@ -109,7 +109,9 @@ def looksam(
             later = state.climb._replace(count=next_count(count))
             return ahead, state._replace(climb=later)
 
-        return look() if k == 1 else jax.lax.cond(count % k == 0, look, reuse)
+        bent, after = look() if k == 1 else jax.lax.cond(climbs, look, reuse)
+        rho_now = jnp.where(climbs, radius, state.climb.rho).astype(jnp.float32)
+        return bent, after._replace(climb=after.climb._replace(rho=rho_now))
 
     return transformation(init, update)
 

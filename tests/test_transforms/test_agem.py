@@ -46,9 +46,9 @@ def test_agem_is_gem_with_one_row():
     past = past - 0.5 * grads
     found, state = project(grads, past)
     cone = gem()
-    want, same = cone.update(
-        grads, cone.init(grads), grads, task_grad_fn=lambda _: past[None]
-    )
+    rows = lambda _: past[None]
+    one = lambda g: cone.update(g, cone.init(g), g, task_grad_fn=rows)
+    want, same = jax.jit(one)(grads)
     np.testing.assert_allclose(found, want, rtol=1e-5, atol=1e-6)
     cosine = grads @ past / jnp.linalg.norm(grads) / jnp.linalg.norm(past)
     np.testing.assert_allclose(state.moved, -cosine, rtol=1e-5)

@@ -1,10 +1,15 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from jaxcl.transforms import looksam, sam
-from tests.test_transforms.wavy import START, descend, grad_fn, run, slope, tree, unit
+from tests.test_transforms import wavy
+from tests.test_transforms.wavy import START, descend, grad_fn, slope, tree, unit
+
+run = functools.partial(wavy.run, compiled=True)
 
 
 def looking(rho, k, alpha):

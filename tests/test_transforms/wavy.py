@@ -41,18 +41,24 @@ def unit(v):
     return v / np.linalg.norm(v)
 
 
-def run(transformation, num_steps=1, learning_rate=0.1, grad_fn=grad_fn, start=START):
+def run(
+    transformation, num_steps=1, learning_rate=0.1, grad_fn=grad_fn, *, compiled=False
+):
     """Gradient descent: what the transformation returned at each step, and its state.
 
     One operation at a time: these shapes are compiled once for all tests, which a program
-    for each of them would not be.
+    for each of them would not be. Branches compile anew whenever they are met: `compiled`.
     """
-    params, rows = tree(start), []
+    params, rows = tree(START), []
     state = transformation.init(params)
+
+    def update(grads, state, params):
+        return transformation.update(grads, state, params, grad_fn=grad_fn)
+
+    if compiled:
+        update = jax.jit(update)
     for _ in range(num_steps):
-        grads, state = transformation.update(
-            grad_fn(params), state, params, grad_fn=grad_fn
-        )
+        grads, state = update(grad_fn(params), state, params)
         params = jax.tree.map(lambda p, g: p - learning_rate * g, params, grads)
         rows.append(flat(grads))
     return np.stack(rows), state

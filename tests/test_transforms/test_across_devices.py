@@ -1,0 +1,162 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import Mesh, PartitionSpec
+
+from jaxcl.transforms import across_devices, agem, friendly_sam, gnp, looksam, sam
+
+DEVICES = 8
+ROWS = jnp.asarray(np.random.default_rng(0).normal(size=(16, 4)), jnp.float32)
+W = jnp.array([0.3, -0.2, 0.5, 0.1])
+
+
+@jax.jit
+def gradient(w, rows):
+    return jax.grad(lambda w: jnp.mean(jnp.sin(rows @ w) ** 2))(w)
+
+
+def unit(v):
+    return v / np.linalg.norm(v)
+
+
+def over_shards(body, check_vma=True):
+    """Runs `body(w, rows)` on every device's share; its results must be the same on all."""
+    mesh = Mesh(np.array(jax.devices()[:DEVICES]), ("data",))
+    spec = PartitionSpec("data")
+    return jax.jit(
+        jax.shard_map(
+            body,
+            mesh=mesh,
+            in_specs=(PartitionSpec(), spec),
+            out_specs=PartitionSpec(),
+            check_vma=check_vma,
+        )
+    )(W, ROWS)
+
+
+def over_replicas(body):
+    """The same by pmap; all replicas must agree."""
+    shares = ROWS.reshape(DEVICES, -1, 4)
+    out = jax.pmap(body, axis_name="data", in_axes=(None, 0))(W, shares)
+    same = lambda x: np.testing.assert_allclose(x, np.stack([x[0]] * DEVICES))
+    jax.tree.map(same, out)
+    return jax.tree.map(lambda x: x[0], out)
+
+
+WAYS = {
+    "shard_map": over_shards,
+    "shard_map unchecked": lambda body: over_shards(body, check_vma=False),
+    "pmap": over_replicas,
+}
+
+
+def update(transformation, w, rows, num_steps=1):
+    """What the last of some steps at the same place returns, with its state."""
+    state = transformation.init(w)
+    own = w + 0 * jnp.sum(rows)  # as jax.lax.pcast does, and also under pmap and vmap
+    for _ in range(num_steps):
+        bent, state = transformation.update(
+            gradient(own, rows),
+            state,
+            w,
+            grad_fn=lambda p: gradient(p, rows),
+            replay_grad_fn=lambda p: -jnp.sign(p) - gradient(p, rows),
+        )
+    return bent, state
+
+
+BENDS = {
+    "sam": sam(0.5),
+    "adaptive": sam(0.5, adaptive=True),
+    "gnp": gnp(0.5, alpha=0.3),
+    "looksam": looksam(0.5, k=2),
+    "friendly_sam": friendly_sam(0.5),
+    "agem": agem(),
+}
+close = dict(rtol=1e-3, atol=1e-5)  # sums over rows in another order; small differences
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_devices_share_one_climb(way):
+    """Oracle: the same on one device with the whole batch; for SAM, the formula as well."""
+    across = {name: across_devices(bend, "data") for name, bend in BENDS.items()}
+    body = lambda w, rows: {name: update(b, w, rows, 2) for name, b in across.items()}
+    found = WAYS[way](body)
+    want = jax.jit(
+        lambda w: {name: update(b, w, ROWS, 2) for name, b in BENDS.items()}
+    )(W)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **close), found, want)
+    by_hand = gradient(W + 0.5 * unit(gradient(W, ROWS)), ROWS)
+    np.testing.assert_allclose(found["sam"][0], by_hand, **close)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_devices_have_a_climb_each(way):
+    """Oracle: the mean over shares, one after the other on one device."""
+    across = {n: across_devices(b, "data", sync=False) for n, b in BENDS.items()}
+    body = lambda w, rows: {name: update(b, w, rows) for name, b in across.items()}
+    found = WAYS[way](body)
+    shares = ROWS.reshape(DEVICES, -1, 4)
+    alone = lambda rows: {name: update(b, W, rows) for name, b in BENDS.items()}
+    each = jax.jit(jax.vmap(alone))(shares)
+    want = jax.tree.map(lambda leaf: np.mean(np.asarray(leaf), axis=0), each)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **close), found, want)
+
+    raised = [gradient(W + 0.5 * unit(gradient(W, rows)), rows) for rows in shares]
+    np.testing.assert_allclose(found["sam"][0], np.mean(raised, 0), **close)
+    shared = gradient(W + 0.5 * unit(gradient(W, ROWS)), ROWS)
+    assert np.max(np.abs(found["sam"][0] - shared)) > 1e-2  # they do differ
+
+
+def test_the_argument_is_short_for_the_combinator_and_without_it_the_caller_averages():
+    """Laws: sam and gnp with axis_name; the mean of what the bare climbs return."""
+
+    def body(w, rows):
+        ours = [
+            update(sam(0.5, axis_name="data"), w, rows)[0],
+            update(sam(0.5, axis_name="data", sync=False), w, rows)[0],
+            update(gnp(0.5, alpha=0.3, axis_name="data"), w, rows)[0],
+        ]
+        across = [
+            update(across_devices(sam(0.5), "data"), w, rows)[0],
+            jax.lax.pmean(update(sam(0.5), w + 0 * jnp.sum(rows), rows)[0], "data"),
+            update(across_devices(gnp(0.5, alpha=0.3), "data"), w, rows)[0],
+        ]
+        return ours, across
+
+    for ours, across in zip(*over_shards(body), strict=True):
+        np.testing.assert_allclose(ours, across, rtol=1e-6)
+
+
+def test_gradients_of_weights_that_do_not_vary_are_too_large_as_the_docstring_warns():
+    """Oracle: on eight devices, eight times the gradient; ours are right in all cases."""
+
+    def body(w, rows):
+        summed = gradient(w, rows)  # JAX sums it over devices
+        averaged = jax.lax.pmean(gradient(w + 0 * jnp.sum(rows), rows), "data")
+        blend = gnp(0.5, alpha=0.3, axis_name="data")
+        bent = lambda grads: blend.update(
+            grads, blend.init(w), w, grad_fn=lambda p: gradient(p, rows)
+        )[0]
+        return jax.lax.pmean(summed, "data"), bent(averaged), bent(summed)
+
+    eightfold, right, wrong = over_shards(body)
+    g = gradient(W, ROWS)
+    above = gradient(W + 0.5 * unit(g), ROWS)
+    np.testing.assert_allclose(eightfold, DEVICES * g, **close)
+    np.testing.assert_allclose(right, 0.7 * g + 0.3 * above, **close)
+    np.testing.assert_allclose(wrong, 0.7 * DEVICES * g + 0.3 * above, **close)
+
+
+def test_bfloat16_gradients_are_averaged_in_float32():
+    """Oracle: the exact mean; in bfloat16, 256 + 1 stays 256."""
+    values = jnp.array([256.0] + [1.0] * (DEVICES - 1), jnp.bfloat16)
+    keep = across_devices(gnp(0.5, alpha=0.0), "data")
+
+    def body(value):
+        return keep.update(value, keep.init(value), value, grad_fn=lambda p: p)[0]
+
+    found = jax.vmap(body, axis_name="data")(values)
+    want = np.full(DEVICES, (256 + DEVICES - 1) / DEVICES).astype(jnp.bfloat16)
+    np.testing.assert_array_equal(found, want)
