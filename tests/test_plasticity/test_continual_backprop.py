@@ -56,10 +56,9 @@ def walk_by_hand(
 
 
 CASES = {
-    "relu": (jax.nn.relu, adaptable_contribution, 0.1),
+    "relu, many at once": (jax.nn.relu, adaptable_contribution, 0.5),
     "crelu": (crelu, adaptable_contribution, 0.1),
     "plain": (jax.nn.relu, contribution, 0.1),
-    "many at once": (jax.nn.relu, adaptable_contribution, 0.5),
 }
 
 
