@@ -9,12 +9,12 @@ import pytest
 from scipy import stats
 
 from jaxcl.memory import episodic
-from jaxcl.tree import as_batch
+from jaxcl.tree import as_batch, at
 
 
-def task(index, num_rows=6, weight=None):
+def task(index, weight=None):
     """Rows numbered 100 * index + 1, 2, ... in x and y."""
-    number = 100 * index + 1 + np.arange(num_rows)
+    number = 100 * index + 1 + np.arange(6)
     return as_batch(
         number.astype(np.float32)[:, None], number, weight=weight, task=index
     )
@@ -23,14 +23,21 @@ def task(index, num_rows=6, weight=None):
 def after_tasks(memory, key, tasks):
     """The state after each number of tasks, from none to all."""
 
-    def run(key, tasks):
-        states = [memory.init(tasks[0])]
-        for i, rows in enumerate(tasks):
-            key_task = jax.random.fold_in(key, i)
-            states.append(memory.consolidate(key_task, states[-1], (), rows))
-        return states
+    def body(state, item):
+        state = memory.consolidate(item[0], state, (), item[1])
+        return state, state
 
-    return jax.jit(run)(key, tasks)
+    def run(key):
+        start = memory.init(tasks[0])
+        items = jax.random.split(key, len(tasks)), stack(tasks)
+        states = jax.lax.scan(body, start, items)[1]
+        return [start] + [at(i, states) for i in range(len(tasks))]
+
+    return jax.jit(run)(key)
+
+
+def stack(batches):
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *batches)
 
 
 def largest(key, params, task, capacity):
@@ -63,8 +70,9 @@ def test_steps_change_nothing(key):
 def test_samples_are_uniform_over_rows_and_not_over_tasks(key):
     """Oracle: 5 stored rows, 1 + 4 in two of three slots, of one probability each."""
     memory = episodic(3, 4, 2)
-    short = task(0, weight=np.eye(6)[2])
-    state = after_tasks(memory, key, [short, task(1, num_rows=4)])[-1]
+    weights = np.array([[0, 0, 1, 0, 0, 0], [1, 1, 1, 1, 0, 0]])
+    tasks = [task(i, weight=weight) for i, weight in enumerate(weights)]
+    state = after_tasks(memory, key, tasks)[-1]
     assert state.filled.tolist() == [1, 4, 0]
     sample = jax.jit(jax.vmap(lambda key: memory.sample(key, state)))
     drawn = sample(jax.random.split(key, 2000))
@@ -149,22 +157,13 @@ def test_tasks_can_be_scanned_and_seeds_vmapped(key):
     """Laws: a scan over tasks is a loop; a vmap over keys is a loop; shapes stay."""
     memory = episodic(2, 3, 4)
     tasks = [task(i) for i in range(3)]
-    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *tasks)
+    seeds = jax.random.split(key, 2)
+    many = jax.vmap(lambda key: after_tasks(memory, key, tasks)[-1])(seeds)
 
-    def scanned(key):
-        keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(3))
-        body = lambda state, item: (
-            memory.consolidate(item[0], state, (), item[1]),
-            None,
-        )
-        return jax.lax.scan(body, memory.init(tasks[0]), (keys, stacked))[0]
-
-    keys = jax.random.split(key, 2)
-    many = jax.jit(jax.vmap(scanned))(keys)
-    for i in range(2):
-        one = jax.tree.map(lambda leaf, i=i: leaf[i], many)
-        looped = after_tasks(memory, keys[i], tasks)[-1]
-        jax.tree.map(np.testing.assert_array_equal, one, looped)
+    consolidate, state = jax.jit(memory.consolidate), memory.init(tasks[0])
+    for key_task, rows in zip(jax.random.split(seeds[1], 3), tasks, strict=True):
+        state = consolidate(key_task, state, (), rows)
+    jax.tree.map(np.testing.assert_array_equal, at(1, many), state)
 
 
 @pytest.mark.parametrize("sizes", [(0, 1), (1, -1), (1, 1, 0), (1.0, 1)])

@@ -22,10 +22,15 @@ def rows(first, weight):
 
 
 def offered(memory, key, batches):
-    state = memory.init(batches[0])
-    for i, batch in enumerate(batches):
-        state = memory.observe(jax.random.fold_in(key, i), state, batch)
-    return state
+    """The state after all batches, leaves [steps, b, ...]."""
+    observe = lambda state, item: (memory.observe(item[0], state, item[1]), None)
+    state = memory.init(jax.tree.map(lambda leaf: leaf[0, :1], batches))
+    keys = jax.random.split(key, batches.weight.shape[0])
+    return jax.lax.scan(observe, state, (keys, batches))[0]
+
+
+def stack(batches):
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *batches)
 
 
 def test_inclusion_is_uniform_over_positions_across_batches(key):
@@ -36,7 +41,7 @@ def test_inclusion_is_uniform_over_positions_across_batches(key):
     """
     weight = np.ones((4, 8))
     weight[1, 3] = 0
-    batches = [rows(8 * i, w) for i, w in enumerate(weight)]
+    batches = stack([rows(8 * i, w) for i, w in enumerate(weight)])
     run = lambda key: offered(reservoir(10, 1), key, batches).kept.y
     kept = np.asarray(jax.jit(jax.vmap(run))(jax.random.split(key, 6000)))
 
@@ -50,7 +55,7 @@ def test_inclusion_is_uniform_over_positions_across_batches(key):
 
 def test_every_pair_of_rows_is_equally_likely_to_be_kept(key):
     """Oracle: the 10 pairs out of 5 rows have one probability (chi-square)."""
-    batches = [rows(0, np.ones(3)), rows(3, np.ones(2))]
+    batches = stack([rows(0, np.ones(3)), rows(3, [1, 1, 0])])
     run = lambda key: offered(reservoir(2, 1), key, batches).kept.y
     kept = np.sort(jax.jit(jax.vmap(run))(jax.random.split(key, 5000)))
     pairs = [tuple(pair) for pair in kept.tolist()]
@@ -107,7 +112,7 @@ def test_samples_are_uniform_over_stored_rows(key):
     memory = reservoir(8, 4)
 
     def run(key):
-        state = offered(memory, key, [rows(0, np.ones(5))])
+        state = offered(memory, key, stack([rows(0, np.ones(5))]))
         sample = lambda key: memory.sample(key, state).y
         return jax.vmap(sample)(jax.random.split(key, 1000))
 
@@ -168,12 +173,9 @@ def test_order_changes_nothing_but_speed_and_runs_vmap_like_single_ones(key):
     def compare(key):
         keys = jax.random.split(key, 2)
         many = jax.vmap(lambda key: run(key, False))(keys)
-        return many, [run(key, True) for key in keys]
+        return jax.tree.map(lambda leaf: leaf[1], many), run(keys[1], True)
 
-    many, singles = jax.jit(compare)(key)
-    for i, single in enumerate(singles):
-        one = jax.tree.map(lambda leaf, i=i: leaf[i], many)
-        jax.tree.map(np.testing.assert_array_equal, one, single)
+    jax.tree.map(np.testing.assert_array_equal, *jax.jit(compare)(key))
 
 
 @pytest.mark.parametrize("sizes", [(0, 1), (1, 0), (2.5, 1), (1, None)])

@@ -59,7 +59,7 @@ def test_class_balanced_rows_share_the_places_evenly(key):
         assert sorted(counts) == even_shares({0: 1, 2: 3, 5: 7}, capacity)
         assert not set(chosen) & {11, 12}
 
-    capacities = (1, 4, 6, 9, 11, 20)
+    capacities = (1, 6, 9, 20)
     draw = lambda key: [kept(key, class_balanced_rows, c, task) for c in capacities]
     draws = jax.jit(jax.vmap(draw))(jax.random.split(key, 10))
     for capacity, (numbers, weights) in zip(capacities, draws, strict=True):
