@@ -87,7 +87,7 @@ class Config:
     warm_share: float = 0.5
     """Share of a task's steps over which the re-warmed strengths rise. Ours."""
 
-    probe_examples: int = 256
+    probe_examples: int = 128
     """Images of the current task that the plasticity figures are taken on. Ours."""
     probe_every: int = 5
     """Tasks between two looks at the largest Hessian eigenvalue. Ours."""
@@ -127,6 +127,7 @@ PRESETS = {
         test_examples=None,
         num_epochs=2,
         hidden=(64, 64),
+        learning_rates=(0.1, 0.01),  # ten times the paper's: a task has few steps
         tasks_per_call=8,
         runs_per_call=12,
     ),

@@ -223,7 +223,9 @@ def controls_section(records: Sequence[Record], path: Path) -> page.Section:
     ]
     tables = [
         table(path, "cause", partial_table(records)),
-        table(path, "controls", measure_table(records, ("weight_norm", *MEASURES[1:5:2]))),
+        table(
+            path, "controls", measure_table(records, ("weight_norm", *MEASURES[1:5:2]))
+        ),
     ]
     text = (
         "Every run is kept at the weight norm it started with; SAM, its reverse and "
@@ -255,7 +257,9 @@ def partial_table(records: Sequence[Record]) -> Table:
                 rows.append((setting, label, None, None, len(done)))
                 continue
             t = value * np.sqrt(left / max(1 - value**2, 1e-12))
-            rows.append((setting, label, value, 2 * stats.t.sf(abs(t), left), len(done)))
+            rows.append(
+                (setting, label, value, 2 * stats.t.sf(abs(t), left), len(done))
+            )
     columns = (
         Column("setting"),
         Column("accounted for"),
@@ -263,7 +267,9 @@ def partial_table(records: Sequence[Record]) -> Table:
         Column("p", is_p_value=True),
         Column("runs", 0),
     )
-    note = "Log of SAM's sharpness and accuracy, means over the stream, one point per run."
+    note = (
+        "Log of SAM's sharpness and accuracy, means over the stream, one point per run."
+    )
     return Table(columns, tuple(rows), (note,))
 
 

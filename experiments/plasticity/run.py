@@ -1,10 +1,11 @@
 """The paper's algorithm, in the paper's order: data, network, method, loop, figures."""
 
+import functools
 import hashlib
+import itertools
 import shutil
 import time
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -41,14 +42,22 @@ def run(config: Config, folder: RunFolder) -> None:
     images = load(config)
     todo = trials(config)
     settings = [make_setting(name, config, images) for name in config.settings]
+    every_arm = [arms(config, setting.num_steps) for setting in settings]
+
+    @functools.cache
+    def program_of(place: int, name: str) -> Program:
+        return make_program(config, settings[place], every_arm[place][name])
+
     total, done = len(unique(settings, todo)), len(finished(folder))
     with progress(total, "runs", done=done) as advance:
-        for setting in settings:
-            every_arm = arms(config, setting.num_steps)
-            for name, left in unfinished(setting, todo, folder).items():
-                program = make_program(config, setting, every_arm[name])
+        for group, (place, setting) in itertools.product(
+            config.groups, enumerate(settings)
+        ):
+            part = [trial for trial in todo if trial.group == group]
+            for name, left in unfinished(setting, part, folder).items():
                 for pack in packs(left, config.runs_per_call):
-                    note = partial(advance, 0)
+                    program = program_of(place, name)
+                    note = functools.partial(advance, 0)
                     append(folder, learn(config, setting, program, pack, folder, note))
                     shutil.rmtree(
                         checkpoints(folder, setting, pack), ignore_errors=True
@@ -159,7 +168,7 @@ def learn(
     for first in range(done, setting.num_tasks, size):
         note(f"{setting.name}, {pack[0].arm}, task {first + 1}")
         state, part = walk(state, first)
-        jax.tree.map(partial(fill, slice(first, first + size)), record, part)
+        jax.tree.map(functools.partial(fill, slice(first, first + size)), record, part)
         if time.perf_counter() - saved > config.checkpoint_seconds:
             save(place, first + size, (state, record))
             saved = time.perf_counter()

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.custom_batching import sequential_vmap
 from jax.scipy.ndimage import map_coordinates
 from jaxtyping import Array, Float, Int
 
@@ -96,9 +97,10 @@ def permuted(
     rows = _draw_rows("permuted", rng, images, num_tasks, num_examples)
     plan = PermutedPlan(task_numbers(num_tasks), order, rows)
 
+    @sequential_vmap
     def view(x, rows, order):
-        # One gather of rows and pixels together: of rows, then of columns, takes XLA up
-        # to ten times as long on CPU, depending on what it fuses.
+        # One gather of rows and pixels together, run by run: gathered for all runs at
+        # once, or rows first, it takes XLA up to ten times as long on CPU.
         lines = x.reshape(x.shape[0], pixels, *x.shape[3:])
         rows = jnp.arange(x.shape[0]) if rows is None else rows
         return finish(lines[rows[:, None], order].reshape(-1, *x.shape[1:]))
