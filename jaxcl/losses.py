@@ -26,17 +26,18 @@ def single_head(apply: Callable) -> Logits:
 def multi_head(apply: Callable, num_classes: int) -> Logits:
     """Each task reads its own ``num_classes`` outputs: ``logits[task * c : task * c + c]``.
 
-    This is the task-incremental setting: an example knows its task, and the outputs of other
-    tasks get no gradient. The network must have ``num_tasks * num_classes`` outputs.
+    This is the task-incremental setting: an example knows its task, and the outputs of
+    other tasks get no gradient. The network must have ``num_tasks * num_classes`` outputs.
     """
 
     def logits(params, example):
         outputs = apply(params, example.x)
         if outputs.shape[-1] % num_classes:
-            raise ValueError(
+            msg = (
                 f"multi_head: outputs must be a multiple of num_classes={num_classes}, "
                 f"got {outputs.shape[-1]}; give the model num_tasks * num_classes outputs."
             )
+            raise ValueError(msg)
         return outputs.reshape(-1, num_classes)[example.task]
 
     return logits

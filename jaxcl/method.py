@@ -24,7 +24,7 @@ from jaxtyping import ScalarLike
 
 from jaxcl.averages import no_average
 from jaxcl.losses import row_losses
-from jaxcl.memory import no_memory
+from jaxcl.memory import after, no_memory
 from jaxcl.plasticity import no_renewal
 from jaxcl.regularizers import no_regularizer
 from jaxcl.tree import axpy, norm, num_rows, safe_divide
@@ -95,7 +95,10 @@ def make_method(
             shares, rows = _shares(batch), batch
         else:
             weight = replay_weight * jnp.any(replay.weight > 0)
-            parts = _shares(batch) / (1 + weight), weight * _shares(replay) / (1 + weight)
+            parts = (
+                _shares(batch) / (1 + weight),
+                weight * _shares(replay) / (1 + weight),
+            )
             shares = jnp.concatenate(parts)
             rows = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), batch, replay)
         return jnp.sum(shares * row_losses(example_loss, params, rows, key))
@@ -166,7 +169,9 @@ def make_method(
             gradient_state,
             _clear(optimizer, optimizer_state, renewed),
             state.regularizer,
-            memory.observe(key_observe, state.memory, batch),
+            memory.observe(
+                key_observe, state.memory, after((params, loss, norm(raw)), batch)
+            ),
             average.observe(state.average, params),
             renewal_state,
         ), StepInfo(loss, jnp.isfinite(loss), norm(raw))
@@ -206,7 +211,9 @@ def _clear(optimizer, state, renewed):
     """Zero the optimizer's per-parameter statistics where parameters were renewed."""
     if renewed is None:
         return state
-    clear = lambda statistic, fresh: jnp.where(fresh, 0, statistic).astype(statistic.dtype)
+    clear = lambda statistic, fresh: jnp.where(fresh, 0, statistic).astype(
+        statistic.dtype
+    )
     return optax.tree.map_params(optimizer, clear, state, renewed)
 
 

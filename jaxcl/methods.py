@@ -34,7 +34,11 @@ def plain(example_loss: ExampleLoss, optimizer: Optimizer, **options) -> Method:
 
 
 def sam(
-    example_loss: ExampleLoss, optimizer: Optimizer, *, rho: ScalarLike = 0.05, **options
+    example_loss: ExampleLoss,
+    optimizer: Optimizer,
+    *,
+    rho: ScalarLike = 0.05,
+    **options,
 ) -> Method:
     """Sharpness-aware minimisation (arXiv:2010.01412)."""
     gradient = sam_gradient(rho)

@@ -87,9 +87,8 @@ def as_batch(x: PyTree, y: PyTree, *, weight=None, task: int = 0) -> Batch:
     """
     lengths = sorted({leaf.shape[0] for leaf in jax.tree.leaves((x, y, weight))})
     if len(lengths) != 1:
-        raise ValueError(
-            f"as_batch: x, y and weight must have the same number of rows, got {lengths}."
-        )
+        msg = f"as_batch: x, y and weight must have the same number of rows, got {lengths}."
+        raise ValueError(msg)
     rows = lengths[0]
     narrow = lambda leaf: jnp.asarray(
         leaf, jnp.int32 if jnp.issubdtype(leaf.dtype, jnp.integer) else None

@@ -177,8 +177,9 @@ def test_replay_is_the_weighted_sum_of_both_losses():
     key_sample = jax.random.split(key, 4)[1]
     replay = reservoir(8, 4).sample(key_sample, state.memory)
     both = lambda p: (
-        mean_loss(LOSS, p, batch, key) + weight * mean_loss(LOSS, p, replay, key)
-    ) / (1 + weight)
+        (mean_loss(LOSS, p, batch, key) + weight * mean_loss(LOSS, p, replay, key))
+        / (1 + weight)
+    )
     expected = jax.tree.map(
         lambda p, g: p - 0.2 * g, state.params, jax.grad(both)(state.params)
     )
@@ -203,7 +204,10 @@ def test_gem_needs_replay_grouped_by_task():
 
 def test_renewed_parameters_lose_their_optimizer_statistics():
     """Oracle: Adam's moments are zero exactly where the mask says so."""
-    mask = {"w": jnp.zeros((D, H), bool).at[:, 1].set(True), "v": jnp.zeros((H, C), bool)}
+    mask = {
+        "w": jnp.zeros((D, H), bool).at[:, 1].set(True),
+        "v": jnp.zeros((H, C), bool),
+    }
     renewal = Renewal(lambda p: (), lambda k, s, p, b: (s, p, mask))
     batch = at(slice(8), task(1))
     states = []
@@ -216,9 +220,7 @@ def test_renewed_parameters_lose_their_optimizer_statistics():
         expected = jax.tree.map(
             lambda m, fresh: np.where(fresh, 0, m), getattr(kept, moment), mask
         )
-        assert_law(
-            ravel_pytree(getattr(cleared, moment))[0], ravel_pytree(expected)[0]
-        )
+        assert_law(ravel_pytree(getattr(cleared, moment))[0], ravel_pytree(expected)[0])
         assert float(jnp.abs(getattr(kept, moment)["w"][:, 1]).max()) > 0
     assert int(cleared.count) == 1
 

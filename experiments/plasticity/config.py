@@ -146,7 +146,7 @@ PRESETS = {
         examples_per_task=2_500,
         test_examples=500,
         batch_size=32,
-        resnet_width=8,
+        resnet_width=16,
         num_epochs=2,
         tasks_per_call=2,
     ),

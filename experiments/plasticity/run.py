@@ -17,7 +17,7 @@ from experiments.harness import RunFolder, append, finished, progress
 from experiments.plasticity.arms import Arm, Trial, arms, trials
 from experiments.plasticity.config import Config
 from experiments.plasticity.settings import Setting, load, make_model, make_setting
-from jaxcl.curvature.sharpness import top_eigenvalue
+from jaxcl.curvature import top_eigenvalue
 from jaxcl.losses import cross_entropy, mean_loss
 from jaxcl.plasticity import measure
 from jaxcl.training.checkpoint import restore, save, steps
@@ -39,6 +39,7 @@ class Program(NamedTuple):
 
 def run(config: Config, folder: RunFolder) -> None:
     """Do every trial that is not in ``results.jsonl`` yet."""
+    check(config)
     images = load(config)
     todo = trials(config)
     settings = [make_setting(name, config, images) for name in config.settings]
@@ -63,6 +64,39 @@ def run(config: Config, folder: RunFolder) -> None:
                         checkpoints(folder, setting, pack), ignore_errors=True
                     )
                     advance(len(pack))
+
+
+def check(config: Config) -> None:
+    """Refuse numbers that could not work, before any compute.
+
+    Raises:
+      ValueError: naming the field, what it must be, and what it was.
+    """
+    positive = (
+        "seeds sweep_seeds num_tasks batch_size num_epochs hidden learning_rates rho r "
+        "penalty rhos penalties radii target_sharpness probe_examples probe_every "
+        "tasks_per_call runs_per_call renewal_period redo_period task_limit "
+        "examples_per_task test_examples"
+    )
+    for name in positive.split():
+        value = getattr(config, name)
+        numbers = value if isinstance(value, tuple) else (value,)
+        if any(number is not None and not number > 0 for number in numbers):
+            msg = f"{name}: expected numbers above 0, got {value}."
+            raise ValueError(msg)
+    for name in ("momentum", "shrink", "dormant", "replacement_rate", "warm_share"):
+        value = getattr(config, name)
+        if not 0 <= value < 1:
+            msg = f"{name}: expected a share of at least 0 and below 1, got {value}."
+            raise ValueError(msg)
+    # A quadratic pull is stable only while learning rate * strength < 2.
+    pull = max(config.learning_rates) * config.l2_init_strength
+    if not 0 <= pull < 2:
+        msg = (
+            "l2_init_strength: learning rate * strength must lie in [0, 2) to be stable, "
+            f"got {pull:g}; lower one of them."
+        )
+        raise ValueError(msg)
 
 
 def make_program(config: Config, setting: Setting, arm: Arm) -> Program:

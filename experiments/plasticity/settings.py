@@ -87,7 +87,7 @@ def make_setting(name: str, config: Config, images: Images) -> Setting:
 def make_model(config: Config, setting: Setting, **options) -> Model:
     """The network of a setting; ``options`` go to :func:`jaxcl.models.mlp`."""
     if config.resnet_width:
-        return resnet(setting.num_outputs, width=config.resnet_width)
+        return resnet(setting.num_outputs, width=config.resnet_width, stem_stride=2)
     sizes = (setting.num_inputs, *config.hidden, setting.num_outputs)
     return mlp(sizes, **options)
 

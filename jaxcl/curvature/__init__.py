@@ -1,4 +1,4 @@
-"""How the loss curves: the Fisher information and what is made of it."""
+"""How the loss curves: the Fisher information, and sharpness around a point."""
 
 from jaxcl.curvature.fisher import (
     Fisher,
@@ -16,6 +16,7 @@ from jaxcl.curvature.importance import (
     trace,
     uniform_importance,
 )
+from jaxcl.curvature.sharpness import sam_sharpness, top_eigenvalue
 
 __all__ = [
     "Fisher",
@@ -26,8 +27,10 @@ __all__ = [
     "largest_entry",
     "mean_entry",
     "normalised",
+    "sam_sharpness",
     "sampled_fisher",
     "shuffled",
+    "top_eigenvalue",
     "trace",
     "uniform_importance",
 ]

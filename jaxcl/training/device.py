@@ -110,7 +110,9 @@ def fit_task(
         return (state, total + info.loss, finite & info.finite), None
 
     start = (state, jnp.zeros(()), jnp.ones((), bool))
-    (state, total, finite), _ = jax.lax.scan(body, start, (jnp.arange(num_steps), order))
+    (state, total, finite), _ = jax.lax.scan(
+        body, start, (jnp.arange(num_steps), order)
+    )
     for leaf in jax.tree.leaves(state.params):
         finite &= jnp.all(jnp.isfinite(leaf))
     return method.end_task(key_end, state, task), total / num_steps, finite

@@ -113,7 +113,9 @@ def test_fitting_a_task_equals_a_python_loop_over_its_steps(stream):
     task = at(0, stream.plan[0])
     state = start(method, stream)
     key = jax.random.key(4)
-    fitted, loss, finite = jax.jit(lambda s: fit_task(key, method, s, task, **FIT))(state)
+    fitted, loss, finite = jax.jit(lambda s: fit_task(key, method, s, task, **FIT))(
+        state
+    )
 
     key_order, key_steps, key_end = jax.random.split(key, 3)
     order = batch_order(key_order, task.weight, **FIT)
@@ -216,15 +218,17 @@ def test_everything_a_boundary_changes_is_an_argument_of_the_program(stream):
     """Each part of the state is swapped between two calls and must change the result."""
     method = full_method()
     walk = jax.jit(
-        lambda s: run_stream(
-            jax.random.key(5),
-            method,
-            stream,
-            s,
-            tasks=jnp.array([1]),
-            after=lambda m: m.params,
-            **FIT,
-        )[1].after
+        lambda s: (
+            run_stream(
+                jax.random.key(5),
+                method,
+                stream,
+                s,
+                tasks=jnp.array([1]),
+                after=lambda m: m.params,
+                **FIT,
+            )[1].after
+        )
     )
     state, _ = run_stream(
         jax.random.key(5),
@@ -236,9 +240,11 @@ def test_everything_a_boundary_changes_is_an_argument_of_the_program(stream):
     )
     usual = walk(state)
     shift = lambda tree: jax.tree.map(
-        lambda leaf: leaf + jnp.ones((), leaf.dtype)
-        if jnp.issubdtype(leaf.dtype, jnp.number)
-        else leaf,
+        lambda leaf: (
+            leaf + jnp.ones((), leaf.dtype)
+            if jnp.issubdtype(leaf.dtype, jnp.number)
+            else leaf
+        ),
         tree,
     )
     for field in ("params", "optimizer", "regularizer", "memory", "average"):
@@ -252,14 +258,16 @@ def test_skipped_rows_of_the_accuracy_matrix_are_nan(stream):
     """Oracle: the full matrix; every=2 of three tasks leaves row 0 out."""
     method = make_method(LOSS, optax.sgd(0.1))
     walk = lambda **options: jax.jit(
-        lambda s: run_stream(
-            jax.random.key(5),
-            method,
-            stream,
-            s,
-            after=accuracy_row(LOGITS, stream, **options),
-            **FIT,
-        )[1].after
+        lambda s: (
+            run_stream(
+                jax.random.key(5),
+                method,
+                stream,
+                s,
+                after=accuracy_row(LOGITS, stream, **options),
+                **FIT,
+            )[1].after
+        )
     )(start(method, stream))
     full, sparse = walk(), walk(every=2)
     assert np.isnan(sparse[0]).all()

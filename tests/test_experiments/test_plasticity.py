@@ -1,0 +1,182 @@
+"""The plasticity experiment from the command line, in small."""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from experiments.harness import RunFolder, append, finished, main, read_records
+from experiments.plasticity.arms import arms, fixed_norm, trials
+from experiments.plasticity.config import PRESETS, Config
+from experiments.plasticity.report import partial_correlation, report
+from experiments.plasticity.run import packs, run, segment_size
+from experiments.plasticity.settings import load, make_setting
+from jaxcl.tree import norm
+
+SMOKE = PRESETS["smoke"]
+
+
+def command(*words, folder):
+    environment = {**os.environ, "COLUMNS": "100"}
+    return subprocess.run(
+        [sys.executable, "-m", "experiments.plasticity", *words, "--out", str(folder)],
+        capture_output=True,
+        text=True,
+        env=environment,
+        cwd=Path(__file__).parents[2],
+        check=False,
+    )
+
+
+@pytest.mark.slow
+def test_the_smoke_preset_goes_from_data_to_page(tmp_path):
+    """Oracle: what a run folder promises to hold, and a second call that only reports."""
+    folder = tmp_path / "smoke"
+    done = command("smoke", folder=folder)
+    assert done.returncode == 0, done.stderr
+    records = read_records(folder)
+    assert len(records) == 6
+    assert {record["arm"] for record in records} == {"sgd", "sam", "gnp"}
+    assert all(len(record["accuracy"]) == 4 for record in records)
+    assert json.loads((folder / "status.json").read_text())["status"] == "done"
+    assert (folder / "report.html").stat().st_size > 10_000
+    assert {"accuracy.md", "slope.csv"} <= {
+        p.name for p in (folder / "tables").iterdir()
+    }
+    assert (folder / "figures" / "accuracy.png").stat().st_size > 5_000
+
+    kept = (folder / "results.jsonl").read_bytes()
+    again = command("smoke", folder=folder)
+    assert again.returncode == 0
+    assert "finished" in again.stdout
+    assert (folder / "results.jsonl").read_bytes() == kept
+
+    other = command("smoke", "--rho", "0.1", folder=folder)
+    assert other.returncode == 2
+    assert "another configuration" in other.stderr
+
+
+def test_a_run_killed_between_segments_ends_with_the_same_numbers(
+    tmp_path, monkeypatch
+):
+    """Oracle: the run left alone, compared digit for digit."""
+    config = dataclasses.replace(
+        SMOKE, groups=("controls",), seeds=1, runs_per_call=1, checkpoint_seconds=0.0
+    )
+    only = lambda config: [t for t in trials(config) if t.arm == "noise-sphere"]
+    monkeypatch.setattr("experiments.plasticity.run.trials", only)
+    whole = RunFolder(tmp_path / "whole", "plasticity", "smoke", config)
+    cut = RunFolder(tmp_path / "cut", "plasticity", "smoke", config)
+    for folder in (whole, cut):
+        folder.path.mkdir()
+    run(config, whole)
+
+    from experiments.plasticity import run as module
+
+    save, calls = module.save, []
+
+    def save_and_die(*args):
+        save(*args)
+        calls.append(1)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "save", save_and_die)
+    with pytest.raises(KeyboardInterrupt):
+        run(config, cut)
+    monkeypatch.setattr(module, "save", save)
+    assert not finished(cut)
+    run(config, cut)
+    assert calls == [1]
+    for left, right in zip(read_records(whole), read_records(cut), strict=True):
+        left.pop("seconds")
+        right.pop("seconds")
+        assert left == right
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--rho", "0"], "rho"),
+        (["--rho", "-1"], "rho"),
+        (["--settings", "permuted-pixels"], "permuted"),
+        (["--groups", "papers"], "paper"),
+        (["--data", "no/such/folder"], "no/such/folder"),
+        (["--batch-size", "100000"], "batch"),
+        (["--seeds", "0"], "seeds"),
+    ],
+)
+def test_bad_input_is_one_line_before_any_compute(words, message, tmp_path, capsys):
+    """Oracle: exit code 2, one line that names the trouble, and no folder left."""
+    folder = tmp_path / "out"
+    code = main(
+        PRESETS, run, "doc", ["smoke", *words, "--out", str(folder)], report=report
+    )
+    error = capsys.readouterr().err
+    assert code == 2
+    assert message in error
+    assert error.strip().count("\n") == 0
+    assert not folder.exists()
+
+
+def test_every_arm_can_be_built_and_every_trial_has_its_arm():
+    """Oracle: the two lists against each other; run names are unique within a group."""
+    config = Config(seeds=2)
+    known = arms(config, num_steps=10)
+    listed = trials(config)
+    assert {trial.arm for trial in listed} <= set(known)
+    assert {trial.group for trial in listed} == set(config.groups)
+    keys = [(t.group, t.arm, tuple(t.hyper.items()), t.seed) for t in listed]
+    assert len(set(keys)) == len(keys)
+
+
+def test_settings_have_the_tasks_of_the_paper():
+    """Oracle: counting. 45 pairs in order; one head has 2 outputs, own heads have 90."""
+    images = load(SMOKE)
+    config = dataclasses.replace(SMOKE, task_limit=None)
+    one = make_setting("pairs-one-head", config, images)
+    own = make_setting("pairs-new-head", config, images)
+    assert one.num_tasks == own.num_tasks == 45
+    assert (one.num_outputs, own.num_outputs) == (2, 90)
+    assert make_setting("permuted", config, images).num_tasks == config.num_tasks
+
+
+def test_the_sphere_keeps_the_norm():
+    """Oracle: the norm before; the direction is that of the moved parameters."""
+    start = {"a": np.array([3.0, 4.0], np.float32)}
+    sphere = fixed_norm()
+    moved = {"a": np.array([6.0, 2.0], np.float32)}
+    kept = sphere.project(sphere.init(start), moved)
+    np.testing.assert_allclose(norm(kept), 5.0, rtol=1e-6)
+    np.testing.assert_allclose(kept["a"][0] / kept["a"][1], 3.0, rtol=1e-6)
+
+
+def test_segments_divide_the_stream_and_packs_hold_every_trial():
+    """Oracle: arithmetic."""
+    assert [segment_size(n, 10) for n in (100, 45, 7, 4)] == [10, 9, 7, 4]
+    assert packs(list(range(5)), 2) == [[0, 1], [2, 3], [4]]
+
+
+def test_what_is_accounted_for_no_longer_correlates():
+    """Oracle: two series that share a cause correlate 1, and not at all without it."""
+    rng = np.random.default_rng(0)
+    cause = rng.normal(size=400)
+    x, y = cause + 0.01 * rng.normal(size=400), cause + 0.01 * rng.normal(size=400)
+    ones = np.ones((400, 1))
+    assert partial_correlation(x, y, ones) > 0.99
+    assert abs(partial_correlation(x, y, np.column_stack([ones, cause]))) < 0.15
+
+
+def test_one_line_per_run_and_no_name_twice(tmp_path):
+    """Oracle: the file itself."""
+    folder = RunFolder(tmp_path, "plasticity", "smoke", SMOKE)
+    append(folder, [{"run": "a"}])
+    with pytest.raises(ValueError, match="finished before"):
+        append(folder, [{"run": "a"}])
+    assert finished(folder) == {"a"}
+    assert jax.device_count() == 8

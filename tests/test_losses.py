@@ -1,0 +1,89 @@
+"""Losses of one example against textbook formulas, batches against loops."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxcl.losses import (
+    accuracy,
+    cross_entropy,
+    mean_loss,
+    multi_head,
+    row_losses,
+    single_head,
+    squared_error,
+)
+from jaxcl.tree import as_batch, at
+
+
+def apply(params, x):
+    return params @ x
+
+
+PARAMS = jax.random.normal(jax.random.key(0), (6, 4))
+BATCH = as_batch(
+    jax.random.normal(jax.random.key(1), (5, 4)),
+    jnp.array([0, 2, 1, 1, 0]),
+    weight=jnp.array([1.0, 1, 0, 1, 1]),
+)._replace(task=jnp.array([0, 1, 1, 0, 1], jnp.int32))
+KEY = jax.random.key(2)
+
+
+def test_cross_entropy_is_the_negative_log_of_the_softmax():
+    """Oracle: numpy, one example at a time."""
+    losses = row_losses(cross_entropy(single_head(apply)), PARAMS, BATCH, KEY)
+    for i, (x, y) in enumerate(zip(BATCH.x, BATCH.y, strict=True)):
+        z = np.asarray(PARAMS) @ np.asarray(x)
+        expected = -np.log(np.exp(z[y]) / np.exp(z).sum())
+        np.testing.assert_allclose(losses[i], expected, rtol=1e-5)
+
+
+def test_a_head_sees_its_own_outputs_and_moves_only_them():
+    """Oracle: slicing by hand; the gradient of other heads is exactly zero."""
+    logits = multi_head(apply, 3)
+    example = at(1, BATCH)  # of task 1
+    np.testing.assert_array_equal(logits(PARAMS, example), (PARAMS @ example.x)[3:6])
+    grads = jax.grad(cross_entropy(logits))(PARAMS, example, KEY)
+    assert not np.any(grads[:3])
+    assert np.all(np.any(grads[3:] != 0, axis=1))
+    with pytest.raises(ValueError, match="multiple of num_classes=4"):
+        multi_head(apply, 4)(PARAMS, example)
+
+
+def test_squared_error_is_half_the_squared_distance():
+    """Oracle: numpy."""
+    example = at(0, BATCH)._replace(y=jnp.arange(6.0))
+    expected = 0.5 * np.sum((np.asarray(PARAMS @ example.x) - np.arange(6)) ** 2)
+    np.testing.assert_allclose(
+        squared_error(apply)(PARAMS, example, KEY), expected, rtol=1e-6
+    )
+
+
+def test_means_ignore_padding_and_are_zero_without_rows():
+    """Oracle: the mean over the real rows alone."""
+    loss = cross_entropy(single_head(apply))
+    losses = np.asarray(row_losses(loss, PARAMS, BATCH, KEY))
+    expected = losses[np.asarray(BATCH.weight) > 0].mean()
+    np.testing.assert_allclose(mean_loss(loss, PARAMS, BATCH, KEY), expected, rtol=1e-6)
+    padding = BATCH._replace(weight=jnp.zeros(5))
+    assert mean_loss(loss, PARAMS, padding, KEY) == 0
+    assert not np.any(jax.grad(lambda p: mean_loss(loss, p, padding, KEY))(PARAMS))
+
+
+def test_every_row_has_a_key_of_its_own_that_other_rows_do_not_change():
+    """Oracle: a loss that is its own random draw."""
+    loss = lambda params, example, key: jax.random.uniform(key)
+    draws = np.asarray(row_losses(loss, PARAMS, BATCH, KEY))
+    assert len(set(draws)) == 5
+    np.testing.assert_array_equal(draws, row_losses(loss, PARAMS * 2, BATCH, KEY))
+
+
+@pytest.mark.parametrize("chunk_size", [None, 2, 5, 50])
+def test_accuracy_counts_real_rows_whatever_the_chunks(chunk_size):
+    """Oracle: counting in numpy."""
+    best = np.argmax(np.asarray(BATCH.x) @ np.asarray(PARAMS).T, axis=1)
+    real = np.asarray(BATCH.weight) > 0
+    expected = np.mean((best == np.asarray(BATCH.y))[real])
+    found = accuracy(single_head(apply), PARAMS, BATCH, chunk_size=chunk_size)
+    np.testing.assert_allclose(found, expected, rtol=1e-6)

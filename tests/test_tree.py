@@ -1,0 +1,67 @@
+"""Tree algebra against the same on flat vectors."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.flatten_util import ravel_pytree
+
+from jaxcl import tree
+
+A = {"a": jnp.arange(3.0), "b": (jnp.ones((2, 2)), jnp.array(4.0))}
+B = jax.tree.map(lambda leaf: leaf * 2 - 1, A)
+FLAT_A, FLAT_B = (np.asarray(ravel_pytree(t)[0], np.float64) for t in (A, B))
+
+
+def test_products_norms_and_sums_are_those_of_flat_vectors():
+    """Oracle: numpy in float64."""
+    np.testing.assert_allclose(tree.dot(A, B), FLAT_A @ FLAT_B, rtol=1e-6)
+    np.testing.assert_allclose(tree.norm(A), np.linalg.norm(FLAT_A), rtol=1e-6)
+    for found, expected in (
+        (tree.axpy(0.5, A, B), 0.5 * FLAT_A + FLAT_B),
+        (tree.subtract(A, B), FLAT_A - FLAT_B),
+    ):
+        np.testing.assert_allclose(ravel_pytree(found)[0], expected, rtol=1e-6)
+    assert tree.dot((), ()) == 0
+
+
+def test_bfloat16_is_summed_in_float32_and_rounded_once():
+    """Oracle: 4096 ones; in bfloat16 a running sum would stop at 256."""
+    ones = {"w": jnp.ones(4096, jnp.bfloat16)}
+    assert tree.dot(ones, ones) == 4096
+    assert tree.dot(ones, ones).dtype == jnp.float32
+    moved = tree.axpy(2.0**-9, ones, ones)["w"]
+    assert moved.dtype == jnp.bfloat16
+
+
+def test_random_leaves_are_standard_normal_and_all_different():
+    """Oracle: moments of 20,000 draws; no two leaves share numbers."""
+    like = {"a": jnp.zeros((100, 100)), "b": jnp.zeros(10_000, jnp.bfloat16)}
+    drawn = tree.random_normal_like(jax.random.key(0), like)
+    assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), drawn) == jax.tree.map(
+        lambda leaf: (leaf.shape, leaf.dtype), like
+    )
+    flat = ravel_pytree(drawn)[0].astype(jnp.float32)
+    np.testing.assert_allclose([jnp.mean(flat), jnp.std(flat)], [0, 1], atol=0.02)
+    assert abs(np.corrcoef(drawn["a"].ravel(), drawn["b"].astype(float))[0, 1]) < 0.05
+
+
+def test_dividing_by_zero_gives_zero_with_a_zero_derivative():
+    """Oracle: the definition; a plain where would give NaN."""
+    np.testing.assert_array_equal(
+        tree.safe_divide(jnp.array([1.0, 6.0]), jnp.array([0.0, 2.0])), [0, 3]
+    )
+    assert jax.grad(lambda b: tree.safe_divide(1.0, b))(0.0) == 0
+    assert tree.weighted_mean(jnp.ones(3), jnp.zeros(3)) == 0
+
+
+def test_a_batch_is_narrow_complete_and_of_one_length():
+    """Oracle: the record's contract."""
+    batch = tree.as_batch(np.ones((3, 2)), np.array([1, 2, 0]), task=7)
+    assert batch.y.dtype == jnp.int32
+    np.testing.assert_array_equal(batch.weight, np.ones(3))
+    np.testing.assert_array_equal(batch.task, [7, 7, 7])
+    assert tree.num_rows(batch) == 3
+    assert tree.num_tasks(batch) == 3
+    with pytest.raises(ValueError, match=r"same number of rows, got \[2, 3\]"):
+        tree.as_batch(np.ones((3, 2)), np.zeros(2, int))
