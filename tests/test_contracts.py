@@ -1,0 +1,189 @@
+"""One battery for every public regularizer, memory, average and renewal.
+
+Transformations have theirs in ``test_transforms/test_contracts.py``, whole methods in
+``test_methods.py``. Oracles: the state before, the record without ``vmap``, and the law
+that padding alone changes nothing but counters.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxcl import averages, memory, plasticity, regularizers
+from jaxcl.curvature import empirical_fisher
+from jaxcl.losses import cross_entropy, single_head
+from jaxcl.models import mlp
+from jaxcl.tree import as_batch, at
+from jaxcl.typing import Average, Context, Memory, Regularizer, Renewal
+
+MODEL = mlp((4, 5, 3))
+LOGITS = single_head(MODEL.apply)
+LOSS = cross_entropy(LOGITS)
+PARAMS = MODEL.init(jax.random.key(0))
+X = jax.random.normal(jax.random.key(1), (6, 4))
+BATCH = as_batch(X, jnp.arange(6) % 3)
+PADDING = BATCH._replace(weight=jnp.zeros(6))
+
+REGULARIZERS = {
+    "no_regularizer": lambda: regularizers.no_regularizer(),
+    "l2": lambda: regularizers.l2(0.1),
+    "l2_init": lambda: regularizers.l2_init(0.1),
+    "ewc": lambda: regularizers.ewc(empirical_fisher(LOSS), 1.0),
+    "online ewc": lambda: regularizers.ewc(empirical_fisher(LOSS), 1.0, decay=0.9),
+    "box": lambda: regularizers.box(0.5),
+    "boxed": lambda: regularizers.boxed(regularizers.l2(0.1), 0.5),
+    "distill": lambda: regularizers.distill(LOGITS, 1.0),
+    "follow_slow": lambda: regularizers.follow_slow(LOGITS, 1.0),
+    "scaled": lambda: regularizers.scaled(2.0, regularizers.l2(0.1)),
+    "sum_of": lambda: regularizers.sum_of(regularizers.l2(0.1), regularizers.box(0.5)),
+}
+MEMORIES = {
+    "no_memory": lambda: memory.no_memory(),
+    "reservoir": lambda: memory.reservoir(8, 4),
+    "episodic": lambda: memory.episodic(2, 4, 3),
+    "grouped": lambda: memory.episodic(2, 4, grouped=True),
+    "k-means": lambda: memory.episodic(
+        2, 3, select=memory.kmeans_rows(lambda params, x: x, num_iterations=2)
+    ),
+}
+AVERAGES = {
+    "no_average": lambda: averages.no_average(),
+    "ema": lambda: averages.ema(0.9),
+    "interpolate": lambda: averages.interpolate(0.5),
+    "interpolate_with_start": lambda: averages.interpolate_with_start(0.5),
+}
+RENEWALS = {
+    "no_renewal": lambda: plasticity.no_renewal(),
+    "shrink_and_perturb": lambda: plasticity.shrink_and_perturb(0.9, 0.1, MODEL.init),
+    "redo": lambda: plasticity.redo(
+        MODEL.features, MODEL.units, MODEL.init, threshold=0.9, period=1
+    ),
+    "continual_backprop": lambda: plasticity.continual_backprop(
+        MODEL.features, MODEL.units, MODEL.init, rate=0.1, maturity=0
+    ),
+    "chain_renewals": lambda: plasticity.chain_renewals(
+        plasticity.no_renewal(), plasticity.shrink_and_perturb(0.9, 0.1, MODEL.init)
+    ),
+}
+
+
+def cycle(record, key, params, batch):
+    """Everything a record can do, twice; ``(states, results)``."""
+    if isinstance(record, Regularizer):
+        state, out = record.init(params), []
+        states = [state]
+        for _ in range(2):
+            context = Context(batch, batch, params, key)
+            penalty = jax.value_and_grad(record.penalty, argnums=1)
+            out += [penalty(state, params, context), record.project(state, params)]
+            state = record.consolidate(key, state, params, batch)
+            states.append(state)
+        return states, out
+    if isinstance(record, Memory):
+        state, out = record.init(at(slice(1), batch)), []
+        states = [state]
+        for _ in range(2):
+            out.append(record.sample(key, state))
+            state = record.observe(key, state, batch)
+            state = record.consolidate(key, state, params, batch)
+            states.append(state)
+        return states, out
+    if isinstance(record, Average):
+        state, out = record.init(params), []
+        states = [state]
+        for _ in range(2):
+            state = record.observe(state, params)
+            out.append(record.read(state, params))
+            state, params = record.consolidate(state, params)
+            states.append(state)
+        return states, [*out, params]
+    state, out = record.init(params), []
+    states = [state]
+    for _ in range(2):
+        state, params, renewed = record.renew(key, state, params, batch)
+        states.append(state)
+        out += [params, renewed]
+    return states, out
+
+
+CASES = {**REGULARIZERS, **MEMORIES, **AVERAGES, **RENEWALS}
+KINDS = {
+    **dict.fromkeys(REGULARIZERS, Regularizer),
+    **dict.fromkeys(MEMORIES, Memory),
+    **dict.fromkeys(AVERAGES, Average),
+    **dict.fromkeys(RENEWALS, Renewal),
+}
+
+
+@functools.cache
+def compiled(name):
+    """The cycle of one record, how often it was traced, and the vmapped cycle."""
+    traces = []
+
+    def run(key, params, batch):
+        traces.append(1)
+        return cycle(CASES[name](), key, params, batch)
+
+    return jax.jit(run), traces, jax.jit(jax.vmap(run, (0, None, None)))
+
+
+def numbers(tree):
+    leaves = [leaf for leaf in jax.tree.leaves(tree) if leaf.size]
+    return [np.asarray(leaf, np.float64) for leaf in leaves]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_states_keep_structure_shape_and_dtype_and_one_trace_serves_all(name):
+    """Oracle: the first state; a second batch of the same shape traces nothing."""
+    run, traces, _ = compiled(name)
+    assert isinstance(CASES[name](), KINDS[name])
+    (first, *later), _ = run(jax.random.key(2), PARAMS, BATCH)
+    before = len(traces)
+    run(jax.random.key(3), PARAMS, PADDING)
+    assert len(traces) == before
+    shapes = lambda tree: jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), tree)
+    for state in later:
+        assert shapes(state) == shapes(first)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_two_runs_side_by_side_equal_two_runs_alone(name):
+    """Oracle: one key at a time."""
+    run, _, together = compiled(name)
+    keys = jax.random.split(jax.random.key(4), 2)
+    both = together(keys, PARAMS, BATCH)
+    for i in range(2):
+        alone = numbers(run(keys[i], PARAMS, BATCH))
+        for left, right in zip(numbers(at(i, both)), alone, strict=True):
+            np.testing.assert_allclose(left, right, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_padding_alone_leaves_numbers_finite(name):
+    """Oracle: finiteness, with every row of weight zero and a network of zeros."""
+    run, _, _ = compiled(name)
+    zeros = jax.tree.map(jnp.zeros_like, PARAMS)
+    for params in (PARAMS, zeros):
+        for leaf in numbers(run(jax.random.key(5), params, PADDING)):
+            assert np.isfinite(leaf).all()
+
+
+def test_every_public_builder_is_in_the_battery():
+    """Oracle: the packages' own lists."""
+    others = {
+        "BoxState", "DistillState", "EwcState", "convert_strength",
+        "largest_stable_strength", "EpisodicState", "ReservoirState", "Select", "after",
+        "class_balanced_rows", "episodic", "kmeans", "kmeans_rows", "random_rows",
+        "EmaState", "Traces", "Utility", "adaptable_contribution", "contribution",
+        "dead_share", "dormancy_score", "dormant_share", "effective_rank", "measure",
+        "renew_units", "singular_values", "srank", "stable_rank", "check_range",
+    }  # fmt: skip
+    public = {
+        name
+        for package in (averages, memory, plasticity, regularizers)
+        for name in package.__all__
+    }
+    assert public - others <= set(CASES)
