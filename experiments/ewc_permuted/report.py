@@ -1,3 +1,165 @@
-"""From ``results.jsonl`` to tables, and from ``results/`` to the README."""
-def report(config, folder):
-    pass
+"""From ``results.jsonl`` to tables and a figure, and from ``results/`` to the README.
+
+``python -m experiments.ewc_permuted.report`` writes the tables of every folder under
+``results/`` into the README beside this file, between its two marks.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from experiments.ewc_permuted.config import LABELS, PUBLISHED, Config
+from experiments.harness import RunFolder, read_json, read_records, write_text
+from jaxcl.metrics import backward_transfer, learning_accuracy
+from jaxcl.report import figures
+from jaxcl.report.lines import measure_curves
+from jaxcl.report.records import split
+from jaxcl.report.statistics import mean_interval
+from jaxcl.report.tables import Column, Table, to_csv, to_markdown
+
+Record = dict[str, Any]
+
+HERE = Path(__file__).parent
+FIRST, LAST = "<!-- results: first -->", "<!-- results: last -->"
+
+
+def report(config: Config, folder: RunFolder) -> None:
+    """Write ``tables/`` and ``figures/`` of whatever has finished."""
+    records = read_records(folder)
+    published = config.data != "digits"
+    made = {
+        "accuracy": result_table(records, published=published),
+        "strength": search_table(records),
+    }
+    for name, table in made.items():
+        if table.rows:
+            write_text(folder.path / "tables" / f"{name}.csv", to_csv(table))
+            write_text(folder.path / "tables" / f"{name}.md", to_markdown(table))
+    done = [so_far(r) for r in split(records)[0] if r["setting"] == "test"]
+    if done:
+        name = "accuracy over the tasks so far"
+        figures.save(
+            measure_curves(done, (name,), title="Permuted images"),
+            folder.path / "figures" / "accuracy",
+        )
+
+
+def result_table(records: list[Record], *, published: bool = True) -> Table:
+    """Every arm, beside the published number where the images are those of the paper."""
+    done, lost = split([r for r in records if r["setting"] == "test"])
+    rows = []
+    for arm, label in LABELS.items():
+        runs = [r for r in done if r["arm"] == arm]
+        if not runs:
+            continue
+        final = mean_interval(np.array([np.mean(r["final"]) for r in runs]))
+        matrices = np.array([r["matrix"] for r in runs])
+        theirs = PUBLISHED[arm] / 100 if published else None
+        rows.append(
+            (
+                label,
+                f"{runs[0]['hyper'].get('strength', 0):g}"
+                if runs[0]["hyper"]
+                else None,
+                len(runs),
+                final,
+                theirs,
+                None if theirs is None else final.mean - theirs,
+                mean_interval(np.asarray(learning_accuracy(matrices))),
+                _transfer(matrices),
+                sum(r["seconds"] for r in runs) / len(runs) / 60,
+            )
+        )
+    columns = (
+        Column("method"),
+        Column("strength"),
+        Column("runs", 0),
+        Column("accuracy, %", 2, 100.0),
+        Column("published, %", 2, 100.0),
+        Column("difference", 2, 100.0),
+        Column("when just learned, %", 2, 100.0),
+        Column("backward transfer", 2, 100.0),
+        Column("minutes a run", 1),
+    )
+    notes: tuple[str, ...] = ()
+    if rows and max(row[2] for row in rows) > 1:
+        notes = ("Mean and 95 % t-interval over seeds.",)
+    elif rows:
+        notes = ("One run each: no interval.",)
+    if lost:
+        notes += (f"Diverged, never averaged in: {', '.join(r['run'] for r in lost)}.",)
+    return Table(columns, tuple(rows), notes)
+
+
+def search_table(records: list[Record]) -> Table:
+    """Accuracy of EWC on the held-out rows at every strength of the grid."""
+    runs = [r for r in records if r["setting"] == "search"]
+    rows = tuple(
+        (
+            f"{r['hyper']['strength']:g}",
+            float(np.mean(r["final"])) if r["status"] == "done" else "diverged",
+        )
+        for r in sorted(runs, key=lambda r: r["hyper"]["strength"])
+    )
+    columns = (Column("strength"), Column("accuracy on held-out rows, %", 2, 100.0))
+    notes = ()
+    if runs:
+        notes = (f"{len(runs[0]['final'])} tasks of {runs[0]['iterations']} steps.",)
+    return Table(columns, rows, notes)
+
+
+def so_far(record: Record) -> Record:
+    """With the mean accuracy over the tasks seen, after each of them."""
+    matrix = np.array(record["matrix"])
+    seen = [float(np.mean(matrix[t, : t + 1])) for t in range(len(matrix))]
+    return {**record, "measures": {"accuracy over the tasks so far": seen}}
+
+
+def section(path: Path) -> str:
+    """What the README says of one folder of results."""
+    held, status = read_json(path / "config.json"), read_json(path / "status.json")
+    environment = read_json(path / "environment.json")
+    config, records = held["config"], read_records(path)
+    published = config["data"] != "digits"
+    tables = [result_table(records, published=published), search_table(records)]
+    finished = status["status"] in ("done", "diverged")
+    facts = (
+        f"`{environment['command']}`: {config['iterations']} steps per task, "
+        f"{config['num_tasks']} tasks, Fisher over {config['fisher_examples'] or 'all'} "
+        f"training rows; {environment['cpu']}, {environment['devices']}; jax "
+        f"{environment['versions']['jax']}; commit {(environment['commit'] or '?')[:9]}."
+    )
+    if not finished:
+        facts += " Not finished: what is there so far."
+    shown = [to_markdown(table) for table in tables if table.rows]
+    return "\n".join([f"### {path.name}\n", facts + "\n", *shown])
+
+
+def write_readme(readme: Path = HERE / "README.md", results: Path = HERE / "results"):
+    """Put the tables of all results between the marks of the README.
+
+    Raises:
+      ValueError: if the marks are not there.
+    """
+    text = readme.read_text()
+    if text.count(FIRST) != 1 or text.count(LAST) != 1:
+        msg = f"{readme}: expected the marks {FIRST} and {LAST}, once each."
+        raise ValueError(msg)
+    before, after = text.split(FIRST)[0], text.split(LAST)[1]
+    folders = sorted(path.parent for path in results.glob("*/results.jsonl"))
+    middle = "\n".join(section(folder) for folder in folders)
+    write_text(readme, f"{before}{FIRST}\n\n{middle}\n{LAST}{after}")
+
+
+def _transfer(matrices: np.ndarray):
+    if matrices.shape[-1] < 2:
+        return None
+    return mean_interval(np.asarray(backward_transfer(matrices)))
+
+
+__all__ = ["report", "result_table", "search_table", "section", "write_readme"]
+
+
+if __name__ == "__main__":
+    write_readme()

@@ -29,8 +29,7 @@ from jaxcl.training.device import (
     first_example,
     run_stream,
 )
-from jaxcl.tree import at
-from jaxcl.typing import Key, Model, Stream
+from jaxcl.typing import Key, Stream
 
 
 class Stage(NamedTuple):
@@ -133,9 +132,7 @@ def choose(records: list[dict]) -> float:
     return max(sorted(found), key=lambda strength: found[strength])
 
 
-def do(
-    stage: Stage, trials: list[Trial], folder: RunFolder, advance: Callable
-) -> None:
+def do(stage: Stage, trials: list[Trial], folder: RunFolder, advance: Callable) -> None:
     """Do the trials of a stage that have no line yet; an arm compiles once."""
     done, programs = finished(folder), {}
     for trial in trials:
@@ -167,7 +164,7 @@ def make_program(config: Config, arm: str, stream: Stream) -> Program:
         pull = None
         if not joint and arm != "none":
             decay = config.decay if arm == "online-ewc" else None
-            pull = ewc(make_fisher(config, model, logits), strength, decay=decay)
+            pull = ewc(make_fisher(config, logits), strength, decay=decay)
         return make_method(
             cross_entropy(reading(model, stream) if joint else logits),
             optax.adam(config.learning_rate),
@@ -205,7 +202,7 @@ def make_program(config: Config, arm: str, stream: Stream) -> Program:
     return Program(start, advance, final)
 
 
-def make_fisher(config: Config, model: Model, logits: Logits) -> Fisher:
+def make_fisher(config: Config, logits: Logits) -> Fisher:
     """What measures importance at the end of a task."""
     size = config.fisher_examples
     if config.fisher == "exact":
