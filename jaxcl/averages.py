@@ -12,9 +12,9 @@ from jaxcl.typing import Average, Params
 def no_average() -> Average:
     """Read the parameters themselves; the neutral element of averages."""
     return Average(
-        init=lambda params: (),  # noqa: ARG005
-        observe=lambda state, params: state,  # noqa: ARG005
-        read=lambda state, params: params,  # noqa: ARG005
+        init=lambda params: (),
+        observe=lambda state, params: state,
+        read=lambda state, params: params,
         consolidate=lambda state, params: (state, params),
     )
 

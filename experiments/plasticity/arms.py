@@ -24,7 +24,6 @@ class Arm(NamedTuple):
     """One program: a method whose numbers are arguments."""
 
     name: str
-    label: str  # for people
     build: Callable[[ExampleLoss, Model, Hyper], Method]
     activation: Callable = nnx.relu
     layer_norm: bool = False
@@ -65,23 +64,20 @@ def arms(config: Config, num_steps: int) -> dict[str, Arm]:
 
     on_sphere = {"regularizer": lambda model, hyper: fixed_norm()}
     listed = [
-        Arm("sgd", "SGD", method()),
-        Arm("sam", "SAM", method(lambda h: sam(h["rho"]))),
-        Arm("gnp", "GNP", method(lambda h: gnp(h["r"], penalty=h["penalty"]))),
+        Arm("sgd", method()),
+        Arm("sam", method(lambda h: sam(h["rho"]))),
+        Arm("gnp", method(lambda h: gnp(h["r"], penalty=h["penalty"]))),
         # neighbours: what else is known to preserve plasticity
         Arm(
             "l2-init",
-            "L2 Init",
             method(regularizer=lambda model, h: l2_init(h["strength"])),
         ),
         Arm(
             "shrink-perturb",
-            "shrink and perturb",
             method(renewal=lambda model, h: _shrink(config, model)),
         ),
         Arm(
             "redo",
-            "ReDo",
             method(
                 renewal=lambda model, h: redo(
                     model.features,
@@ -94,7 +90,6 @@ def arms(config: Config, num_steps: int) -> dict[str, Arm]:
         ),
         Arm(
             "continual-backprop",
-            "continual backprop",
             method(
                 renewal=lambda model, h: continual_backprop(
                     model.features,
@@ -104,35 +99,30 @@ def arms(config: Config, num_steps: int) -> dict[str, Arm]:
                 )
             ),
         ),
-        Arm("crelu", "SGD, CReLU", method(), activation=crelu),
-        Arm("layer-norm", "SGD, LayerNorm", method(), layer_norm=True),
+        Arm("crelu", method(), activation=crelu),
+        Arm("layer-norm", method(), layer_norm=True),
         # adaptive: strengths that follow the run
         Arm(
             "sam-tracking",
-            "SAM, sharpness held",
             method(lambda h: adaptive_rho(h["target"])),
         ),
-        Arm("sam-warm", "SAM, re-warmed", method(lambda h: sam(warm(h["rho"])))),
+        Arm("sam-warm", method(lambda h: sam(warm(h["rho"])))),
         Arm(
             "gnp-warm",
-            "GNP, re-warmed",
             method(lambda h: gnp(h["r"], penalty=warm(h["penalty"]))),
         ),
         # controls: weight norm held, sharpness pushed down, up, or at random
-        Arm("sgd-sphere", "SGD, norm held", method(**on_sphere)),
+        Arm("sgd-sphere", method(**on_sphere)),
         Arm(
             "sam-sphere",
-            "SAM, norm held",
             method(lambda h: sam(h["rho"]), **on_sphere),
         ),
         Arm(
             "reverse-sphere",
-            "reverse SAM, norm held",
             method(lambda h: reverse_sam(h["rho"]), **on_sphere),
         ),
         Arm(
             "noise-sphere",
-            "noise, norm held",
             method(
                 lambda h: random_sam(jax.random.key(config.seed), h["rho"]), **on_sphere
             ),

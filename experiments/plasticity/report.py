@@ -1,5 +1,6 @@
 """From ``results.jsonl`` to tables, figures and one page; nothing is typed by hand."""
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from scipy import stats
 
 from experiments.harness import RunFolder, read_json, read_records, write_text
 from experiments.plasticity.arms import trials
-from experiments.plasticity.config import Config
+from experiments.plasticity.config import PRESETS, Config
 from jaxcl.report import figures, page
 from jaxcl.report.cells import heatmap
 from jaxcl.report.lines import learning_curves, measure_curves
@@ -44,7 +45,11 @@ def report(config: Config, folder: RunFolder) -> None:
     """Write ``tables/``, ``figures/`` and ``report.html`` of whatever has finished."""
     records = read_records(folder)
     parts = {group: part_of(config, records, group) for group in config.groups}
-    parts = {group: part for group, part in parts.items() if part}
+    parts = {
+        group: part
+        for group, part in parts.items()
+        if any(record["group"] == group for record in part)
+    }
     writers = {
         "paper": paper_section,
         "neighbours": neighbours_section,
@@ -306,4 +311,40 @@ def table(path: Path, name: str, made: Table) -> Table:
     return made
 
 
-__all__ = ["partial_correlation", "partial_table", "report"]
+def fill_readme(folder: RunFolder, readme: Path) -> None:
+    """Put the tables of a run between the markers of this folder's README."""
+    records = read_records(folder)
+    paper = part_of(folder.config, records, "paper")
+    environment = read_json(folder.path / "environment.json")
+    status = read_json(folder.path / "status.json")
+    done = Counter(record["setting"] for record in paper)
+    counts = ", ".join(f"{count} in {name}" for name, count in done.items())
+    text = "\n\n".join(
+        [
+            f"{len(records)} runs have finished, of the paper's own arms {counts}; the run "
+            f"is {status['status']}. {environment['cpu']}, "
+            f"JAX {environment['versions']['jax']}.",
+            "![Accuracy on the task just learned](results/paper/figures/accuracy.png)",
+            (folder.path / "tables" / "accuracy.md").read_text().strip(),
+            "Does accuracy fall along the stream? The same runs, slopes compared:",
+            (folder.path / "tables" / "slope.md").read_text().strip(),
+        ]
+    )
+    before, rest = readme.read_text().split(START)
+    _, after = rest.split(END)
+    write_text(readme, f"{before}{START}\n\n{text}\n\n{END}{after}")
+
+
+START, END = "<!-- results: first -->", "<!-- results: last -->"
+
+
+if __name__ == "__main__":
+    here = Path(__file__).parent
+    paper = RunFolder(
+        here / "results" / "paper", "plasticity", "paper", PRESETS["paper"]
+    )
+    report(paper.config, paper)
+    fill_readme(paper, here / "README.md")
+
+
+__all__ = ["fill_readme", "partial_correlation", "partial_table", "report"]

@@ -16,9 +16,9 @@ def no_memory() -> Memory:
     """
     return Memory(
         init=lambda example: empty_rows(0, example),
-        sample=lambda key, state: state,  # noqa: ARG005
-        observe=lambda key, state, batch: state,  # noqa: ARG005
-        consolidate=lambda key, state, params, task: state,  # noqa: ARG005
+        sample=lambda key, state: state,
+        observe=lambda key, state, batch: state,
+        consolidate=lambda key, state, params, task: state,
     )
 
 
