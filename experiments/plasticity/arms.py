@@ -41,7 +41,7 @@ class Trial(NamedTuple):
 def arms(config: Config, num_steps: int) -> dict[str, Arm]:
     """All arms by name; ``num_steps`` are the steps of one task."""
 
-    def method(gradient=None, **parts):
+    def method(gradient=None, restart=False, **parts):
         """What most arms differ in: the gradient, from the numbers."""
 
         def build(loss, model, hyper):
@@ -51,7 +51,7 @@ def arms(config: Config, num_steps: int) -> dict[str, Arm]:
                 loss,
                 optax.sgd(rate, momentum=config.momentum or None),
                 gradient=gradient(hyper) if gradient else None,
-                reset_gradient=True,
+                reset_gradient=restart,
                 **made,
             )
 
@@ -106,10 +106,10 @@ def arms(config: Config, num_steps: int) -> dict[str, Arm]:
             "sam-tracking",
             method(lambda h: adaptive_rho(h["target"])),
         ),
-        Arm("sam-warm", method(lambda h: sam(warm(h["rho"])))),
+        Arm("sam-warm", method(lambda h: sam(warm(h["rho"])), restart=True)),
         Arm(
             "gnp-warm",
-            method(lambda h: gnp(h["r"], penalty=warm(h["penalty"]))),
+            method(lambda h: gnp(h["r"], penalty=warm(h["penalty"])), restart=True),
         ),
         # controls: weight norm held, sharpness pushed down, up, or at random
         Arm("sgd-sphere", method(**on_sphere)),
