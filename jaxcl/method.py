@@ -95,11 +95,8 @@ def make_method(
             shares, rows = _shares(batch), batch
         else:
             weight = replay_weight * jnp.any(replay.weight > 0)
-            parts = (
-                _shares(batch) / (1 + weight),
-                weight * _shares(replay) / (1 + weight),
-            )
-            shares = jnp.concatenate(parts)
+            both = jnp.concatenate([_shares(batch), weight * _shares(replay)])
+            shares = both / (1 + weight)
             rows = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), batch, replay)
         return jnp.sum(shares * row_losses(example_loss, params, rows, key))
 
@@ -211,9 +208,7 @@ def _clear(optimizer, state, renewed):
     """Zero the optimizer's per-parameter statistics where parameters were renewed."""
     if renewed is None:
         return state
-    clear = lambda statistic, fresh: jnp.where(fresh, 0, statistic).astype(
-        statistic.dtype
-    )
+    clear = lambda old, fresh: jnp.where(fresh, 0, old).astype(old.dtype)
     return optax.tree.map_params(optimizer, clear, state, renewed)
 
 

@@ -45,7 +45,7 @@ class TaskRecord(NamedTuple):
     """What is written down per task; leaves gain a leading ``[T]`` in a stream."""
 
     loss: Float[Array, ""]  # mean over the task's steps of the loss before each update
-    finite: Bool[Array, ""]  # every loss so far and the parameters are numbers
+    finite: Bool[Array, ""]  # every loss of the task and all parameters are numbers
     before: PyTree  # what `before` observed
     after: PyTree  # what `after` observed
 
