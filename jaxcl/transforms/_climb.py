@@ -38,7 +38,8 @@ class ClimbState(NamedTuple):
 def empty_state(params: Params = None) -> ClimbState:
     """The state before the first update, whatever the parameters."""
     del params
-    return ClimbState(jnp.zeros((), jnp.int32), *(jnp.zeros(()) for _ in range(4)))
+    zeros = (jnp.zeros((), jnp.float32) for _ in range(4))
+    return ClimbState(jnp.zeros((), jnp.int32), *zeros)
 
 
 def next_count(count) -> Int[Array, ""]:

@@ -29,7 +29,7 @@ def untouched(params: Params = None) -> ProjectionState:
     """The state before the first update, whatever the parameters."""
     del params
     zero = jnp.zeros((), jnp.int32)
-    return ProjectionState(zero, zero, jnp.zeros(()))
+    return ProjectionState(zero, zero, jnp.zeros((), jnp.float32))
 
 
 def agem() -> optax.GradientTransformationExtraArgs:

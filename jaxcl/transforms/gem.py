@@ -36,6 +36,10 @@ def gem(margin: ScalarLike = 0.0) -> optax.GradientTransformationExtraArgs:
     backward transfer and keeps every constraint, as the authors' code does; the paper's
     text adds the margin to the optimal ``v``, which may break one.
 
+    Constraints hold to about 1e-6 of the lengths involved. Tasks whose gradients are
+    parallel or opposite to within a thousandth cannot be told apart in float32 inner
+    products; there the optimum is approximate.
+
     Args:
       margin: at least 0, in units of gradient per gradient (the authors use 0.5).
 

@@ -57,7 +57,7 @@ def gnp(
 
     Cost: one more gradient per step. State: :class:`ClimbState`, five scalars.
 
-    Reference: Zhao et al. 2022, arXiv:2202.03599, equations 9 to 11.
+    Reference: Zhao et al. 2022, arXiv:2202.03599, algorithm 1.
     """
     if (alpha is None) == (penalty is None):
         msg = (

@@ -67,8 +67,7 @@ def looksam(
 
     Returns:
       A transformation whose state, :class:`LookSamState`, holds ``g_v`` in the
-      parameters' dtypes: unlike the others it needs memory for one more copy of the
-      parameters.
+      parameters' dtypes: unlike SAM it needs memory for one more copy of the parameters.
 
     Raises:
       ValueError: if ``k`` is not a positive int, a strength is known to be negative or

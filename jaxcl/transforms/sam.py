@@ -78,7 +78,7 @@ def sam(
     Cost: one more gradient per step.
 
     Reference: Foret et al. 2021, arXiv:2010.01412, equations 2 and 3; adaptive: Kwon et
-    al. 2021, arXiv:2102.11600, equation 6.
+    al. 2021, arXiv:2102.11600, algorithm 1.
     """
     check_strength("sam", "rho", rho)
     check_strength("sam", "eta", eta)

@@ -107,10 +107,13 @@ def test_the_battery_misses_nothing_that_is_public():
 
 
 @battery
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float64"])
 def test_structures_shapes_and_dtypes_never_change(name, dtype):
-    params = parameters(dtype=dtype)
-    transformation = BATTERY[name]()
+    with jax.enable_x64(dtype == "float64"):
+        check_types(BATTERY[name](), parameters(dtype=dtype))
+
+
+def check_types(transformation, params):
     assert isinstance(transformation, optax.GradientTransformationExtraArgs)
     state = jax.eval_shape(transformation.init, params)
     update = lambda p, s: transformation.update(grad_fn(p), s, p, **extras)
