@@ -317,13 +317,14 @@ def fill_readme(folder: RunFolder, readme: Path) -> None:
     paper = part_of(folder.config, records, "paper")
     environment = read_json(folder.path / "environment.json")
     status = read_json(folder.path / "status.json")
+    finished = status["status"] in ("done", "diverged")
     done = Counter(record["setting"] for record in paper)
     counts = ", ".join(f"{count} in {name}" for name, count in done.items())
     text = "\n\n".join(
         [
-            f"{len(records)} runs have finished, of the paper's own arms {counts}; the run "
-            f"is {status['status']}. {environment['cpu']}, "
-            f"JAX {environment['versions']['jax']}.",
+            f"{len(records)} runs have finished, of the paper's own arms {counts}; all runs "
+            f"of the preset are {'there' if finished else 'not there yet'}. "
+            f"{environment['cpu']}, JAX {environment['versions']['jax']}.",
             "![Accuracy on the task just learned](results/paper/figures/accuracy.png)",
             (folder.path / "tables" / "accuracy.md").read_text().strip(),
             "Does accuracy fall along the stream? The same runs, slopes compared:",
