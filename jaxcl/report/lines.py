@@ -80,7 +80,8 @@ def measure_curves(
       names: which measures, ``accuracy`` and ``loss`` among them if wanted; all
         measures that every finished run has, if absent.
       columns: panels side by side.
-      window: each point is the mean of so many tasks in a row.
+      window: each point is the mean of so many tasks in a row; a measure that was taken
+        at some tasks only is drawn there, as it is.
       title: above all panels.
 
     Raises:
@@ -146,10 +147,7 @@ def _lines(
                 f"figures: window must be within 1 and {num_tasks} tasks, got {window}."
             )
             raise ValueError(msg)
-        if window > 1:
-            smooth = np.lib.stride_tricks.sliding_window_view(values, window, axis=1)
-            values = smooth.mean(axis=-1)
-        task = np.arange(values.shape[1]) + (window + 1) / 2
+        task, values = _smoothed(values, window)
         band = mean_band(values)
         colour, dashes, zorder = look[key]
         missing = f" {DAGGER}" if lost else ""
@@ -169,6 +167,15 @@ def _lines(
         )
     ax.xaxis.set_major_locator(MaxNLocator(8, integer=True, steps=[1, 2, 5, 10]))
     ax.margins(x=0.015)
+
+
+def _smoothed(values: np.ndarray, window: int) -> tuple[np.ndarray, np.ndarray]:
+    """Task numbers and moving means; what is known at some tasks only stays as it is."""
+    known = ~np.isnan(values).all(axis=0)
+    if not known.all():
+        return 1 + np.flatnonzero(known), values[:, known]
+    smooth = np.lib.stride_tricks.sliding_window_view(values, window, axis=1)
+    return np.arange(smooth.shape[1]) + (window + 1) / 2, smooth.mean(axis=-1)
 
 
 def _label_ends(ax: Axes, inches: float) -> None:
