@@ -70,6 +70,8 @@ def report(config: Config, folder: RunFolder) -> None:
         status=read_json(path / "status.json"),
     )
     write_text(path / "report.html", html)
+    print(verdict(parts.get("paper", [])).replace("; ", "\n"))
+    print(f"figures and tables: {path / 'report.html'}")
 
 
 def part_of(config: Config, records: Sequence[Record], group: str) -> list[Record]:
