@@ -99,10 +99,15 @@ def verdict(records: Sequence[Record]) -> str:
         gap = summary.versus.difference
         lines.append(
             f"{summary.group.setting}, {summary.label}: {100 * summary.mean.mean:.1f} %, "
-            f"{100 * gap.mean:+.2f} points against SGD "
-            f"[{100 * gap.low:+.2f}, {100 * gap.high:+.2f}], {summary.verdict}"
+            f"{points(gap.mean)} points against SGD "
+            f"[{points(gap.low)}, {points(gap.high)}], {summary.verdict}"
         )
-    return "; ".join(lines).replace("-", "\N{MINUS SIGN}") + "."
+    return "; ".join(lines) + "."
+
+
+def points(share: float) -> str:
+    """A difference of shares in points, with its sign."""
+    return f"{100 * share:+.2f}".replace("-", "\N{MINUS SIGN}")
 
 
 def compare(records: Sequence[Record]) -> list[Summary]:
