@@ -1,0 +1,104 @@
+"""The job by other libraries: scripts in processes of their own, asked one at a time.
+
+A script prints its versions when it is ready, then answers each line with a line; both
+are JSON. It waits idle in between, so that only one process computes at any time.
+"""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from experiments.benchmarks.config import Config
+from experiments.benchmarks.ours import NORMALISE, make_stream
+from experiments.harness.run_folder import plain
+from jaxcl.streams import Images
+
+SCRIPTS = Path(__file__).parents[2] / "third_party" / "peers"
+
+#: ``(request) -> answer``.
+Ask = Callable[[dict[str, Any]], dict[str, Any]]
+
+
+def write_job(path: Path, config: Config, images: Images) -> None:
+    """The images as inputs to a network, the permutations, and the settings."""
+    flat = lambda x: ((x.reshape(len(x), -1) / 255 - mean) / std).astype(np.float32)
+    mean, std = NORMALISE
+    np.savez(
+        path,
+        train_x=flat(images.train_x),
+        train_y=np.asarray(images.train_y, np.int64),
+        test_x=flat(images.test_x),
+        test_y=np.asarray(images.test_y, np.int64),
+        order=np.asarray(
+            make_stream(config, images, num_tasks=config.num_tasks).plan.order
+        ),
+        settings=json.dumps(plain(config)),
+    )
+
+
+@contextmanager
+def workers(config: Config, job: Path) -> Iterator[dict[str, Ask]]:
+    """The scripts that the configuration asks for, by name, ready to be asked."""
+    wanted = {}
+    if config.by_hand:
+        wanted["jax"] = (sys.executable, "speed_jax.py")
+    if config.peers_python:
+        wanted["torch"] = (config.peers_python, "speed_torch.py")
+        wanted["avalanche"] = (config.peers_python, "speed_avalanche.py")
+    for python, _ in wanted.values():
+        if not Path(python).exists():
+            msg = (
+                f"peers_python: no interpreter at {python}; make an environment from "
+                "third_party/peers/requirements-avalanche.txt."
+            )
+            raise ValueError(msg)
+    with ExitStack() as stack:
+        yield {
+            name: stack.enter_context(worker(python, script, job))
+            for name, (python, script) in wanted.items()
+        }
+
+
+@contextmanager
+def worker(python: str, script: str, job: Path) -> Iterator[Ask]:
+    """One script, started; ended on the way out."""
+    process = subprocess.Popen(
+        [python, str(SCRIPTS / script), str(job)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    send, answers = process.stdin, process.stdout
+
+    def answer() -> dict[str, Any]:
+        line = answers.readline()
+        if not line:
+            msg = (
+                f"{script} ended with code {process.wait()}; its message stands above."
+            )
+            raise RuntimeError(msg)
+        return json.loads(line)
+
+    versions = answer()
+
+    def ask(request: dict[str, Any]) -> dict[str, Any]:
+        send.write(json.dumps(request) + "\n")
+        send.flush()
+        return {**answer(), "versions": versions}
+
+    try:
+        yield ask
+    finally:
+        send.close()  # the script's loop ends with its input
+        process.wait()
+
+
+__all__ = ["Ask", "workers", "write_job"]

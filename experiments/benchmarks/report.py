@@ -1,0 +1,250 @@
+"""From ``results.jsonl`` to tables: seconds, targets, and this folder's README."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import fmean, median
+from typing import Any, NamedTuple
+
+from experiments.benchmarks.config import Config
+from experiments.harness import RunFolder, read_json, read_records, write_text
+from jaxcl.report.tables import Column, Table, to_markdown
+
+Record = dict[str, Any]
+#: ``{(job, system): records by round}``.
+Done = dict[tuple[str, str], list[Record]]
+
+README = Path(__file__).parent / "README.md"
+MARKS = ("<!-- results: begin -->", "<!-- results: end -->")
+
+LABELS = {
+    "jaxcl": "jaxcl",
+    "jax": "JAX by hand",
+    "torch": "PyTorch by hand",
+    "avalanche": "Avalanche",
+    "avalanche-own-stream": "Avalanche, its PermutedMNIST",
+}
+NAMES = {
+    "naive": "SGD",
+    "sam": "SAM",
+    "gnp": "GNP",
+    "looksam": "LookSAM, k = 5",
+    "c_flat": "C-Flat",
+    "ewc": "EWC",
+    "er": "experience replay",
+    "agem": "A-GEM",
+}
+
+
+class Target(NamedTuple):
+    """A promise about a number taken in every round."""
+
+    what: str
+    bound: float
+    at_least: bool
+    values: list[float]  # one per round
+    unit: str = "x"
+
+
+def report(config: Config, folder: RunFolder) -> None:
+    """Write ``tables/``; the README too, if these are the committed results."""
+    done = by_job(read_records(folder))
+    tables = {
+        "targets": targets_table(targets(config, done)),
+        "seconds": seconds_table(config, done),
+        "ewc": ewc_table(done),
+    }
+    for name, table in tables.items():
+        write_text(folder.path / "tables" / f"{name}.md", to_markdown(table))
+    if README.parent in folder.path.resolve().parents:
+        text = "\n".join(map(to_markdown, tables.values()))
+        words = surroundings(folder, done)
+        write_text(README, between_marks(README.read_text(), f"{words}\n\n{text}"))
+
+
+def by_job(records: Sequence[Record]) -> Done:
+    """The records of each system at each job, in the order of rounds."""
+    done: Done = {}
+    for record in sorted(records, key=lambda record: record["round"]):
+        done.setdefault((record["job"], record["system"]), []).append(record)
+    return done
+
+
+def targets(config: Config, done: Done) -> list[Target]:
+    """Every promise whose systems were run."""
+    train = lambda record: sum(record["train_cpu"])
+    test = lambda record: sum(record["eval_cpu"])
+    ours = lambda job: (job, "jaxcl")
+
+    def times(what, bound, job, system, cost=train):
+        """At least so many times faster than another system."""
+        values = ratios(done, (job, system), ours(job), cost)
+        return Target(what, bound, True, values)
+
+    def step(what, bound, job):
+        """A step at most so many times as dear as the plain one."""
+        return Target(what, bound, False, ratios(done, ours(job), ours("naive"), train))
+
+    seeds = done.get(ours("seeds"), [])
+    compiling = [
+        max(
+            row[0]["compile_cpu"]
+            for key, row in done.items()
+            if "compile_cpu" in row[0]
+        )
+    ]
+    listed = [
+        times("SGD against Avalanche", 3.0, "naive", "avalanche"),
+        times("EWC against Avalanche", 4.5, "ewc", "avalanche"),
+        times("experience replay against Avalanche", 2.0, "er", "avalanche"),
+        times("A-GEM against Avalanche", 2.0, "agem", "avalanche"),
+        times("evaluation against Avalanche", 4.0, "naive", "avalanche", test),
+        times("SGD against PyTorch by hand", 1.3, "naive", "torch"),
+        step("SAM's step against the plain one", 2.1, "sam"),
+        step("LookSAM's step, k = 5", 1.35, "looksam"),
+        step("C-Flat's step", 4.2, "c_flat"),
+        Target(
+            f"{config.num_seeds} seeds in one program against one by one",
+            0.75,
+            False,
+            [record["together_cpu"] / sum(record["alone_cpu"]) for record in seeds],
+        ),
+        Target(
+            f"EWC, tasks {late(config)} against tasks 2 to 5 of {config.long_tasks}",
+            1.1,
+            False,
+            [growth(record["train_cpu"]) for record in done.get(ours("ewc-long"), [])],
+        ),
+        Target("compilation of the slowest method", 5.0, False, compiling, "CPU s"),
+    ]
+    return [target for target in listed if target.values]
+
+
+def ratios(
+    done: Done,
+    above: tuple[str, str],
+    below: tuple[str, str],
+    cost: Callable[[Record], float],
+) -> list[float]:
+    """Cost over cost, each within one round."""
+    pairs = zip(done.get(above, []), done.get(below, []), strict=False)
+    return [cost(one) / cost(other) for one, other in pairs]
+
+
+def growth(seconds: Sequence[float]) -> float:
+    """The last quarter of a stream against tasks 2 to 5; the first task warms up."""
+    return fmean(seconds[-max(1, len(seconds) // 4) :]) / fmean(seconds[1:5])
+
+
+def late(config: Config) -> str:
+    """The last quarter, in words."""
+    total = config.long_tasks
+    return f"{total - max(1, total // 4) + 1} to {total}"
+
+
+def targets_table(listed: Sequence[Target]) -> Table:
+    """What was promised, and what came: the median round decides."""
+    rows = []
+    for what, bound, at_least, values, unit in listed:
+        middle = median(values)
+        met = middle >= bound if at_least else middle <= bound
+        sign = "≥" if at_least else "≤"
+        asked = f"{sign} {bound:g} {unit}"
+        spread = f"{min(values):.2f} to {max(values):.2f}"
+        rows.append((what, asked, middle, spread, "met" if met else "missed"))
+    columns = (
+        Column("target"),
+        Column("asked"),
+        Column("median round", 2),
+        Column("all rounds"),
+        Column("verdict"),
+    )
+    note = "Ratios of CPU seconds within a round; evaluation and compilation apart."
+    return Table(columns, tuple(rows), (note,))
+
+
+def seconds_table(config: Config, done: Done) -> Table:
+    """CPU seconds of whole streams, median and least."""
+    rows = []
+    for job in config.jobs:
+        for system in LABELS:
+            records = done.get((job, system), [])
+            if job not in NAMES or not records:
+                continue
+            train = [sum(record["train_cpu"]) for record in records]
+            test = [sum(record["eval_cpu"]) for record in records]
+            images = config.num_tasks**2 * config.num_test
+            rows.append(
+                (
+                    NAMES[job],
+                    LABELS[system],
+                    median(train),
+                    min(train),
+                    config.num_tasks * config.num_train / median(train) / 1000,
+                    median(test),
+                    images / median(test) / 1000,
+                    records[0].get("compile_cpu"),
+                    fmean(records[-1]["accuracy"][-1]),
+                )
+            )
+    columns = (
+        Column("method"),
+        Column("system"),
+        Column("train, s", 2),
+        Column("least", 2),
+        Column("thousand images/s", 1),
+        Column("evaluate, s", 3),
+        Column("thousand images/s", 0),
+        Column("compile, s", 2),
+        Column("accuracy, %", 1, 100.0),
+    )
+    note = (
+        "CPU seconds of one stream: medians, and the least for training. Accuracy is the "
+        "mean over all tasks at the end, to see that all did the same job; strengths "
+        "of EWC are not tuned."
+    )
+    return Table(columns, tuple(rows), (note,))
+
+
+def ewc_table(done: Done) -> Table:
+    """Seconds of each task: whose penalty grows with the past."""
+    rows = []
+    for (job, system), records in done.items():
+        if job not in ("ewc", "ewc-long"):
+            continue
+        total = len(records[0]["train_cpu"])
+        shown = sorted(
+            {0, 1, 2, 3, 4, *range(4, total, 5), total - 1} & {*range(total)}
+        )
+        middle = [median(r["train_cpu"][task] for r in records) for task in shown]
+        cells = ", ".join(
+            f"{task + 1}: {value:.2f}"
+            for task, value in zip(shown, middle, strict=True)
+        )
+        rows.append((LABELS[system], cells))
+    note = "Median CPU seconds of training, Fisher included."
+    return Table((Column("EWC"), Column("seconds of task")), tuple(rows), (note,))
+
+
+def surroundings(folder: RunFolder, done: Done) -> str:
+    """Versions and machine, in a sentence or two."""
+    here = read_json(folder.path / "environment.json")
+    versions = {name: here["versions"][name] for name in ("python", "jax", "optax")}
+    for records in done.values():
+        versions |= records[0].get("versions", {})
+    loads = [record["load"] for records in done.values() for record in records]
+    listed = ", ".join(f"{name} {version}" for name, version in versions.items())
+    rounds = max(map(len, done.values()))
+    return (
+        f"{rounds} rounds on one thread of {here['cpu']}; {listed}. Load average "
+        f"{min(loads):.1f} to {max(loads):.1f} while measuring."
+    )
+
+
+def between_marks(text: str, new: str) -> str:
+    """The text with what stands between the marks replaced."""
+    head, _, rest = text.partition(MARKS[0])
+    _, _, tail = rest.partition(MARKS[1])
+    return f"{head}{MARKS[0]}\n\n{new}\n{MARKS[1]}{tail}"
+
+
+__all__ = ["report"]
