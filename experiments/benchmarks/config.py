@@ -8,9 +8,9 @@ cheapest way they have; jaxcl makes them while it runs, and that time is counted
 Counted are CPU seconds of one thread, compilation apart. Systems take turns within a
 round, and ratios are taken within rounds, so that other load on the machine hits all alike.
 
-    python -m experiments.benchmarks smoke                      # seconds, jaxcl only
-    python -m experiments.benchmarks full                       # and JAX by hand
-    python -m experiments.benchmarks full --peers-python PYTHON # and PyTorch, Avalanche
+    python -m experiments.benchmarks smoke      # seconds, jaxcl only
+    python -m experiments.benchmarks full       # and JAX by hand
+    JAXCL_PEERS_PYTHON=PYTHON python -m experiments.benchmarks full    # and all others
 
 PYTHON is an interpreter with third_party/peers/requirements-avalanche.txt installed. The
 committed results are read again, and the README's tables made of them, by
@@ -43,8 +43,6 @@ class Config:
     """What is done, in the order of a round."""
     rounds: int = 5
     """How often every system does every job."""
-    peers_python: str = ""
-    """Interpreter of the environment with PyTorch and Avalanche; not run if empty."""
     by_hand: bool = True
     """Whether to run the scripts that need only JAX and optax."""
 

@@ -5,6 +5,7 @@ are JSON. It waits idle in between, so that only one process computes at any tim
 """
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -44,20 +45,23 @@ def write_job(path: Path, config: Config, images: Images) -> None:
 
 @contextmanager
 def workers(config: Config, job: Path) -> Iterator[dict[str, Ask]]:
-    """The scripts that the configuration asks for, by name, ready to be asked."""
+    """The scripts, by name, ready to be asked.
+
+    Those that need PyTorch or Avalanche run if ``JAXCL_PEERS_PYTHON`` names an interpreter.
+    """
     wanted = {}
     if config.by_hand:
         wanted["jax"] = (sys.executable, "speed_jax.py")
-    if config.peers_python:
-        wanted["torch"] = (config.peers_python, "speed_torch.py")
-        wanted["avalanche"] = (config.peers_python, "speed_avalanche.py")
-    for python, _ in wanted.values():
-        if not Path(python).exists():
+    theirs = os.environ.get("JAXCL_PEERS_PYTHON")
+    if theirs:
+        if not Path(theirs).exists():
             msg = (
-                f"peers_python: no interpreter at {python}; make an environment from "
-                "third_party/peers/requirements-avalanche.txt."
+                f"JAXCL_PEERS_PYTHON: no interpreter at {theirs}; make an environment "
+                "from third_party/peers/requirements-avalanche.txt."
             )
             raise ValueError(msg)
+        wanted["torch"] = (theirs, "speed_torch.py")
+        wanted["avalanche"] = (theirs, "speed_avalanche.py")
     with ExitStack() as stack:
         yield {
             name: stack.enter_context(worker(python, script, job))

@@ -19,8 +19,9 @@ from experiments.harness import main, read_records
 SMOKE = config.PRESETS["smoke"]
 
 
-def test_the_smoke_preset_does_every_job_of_ours_in_every_round(tmp_path):
+def test_the_smoke_preset_does_every_job_of_ours_in_every_round(tmp_path, monkeypatch):
     """Oracle: the table of jobs; each line holds as many seconds as there are tasks."""
+    monkeypatch.delenv("JAXCL_PEERS_PYTHON", raising=False)
     out = tmp_path / "speed"
     argv = ["smoke", "--out", str(out)]
     assert main(config.PRESETS, run, "", argv, report=report) == 0
@@ -90,10 +91,13 @@ def test_only_what_stands_between_the_marks_is_replaced():
     assert between_marks(once, "new") == once
 
 
-def test_a_missing_interpreter_is_refused_before_any_work(tmp_path, capsys):
+def test_a_missing_interpreter_is_refused_before_any_work(
+    tmp_path, capsys, monkeypatch
+):
     """Oracle: exit code, one line, no folder."""
     out = tmp_path / "speed"
-    argv = ["smoke", "--peers-python", "nowhere/python", "--out", str(out)]
+    monkeypatch.setenv("JAXCL_PEERS_PYTHON", "nowhere/python")
+    argv = ["smoke", "--out", str(out)]
     assert main(config.PRESETS, run, "", argv, report=report) == 2
     assert "no interpreter at nowhere/python" in capsys.readouterr().err
     assert not (out / "results.jsonl").exists()
