@@ -4,6 +4,7 @@
 ``results/`` into the README beside this file, between its two marks.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ FIRST, LAST = "<!-- results: first -->", "<!-- results: last -->"
 def report(config: Config, folder: RunFolder) -> None:
     """Write ``tables/`` and ``figures/`` of whatever has finished."""
     records = read_records(folder)
-    published = config.data != "digits"
+    published = comparable(config.data, config.hidden)
     made = {
         "accuracy": result_table(records, published=published),
         "strength": search_table(records),
@@ -45,8 +46,13 @@ def report(config: Config, folder: RunFolder) -> None:
         )
 
 
+def comparable(data: str, hidden: Sequence[int]) -> bool:
+    """Whether images and network are those of the paper."""
+    return data != "digits" and tuple(hidden) == Config().hidden
+
+
 def result_table(records: list[Record], *, published: bool = True) -> Table:
-    """Every arm, beside the published number where the images are those of the paper."""
+    """Every arm, beside the published number where that is of use."""
     done, lost = split([r for r in records if r["setting"] == "test"])
     rows = []
     for arm, label in LABELS.items():
@@ -121,14 +127,16 @@ def section(path: Path) -> str:
     held, status = read_json(path / "config.json"), read_json(path / "status.json")
     environment = read_json(path / "environment.json")
     config, records = held["config"], read_records(path)
-    published = config["data"] != "digits"
+    published = comparable(config["data"], config["hidden"])
     tables = [result_table(records, published=published), search_table(records)]
     finished = status["status"] in ("done", "diverged")
     facts = (
         f"`{environment['command']}`: {config['iterations']} steps per task, "
-        f"{config['num_tasks']} tasks, Fisher over {config['fisher_examples'] or 'all'} "
-        f"training rows; {environment['cpu']}, {environment['devices']}; jax "
-        f"{environment['versions']['jax']}; commit {(environment['commit'] or '?')[:9]}."
+        f"{config['num_tasks']} tasks, {'-'.join(map(str, config['hidden']))} units, "
+        f"learning rate {config['learning_rate']:g}, Fisher over "
+        f"{config['fisher_examples'] or 'all'} training rows; {environment['cpu']}, "
+        f"{environment['devices']}; jax {environment['versions']['jax']}; commit "
+        f"{(environment['commit'] or '?')[:9]}."
     )
     if not finished:
         facts += " Not finished: what is there so far."
