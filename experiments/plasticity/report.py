@@ -329,8 +329,8 @@ def fill_readme(folder: RunFolder, readme: Path) -> None:
     counts = ", ".join(f"{count} in {name}" for name, count in done.items())
     text = "\n\n".join(
         [
-            f"{len(records)} runs have finished, of the paper's own arms {counts}; all runs "
-            f"of the preset are {'there' if finished else 'not there yet'}. "
+            f"{len(records)} runs have finished, of the paper's own arms {counts}; "
+            f"all runs of the preset are {'there' if finished else 'not there yet'}. "
             f"{environment['cpu']}, JAX {environment['versions']['jax']}.",
             "![Accuracy on the task just learned](results/paper/figures/accuracy.png)",
             (folder.path / "tables" / "accuracy.md").read_text().strip(),
