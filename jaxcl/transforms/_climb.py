@@ -25,21 +25,23 @@ Mask = PyTree | Callable[[Params], PyTree]
 class ClimbState(NamedTuple):
     """How many updates there were, and what the last one saw on its climb.
 
-    Norms and the inner product run over the leaves that the mask lets climb.
+    Norms and the inner product run over the leaves that the mask lets climb. The last two
+    are ``None`` unless the transformation was built with ``measure=True``.
     """
 
     count: Int[Array, ""]  # updates so far; what schedules are read at
     rho: Float[Array, ""]  # radius that was asked for
     grad_norm: Float[Array, ""]  # |g|, at the parameters
-    climbed_norm: Float[Array, ""]  # |g_p|, at the perturbed point
-    alignment: Float[Array, ""]  # <g, g_p>
+    climbed_norm: Float[Array, ""] | None  # |g_p|, at the perturbed point
+    alignment: Float[Array, ""] | None  # <g, g_p>
 
 
-def empty_state(params: Params = None) -> ClimbState:
-    """The state before the first update, whatever the parameters."""
-    del params
-    zeros = (jnp.zeros((), jnp.float32) for _ in range(4))
-    return ClimbState(jnp.zeros((), jnp.int32), *zeros)
+def empty_state(measure: bool) -> ClimbState:
+    """The state before the first update."""
+    # Each in a buffer of its own, because a state may be donated.
+    zero = lambda: jnp.zeros((), jnp.float32)
+    more = (zero(), zero()) if measure else (None, None)
+    return ClimbState(jnp.zeros((), jnp.int32), zero(), zero(), *more)
 
 
 def next_count(count) -> Int[Array, ""]:
@@ -47,16 +49,18 @@ def next_count(count) -> Int[Array, ""]:
     return jnp.asarray(optax.safe_increment(count))
 
 
-def measured(count, rho, ascent, climbed) -> ClimbState:
-    """The state after an update that met ``ascent`` below and ``climbed`` above."""
+def logged(count, rho, ascent, climbed=None) -> ClimbState:
+    """The state after an update that met ``ascent`` below and ``climbed`` above.
+
+    What needs both gradients at once is worth asking for: on a CPU, keeping the first
+    one until the second is there can cost as much as half a gradient of a small network.
+    """
     narrow = lambda value: jnp.asarray(value).astype(jnp.float32)
-    return ClimbState(
-        next_count(count),
-        narrow(rho),
-        narrow(length(ascent)),
-        narrow(length(climbed)),
-        narrow(dot(ascent, climbed)),
-    )
+    below = next_count(count), narrow(rho), narrow(length(ascent))
+    if climbed is None:
+        return ClimbState(*below, None, None)
+    above = narrow(length(climbed)), narrow(dot(ascent, climbed))
+    return ClimbState(*below, *above)
 
 
 # ------------------------------------------------------------------ arguments
@@ -183,6 +187,11 @@ def climb_adaptively(params: Params, rho, direction: PyTree, eta) -> Params:
     return step_from(params, safe_divide(rho, length(once)), twice)
 
 
+def wide(leaf: Array) -> Array:
+    """The leaf in float32 or better."""
+    return leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))
+
+
 def mix(weight_a, a: PyTree, weight_b, b: PyTree) -> PyTree:
     """``weight_a * a + weight_b * b`` in float32 or better, in the dtypes of ``a``."""
 
@@ -191,6 +200,18 @@ def mix(weight_a, a: PyTree, weight_b, b: PyTree) -> PyTree:
         return (weight_a * x.astype(wide) + weight_b * y.astype(wide)).astype(x.dtype)
 
     return jax.tree.map(leaf, a, b)
+
+
+def climber(
+    update: Callable[..., Any], measure: bool
+) -> optax.GradientTransformationExtraArgs:
+    """An update whose state is a :class:`ClimbState`, as a transformation."""
+
+    def init(params):
+        del params
+        return empty_state(measure)
+
+    return transformation(init, update)
 
 
 def transformation(
@@ -203,10 +224,11 @@ def transformation(
 def climbing(
     name: str,
     rho: ScalarOrSchedule,
-    combine: Callable[[Any, ClimbState, PyTree, PyTree], PyTree],
+    combine: Callable[[Any, PyTree, PyTree], PyTree],
     *,
     move: Callable[[Params, Any, PyTree], Params] = climb,
     mask: Mask | None = None,
+    measure: bool = False,
     skip: bool = False,
 ) -> Callable[..., Any]:
     """An update that climbs once and combines the two gradients.
@@ -214,9 +236,10 @@ def climbing(
     Args:
       name: who complains.
       rho: radius.
-      combine: ``(count, logs, g, g_p) -> grads``; schedules are read at ``count``.
+      combine: ``(count, g, g_p) -> grads``; schedules are read at ``count``.
       move: ``(params, rho, ascent) -> params``.
       mask: which leaves climb.
+      measure: whether the state also tells what needs both gradients.
       skip: take ``g`` for ``g_p``, for strengths that make the second gradient idle.
 
     Returns:
@@ -233,8 +256,8 @@ def climbing(
         else:
             point = move(params, radius, ascent)
             climbed = gradient_at(name, grad_fn, point, grads)
-        seen = climbers(name, mask, params, climbed)
-        after = measured(state.count, radius, ascent, seen)
-        return combine(state.count, after, grads, climbed), after
+        seen = climbers(name, mask, params, climbed) if measure else None
+        after = logged(state.count, radius, ascent, seen)
+        return combine(state.count, grads, climbed), after
 
     return update

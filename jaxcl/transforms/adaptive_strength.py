@@ -14,14 +14,25 @@ from jaxcl.transforms._climb import (
     at_step,
     check_strength,
     check_update,
+    climber,
     climbers,
     climbing,
-    empty_state,
     length,
     transformation,
 )
 from jaxcl.transforms.sam import take_climbed
 from jaxcl.tree import safe_divide
+
+
+def both_gradients(state: ClimbState) -> tuple[Array, Array]:
+    """The slope along the gradient below and above the climb."""
+    if state.alignment is None:
+        msg = (
+            "climb_curvature, climb_rise: the state must know both gradients, got one "
+            "that does not; build the transformation with measure=True."
+        )
+        raise ValueError(msg)
+    return state.grad_norm, safe_divide(state.alignment, state.grad_norm)
 
 
 def climb_curvature(state: ClimbState) -> Float[Array, ""]:
@@ -30,11 +41,13 @@ def climb_curvature(state: ClimbState) -> Float[Array, ""]:
     .. math:: (\langle g_p, \hat g\rangle - \|g\|) / \rho
 
     Exact on a quadratic for a plain climb along ``g`` (not the adaptive one). Units:
-    loss per squared parameter. Zero where nothing was climbed. Costs nothing: the two
-    gradients were there.
+    loss per squared parameter. Zero where nothing was climbed.
+
+    Raises:
+      ValueError: if the transformation was not built with ``measure=True``.
     """
-    slope = safe_divide(state.alignment, state.grad_norm)
-    return safe_divide(slope - state.grad_norm, state.rho)
+    below, above = both_gradients(state)
+    return safe_divide(above - below, state.rho)
 
 
 def climb_rise(state: ClimbState) -> Float[Array, ""]:
@@ -43,9 +56,12 @@ def climb_rise(state: ClimbState) -> Float[Array, ""]:
     .. math:: \rho\, (\|g\| + \langle g_p, \hat g\rangle) / 2 \approx L(w + \epsilon) - L(w)
 
     Exact on a quadratic for a plain climb along ``g``. Units: loss.
+
+    Raises:
+      ValueError: if the transformation was not built with ``measure=True``.
     """
-    slope = safe_divide(state.alignment, state.grad_norm)
-    return state.rho * (state.grad_norm + slope) / 2
+    below, above = both_gradients(state)
+    return state.rho * (below + above) / 2
 
 
 def adaptive_rho(
@@ -54,6 +70,7 @@ def adaptive_rho(
     low: ScalarLike = 0.0,
     high: ScalarLike = 1.0,
     mask: Mask | None = None,
+    measure: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
     r"""SAM whose radius holds the first-order sharpness at ``target``.
 
@@ -68,6 +85,8 @@ def adaptive_rho(
       low: smallest radius.
       high: largest radius, which also bounds it where the gradient vanishes.
       mask: leaves that climb; the norm is over them.
+      measure: also log ``climbed_norm`` and ``alignment``, as in
+        :func:`jaxcl.transforms.sam`.
 
     Raises:
       ValueError: if ``target``, ``low`` or ``high`` is known to be negative or not
@@ -84,10 +103,11 @@ def adaptive_rho(
         slope = length(climbers("adaptive_rho", mask, params, grads))
         wanted = at_step(target, state.count) / jnp.where(slope > 0, slope, 1.0)
         radius = jnp.where(slope > 0, jnp.clip(wanted, low, high), high)
-        once = climbing("adaptive_rho", radius, take_climbed, mask=mask)
+        options = {"mask": mask, "measure": measure}
+        once = climbing("adaptive_rho", radius, take_climbed, **options)
         return once(grads, state, params, grad_fn=grad_fn)
 
-    return transformation(empty_state, update)
+    return climber(update, measure)
 
 
 class AdaptiveStrengthState(NamedTuple):
@@ -106,37 +126,41 @@ def adaptive_strength(
     power: ScalarLike = 1.0,
     decay: ScalarLike = 0.9,
     limits: tuple[ScalarLike, ScalarLike] = (0.1, 10.0),
-    measure: Callable[[ClimbState], Any] = climb_curvature,
+    sharpness: Callable[[ClimbState], Any] = climb_curvature,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Scale a strength by the sharpness that its own climbs measure.
 
     .. math::
         s_{t+1} = base \cdot \mathrm{clip}\big((S_t / reference)^{power}, limits\big),
-        \qquad S_t = decay \cdot S_{t-1} + (1 - decay)\, measure_t, \quad S_0 = reference
+        \qquad S_t = decay \cdot S_{t-1} + (1 - decay)\, sharpness_t, \quad S_0 = reference
 
     ``power=1`` pushes harder where the loss is sharper, ``power=-1`` less, 0 is the
-    fixed strength. Examples: ``adaptive_strength(sam, 0.05, reference=2.0)`` scales the
-    radius, ``adaptive_strength(lambda s: gnp(0.05, penalty=s), 0.01, reference=2.0)``
-    the penalty. A strength that is warmed up again at each task needs none of this: a
+    fixed strength. The radius of SAM, and the penalty of GNP:
+
+        adaptive_strength(lambda s: sam(s, measure=True), 0.05, reference=2.0)
+        build = lambda s: gnp(0.05, penalty=s, measure=True)
+        adaptive_strength(build, 0.01, reference=2.0)
+
+    A strength that is warmed up again at each task needs none of this: a
     schedule does it, because schedules are read at a count that starts again with a new
     state.
 
     Args:
-      build: ``(strength) -> transformation`` whose state is a :class:`ClimbState`; it
-        is called at every update, with a traced strength.
+      build: ``(strength) -> transformation`` whose state is a measured
+        :class:`ClimbState`; it is called at every update, with a traced strength.
       base: the strength while the measurement equals ``reference``; the first one.
       reference: the sharpness that counts as ordinary, above 0, in the
-        units of ``measure``.
+        units of ``sharpness``.
       power: how strongly to follow.
       decay: share of the running mean kept per step.
       limits: smallest and largest multiple of ``base``. The smallest should be above 0:
         a radius of 0 measures nothing.
-      measure: ``(ClimbState) -> scalar``, :func:`climb_curvature` or
+      sharpness: ``(ClimbState) -> scalar``, :func:`climb_curvature` or
         :func:`climb_rise`; negative values count as zero.
 
     Raises:
       ValueError: if ``base`` or ``decay`` is known to be negative or not finite, or
-        ``reference`` to be not positive.
+        ``reference`` to be not positive; if ``build`` does not measure.
 
     A step with a zero gradient, or a measurement that is not finite, leaves the running
     mean as it is. Cost: that of ``build``.
@@ -147,7 +171,7 @@ def adaptive_strength(
     if isinstance(reference, int | float) and reference == 0:
         msg = "adaptive_strength: reference must be above 0, got 0."
         raise ValueError(msg)
-    number = lambda value: jnp.asarray(value, jnp.float32)
+    number = lambda value: jnp.array(value, jnp.float32)  # a copy
 
     def init(params):
         inner = build(base).init(params)
@@ -157,7 +181,7 @@ def adaptive_strength(
         inner: Any
         now = build(state.strength)
         grads, inner = now.update(grads, state.inner, params, **extra)
-        seen = jnp.maximum(measure(inner), 0.0)
+        seen = jnp.maximum(sharpness(inner), 0.0)
         known = jnp.isfinite(seen) & (inner.grad_norm > 0)
         mean = decay * state.measured + (1.0 - decay) * jnp.where(known, seen, 0.0)
         mean = jnp.where(known, mean, state.measured)

@@ -28,8 +28,8 @@ class ProjectionState(NamedTuple):
 def untouched(params: Params = None) -> ProjectionState:
     """The state before the first update, whatever the parameters."""
     del params
-    zero = jnp.zeros((), jnp.int32)
-    return ProjectionState(zero, zero, jnp.zeros((), jnp.float32))
+    zero = lambda dtype: jnp.zeros((), dtype)
+    return ProjectionState(zero(jnp.int32), zero(jnp.int32), zero(jnp.float32))
 
 
 def agem() -> optax.GradientTransformationExtraArgs:

@@ -11,13 +11,12 @@ from jaxcl.transforms._climb import (
     check_strength,
     check_update,
     climb,
+    climber,
     climbers,
-    empty_state,
     gradient_at,
     is_zero,
-    measured,
+    logged,
     mix,
-    transformation,
 )
 from jaxcl.tree import subtract
 
@@ -27,6 +26,7 @@ def c_flat(
     strength: ScalarOrSchedule = 0.2,
     *,
     mask: Mask | None = None,
+    measure: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
     r"""SAM's gradient, plus that of the largest gradient norm nearby.
 
@@ -46,13 +46,14 @@ def c_flat(
         is the plain gradient and spares all others.
       strength: ``lambda`` above; a plain Python 0 spares two gradients.
       mask: leaves that climb.
+      measure: also log ``climbed_norm`` and ``alignment``, of ``g_0`` and ``g_1``.
 
     Raises:
       ValueError: if a strength is known to be negative or not finite, or an update
         lacks ``params`` or ``grad_fn``.
 
     Cost: three more gradients per step. State: :class:`ClimbState` of the first climb,
-    five scalars.
+    scalars.
 
     Reference: Bian et al. 2024, arXiv:2404.00986, algorithm 1.
     """
@@ -68,7 +69,8 @@ def c_flat(
         gradient = lambda point: gradient_at("c_flat", grad_fn, point, grads)
 
         first = grads if is_zero(radius) else gradient(uphill(params, grads))
-        after = measured(state.count, radius, choose(grads), choose(first))
+        seen = choose(first) if measure else None
+        after = logged(state.count, radius, choose(grads), seen)
         if is_zero(radius) or is_zero(strength):
             return first, after
         steep = uphill(params, subtract(first, grads))
@@ -77,7 +79,7 @@ def c_flat(
         weight = at_step(strength, state.count)
         return mix(1.0, first, weight, subtract(third, second)), after
 
-    return transformation(empty_state, update)
+    return climber(update, measure)
 
 
 __all__ = ["c_flat"]

@@ -36,6 +36,7 @@ def friendly_sam(
     sigma: ScalarOrSchedule = 1.0,
     decay: ScalarOrSchedule = 0.6,
     mask: Mask | None = None,
+    measure: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Climb along the gradient less its running mean.
 
@@ -52,6 +53,7 @@ def friendly_sam(
       sigma: how much of the mean is taken away.
       decay: share of the mean kept per update, ``lambda`` above.
       mask: leaves that climb, as in :func:`jaxcl.transforms.sam`.
+      measure: also log ``climbed_norm`` and ``alignment`` (with ``g``, not with ``d``).
 
     Returns:
       A transformation whose state, :class:`FriendlySamState`, holds ``m`` in the
@@ -69,7 +71,9 @@ def friendly_sam(
         check_strength("friendly_sam", argument, value)
 
     def init(params):
-        return FriendlySamState(empty_state(), jax.tree.map(jnp.zeros_like, params))
+        return FriendlySamState(
+            empty_state(measure), jax.tree.map(jnp.zeros_like, params)
+        )
 
     def update(grads, state, params=None, *, grad_fn: Any = None, **ignored):
         del ignored
@@ -82,7 +86,8 @@ def friendly_sam(
                 params, radius, climbers("friendly_sam", mask, params, special)
             )
 
-        once = climbing("friendly_sam", rho, take_climbed, move=stray, mask=mask)
+        options = {"move": stray, "mask": mask, "measure": measure}
+        once = climbing("friendly_sam", rho, take_climbed, **options)
         climbed, logs = once(grads, state.climb, params, grad_fn=grad_fn)
         keep = jnp.where(count > 0, at_step(decay, count), 0.0)
         momentum = mix(keep, state.momentum, 1.0 - keep, grads)

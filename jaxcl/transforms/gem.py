@@ -14,6 +14,7 @@ from jaxcl.transforms._climb import (
     next_count,
     root,
     transformation,
+    wide,
 )
 from jaxcl.transforms.agem import ProjectionState, untouched
 from jaxcl.tree import safe_divide
@@ -100,11 +101,6 @@ def task_gradients(rows, grads):
         )
         raise ValueError(msg)
     return rows
-
-
-def wide(leaf):
-    """The leaf in float32 or better."""
-    return leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))
 
 
 def shrink(tree, norm):

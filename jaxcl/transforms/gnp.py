@@ -10,11 +10,10 @@ from jaxcl.transforms._climb import (
     ScalarOrSchedule,
     at_step,
     check_strength,
+    climber,
     climbing,
-    empty_state,
     is_zero,
     mix,
-    transformation,
 )
 from jaxcl.transforms.across_devices import across_devices
 
@@ -25,6 +24,7 @@ def gnp(
     alpha: ScalarOrSchedule | None = None,
     penalty: ScalarOrSchedule | None = None,
     mask: Mask | None = None,
+    measure: bool = False,
     axis_name: Hashable = None,
     sync: bool = True,
 ) -> optax.GradientTransformationExtraArgs:
@@ -47,6 +47,7 @@ def gnp(
       penalty: ``lambda`` in units of ``r``, instead of ``alpha``. With schedules the
         two are divided at every step.
       mask: leaves that climb.
+      measure: also log ``climbed_norm`` and ``alignment``.
       axis_name: the device axis when mapped; see :func:`across_devices`.
       sync: with ``axis_name``, one climb for all devices, or one each.
 
@@ -55,7 +56,7 @@ def gnp(
         strength is known to be negative or not finite; for a penalty with ``r = 0``; or
         if an update lacks ``params`` or ``grad_fn``.
 
-    Cost: one more gradient per step. State: :class:`ClimbState`, five scalars.
+    Cost: one more gradient per step. State: :class:`ClimbState`, scalars.
 
     Reference: Zhao et al. 2022, arXiv:2202.03599, algorithm 1.
     """
@@ -72,15 +73,14 @@ def gnp(
         msg = "gnp: penalty needs r above 0, because alpha = penalty / r; got r=0."
         raise ValueError(msg)
 
-    def blend(count, logs, grads, climbed):
-        del logs
+    def blend(count, grads, climbed):
         share = at_step(strength, count)
         if alpha is None:
             share = share / at_step(r, count)
         return mix(1.0 - share, grads, share, climbed)
 
-    update = climbing("gnp", r, blend, mask=mask, skip=is_zero(strength))
-    alone = transformation(empty_state, update)
+    options = {"mask": mask, "measure": measure, "skip": is_zero(strength)}
+    alone = climber(climbing("gnp", r, blend, **options), measure)
     return alone if axis_name is None else across_devices(alone, axis_name, sync=sync)
 
 

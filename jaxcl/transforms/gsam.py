@@ -9,10 +9,9 @@ from jaxcl.transforms._climb import (
     ScalarOrSchedule,
     at_step,
     check_strength,
+    climber,
     climbing,
-    empty_state,
     mix,
-    transformation,
 )
 from jaxcl.tree import dot, safe_divide
 
@@ -40,20 +39,20 @@ def gsam(
       ValueError: if a strength is known to be negative or not finite, or an update
         lacks ``params`` or ``grad_fn``.
 
-    Cost: one more gradient per step. State: :class:`ClimbState`, five scalars.
+    Cost: one more gradient per step. State: :class:`ClimbState`, measured.
 
     Reference: Zhuang et al. 2022, arXiv:2203.08065, algorithm 1.
     """
     check_strength("gsam", "rho", rho)
     check_strength("gsam", "alpha", alpha)
 
-    def combine(count, logs, grads, climbed):
-        del logs  # they see only the leaves that climb
+    def combine(count, grads, climbed):
         share = at_step(alpha, count)
         along = safe_divide(dot(grads, climbed), dot(climbed, climbed))
         return mix(-1.0 * share, grads, 1.0 + share * along, climbed)
 
-    return transformation(empty_state, climbing("gsam", rho, combine, mask=mask))
+    # It needs both gradients at once in any case.
+    return climber(climbing("gsam", rho, combine, mask=mask, measure=True), True)
 
 
 def rho_schedule(

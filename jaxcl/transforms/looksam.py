@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import PyTree, ScalarLike
+from jaxtyping import PyTree
 
 from jaxcl.transforms._climb import (
     ClimbState,
@@ -14,17 +14,15 @@ from jaxcl.transforms._climb import (
     at_step,
     check_strength,
     check_update,
-    climb,
-    climbers,
+    climbing,
     empty_state,
-    gradient_at,
-    is_zero,
     length,
-    measured,
     mix,
     next_count,
     transformation,
+    wide,
 )
+from jaxcl.transforms.sam import take_climbed
 from jaxcl.tree import dot, safe_divide
 
 
@@ -32,7 +30,7 @@ class LookSamState(NamedTuple):
     """Logs of the last climb, and what it found: one tree the size of the parameters."""
 
     climb: ClimbState  # its count goes on at every update
-    direction: PyTree  # g_v, the part of g_p across g; zero before the first climb
+    direction: PyTree  # g_v / |g_v|, from the part of g_p across g; zero at first
 
 
 def looksam(
@@ -41,6 +39,7 @@ def looksam(
     k: int = 5,
     alpha: ScalarOrSchedule = 0.7,
     mask: Mask | None = None,
+    measure: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Sharpness-aware at every ``k``-th step, nearly free at the others.
 
@@ -64,9 +63,10 @@ def looksam(
       alpha: length of the reused direction relative to the gradient.
       mask: leaves that climb, as in :func:`jaxcl.transforms.sam`. Projections and norms
         run over all leaves.
+      measure: also log ``climbed_norm`` and ``alignment`` of the last climb.
 
     Returns:
-      A transformation whose state, :class:`LookSamState`, holds ``g_v`` in the
+      A transformation whose state, :class:`LookSamState`, holds ``g_v / |g_v|`` in the
       parameters' dtypes: unlike SAM it needs memory for one more copy of the parameters.
 
     Raises:
@@ -84,43 +84,52 @@ def looksam(
         raise ValueError(msg)
 
     def init(params):
-        return LookSamState(empty_state(), jax.tree.map(jnp.zeros_like, params))
+        return LookSamState(empty_state(measure), jax.tree.map(jnp.zeros_like, params))
+
+    options = {"mask": mask, "measure": measure}
+    always = climbing("looksam", rho, take_climbed, **options)
 
     def update(grads, state, params=None, *, grad_fn: Any = None, **ignored):
         del ignored
         check_update("looksam", params, grad_fn=grad_fn)
-        count = state.climb.count
-        radius, climbs = at_step(rho, count), count % k == 0
+        if k == 1:
+            bent, logs = always(grads, state.climb, params, grad_fn=grad_fn)
+            return bent, state._replace(climb=logs)
+        count, size = state.climb.count, length(grads)
+        climbs = count % k == 0
 
         def look():
-            ascent = climbers("looksam", mask, params, grads)
-            climbed = grads
-            if not is_zero(radius):
-                point = climb(params, radius, ascent)
-                climbed = gradient_at("looksam", grad_fn, point, grads)
-            seen = climbers("looksam", mask, params, climbed)
-            logs = measured(count, state.climb.rho, ascent, seen)
-            return climbed, LookSamState(logs, across(climbed, grads, state.direction))
+            climbed, logs = always(grads, state.climb, params, grad_fn=grad_fn)
+            along, height, direction = decompose(climbed, grads, size)
+            direction = jax.tree.map(
+                lambda d, old: d.astype(old.dtype), direction, state.direction
+            )
+            return along, height, direction, logs._replace(rho=state.climb.rho)
 
         def reuse():
-            scale = safe_divide(length(grads), length(state.direction))
-            ahead = mix(1.0, grads, at_step(alpha, count) * scale, state.direction)
             later = state.climb._replace(count=next_count(count))
-            return ahead, state._replace(climb=later)
+            height = at_step(alpha, count) * size
+            return jnp.ones_like(size), height, state.direction, later
 
-        bent, after = look() if k == 1 else jax.lax.cond(climbs, look, reuse)
-        rho_now = jnp.where(climbs, radius, state.climb.rho).astype(jnp.float32)
-        return bent, after._replace(climb=after.climb._replace(rho=rho_now))
+        along, height, direction, logs = jax.lax.cond(climbs, look, reuse)
+        radius = jnp.where(climbs, at_step(rho, count), logs.rho).astype(jnp.float32)
+        bent = mix(along, grads, height, direction)
+        return bent, LookSamState(logs._replace(rho=radius), direction)
 
     return transformation(init, update)
 
 
-def across(climbed: PyTree, grads: PyTree, like: PyTree) -> PyTree:
-    """The part of ``climbed`` orthogonal to ``grads``; zero if that is only rounding."""
-    along = safe_divide(dot(climbed, grads), dot(grads, grads))
+def decompose(climbed: PyTree, grads: PyTree, size):
+    """``climbed`` as ``along * grads + height * direction``, the direction across.
+
+    A part across that is only rounding counts as none.
+    """
+    along = safe_divide(dot(climbed, grads), size**2)
     rest = mix(1.0, climbed, -along, grads)
-    real: ScalarLike = length(rest) > 1e-6 * length(climbed)
-    return jax.tree.map(lambda r, d: jnp.where(real, r, 0).astype(d.dtype), rest, like)
+    height = length(rest)
+    height = jnp.where(height > 1e-6 * (jnp.abs(along) * size + height), height, 0.0)
+    scale = safe_divide(jnp.ones_like(height), height)
+    return along, height, jax.tree.map(lambda leaf: scale * wide(leaf), rest)
 
 
 __all__ = ["LookSamState", "looksam"]

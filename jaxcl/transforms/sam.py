@@ -16,6 +16,7 @@ from jaxcl.transforms._climb import (
     check_strength,
     climb,
     climb_adaptively,
+    climber,
     climbers,
     climbing,
     empty_state,
@@ -31,6 +32,7 @@ def sam(
     adaptive: bool = False,
     eta: ScalarLike = 0.01,
     mask: Mask | None = None,
+    measure: bool = False,
     axis_name: Hashable = None,
     sync: bool = True,
 ) -> optax.GradientTransformationExtraArgs:
@@ -63,11 +65,14 @@ def sam(
       mask: leaves that climb (``True``), as a tree, a prefix of one, or a function of
         the parameters; the others stay where they are and out of the norm. Give a
         function to ``optax.inject_hyperparams`` under ``static_args``.
+      measure: also log ``climbed_norm`` and ``alignment``, from which
+        :func:`climb_curvature` and :func:`climb_rise` tell how sharp the place was. It
+        costs two passes over the gradients, which a small network on a CPU feels.
       axis_name: the device axis when mapped; see :func:`across_devices`.
       sync: with ``axis_name``, one climb for all devices, or (m-sharpness) one each.
 
     Returns:
-      A transformation whose state, :class:`ClimbState`, holds five scalars. Its
+      A transformation whose state, :class:`ClimbState`, holds a few scalars. Its
       gradients have the dtypes they came in; norms and the climb are computed in
       float32 or better. Where the gradient is zero, or not a number, there is no climb.
 
@@ -83,19 +88,19 @@ def sam(
     check_strength("sam", "rho", rho)
     check_strength("sam", "eta", eta)
     move = functools.partial(climb_adaptively, eta=eta) if adaptive else climb
-    update = climbing("sam", rho, take_climbed, move=move, mask=mask)
-    alone = transformation(empty_state, update)
+    options = {"move": move, "mask": mask, "measure": measure}
+    alone = climber(climbing("sam", rho, take_climbed, **options), measure)
     return alone if axis_name is None else across_devices(alone, axis_name, sync=sync)
 
 
-def take_climbed(count, logs, grads, climbed):
+def take_climbed(count, grads, climbed):
     """The gradient at the perturbed point."""
-    del count, logs, grads
+    del count, grads
     return climbed
 
 
 def reverse_sam(
-    rho: ScalarOrSchedule, *, mask: Mask | None = None
+    rho: ScalarOrSchedule, *, mask: Mask | None = None, measure: bool = False
 ) -> optax.GradientTransformationExtraArgs:
     r"""Use the gradient found a distance ``rho`` *downhill*: SAM's mirror image.
 
@@ -107,6 +112,7 @@ def reverse_sam(
     Args:
       rho: radius in parameter units, at least 0; number or schedule.
       mask: leaves that take part, as in :func:`sam`.
+      measure: also log ``climbed_norm`` and ``alignment``, as in :func:`sam`.
 
     Raises:
       ValueError: if ``rho`` is known to be negative, or an update lacks ``params`` or
@@ -116,8 +122,8 @@ def reverse_sam(
     """
     check_strength("reverse_sam", "rho", rho)
     descend = lambda params, radius, ascent: climb(params, -1.0 * radius, ascent)
-    update = climbing("reverse_sam", rho, take_climbed, move=descend, mask=mask)
-    return transformation(empty_state, update)
+    options = {"move": descend, "mask": mask, "measure": measure}
+    return climber(climbing("reverse_sam", rho, take_climbed, **options), measure)
 
 
 class RandomSamState(NamedTuple):
@@ -128,7 +134,11 @@ class RandomSamState(NamedTuple):
 
 
 def random_sam(
-    key: PRNGKeyArray, rho: ScalarOrSchedule, *, mask: Mask | None = None
+    key: PRNGKeyArray,
+    rho: ScalarOrSchedule,
+    *,
+    mask: Mask | None = None,
+    measure: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Use the gradient found a distance ``rho`` away in a random direction.
 
@@ -142,6 +152,7 @@ def random_sam(
         build with another key.
       rho: radius in parameter units, at least 0; number or schedule.
       mask: leaves that move, as in :func:`sam`.
+      measure: also log ``climbed_norm`` and ``alignment``, as in :func:`sam`.
 
     Raises:
       ValueError: if ``rho`` is known to be negative, or an update lacks ``params`` or
@@ -160,12 +171,16 @@ def random_sam(
             noise = random_normal_like(key_now, params)
             return climb(params, radius, climbers("random_sam", mask, params, noise))
 
-        once = climbing("random_sam", rho, take_climbed, move=wander, mask=mask)
+        options = {"move": wander, "mask": mask, "measure": measure}
+        once = climbing("random_sam", rho, take_climbed, **options)
         grads, seen = once(grads, state.climb, params, grad_fn=grad_fn)
         return grads, RandomSamState(key_next, seen)
 
     # A copy, because a state may be donated while the key serves the next `init`.
-    init = lambda params: RandomSamState(jnp.copy(key), empty_state(params))
+    def init(params):
+        del params
+        return RandomSamState(jnp.copy(key), empty_state(measure))
+
     return transformation(init, update)
 
 

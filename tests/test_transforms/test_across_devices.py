@@ -67,10 +67,10 @@ def update(transformation, w, rows, num_steps=1):
 
 
 BENDS = {
-    "sam": sam(0.5),
+    "sam": sam(0.5, measure=True),
     "adaptive": sam(0.5, adaptive=True),
     "gnp": gnp(0.5, alpha=0.3),
-    "looksam": looksam(0.5, k=2),
+    "looksam": looksam(0.5, k=2, measure=True),
     "friendly_sam": friendly_sam(0.5),
     "agem": agem(),
 }

@@ -11,8 +11,18 @@ from jaxcl.transforms import (
     gnp,
     sam,
 )
-from tests.test_transforms.wavy import BOWL, START, descend, run, slope, tree, unit
+from tests.test_transforms.wavy import (
+    BOWL,
+    START,
+    descend,
+    grad_fn,
+    run,
+    slope,
+    tree,
+    unit,
+)
 
+measuring_sam = lambda rho: sam(rho, measure=True)
 quadratic = lambda w: 0.5 * w @ BOWL @ w
 bowl_grad = lambda w: jnp.asarray(BOWL, jnp.float32) @ w
 
@@ -26,7 +36,7 @@ def test_the_climb_measures_curvature_and_rise_exactly_on_a_quadratic():
     """Oracle: the Hessian form along the gradient, and the loss at both ends, in NumPy."""
     up = unit(BOWL @ START)
     for rho in (0.1, 1.0):
-        _, state = step_on_the_bowl(sam(rho))
+        _, state = step_on_the_bowl(sam(rho, measure=True))
         # The curvature is a difference of slopes over rho.
         curvature = climb_curvature(state)
         np.testing.assert_allclose(curvature, up @ BOWL @ up, rtol=1e-5 / rho)
@@ -36,7 +46,7 @@ def test_the_climb_measures_curvature_and_rise_exactly_on_a_quadratic():
 
 def test_nothing_climbed_measures_zero():
     zero = jnp.zeros(2)
-    for climb in (sam(0.1), sam(0.0)):
+    for climb in (sam(0.1, measure=True), sam(0.0, measure=True)):
         _, state = climb.update(zero, climb.init(zero), zero, grad_fn=jnp.sin)
         assert float(climb_curvature(state)) == float(climb_rise(state)) == 0.0
 
@@ -66,7 +76,7 @@ def test_adaptive_rho_stays_within_its_limits_and_stands_still_on_a_plain():
 def test_a_strength_follows_the_running_mean_of_the_measured_curvature(power):
     """Oracle: the recursion in NumPy on a landscape whose curvature changes."""
     climb = adaptive_strength(
-        sam, 0.3, reference=2.0, power=power, decay=0.7, limits=(0.5, 1.5)
+        measuring_sam, 0.3, reference=2.0, power=power, decay=0.7, limits=(0.5, 1.5)
     )
     found, state = run(climb, 5)
     mean, radii = [2.0], [0.3]
@@ -86,7 +96,7 @@ def test_a_strength_follows_the_running_mean_of_the_measured_curvature(power):
 
 def test_on_a_round_bowl_the_strength_settles_where_the_formula_says():
     """Oracle: curvature c everywhere, so the mean tends to c and lambda to base c / ref."""
-    build = lambda strength: gnp(0.05, penalty=strength)
+    build = lambda strength: gnp(0.05, penalty=strength, measure=True)
     climb = adaptive_strength(build, 0.01, reference=2.0, decay=0.5)
     round_bowl = lambda params: jax.tree.map(lambda p: 6.0 * p, params)
     _, state = run(climb, 15, 0.01, round_bowl)
@@ -97,14 +107,14 @@ def test_on_a_round_bowl_the_strength_settles_where_the_formula_says():
 def test_power_zero_is_the_fixed_strength():
     """Law, with the negative control that another power is not."""
     fixed = run(sam(0.3), 4)[0]
-    still = run(adaptive_strength(sam, 0.3, reference=1.0, power=0.0), 4)[0]
+    still = run(adaptive_strength(measuring_sam, 0.3, reference=1.0, power=0.0), 4)[0]
     np.testing.assert_allclose(still, fixed, rtol=1e-6)
-    moving = run(adaptive_strength(sam, 0.3, reference=1.0), 4)[0]
+    moving = run(adaptive_strength(measuring_sam, 0.3, reference=1.0), 4)[0]
     assert np.max(np.abs(moving - fixed)) > 1e-3
 
 
 def test_a_step_that_measures_nothing_leaves_the_strength_as_it_was():
-    climb = adaptive_strength(sam, 0.3, reference=1.5)
+    climb = adaptive_strength(measuring_sam, 0.3, reference=1.5)
     zero = jax.tree.map(jnp.zeros_like, tree(START))
     _, state = climb.update(zero, climb.init(zero), zero, grad_fn=lambda p: p)
     np.testing.assert_allclose([state.strength, state.measured], [0.3, 1.5], rtol=1e-6)
@@ -131,3 +141,6 @@ def test_adaptive_strengths_refuse_bad_numbers():
         adaptive_strength(sam, -1.0, reference=1.0)
     with pytest.raises(ValueError, match="adaptive_strength: reference"):
         adaptive_strength(sam, 0.1, reference=0.0)
+    blind = adaptive_strength(sam, 0.1, reference=1.0)
+    with pytest.raises(ValueError, match="build the transformation with measure=True"):
+        blind.update(tree(START), blind.init(tree(START)), tree(START), grad_fn=grad_fn)

@@ -37,6 +37,15 @@ def test_looksam_reuses_the_direction_of_every_kth_step(k):
     assert int(state.climb.count) == 7
 
 
+def test_the_logs_are_those_of_the_last_climb():
+    """Oracle: NumPy at step 0, the last that climbed; the radius is that of then, too."""
+    warm = lambda t: 0.3 + t
+    _, state = run(looksam(warm, k=3, measure=True), 2)
+    below, above = slope(START), slope(START + 0.3 * unit(slope(START)))
+    want = [0.3, np.linalg.norm(below), np.linalg.norm(above), below @ above]
+    np.testing.assert_allclose(jnp.stack(state.climb[1:]), want, rtol=1e-5)
+
+
 def test_looksam_at_every_step_is_sam():
     """Law, with the negative control that k = 2 is not."""
     want = run(sam(0.3), 4)[0]

@@ -75,7 +75,8 @@ def test_sam_of_zero_is_the_plain_gradient_and_asks_for_no_other():
     asked = []
     ask = lambda params: asked.append(1) or grad_fn(params)
     grads = grad_fn(tree(START))
-    plain, state = update_at(sam(0.0), grads, tree(START), grad_fn=ask)
+    still = sam(0.0, measure=True)
+    plain, state = update_at(still, grads, tree(START), grad_fn=ask)
     np.testing.assert_array_equal(flat(plain), flat(grads))
     assert not asked
     assert float(state.climbed_norm) == float(state.grad_norm) > 0
@@ -85,11 +86,14 @@ def test_sam_of_zero_is_the_plain_gradient_and_asks_for_no_other():
 
 
 def test_the_logs_are_the_norms_and_the_product_of_both_gradients():
-    """Oracle: NumPy."""
-    _, state = run(sam(0.3))
+    """Oracle: NumPy; unasked, only what costs nothing is there."""
+    _, state = run(sam(0.3, measure=True))
     below, above = slope(START), slope(START + 0.3 * unit(slope(START)))
     want = [0.3, np.linalg.norm(below), np.linalg.norm(above), below @ above]
     np.testing.assert_allclose(jnp.stack(state[1:]), want, rtol=1e-5)
+    _, state = run(sam(0.3))
+    np.testing.assert_allclose(jnp.stack(state[1:3]), want[:2], rtol=1e-5)
+    assert state.climbed_norm is state.alignment is None
 
 
 # ------------------------------------------------------- where optax's own falls short
@@ -137,9 +141,10 @@ def test_a_chain_may_want_the_value_as_well():
     np.testing.assert_allclose(flat(updates), -0.1 * want, **close)
 
 
-def test_the_state_holds_five_scalars_and_no_parameters():
-    state = sam(0.1).init({"w": jnp.ones((100, 100))})
-    assert [leaf.shape for leaf in jax.tree.leaves(state)] == [()] * 5
+@pytest.mark.parametrize(("measure", "num_scalars"), [(False, 3), (True, 5)])
+def test_the_state_holds_a_few_scalars_and_no_parameters(measure, num_scalars):
+    state = sam(0.1, measure=measure).init({"w": jnp.ones((100, 100))})
+    assert [leaf.shape for leaf in jax.tree.leaves(state)] == [()] * num_scalars
 
 
 def test_a_step_is_one_call_one_count_and_one_move():
