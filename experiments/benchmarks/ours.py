@@ -1,5 +1,6 @@
 """The job by jaxcl: each method, timed task by task, and runs side by side."""
 
+import functools
 import time
 from collections.abc import Callable
 from functools import partial
@@ -104,14 +105,16 @@ def make_program(config: Config, images: Images, name: str, num_tasks: int) -> P
     stream = make_stream(config, images, num_tasks=num_tasks)
     model, build = make_model(config), make_methods(config, num_tasks)[name]
     logits = single_head(model.apply)
-    steps = {"num_steps": num_steps(config), "batch_size": config.batch_size}
+    fit = functools.partial(
+        run_stream, num_steps=num_steps(config), batch_size=config.batch_size
+    )
 
     def start(key):
         return build().init(model.init(key), first_example(stream))
 
     def advance(state, key, pool, plan, tasks):
         here = stream._replace(pool=pool, plan=plan)
-        return run_stream(key, build(), here, state, tasks=tasks, **steps)
+        return fit(key, build(), here, state, tasks=tasks)
 
     def test(state, pool, plan):
         here = stream._replace(pool=pool, plan=plan)
@@ -181,8 +184,14 @@ def make_pack(config: Config, images: Images) -> Pack:
     def run(key, plan, pool):
         stream, method = streams._replace(pool=pool, plan=plan), build()
         state = method.init(model.init(key), first_example(stream))
-        steps = {"num_steps": num_steps(config), "batch_size": config.batch_size}
-        return run_stream(key, method, stream, state, **steps)
+        return run_stream(
+            key,
+            method,
+            stream,
+            state,
+            num_steps=num_steps(config),
+            batch_size=config.batch_size,
+        )
 
     keys, plans = run_keys(config), streams.plan
     alone, _ = compiled(run, keys[0], at(0, plans), streams.pool)

@@ -219,7 +219,7 @@ def time_pack(
     timed = take_tasks(stream, slice(config.task_limit))
     run = over_runs(make_run(config, setting, stream, arm), (0, 0, None, None))
     keys = jax.random.split(jax.random.key(config.seed), pack)
-    rates = jnp.asarray(np.resize(np.float32(config.learning_rates), pack))
+    rates = jnp.asarray(np.resize(np.array(config.learning_rates, np.float32), pack))
     data = (keys, rates, timed.pool, timed.plan)
     head = {
         "setting": setting,
@@ -286,7 +286,9 @@ def report(config: Config, folder: RunFolder) -> None:
     write_text(folder.path / "tables" / "packing.md", to_markdown(table))
 
 
-command = partial(main, PRESETS, run, __doc__, report=report, name="benchmarks.packing")
+command = partial(
+    main, PRESETS, run, __doc__ or "", report=report, name="benchmarks.packing"
+)
 
 __all__ = ["ARMS", "PRESETS", "Config", "command", "report", "run"]
 

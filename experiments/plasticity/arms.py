@@ -62,7 +62,7 @@ def arms(config: Config, num_steps: int) -> dict[str, Arm]:
         rise = max(1.0, config.warm_share * num_steps)
         return lambda count: value * jnp.minimum(1.0, count / rise)
 
-    on_sphere = {"regularizer": lambda model, hyper: fixed_norm()}
+    on_sphere = lambda model, hyper: fixed_norm()
     listed = [
         Arm("sgd", method()),
         Arm("sam", method(lambda h: sam(h["rho"]))),
@@ -112,19 +112,20 @@ def arms(config: Config, num_steps: int) -> dict[str, Arm]:
             method(lambda h: gnp(h["r"], penalty=warm(h["penalty"])), restart=True),
         ),
         # controls: weight norm held, sharpness pushed down, up, or at random
-        Arm("sgd-sphere", method(**on_sphere)),
+        Arm("sgd-sphere", method(regularizer=on_sphere)),
         Arm(
             "sam-sphere",
-            method(lambda h: sam(h["rho"]), **on_sphere),
+            method(lambda h: sam(h["rho"]), regularizer=on_sphere),
         ),
         Arm(
             "reverse-sphere",
-            method(lambda h: reverse_sam(h["rho"]), **on_sphere),
+            method(lambda h: reverse_sam(h["rho"]), regularizer=on_sphere),
         ),
         Arm(
             "noise-sphere",
             method(
-                lambda h: random_sam(jax.random.key(config.seed), h["rho"]), **on_sphere
+                lambda h: random_sam(jax.random.key(config.seed), h["rho"]),
+                regularizer=on_sphere,
             ),
         ),
     ]
