@@ -1,6 +1,5 @@
 """The job by jaxcl: each method, timed task by task, and runs side by side."""
 
-import functools
 import time
 from collections.abc import Callable
 from functools import partial
@@ -105,9 +104,7 @@ def make_program(config: Config, images: Images, name: str, num_tasks: int) -> P
     stream = make_stream(config, images, num_tasks=num_tasks)
     model, build = make_model(config), make_methods(config, num_tasks)[name]
     logits = single_head(model.apply)
-    fit = functools.partial(
-        run_stream, num_steps=num_steps(config), batch_size=config.batch_size
-    )
+    fit = partial(run_stream, num_steps=num_steps(config), batch_size=config.batch_size)
 
     def start(key):
         return build().init(model.init(key), first_example(stream))
