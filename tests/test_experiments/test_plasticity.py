@@ -1,6 +1,7 @@
 """The plasticity experiment from the command line, in small."""
 
 import dataclasses
+import functools
 import json
 import os
 import subprocess
@@ -16,8 +17,10 @@ from experiments.plasticity.arms import arms, fixed_norm, trials
 from experiments.plasticity.config import PRESETS, Config
 from experiments.plasticity.report import partial_correlation, report
 from experiments.plasticity.run import packs, run, segment_size
-from experiments.plasticity.settings import load, make_setting
-from jaxcl.tree import norm
+from experiments.plasticity.settings import load, make_model, make_setting
+from jaxcl.losses import cross_entropy
+from jaxcl.training import first_example
+from jaxcl.tree import at, norm
 
 SMOKE = PRESETS["smoke"]
 
@@ -180,3 +183,28 @@ def test_one_line_per_run_and_no_name_twice(tmp_path):
         append(folder, [{"run": "a"}])
     assert finished(folder) == {"a"}
     assert jax.device_count() == 8
+
+
+def test_every_arm_takes_a_step_and_keeps_the_structure_of_its_state():
+    """Oracle: the state before, by abstract evaluation of init, step and end of task."""
+    config = Config(seeds=1, num_tasks=2, examples_per_task=None, test_examples=None)
+    setting = make_setting("permuted", config, load(config))
+    known = arms(config, setting.num_steps)
+    stream = setting.streams._replace(plan=at(0, setting.streams.plan))
+    hypers = {trial.arm: trial.hyper for trial in trials(config)}
+
+    def shapes(arm, key, hyper):
+        model = make_model(
+            config, setting, activation=arm.activation, layer_norm=arm.layer_norm
+        )
+        loss = cross_entropy(setting.logits(model.apply))
+        method = arm.build(loss, model, hyper)
+        example = first_example(stream)
+        start = method.init(model.init(key), example)
+        state, _ = method.step(key, start, example)
+        return start, method.end_task(key, state, example)
+
+    for name, hyper in hypers.items():
+        trace = functools.partial(shapes, known[name])
+        start, state = jax.eval_shape(trace, jax.random.key(0), hyper)
+        assert jax.tree.structure(start) == jax.tree.structure(state), name
