@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import PyTree
+from jaxtyping import Array, Float, PyTree
 
 from jaxcl.transforms._climb import (
     ClimbState,
@@ -20,7 +20,6 @@ from jaxcl.transforms._climb import (
     mix,
     next_count,
     transformation,
-    wide,
 )
 from jaxcl.transforms.sam import take_climbed
 from jaxcl.tree import dot, safe_divide
@@ -30,7 +29,8 @@ class LookSamState(NamedTuple):
     """Logs of the last climb, and what it found: one tree the size of the parameters."""
 
     climb: ClimbState  # its count goes on at every update
-    direction: PyTree  # g_v / |g_v|, from the part of g_p across g; zero at first
+    direction: PyTree  # g_v, the part of g_p across g; zero before the first climb
+    height: Float[Array, ""]  # |g_v|; zero where g_v is nothing but rounding
 
 
 def looksam(
@@ -66,7 +66,7 @@ def looksam(
       measure: also log ``climbed_norm`` and ``alignment`` of the last climb.
 
     Returns:
-      A transformation whose state, :class:`LookSamState`, holds ``g_v / |g_v|`` in the
+      A transformation whose state, :class:`LookSamState`, holds ``g_v`` in the
       parameters' dtypes: unlike SAM it needs memory for one more copy of the parameters.
 
     Raises:
@@ -84,7 +84,8 @@ def looksam(
         raise ValueError(msg)
 
     def init(params):
-        return LookSamState(empty_state(measure), jax.tree.map(jnp.zeros_like, params))
+        nothing = jax.tree.map(jnp.zeros_like, params)
+        return LookSamState(empty_state(measure), nothing, jnp.zeros((), jnp.float32))
 
     options = {"mask": mask, "measure": measure}
     always = climbing("looksam", rho, take_climbed, **options)
@@ -100,36 +101,34 @@ def looksam(
 
         def look():
             climbed, logs = always(grads, state.climb, params, grad_fn=grad_fn)
-            along, height, direction = decompose(climbed, grads, size)
-            direction = jax.tree.map(
-                lambda d, old: d.astype(old.dtype), direction, state.direction
+            along = safe_divide(dot(climbed, grads), size**2)
+            rest = mix(1.0, climbed, -along, grads)
+            height = length(rest)
+            real = height > 1e-6 * (jnp.abs(along) * size + height)
+            rest = jax.tree.map(lambda r, d: r.astype(d.dtype), rest, state.direction)
+            logs = logs._replace(rho=state.climb.rho)
+            return (
+                along,
+                jnp.ones_like(size),
+                LookSamState(
+                    logs, rest, jnp.where(real, height, 0.0).astype(jnp.float32)
+                ),
             )
-            return along, height, direction, logs._replace(rho=state.climb.rho)
 
         def reuse():
             later = state.climb._replace(count=next_count(count))
-            height = at_step(alpha, count) * size
-            return jnp.ones_like(size), height, state.direction, later
+            share = at_step(alpha, count) * safe_divide(size, state.height)
+            return jnp.ones_like(size), share, state._replace(climb=later)
 
-        along, height, direction, logs = jax.lax.cond(climbs, look, reuse)
-        radius = jnp.where(climbs, at_step(rho, count), logs.rho).astype(jnp.float32)
-        bent = mix(along, grads, height, direction)
-        return bent, LookSamState(logs._replace(rho=radius), direction)
+        # Both branches give two numbers for the sum below: XLA then merges it into
+        # whatever comes next, instead of writing one more tree.
+        along, share, after = jax.lax.cond(climbs, look, reuse)
+        bent = mix(along, grads, share, after.direction)
+        radius = jnp.where(climbs, at_step(rho, count), after.climb.rho)
+        logs = after.climb._replace(rho=radius.astype(jnp.float32))
+        return bent, after._replace(climb=logs)
 
     return transformation(init, update)
-
-
-def decompose(climbed: PyTree, grads: PyTree, size):
-    """``climbed`` as ``along * grads + height * direction``, the direction across.
-
-    A part across that is only rounding counts as none.
-    """
-    along = safe_divide(dot(climbed, grads), size**2)
-    rest = mix(1.0, climbed, -along, grads)
-    height = length(rest)
-    height = jnp.where(height > 1e-6 * (jnp.abs(along) * size + height), height, 0.0)
-    scale = safe_divide(jnp.ones_like(height), height)
-    return along, height, jax.tree.map(lambda leaf: scale * wide(leaf), rest)
 
 
 __all__ = ["LookSamState", "looksam"]
