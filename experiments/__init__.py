@@ -4,5 +4,8 @@ import os
 
 # XLA calls LAPACK from threads of its own, in which a threaded OpenBLAS only spins.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-# XLA's pool has one thread per core, and starves when every CPU device waits in it.
-os.environ.setdefault("NPROC", str(2 * (os.cpu_count() or 1) + 2))
+# A small network is learned fastest by one thread per process; XLA's pool spends more on
+# handing work over. Several CPU devices in one process need a thread each, or they starve.
+os.environ.setdefault(
+    "NPROC", "18" if "device_count" in os.environ.get("XLA_FLAGS", "") else "1"
+)

@@ -162,7 +162,8 @@ def learn(config: Config, program: Program, *, evaluate: bool = True) -> dict[st
 class Pack(NamedTuple):
     """Several seeds, each with its own tasks: one program for all, and one for each."""
 
-    together: Callable  # (keys, plans, pool) -> ...
+    together: Callable  # (keys, plans, pool) -> ..., vmapped
+    in_turn: Callable  # the same, as a loop inside the program
     alone: Callable  # (key, plan, pool) -> ...
     streams: Stream  # plan leaves [s, T, ...]
     compiling: Seconds  # of the first
@@ -192,15 +193,17 @@ def make_pack(config: Config, images: Images) -> Pack:
 
     keys, plans = run_keys(config), streams.plan
     alone, _ = compiled(run, keys[0], at(0, plans), streams.pool)
-    together = over_runs(run, (0, 0, None))
-    together, cost = compiled(together, keys, plans, streams.pool)
-    return Pack(together, alone, streams, cost)
+    axes, arguments = (0, 0, None), (keys, plans, streams.pool)
+    together, cost = compiled(over_runs(run, axes), *arguments)
+    in_turn, _ = compiled(over_runs(run, axes, at_once=1), *arguments)
+    return Pack(together, in_turn, alone, streams, cost)
 
 
 def learn_side_by_side(config: Config, pack: Pack) -> dict[str, Any]:
-    """All seeds at once, then one after the other."""
+    """All seeds in one program, at once and in turn; then a program for each."""
     keys, plans, pool = run_keys(config), pack.streams.plan, pack.streams.pool
     together = timed(lambda: pack.together(keys, plans, pool))[1]
+    in_turn = timed(lambda: pack.in_turn(keys, plans, pool))[1]
     runs = [(keys[seed], at(seed, plans), pool) for seed in range(config.num_seeds)]
     alone = [timed(partial(pack.alone, *one))[1] for one in runs]
     return {
@@ -208,6 +211,8 @@ def learn_side_by_side(config: Config, pack: Pack) -> dict[str, Any]:
         "compile_wall": pack.compiling.wall,
         "together_cpu": together.cpu,
         "together_wall": together.wall,
+        "in_turn_cpu": in_turn.cpu,
+        "in_turn_wall": in_turn.wall,
         "alone_cpu": [cost.cpu for cost in alone],
         "alone_wall": [cost.wall for cost in alone],
     }

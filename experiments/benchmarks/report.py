@@ -84,7 +84,13 @@ def targets(config: Config, done: Done) -> list[Target]:
         """A step at most so many times as dear as the plain one."""
         return Target(what, bound, False, ratios(done, ours(job), ours("naive"), train))
 
-    seeds = done.get(ours("seeds"), [])
+    def seeds(how, cost):
+        """Runs in one program against the same runs, each in its own."""
+        records = done.get(ours("seeds"), [])
+        values = [record[cost] / sum(record["alone_cpu"]) for record in records]
+        what = f"{config.num_seeds} seeds in one program, {how}, against one by one"
+        return Target(what, 0.75, False, values)
+
     compiling = [
         max(
             row[0]["compile_cpu"]
@@ -102,12 +108,8 @@ def targets(config: Config, done: Done) -> list[Target]:
         step("SAM's step against the plain one", 2.1, "sam"),
         step("LookSAM's step, k = 5", 1.35, "looksam"),
         step("C-Flat's step", 4.2, "c_flat"),
-        Target(
-            f"{config.num_seeds} seeds in one program against one by one",
-            0.75,
-            False,
-            [record["together_cpu"] / sum(record["alone_cpu"]) for record in seeds],
-        ),
+        seeds("vmapped", "together_cpu"),
+        seeds("in turn", "in_turn_cpu"),
         Target(
             f"EWC, tasks {late(config)} against tasks 2 to 5 of {config.long_tasks}",
             1.1,

@@ -284,7 +284,11 @@ def accuracies(
 
 
 def over_runs(
-    run: Callable, in_axes: int | tuple = 0, *, mesh: jax.sharding.Mesh | None = None
+    run: Callable,
+    in_axes: int | tuple = 0,
+    *,
+    mesh: jax.sharding.Mesh | None = None,
+    at_once: int | None = None,
 ) -> Callable:
     """``vmap`` over runs, their axis spread over all devices of a mesh.
 
@@ -294,12 +298,17 @@ def over_runs(
         share (one entry per argument).
       mesh: devices to spread over; without one all runs share one device. The number
         of runs must be a multiple of the number of devices.
+      at_once: runs that a device advances together, the others waiting their turn; all
+        if absent. An accelerator wants many, for speed, or few, for memory. A CPU wants
+        one: a single small network stays in its cache, ten of them do not.
 
     Returns:
       A function of stacked arguments; jit it. Runs never talk to each other, so each
       device works alone and results do not depend on the mesh.
     """
-    together = jax.vmap(run, in_axes)
+    together = (
+        jax.vmap(run, in_axes) if at_once is None else _in_turn(run, in_axes, at_once)
+    )
     if mesh is None:
         return together
 
@@ -307,7 +316,7 @@ def over_runs(
     spec = lambda axis: jax.sharding.PartitionSpec() if axis is None else spread
 
     def sharded(*args):
-        axes = in_axes if isinstance(in_axes, tuple) else (in_axes,) * len(args)
+        axes = _per_argument(in_axes, args)
         runs = {
             leaf.shape[0]
             for axis, arg in zip(axes, args, strict=True)
@@ -329,6 +338,33 @@ def over_runs(
         )(*args)
 
     return sharded
+
+
+def _in_turn(run: Callable, in_axes: int | tuple, at_once: int) -> Callable:
+    """A loop over groups of runs inside the program; a group of one is not vmapped."""
+    if at_once < 1:
+        msg = f"over_runs: at_once must be at least 1, got {at_once}."
+        raise ValueError(msg)
+
+    def looped(*args):
+        axes = _per_argument(in_axes, args)
+
+        def one(own):
+            own = iter(own)
+            mine = [
+                arg if axis is None else next(own)
+                for axis, arg in zip(axes, args, strict=True)
+            ]
+            return run(*mine)
+
+        differ = [arg for axis, arg in zip(axes, args, strict=True) if axis is not None]
+        return jax.lax.map(one, differ, batch_size=None if at_once == 1 else at_once)
+
+    return looped
+
+
+def _per_argument(in_axes: int | tuple, args: tuple) -> tuple:
+    return in_axes if isinstance(in_axes, tuple) else (in_axes,) * len(args)
 
 
 __all__ = [

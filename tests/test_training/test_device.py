@@ -195,6 +195,25 @@ def test_a_vmapped_run_equals_the_run_alone_and_compiles_once(stream):
     assert not np.allclose(*(ravel_pytree(at(i, params))[0] for i in (0, 1)))
 
 
+@pytest.mark.parametrize("at_once", [1, 2])
+def test_runs_that_take_turns_equal_runs_at_once(stream, at_once):
+    """Oracle: the plain vmap, with a rest (five runs, two at once) and none."""
+    method = full_method()
+
+    def run(key, plan):
+        state = method.init(init(key), first_example(stream))
+        here = stream._replace(plan=plan)
+        return run_stream(key, method, here, state, **FIT)
+
+    keys = jax.random.split(jax.random.key(6), 5)
+    want, loss = jax.jit(over_runs(run, (0, None)))(keys, stream.plan)
+    got, turns = jax.jit(over_runs(run, (0, None), at_once=at_once))(keys, stream.plan)
+    assert_same(want.params, got.params, atol=1e-5)
+    np.testing.assert_allclose(loss.loss, turns.loss, atol=1e-5)
+    with pytest.raises(ValueError, match="at_once must be at least 1, got 0"):
+        over_runs(run, (0, None), at_once=0)
+
+
 def test_runs_spread_over_a_mesh_equal_runs_on_one_device(stream):
     """Oracle: the plain vmap. Eight pretend devices, two runs each."""
     method = full_method()
@@ -207,9 +226,11 @@ def test_runs_spread_over_a_mesh_equal_runs_on_one_device(stream):
     mesh = jax.make_mesh((8,), ("runs",), axis_types=(jax.sharding.AxisType.Auto,))
     keys = jax.random.split(jax.random.key(6), 16)
     one = jax.jit(over_runs(run, (0, None)))(keys, stream.plan)
-    many = jax.jit(over_runs(run, (0, None), mesh=mesh))(keys, stream.plan)
-    assert len(jax.tree.leaves(many)[0].sharding.device_set) == 8
-    assert_same(one, many, atol=1e-6)
+    for at_once in (None, 1):
+        spread = over_runs(run, (0, None), mesh=mesh, at_once=at_once)
+        many = jax.jit(spread)(keys, stream.plan)
+        assert len(jax.tree.leaves(many)[0].sharding.device_set) == 8
+        assert_same(one, many, atol=1e-6)
     with pytest.raises(ValueError, match="one multiple of the 8 devices"):
         over_runs(run, (0, None), mesh=mesh)(keys[:12], stream.plan)
 
