@@ -1,7 +1,6 @@
 """The protocol in order: data, network, method, loop; the strength is chosen first."""
 
 import shutil
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -22,13 +21,13 @@ from jaxcl.method import make_method
 from jaxcl.models import mlp
 from jaxcl.regularizers import ewc
 from jaxcl.streams import Images, digits, load_images, padded, permuted, validate
-from jaxcl.training.checkpoint import restore, save, steps
 from jaxcl.training.device import (
     accuracies,
     accuracy_row,
     first_example,
     run_stream,
 )
+from jaxcl.training.segments import in_segments
 from jaxcl.typing import Key, Stream
 
 
@@ -228,40 +227,22 @@ def learn(
     folder: RunFolder,
     note: Callable[[str], None],
 ) -> dict:
-    """Learn one stream task by task; return its line.
-
-    Tasks end in checkpoints, from which a run killed at any moment goes on with the
-    same bits.
-    """
+    """Learn one stream task by task; return its line."""
     config, name = stage.config, run_id(stage, trial)
     _, key_start, key = run_keys(config, trial.seed)
     strength = jnp.float32(trial.strength or 0.0)
-    walk = lambda state, task: program.advance(
-        state, key, strength, stream.pool, stream.plan, jnp.array([task])
+    data = stream.pool, stream.plan
+    walked = in_segments(
+        lambda state, tasks: program.advance(state, key, strength, *data, tasks),
+        program.start(key_start),
+        num_tasks=config.num_tasks,
+        size=1,
+        folder=checkpoints(folder, stage, trial),
+        save_every=config.checkpoint_seconds,
+        note=lambda task: note(f"{name}, task {task + 1}"),
     )
-    state = program.start(key_start)
-    one = jax.eval_shape(lambda s: walk(s, 0)[1], state)
-    total = config.num_tasks
-    record = jax.tree.map(lambda x: np.zeros((total, *x.shape[1:]), x.dtype), one)
-    place, done, spent = checkpoints(folder, stage, trial), 0, np.zeros(1, np.float32)
-    if steps(place):
-        done, (state, record, spent) = restore(place, (state, record, spent))
-        record = jax.tree.map(np.array, record)
-    began = saved = time.perf_counter()
-    seconds = lambda: float(np.asarray(spent)[0]) + time.perf_counter() - began
-    for task in range(done, total):
-        note(f"{name}, task {task + 1}")
-        state, part = walk(state, task)
-        for whole, new in zip(
-            jax.tree.leaves(record), jax.tree.leaves(part), strict=True
-        ):
-            whole[task] = np.asarray(new)[0]
-        if time.perf_counter() - saved > config.checkpoint_seconds:
-            now = np.array([seconds()], np.float32)
-            save(place, task + 1, (state, record, now))
-            saved = time.perf_counter()
-    final = program.final(state, stream.pool, stream.plan)
-    return line(stage, trial, record, np.asarray(final), seconds())
+    final = program.final(walked.state, *data)
+    return line(stage, trial, walked.record, np.asarray(final), walked.seconds)
 
 
 def line(stage: Stage, trial: Trial, record, final: np.ndarray, seconds: float) -> dict:

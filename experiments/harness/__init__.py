@@ -17,6 +17,7 @@ from experiments.harness.run_folder import (
     write_json,
     write_text,
 )
+from experiments.harness.workers import share_out, worker_count
 
 __all__ = [
     "RunFolder",
@@ -26,6 +27,8 @@ __all__ = [
     "progress",
     "read_json",
     "read_records",
+    "share_out",
+    "worker_count",
     "write_json",
     "write_text",
 ]

@@ -15,7 +15,7 @@ from jaxcl.plasticity import continual_backprop, redo, shrink_and_perturb
 from jaxcl.regularizers import l2_init, no_regularizer
 from jaxcl.transforms import adaptive_rho, gnp, random_sam, reverse_sam, sam
 from jaxcl.tree import norm, safe_divide
-from jaxcl.typing import ExampleLoss, Method, Model, Regularizer
+from jaxcl.typing import ExampleLoss, Key, Method, Model, Regularizer
 
 Hyper = dict[str, float]
 
@@ -24,7 +24,7 @@ class Arm(NamedTuple):
     """One program: a method whose numbers are arguments."""
 
     name: str
-    build: Callable[[ExampleLoss, Model, Hyper], Method]
+    build: Callable[[ExampleLoss, Model, Hyper, Key], Method]  # the run's key
     activation: Callable = nnx.relu
     layer_norm: bool = False
 
@@ -44,13 +44,13 @@ def arms(config: Config, num_steps: int) -> dict[str, Arm]:
     def method(gradient=None, restart=False, **parts):
         """What most arms differ in: the gradient, from the numbers."""
 
-        def build(loss, model, hyper):
+        def build(loss, model, hyper, key):
             rate = hyper["learning_rate"]
             made = {name: part(model, hyper) for name, part in parts.items()}
             return make_method(
                 loss,
                 optax.sgd(rate, momentum=config.momentum or None),
-                gradient=gradient(hyper) if gradient else None,
+                gradient=gradient(hyper, key) if gradient else None,
                 reset_gradient=restart,
                 **made,
             )
@@ -65,8 +65,8 @@ def arms(config: Config, num_steps: int) -> dict[str, Arm]:
     on_sphere = lambda model, hyper: fixed_norm()
     listed = [
         Arm("sgd", method()),
-        Arm("sam", method(lambda h: sam(h["rho"]))),
-        Arm("gnp", method(lambda h: gnp(h["r"], penalty=h["penalty"]))),
+        Arm("sam", method(lambda h, key: sam(h["rho"]))),
+        Arm("gnp", method(lambda h, key: gnp(h["r"], penalty=h["penalty"]))),
         # neighbours: what else is known to preserve plasticity
         Arm(
             "l2-init",
@@ -104,27 +104,29 @@ def arms(config: Config, num_steps: int) -> dict[str, Arm]:
         # adaptive: strengths that follow the run
         Arm(
             "sam-tracking",
-            method(lambda h: adaptive_rho(h["target"])),
+            method(lambda h, key: adaptive_rho(h["target"])),
         ),
-        Arm("sam-warm", method(lambda h: sam(warm(h["rho"])), restart=True)),
+        Arm("sam-warm", method(lambda h, key: sam(warm(h["rho"])), restart=True)),
         Arm(
             "gnp-warm",
-            method(lambda h: gnp(h["r"], penalty=warm(h["penalty"])), restart=True),
+            method(
+                lambda h, key: gnp(h["r"], penalty=warm(h["penalty"])), restart=True
+            ),
         ),
         # controls: weight norm held, sharpness pushed down, up, or at random
         Arm("sgd-sphere", method(regularizer=on_sphere)),
         Arm(
             "sam-sphere",
-            method(lambda h: sam(h["rho"]), regularizer=on_sphere),
+            method(lambda h, key: sam(h["rho"]), regularizer=on_sphere),
         ),
         Arm(
             "reverse-sphere",
-            method(lambda h: reverse_sam(h["rho"]), regularizer=on_sphere),
+            method(lambda h, key: reverse_sam(h["rho"]), regularizer=on_sphere),
         ),
         Arm(
             "noise-sphere",
             method(
-                lambda h: random_sam(jax.random.key(config.seed), h["rho"]),
+                lambda h, key: random_sam(key, h["rho"]),
                 regularizer=on_sphere,
             ),
         ),
@@ -176,12 +178,14 @@ def trials(config: Config) -> list[Trial]:
             "got resnet_width above 0; leave the group out."
         )
         raise ValueError(msg)
+    seeds = dict.fromkeys(groups, config.other_seeds)
+    seeds |= {"paper": config.seeds, "sweep": config.sweep_seeds}
     return [
         Trial(arm, group, {"learning_rate": rate, **hyper}, seed)
         for group in config.groups
         for arm, hyper in groups[group]
         for rate in rates
-        for seed in range(config.sweep_seeds if group == "sweep" else config.seeds)
+        for seed in range(min(seeds[group], config.seeds))
     ]
 
 

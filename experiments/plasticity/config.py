@@ -30,9 +30,11 @@ class Config:
     """paper: SGD, SAM, GNP; neighbours: what else preserves plasticity; sweep: rho and
     lambda x r; adaptive: strengths that follow the run; controls: matched in norm."""
     seeds: int = 10
-    """Runs per arm, as in the paper."""
+    """Runs per arm of the group ``paper``, as in the paper."""
+    other_seeds: int = 5
+    """Runs per arm of the other groups. Ours."""
     sweep_seeds: int = 3
-    """Runs per arm in the sweeps. Ours."""
+    """Runs per arm of the sweep. Ours."""
     num_tasks: int = 100
     """Tasks, as in the paper; pairs are always all pairs."""
     task_limit: int | None = None
@@ -95,8 +97,11 @@ class Config:
     """Tasks between two checkpoints; the program is compiled once for so many."""
     checkpoint_seconds: float = 20.0
     """Least time between two checkpoints."""
-    runs_per_call: int = 10
-    """Runs that learn side by side in one program: raise it on an accelerator."""
+    runs_per_call: int | None = None
+    """Runs that learn side by side in one program: raise it on an accelerator. If None,
+    10 there and 1 on a CPU, which is no faster with more."""
+    workers: int | None = None
+    """Processes; if None, one per core on a CPU, else one."""
     seed: int = 0
     """Where all randomness comes from."""
 
@@ -117,6 +122,7 @@ PRESETS = {
         probe_every=2,
         probe_examples=64,
         runs_per_call=2,
+        workers=1,
     ),
     "quick": Config(  # under three minutes on two cores, real digits
         settings=("permuted", "pairs-one-head"),
@@ -129,7 +135,6 @@ PRESETS = {
         hidden=(64, 64),
         learning_rates=(0.1, 0.01),  # ten times the paper's: a task has few steps
         tasks_per_call=8,
-        runs_per_call=12,
     ),
     "paper": Config(),  # the online preset; needs --data with MNIST
     "multi-epoch": Config(  # Dohare et al. 2024: wide, all images

@@ -4,7 +4,6 @@ import functools
 import hashlib
 import itertools
 import shutil
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -13,20 +12,27 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.harness import RunFolder, append, finished, progress
+from experiments.harness import (
+    RunFolder,
+    append,
+    finished,
+    progress,
+    share_out,
+    worker_count,
+)
 from experiments.plasticity.arms import Arm, Trial, arms, trials
 from experiments.plasticity.config import Config
 from experiments.plasticity.settings import Setting, load, make_model, make_setting
 from jaxcl.curvature import top_eigenvalue
 from jaxcl.losses import cross_entropy, mean_loss
 from jaxcl.plasticity import measure
-from jaxcl.training.checkpoint import restore, save, steps
 from jaxcl.training.device import (
     current_accuracy,
     first_example,
     over_runs,
     run_stream,
 )
+from jaxcl.training.segments import in_segments, segment_size
 from jaxcl.tree import at
 
 
@@ -37,33 +43,64 @@ class Program(NamedTuple):
     advance: Callable  # (states, keys, hypers, seeds, pool, plans, tasks) -> ...
 
 
+class Job(NamedTuple):
+    """Runs that share a compiled program, for one worker."""
+
+    place: int  # of the setting
+    arm: str
+    trials: list[Trial]
+
+
+class Finished(NamedTuple):
+    """A pack of runs: its lines, and the checkpoints that are no longer needed."""
+
+    lines: list[dict]
+    checkpoints: Path
+
+
 def run(config: Config, folder: RunFolder) -> None:
     """Do every trial that is not in ``results.jsonl`` yet."""
     check(config)
-    images = load(config)
-    todo = trials(config)
-    settings = [make_setting(name, config, images) for name in config.settings]
-    every_arm = [arms(config, setting.num_steps) for setting in settings]
+    settings, todo = make_settings(config), trials(config)
+    num_workers = worker_count(config.workers)
+    jobs = unfinished(settings, todo, finished(folder), num_workers)
+    total, done = len(unique(settings, todo)), len(finished(folder))
+    with progress(total, "runs", done=done) as advance:
+
+        def receive(sent: str | Finished):
+            if isinstance(sent, str):
+                advance(0, sent)
+                return
+            append(folder, sent.lines)
+            shutil.rmtree(sent.checkpoints, ignore_errors=True)
+            advance(len(sent.lines))
+
+        share_out(worker, (config, folder), jobs, receive, num_workers=num_workers)
+
+
+def worker(config: Config, folder: RunFolder):
+    """What a process needs to do jobs: data once, and each program when it is due."""
+    settings = make_settings(config)
 
     @functools.cache
     def program_of(place: int, name: str) -> Program:
-        return make_program(config, settings[place], every_arm[place][name])
+        setting = settings[place]
+        return make_program(config, setting, arms(config, setting.num_steps)[name])
 
-    total, done = len(unique(settings, todo)), len(finished(folder))
-    with progress(total, "runs", done=done) as advance:
-        for group, (place, setting) in itertools.product(
-            config.groups, enumerate(settings)
-        ):
-            part = [trial for trial in todo if trial.group == group]
-            for name, left in unfinished(setting, part, folder).items():
-                for pack in packs(left, config.runs_per_call):
-                    program = program_of(place, name)
-                    note = functools.partial(advance, 0)
-                    append(folder, learn(config, setting, program, pack, folder, note))
-                    shutil.rmtree(
-                        checkpoints(folder, setting, pack), ignore_errors=True
-                    )
-                    advance(len(pack))
+    def do(job: Job, send: Callable[[str | Finished], None]) -> None:
+        setting, program = settings[job.place], program_of(job.place, job.arm)
+        for pack in packs(job.trials, runs_per_call(config)):
+            lines = learn(config, setting, program, pack, folder, send)
+            send(Finished(lines, checkpoints(folder, setting, pack)))
+
+    return do
+
+
+@functools.lru_cache(maxsize=1)  # one process checks the data, and may then do the work
+def make_settings(config: Config) -> list[Setting]:
+    """All settings on the data of the experiment."""
+    images = load(config)
+    return [make_setting(name, config, images) for name in config.settings]
 
 
 def check(config: Config) -> None:
@@ -73,10 +110,10 @@ def check(config: Config) -> None:
       ValueError: naming the field, what it must be, and what it was.
     """
     positive = (
-        "seeds sweep_seeds num_tasks batch_size num_epochs hidden learning_rates rho r "
-        "penalty rhos penalties radii target_sharpness probe_examples probe_every "
-        "tasks_per_call runs_per_call renewal_period redo_period task_limit "
-        "examples_per_task test_examples"
+        "seeds other_seeds sweep_seeds num_tasks batch_size num_epochs hidden "
+        "learning_rates rho r penalty rhos penalties radii target_sharpness "
+        "probe_examples probe_every tasks_per_call runs_per_call workers "
+        "renewal_period redo_period task_limit examples_per_task test_examples"
     )
     for name in positive.split():
         value = getattr(config, name)
@@ -108,12 +145,12 @@ def make_program(config: Config, setting: Setting, arm: Arm) -> Program:
     example_loss = cross_entropy(logits)
 
     def start(key, hyper):
-        method = arm.build(example_loss, model, hyper)
+        method = arm.build(example_loss, model, hyper, key)
         one_seed = setting.streams._replace(plan=at(0, setting.streams.plan))
         return method.init(model.init(key), first_example(one_seed))
 
     def advance(state, key, hyper, seed, pool, plans, tasks):
-        method = arm.build(example_loss, model, hyper)
+        method = arm.build(example_loss, model, hyper, key)
         stream = setting.streams._replace(pool=pool, plan=at(seed, plans))
         accuracy = current_accuracy(logits, stream, chunk_size=1000)
         origin = model.init(key)
@@ -152,11 +189,14 @@ def make_program(config: Config, setting: Setting, arm: Arm) -> Program:
             tasks=tasks,
         )
 
-    mesh = mesh_for(config.runs_per_call)
+    runs = {
+        "mesh": mesh_for(runs_per_call(config)),
+        "at_once": 1 if jax.default_backend() == "cpu" else None,
+    }
     shared = (0, 0, 0, 0, None, None, None)
     return Program(
-        jax.jit(over_runs(start, mesh=mesh)),
-        jax.jit(over_runs(advance, shared, mesh=mesh), donate_argnums=0),
+        jax.jit(over_runs(start, **runs)),
+        jax.jit(over_runs(advance, shared, **runs), donate_argnums=0),
     )
 
 
@@ -168,60 +208,43 @@ def learn(
     folder: RunFolder,
     note: Callable[[str], None],
 ) -> list[dict]:
-    """Learn one pack of runs side by side, segment by segment; return their lines.
-
-    Segments end in checkpoints, from which a run killed at any moment goes on with the
-    same bits.
-    """
-    began = time.perf_counter()
+    """Learn one pack of runs side by side; return their lines."""
     # A short pack repeats its last run, so that one compiled program serves all packs.
-    full = pack + [pack[-1]] * (config.runs_per_call - len(pack))
+    full = pack + [pack[-1]] * (runs_per_call(config) - len(pack))
     seeds = jnp.array([trial.seed for trial in full])
     keys = jax.vmap(lambda s: jax.random.fold_in(jax.random.key(config.seed), s))(seeds)
     hypers = {
         name: jnp.array([trial.hyper[name] for trial in full], jnp.float32)
         for name in pack[0].hyper
     }
-    state = program.start(keys, hypers)
-    size = segment_size(setting.num_tasks, config.tasks_per_call)
-    walk = lambda state, first: program.advance(
-        state,
-        keys,
-        hypers,
-        seeds,
-        setting.streams.pool,
-        setting.streams.plan,
-        first + jnp.arange(size),
+    shared = setting.streams.pool, setting.streams.plan
+    walked = in_segments(
+        lambda state, tasks: program.advance(
+            state, keys, hypers, seeds, *shared, tasks
+        ),
+        program.start(keys, hypers),
+        num_tasks=setting.num_tasks,
+        size=segment_size(setting.num_tasks, config.tasks_per_call),
+        folder=checkpoints(folder, setting, pack),
+        save_every=config.checkpoint_seconds,
+        task_axis=1,
+        note=lambda task: note(f"{setting.name}, {pack[0].arm}, task {task + 1}"),
     )
-    record = record_like(walk, state, setting.num_tasks)
-    place, done = checkpoints(folder, setting, pack), 0
-    if steps(place):
-        done, (state, record) = restore(place, (state, record))
-        record = jax.tree.map(np.array, record)
-    saved = time.perf_counter()
-    for first in range(done, setting.num_tasks, size):
-        note(f"{setting.name}, {pack[0].arm}, task {first + 1}")
-        state, part = walk(state, first)
-        jax.tree.map(functools.partial(fill, slice(first, first + size)), record, part)
-        if time.perf_counter() - saved > config.checkpoint_seconds:
-            save(place, first + size, (state, record))
-            saved = time.perf_counter()
-    seconds = (time.perf_counter() - began) / len(pack)
     return [
-        line(setting, trial, at(index, record), seconds)
+        line(setting, trial, at(index, walked.record), walked.seconds / len(pack))
         for index, trial in enumerate(pack)
     ]
+
+
+def runs_per_call(config: Config) -> int:
+    """The wanted number; by default one on a CPU, where runs only take turns."""
+    return config.runs_per_call or (1 if jax.default_backend() == "cpu" else 10)
 
 
 def mesh_for(num_runs: int) -> jax.sharding.Mesh:
     """As many devices as divide the runs evenly."""
     count = max(k for k in range(1, jax.device_count() + 1) if num_runs % k == 0)
     return jax.sharding.Mesh(np.array(jax.devices()[:count]), ("runs",))
-
-
-def fill(where: slice, whole: np.ndarray, part: jax.Array) -> None:
-    """Write the tasks of a segment into the records of the stream."""
-    whole[:, where] = np.asarray(part)
 
 
 def checkpoints(folder: RunFolder, setting: Setting, pack: list[Trial]) -> Path:
@@ -231,7 +254,7 @@ def checkpoints(folder: RunFolder, setting: Setting, pack: list[Trial]) -> Path:
 
 
 def line(setting: Setting, trial: Trial, record, seconds: float) -> dict:
-    """What ``results.jsonl`` keeps of one run, rounded to four digits."""
+    """What ``results.jsonl`` keeps of one run: few digits, there are many runs."""
     accuracy, figures = record.after
     finite = np.asarray(record.finite)
     bad = int(np.argmin(finite)) if not finite.all() else None
@@ -246,24 +269,10 @@ def line(setting: Setting, trial: Trial, record, seconds: float) -> dict:
         "first_bad_task": bad,
         "accuracy": rounded(accuracy),
         "loss": rounded(record.loss),
-        "measures": {name: rounded(values) for name, values in figures.items()},
+        "measures": {name: rounded(values, 3) for name, values in figures.items()},
         "seconds": round(seconds, 2),
         "device": jax.devices()[0].device_kind,
     }
-
-
-def record_like(walk, state, num_tasks: int):
-    """Empty records of a whole stream, [runs, T, ...], for segments to fill."""
-    part = jax.eval_shape(lambda s: walk(s, 0)[1], state)
-    empty = lambda leaf: np.zeros(
-        (leaf.shape[0], num_tasks, *leaf.shape[2:]), leaf.dtype
-    )
-    return jax.tree.map(empty, part)
-
-
-def segment_size(num_tasks: int, wanted: int) -> int:
-    """The largest divisor of ``num_tasks`` up to ``wanted``: segments of equal length."""
-    return max(k for k in range(1, wanted + 1) if num_tasks % k == 0)
 
 
 def run_id(setting: Setting, trial: Trial) -> str:
@@ -278,17 +287,26 @@ def unique(settings: list[Setting], todo: list[Trial]) -> set[str]:
 
 
 def unfinished(
-    setting: Setting, todo: list[Trial], folder: RunFolder
-) -> dict[str, list[Trial]]:
-    """The trials of a setting that have no line yet, each once, by arm."""
-    done = finished(folder)
-    arms: dict[str, list[Trial]] = {}
-    for trial in todo:
-        name = run_id(setting, trial)
-        if name not in done:
-            done.add(name)
-            arms.setdefault(trial.arm, []).append(trial)
-    return arms
+    settings: list[Setting], todo: list[Trial], done: set[str], num_workers: int
+) -> list[Job]:
+    """What is left to do, each run once: group by group, setting by setting, arm by arm.
+
+    A job is all runs of a program, cut only where there would be fewer jobs than workers.
+    """
+    done, jobs = set(done), {}
+    groups = list(dict.fromkeys(trial.group for trial in todo))
+    for group, (place, setting) in itertools.product(groups, enumerate(settings)):
+        for trial in todo:
+            name = run_id(setting, trial)
+            if trial.group == group and name not in done:
+                done.add(name)
+                jobs.setdefault((group, place, trial.arm), []).append(trial)
+    parts = -(-num_workers // max(1, len(jobs)))
+    return [
+        Job(place, arm, part)
+        for (_, place, arm), left in jobs.items()
+        for part in packs(left, -(-len(left) // parts))
+    ]
 
 
 def packs(todo: list[Trial], size: int) -> list[list[Trial]]:
@@ -296,9 +314,11 @@ def packs(todo: list[Trial], size: int) -> list[list[Trial]]:
     return [todo[first : first + size] for first in range(0, len(todo), size)]
 
 
-def rounded(values) -> list[float | None]:
-    """Four significant digits; None where there is no number."""
-    return [float(f"{v:.4g}") if np.isfinite(v) else None for v in np.asarray(values)]
+def rounded(values, digits: int = 4) -> list[float | None]:
+    """So many significant digits; None where there is no number."""
+    return [
+        float(f"{v:.{digits}g}") if np.isfinite(v) else None for v in np.asarray(values)
+    ]
 
 
 __all__ = ["learn", "make_program", "run"]

@@ -14,18 +14,22 @@ from jaxcl.training.device import (
     run_stream,
     steps_for,
 )
+from jaxcl.training.segments import Walked, in_segments, segment_size
 
 __all__ = [
     "Moment",
     "Observer",
     "TaskRecord",
+    "Walked",
     "accuracies",
     "accuracy_row",
     "batch_order",
     "current_accuracy",
     "first_example",
     "fit_task",
+    "in_segments",
     "over_runs",
     "run_stream",
+    "segment_size",
     "steps_for",
 ]

@@ -25,6 +25,7 @@ from experiments.harness import RunFolder, command, read_records
 from jaxcl.losses import single_head
 from jaxcl.models import mlp
 from jaxcl.streams import permuted, synthetic_images
+from jaxcl.training import segments
 from jaxcl.tree import at
 from jaxcl.typing import Batch
 
@@ -75,15 +76,15 @@ def test_a_killed_run_goes_on_with_the_same_bits(tmp_path, monkeypatch):
     presets = {"tiny": ONE_ARM}
     assert start(tmp_path / "whole", "tiny", presets=presets) == 0
 
-    saved = running.save
+    saved = segments.save
 
     def save_and_die(place, step, tree):
         saved(place, step, tree)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(running, "save", save_and_die)
+    monkeypatch.setattr(segments, "save", save_and_die)
     assert start(tmp_path / "killed", "tiny", presets=presets) == 130
-    monkeypatch.setattr(running, "save", saved)
+    monkeypatch.setattr(segments, "save", saved)
     folder = RunFolder(tmp_path / "killed", "ewc_permuted", "tiny", ONE_ARM)
     assert list((folder.path / "checkpoints").rglob("1.json"))
     assert start(tmp_path / "killed", "tiny", presets=presets) == 0

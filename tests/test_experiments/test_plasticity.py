@@ -16,7 +16,7 @@ from experiments.harness import RunFolder, append, finished, main, read_records
 from experiments.plasticity.arms import arms, fixed_norm, trials
 from experiments.plasticity.config import PRESETS, Config
 from experiments.plasticity.report import partial_correlation, report
-from experiments.plasticity.run import packs, run, segment_size
+from experiments.plasticity.run import packs, run
 from experiments.plasticity.settings import load, make_model, make_setting
 from jaxcl.losses import cross_entropy
 from jaxcl.training import first_example
@@ -80,7 +80,7 @@ def test_a_run_killed_between_segments_ends_with_the_same_numbers(
         folder.path.mkdir()
     run(config, whole)
 
-    from experiments.plasticity import run as module
+    from jaxcl.training import segments as module
 
     save, calls = module.save, []
 
@@ -159,9 +159,8 @@ def test_the_sphere_keeps_the_norm():
     np.testing.assert_allclose(kept["a"][0] / kept["a"][1], 3.0, rtol=1e-6)
 
 
-def test_segments_divide_the_stream_and_packs_hold_every_trial():
+def test_packs_hold_every_trial():
     """Oracle: arithmetic."""
-    assert [segment_size(n, 10) for n in (100, 45, 7, 4)] == [10, 9, 7, 4]
     assert packs(list(range(5)), 2) == [[0, 1], [2, 3], [4]]
 
 
@@ -198,7 +197,7 @@ def test_every_arm_takes_a_step_and_keeps_the_structure_of_its_state():
             config, setting, activation=arm.activation, layer_norm=arm.layer_norm
         )
         loss = cross_entropy(setting.logits(model.apply))
-        method = arm.build(loss, model, hyper)
+        method = arm.build(loss, model, hyper, key)
         example = first_example(stream)
         start = method.init(model.init(key), example)
         state, _ = method.step(key, start, example)
