@@ -63,7 +63,11 @@ def worker_count(wanted: int | None) -> int:
     """The wanted number; by default one per core on a CPU and one on an accelerator."""
     if wanted is not None:
         return wanted
-    return len(os.sched_getaffinity(0)) if jax.default_backend() == "cpu" else 1
+    if jax.default_backend() != "cpu":
+        return 1
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 _worker: dict[str, Any] = {}  # what this process was started with

@@ -1,0 +1,129 @@
+"""Work shared out to processes: nothing lost, nothing twice, nobody left behind."""
+
+import importlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from experiments.harness import read_records, share_out, worker_count
+
+JOBS = """
+import os, time
+
+def prepare(offset):
+    def do(job, send):
+        if job == "bad":
+            raise ValueError("job: expected a number, got 'bad'.")
+        if job == "long":
+            send(("pid", os.getpid()))
+            time.sleep(60)
+        for part in range(3):
+            send((job + offset, part, os.getpid()))
+    return do
+"""
+
+
+@pytest.fixture
+def jobs(tmp_path, monkeypatch):
+    """A module that processes can import."""
+    (tmp_path / "jobs_of_a_test.py").write_text(JOBS)
+    monkeypatch.syspath_prepend(tmp_path)
+    return importlib.import_module("jobs_of_a_test")
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_all_that_jobs_send_arrives_once_and_in_their_order(jobs, num_workers):
+    """Oracle: the plain loop."""
+    got = []
+    share_out(jobs.prepare, (10,), range(4), got.append, num_workers=num_workers)
+    assert sorted(item[:2] for item in got) == [
+        (job + 10, part) for job in range(4) for part in range(3)
+    ]
+    for job in range(4):
+        assert [part for name, part, _ in got if name == job + 10] == [0, 1, 2]
+    assert (os.getpid() in {pid for *_, pid in got}) == (num_workers == 1)
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads /proc")
+def test_what_a_job_raises_arrives_and_ends_the_others(jobs):
+    """Oracle: the clock, and the process table: a minute's job does not hold us."""
+    got, began = [], time.monotonic()
+    with pytest.raises(ValueError, match="expected a number"):
+        share_out(jobs.prepare, (0,), ["long", "bad"], got.append, num_workers=2)
+    assert time.monotonic() - began < 50
+    assert all(gone(pid) for name, pid in got)
+
+
+def test_the_number_of_workers_is_the_wanted_one_or_that_of_the_cores():
+    """Oracle: the operating system."""
+    assert worker_count(3) == 3
+    assert 1 <= worker_count(None) <= (os.cpu_count() or 1)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads /proc")
+def test_a_killed_parent_leaves_no_worker_and_the_next_goes_on(tmp_path):
+    """Oracle: one process that does everything; lines compared digit for digit."""
+    words = ["smoke", "--checkpoint-seconds", "0"]
+    whole = start(*words, "--out", tmp_path / "whole")
+    assert whole.wait(timeout=300) == 0
+
+    words += ["--workers", "2", "--out", tmp_path / "cut"]
+    killed = start(*words)
+    deadline = time.monotonic() + 200
+    while not (children := list_children(killed.pid)) or not any(
+        (tmp_path / "cut" / "checkpoints").glob("*/*.json")
+    ):
+        assert killed.poll() is None, "it ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    deadline = time.monotonic() + 20
+    while not all(gone(child) for child in children):
+        assert time.monotonic() < deadline, "workers outlive their parent"
+        time.sleep(0.1)
+
+    assert start(*words).wait(timeout=300) == 0
+    lines = [
+        {record["run"]: {**record, "seconds": 0} for record in read_records(folder)}
+        for folder in (tmp_path / "whole", tmp_path / "cut")
+    ]
+    different = {
+        name: [key for key in line if line[key] != lines[1][name][key]]
+        for name, line in lines[0].items()
+        if line != lines[1][name]
+    }
+    assert not different
+    assert len(lines[0]) == len(lines[1]) == 6
+
+
+def start(*words):
+    return subprocess.Popen(
+        [sys.executable, "-m", "experiments.plasticity", *map(str, words)],
+        cwd=Path(__file__).parents[2],
+        env={**os.environ, "NPROC": "1"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+
+
+def list_children(pid: int) -> list[int]:
+    try:
+        text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
+    except FileNotFoundError:
+        return []
+    return [int(word) for word in text.split()]
+
+
+def gone(pid: int) -> bool:
+    """Ended, or ended and not yet collected by its parent."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(") ", 1)[1][0] == "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return True
