@@ -8,6 +8,14 @@ from jaxcl.streams.files import (
     npy_folder,
     npz_file,
 )
+from jaxcl.streams.rows import (
+    Rows,
+    Task,
+    array_rows,
+    jsonl_rows,
+    source_rows,
+    stream_tasks,
+)
 from jaxcl.streams.sources import (
     Images,
     as_images,
@@ -27,6 +35,9 @@ from jaxcl.streams.vision import (
 
 __all__ = [
     "Images",
+    "Rows",
+    "Task",
+    "array_rows",
     "as_images",
     "cifar_folder",
     "class_pairs",
@@ -34,6 +45,7 @@ __all__ = [
     "digits",
     "from_arrays",
     "idx_folder",
+    "jsonl_rows",
     "load_images",
     "mean_and_std",
     "npy_folder",
@@ -44,7 +56,9 @@ __all__ = [
     "prepare_mnist",
     "prototypes",
     "rotations",
+    "source_rows",
     "stack_plans",
+    "stream_tasks",
     "subset",
     "synthetic_images",
     "take_tasks",

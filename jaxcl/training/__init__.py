@@ -6,7 +6,6 @@ from jaxcl.training.device import (
     TaskRecord,
     accuracies,
     accuracy_row,
-    batch_order,
     current_accuracy,
     first_example,
     fit_task,
@@ -14,6 +13,7 @@ from jaxcl.training.device import (
     run_stream,
     steps_for,
 )
+from jaxcl.training.order import batch_order
 from jaxcl.training.segments import Walked, in_segments, segment_size
 
 __all__ = [

@@ -22,6 +22,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from jaxcl.losses import Logits, accuracy
+from jaxcl.training.order import batch_order, fit_keys, task_keys
 from jaxcl.tree import at, num_tasks
 from jaxcl.typing import Batch, Key, Method, MethodState, Params, Stream
 
@@ -50,30 +51,6 @@ class TaskRecord(NamedTuple):
     after: PyTree  # what `after` observed
 
 
-def batch_order(
-    key: Key, weight: Float[Array, " n"], *, num_steps: int, batch_size: int
-) -> Int[Array, "steps b"]:
-    """Row numbers of ``num_steps`` full batches, drawn without replacement.
-
-    Each pass over the task is a fresh random order of its real rows; rows of weight zero
-    never appear. A batch may straddle two passes, so that all batches are full.
-
-    Args:
-      key: draws the orders.
-      weight: [n], zero for padding.
-      num_steps: how many batches.
-      batch_size: rows of each.
-    """
-    n = weight.shape[0]
-    passes = -(-num_steps * batch_size // n) + 1
-    draws = jax.random.uniform(key, (passes, n)) + jnp.where(weight > 0, 0.0, 2.0)
-    orders = jnp.argsort(draws, axis=1).astype(jnp.int32)  # padding comes last
-    real = jnp.maximum(jnp.sum(weight > 0).astype(jnp.int32), 1)
-    position = jnp.arange(num_steps * batch_size, dtype=jnp.int32)
-    rows = orders[(position // real) % passes, position % real]
-    return rows.reshape(num_steps, batch_size)
-
-
 def fit_task(
     key: Key,
     method: Method,
@@ -97,15 +74,15 @@ def fit_task(
       ``(state, loss, finite)``: the mean training loss, and whether all losses and all
       parameters are numbers.
     """
-    key_order, key_steps, key_end = jax.random.split(key, 3)
+    keys = fit_keys(key)
     order = batch_order(
-        key_order, task.weight, num_steps=num_steps, batch_size=batch_size
+        keys.order, task.weight, num_steps=num_steps, batch_size=batch_size
     )
 
     def body(carry, item):
         state, total, finite = carry
         step, rows = item
-        key = jax.random.fold_in(key_steps, step)
+        key = jax.random.fold_in(keys.steps, step)
         state, info = method.step(key, state, at(rows, task))
         return (state, total + info.loss, finite & info.finite), None
 
@@ -115,7 +92,7 @@ def fit_task(
     )
     for leaf in jax.tree.leaves(state.params):
         finite &= jnp.all(jnp.isfinite(leaf))
-    return method.end_task(key_end, state, task), total / num_steps, finite
+    return method.end_task(keys.end, state, task), total / num_steps, finite
 
 
 def run_stream(
@@ -156,20 +133,18 @@ def run_stream(
         tasks = jnp.arange(num_tasks(stream.plan))
 
     def body(state, index):
-        key_fit, key_before, key_after = jax.random.split(
-            jax.random.fold_in(key, index), 3
-        )
+        keys = task_keys(key, index)
         plan = at(index, stream.plan)
         task = stream.train(stream.pool, plan)
 
         def moment(key, state):
             return Moment(key, index, plan, task, state, method.eval_params(state))
 
-        seen_before = before(moment(key_before, state))
+        seen_before = before(moment(keys.before, state))
         state, loss, finite = fit_task(
-            key_fit, method, state, task, num_steps=num_steps, batch_size=batch_size
+            keys.fit, method, state, task, num_steps=num_steps, batch_size=batch_size
         )
-        seen_after = after(moment(key_after, state))
+        seen_after = after(moment(keys.after, state))
         return state, TaskRecord(loss, finite, seen_before, seen_after)
 
     return jax.lax.scan(body, state, tasks)
@@ -373,7 +348,6 @@ __all__ = [
     "TaskRecord",
     "accuracies",
     "accuracy_row",
-    "batch_order",
     "current_accuracy",
     "first_example",
     "fit_task",

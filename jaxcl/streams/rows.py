@@ -1,0 +1,198 @@
+"""Tasks for the host loop: rows that are read when they are needed.
+
+A task of the compiled loop is an array of rows; a task here may be larger than memory, of
+any shape, and unlike its neighbours. All it must give is random access: how many rows
+there are, and the rows of given numbers. Then the position in a stream is one number, and
+a run that was cut goes on with the very rows that came next.
+"""
+
+import json
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import PyTree
+
+from jaxcl.tree import at, num_tasks
+from jaxcl.typing import Batch, Stream
+
+
+class Rows(NamedTuple):
+    """Examples by number."""
+
+    count: int
+    read: Callable[[np.ndarray], Batch]  # row numbers [b] -> host arrays [b, ...]
+
+
+class Task(NamedTuple):
+    """One task: what is learned, and what it is tested on."""
+
+    name: str
+    train: Rows
+    test: Rows
+
+
+def array_rows(batch: Batch) -> Rows:
+    """Rows that are in memory.
+
+    Args:
+      batch: leaves ``[n, ...]``. Rows of weight zero never come up.
+
+    Raises:
+      ValueError: if no row has a weight.
+    """
+    batch = jax.tree.map(np.asarray, batch)
+    real = np.flatnonzero(batch.weight > 0)
+    if not len(real):
+        msg = (
+            "array_rows: expected rows with a weight above 0, got none; drop the task."
+        )
+        raise ValueError(msg)
+    return Rows(len(real), lambda numbers: at(real[numbers], batch))
+
+
+def source_rows(
+    source: Sequence[Any], parse: Callable[[Any], tuple[PyTree, PyTree]], *, task: int
+) -> Rows:
+    """Rows of what has a length and items: a list, Grain's ``MapDataset``, TFDS.
+
+    Args:
+      source: read item by item, when a batch needs them.
+      parse: ``item -> (x, y)``, arrays of the same shapes for all items.
+      task: number of the task.
+
+    Raises:
+      ValueError: if there are no items.
+    """
+    if not len(source):
+        msg = "source_rows: expected at least one item, got none; drop the task."
+        raise ValueError(msg)
+
+    def read(numbers):
+        return _stacked([parse(source[int(number)]) for number in numbers], task)
+
+    return Rows(len(source), read)
+
+
+def jsonl_rows(
+    path: str | Path,
+    parse: Callable[[dict[str, Any]], tuple[PyTree, PyTree]],
+    *,
+    task: int,
+    skip_bad_lines: bool = False,
+) -> Rows:
+    """Rows of a file with one JSON object per line; only their places stay in memory.
+
+    Every line is read once at the start, so that a bad one is found before any compute.
+
+    Args:
+      path: of the file. Empty lines are passed over.
+      parse: ``record -> (x, y)``, arrays of the same shapes for all lines; it raises
+        ``KeyError``, ``TypeError`` or ``ValueError`` for a record it cannot use.
+      task: number of the task.
+      skip_bad_lines: pass over lines that are no JSON object or cannot be used, with a
+        warning that counts them and names the first.
+
+    Raises:
+      FileNotFoundError: if there is no such file.
+      ValueError: for a bad line (with its number), or if no line is left.
+    """
+    path = Path(path)
+    if not path.is_file():
+        msg = f"jsonl_rows: no file {path}; give the path of a JSON-lines file."
+        raise FileNotFoundError(msg)
+    places, bad, shapes = [], [], None
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            try:
+                found = _shapes(parse(_object(line)))
+                shapes = shapes or found
+                if found != shapes:
+                    msg = f"expected shapes {shapes}, got {found}"
+                    raise ValueError(msg)
+            except (ValueError, KeyError, TypeError) as error:
+                reason = f"{type(error).__name__}: {error}"
+                if not skip_bad_lines:
+                    msg = (
+                        f"jsonl_rows: {path}, line {number} is bad ({reason}); mend it, "
+                        "or pass over such lines with skip_bad_lines."
+                    )
+                    raise ValueError(msg) from error
+                bad.append(f"line {number} ({reason})")
+                continue
+            places.append((file.tell() - len(line), len(line)))
+    if bad:
+        warnings.warn(
+            f"jsonl_rows: passed over {len(bad)} bad lines of {path}, the first of them "
+            f"{bad[0]}.",
+            stacklevel=2,
+        )
+    if not places:
+        msg = f"jsonl_rows: {path} has no usable line; drop the task or mend the file."
+        raise ValueError(msg)
+    offsets = np.array(places)
+
+    def read(numbers):
+        with path.open("rb") as file:
+            rows = []
+            for start, length in offsets[numbers]:
+                file.seek(start)
+                rows.append(parse(json.loads(file.read(length))))
+        return _stacked(rows, task)
+
+    return Rows(len(offsets), read)
+
+
+def stream_tasks(stream: Stream) -> list[Task]:
+    """The tasks of a compiled stream one by one, each made when it is first read."""
+
+    def rows(make, index):
+        made: list[Rows] = []
+        plan = at(index, stream.plan)
+        weight = jax.jit(lambda pool, plan: make(pool, plan).weight)(stream.pool, plan)
+
+        def read(numbers):
+            if not made:
+                made.append(array_rows(jax.jit(make)(stream.pool, plan)))
+            return made[0].read(numbers)
+
+        return Rows(int(np.sum(np.asarray(weight) > 0)), read)
+
+    return [
+        Task(
+            f"{stream.name} {index}",
+            rows(stream.train, index),
+            rows(stream.test, index),
+        )
+        for index in range(num_tasks(stream.plan))
+    ]
+
+
+def _object(line: bytes) -> dict[str, Any]:
+    record = json.loads(line)
+    if not isinstance(record, dict):
+        msg = f"expected an object, got {type(record).__name__}"
+        raise TypeError(msg)
+    return record
+
+
+def _shapes(row: tuple[PyTree, PyTree]) -> list[tuple]:
+    return [np.shape(leaf) for leaf in jax.tree.leaves(row)]
+
+
+def _stacked(rows: list[tuple[PyTree, PyTree]], task: int) -> Batch:
+    def stacked(*leaves):
+        whole = np.stack(leaves)
+        return whole.astype(np.int32) if whole.dtype.kind in "iu" else whole
+
+    x, y = jax.tree.map(stacked, *rows)
+    count = len(rows)
+    return Batch(x, y, np.ones(count, np.float32), np.full(count, task, np.int32))
+
+
+__all__ = ["Rows", "Task", "array_rows", "jsonl_rows", "source_rows", "stream_tasks"]

@@ -1,0 +1,65 @@
+"""Who draws what: the keys of a task, and the order of its rows.
+
+Both loops take them from here, so that they learn from the same rows in the same order.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from jaxcl.typing import Key
+
+
+class FitKeys(NamedTuple):
+    """What draws the order of a task's rows, its steps (by number), and its end."""
+
+    order: Key
+    steps: Key
+    end: Key
+
+
+def fit_keys(key: Key) -> FitKeys:
+    """The keys of one task from the key of its fit; the host loop uses the same."""
+    return FitKeys(*jax.random.split(key, 3))
+
+
+class TaskKeys(NamedTuple):
+    """What a task's fit and its observers draw from."""
+
+    fit: Key
+    before: Key
+    after: Key
+
+
+def task_keys(key: Key, index) -> TaskKeys:
+    """The keys of task ``index`` from the key of the run, and from nothing else."""
+    return TaskKeys(*jax.random.split(jax.random.fold_in(key, index), 3))
+
+
+def batch_order(
+    key: Key, weight: Float[Array, " n"], *, num_steps: int, batch_size: int
+) -> Int[Array, "steps b"]:
+    """Row numbers of ``num_steps`` full batches, drawn without replacement.
+
+    Each pass over the task is a fresh random order of its real rows; rows of weight zero
+    never appear. A batch may straddle two passes, so that all batches are full.
+
+    Args:
+      key: draws the orders.
+      weight: [n], zero for padding.
+      num_steps: how many batches.
+      batch_size: rows of each.
+    """
+    n = weight.shape[0]
+    passes = -(-num_steps * batch_size // n) + 1
+    draws = jax.random.uniform(key, (passes, n)) + jnp.where(weight > 0, 0.0, 2.0)
+    orders = jnp.argsort(draws, axis=1).astype(jnp.int32)  # padding comes last
+    real = jnp.maximum(jnp.sum(weight > 0).astype(jnp.int32), 1)
+    position = jnp.arange(num_steps * batch_size, dtype=jnp.int32)
+    rows = orders[(position // real) % passes, position % real]
+    return rows.reshape(num_steps, batch_size)
+
+
+__all__ = ["FitKeys", "TaskKeys", "batch_order", "fit_keys", "task_keys"]
