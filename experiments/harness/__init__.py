@@ -7,7 +7,6 @@ reports it; ``__main__.py`` of its folder is::
 """
 
 from experiments.harness.command import main
-from experiments.harness.progress import progress
 from experiments.harness.run_folder import (
     RunFolder,
     append,
@@ -18,6 +17,7 @@ from experiments.harness.run_folder import (
     write_text,
 )
 from experiments.harness.workers import share_out, worker_count
+from jaxcl.training.progress import progress
 
 __all__ = [
     "RunFolder",

@@ -1,4 +1,4 @@
-"""Who walks the stream: the device loop, and checkpoints for exact resume."""
+"""Who walks the stream: the device loop, the host loop, checkpoints for exact resume."""
 
 from jaxcl.training.device import (
     Moment,
@@ -13,12 +13,15 @@ from jaxcl.training.device import (
     run_stream,
     steps_for,
 )
+from jaxcl.training.host import Learned, Options, learn
 from jaxcl.training.order import batch_order
 from jaxcl.training.segments import Walked, in_segments, segment_size
 
 __all__ = [
+    "Learned",
     "Moment",
     "Observer",
+    "Options",
     "TaskRecord",
     "Walked",
     "accuracies",
@@ -28,6 +31,7 @@ __all__ = [
     "first_example",
     "fit_task",
     "in_segments",
+    "learn",
     "over_runs",
     "run_stream",
     "segment_size",

@@ -14,6 +14,9 @@ import os
 import shutil
 import warnings
 import zlib
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,7 +32,15 @@ class Restored(NamedTuple):
     tree: PyTree
 
 
-def save(folder: str | Path, step: int, tree: PyTree, *, keep: int = 2) -> Path:
+def save(
+    folder: str | Path,
+    step: int,
+    tree: PyTree,
+    *,
+    keep: int = 2,
+    hold: bool = False,
+    about: Mapping[str, Any] | None = None,
+) -> Path:
     """Write ``tree`` as checkpoint ``step`` of ``folder``; keep the latest ``keep``.
 
     A kill at any moment leaves the earlier checkpoints as they were. Cost: one copy to
@@ -40,6 +51,8 @@ def save(folder: str | Path, step: int, tree: PyTree, *, keep: int = 2) -> Path:
       step: position in the run, at least zero; an existing one is replaced.
       tree: arrays of any dtype, typed keys among them. Numbers become arrays.
       keep: how many checkpoints stay on disk; with two, one may be damaged.
+      hold: never remove this one to make room, and do not count it among those kept.
+      about: what the run is, for JSON; :func:`restore` can insist on it.
 
     Returns:
       The folder of this checkpoint.
@@ -64,13 +77,17 @@ def save(folder: str | Path, step: int, tree: PyTree, *, keep: int = 2) -> Path:
             n: str(jax.random.key_impl(k)) for n, k in leaves.items() if _is_key(k)
         },
         "checksums": _checksums(path),
+        "hold": hold,
+        "about": dict(about or {}),
     }
     partial = path.with_suffix(".json.tmp")
     partial.write_text(json.dumps(note, indent=1))
     os.replace(partial, _note(path))
 
-    others = [other for other in steps(path.parent) if other != step]
-    kept = {str(s) for s in (step, *others[len(others) - keep + 1 :])}
+    held = {other for other in steps(path.parent) if _held(path.parent / str(other))}
+    others = [other for other in steps(path.parent) if other not in {step, *held}]
+    room = keep if hold else keep - 1
+    kept = {str(s) for s in (step, *held, *others[max(0, len(others) - room) :])}
     for entry in path.parent.iterdir():  # older ones, and what a kill left half-done
         name = entry.name.split(".")[0]
         if name.isdigit() and (name not in kept or "tmp" in entry.name):
@@ -78,13 +95,16 @@ def save(folder: str | Path, step: int, tree: PyTree, *, keep: int = 2) -> Path:
     return path
 
 
-def restore(folder: str | Path, like: PyTree) -> Restored:
+def restore(
+    folder: str | Path, like: PyTree, *, about: Mapping[str, Any] | None = None
+) -> Restored:
     """Read the latest sound checkpoint of ``folder`` into the structure of ``like``.
 
     Args:
       folder: where :func:`save` wrote.
       like: the tree that is expected: arrays or ``jax.ShapeDtypeStruct`` (what
         ``jax.eval_shape`` gives); leaves with a ``sharding`` are placed accordingly.
+      about: what the run is, as it was given to :func:`save`; not compared if absent.
 
     Returns:
       The step and the tree, bits equal to what was saved. A damaged checkpoint is
@@ -93,7 +113,8 @@ def restore(folder: str | Path, like: PyTree) -> Restored:
     Raises:
       FileNotFoundError: if there is no checkpoint at all.
       ValueError: if the tree on disk has other leaves, shapes or dtypes than ``like``
-        (the message lists the differences), or if every checkpoint is damaged.
+        (the message lists the differences), if it was saved by another run than
+        ``about`` says, or if every checkpoint is damaged.
     """
     folder = Path(folder).resolve()
     found = steps(folder)
@@ -114,10 +135,44 @@ def restore(folder: str | Path, like: PyTree) -> Restored:
                 stacklevel=2,
             )
         note = json.loads(_note(path).read_text())
+        if about is not None:
+            _check_about(path, note.get("about", {}), json.loads(json.dumps(about)))
         _check_same(path, note["leaves"], like)
         return Restored(step, _read(path, note["keys"], like))
     msg = f"restore: every checkpoint of {folder} is damaged: {', '.join(damaged)}."
     raise ValueError(msg)
+
+
+@contextmanager
+def saving(
+    folder: str | Path, *, keep: int = 2, about: Mapping[str, Any] | None = None
+) -> Iterator[Callable[..., None]]:
+    """Yield a ``save(step, tree, hold=False)`` that writes while the run goes on.
+
+    The tree is copied on the device first, so that it may be donated right after. One
+    checkpoint is written at a time: a save waits for the one before it, and the last one
+    is on the disk when the context ends. Errors of the disk are raised there.
+
+    Args:
+      folder: as in :func:`save`.
+      keep: likewise.
+      about: likewise.
+    """
+    with ThreadPoolExecutor(1, "checkpoint") as writer:
+        last: list[Future] = []
+
+        def wait():
+            while last:
+                last.pop().result()
+
+        def later(step: int, tree: PyTree, hold: bool = False) -> None:
+            wait()
+            copied = jax.block_until_ready(jax.tree.map(jnp.copy, tree))
+            options = {"keep": keep, "hold": hold, "about": about}
+            last.append(writer.submit(save, folder, step, copied, **options))
+
+        yield later
+        wait()
 
 
 def steps(folder: str | Path) -> list[int]:
@@ -233,6 +288,27 @@ def _read(path: Path, key_impls: dict[str, str], like: PyTree) -> PyTree:
     return jax.tree.unflatten(jax.tree.structure(like), parts)
 
 
+def _held(path: Path) -> bool:
+    try:
+        return json.loads(_note(path).read_text()).get("hold", False)
+    except (OSError, ValueError):
+        return False
+
+
+def _check_about(path: Path, held: dict[str, Any], wanted: dict[str, Any]) -> None:
+    lines = [
+        f"{name} {held.get(name, 'absent')!r}, not {wanted.get(name, 'absent')!r}"
+        for name in sorted({*held, *wanted})
+        if held.get(name) != wanted.get(name)
+    ]
+    if lines:
+        msg = (
+            f"restore: {path} is of another run: {'; '.join(lines[:8])}. Resume with its "
+            "settings, or start in a new folder."
+        )
+        raise ValueError(msg)
+
+
 def _check_same(path: Path, on_disk: dict[str, str], like: PyTree) -> None:
     wanted = _describe(_leaves(like))
     lines = [
@@ -250,4 +326,4 @@ def _check_same(path: Path, on_disk: dict[str, str], like: PyTree) -> None:
         raise ValueError(msg)
 
 
-__all__ = ["Restored", "restore", "save", "steps"]
+__all__ = ["Restored", "restore", "save", "saving", "steps"]

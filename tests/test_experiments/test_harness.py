@@ -16,7 +16,7 @@ import pytest
 
 from experiments import harness
 from experiments.harness import command, run_folder
-from experiments.harness.progress import pace
+from jaxcl.training.progress import pace
 
 ROOT = Path(__file__).parent.parent.parent
 

@@ -150,3 +150,52 @@ def test_a_tree_without_data_round_trips(tmp_path):
     restored = checkpoint.restore(tmp_path, tree).tree
     assert bits(restored) == bits(tree)
     assert jax.tree.structure(restored) == jax.tree.structure(tree)
+
+
+def test_what_is_held_stays_and_does_not_count(tmp_path):
+    """Oracle: the list of steps, by hand."""
+    for step in range(6):
+        checkpoint.save(
+            tmp_path, step, {"x": jnp.full(2, step)}, keep=2, hold=step in (1, 3)
+        )
+    assert checkpoint.steps(tmp_path) == [1, 3, 4, 5]
+
+
+def test_a_checkpoint_of_another_run_is_refused(tmp_path):
+    """Oracle: the difference that was made. What was not said is not compared."""
+    tree = {"x": jnp.ones(2)}
+    checkpoint.save(tmp_path, 0, tree, about={"rate": 0.1, "sizes": (3, 4)})
+    assert (
+        checkpoint.restore(tmp_path, tree, about={"rate": 0.1, "sizes": (3, 4)}).step
+        == 0
+    )
+    assert checkpoint.restore(tmp_path, tree).step == 0
+    with pytest.raises(ValueError, match=r"rate 0\.1, not 0\.2; seed 'absent', not 1"):
+        checkpoint.restore(
+            tmp_path, tree, about={"rate": 0.2, "sizes": (3, 4), "seed": 1}
+        )
+
+
+def test_a_tree_may_be_donated_while_it_is_written(tmp_path):
+    """Oracle: its values before. Two saves in a row are both on the disk."""
+    double = jax.jit(lambda x: 2 * x, donate_argnums=0)
+    x = jnp.arange(100_000.0)
+    with checkpoint.saving(tmp_path) as later:
+        for step in range(2):
+            later(step, {"x": x})
+            x = double(x)
+    want = np.arange(100_000.0)
+    found = checkpoint.restore(tmp_path, {"x": x}).tree["x"]
+    np.testing.assert_array_equal(found, 2 * want)
+    assert checkpoint.steps(tmp_path) == [0, 1]
+
+
+def test_a_disk_that_refuses_is_heard_of(tmp_path):
+    """Oracle: a file where the folder should be; the checkpoints before it stay."""
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    with (
+        pytest.raises(OSError, match="file"),
+        checkpoint.saving(blocked / "in") as later,
+    ):
+        later(0, {"x": jnp.ones(2)})

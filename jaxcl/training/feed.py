@@ -1,0 +1,57 @@
+"""Batches that are ready when the step is: read ahead by a thread."""
+
+import queue
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+
+def feed(
+    read: Callable[[Any], Any], items: Iterable[Any], *, ahead: int = 2
+) -> Iterator[Any]:
+    """Yield ``read(item)`` for all items in order, reading ``ahead`` of them early.
+
+    Args:
+      read: called in another thread; it may be slow.
+      items: what to read.
+      ahead: how many results may wait.
+
+    Raises:
+      Whatever ``read`` raises, at the place in the order where it raised it.
+    """
+    box: queue.Queue = queue.Queue(max(1, ahead))
+    ended = threading.Event()
+
+    def put(entry) -> bool:
+        while not ended.is_set():
+            try:
+                box.put(entry, timeout=0.1)
+            except queue.Full:
+                continue
+            return True
+        return False
+
+    def work():
+        try:
+            for item in items:
+                if not put((read(item), None)):
+                    return
+        except BaseException as error:  # handed to whoever waits for the result
+            put((None, error))
+        else:
+            put((None, StopIteration()))
+
+    threading.Thread(target=work, daemon=True, name="feed").start()
+    try:
+        while True:
+            result, error = box.get()
+            if isinstance(error, StopIteration):
+                return
+            if error is not None:
+                raise error
+            yield result
+    finally:
+        ended.set()
+
+
+__all__ = ["feed"]

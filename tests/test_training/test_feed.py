@@ -1,0 +1,60 @@
+"""Reading ahead, and ends that were asked for."""
+
+import os
+import signal
+import threading
+import time
+
+import pytest
+
+from jaxcl.training.feed import feed
+from jaxcl.training.interrupt import interruptible
+
+
+def test_results_come_in_order_and_are_read_ahead_but_not_far():
+    """Oracle: map; and the number of reads while the consumer waits."""
+    read = []
+
+    def square(item):
+        read.append(item)
+        return item**2
+
+    results = feed(square, range(20), ahead=2)
+    assert next(results) == 0
+    time.sleep(0.3)
+    assert 2 <= len(read) <= 5
+    assert list(results) == [item**2 for item in range(1, 20)]
+
+
+def test_an_error_comes_at_its_place():
+    """Oracle: the results before it."""
+    got = []
+    with pytest.raises(ZeroDivisionError):
+        got.extend(feed(lambda item: 6 // item, [3, 2, 0, 1]))
+    results = feed(lambda item: 6 // item, [3, 2, 0, 1])
+    assert [next(results), next(results)] == [2, 3]
+    with pytest.raises(ZeroDivisionError):
+        next(results)
+
+
+def test_a_consumer_that_leaves_ends_the_reader():
+    """Oracle: the threads of this process."""
+    results = feed(lambda item: item, range(10**9))
+    assert next(results) == 0
+    results.close()
+    deadline = time.monotonic() + 5
+    while any(thread.name == "feed" for thread in threading.enumerate()):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_signals_become_a_question_and_then_what_they_were():
+    """Oracle: the handlers before."""
+    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    with interruptible() as interrupted:
+        assert not interrupted()
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert interrupted()
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before

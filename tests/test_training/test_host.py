@@ -1,0 +1,278 @@
+"""The host loop: what it learns, and that no end it may find changes that."""
+
+import json
+import os
+import signal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxcl.curvature import exact_fisher
+from jaxcl.losses import cross_entropy, single_head
+from jaxcl.memory import reservoir
+from jaxcl.method import make_method
+from jaxcl.models import mlp
+from jaxcl.regularizers import ewc
+from jaxcl.streams import Rows, Task, digits, permuted, stream_tasks, subset
+from jaxcl.training import accuracy_row, first_example, host, run_stream
+from jaxcl.training.host import Options, learn
+from jaxcl.transforms import sam
+
+OPTIONS = Options(
+    num_steps=6, batch_size=8, report_every=2, eval_batch_size=32, save_every=0.0
+)
+MODEL = mlp((64, 8, 10))
+LOGITS = single_head(MODEL.apply)
+
+
+def build(frozen):
+    """A method with every part; the frozen number is its learning rate."""
+    return make_method(
+        cross_entropy(LOGITS),
+        optax.sgd(frozen, momentum=0.9),
+        gradient=sam(0.05),
+        regularizer=ewc(exact_fisher(LOGITS), 10.0),
+        memory=reservoir(16, sample_size=4),
+    )
+
+
+def score(params, frozen, batch):
+    del frozen
+    hit = lambda example: jnp.argmax(LOGITS(params, example)) == example.y
+    return jax.vmap(hit)(batch)
+
+
+@pytest.fixture(scope="module")
+def stream():
+    images = subset(digits(), key=jax.random.key(5), num_train=60, num_test=50)
+    return permuted(jax.random.key(1), images, num_tasks=3)
+
+
+@pytest.fixture(scope="module")
+def tasks(stream):
+    return stream_tasks(stream)
+
+
+def run(folder, tasks, options=OPTIONS, **others):
+    params = MODEL.init(jax.random.key(2))
+    given = {"frozen": jnp.float32(0.1), "score": score, "quiet": True, **others}
+    return learn(
+        jax.random.key(3), build, params, tasks, options, folder=folder, **given
+    )
+
+
+@pytest.fixture(scope="module")
+def whole(tasks, tmp_path_factory):
+    """A run left alone, without checkpoints inside tasks."""
+    folder = tmp_path_factory.mktemp("whole")
+    return run(folder, tasks, OPTIONS._replace(save_every=1e9)), folder
+
+
+def assert_same_bits(left, right):
+    def plain(leaf):
+        is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        return jax.random.key_data(leaf) if is_key else leaf
+
+    jax.tree.map(
+        lambda a, b: np.testing.assert_array_equal(plain(a), plain(b)), left, right
+    )
+
+
+def test_the_host_loop_ends_where_the_compiled_stream_ends(whole, stream):
+    """Oracle: the device loop on the same stream and key; states and accuracies."""
+    learned, _ = whole
+
+    @jax.jit
+    def compiled(rate):
+        method = build(rate)
+        state = method.init(MODEL.init(jax.random.key(2)), first_example(stream))
+        look = accuracy_row(LOGITS, stream)
+        return run_stream(
+            jax.random.key(3),
+            method,
+            stream,
+            state,
+            num_steps=6,
+            batch_size=8,
+            after=look,
+        )
+
+    state, record = compiled(jnp.float32(0.1))
+    assert learned.status == "done"
+    np.testing.assert_allclose(learned.position.matrix, record.after, atol=1e-6)
+    for ours, theirs in zip(
+        jax.tree.leaves(learned.position.state), jax.tree.leaves(state), strict=True
+    ):
+        if not jnp.issubdtype(ours.dtype, jax.dtypes.prng_key):
+            np.testing.assert_allclose(ours, theirs, atol=1e-4)
+
+
+def test_metrics_tell_every_step_once_and_every_score(whole):
+    """Oracle: counting, and the matrix that was returned."""
+    learned, folder = whole
+    lines = list(map(json.loads, (folder / "metrics.jsonl").read_text().splitlines()))
+    reports = [line for line in lines if "loss" in line]
+    assert [line["step"] for line in reports] == [2, 4, 6] * 3
+    ends = [line["scores"] for line in lines if line.get("ended")]
+    np.testing.assert_allclose(ends, learned.position.matrix)
+    assert [line["at"] for line in lines] == sorted(line["at"] for line in lines)
+
+
+@pytest.mark.parametrize("cut", [1, 7, 18])
+def test_a_run_that_ends_anywhere_goes_on_with_the_same_bits(
+    whole, tasks, tmp_path, cut
+):
+    """Oracle: the run left alone. The end comes as an error while rows are read."""
+    count = 0
+
+    def breaking(rows: Rows) -> Rows:
+        def read(numbers):
+            nonlocal count
+            count += len(numbers) == OPTIONS.batch_size
+            if count == cut:
+                count += 1
+                raise KeyboardInterrupt
+            return rows.read(numbers)
+
+        return Rows(rows.count, read)
+
+    broken = [Task(task.name, breaking(task.train), task.test) for task in tasks]
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, broken)
+    learned = run(tmp_path, tasks)
+    assert learned.status == "done"
+    assert_same_bits(learned.position, whole[0].position)
+
+
+def test_sigterm_ends_a_run_with_a_checkpoint(whole, tasks, tmp_path):
+    """Oracle: the run left alone, after going on."""
+    calls = []
+
+    def signalling(rows):
+        def read(numbers):
+            calls.append(1)
+            if len(calls) == 4:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return rows.read(numbers)
+
+        return Rows(rows.count, read)
+
+    asked = [Task(task.name, signalling(task.train), task.test) for task in tasks]
+    options = OPTIONS._replace(save_every=1e9)
+    learned = run(tmp_path, asked, options)
+    assert learned.status == "interrupted"
+    assert 0 < int(learned.position.step) <= 6
+    assert int(learned.position.task) == 0
+    again = run(tmp_path, tasks, options)
+    assert again.status == "done"
+    assert_same_bits(again.position, whole[0].position)
+
+
+@pytest.mark.parametrize("policy", ["stop", "skip", "continue"])
+def test_a_step_that_is_not_finite_stops_is_skipped_or_is_counted(
+    tasks, tmp_path, policy
+):
+    """Oracle: one batch of NaN in the second task, and the parameters after it."""
+    calls = []
+
+    def poisoned(rows):
+        def read(numbers):
+            batch = rows.read(numbers)
+            calls.append(len(numbers))
+            bad = np.full_like(batch.x, np.nan) if len(calls) == 3 else batch.x
+            return batch._replace(x=bad)
+
+        return Rows(rows.count, read)
+
+    second = Task("poisoned", poisoned(tasks[1].train), tasks[1].test)
+    given = [tasks[0], second, tasks[2]]
+    options = OPTIONS._replace(on_non_finite=policy, consolidate_rows=8)
+    plain = lambda rate: make_method(cross_entropy(LOGITS), optax.sgd(rate))
+    params = MODEL.init(jax.random.key(2))
+    learned = learn(
+        jax.random.key(3),
+        plain,
+        params,
+        given,
+        options,
+        folder=tmp_path,
+        frozen=jnp.float32(0.1),
+        score=score,
+        quiet=True,
+    )
+    finite = all(
+        bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(learned.params)
+    )
+    assert learned.status == ("diverged" if policy == "stop" else "done")
+    assert finite == (policy == "skip")
+    assert int(learned.position.num_bad) >= 1
+    if policy == "skip":
+        assert int(learned.position.num_bad) == 1
+    if policy == "stop":
+        like = host.begin(
+            host.compile_program(plain, None, options), params, jnp.float32(0.1), given
+        )
+        from jaxcl.training.checkpoint import restore
+
+        kept = restore(tmp_path / "checkpoints", like).tree
+        leaves = jax.tree.leaves(kept.state.params)
+        assert all(bool(jnp.isfinite(leaf).all()) for leaf in leaves)
+
+
+def test_one_program_serves_all_tasks(tasks, tmp_path):
+    """Oracle: a counter in the traced code; the tasks differ in length."""
+    traces = []
+
+    def counting(frozen):
+        method = build(frozen)
+
+        def step(key, state, batch):
+            traces.append("step")
+            return method.step(key, state, batch)
+
+        def end_task(key, state, task):
+            traces.append("end")
+            return method.end_task(key, state, task)
+
+        return method._replace(step=step, end_task=end_task)
+
+    short = Rows(20, tasks[1].train.read)
+    given = [tasks[0], Task("short", short, tasks[1].test), tasks[2]]
+    params = MODEL.init(jax.random.key(2))
+    learn(
+        jax.random.key(3),
+        counting,
+        params,
+        given,
+        OPTIONS,
+        folder=tmp_path,
+        frozen=jnp.float32(0.1),
+        quiet=True,
+    )
+    assert sorted(traces) == ["end", "step"]
+    jax.tree.map(np.asarray, params)  # the caller's parameters were not donated
+
+
+def test_what_cannot_run_is_refused_before_anything_is_written(tasks, tmp_path):
+    """Oracle: the contract, and the folder."""
+    few = [Task("few", Rows(3, tasks[0].train.read), tasks[0].test)]
+    for given, options, words in (
+        (few, OPTIONS, "task 'few' has 3 rows, fewer than a batch of 8"),
+        ([], OPTIONS, "at least one task"),
+        (tasks, OPTIONS._replace(num_steps=0), "num_steps must be at least 1"),
+        (tasks, OPTIONS._replace(on_non_finite="ignore"), "stop, skip, continue"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            run(tmp_path / "out", given, options)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_checkpoint_of_another_run_is_refused_with_the_difference(tasks, tmp_path):
+    """Oracle: the setting that was changed."""
+    options = OPTIONS._replace(num_steps=2)
+    run(tmp_path, tasks[:1], options, about={"rate": 0.1, "base": "abc"})
+    with pytest.raises(ValueError, match=r"rate 0\.1, not 0\.2"):
+        run(tmp_path, tasks[:1], options, about={"rate": 0.2, "base": "abc"})
