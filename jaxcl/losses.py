@@ -73,18 +73,42 @@ def squared_error(apply: Callable) -> ExampleLoss:
 
 
 def row_losses(
-    example_loss: ExampleLoss, params: Params, batch: Batch, key: Key
+    example_loss: ExampleLoss,
+    params: Params,
+    batch: Batch,
+    key: Key,
+    *,
+    chunk_size: int | None = None,
 ) -> Float[Array, " b"]:
-    """The loss of every row; each row draws from its own key."""
+    """The loss of every row; each row draws from its own key.
+
+    Args:
+      example_loss: ``(params, example, key) -> scalar``.
+      params: where.
+      batch: rows ``[b, ...]``.
+      key: of all rows.
+      chunk_size: rows whose activations are held at once; all if absent. A gradient then
+        accumulates chunk by chunk, each of which is computed a second time for it: the
+        memory of a small batch, for four thirds of the work.
+    """
     keys = jax.random.split(key, num_rows(batch))
-    return jax.vmap(example_loss, in_axes=(None, 0, 0))(params, batch, keys)
+    if chunk_size is None or chunk_size >= num_rows(batch):
+        return jax.vmap(example_loss, in_axes=(None, 0, 0))(params, batch, keys)
+    chunk = jax.checkpoint(lambda row: example_loss(params, *row))
+    return jax.lax.map(chunk, (batch, keys), batch_size=chunk_size)
 
 
 def mean_loss(
-    example_loss: ExampleLoss, params: Params, batch: Batch, key: Key
+    example_loss: ExampleLoss,
+    params: Params,
+    batch: Batch,
+    key: Key,
+    *,
+    chunk_size: int | None = None,
 ) -> Float[Array, ""]:
     """Weighted mean of :func:`row_losses`; zero for a batch of padding."""
-    return weighted_mean(row_losses(example_loss, params, batch, key), batch.weight)
+    losses = row_losses(example_loss, params, batch, key, chunk_size=chunk_size)
+    return weighted_mean(losses, batch.weight)
 
 
 def accuracy(

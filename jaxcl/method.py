@@ -52,6 +52,7 @@ def make_method(
     average: Average | None = None,
     renewal: Renewal | None = None,
     replay_weight: ScalarLike = 1.0,
+    chunk_size: int | None = None,
     perturb_penalty: bool = True,
     reset_optimizer: bool = True,
     reset_gradient: bool = False,
@@ -70,6 +71,8 @@ def make_method(
       renewal: what touches parameters after the update to keep them able to learn.
       replay_weight: how much the replayed loss counts next to the current one; the
         Python number 0 for methods that only look at its gradient (A-GEM, GEM).
+      chunk_size: rows whose activations are held at once: gradient accumulation, for
+        every gradient that is taken; all if absent. See :func:`jaxcl.losses.row_losses`.
       perturb_penalty: whether the gradient transformation sees the penalty (SAM on
         loss + penalty), or the penalty's gradient is added afterwards, taken at the
         unperturbed parameters (as Create-and-Find does).
@@ -89,6 +92,9 @@ def make_method(
     renewal = renewal or no_renewal()
     replays = not (isinstance(replay_weight, int | float) and replay_weight == 0)
 
+    def losses_of(params, rows, key):
+        return row_losses(example_loss, params, rows, key, chunk_size=chunk_size)
+
     def data_loss(params, batch, replay, key):
         """L(p) over both parts in one pass, each row with its share of the mean."""
         if not replays or num_rows(replay) == 0:
@@ -98,11 +104,10 @@ def make_method(
             both = jnp.concatenate([_shares(batch), weight * _shares(replay)])
             shares = both / (1 + weight)
             rows = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), batch, replay)
-        return jnp.sum(shares * row_losses(example_loss, params, rows, key))
+        return jnp.sum(shares * losses_of(params, rows, key))
 
     def replay_loss(params, replay, key):
-        losses = row_losses(example_loss, params, replay, key)
-        return jnp.sum(_shares(replay) * losses)
+        return jnp.sum(_shares(replay) * losses_of(params, replay, key))
 
     def init(params, example):
         return MethodState(

@@ -87,3 +87,23 @@ def test_accuracy_counts_real_rows_whatever_the_chunks(chunk_size):
     expected = np.mean((best == np.asarray(BATCH.y))[real])
     found = accuracy(single_head(apply), PARAMS, BATCH, chunk_size=chunk_size)
     np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+def test_chunks_change_the_memory_of_a_gradient_and_not_its_value():
+    """Oracle: the whole batch at once; the bytes that XLA says it needs."""
+    rows, width = 256, 512
+    x = jax.random.normal(jax.random.key(3), (rows, 4))
+    batch = as_batch(x, jnp.zeros(rows, int))
+    params = (jnp.ones((4, width)) / 4, jnp.ones((width, 6)) / width)
+    deep = lambda params, x: jnp.sin(x @ params[0]) @ params[1]
+    loss = cross_entropy(single_head(deep))
+
+    def compiled(chunk_size):
+        mean = lambda params: mean_loss(loss, params, batch, KEY, chunk_size=chunk_size)
+        return jax.jit(jax.grad(mean)).lower(params).compile()
+
+    whole, parts = compiled(None), compiled(16)
+    for a, b in zip(whole(params), parts(params), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+    needed = [c.memory_analysis().temp_size_in_bytes for c in (whole, parts)]
+    assert needed[1] < 0.5 * needed[0], needed

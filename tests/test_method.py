@@ -262,3 +262,13 @@ def test_the_penalty_is_part_of_the_reported_loss_only_where_it_is_perturbed():
         state = method.init(params, at(slice(1), batch))
         info = method.step(key, state, batch)[1]
         np.testing.assert_allclose(info.loss, expected, rtol=1e-6)
+
+
+def test_accumulated_gradients_learn_what_whole_batches_learn():
+    """Oracle: no chunks. Three of eleven rows at once leaves a rest; SAM climbs once."""
+    parts = {
+        "gradient": sam(0.05),
+        "memory": reservoir(12, sample_size=3),
+        "regularizer": ewc(FISHER, 3.0),
+    }
+    assert_law(learned(MAKE(chunk_size=3, **parts)), learned(MAKE(**parts)), atol=1e-5)
