@@ -9,28 +9,27 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
-from jaxcl.streams.rows import Rows, Task
+from jaxcl.streams.rows import Task
 from jaxcl.training.checkpoint import restore, saving, steps
-from jaxcl.training.evaluate import mean_scores, padded_rows
+from jaxcl.training.evaluate import mean_scores
 from jaxcl.training.feed import feed
 from jaxcl.training.interrupt import interruptible
 from jaxcl.training.log import bar, metrics_file, tensorboard
-from jaxcl.training.order import batch_order, fit_keys, task_keys
+from jaxcl.training.order import fit_keys, task_keys
+from jaxcl.training.parallel import Layout, check_rows, num_parts
+from jaxcl.training.program import Build, Policy, Program, Score, compile_program
+from jaxcl.training.reading import first_learned, take_rows, training_order
 from jaxcl.tree import at
-from jaxcl.typing import Batch, Key, Method, MethodState, Params, StepInfo
+from jaxcl.typing import Batch, Key, MethodState, Params, StepInfo
 
-#: ``(frozen) -> method``: called while tracing, so that nothing is baked in.
-Build = Callable[[PyTree], Method]
-
-#: ``(params, frozen, batch) -> [b]``: how well each row is answered, such as 0 or 1.
-Score = Callable[[Params, PyTree, Batch], Float[Array, " b"]]
+Status = Literal["done", "diverged", "interrupted"]
 
 
 class Options(NamedTuple):
@@ -38,7 +37,7 @@ class Options(NamedTuple):
 
     num_steps: int  # per task
     batch_size: int
-    on_non_finite: Literal["stop", "skip", "continue"] = "stop"
+    on_non_finite: Policy = "stop"
     consolidate_rows: int | None = None  # rows that `end_task` sees; all if None
     eval_batch_size: int = 256
     eval_rows: int | None = None  # test rows per task; all if None
@@ -61,19 +60,24 @@ class Position(NamedTuple):
 class Learned(NamedTuple):
     """Where a run ended."""
 
-    status: Literal["done", "diverged", "interrupted"]
+    status: Status
     params: Params  # what the method evaluates
     position: Position
 
 
-class Program(NamedTuple):
-    """What is compiled, once each."""
+class Run(NamedTuple):
+    """What a run has besides its position: its inputs, its program, all its effects."""
 
-    start: Callable  # (params, frozen, example) -> state
-    step: Callable  # (state, frozen, key, number, batch) -> (state, info)
-    end_task: Callable  # (state, frozen, key, task) -> state
-    read: Callable  # (state, frozen) -> params
-    score: Callable | None  # (params, frozen, batch) -> sum, weight
+    key: Key
+    tasks: Sequence[Task]
+    options: Options
+    layout: Layout | None
+    program: Program
+    interrupted: Callable[[], bool]
+    save: Callable[..., None]
+    write: Callable[[Mapping[str, Any]], None]
+    scalar: Callable[[str, float, int], None]
+    advance: Callable[..., None]
 
 
 def learn(
@@ -86,6 +90,7 @@ def learn(
     folder: str | Path,
     frozen: PyTree = (),
     score: Score | None = None,
+    layout: Layout | None = None,
     about: Mapping[str, Any] | None = None,
     tensorboard_folder: str | Path | None = None,
     quiet: bool = False,
@@ -104,6 +109,7 @@ def learn(
       folder: gets ``checkpoints/`` and ``metrics.jsonl``; created if absent.
       frozen: weights that are used and never trained; they are not in the checkpoints.
       score: what the matrix holds; without it nothing is evaluated.
+      layout: devices to spread over, see :mod:`jaxcl.training.parallel`; one if absent.
       about: what the run is (settings, fingerprint of ``frozen``): the checkpoint of
         another run is refused, with what differs.
       tensorboard_folder: also write scalars for TensorBoard.
@@ -121,55 +127,47 @@ def learn(
     losses are fetched when they are reported, ``report_every`` steps late. While a
     checkpoint is written there is one more copy of the state.
     """
-    check(tasks, options)
-    folder, total = Path(folder), len(tasks)
-    program = compile_program(build, score, options)
-    position = begin(program, params, frozen, tasks)
-    if steps(folder / "checkpoints"):
-        position = restore(folder / "checkpoints", position, about=about).tree
-    done = position_number(position, options)
+    check(tasks, options, layout)
+    place = Path(folder) / "checkpoints"
+    program = compile_program(
+        build,
+        params,
+        frozen,
+        at(slice(1), tasks[0].train.read(np.arange(1))),
+        score=score,
+        on_non_finite=options.on_non_finite,
+        layout=layout,
+    )
+    position = begin(program, params, len(tasks))
+    if steps(place):
+        position = restore(place, position, about=about).tree
+    here, done = _where(position), _number(*_where(position), options)
+    known = lambda line: line["at"] <= done
+    walked = here[0] * options.num_steps + here[1]
+    total = len(tasks) * options.num_steps
     with ExitStack() as stack:
         enter = stack.enter_context
-        session = Session(
+        run = Run(
+            key,
+            tasks,
+            options,
+            layout,
+            program,
             interrupted=enter(interruptible()),
-            save=enter(saving(folder / "checkpoints", keep=options.keep, about=about)),
-            write=enter(
-                metrics_file(
-                    folder / "metrics.jsonl", keep=lambda line: line["at"] <= done
-                )
-            ),
+            save=enter(saving(place, keep=options.keep, about=about)),
+            write=enter(metrics_file(place.parent / "metrics.jsonl", keep=known)),
             scalar=enter(tensorboard(tensorboard_folder)),
-            advance=enter(
-                bar(
-                    total * options.num_steps,
-                    done=_steps(position, options),
-                    quiet=quiet,
-                )
-            ),
+            advance=enter(bar(total, done=walked, quiet=quiet)),
         )
-        status = "done"
-        while status == "done" and int(position.task) < total:
-            position, status = fit(
-                key, program, frozen, tasks, options, position, session
-            )
+        status: Status = "done"
+        while status == "done" and _where(position)[0] < len(tasks):
+            position, status = fit(run, position)
             if status == "done":
-                position = finish_task(
-                    key, program, frozen, tasks, options, position, session
-                )
-    return Learned(status, program.read(position.state, frozen), position)
+                position = finish_task(run, position)
+    return Learned(status, program.read(position.state), position)
 
 
-class Session(NamedTuple):
-    """What a run talks to: all of its effects."""
-
-    interrupted: Callable[[], bool]
-    save: Callable[..., None]
-    write: Callable[[Mapping[str, Any]], None]
-    scalar: Callable[[str, float, int], None]
-    advance: Callable[..., None]
-
-
-def check(tasks: Sequence[Task], options: Options) -> None:
+def check(tasks: Sequence[Task], options: Options, layout: Layout | None) -> None:
     """Refuse what cannot run, before any compute.
 
     Raises:
@@ -179,10 +177,9 @@ def check(tasks: Sequence[Task], options: Options) -> None:
         if getattr(options, name) < 1:
             msg = f"learn: {name} must be at least 1, got {getattr(options, name)}."
             raise ValueError(msg)
-    policies = ("stop", "skip", "continue")
-    if options.on_non_finite not in policies:
+    if options.on_non_finite not in get_args(Policy):
         msg = (
-            f"learn: on_non_finite must be one of {', '.join(policies)}, got "
+            f"learn: on_non_finite must be one of {', '.join(get_args(Policy))}, got "
             f"{options.on_non_finite!r}."
         )
         raise ValueError(msg)
@@ -196,230 +193,159 @@ def check(tasks: Sequence[Task], options: Options) -> None:
                 f"batch of {options.batch_size}; lower batch_size or drop the task."
             )
             raise ValueError(msg)
+    if layout is not None:
+        sizes = options.batch_size, options.eval_batch_size
+        check_rows(layout, batch_size=sizes[0], eval_batch_size=sizes[1])
 
 
-def compile_program(build: Build, score: Score | None, options: Options) -> Program:
-    """Everything that runs on the device, jitted; nothing is compiled before it is used."""
+def begin(program: Program, params: Params, num_tasks: int) -> Position:
+    """The position before the first step."""
+    zero = lambda: jnp.zeros((), jnp.int32)
+    matrix = jnp.full((num_tasks, num_tasks), jnp.nan)
+    return Position(program.start(params), matrix, zero(), zero(), zero())
 
-    def start(params, frozen, example):
-        return build(frozen).init(params, example)
 
-    def step(state, frozen, key, number, batch):
-        after, info = build(frozen).step(jax.random.fold_in(key, number), state, batch)
-        finite = info.finite & jnp.isfinite(info.grad_norm)
-        if options.on_non_finite == "skip":
-            for leaf in jax.tree.leaves(after.params):
-                finite &= jnp.all(jnp.isfinite(leaf))
-            after = jax.tree.map(
-                lambda new, old: jnp.where(finite, new, old), after, state
-            )
-        return after, info._replace(finite=finite)
-
-    def end_task(state, frozen, key, task):
-        return build(frozen).end_task(key, state, task)
-
-    def read(state, frozen):
-        return build(frozen).eval_params(state)
-
-    def total(params, frozen, batch):
-        assert score is not None
-        return jnp.sum(score(params, frozen, batch) * batch.weight), jnp.sum(
-            batch.weight
-        )
-
-    return Program(
-        jax.jit(start),
-        jax.jit(step, donate_argnums=0),
-        jax.jit(end_task, donate_argnums=0),
-        jax.jit(read),
-        jax.jit(total) if score is not None else None,
+def fit(run: Run, position: Position) -> tuple[Position, Status]:
+    """Walk the rest of the task at hand, step by step."""
+    options, (index, first) = run.options, _where(position)
+    keys = fit_keys(task_keys(run.key, index).fit)
+    order = training_order_of(run, index)
+    rows, state, num_bad = run.tasks[index].train, position.state, int(position.num_bad)
+    here = lambda over: position._replace(
+        state=state, step=jnp.int32(over), num_bad=jnp.int32(num_bad)
     )
 
+    def read(step):
+        return take_rows(rows, order[step], size=options.batch_size, layout=run.layout)
 
-def begin(
-    program: Program, params: Params, frozen: PyTree, tasks: Sequence[Task]
-) -> Position:
-    """The position before the first step."""
-    example = at(slice(1), tasks[0].train.read(np.arange(1)))
-    zero = lambda: jnp.zeros((), jnp.int32)
-    state = program.start(params, frozen, example)
-    # Copies: each leaf must own its buffer, and the caller keeps `params`.
-    state = jax.tree.map(jnp.copy, state)
-    matrix = jnp.full((len(tasks), len(tasks)), jnp.nan)
-    return Position(state, matrix, zero(), zero(), zero())
-
-
-def fit(
-    key: Key,
-    program: Program,
-    frozen: PyTree,
-    tasks: Sequence[Task],
-    options: Options,
-    position: Position,
-    session: Session,
-) -> tuple[Position, Literal["done", "diverged", "interrupted"]]:
-    """Walk the rest of the task at hand, step by step."""
-    index, first = int(position.task), int(position.step)
-    rows, keys = tasks[index].train, fit_keys(task_keys(key, index).fit)
-    order = training_order(keys.order, rows, options)
-    state, num_bad = position.state, int(position.num_bad)
-    pending: list[StepInfo] = []  # steps whose losses nobody has looked at
-    reported = saved = time.monotonic()
-
-    def here(step: int) -> Position:
-        return position._replace(
-            state=state, step=jnp.int32(step), num_bad=jnp.int32(num_bad)
-        )
-
-    def look(infos: list[StepInfo], step: int) -> bool:
-        """Report on steps that are over; tell whether the run may go on."""
-        nonlocal num_bad, reported
-        if not infos:
-            return True
-        seen = jax.device_get(infos)
-        bad = sum(not info.finite for info in seen)
-        num_bad += bad
-        now = time.monotonic()
-        rate = len(seen) * options.batch_size / max(now - reported, 1e-9)
-        reported = now
-        loss = float(np.mean([info.loss for info in seen]))
-        session.write(
-            {
-                "at": _number(index, step, options),
-                "task": index,
-                "step": step,
-                "loss": loss,
-                "grad_norm": float(seen[-1].grad_norm),
-                "examples_per_second": round(rate, 1),
-                "not_finite": bad,
-            }
-        )
-        session.scalar("loss", loss, index * options.num_steps + step)
-        session.advance(
-            len(seen), f"{tasks[index].name}, loss {loss:.4g}, {rate:.3g} examples/s"
-        )
-        return not (bad and options.on_non_finite == "stop")
-
-    late: list[StepInfo] = []  # of the interval before: looked at without waiting
-    batches = feed(lambda step: rows.read(order[step]), range(first, options.num_steps))
-    for step, batch in enumerate(batches, first):
-        state, info = program.step(state, frozen, keys.steps, step, batch)
-        pending.append(info)
+    recent: list[StepInfo] = []
+    waiting: list[Interval] = []  # losses are over when the next interval is
+    began = saved = time.monotonic()
+    for step, batch in enumerate(feed(read, range(first, options.num_steps)), first):
+        state, info = run.program.step(state, keys.steps, np.int32(step), batch)
+        recent.append(info)
         over = step + 1
-        if over % options.report_every == 0:
-            if not look(late, over - len(pending)):
+        stop = run.interrupted()
+        pause = stop or time.monotonic() - saved > options.save_every
+        last = pause or over == options.num_steps
+        if last or over % options.report_every == 0:
+            now = time.monotonic()
+            waiting.append(Interval(recent, index, over, now - began))
+            recent, began = [], now
+            bad = 0
+            while len(waiting) > (0 if last else 1):
+                bad += report(run, waiting.pop(0))
+            num_bad += bad
+            if bad and options.on_non_finite == "stop":
                 return here(over), "diverged"
-            late, pending = pending, []
         if options.eval_every and over % options.eval_every == 0:
-            scores = evaluated(program, state, frozen, tasks[: index + 1], options)
-            session.write(
-                {"at": _number(index, over, options), "task": index, "step": over}
-                | {"scores": scores}
-            )
-        stop = session.interrupted()
-        if (
-            stop
-            or over == options.num_steps
-            or (time.monotonic() - saved > options.save_every)
-        ):
-            if not (look(late, over - len(pending)) and look(pending, over)):
-                return here(over), "diverged"
-            late, pending = [], []
-            if over < options.num_steps or stop:
-                session.save(_number(index, over, options), here(over))
-                saved = time.monotonic()
+            scores = evaluate(run, state, run.tasks[: index + 1])
+            line = {"at": _number(index, over, options), "task": index, "step": over}
+            run.write(line | {"scores": scores})
+        if pause:
+            run.save(_number(index, over, options), here(over))
+            saved = time.monotonic()
         if stop:
             return here(over), "interrupted"
     return here(options.num_steps), "done"
 
 
-def finish_task(
-    key: Key,
-    program: Program,
-    frozen: PyTree,
-    tasks: Sequence[Task],
-    options: Options,
-    position: Position,
-    session: Session,
-) -> Position:
+class Interval(NamedTuple):
+    """Steps of which the losses are still on the device."""
+
+    infos: list[StepInfo]
+    task: int
+    over: int  # steps of the task when it ended
+    seconds: float
+
+
+def report(run: Run, interval: Interval) -> int:
+    """Tell about some steps; return how many of them were not finite."""
+    infos, index, over, seconds = interval
+    seen = jax.device_get(infos)
+    bad = sum(not info.finite for info in seen)
+    rate = len(seen) * run.options.batch_size / max(seconds, 1e-9)
+    loss = float(np.mean([info.loss for info in seen]))
+    run.write(
+        {
+            "at": _number(index, over, run.options),
+            "task": index,
+            "step": over,
+            "loss": loss,
+            "grad_norm": float(seen[-1].grad_norm),
+            "examples_per_second": round(rate, 1),
+            "not_finite": bad,
+        }
+    )
+    run.scalar("loss", loss, index * run.options.num_steps + over)
+    name = run.tasks[index].name
+    run.advance(len(seen), f"{name}, loss {loss:.4g}, {rate:.3g} examples/s")
+    return bad
+
+
+def finish_task(run: Run, position: Position) -> Position:
     """Consolidate, evaluate all tasks, and save the end of the task for good."""
-    index = int(position.task)
-    keys = fit_keys(task_keys(key, index).fit)
-    rows = consolidation_rows(keys.order, tasks, index, options)
-    state = program.end_task(position.state, frozen, keys.end, rows)
-    matrix = position.matrix
-    number = _number(index + 1, 0, options)
-    if program.score is not None:
-        scores = evaluated(program, state, frozen, tasks, options)
+    index, matrix = _where(position)[0], position.matrix
+    keys = fit_keys(task_keys(run.key, index).fit)
+    state = run.program.end_task(position.state, keys.end, whole_task(run, index))
+    number = _number(index + 1, 0, run.options)
+    if run.program.total is not None:
+        scores = evaluate(run, state, run.tasks)
         matrix = matrix.at[index].set(jnp.asarray(scores))
-        session.write({"at": number, "task": index, "scores": scores, "ended": True})
+        run.write({"at": number, "task": index, "scores": scores, "ended": True})
         for task, value in enumerate(scores):
-            session.scalar(f"score/{task}", value, (index + 1) * options.num_steps)
+            run.scalar(f"score/{task}", value, (index + 1) * run.options.num_steps)
     position = position._replace(
         state=state, matrix=matrix, task=jnp.int32(index + 1), step=jnp.int32(0)
     )
-    session.save(number, position, hold=True)
+    run.save(number, position, hold=True)
     return position
 
 
-def evaluated(
-    program: Program,
-    state: MethodState,
-    frozen: PyTree,
-    tasks: Sequence[Task],
-    options: Options,
-) -> list[float]:
+def evaluate(run: Run, state: MethodState, tasks: Sequence[Task]) -> list[float]:
     """The mean score on the test rows of each task."""
-    params, total = program.read(state, frozen), program.score
-    assert total is not None
+    params, total = run.program.read(state), run.program.total
+    if total is None:
+        return []
     return mean_scores(
-        lambda batch: total(params, frozen, batch),
+        lambda batch: total(params, batch),
         tasks,
-        batch_size=options.eval_batch_size,
-        num_rows=options.eval_rows,
+        batch_size=run.options.eval_batch_size,
+        num_rows=run.options.eval_rows,
+        layout=run.layout,
     )
 
 
-def training_order(
-    key: Key, rows: Rows, options: Options
-) -> Int[np.ndarray, "steps b"]:
-    """Row numbers of all batches of a task, as the compiled loop draws them."""
-    order = batch_order(
-        key,
-        jnp.ones(rows.count),
+def training_order_of(run: Run, index: int) -> Int[np.ndarray, "steps b"]:
+    """The rows of all batches of a task."""
+    options = run.options
+    return training_order(
+        fit_keys(task_keys(run.key, index).fit).order,
+        run.tasks[index].train,
         num_steps=options.num_steps,
         batch_size=options.batch_size,
     )
-    return np.asarray(order)
 
 
-def consolidation_rows(
-    key: Key, tasks: Sequence[Task], index: int, options: Options
-) -> Batch:
-    """The rows that ``end_task`` sees: as many for all tasks, filled up with weight 0."""
-    rows = tasks[index].train
-    wanted = options.consolidate_rows or max(task.train.count for task in tasks)
+def whole_task(run: Run, index: int) -> Batch:
+    """What ``end_task`` sees: equally many rows for all tasks, filled up with weight 0."""
+    rows, wanted = run.tasks[index].train, run.options.consolidate_rows
+    size = wanted or max(task.train.count for task in run.tasks)
+    parts = 1 if run.layout is None else num_parts(run.layout)
     numbers = np.arange(rows.count)
-    if wanted < rows.count:  # the first that were learned
-        drawn = training_order(key, rows, options).ravel()
-        numbers = (
-            np.unique(drawn[:wanted]) if len(drawn) >= wanted else numbers[:wanted]
-        )
-    return padded_rows(rows, numbers, wanted)
+    if size < rows.count:
+        numbers = first_learned(training_order_of(run, index), size)
+    return take_rows(rows, numbers, size=-(-size // parts) * parts, layout=run.layout)
 
 
-def position_number(position: Position, options: Options) -> int:
-    """Where a position stands among all positions of a run."""
-    return _number(int(position.task), int(position.step), options)
+def _where(position: Position) -> tuple[int, int]:
+    """Task and step."""
+    return int(position.task), int(position.step)
 
 
 def _number(task: int, step: int, options: Options) -> int:
-    """The end of a task and the start of the next are two positions, with one number."""
+    """The end of a task and the start of the next are two positions with one number."""
     return task * (options.num_steps + 1) + step
 
 
-def _steps(position: Position, options: Options) -> int:
-    return int(position.task) * options.num_steps + int(position.step)
-
-
-__all__ = ["Learned", "Options", "Position", "Score", "learn"]
+__all__ = ["Learned", "Options", "Position", "learn"]

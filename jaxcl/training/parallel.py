@@ -1,0 +1,165 @@
+"""Where arrays live on many devices: a mesh, and a rule from a leaf to its placement.
+
+All parallelism is placement: the step is the one of a single device, and XLA splits it. A
+mesh has two axes. Along ``data`` devices hold different rows of a batch; along ``fsdp``
+they also hold different parts of large parameters, which XLA gathers where they are used.
+Rows are split over both. A third axis, ``tensor``, splits large parameters a second time.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import PyTree
+
+from jaxcl.typing import Batch
+
+AXES = ("data", "fsdp", "tensor")
+
+#: ``(path, shape, mesh) -> PartitionSpec``; ``path`` is such as ``params/dense_0/kernel``.
+Rule = Callable[[str, tuple[int, ...], Mesh], PartitionSpec]
+
+
+class Layout(NamedTuple):
+    """A mesh and the rule by which leaves are placed on it."""
+
+    mesh: Mesh
+    rule: Rule
+
+
+def make_mesh(
+    *, data: int | None = None, fsdp: int = 1, tensor: int = 1, devices=None
+) -> Mesh:
+    """A mesh over all devices of all processes.
+
+    Args:
+      data: devices along the first axis; what is left of them if absent.
+      fsdp: devices along the second.
+      tensor: devices along the third.
+      devices: which to use; all that JAX sees if absent.
+
+    Raises:
+      ValueError: if the axes do not multiply to the number of devices.
+    """
+    devices = np.asarray(jax.devices() if devices is None else devices)
+    if data is None:
+        data = max(1, devices.size // (fsdp * tensor))
+    if min(data, fsdp, tensor) < 1 or data * fsdp * tensor != devices.size:
+        msg = (
+            f"make_mesh: data x fsdp x tensor must be the {devices.size} devices there "
+            f"are, got {data} x {fsdp} x {tensor}."
+        )
+        raise ValueError(msg)
+    kinds = (jax.sharding.AxisType.Auto,) * len(AXES)
+    return Mesh(devices.reshape(data, fsdp, tensor), AXES, axis_types=kinds)
+
+
+def split_large(*, at_least: int = 2**16, whole: tuple[str, ...] = ()) -> Rule:
+    """Split every large leaf along its longest axes that can be split evenly.
+
+    The rule looks at shapes, so that optimizer statistics, anchors, Fisher diagonals and
+    averages lie where their parameters lie. What a memory remembers stays whole.
+
+    Args:
+      at_least: entries from which a leaf is split; below it a copy on every device is
+        cheaper than the talking.
+      whole: parts of a path whose leaves are never split, such as ``("lora",)``.
+    """
+
+    def rule(path, shape, mesh):
+        names = path.split("/")
+        kept = any(part in name for part in ("memory", *whole) for name in names)
+        if kept or np.prod(shape, dtype=np.int64) < at_least:
+            return PartitionSpec()
+        spec: list[str | None] = [None] * len(shape)
+        longest = sorted(range(len(shape)), key=lambda axis: (-shape[axis], axis))
+        for name in ("fsdp", "tensor"):
+            size = mesh.shape[name]
+            for axis in longest:
+                if size > 1 and spec[axis] is None and shape[axis] % size == 0:
+                    spec[axis] = name
+                    break
+        return PartitionSpec(*spec)
+
+    return rule
+
+
+def replicate(path: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
+    """The rule that keeps everything whole on every device: pure data parallelism."""
+    del path, shape, mesh
+    return PartitionSpec()
+
+
+def shardings(layout: Layout, tree: PyTree, *, prefix: str = "") -> PyTree:
+    """The placement of every leaf of a tree of arrays or of their shapes."""
+
+    def place(path, leaf):
+        name = prefix + jax.tree_util.keystr(path, simple=True, separator="/")
+        return NamedSharding(
+            layout.mesh, layout.rule(name, tuple(leaf.shape), layout.mesh)
+        )
+
+    return jax.tree_util.tree_map_with_path(place, tree)
+
+
+def rows_sharding(layout: Layout) -> NamedSharding:
+    """Rows split over all devices that may hold different ones."""
+    return NamedSharding(layout.mesh, PartitionSpec(("data", "fsdp")))
+
+
+def num_parts(layout: Layout) -> int:
+    """How many parts a batch is split into."""
+    return layout.mesh.shape["data"] * layout.mesh.shape["fsdp"]
+
+
+def check_rows(layout: Layout, **sizes: int) -> None:
+    """Refuse batches that cannot be split evenly.
+
+    Raises:
+      ValueError: naming the batch.
+    """
+    parts = num_parts(layout)
+    for name, size in sizes.items():
+        if size % parts:
+            msg = (
+                f"{name}: must be a multiple of the {parts} devices that share a batch "
+                f"(data x fsdp), got {size}."
+            )
+            raise ValueError(msg)
+
+
+def place_rows(layout: Layout, batch: Batch) -> Batch:
+    """Put the rows of this process's devices there; ``batch`` holds these rows only."""
+    sharding = rows_sharding(layout)
+    put = lambda leaf: jax.make_array_from_process_local_data(
+        sharding, np.asarray(leaf)
+    )
+    return jax.tree.map(put, batch)
+
+
+def own_rows(layout: Layout, numbers: np.ndarray) -> np.ndarray:
+    """Those of a batch's row numbers that this process has to read."""
+    if jax.process_count() == 1:
+        return numbers
+    index = rows_sharding(layout).addressable_devices_indices_map((len(numbers),))
+    parts = [part for part in index.values() if part is not None]
+    starts = sorted({part[0].indices(len(numbers))[:2] for part in parts})
+    return np.concatenate([numbers[start:stop] for start, stop in starts])
+
+
+__all__ = [
+    "AXES",
+    "Layout",
+    "Rule",
+    "check_rows",
+    "make_mesh",
+    "num_parts",
+    "own_rows",
+    "place_rows",
+    "replicate",
+    "rows_sharding",
+    "shardings",
+    "split_large",
+]

@@ -1,0 +1,138 @@
+"""The functions of the host loop, compiled: on one device, or placed on a mesh."""
+
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PyTree
+
+from jaxcl.training.parallel import Layout, rows_sharding, shardings
+from jaxcl.typing import Batch, Method, MethodState, Params
+
+#: ``(frozen) -> method``: called while tracing, so that nothing is baked in.
+Build = Callable[[PyTree], Method]
+
+#: ``(params, frozen, batch) -> [b]``: how well each row is answered, such as 0 or 1.
+Score = Callable[[Params, PyTree, Batch], Float[Array, " b"]]
+
+#: What becomes of a step that is not finite.
+Policy = Literal["stop", "skip", "continue"]
+
+
+class Program(NamedTuple):
+    """What a run does on the device; each part is compiled when it is first used."""
+
+    start: Callable[[Params], MethodState]
+    step: Callable[..., Any]  # (state, key, number, batch) -> (state, info)
+    end_task: Callable[..., MethodState]  # (state, key, task) -> state
+    read: Callable[[MethodState], Params]
+    total: Callable[..., Any] | None  # (params, batch) -> sums of score and weight
+
+
+def compile_program(
+    build: Build,
+    params: Params,
+    frozen: PyTree,
+    example: Batch,
+    *,
+    score: Score | None = None,
+    on_non_finite: Policy = "stop",
+    layout: Layout | None = None,
+) -> Program:
+    """Jit the parts of a run. The state is donated to each step.
+
+    Args:
+      build: makes the method.
+      params: in their shapes.
+      frozen: placed once, and handed to every call.
+      example: a batch of one row, in its shapes.
+      score: what is summed over test rows; nothing if absent.
+      on_non_finite: with ``skip`` a step whose loss, gradient or parameters are not
+        finite leaves the state as it was.
+      layout: where everything lives; inputs and outputs keep their places.
+    """
+
+    def start(params, frozen):
+        return build(frozen).init(params, example)
+
+    def step(state, frozen, key, number, batch):
+        after, info = build(frozen).step(jax.random.fold_in(key, number), state, batch)
+        finite = info.finite & jnp.isfinite(info.grad_norm)
+        if on_non_finite == "skip":
+            for leaf in jax.tree.leaves(after.params):
+                finite &= jnp.all(jnp.isfinite(leaf))
+            keep = lambda new, old: jnp.where(finite, new, old)
+            after = jax.tree.map(keep, after, state)
+        return after, info._replace(finite=finite)
+
+    def end_task(state, frozen, key, task):
+        return build(frozen).end_task(key, state, task)
+
+    def read(state, frozen):
+        return build(frozen).eval_params(state)
+
+    def total(params, frozen, batch):
+        assert score is not None
+        scores = score(params, frozen, batch)
+        return jnp.sum(scores * batch.weight), jnp.sum(batch.weight)
+
+    jit = _placed(layout, jax.eval_shape(start, params, frozen), frozen)
+    first = jit(start, ("whole", "frozen"), "state")
+    next_ = jit(step, ("state", "frozen", "whole", "whole", "rows"), ("state", "whole"))
+    last = jit(end_task, ("state", "frozen", "whole", "rows"), "state")
+    reading = jit(read, ("state", "frozen"), None)
+    sums = jit(total, (None, "frozen", "rows"), "whole") if score else None
+    if layout is not None:
+        frozen = jax.device_put(frozen, shardings(layout, frozen, prefix="frozen/"))
+
+    def begin(params):
+        # Copies: a step may take every buffer once, and the caller keeps `params`.
+        return jax.tree.map(jnp.copy, first(params, frozen))
+
+    return Program(
+        begin,
+        lambda state, key, number, batch: next_(state, frozen, key, number, batch),
+        lambda state, key, task: last(state, frozen, key, task),
+        lambda state: reading(state, frozen),
+        (lambda params, batch: sums(params, frozen, batch)) if sums else None,
+    )
+
+
+def _placed(layout: Layout | None, state: PyTree, frozen: PyTree) -> Callable:
+    """``jit`` that donates the state, and knows the places of arguments by name."""
+
+    def plain(function, arguments, results):
+        del results
+        return jax.jit(function, donate_argnums=_donated(arguments))
+
+    if layout is None:
+        return plain
+    places = {
+        "state": shardings(layout, state),
+        "frozen": shardings(layout, frozen, prefix="frozen/"),
+        "rows": rows_sharding(layout),
+        "whole": jax.sharding.NamedSharding(layout.mesh, jax.sharding.PartitionSpec()),
+        None: None,
+    }
+    find = lambda name: (
+        tuple(map(find, name)) if isinstance(name, tuple) else places[name]
+    )
+
+    def placed(function, arguments, results):
+        return jax.jit(
+            function,
+            donate_argnums=_donated(arguments),
+            in_shardings=find(arguments),
+            out_shardings=find(results),
+        )
+
+    return placed
+
+
+def _donated(arguments: tuple) -> tuple[int, ...]:
+    """A state that comes back is donated; where it is only read it is not."""
+    return (0,) if arguments[0] == "state" and len(arguments) > 2 else ()
+
+
+__all__ = ["Build", "Policy", "Program", "Score", "compile_program"]
