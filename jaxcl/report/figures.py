@@ -18,6 +18,7 @@ from scipy import stats
 from jaxcl.report.cells import accuracy_matrix, heatmap
 from jaxcl.report.lines import learning_curves, measure_curves
 from jaxcl.report.records import Record, check, curves, group, group_of, split
+from jaxcl.report.statistics import known_means
 from jaxcl.report.style import (
     FAINT,
     finish,
@@ -26,7 +27,7 @@ from jaxcl.report.style import (
     panels,
     styled,
 )
-from jaxcl.report.summaries import QUANTITIES
+from jaxcl.report.summaries import QUANTITIES, SUFFIXES
 
 
 def scatter(
@@ -40,14 +41,16 @@ def scatter(
     """One point per finished run: does ``x`` go with ``y``?
 
     The line is the least-squares fit over all runs, whatever their arm; the correlation
-    (Pearson, with its 95 % interval, and Spearman) is written below the title. It says
-    nothing about cause, and runs of one arm are not independent.
+    (Pearson and Spearman) is written below the title. It describes and tests nothing: it
+    has no interval, for runs of one arm are not independent, and it says nothing about
+    cause. A mean is taken over the tasks at which the quantity was measured.
 
     Args:
       records: runs of one setting.
       x: ``accuracy``, ``loss`` or a measure.
       y: likewise.
-      quantity: how a curve becomes a number: ``mean``, ``last`` or ``slope``.
+      quantity: how a curve becomes a number: ``mean``, ``last``, ``slope`` or ``late
+        slope``.
       title: above the figure.
 
     Raises:
@@ -58,11 +61,12 @@ def scatter(
     one_setting("scatter", records)
     done = split(records)[0]
     number = QUANTITIES[quantity]
-    points = (
-        np.stack([number(curves(done, x)), number(curves(done, y))], axis=1)
-        if done
-        else np.empty((0, 2))
-    )
+
+    def per_run(name):
+        values = curves(done, name)
+        return known_means(values) if quantity == "mean" else number(values)
+
+    points = np.stack([per_run(x), per_run(y)], axis=1) if done else np.empty((0, 2))
     known = np.isfinite(points).all(axis=1)
     if known.sum() < 3:
         msg = f"scatter: expected three runs with {x} and {y}, got {known.sum()}."
@@ -85,10 +89,9 @@ def scatter(
                 label=named[key],
             )
         ax.set_title(_fit(ax, points[known]), fontweight="normal", fontsize=10)
-        which = {"mean": "", "last": ", last tenth of the tasks", "slope": ", slope"}
         for name, put in ((x, ax.set_xlabel), (y, ax.set_ylabel)):
             unit = ", %" if name == "accuracy" else ""
-            put(name.replace("_", " ") + unit + which[quantity])
+            put(name.replace("_", " ") + unit + SUFFIXES[quantity])
         ax.grid(axis="x")
         ax.legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
         finish(figure, records, title, shown="")
@@ -132,10 +135,6 @@ def _fit(ax: Axes, points: np.ndarray) -> str:
     ax.plot(ends, intercept + slope * ends, color=FAINT, linewidth=1.4, zorder=2)
     pearson = np.corrcoef(points.T)[0, 1]
     words = f"Pearson r = {pearson:.2f}"
-    if len(points) > 3 and abs(pearson) < 1:  # Fisher's transformation
-        half = stats.norm.ppf(0.975) / np.sqrt(len(points) - 3)
-        low, high = np.tanh(np.arctanh(pearson) + half * np.array([-1, 1]))
-        words += f" [{low:.2f}, {high:.2f}]"
     ranks = stats.rankdata(points, axis=0)
     spearman = np.corrcoef(ranks.T)[0, 1]
     words += f", Spearman ρ = {spearman:.2f}, {len(points)} runs"

@@ -31,15 +31,22 @@ from jaxcl.report.style import (
 
 
 def learning_curves(
-    records: Sequence[Record], *, window: int = 1, title: str = ""
+    records: Sequence[Record],
+    *,
+    name: str = "accuracy",
+    label: str = "accuracy on the new task, %",
+    window: int = 1,
+    title: str = "",
 ) -> Figure:
     """Accuracy on the task just learned against its number, a panel per setting.
 
-    A line per group with its 95 % interval over seeds, labelled at its end; falling
-    lines lose plasticity.
+    A line per group with its 95 % interval over seeds, labelled at its end. Where tasks
+    are equally hard, falling lines lose plasticity.
 
     Args:
       records: runs of any number of settings and arms; the first arm is drawn in black.
+      name: ``accuracy``, or a measure in shares of one.
+      label: of the vertical axes, which show shares times 100.
       window: smoothing: each point is the mean of so many tasks in a row, taken before
         the interval; the axis says so.
       title: above all panels.
@@ -56,11 +63,11 @@ def learning_curves(
         named, look = names_and_looks(records)
         for ax, setting in zip(axes, settings, strict=True):
             chosen = [record for record in records if record["setting"] == setting]
-            _lines(ax, chosen, "accuracy", named, look, window=window, scale=100.0)
+            _lines(ax, chosen, name, named, look, window=window, scale=100.0)
             ax.set_title(setting if len(settings) > 1 or not title else "")
             ax.set_xlabel("task" + _smoothing(window))
             _label_ends(ax, inches=height - 0.9)
-        axes[0].set_ylabel("accuracy on the new task, %")
+        axes[0].set_ylabel(label)
         finish(figure, records, title)
         return figure
 

@@ -94,6 +94,14 @@ def tail_means(
     return curves[:, -max(1, round(share * curves.shape[1])) :].mean(axis=1)
 
 
+def known_means(values: Float[np.ndarray, "s T"]) -> Float[np.ndarray, " s"]:
+    """Mean of each curve over the tasks at which it is known; NaN where it never is."""
+    known = np.isfinite(values)
+    count = known.sum(axis=1)
+    total = np.where(known, values, 0.0).sum(axis=1)
+    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
+
+
 def paired(
     values: Float[np.ndarray, " s"], baseline: Float[np.ndarray, " s"]
 ) -> Paired:
@@ -189,6 +197,7 @@ __all__ = [
     "Paired",
     "equivalence",
     "holm",
+    "known_means",
     "mean_band",
     "mean_interval",
     "paired",

@@ -9,6 +9,7 @@ from jaxcl.report.records import Group, Record, check, curves, group, labels, sp
 from jaxcl.report.statistics import (
     Interval,
     Paired,
+    equivalence,
     holm,
     mean_interval,
     paired,
@@ -21,14 +22,24 @@ QUANTITIES = {
     "mean": lambda values: values.mean(axis=1),
     "last": tail_means,
     "slope": slopes,
+    "late slope": lambda values: slopes(values[:, values.shape[1] // 2 :]),
+}
+
+
+#: What a quantity adds to the name of what it is taken of.
+SUFFIXES = {
+    "mean": "",
+    "last": ", last tenth of the tasks",
+    "slope": ", slope",
+    "late slope": ", slope of the second half",
 }
 
 
 class Summary(NamedTuple):
     """What the runs of one group say; accuracies are shares, slopes are per task.
 
-    Where a group has no finished run, ``mean``, ``last`` and ``slope`` are None; where
-    it has no baseline (it is the baseline, or none ran), so are the comparisons.
+    Where a group has no finished run, the four quantities are None; where it has no
+    baseline (it is the baseline, or none ran), so are the comparisons.
     """
 
     group: Group
@@ -38,10 +49,12 @@ class Summary(NamedTuple):
     mean: Interval | None  # accuracy over all tasks
     last: Interval | None  # over the last tenth of the tasks
     slope: Interval | None  # of accuracy against the task number
+    late_slope: Interval | None  # over the second half: curves may rise, then fall
     versus: Paired | None  # against the baseline, on common finished seeds
     p_t: float  # corrected by Holm over the arms of the setting; NaN without baseline
     p_flip: float
-    verdict: str  # baseline | better | worse | no difference shown | diverged | ...
+    p_equal: float  # of equivalence within a margin, likewise; NaN without a margin
+    verdict: str  # see :func:`summarize`
 
 
 class Grid(NamedTuple):
@@ -61,20 +74,29 @@ class Grid(NamedTuple):
 def summarize(
     records: Sequence[Record],
     *,
-    baseline: str,
+    baseline: str | None,
     match: Sequence[str] = ("learning_rate",),
     quantity: str = "mean",
     level: float = 0.05,
+    margin: float | None = None,
 ) -> list[Summary]:
     """Summaries of all groups, each compared with its baseline.
 
+    The verdict is one of: *baseline*; *better* or *worse* (the paired t-test shows it);
+    *no difference shown*, which is not equality; *equal within the margin* (the test of
+    equivalence shows it; *better* and *worse* then say that they are so by less than
+    the margin); *diverged* (no run finished); *no baseline*; *one seed*.
+
     Args:
       records: runs of any number of settings and arms.
-      baseline: the arm the others are compared with.
+      baseline: the arm the others are compared with; nothing is compared if None.
       match: numbers in which a group and its baseline agree; a name that either of
         them lacks does not count.
-      quantity: what is compared: ``mean`` over all tasks, ``last`` tenth, or ``slope``.
-      level: of the paired t-test after correction, for the verdict.
+      quantity: what is compared: ``mean`` over all tasks, ``last`` tenth, ``slope``, or
+        ``late slope``, that of the second half.
+      level: of the tests after correction, for the verdict.
+      margin: in the unit of the quantity: arms that differ by less count as equal. No
+        test of equivalence if None.
 
     Raises:
       ValueError: for malformed records (see :func:`jaxcl.report.records.check`), an
@@ -87,13 +109,20 @@ def summarize(
         )
         raise ValueError(msg)
     arms = list(dict.fromkeys(record["arm"] for record in records))
-    if baseline not in arms:
+    if baseline is not None and baseline not in arms:
         msg = f"summarize: no run of the baseline {baseline!r}; the arms are {arms}."
         raise ValueError(msg)
     groups = group(records)
     names = labels(list(groups))
     summaries = [
-        _summary(key, names[key], runs, _rival(key, groups, baseline, match), quantity)
+        _summary(
+            key,
+            names[key],
+            runs,
+            _rival(key, groups, baseline, match),
+            quantity,
+            margin,
+        )
         for key, runs in groups.items()
     ]
     return [
@@ -120,7 +149,7 @@ def grid(
       rows: name of the number that varies from row to row.
       columns: name of the one that varies from column to column.
       name: ``accuracy``, ``loss`` or a measure.
-      quantity: ``mean``, ``last`` or ``slope``.
+      quantity: ``mean``, ``last``, ``slope`` or ``late slope``.
 
     Raises:
       ValueError: if the records mix settings or arms, lack one of the numbers, or vary
@@ -152,7 +181,6 @@ def grid(
         if done:
             interval = mean_interval(QUANTITIES[quantity](curves(done, name)))
             mean[cell], half[cell] = interval.mean, interval.high - interval.mean
-    label = {"mean": "", "last": ", last tenth of the tasks", "slope": ", slope"}
     return Grid(
         rows,
         columns,
@@ -162,7 +190,7 @@ def grid(
         half,
         count,
         diverged,
-        name.replace("_", " ") + label[quantity],
+        name.replace("_", " ") + SUFFIXES[quantity],
     )
 
 
@@ -170,9 +198,11 @@ def _at(record: Record, name: str) -> Any:
     return record["hyper"][name]
 
 
-def _rival(key: Group, groups: dict, baseline: str, match: Sequence[str]) -> list:
+def _rival(
+    key: Group, groups: dict, baseline: str | None, match: Sequence[str]
+) -> list:
     """The runs of the baseline that a group is compared with; none for itself."""
-    if key.arm == baseline:
+    if baseline is None or key.arm == baseline:
         return []
     mine = dict(key.hyper)
 
@@ -195,54 +225,66 @@ def _rival(key: Group, groups: dict, baseline: str, match: Sequence[str]) -> lis
     return groups[found[0]] if found else []
 
 
-def _summary(key: Group, label: str, runs: list, rival: list, quantity: str) -> Summary:
+def _summary(
+    key: Group,
+    label: str,
+    runs: list,
+    rival: list,
+    quantity: str,
+    margin: float | None,
+) -> Summary:
+    """One group, its p-values not yet corrected, without a verdict."""
     done, lost = split(runs)
     names = tuple(record["run"] for record in lost)
-    empty = Summary(
-        key, label, len(runs), names, None, None, None, None, np.nan, np.nan, ""
-    )
-    if not done:
-        return empty
-    values = curves(done)
-    mean, last, slope = (mean_interval(QUANTITIES[name](values)) for name in QUANTITIES)
-    summary = empty._replace(mean=mean, last=last, slope=slope)
+    taken: list[Interval | None] = [None] * len(QUANTITIES)
+    if done:
+        values = curves(done)
+        taken = [mean_interval(number(values)) for number in QUANTITIES.values()]
+    unknown = (None, np.nan, np.nan, np.nan, "")
+    summary = Summary(key, label, len(runs), names, *taken, *unknown)
     mine = {record["seed"]: record for record in done}
     theirs = {record["seed"]: record for record in split(rival)[0]}
     seeds = sorted(mine.keys() & theirs.keys())
     if not seeds:
         return summary
     number = QUANTITIES[quantity]
-    versus = paired(
-        number(curves([mine[seed] for seed in seeds])),
-        number(curves([theirs[seed] for seed in seeds])),
-    )
-    return summary._replace(versus=versus)
-
-
-def _adjust(summaries: list[Summary], baseline: str, level: float) -> list[Summary]:
-    """Holm's correction within one setting, and the verdicts that follow."""
-    p_values = lambda name: np.array(
-        [np.nan if s.versus is None else getattr(s.versus, name) for s in summaries]
-    )
-    corrected = zip(
-        summaries, holm(p_values("p_t")), holm(p_values("p_flip")), strict=True
-    )
-
-    def verdict(summary: Summary, p_t: float) -> str:
-        if summary.mean is None:
-            return "diverged"
-        if summary.versus is None:
-            return "baseline" if summary.group.arm == baseline else "no baseline"
-        if np.isnan(p_t):
-            return "one seed"
-        if p_t >= level:
-            return "no difference shown"
-        return "better" if summary.versus.difference.mean > 0 else "worse"
-
-    return [
-        s._replace(p_t=float(p_t), p_flip=float(p_flip), verdict=verdict(s, p_t))
-        for s, p_t, p_flip in corrected
+    pair = [
+        number(curves([runs_of[seed] for seed in seeds])) for runs_of in (mine, theirs)
     ]
+    versus = paired(*pair)
+    p_equal = np.nan if margin is None else equivalence(*pair, margin)
+    return summary._replace(
+        versus=versus, p_t=versus.p_t, p_flip=versus.p_flip, p_equal=p_equal
+    )
 
 
-__all__ = ["QUANTITIES", "Grid", "Summary", "grid", "summarize"]
+def _adjust(
+    summaries: list[Summary], baseline: str | None, level: float
+) -> list[Summary]:
+    """Holm's correction within one setting, and the verdicts that follow."""
+    tests = ("p_t", "p_flip", "p_equal")
+    corrected = np.stack(
+        [holm(np.array([getattr(s, name) for s in summaries])) for name in tests], 1
+    )
+    found = [
+        s._replace(**dict(zip(tests, row, strict=True)))
+        for s, row in zip(summaries, corrected.tolist(), strict=True)
+    ]
+    return [s._replace(verdict=_verdict(s, baseline, level)) for s in found]
+
+
+def _verdict(summary: Summary, baseline: str | None, level: float) -> str:
+    if summary.mean is None:
+        return "diverged"
+    if summary.versus is None:
+        return "baseline" if summary.group.arm == baseline else "no baseline"
+    if np.isnan(summary.p_t):
+        return "one seed"
+    close = summary.p_equal < level
+    if summary.p_t >= level:
+        return "equal within the margin" if close else "no difference shown"
+    side = "better" if summary.versus.difference.mean > 0 else "worse"
+    return f"{side} by less than the margin" if close else side
+
+
+__all__ = ["QUANTITIES", "SUFFIXES", "Grid", "Summary", "grid", "summarize"]

@@ -6,8 +6,10 @@ import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from jaxcl.report.records import Record, curves, group, labels, measure_names, split
-from jaxcl.report.statistics import Interval, mean_interval
+from jaxcl.report.statistics import Interval, known_means, mean_interval
 from jaxcl.report.summaries import Grid, Summary
 
 
@@ -31,29 +33,41 @@ class Table(NamedTuple):
     notes: tuple[str, ...] = ()
 
 
-def summary_table(summaries: Sequence[Summary], *, quantity: str = "mean") -> Table:
-    """The main table: accuracy, its end, its slope, and the comparison.
+def summary_table(
+    summaries: Sequence[Summary],
+    *,
+    quantity: str = "mean",
+    margin: float | None = None,
+) -> Table:
+    """The main table: accuracy and its end, or its slopes, and the comparison.
 
     Args:
       summaries: from :func:`jaxcl.report.summaries.summarize`.
-      quantity: what was compared there, for the column's name.
+      quantity: what was compared there: the columns show it and its kin.
+      margin: of the test of equivalence made there; no column for it if None.
     """
-    compared, scale = {
-        "mean": ("difference, points", 100.0),
-        "last": ("difference at the end, points", 100.0),
-        "slope": ("difference of slopes, points per 100 tasks", 1e4),
+    per_task = "slope" in quantity
+    scale = 1e4 if per_task else 100.0
+    compared = {
+        "mean": "difference, points",
+        "last": "difference at the end, points",
+        "slope": "difference of slopes",
+        "late slope": "difference of second-half slopes",
     }[quantity]
+    levels = (
+        ("slope", "second-half slope") if per_task else ("accuracy, %", "last tenth, %")
+    )
+    within = f"p (equal within {(margin or 0) * scale:g}, Holm)"
     columns = (
         Column("setting"),
         Column("method"),
         Column("runs", 0),
         Column("diverged", 0),
-        Column("accuracy, %", 2, 100.0),
-        Column("last tenth, %", 2, 100.0),
-        Column("slope, points per 100 tasks", 2, 1e4),
+        *(Column(name, 2, scale) for name in levels),
         Column(compared, 2, scale),
         Column("p (t, Holm)", is_p_value=True),
         Column("p (sign flip, Holm)", is_p_value=True),
+        *([Column(within, is_p_value=True)] if margin else []),
         Column("verdict"),
     )
     rows = tuple(
@@ -62,12 +76,11 @@ def summary_table(summaries: Sequence[Summary], *, quantity: str = "mean") -> Ta
             s.label,
             s.mean.count if s.mean else 0,
             len(s.diverged),
-            s.mean,
-            s.last,
-            s.slope,
+            *((s.slope, s.late_slope) if per_task else (s.mean, s.last)),
             s.versus.difference if s.versus else None,
             s.p_t,
             s.p_flip,
+            *([s.p_equal] if margin else []),
             s.verdict,
         )
         for s in summaries
@@ -78,20 +91,26 @@ def summary_table(summaries: Sequence[Summary], *, quantity: str = "mean") -> Ta
         if s.diverged
     ]
     notes = ("Mean and 95 % t-interval over seeds; tests are paired by seed.",)
+    if per_task:
+        notes += ("Slopes are in points per 100 tasks.",)
     if lost:
         notes += (f"Diverged, never averaged in: {'; '.join(lost)}.",)
     return Table(columns, rows, notes)
 
 
 def measure_table(
-    records: Sequence[Record], names: Sequence[str] | None = None, *, task: int = -1
+    records: Sequence[Record],
+    names: Sequence[str] | None = None,
+    *,
+    task: int | None = -1,
 ) -> Table:
-    """Measures of every group after one task, mean and interval over seeds.
+    """Measures of every group after one task or all, mean and interval over seeds.
 
     Args:
       records: runs of any number of settings and arms.
       names: which measures; all that every finished run has, if absent.
-      task: after which task; the last one by default.
+      task: after which task; the last one by default. If None, the mean over all tasks
+        after which a run has the measure.
     """
     names = measure_names(records) if names is None else list(names)
     groups = group(records)
@@ -100,7 +119,7 @@ def measure_table(
     for key, runs in groups.items():
         done, _ = split(runs)
         values = [
-            mean_interval(curves(done, name)[:, task]) if done else None
+            mean_interval(_after(curves(done, name), task)) if done else None
             for name in names
         ]
         rows.append((key.setting, shown[key], *values))
@@ -108,9 +127,10 @@ def measure_table(
         Column(name.replace("_", " "), _digits([row[2 + i] for row in rows]))
         for i, name in enumerate(names)
     )
-    where = "the last task" if task == -1 else f"task {task}"
+    where = {-1: "After the last task", None: "Mean over the stream"}
     note = (
-        f"After {where}; mean and 95 % t-interval over seeds, diverged runs left out."
+        f"{where.get(task, f'After task {task}')}; mean and 95 % t-interval over seeds, "
+        "diverged runs left out."
     )
     return Table((Column("setting"), Column("method"), *titles), tuple(rows), (note,))
 
@@ -211,6 +231,10 @@ def is_text_column(table: Table, index: int) -> bool:
     """Whether a column holds words, to be set flush left."""
     values = [row[index] for row in table.rows]
     return bool(values) and all(isinstance(v, str) or v is None for v in values)
+
+
+def _after(values: np.ndarray, task: int | None) -> np.ndarray:
+    return known_means(values) if task is None else values[:, task]
 
 
 def _digits(intervals: Sequence[Interval | None]) -> int:

@@ -9,6 +9,7 @@ from scipy import stats
 from jaxcl.report.statistics import (
     equivalence,
     holm,
+    known_means,
     mean_band,
     mean_interval,
     paired,
@@ -72,6 +73,12 @@ def test_tail_means_take_a_tenth_but_at_least_one():
     curves = np.arange(40.0).reshape(2, 20)
     np.testing.assert_array_equal(tail_means(curves), [18.5, 38.5])
     np.testing.assert_array_equal(tail_means(curves[:, :3]), [2, 22])
+
+
+def test_unknown_values_are_left_out_of_a_mean():
+    """Oracle: by hand; a run that knows nothing has no mean."""
+    curves = np.array([[1.0, np.nan, 4.0], [np.nan, 2.0, np.nan], [np.nan] * 3])
+    np.testing.assert_array_equal(known_means(curves), [2.5, 2, np.nan])
 
 
 def test_the_paired_t_test_is_scipys():

@@ -43,8 +43,9 @@ def test_diverged_runs_count_nowhere_and_are_named():
     finished = noisy("sam", 0.01)[:4]
     lost = [record("sam", seed, [None] * 10, status="diverged") for seed in (4, 5)]
     base = noisy("sgd", 0)
-    clean = summarize([*base, *finished], baseline="sgd")[1]
-    marred = summarize([*base, *finished, *lost], baseline="sgd")[1]
+    options = {"baseline": "sgd", "margin": 0.01}
+    clean = summarize([*base, *finished], **options)[1]
+    marred = summarize([*base, *finished, *lost], **options)[1]
     assert marred._replace(runs=4, diverged=()) == clean
     assert marred.diverged == tuple(r["run"] for r in lost)
     assert marred.mean.count == 4
@@ -58,6 +59,54 @@ def test_an_arm_of_which_nothing_is_left_is_diverged():
     assert summary.verdict == "diverged"
     assert summary.mean is None
     assert np.isnan(summary.p_t)
+
+
+def test_without_a_baseline_nothing_is_compared():
+    """Oracle: the same summaries with one, less everything that compares."""
+    records = [*noisy("sgd", 0), *noisy("sam", 0.01)]
+    compared = summarize(records, baseline="sgd")
+    alone = summarize(records, baseline=None)
+    for with_one, without in zip(compared, alone, strict=True):
+        assert without.versus is None
+        assert without.verdict == "no baseline"
+        assert np.isnan([without.p_t, without.p_flip, without.p_equal]).all()
+        assert without[:8] == with_one[:8]
+    lost = [record("sgd", seed, [None] * 10, status="diverged") for seed in range(6)]
+    sgd, sam = summarize([*lost, *noisy("sam", 0.01)], baseline="sgd")
+    assert (sgd.verdict, sam.verdict) == ("diverged", "no baseline")
+
+
+def test_equality_is_shown_within_a_margin_or_not_at_all():
+    """Oracle: scipy's one-sided tests on the raw numbers, Holm over the two arms."""
+    records = [*noisy("sgd", 0), *noisy("sam", 0.005), *noisy("gnp!", 0.03)]
+    margin = 0.01
+    _, sam, gnp = summarize(records, baseline="sgd", margin=margin)
+    mean = lambda arm: np.array(
+        [np.mean(r["accuracy"]) for r in records if r["arm"] == arm]
+    )
+    raw = []
+    for arm in ("sam", "gnp!"):
+        gap = mean(arm) - mean("sgd")
+        low = stats.ttest_1samp(gap, -margin, alternative="greater").pvalue
+        high = stats.ttest_1samp(gap, margin, alternative="less").pvalue
+        raw.append(max(low, high))
+    np.testing.assert_allclose([sam.p_equal, gnp.p_equal], holm(np.array(raw)))
+    assert sam.verdict == "better by less than the margin"
+    assert gnp.verdict == "better"
+    undecided = [*noisy("sgd", 0)[:3], *noisy("gnp!", 0.0)[:3]]
+    small = summarize(undecided, baseline="sgd", margin=1e-5)[1]
+    assert small.verdict == "no difference shown"
+
+
+def test_the_late_slope_is_that_of_the_second_half():
+    """Oracle: numpy's fit to the second half of a curve that rises, then falls."""
+    curve = [0.1, 0.5, 0.8, 0.9, 0.8, 0.75, 0.6]
+    (found,) = summarize(runs("sgd", [curve] * 2), baseline="sgd")
+    late = np.polyfit(range(4), curve[3:], 1)[0]
+    np.testing.assert_allclose(found.late_slope.mean, late)
+    assert found.slope.mean > 0 > found.late_slope.mean
+    (short,) = summarize(runs("sgd", [[0.5]]), baseline="sgd")
+    assert np.isnan(short.late_slope.mean)
 
 
 def test_each_rate_is_compared_with_its_own_baseline():

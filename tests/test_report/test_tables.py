@@ -93,6 +93,32 @@ def test_the_summary_table_names_diverged_runs_and_never_counts_them():
     assert cells[4].startswith(f"{mean:.2f} ±")
 
 
+def test_a_table_of_slopes_shows_both_halves_and_no_level():
+    """Oracle: curves made by hand: up 2 points a task, then down 1 point a task."""
+    rise = [0.3 + 0.02 * t for t in range(6)] + [0.4 - 0.01 * t for t in range(6)]
+    flat = [0.5] * 12
+    records = [*runs("sgd", [flat] * 2), *runs("sam", [rise] * 2)]
+    found = summarize(records, baseline="sgd", quantity="late slope")
+    text = to_markdown(summary_table(found, quantity="late slope"))
+    row = next(line for line in text.splitlines() if "| sam " in line)
+    cells = [cell.strip() for cell in row.strip("|").split("|")]
+    whole = 1e4 * np.polyfit(range(12), rise, 1)[0]
+    minus = "\N{MINUS SIGN}"
+    assert cells[4] == f"{whole:.2f} ± 0.00".replace("-", minus)
+    assert cells[5:7] == [f"{minus}100.00 ± 0.00"] * 2
+    assert "accuracy" not in text
+
+
+def test_a_stated_margin_has_its_column():
+    """Oracle: the margin in points, and no such column without one."""
+    records = [*noisy("sgd", 0), *noisy("sam", 0.0)]
+    found = summarize(records, baseline="sgd", margin=0.01)
+    text = to_markdown(summary_table(found, margin=0.01))
+    assert "p (equal within 1, Holm)" in text
+    assert "equal within the margin" in text
+    assert "p (equal" not in to_markdown(summary_table(found))
+
+
 def test_measures_are_taken_after_the_last_task():
     """Oracle: by hand."""
     rows = [(0.5, 0.5)] * 2
@@ -101,6 +127,11 @@ def test_measures_are_taken_after_the_last_task():
     assert [column.name for column in table.columns][2:] == ["effective rank"]
     assert table.rows[0][2] == Interval(8.0, 8.0, 8.0, 2)
     assert measure_table(records, task=0).rows[0][2].mean == 1.0
+    now_and_then = runs("sgd", rows, measures={"eigenvalue": [None, 3.0]})
+    for some, mean in ((records, 4.5), (now_and_then, 3.0)):
+        whole = measure_table(some, task=None)
+        assert whole.rows[0][2].mean == mean
+        assert "Mean over the stream" in whole.notes[0]
     assert "8.000 ± 0.000" in to_markdown(table)
     large = runs("sgd", [(0.5, 0.5)], measures={"rank": [0.0, 2098.26]})
     assert "| 2098 |" in to_markdown(measure_table(large))
