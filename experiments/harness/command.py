@@ -10,6 +10,7 @@ import difflib
 import io
 import re
 import shlex
+import shutil
 import sys
 import textwrap
 import traceback
@@ -19,11 +20,12 @@ from typing import Annotated, Any, NamedTuple, get_args
 
 import tyro
 
+from experiments.harness.errors import InputError, is_bad_input, one_line
+from experiments.harness.lock import claim
 from experiments.harness.run_folder import (
-    InputError,
+    CHECKPOINTS,
     RunFolder,
     begin,
-    claim,
     default_path,
     discard,
     examine,
@@ -56,6 +58,8 @@ def main(
     *,
     report: Callable[[Any, RunFolder], None] | None = None,
     name: str | None = None,
+    free: tuple[str, ...] = (),
+    places: tuple[str, ...] = (),
 ) -> int:
     """Run an experiment from its command line.
 
@@ -70,6 +74,8 @@ def main(
       report: ``(config, folder) -> None``, makes tables, figures and page from the
         results; also called alone when a finished run is asked for again.
       name: of the experiment; by default the folder in which the dataclass is defined.
+      free: fields that cannot change a result: a folder may be taken up with others.
+      places: fields that name a file or folder, of which only the last component counts.
 
     Returns:
       The exit code.
@@ -81,12 +87,13 @@ def main(
         request = parse(name, presets, doc, argv)
         if request is None:  # the help was shown
             return 0
-        path = request.out or default_path(
-            name, request.preset, request.config, OUTPUTS
+        asked = RunFolder(
+            Path(), name, request.preset, request.config, free=free, places=places
         )
-        folder = RunFolder(path, name, request.preset, request.config)
+        path = request.out or default_path(asked, OUTPUTS)
+        folder = asked._replace(path=path)
         examine(folder)  # refuses before anything is created
-        with claim(folder):
+        with claim(path) as made:
             state = examine(folder)
             if state == "finished":
                 print(f"{path} is finished; making its report again.")
@@ -94,16 +101,22 @@ def main(
                     report(folder.config, folder)
                 return 0
             words = f"python -m experiments.{name} {shlex.join(argv)}"
-            return _run(folder, state, run, report, words)
+            return _run(folder, state, run, report, words, made=made)
     except InputError as error:
         return _refuse(error)
 
 
 def _run(
-    folder: RunFolder, state: str, run: Callable, report: Callable | None, words: str
+    folder: RunFolder,
+    state: str,
+    run: Callable,
+    report: Callable | None,
+    words: str,
+    *,
+    made: bool,
 ) -> int:
+    known = len(read_records(folder))  # refuses a damaged file before it is touched
     begin(folder, words)
-    known = len(read_records(folder))
     if known:
         print(f"{folder.path}: {known} runs are there, going on.")
     try:
@@ -115,12 +128,13 @@ def _run(
     except Exception as error:
         if is_bad_input(error):
             if state == "new" and not read_records(folder):
-                discard(folder)
+                discard(folder, made=made)
             else:
-                mark(folder, "failed", error=_one_line(error))
+                mark(folder, "failed", error=one_line(error))
             return _refuse(error)
         mark(folder, "failed", error=traceback.format_exc())
         raise
+    shutil.rmtree(folder.path / CHECKPOINTS, ignore_errors=True)
     records = read_records(folder)
     lost = [record["run"] for record in records if record.get("status") == "diverged"]
     mark(folder, "diverged" if lost else "done", runs=len(records), diverged=lost)
@@ -134,21 +148,6 @@ def _run(
     seconds = read_json(folder.path / "status.json")["seconds"]
     print(f"{len(records)} runs in {seconds:.0f} s: {folder.path}")
     return 0
-
-
-def is_bad_input(error: Exception) -> bool:
-    """Whether our own code raised it on purpose: a ``raise`` in jaxcl or experiments.
-
-    The same kinds of errors from JAX, numpy or a slip of ours are bugs.
-    """
-    if isinstance(error, InputError):
-        return True
-    if not isinstance(error, ValueError | FileNotFoundError):
-        return False
-    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
-    package = frame.f_globals.get("__name__", "").split(".")[0]
-    line = traceback.extract_tb(error.__traceback__)[-1].line or ""
-    return package in ("jaxcl", "experiments") and line.startswith("raise")
 
 
 def parse(
@@ -292,13 +291,9 @@ def _nearest(word: str, names: Sequence[str] | Mapping[str, Any]) -> str:
     return f"; expected one of {', '.join(names)}."
 
 
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
-
-
 def _refuse(error: Exception) -> int:
-    print(f"error: {_one_line(error)}", file=sys.stderr)
+    print(f"error: {one_line(error)}", file=sys.stderr)
     return 2
 
 
-__all__ = ["OUTPUTS", "Request", "is_bad_input", "main", "parse"]
+__all__ = ["OUTPUTS", "Request", "main", "parse"]

@@ -1,5 +1,6 @@
 """Where a number comes from: versions, machine, devices, commit, command."""
 
+import functools
 import importlib.metadata
 import platform
 import subprocess
@@ -16,7 +17,7 @@ def describe_environment(command: str) -> dict[str, Any]:
     devices = jax.devices()
     return {
         "command": command,
-        "commit": _commit(),
+        "commit": commit(),
         "versions": {"python": platform.python_version(), **_versions()},
         "platform": platform.platform(),
         "cpu": _cpu(),
@@ -40,33 +41,37 @@ def _versions() -> dict[str, str]:
 def _cpu() -> str:
     listing = Path("/proc/cpuinfo")
     if listing.exists():
-        for line in listing.read_text().splitlines():
+        for line in listing.read_text(encoding="utf-8").splitlines():
             if line.startswith("model name"):
                 return line.split(":", 1)[1].strip()
     return platform.processor() or platform.machine()
 
 
-def _commit() -> str | None:
-    """The commit of the source, with a mark if it was changed since; None outside git."""
-
-    def git(*words: str) -> str | None:
-        here = Path(__file__).parent
-        try:
-            answer = subprocess.run(
-                ["git", "-C", str(here), *words],
-                capture_output=True,
-                text=True,
-                timeout=10,
-                check=True,
-            )
-        except (OSError, subprocess.SubprocessError):
-            return None
-        return answer.stdout.strip()
-
-    commit = git("rev-parse", "HEAD")
-    if commit and git("status", "--porcelain", "--untracked-files=no"):
-        return f"{commit} with changes"
-    return commit
+@functools.cache  # the code that runs is the one that this process began with
+def commit() -> str | None:
+    """The commit of the source, and whether it was changed since; None outside git."""
+    held = _git("rev-parse", "HEAD")
+    if not held:
+        return None
+    changes = _git("status", "--porcelain", "--untracked-files=no")
+    if changes is None:
+        return f"{held}, changes unknown"
+    return f"{held} with changes" if changes else held
 
 
-__all__ = ["PACKAGES", "describe_environment"]
+def _git(*words: str) -> str | None:
+    """What git answers; None if it cannot."""
+    try:
+        answer = subprocess.run(
+            ["git", "-C", str(Path(__file__).parent), *words],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return answer.stdout.strip()
+
+
+__all__ = ["PACKAGES", "commit", "describe_environment"]

@@ -4,7 +4,8 @@
 ``config.json``               experiment, preset and the resolved settings
 ``environment.json``          versions, machine, devices, commit, command
 ``status.json``               running | done | diverged | failed, times, what happened
-``results.jsonl``             one line per run, only ever appended to
+``results.jsonl``             one line per run with its commit, only ever appended to
+``checkpoints/``              unfinished runs; removed when all are done
 ``tables/ figures/``          made from the results
 ``report.html``               likewise
 ============================  ======================================================
@@ -13,6 +14,12 @@ Files appear whole or not at all. A folder belongs to one configuration, and to 
 process at a time: the lock is held by the operating system, so a killed process, here or
 on another machine, leaves none behind. A kill may tear the last line of the results; it
 is dropped, and that run is run again.
+
+What makes a configuration are its fields, without those that an experiment calls *free*
+because they cannot change a result (how many processes, how often a checkpoint). Of a field
+that is a *place*, the folder of the data, the last component of the path counts, and with
+:func:`recognise` the data that were found there. So anybody can take up a committed folder,
+on another machine, as long as their data lie in a folder of the same name.
 """
 
 import dataclasses
@@ -20,26 +27,22 @@ import hashlib
 import json
 import math
 import os
-import platform
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.harness.environment import describe_environment
+from experiments.harness.environment import commit, describe_environment
+from experiments.harness.errors import InputError
 
-try:
-    import fcntl
-except ImportError:  # Windows: folders are not locked there
-    fcntl = None
+#: The folder, inside a run's, of what unfinished runs need to go on.
+CHECKPOINTS = "checkpoints"
 
-
-class InputError(ValueError):
-    """What the caller asked for cannot be done; the message is one line."""
+Signature = tuple[int, int, int]  # of a file: its number, size and time of change
 
 
 class RunFolder(NamedTuple):
@@ -49,13 +52,15 @@ class RunFolder(NamedTuple):
     experiment: str
     preset: str
     config: Any  # a frozen dataclass
+    free: tuple[str, ...] = ()  # fields that cannot change a result
+    places: tuple[str, ...] = ()  # fields of which the last component counts
 
 
-def default_path(experiment: str, preset: str, config: Any, root: Path) -> Path:
-    """``root/<experiment>-<preset>-<hash of the resolved settings>``."""
-    text = json.dumps(plain(config), sort_keys=True)
-    digest = hashlib.sha256(f"{experiment} {text}".encode()).hexdigest()[:8]
-    return root / f"{experiment}-{preset}-{digest}"
+def default_path(folder: RunFolder, root: Path) -> Path:
+    """``root/<experiment>-<preset>-<hash of what makes the configuration>``."""
+    text = json.dumps(_identity(folder, plain(folder.config)), sort_keys=True)
+    digest = hashlib.sha256(f"{folder.experiment} {text}".encode()).hexdigest()[:8]
+    return root / f"{folder.experiment}-{folder.preset}-{digest}"
 
 
 def examine(folder: RunFolder) -> str:
@@ -75,11 +80,12 @@ def examine(folder: RunFolder) -> str:
             msg = f"{path} is not the folder of a run; choose another --out."
             raise InputError(msg)
         return "new"
-    held, wanted = read_json(path / "config.json"), _identity(folder)
-    if held.get("experiment") != wanted["experiment"]:
+    held = read_json(path / "config.json")
+    if held.get("experiment") != folder.experiment:
         msg = f"{path} holds a run of {held.get('experiment')}; choose another --out."
         raise InputError(msg)
-    here, asked = held.get("config", {}), wanted["config"]
+    here = _identity(folder, held.get("config", {}))
+    asked = _identity(folder, plain(folder.config))
     different = [
         f"{name} {_short(here.get(name))}, not {_short(asked.get(name))}"
         for name in {**asked, **here}
@@ -97,44 +103,19 @@ def examine(folder: RunFolder) -> str:
     return "finished" if ended else "unfinished"
 
 
-@contextmanager
-def claim(folder: RunFolder) -> Iterator[None]:
-    """Hold the folder, created if absent, against all other processes.
-
-    Raises:
-      InputError: if another process holds it; the message names that process.
-    """
-    folder.path.mkdir(parents=True, exist_ok=True)
-    with open(folder.path / ".lock", "a+") as lock:
-        if fcntl is not None:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                lock.seek(0)
-                owner = lock.read().strip() or "another process"
-                msg = f"{folder.path} is in use by {owner}; wait, or choose another --out."
-                raise InputError(msg) from None
-        lock.truncate(0)
-        lock.write(f"process {os.getpid()} on {platform.node()}")
-        lock.flush()
-        yield
-
-
 def begin(folder: RunFolder, command: str) -> None:
     """Write what the run is and where it runs, drop a torn line, mark it running."""
     path = folder.path
     environment = describe_environment(command)
     earlier = path / "environment.json"
-    if earlier.exists() and (versions := read_json(earlier)["versions"]):
-        changed = [
-            f"{name} {versions[name]} -> {now}"
-            for name, now in environment["versions"].items()
-            if versions.get(name, now) != now
-        ]
-        if changed:
-            print(f"note: earlier runs in {path} had other versions: {changed}")
-    write_json(path / "config.json", _identity(folder))
-    write_json(path / "environment.json", environment)
+    if earlier.exists():
+        before = read_json(earlier)
+        _tell_changes(path, before, environment)
+        if "data" in before:
+            environment["data"] = before["data"]
+    said = {"experiment": folder.experiment, "preset": folder.preset}
+    write_json(path / "config.json", {**said, "config": folder.config})
+    write_json(earlier, environment)
     results = path / "results.jsonl"
     if results.exists():
         whole = results.read_bytes()
@@ -144,12 +125,56 @@ def begin(folder: RunFolder, command: str) -> None:
     mark(folder, "running")
 
 
-def discard(folder: RunFolder) -> None:
-    """Undo :func:`begin` in a new folder that has no results: leave no trace."""
+def _tell_changes(path: Path, before: dict, now: dict) -> None:
+    """Say that lines of this folder will come from different programs."""
+    old = {**before.get("versions", {}), "commit": before.get("commit")}
+    new = {**now["versions"], "commit": now["commit"]}
+    changed = [
+        f"{name} {old[name]} -> {new[name]}"
+        for name in new
+        if old.get(name, new[name]) != new[name]
+    ]
+    if changed:
+        print(f"note: earlier lines in {path} had other versions: {changed}")
+
+
+def recognise(folder: RunFolder, arrays: Iterable[Any]) -> None:
+    """Write the checksum of the data into ``environment.json``; refuse other data later.
+
+    Args:
+      folder: one that has begun.
+      arrays: the data, in an order that is always the same.
+
+    Raises:
+      InputError: if earlier lines of this folder come from other data.
+    """
+    digest = hashlib.sha256()
+    for array in arrays:
+        values = np.ascontiguousarray(array)
+        digest.update(f"{values.dtype.str}{values.shape}".encode())
+        digest.update(values.data)
+    path = folder.path / "environment.json"
+    environment = read_json(path) if path.exists() else {}
+    found = f"sha256:{digest.hexdigest()}"
+    held = environment.setdefault("data", found)
+    if held != found:
+        msg = f"{folder.path} holds runs on other data ({held}); choose another --out."
+        raise InputError(msg)
+    write_json(path, environment)
+
+
+def discard(folder: RunFolder, *, made: bool) -> None:
+    """Undo :func:`begin` in a new folder that has no results: leave no trace.
+
+    Args:
+      folder: held by this process.
+      made: whether this process made it; only then it is removed.
+    """
     for name in ("config.json", "environment.json", "status.json", ".lock"):
         (folder.path / name).unlink(missing_ok=True)
-    if not any(folder.path.iterdir()):
-        folder.path.rmdir()
+    if made:
+        with suppress(OSError):  # not empty
+            folder.path.rmdir()
 
 
 def mark(folder: RunFolder, status: str, **details: Any) -> None:
@@ -175,25 +200,43 @@ def mark(folder: RunFolder, status: str, **details: Any) -> None:
 def append(folder: RunFolder, records: Iterable[dict[str, Any]]) -> None:
     """Add finished runs to ``results.jsonl``: once this returns, they are on the disk.
 
-    Arrays become lists, float32 values keep their shortest exact digits, and values that
-    are no numbers become null.
+    Every line gets the ``commit`` of the code that made it. Arrays become lists, float32
+    values keep their shortest exact digits, and values that are no numbers become null.
+    The file is read once; again only if somebody else has changed it.
 
     Raises:
       ValueError: if a record has no ``run``, or one that is there already.
     """
-    records = [plain(record) for record in records]
-    known = finished(folder)
-    for record in records:
-        name = record.get("run")
-        if not name or name in known:
+    path = folder.path / "results.jsonl"
+    lines = [{**plain(record), "commit": commit()} for record in records]
+    names = [line.get("run", "") for line in lines]
+    known = _names(path)
+    for place, name in enumerate(names):
+        if not name or name in known or name in names[:place]:
             msg = f"append: {name!r} is no name for a run, or it has finished before."
             raise ValueError(msg)
-        known.add(name)
-    lines = "".join(json.dumps(record, allow_nan=False) + "\n" for record in records)
-    with open(folder.path / "results.jsonl", "a") as results:
-        results.write(lines)
+    text = "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines)
+    with open(path, "a", encoding="utf-8") as results:
+        results.write(text)
         results.flush()
         os.fsync(results.fileno())
+        known.update(names)
+        _known[path] = _sign(os.fstat(results.fileno())), known
+
+
+_known: dict[Path, tuple[Signature, set[str]]] = {}  # names, as append left a file
+
+
+def _names(path: Path) -> set[str]:
+    """Names in the file, read anew only if it is not as :func:`append` left it."""
+    if not path.exists():
+        return set()
+    sign, names = _known.get(path, (None, set()))
+    return names if sign == _sign(path.stat()) else finished(path.parent)
+
+
+def _sign(stat: os.stat_result) -> Signature:
+    return stat.st_ino, stat.st_size, stat.st_mtime_ns
 
 
 def read_records(folder: RunFolder | Path) -> list[dict[str, Any]]:
@@ -226,7 +269,7 @@ def finished(folder: RunFolder | Path) -> set[str]:
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON file; :class:`InputError` if it is damaged."""
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_text(encoding="utf-8"))
     except ValueError:
         msg = f"{path} is damaged; choose another --out."
         raise InputError(msg) from None
@@ -241,7 +284,10 @@ def write_text(path: Path, text: str) -> None:
     """Write a file, whole or not at all; folders above it are made."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.tmp")
-    partial.write_text(text)
+    with open(partial, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())  # or a power cut leaves the new name on nothing
     os.replace(partial, path)
 
 
@@ -274,12 +320,13 @@ def _numbers(array: np.ndarray) -> Any:
     return float(str(array)) if np.isfinite(array) else None
 
 
-def _identity(folder: RunFolder) -> dict[str, Any]:
-    return {
-        "experiment": folder.experiment,
-        "preset": folder.preset,
-        "config": plain(folder.config),
-    }
+def _identity(folder: RunFolder, config: dict[str, Any]) -> dict[str, Any]:
+    """What two configurations must have in common to share a folder."""
+    kept = {name: value for name, value in config.items() if name not in folder.free}
+    for name in folder.places:
+        if kept.get(name):
+            kept[name] = os.path.basename(os.path.abspath(kept[name]))
+    return kept
 
 
 def _short(value: Any) -> str:
@@ -288,11 +335,11 @@ def _short(value: Any) -> str:
 
 
 __all__ = [
+    "CHECKPOINTS",
     "InputError",
     "RunFolder",
     "append",
     "begin",
-    "claim",
     "default_path",
     "discard",
     "examine",
@@ -301,6 +348,7 @@ __all__ = [
     "plain",
     "read_json",
     "read_records",
+    "recognise",
     "write_json",
     "write_text",
 ]

@@ -1,16 +1,33 @@
-"""Work shared out to processes: on a CPU, small networks learn fastest one per core."""
+"""Work shared out to processes: on a CPU, small networks learn fastest one per core.
+
+Every worker has a pipe of its own. A worker that is killed in the middle of a message
+closes its pipe by that, so the parent sees the end of it and never waits for the rest.
+"""
 
 import multiprocessing
 import os
+import pickle
+import signal
 import threading
-from collections.abc import Callable, Iterable
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
-from typing import Any
+import traceback
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from multiprocessing.connection import Connection, wait
+from typing import Any, NamedTuple
 
 import jax
 
+from experiments.harness.errors import InputError, is_bad_input, one_line
+
 #: ``(job, send) -> None``: do a job, and ``send`` what there is to tell meanwhile.
 Do = Callable[[Any, Callable[[Any], None]], None]
+
+
+class Told(NamedTuple):
+    """A message of a worker: something a job sent, its end, or what it raised."""
+
+    kind: str  # sent | done | raised
+    value: Any = None
 
 
 def share_out(
@@ -29,11 +46,12 @@ def share_out(
         worker it must be found by its name in a module.
       args: for ``prepare``; these, jobs and what is sent travel by pickle.
       jobs: begun in this order.
-      receive: called in this process with everything that a job sends.
-      num_workers: processes; with one, all is done in this one.
+      receive: called in this process with everything that a job sends, in its order.
+      num_workers: processes, never more than jobs; with one, all is done in this one.
 
     Raises:
-      Whatever a job raises; the other workers are then ended. Workers also end when this
+      Whatever a job raises, bad input as an ``InputError``; RuntimeError if a worker
+      ended without a word. The other workers are then ended. Workers also end when this
       process ends, however it does.
     """
     if num_workers == 1:
@@ -41,22 +59,23 @@ def share_out(
         for job in jobs:
             do(job, receive)
         return
-    context = multiprocessing.get_context("spawn")
-    box, stop = context.SimpleQueue(), context.Event()
-    start = (prepare, args, box, stop)
-    pool = ProcessPoolExecutor(num_workers, context, initializer=_start, initargs=start)
-    with pool:
-        try:
-            left = {pool.submit(_work, job) for job in jobs}
-            while left:
-                done, left = wait(left, timeout=0.1, return_when=FIRST_COMPLETED)
-                while not box.empty():  # what a job sent is here before its end is
-                    receive(box.get())
-                for job in done:
-                    job.result()
-        except BaseException:
-            stop.set()
-            raise
+    todo = list(jobs)[::-1]
+    with _workers(prepare, args, min(num_workers, len(todo))) as idle:
+        busy: dict[Connection, Any] = {}
+        while todo or busy:
+            while todo and idle:
+                pipe, process = idle.popitem()
+                busy[pipe] = process
+                _give(pipe, process, todo.pop())
+            for pipe in wait(list(busy)):
+                assert isinstance(pipe, Connection)
+                told = _hear(pipe, busy[pipe])
+                if told.kind == "sent":
+                    receive(told.value)
+                elif told.kind == "raised":
+                    raise told.value
+                else:
+                    idle[pipe] = busy.pop(pipe)
 
 
 def worker_count(wanted: int | None) -> int:
@@ -70,24 +89,99 @@ def worker_count(wanted: int | None) -> int:
     return os.cpu_count() or 1
 
 
-_worker: dict[str, Any] = {}  # what this process was started with
+@contextmanager
+def _workers(prepare: Callable[..., Do], args: tuple, count: int) -> Iterator[dict]:
+    """Processes by their pipes; on the way out none of them is left."""
+    context = multiprocessing.get_context("spawn")
+    started = {}
+    try:
+        with _deaf_to_interrupts():
+            for _ in range(count):
+                ours, theirs = context.Pipe()
+                process = context.Process(target=_serve, args=(prepare, args, theirs))
+                process.start()
+                theirs.close()  # the worker holds the only other end
+                started[ours] = process
+        yield dict(started)
+    finally:
+        for pipe, process in started.items():
+            process.kill()  # it is idle, or its work is in vain
+            process.join()
+            pipe.close()
 
 
-def _start(prepare: Callable[..., Do], args: tuple, box: Any, stop: Any) -> None:
-    """Make this process ready, and bind its life to that of its parent."""
+@contextmanager
+def _deaf_to_interrupts() -> Iterator[None]:
+    """Processes started here leave Ctrl-C to their parent, which then ends them."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
-    def watch():
-        parent = multiprocessing.parent_process()
-        while parent is not None and parent.is_alive() and not stop.wait(0.5):
-            pass
-        os._exit(1)
 
-    threading.Thread(target=watch, daemon=True).start()
-    _worker.update(do=prepare(*args), send=box.put)
+def _give(pipe: Connection, process: Any, job: Any) -> None:
+    try:
+        pipe.send(job)
+    except OSError:
+        raise _lost(process) from None
 
 
-def _work(job: Any) -> None:
-    _worker["do"](job, _worker["send"])
+def _hear(pipe: Connection, process: Any) -> Told:
+    try:
+        return pipe.recv()
+    except (EOFError, OSError):  # nothing more comes, or not the rest of a message
+        raise _lost(process) from None
+
+
+def _lost(process: Any) -> RuntimeError:
+    process.join(10)
+    return RuntimeError(
+        f"a worker ended without a word, with code {process.exitcode} (-9: killed, as "
+        "when memory runs out); the same command goes on from here."
+    )
+
+
+def _serve(prepare: Callable[..., Do], args: tuple, pipe: Connection) -> None:
+    """Do jobs until the pipe ends, or the parent does."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    send = lambda value: pipe.send(Told("sent", value))
+    do = None
+    while True:
+        try:
+            job = pipe.recv()
+        except EOFError:
+            return
+        try:
+            do = do or prepare(*args)
+            do(job, send)
+            told = Told("done")
+        except Exception as error:
+            told = Told("raised", _portable(error))
+        pipe.send(told)
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+    os._exit(1)
+
+
+def _portable(error: Exception) -> Exception:
+    """What the parent shall raise: bad input is told apart here, where the trace is."""
+    if is_bad_input(error):
+        return InputError(one_line(error))
+    trace = f"In a worker:\n{traceback.format_exc()}"
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        return RuntimeError(trace)
+    error.add_note(trace)
+    return error
 
 
 __all__ = ["share_out", "worker_count"]

@@ -1,6 +1,7 @@
 """The command, the folder and the bar that all experiments share."""
 
 import dataclasses
+import fcntl
 import json
 import os
 import signal
@@ -15,7 +16,9 @@ import numpy as np
 import pytest
 
 from experiments import harness
-from experiments.harness import command, run_folder
+from experiments.harness import command, environment, run_folder
+from experiments.harness.errors import is_bad_input
+from experiments.harness.lock import claim
 from jaxcl.training.progress import pace
 
 ROOT = Path(__file__).parent.parent.parent
@@ -30,6 +33,7 @@ class Config:
     hidden: tuple[int, ...] = (4, 4)
     head: Literal["shared", "new"] = "shared"
     limit: int | None = None
+    data: str = "digits"
 
 
 PRESETS = {"paper": Config(), "smoke": Config(seeds=1, hidden=(2,))}
@@ -37,6 +41,10 @@ PRESETS = {"paper": Config(), "smoke": Config(seeds=1, hidden=(2,))}
 
 def record(name, **others):
     return {"run": name, "status": "done", "accuracy": [0.5], **others}
+
+
+def stop(_config, _folder):
+    raise KeyboardInterrupt
 
 
 def run_all(config, folder):
@@ -68,7 +76,7 @@ def test_a_run_leaves_a_complete_folder(tmp_path):
     assert held == {
         "experiment": "toy",
         "preset": "smoke",
-        "config": {**wanted, "limit": None},
+        "config": {**wanted, "limit": None, "data": "digits"},
     }
     environment = json.loads((folder / "environment.json").read_text())
     assert environment["versions"]["numpy"] == np.__version__
@@ -83,10 +91,15 @@ def test_a_run_leaves_a_complete_folder(tmp_path):
 
 def test_the_default_folder_names_experiment_preset_and_settings():
     """Oracle: equal settings give equal names, other settings other names."""
-    path = lambda config: run_folder.default_path("toy", "smoke", config, Path("o"))
+
+    def path(config):
+        folder = harness.RunFolder(Path(), "toy", "smoke", config, free=("limit",))
+        return run_folder.default_path(folder, Path("o"))
+
     assert path(Config()).parent == Path("o")
     assert path(Config()).name.startswith("toy-smoke-")
     assert path(Config()) == path(Config(seeds=3))
+    assert path(Config()) == path(Config(limit=5))  # free: it changes no result
     assert path(Config()) != path(Config(seeds=4))
 
 
@@ -175,10 +188,10 @@ def test_only_errors_that_we_raise_on_purpose_are_bad_input():
         return info.value
 
     slip = {**record("a"), "accuracy": ["x"]}  # numpy refuses it in a line of ours
-    assert command.is_bad_input(caught(lambda: check([])))
-    assert not command.is_bad_input(caught(lambda: curves([slip])))
-    assert not command.is_bad_input(caught(lambda: np.stack([])))
-    assert not command.is_bad_input(caught(lambda: np.zeros(2).reshape(3)))
+    assert is_bad_input(caught(lambda: check([])))
+    assert not is_bad_input(caught(lambda: curves([slip])))
+    assert not is_bad_input(caught(lambda: np.stack([])))
+    assert not is_bad_input(caught(lambda: np.zeros(2).reshape(3)))
 
 
 def test_a_foreign_folder_is_left_alone(tmp_path, capsys):
@@ -200,6 +213,37 @@ def test_a_folder_of_another_configuration_is_left_alone(tmp_path, capsys):
     assert {path: path.read_bytes() for path in files} == before
 
 
+def test_anybody_can_take_up_a_folder_that_differs_in_what_changes_no_result(
+    tmp_path, capsys
+):
+    """Oracle: the free field, and the last component of a place; others are refused."""
+    others = {"free": ("limit",), "places": ("data",)}
+    assert start(tmp_path, "smoke", "--limit", "1", run=stop, **others) == 130
+    assert start(tmp_path, "smoke", "--limit", "2", **others) == 0
+    held = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert held["config"]["limit"] == 2  # everything is recorded all the same
+
+    assert start(tmp_path, "smoke", "--data", "/far/away/digits", **others) == 0
+    assert "is finished" in capsys.readouterr().out
+    assert start(tmp_path, "smoke", "--data", "/far/away/letters", **others) == 2
+    assert start(tmp_path, "smoke", "--data", "/far/away/digits") == 2
+
+
+def test_a_folder_remembers_its_data(tmp_path, capsys):
+    """Oracle: the same numbers again, and one of them changed."""
+    images = np.arange(6.0)
+
+    def run(config, folder):
+        harness.recognise(folder, [images, np.zeros(2)])
+        stop(config, folder)
+
+    for _ in range(2):
+        assert start(tmp_path, "paper", run=run) == 130
+    images = np.array([0.0, 1.0, 2.0, 3.0, 4.0, 5.5])
+    assert start(tmp_path, "paper", run=run) == 2
+    assert "holds runs on other data (sha256:" in capsys.readouterr().err
+
+
 def test_a_finished_run_is_only_reported_again(tmp_path, capsys):
     """Oracle: counting the calls."""
     calls = []
@@ -214,11 +258,11 @@ def test_a_finished_run_is_only_reported_again(tmp_path, capsys):
 def test_an_unfinished_run_goes_on_and_drops_a_torn_line(tmp_path):
     """Oracle: the lines of a run that was never stopped."""
 
-    def stop(_config, folder):
+    def begin(_config, folder):
         harness.append(folder, [record("seed=0"), record("seed=1")])
         raise KeyboardInterrupt
 
-    assert start(tmp_path, "paper", run=stop) == 130
+    assert start(tmp_path, "paper", run=begin) == 130
     results = tmp_path / "run" / "results.jsonl"
     results.write_bytes(results.read_bytes()[:-4])
     assert harness.finished(tmp_path / "run") == {"seed=0"}
@@ -233,9 +277,10 @@ def test_a_damaged_line_in_the_middle_is_an_error_that_names_it(tmp_path, capsys
     start(tmp_path, "paper")
     results = tmp_path / "run" / "results.jsonl"
     results.write_text(results.read_text().replace('{"run": "seed=1"', "{"))
-    (tmp_path / "run" / "status.json").write_text('{"status": "running"}')
+    (tmp_path / "run" / "status.json").write_text('{"status": "failed"}')
     assert start(tmp_path, "paper") == 2
     assert "line 2, is damaged" in capsys.readouterr().err
+    assert status(tmp_path) == {"status": "failed"}  # it does not run
 
 
 def test_a_diverged_run_is_named_in_the_status(tmp_path, capsys):
@@ -254,8 +299,8 @@ def test_a_diverged_run_is_named_in_the_status(tmp_path, capsys):
 HOLDER = """
 import sys, time
 from pathlib import Path
-from experiments.harness.run_folder import RunFolder, claim
-with claim(RunFolder(Path(sys.argv[1]), "toy", "smoke", None)):
+from experiments.harness.lock import claim
+with claim(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)
 """
@@ -276,6 +321,104 @@ def test_a_living_process_keeps_its_folder_and_a_dead_one_does_not(tmp_path, cap
             other.send_signal(signal.SIGKILL)
             other.wait()
     assert start(tmp_path, "smoke") == 0
+
+
+def test_a_lock_that_was_deleted_meanwhile_is_not_held(tmp_path, monkeypatch):
+    """Oracle: a second claim, which must be refused. Another process ends, and deletes
+    its lock, between our opening the file and our locking it."""
+    path = tmp_path / "run"
+    flock = fcntl.flock
+
+    def late(lock, how):
+        monkeypatch.setattr(fcntl, "flock", flock)
+        (path / ".lock").unlink()
+        path.rmdir()
+        flock(lock, how)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    with claim(path) as made:
+        assert made
+        with pytest.raises(ValueError, match="in use by process"), claim(path):
+            pass
+    with claim(path) as made:
+        assert not made
+
+
+def test_a_folder_that_was_there_stays_after_bad_input(tmp_path):
+    """Oracle: an empty folder of the caller; one that the command made goes."""
+
+    def refuse(_config, _folder):
+        msg = "no."
+        raise run_folder.InputError(msg)
+
+    (tmp_path / "run").mkdir()
+    assert start(tmp_path, "smoke", run=refuse) == 2
+    assert list((tmp_path / "run").iterdir()) == []
+    assert start(tmp_path, "smoke", run=refuse, out="other") == 2
+    assert not (tmp_path / "other").exists()
+
+
+def test_no_checkpoint_outlives_the_last_run(tmp_path):
+    """Oracle: a state left by a kill between the line of a run and its removal."""
+    left = tmp_path / "run" / "checkpoints" / "abc"
+
+    def run(config, folder):
+        left.mkdir(parents=True)
+        (left / "1.json").write_text("{}")
+        run_all(config, folder)
+
+    assert start(tmp_path, "smoke", run=run) == 0
+    assert not left.parent.exists()
+
+
+def test_appending_does_not_read_everything_again(tmp_path, monkeypatch):
+    """Oracle: counting the lines that are parsed; a line of somebody else is seen."""
+    parsed, loads = [], json.loads
+    monkeypatch.setattr(json, "loads", lambda text: parsed.append(1) or loads(text))
+    folder = harness.RunFolder(tmp_path, "toy", "smoke", None)
+    for number in range(20):
+        harness.append(folder, [record(f"seed={number}")])
+    assert len(parsed) == 0
+    with open(tmp_path / "results.jsonl", "a") as file:
+        file.write(json.dumps(record("theirs")) + "\n")
+    with pytest.raises(ValueError, match="finished before"):
+        harness.append(folder, [record("theirs")])
+    with pytest.raises(ValueError, match="finished before"):
+        harness.append(folder, [record("twice"), record("twice")])
+    assert len(lines_of(tmp_path)) == 21
+
+
+def lines_of(path):
+    return (path / "results.jsonl").read_text().splitlines()
+
+
+def test_every_line_names_its_commit(tmp_path, monkeypatch):
+    """Oracle: git itself, asked by hand; two programs in one file stay apart."""
+    asked = subprocess.run(
+        ["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True
+    )
+    environment.commit.cache_clear()
+    harness.append(harness.RunFolder(tmp_path, "toy", "", None), [record("a")])
+    monkeypatch.setattr(run_folder, "commit", lambda: "another")
+    harness.append(harness.RunFolder(tmp_path, "toy", "", None), [record("b")])
+    first, second = [line["commit"] for line in harness.read_records(tmp_path)]
+    if asked.returncode == 0:
+        assert first.startswith(asked.stdout.strip())
+    assert second == "another"
+
+
+def test_a_tree_is_called_clean_only_if_git_says_so(monkeypatch):
+    """Oracle: three answers of git by hand; None stands for its failure."""
+    for answer, expected in (
+        ("", "abc"),
+        (" M a.py", "abc with changes"),
+        (None, "abc, changes unknown"),
+    ):
+        git = {"rev-parse": "abc", "status": answer}
+        monkeypatch.setattr(environment, "_git", lambda word, *_, git=git: git[word])
+        assert environment.commit.__wrapped__() == expected
+    monkeypatch.setattr(environment, "_git", lambda *_: None)
+    assert environment.commit.__wrapped__() is None
 
 
 def test_results_hold_exact_numbers_and_no_nan(tmp_path):
@@ -320,6 +463,32 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
     with pytest.raises(OSError):  # noqa: PT011
         harness.write_text(path, "new")
     assert path.read_text() == "old"
+
+
+def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    """Oracle: the order of the calls of the operating system."""
+    calls = []
+    for name in ("fsync", "replace"):
+        real = getattr(os, name)
+        monkeypatch.setattr(
+            os, name, lambda *a, n=name, real=real: (calls.append(n), real(*a))
+        )
+    harness.write_text(tmp_path / "a", "text")
+    assert calls == ["fsync", "replace"]
+
+
+def test_text_is_utf_8_wherever_it_is_written(tmp_path):
+    """Oracle: the bytes, from a process whose own encoding is ASCII."""
+    code = (
+        "import sys; from pathlib import Path\n"
+        "from experiments.harness import read_json, write_json\n"
+        "path = Path(sys.argv[1]); write_json(path, {'a': chr(177)})\n"
+        "assert read_json(path) == {'a': chr(177)}"
+    )
+    words = [sys.executable, "-X", "utf8=0", "-c", code, str(tmp_path / "a.json")]
+    locale = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0"}
+    subprocess.run(words, cwd=ROOT, env={**os.environ, **locale}, check=True)
+    assert "±".encode() in (tmp_path / "a.json").read_bytes()
 
 
 def test_pace_counts_like_a_stopwatch():
