@@ -132,7 +132,7 @@ def _tell_changes(path: Path, before: dict, now: dict) -> None:
     changed = [
         f"{name} {old[name]} -> {new[name]}"
         for name in new
-        if old.get(name, new[name]) != new[name]
+        if old.get(name) not in (None, new[name])
     ]
     if changed:
         print(f"note: earlier lines in {path} had other versions: {changed}")

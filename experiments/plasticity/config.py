@@ -106,6 +106,10 @@ class Config:
     """Where all randomness comes from."""
 
 
+#: Fields that cannot change a result, and those that name a folder: a run is taken up
+#: again whatever the first are, and wherever the second lie.
+FREE, PLACES = ("checkpoint_seconds", "workers"), ("data",)
+
 PRESETS = {
     "smoke": Config(  # seconds; a test runs it
         settings=("permuted",),

@@ -1,8 +1,10 @@
 """The paper's algorithm, in the paper's order: data, network, method, loop, figures."""
 
+import dataclasses
 import functools
 import hashlib
 import itertools
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +19,7 @@ from experiments.harness import (
     append,
     finished,
     progress,
+    recognise,
     share_out,
     worker_count,
 )
@@ -61,6 +64,7 @@ class Finished(NamedTuple):
 def run(config: Config, folder: RunFolder) -> None:
     """Do every trial that is not in ``results.jsonl`` yet."""
     check(config)
+    recognise(folder, images_of(config))
     settings, todo = make_settings(config), trials(config)
     num_workers = worker_count(config.workers)
     jobs = unfinished(settings, todo, finished(folder), num_workers)
@@ -99,27 +103,42 @@ def worker(config: Config, folder: RunFolder):
 @functools.lru_cache(maxsize=1)  # one process checks the data, and may then do the work
 def make_settings(config: Config) -> list[Setting]:
     """All settings on the data of the experiment."""
-    images = load(config)
-    return [make_setting(name, config, images) for name in config.settings]
+    return [make_setting(name, config, images_of(config)) for name in config.settings]
+
+
+images_of = functools.lru_cache(maxsize=1)(load)
+
+
+#: Numbers that turn something off when they are 0; all others are above it.
+MAY_BE_ZERO = (
+    "checkpoint_seconds",
+    "dormant",
+    "l2_init_strength",
+    "momentum",
+    "perturb",
+    "replacement_rate",
+    "resnet_width",
+    "shrink",
+    "warm_share",
+)
+TINY = 5e-324  # the least number above 0
 
 
 def check(config: Config) -> None:
-    """Refuse numbers that could not work, before any compute.
+    """Refuse numbers that could not work and lists that are empty, before any compute.
 
     Raises:
       ValueError: naming the field, what it must be, and what it was.
     """
-    positive = (
-        "seeds other_seeds sweep_seeds num_tasks batch_size num_epochs hidden "
-        "learning_rates rho r penalty rhos penalties radii target_sharpness "
-        "probe_examples probe_every tasks_per_call runs_per_call workers "
-        "renewal_period redo_period task_limit examples_per_task test_examples"
-    )
-    for name in positive.split():
-        value = getattr(config, name)
-        numbers = value if isinstance(value, tuple) else (value,)
-        if any(number is not None and not number > 0 for number in numbers):
-            msg = f"{name}: expected numbers above 0, got {value}."
+    for name, value in dataclasses.asdict(config).items():
+        if value == ():
+            msg = f"{name}: expected at least one, got none."
+            raise ValueError(msg)
+        least, wanted = (0, "of at least") if name in MAY_BE_ZERO else (TINY, "above")
+        values = value if isinstance(value, tuple) else (value,)
+        numbers = [one for one in values if isinstance(one, int | float)]
+        if name != "seed" and not all(least <= one < math.inf for one in numbers):
+            msg = f"{name}: expected finite numbers {wanted} 0, got {value}."
             raise ValueError(msg)
     for name in ("momentum", "shrink", "dormant", "replacement_rate", "warm_share"):
         value = getattr(config, name)

@@ -16,7 +16,7 @@ from experiments.harness import RunFolder, append, finished, main, read_records
 from experiments.plasticity.arms import arms, fixed_norm, trials
 from experiments.plasticity.config import PRESETS, Config
 from experiments.plasticity.report import partial_correlation, report
-from experiments.plasticity.run import packs, run
+from experiments.plasticity.run import MAY_BE_ZERO, check, packs, run
 from experiments.plasticity.settings import load, make_model, make_setting
 from jaxcl.losses import cross_entropy
 from jaxcl.training import first_example
@@ -112,6 +112,18 @@ def test_a_run_killed_between_segments_ends_with_the_same_numbers(
         (["--data", "no/such/folder"], "no/such/folder"),
         (["--batch-size", "100000"], "batch"),
         (["--seeds", "0"], "seeds"),
+        (["--rho", "inf"], "rho: expected finite numbers above 0, got inf"),
+        (["--rhos", "0.1", "nan"], "rhos: expected finite"),
+        (["--perturb", "-1"], "perturb: expected finite numbers of at least 0"),
+        (["--checkpoint-seconds", "-1"], "checkpoint_seconds: expected finite"),
+        (["--resnet-width", "-3"], "resnet_width: expected finite numbers of at least"),
+        (["--resnet-width", "-1", "--workers", "2"], "resnet_width: expected"),
+        (["--settings"], "settings: expected at least one, got none"),
+        (["--groups"], "groups: expected at least one"),
+        (["--learning-rates"], "learning_rates: expected at least one"),
+        (["--hidden"], "hidden: expected at least one"),
+        (["--hidden", "8", "0"], "hidden: expected finite numbers above 0"),
+        (["--momentum", "1"], "momentum: expected a share"),
     ],
 )
 def test_bad_input_is_one_line_before_any_compute(words, message, tmp_path, capsys):
@@ -125,6 +137,13 @@ def test_bad_input_is_one_line_before_any_compute(words, message, tmp_path, caps
     assert message in error
     assert error.strip().count("\n") == 0
     assert not folder.exists()
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_presets_pass_and_zero_turns_things_off(preset):
+    """Oracle: the presets themselves; numbers that may be zero are."""
+    check(PRESETS[preset])
+    check(dataclasses.replace(PRESETS[preset], **dict.fromkeys(MAY_BE_ZERO, 0)))
 
 
 def test_every_arm_can_be_built_and_every_trial_has_its_arm():
