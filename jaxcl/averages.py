@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int, PyTree, ScalarLike
 
+from jaxcl.checks import check_number
+from jaxcl.tree import copied, wide_dtype
 from jaxcl.typing import Average, Params
 
 
@@ -48,11 +50,11 @@ def ema(decay: ScalarLike, *, warm_up: bool = False) -> Average:
     (a slow copy of a continual learner); the warm-up is that of TensorFlow's
     ``ExponentialMovingAverage``.
     """
-    _check_share("ema", "decay", decay)
+    check_number("ema", most=1.0, decay=decay)
 
     def init(params):
         # Copies, so that a caller may donate the state without giving a buffer twice.
-        copy = lambda leaf: jnp.array(leaf, _wide(leaf), copy=True)
+        copy = lambda leaf: jnp.array(leaf, wide_dtype(leaf), copy=True)
         return EmaState(jax.tree.map(copy, params), jnp.zeros((), jnp.int32))
 
     def observe(state, params):
@@ -84,13 +86,13 @@ def interpolate(alpha: ScalarLike) -> Average:
     Reference: Wortsman et al. 2022 (WiSE-FT), arXiv:2109.01903, equation 1, applied once
     per task.
     """
-    _check_share("interpolate", "alpha", alpha)
+    check_number("interpolate", most=1.0, alpha=alpha)
 
     def consolidate(anchor, params):
         mixed = _mix(alpha, anchor, params)
-        return _copy(mixed), mixed
+        return copied(mixed), mixed
 
-    return no_average()._replace(init=_copy, consolidate=consolidate)
+    return no_average()._replace(init=copied, consolidate=consolidate)
 
 
 def interpolate_with_start(alpha: ScalarLike) -> Average:
@@ -110,9 +112,9 @@ def interpolate_with_start(alpha: ScalarLike) -> Average:
 
     Reference: Wortsman et al. 2022 (WiSE-FT), arXiv:2109.01903, equation 1.
     """
-    _check_share("interpolate_with_start", "alpha", alpha)
+    check_number("interpolate_with_start", most=1.0, alpha=alpha)
     read = lambda start, params: _mix(alpha, start, params)
-    return no_average()._replace(init=_copy, read=read)
+    return no_average()._replace(init=copied, read=read)
 
 
 def _mix(alpha, start: PyTree, end: PyTree) -> PyTree:
@@ -122,27 +124,8 @@ def _mix(alpha, start: PyTree, end: PyTree) -> PyTree:
 
 def _blend(share, a, b, dtype):
     """``share * a + (1 - share) * b``, summed in float32 or better."""
-    wide = jnp.promote_types(_wide(a), _wide(b))
+    wide = wide_dtype(a, b)
     return (share * a.astype(wide) + (1 - share) * b.astype(wide)).astype(dtype)
-
-
-def _wide(leaf):
-    return jnp.promote_types(leaf.dtype, jnp.float32)
-
-
-def _copy(tree: PyTree) -> PyTree:
-    return jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), tree)
-
-
-def _check_share(who: str, name: str, value) -> None:
-    """Raise a ValueError if ``value`` is known and outside [0, 1]."""
-    try:
-        known = float(value)
-    except jax.errors.ConcretizationTypeError:
-        return
-    if not 0 <= known <= 1:
-        msg = f"{who}: {name} must lie in [0, 1], got {known}; it is a share of one."
-        raise ValueError(msg)
 
 
 __all__ = [

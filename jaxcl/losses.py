@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
+from jaxcl.checks import check_size
 from jaxcl.tree import num_rows, weighted_mean
 from jaxcl.typing import Batch, ExampleLoss, Key, Params
 
@@ -27,7 +28,8 @@ def multi_head(apply: Callable, num_classes: int) -> Logits:
     """Each task reads its own ``num_classes`` outputs: ``logits[task * c : task * c + c]``.
 
     This is the task-incremental setting: an example knows its task, and the outputs of
-    other tasks get no gradient. The network must have ``num_tasks * num_classes`` outputs.
+    other tasks get no gradient. The network must have ``num_tasks * num_classes`` outputs;
+    for a task without outputs the logits are NaN.
     """
 
     def logits(params, example):
@@ -38,7 +40,9 @@ def multi_head(apply: Callable, num_classes: int) -> Logits:
                 f"got {outputs.shape[-1]}; give the model num_tasks * num_classes outputs."
             )
             raise ValueError(msg)
-        return outputs.reshape(-1, num_classes)[example.task]
+        heads = outputs.reshape(-1, num_classes)
+        known = (example.task >= 0) & (example.task < heads.shape[0])
+        return jnp.where(known, heads[example.task], jnp.nan)
 
     return logits
 
@@ -91,6 +95,7 @@ def row_losses(
         accumulates chunk by chunk, each of which is computed a second time for it: the
         memory of a small batch, for four thirds of the work.
     """
+    check_size("row_losses", optional=True, chunk_size=chunk_size)
     keys = jax.random.split(key, num_rows(batch))
     if chunk_size is None or chunk_size >= num_rows(batch):
         return jax.vmap(example_loss, in_axes=(None, 0, 0))(params, batch, keys)
@@ -126,6 +131,7 @@ def accuracy(
     Returns:
       [] float32; NaN logits count as class 0, so check finiteness apart.
     """
+    check_size("accuracy", optional=True, chunk_size=chunk_size)
 
     def hit(example):
         return (jnp.argmax(logits(params, example)) == example.y).astype(jnp.float32)

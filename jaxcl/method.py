@@ -23,6 +23,7 @@ import optax
 from jaxtyping import ScalarLike
 
 from jaxcl.averages import no_average
+from jaxcl.checks import check_number, check_size
 from jaxcl.losses import row_losses
 from jaxcl.memory import after, no_memory
 from jaxcl.plasticity import no_renewal
@@ -84,6 +85,8 @@ def make_method(
       A :class:`~jaxcl.typing.Method`. Parts that are absent leave nothing in the state
       and nothing in the compiled program.
     """
+    check_number("make_method", replay_weight=replay_weight)
+    check_size("make_method", optional=True, chunk_size=chunk_size)
     gradient = optax.with_extra_args_support(gradient or optax.identity())
     optimizer = optax.with_extra_args_support(optimizer)
     regularizer = regularizer or no_regularizer()
@@ -169,7 +172,7 @@ def make_method(
         return MethodState(
             params,
             gradient_state,
-            _clear(optimizer, optimizer_state, renewed),
+            _restarted(optimizer, optimizer_state, params, renewed),
             state.regularizer,
             memory.observe(
                 key_observe, state.memory, after((params, loss, norm(raw)), batch)
@@ -209,12 +212,19 @@ def _flat(replay: Batch) -> Batch:
     return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), replay)
 
 
-def _clear(optimizer, state, renewed):
-    """Zero the optimizer's per-parameter statistics where parameters were renewed."""
+def _restarted(optimizer, state, params, renewed):
+    """The optimizer's statistics as at the start, where parameters were renewed."""
     if renewed is None:
         return state
-    clear = lambda old, fresh: jnp.where(fresh, 0, old).astype(old.dtype)
-    return optax.tree.map_params(optimizer, clear, state, renewed)
+    marks = optax.tree.map_params(
+        optimizer,
+        lambda _, mark: mark,
+        state,
+        renewed,
+        transform_non_params=lambda _: False,
+    )
+    pick = lambda mark, fresh, old: jnp.where(mark, fresh, old).astype(old.dtype)
+    return jax.tree.map(pick, marks, optimizer.init(params), state)
 
 
 __all__ = ["make_method"]

@@ -2,7 +2,8 @@
 
 They are here to be read as much as to be called; anything else is one
 :func:`~jaxcl.method.make_method` away. All take the loss of one example and an optimizer;
-``**options`` go on to ``make_method``, so any of them can learn with ``gradient=sam(rho)``.
+``**options`` go on to ``make_method``: whatever a method does not set itself can be added,
+such as ``gradient=sam(rho)`` (which A-GEM and GEM then project).
 """
 
 from collections.abc import Callable
@@ -137,6 +138,7 @@ def agem(
     capacity_per_task: int,
     sample_size: int,
     select: Select = random_rows,
+    gradient: optax.GradientTransformation | None = None,
     **options,
 ) -> Method:
     """A-GEM: never uphill on a sample of the past (arXiv:1812.00420)."""
@@ -144,7 +146,7 @@ def agem(
     return make_method(
         example_loss,
         optimizer,
-        gradient=agem_gradient(),
+        gradient=optax.chain(gradient or optax.identity(), agem_gradient()),
         memory=memory,
         replay_weight=0,
         **options,
@@ -159,6 +161,7 @@ def gem(
     capacity_per_task: int,
     margin: ScalarLike = 0.0,
     select: Select = random_rows,
+    gradient: optax.GradientTransformation | None = None,
     **options,
 ) -> Method:
     """GEM: not uphill on any past task, by a quadratic program (arXiv:1706.08840)."""
@@ -166,7 +169,7 @@ def gem(
     return make_method(
         example_loss,
         optimizer,
-        gradient=gem_gradient(margin),
+        gradient=optax.chain(gradient or optax.identity(), gem_gradient(margin)),
         memory=memory,
         replay_weight=0,
         **options,

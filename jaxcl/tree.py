@@ -1,5 +1,6 @@
 """Algebra on parameter trees, and rows of batches."""
 
+import functools
 import itertools
 
 import jax
@@ -18,16 +19,38 @@ def dot(a: PyTree, b: PyTree) -> Float[Array, ""]:
     """Inner product over all leaves, accumulated in float32 or better."""
 
     def leaf(x, y):
-        wide = jnp.promote_types(jnp.promote_types(x.dtype, y.dtype), jnp.float32)
-        return jnp.vdot(x.astype(wide), y.astype(wide))
+        dtype = wide_dtype(x, y)
+        return jnp.vdot(x.astype(dtype), y.astype(dtype))
 
     parts = jax.tree.leaves(jax.tree.map(leaf, a, b))
     return sum(parts, jnp.zeros((), parts[0].dtype if parts else jnp.float32))
 
 
 def norm(tree: PyTree) -> Float[Array, ""]:
-    """Euclidean norm over all leaves, in float32 or better."""
-    return jnp.sqrt(dot(tree, tree))
+    """Euclidean norm over all leaves, in float32 or better.
+
+    Its derivative at zero is zero, not NaN.
+    """
+    square = dot(tree, tree)
+    zero = square == 0
+    return jnp.where(zero, 0.0, jnp.sqrt(jnp.where(zero, 1.0, square)))
+
+
+def wide_dtype(*leaves) -> jnp.dtype:
+    """The dtype in which sums of such leaves are formed: float32 or better."""
+    return functools.reduce(
+        jnp.promote_types, (leaf.dtype for leaf in leaves), jnp.dtype(jnp.float32)
+    )
+
+
+def wide(leaf: Array) -> Array:
+    """The leaf in float32 or better."""
+    return leaf.astype(wide_dtype(leaf))
+
+
+def copied(tree: PyTree) -> PyTree:
+    """Every leaf in a buffer of its own, so that a state made of it may be donated."""
+    return jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), tree)
 
 
 def axpy(scale: ScalarLike, x: PyTree, y: PyTree) -> PyTree:
@@ -37,8 +60,8 @@ def axpy(scale: ScalarLike, x: PyTree, y: PyTree) -> PyTree:
     """
 
     def leaf(xi, yi):
-        wide = jnp.promote_types(jnp.promote_types(xi.dtype, yi.dtype), jnp.float32)
-        return (scale * xi.astype(wide) + yi.astype(wide)).astype(yi.dtype)
+        dtype = wide_dtype(xi, yi)
+        return (scale * xi.astype(dtype) + yi.astype(dtype)).astype(yi.dtype)
 
     return jax.tree.map(leaf, x, y)
 
@@ -96,7 +119,9 @@ def as_batch(x: PyTree, y: PyTree, *, weight=None, task: int = 0) -> Batch:
     return Batch(
         x,
         jax.tree.map(narrow, y),
-        jnp.ones(rows) if weight is None else jnp.asarray(weight, jnp.float32),
+        jnp.ones(rows, jnp.float32)
+        if weight is None
+        else jnp.asarray(weight, jnp.float32),
         jnp.full(rows, task, jnp.int32),
     )
 
@@ -115,6 +140,7 @@ __all__ = [
     "as_batch",
     "at",
     "axpy",
+    "copied",
     "dot",
     "norm",
     "num_rows",
@@ -123,4 +149,6 @@ __all__ = [
     "safe_divide",
     "subtract",
     "weighted_mean",
+    "wide",
+    "wide_dtype",
 ]

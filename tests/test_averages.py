@@ -199,6 +199,6 @@ def test_a_grid_of_strengths_is_a_vmap():
 @pytest.mark.parametrize("share", [-0.1, 1.5, float("nan")])
 def test_a_share_outside_the_unit_interval_is_refused(make, share):
     """Oracle: the message."""
-    pattern = rf"{make.__name__}: \w+ must lie in \[0, 1\], got {share}"
+    pattern = rf"{make.__name__}: \w+ must be a number in \[0, 1\], got {share}"
     with pytest.raises(ValueError, match=pattern):
         inspect.unwrap(make)(share)

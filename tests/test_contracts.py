@@ -1,8 +1,8 @@
 """One battery for every public regularizer, memory, average and renewal.
 
 Transformations have theirs in ``test_transforms/test_contracts.py``, whole methods in
-``test_methods.py``. Oracles: the state before, the record without ``vmap``, and the law
-that padding alone changes nothing but counters.
+``test_methods.py``. Oracles: the state before, the record without ``vmap`` and
+without ``jit``, and the laws that padding is no experience and a buffer has one owner.
 """
 
 import functools
@@ -171,6 +171,65 @@ def test_padding_alone_leaves_numbers_finite(name):
             assert np.isfinite(leaf).all()
 
 
+@pytest.mark.parametrize("name", CASES)
+def test_bfloat16_parameters_stay_bfloat16_and_states_keep_their_dtypes(name):
+    """Oracle: the first state and the parameters; traced, nothing is computed."""
+    half = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), PARAMS)
+    kinds = lambda tree: jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), tree)
+    record = CASES[name]()
+    run = lambda key, params, batch: cycle(record, key, params, batch)
+    (first, *later), out = jax.eval_shape(run, jax.random.key(2), half, BATCH)
+    for state in later:
+        assert kinds(state) == kinds(first)
+    if isinstance(record, Average | Renewal):
+        params = out[-1] if isinstance(record, Average) else out[-2]
+        assert kinds(params) == kinds(half)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_without_jit_the_numbers_are_the_same_and_every_state_can_be_donated(name):
+    """Oracle: the compiled cycle; a buffer that is given twice is an error.
+
+    The parameters are donated beside each state, as a training step does.
+    """
+    key = jax.random.key(2)
+    states, out = cycle(CASES[name](), key, PARAMS, BATCH)
+    compiled_states, compiled_out = compiled(name)[0](key, PARAMS, BATCH)
+    for plain, fast in zip(
+        numbers((states, out)), numbers((compiled_states, compiled_out)), strict=True
+    ):
+        np.testing.assert_allclose(plain, fast, rtol=1e-4, atol=1e-6)
+    give = jax.jit(
+        lambda tree: jax.tree.map(lambda leaf: leaf + 0, tree), donate_argnums=0
+    )
+    record, params = CASES[name](), jax.tree.map(jnp.copy, PARAMS)
+    if isinstance(record, Regularizer | Average):
+        state, params = give((record.init(params), params))
+        if isinstance(record, Regularizer):
+            give((record.consolidate(key, state, params, BATCH), params))
+        else:
+            give(record.consolidate(state, params))
+
+
+@pytest.mark.parametrize("name", RENEWALS)
+def test_padding_alone_renews_nothing(name):
+    """Oracle: parameters and traces before; only counters may move.
+
+    Shrink-and-perturb does not look at rows, so padding does not hold it.
+    """
+    if name in ("shrink_and_perturb", "chain_renewals"):
+        pytest.skip("acts by the count of steps, whatever the rows")
+    record = RENEWALS[name]()
+    key, params = jax.random.key(6), PARAMS
+    state, params, _ = jax.jit(record.renew)(key, record.init(params), params, BATCH)
+    after, kept, renewed = jax.jit(record.renew)(key, state, params, PADDING)
+    jax.tree.map(np.testing.assert_array_equal, kept, params)
+    assert renewed is None or not any(leaf.any() for leaf in jax.tree.leaves(renewed))
+    for new, old in zip(jax.tree.leaves(after), jax.tree.leaves(state), strict=True):
+        if jnp.issubdtype(old.dtype, jnp.floating):
+            np.testing.assert_array_equal(new, old)
+
+
 def test_every_public_builder_is_in_the_battery():
     """Oracle: the packages' own lists."""
     others = {
@@ -179,7 +238,7 @@ def test_every_public_builder_is_in_the_battery():
         "class_balanced_rows", "episodic", "kmeans", "kmeans_rows", "random_rows",
         "EmaState", "Traces", "Utility", "adaptable_contribution", "contribution",
         "dead_share", "dormancy_score", "dormant_share", "effective_rank", "measure",
-        "renew_units", "singular_values", "srank", "stable_rank", "check_range",
+        "renew_units", "singular_values", "srank", "stable_rank",
     }  # fmt: skip
     public = {
         name

@@ -9,7 +9,7 @@ ROOT = Path(__file__).parent.parent
 
 LAYERS = [
     {"typing"},
-    {"tree", "lockstep"},
+    {"tree", "lockstep", "checks"},
     {"losses"},
     {"metrics", "transforms", "curvature", "memory", "averages", "adapters", "streams"},
     {"regularizers", "landscape", "plasticity", "models"},

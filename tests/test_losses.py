@@ -107,3 +107,12 @@ def test_chunks_change_the_memory_of_a_gradient_and_not_its_value():
         np.testing.assert_allclose(a, b, atol=1e-6)
     needed = [c.memory_analysis().temp_size_in_bytes for c in (whole, parts)]
     assert needed[1] < 0.5 * needed[0], needed
+
+
+@pytest.mark.parametrize("task", [-1, 2])
+def test_a_task_without_a_head_has_no_logits(task):
+    """Oracle: three heads would be needed; NaN trips the flag of every step."""
+    logits = multi_head(lambda params, x: params @ x, 3)  # six outputs: two heads
+    example = at(0, BATCH)._replace(task=jnp.int32(task))
+    assert jnp.isnan(logits(PARAMS, example)).all()
+    assert jnp.isfinite(logits(PARAMS, at(0, BATCH))).all()

@@ -225,6 +225,27 @@ def test_renewed_parameters_lose_their_optimizer_statistics():
     assert int(cleared.count) == 1
 
 
+@pytest.mark.parametrize(
+    "optimizer", [optax.adagrad(0.1), optax.contrib.schedule_free_sgd(0.1)]
+)
+def test_statistics_restart_from_where_the_optimizer_begins(optimizer):
+    """Oracle: `optimizer.init` at the parameters, which is not zero for these two."""
+    everywhere = jax.tree.map(lambda leaf: jnp.ones(leaf.shape, bool), setting()[1])
+    renewal = Renewal(lambda p: (), lambda k, s, p, b: (s, p, everywhere))
+    method = make_method(LOSS, optimizer, renewal=renewal)
+    batch = at(slice(8), task(1))
+    state = method.init(setting()[1], at(slice(1), batch))
+    state, _ = method.step(jax.random.key(0), state, batch)
+    fresh = optimizer.init(state.params)
+    marked = optax.tree.map_params(optimizer, lambda leaf: leaf, state.optimizer)
+    wanted = optax.tree.map_params(optimizer, lambda leaf: leaf, fresh)
+    for found, want in zip(
+        jax.tree.leaves(marked), jax.tree.leaves(wanted), strict=True
+    ):
+        if found.ndim:  # parameter-like; counters go on
+            np.testing.assert_allclose(found, want, atol=1e-7)
+
+
 def test_absent_parts_leave_nothing_in_the_state():
     """Oracle: counting leaves. Plain descent carries its parameters alone."""
     batch = at(slice(8), task(1))

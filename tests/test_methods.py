@@ -10,6 +10,9 @@ import pytest
 
 from jaxcl import methods
 from jaxcl.losses import cross_entropy, mean_loss, single_head
+from jaxcl.memory import episodic
+from jaxcl.method import make_method
+from jaxcl.transforms import agem, sam
 from jaxcl.tree import as_batch, at
 from jaxcl.typing import MethodState
 
@@ -97,3 +100,33 @@ def test_a_method_is_not_plain_descent(name):
     """Negative control: every method moves the evaluated parameters elsewhere."""
     plain, other = two_tasks("plain")[3], two_tasks(name)[3]
     assert not np.allclose(plain["w"], other["w"], atol=1e-5)
+
+
+def test_agem_projects_the_gradient_that_sam_bends():
+    """Oracle: the chain by hand, in the place of the gradient; and without SAM."""
+    options = {"num_tasks": 2, "capacity_per_task": 4, "sample_size": 3}
+    by_hand = make_method(
+        LOSS,
+        SGD,
+        gradient=optax.chain(sam(0.3), agem()),
+        memory=episodic(2, 4, 3),
+        replay_weight=0,
+    )
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def learned(which):
+        method = (
+            methods.agem(LOSS, SGD, gradient=sam(0.3), **options),
+            by_hand,
+            methods.agem(LOSS, SGD, **options),
+        )[which]
+        key = jax.random.key(1)
+        state = method.init(PARAMS, at(slice(1), TASK))
+        for task in (TASK, OTHER):
+            state, _ = method.step(key, state, task)
+            state = method.end_task(key, state, task)
+        return method.step(key, state, TASK)[0].params["w"]
+
+    found, want, plain = map(learned, range(3))
+    np.testing.assert_array_equal(found, want)
+    assert not np.allclose(found, plain, atol=1e-4)

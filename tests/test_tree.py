@@ -65,3 +65,10 @@ def test_a_batch_is_narrow_complete_and_of_one_length():
     assert tree.num_tasks(batch) == 3
     with pytest.raises(ValueError, match=r"same number of rows, got \[2, 3\]"):
         tree.as_batch(np.ones((3, 2)), np.zeros(2, int))
+
+
+def test_the_norm_has_a_derivative_of_zero_at_zero():
+    """Oracle: the subgradient of least norm; elsewhere x / |x|."""
+    gradient = jax.grad(lambda x: tree.norm({"x": x}))
+    np.testing.assert_array_equal(gradient(jnp.zeros(2)), [0.0, 0.0])
+    np.testing.assert_allclose(gradient(jnp.array([3.0, 4.0])), [0.6, 0.8], rtol=1e-6)

@@ -28,6 +28,7 @@ from jax.extend import core
 from jax.extend.core import primitives
 from jaxtyping import Array, Float, PyTree
 
+from jaxcl.tree import wide
 from jaxcl.typing import Params
 
 #: ``(params, row) -> (values [m], weights [m])``; the weights are not differentiated.
@@ -138,7 +139,7 @@ def sum_squared_gradients(program: Program, params: Params, rows: PyTree) -> Par
             values, plain, zeros, has_aux=True
         )
         grads = jax.vmap(pullback)(jnp.eye(program.num_values, dtype=values.dtype))
-        weigh = lambda grad: jnp.tensordot(weights, jnp.square(_wide(grad)), axes=1)
+        weigh = lambda grad: jnp.tensordot(weights, jnp.square(wide(grad)), axes=1)
         return *jax.tree.map(weigh, grads), inputs
 
     plain_squares, deltas, inputs = jax.vmap(squares_of_row)(rows)
@@ -154,10 +155,6 @@ def sum_squared_gradients(program: Program, params: Params, rows: PyTree) -> Par
     return jax.tree.unflatten(tree, [squares[i] for i in range(len(leaves))])
 
 
-def _wide(x):
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
-
-
 def _outer(site, eqn, inputs, deltas, leaf):
     """``(x^2)^T d^2`` [leaf.shape], given inputs and deltas, each ``[b, ...]``."""
     contracted, _ = eqn.params["dimension_numbers"]
@@ -169,7 +166,7 @@ def _outer(site, eqn, inputs, deltas, leaf):
     x = moved.reshape(len(inputs), *(operand[i] for i in own))
     d = deltas.reshape(len(deltas), *(operand[i] for i in free))
     square = jnp.tensordot(
-        jnp.square(_wide(x)), d, axes=(0, 0), precision=jax.lax.Precision.HIGHEST
+        jnp.square(wide(x)), d, axes=(0, 0), precision=jax.lax.Precision.HIGHEST
     )
     square = jnp.transpose(square, np.argsort(own + free).tolist())
 

@@ -31,7 +31,7 @@ from jaxcl.curvature.dense import (
     sum_squared_gradients,
 )
 from jaxcl.losses import Logits
-from jaxcl.tree import at, num_rows, safe_divide
+from jaxcl.tree import at, num_rows, safe_divide, wide, wide_dtype
 from jaxcl.typing import Batch, ExampleLoss, Key, Params
 
 #: ``(key, params, task) -> fisher``, a tree like ``params`` in float32 or better.
@@ -265,9 +265,10 @@ def _mean_over_chunks(squared, key, params, task, num_examples, chunk_size):
         fresh = squared(rows, weight, _row_keys(key_rows, index))
         return jax.tree.map(jnp.add, carry, fresh), None
 
-    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, _wide(leaf)), params)
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, wide_dtype(leaf)), params)
     starts = jnp.arange(0, len(order), chunk_size)
-    (sums, total), _ = jax.lax.scan(add, (zeros, jnp.zeros(())), starts)
+    total = jnp.zeros((), task.weight.dtype)
+    (sums, total), _ = jax.lax.scan(add, (zeros, total), starts)
     return jax.tree.map(lambda leaf: safe_divide(leaf, total), sums)
 
 
@@ -293,12 +294,8 @@ def _log_likelihoods(who, logits, params, example):
     return jax.nn.log_softmax(scores)
 
 
-def _wide(leaf):
-    return jnp.promote_types(leaf.dtype, jnp.float32)
-
-
 def _square(grad):
-    return jnp.square(grad.astype(_wide(grad)))
+    return jnp.square(wide(grad))
 
 
 def _check(who, **sizes):

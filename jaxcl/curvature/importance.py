@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxcl.curvature.fisher import Fisher
-from jaxcl.tree import safe_divide
+from jaxcl.tree import safe_divide, wide_dtype
 from jaxcl.typing import Params
 
 
@@ -74,8 +74,7 @@ def uniform_importance() -> Fisher:
 
     def ones(key, params, task):
         del key, task
-        wide = lambda leaf: jnp.promote_types(leaf.dtype, jnp.float32)
-        return jax.tree.map(lambda leaf: jnp.ones(leaf.shape, wide(leaf)), params)
+        return jax.tree.map(lambda leaf: jnp.ones(leaf.shape, wide_dtype(leaf)), params)
 
     return ones
 

@@ -2,7 +2,6 @@
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Bool, Int, PRNGKeyArray, PyTree
 
 from jaxcl.typing import Batch, Memory
@@ -96,22 +95,6 @@ def draw_ranks(
     return jnp.maximum(ranks, 0), ranks >= 0
 
 
-def check_size(who: str, name: str, value) -> None:
-    """Raise a ValueError unless ``value`` is a positive integer known before tracing."""
-    if (
-        isinstance(value, int | np.integer)
-        and not isinstance(value, bool)
-        and value > 0
-    ):
-        return
-    came = f"{value}" if isinstance(value, int | float) else type(value).__name__
-    msg = (
-        f"{who}: {name} must be a positive int known before tracing, got {came}; "
-        "pass it as a Python int."
-    )
-    raise ValueError(msg)
-
-
 def check_rows(who: str, lead: int, kept: Batch, batch: Batch) -> None:
     """Raise a ValueError unless the rows of ``batch`` look like the kept ones.
 
@@ -134,4 +117,4 @@ def check_rows(who: str, lead: int, kept: Batch, batch: Batch) -> None:
         raise ValueError(msg)
 
 
-__all__ = ["after", "check_rows", "check_size", "draw_ranks", "empty_rows", "no_memory"]
+__all__ = ["after", "check_rows", "draw_ranks", "empty_rows", "no_memory"]

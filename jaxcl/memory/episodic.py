@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
+from jaxcl.checks import check_size
 from jaxcl.memory.base import (
     check_rows,
-    check_size,
     draw_ranks,
     empty_rows,
     no_memory,
@@ -74,10 +74,9 @@ def episodic(
     memory per task); Chaudhry et al. 2019, arXiv:1812.00420, section 4 (A-GEM's sample
     over all of them).
     """
-    check_size("episodic", "num_tasks", num_tasks)
-    check_size("episodic", "capacity_per_task", capacity_per_task)
-    if sample_size is not None:
-        check_size("episodic", "sample_size", sample_size)
+    check_size("episodic", num_tasks=num_tasks)
+    check_size("episodic", capacity_per_task=capacity_per_task)
+    check_size("episodic", optional=True, sample_size=sample_size)
 
     def init(example):
         return EpisodicState(

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from jaxcl.memory.base import check_size
+from jaxcl.checks import check_size
 from jaxcl.memory.selection import Select
 from jaxcl.tree import num_rows
 
@@ -32,8 +32,8 @@ def kmeans_rows(
     Reference: the replay of Create and Find Flatness (ECAI 2023), there with the
     encoder's [CLS] vector as feature.
     """
-    check_size("kmeans_rows", "num_iterations", num_iterations)
-    check_size("kmeans_rows", "chunk_size", chunk_size)
+    check_size("kmeans_rows", num_iterations=num_iterations)
+    check_size("kmeans_rows", chunk_size=chunk_size)
 
     def select(key, params, task, capacity):
         key_means, key_rest = jax.random.split(key)
@@ -88,9 +88,9 @@ def kmeans(
     Reference: Lloyd 1982, IEEE Trans. Inf. Theory 28(2); Arthur and Vassilvitskii 2007,
     "k-means++: the advantages of careful seeding", SODA.
     """
-    check_size("kmeans", "num_clusters", num_clusters)
-    check_size("kmeans", "num_iterations", num_iterations)
-    check_size("kmeans", "chunk_size", chunk_size)
+    check_size("kmeans", num_clusters=num_clusters)
+    check_size("kmeans", num_iterations=num_iterations)
+    check_size("kmeans", chunk_size=chunk_size)
     points = jnp.where(weight[:, None] > 0, points, 0.0)
     total = jnp.maximum(jnp.sum(weight), 1e-30)
     centre = weight @ points / total  # distances round less around the origin
@@ -106,12 +106,13 @@ def spread_points(
 ) -> Float[Array, "k d"]:
     """K-means++: each next centroid is a point, drawn by its squared distance so far."""
     draws = jax.random.uniform(key, (num_clusters,))
+    last = jnp.max(jnp.where(weight > 0, jnp.arange(points.shape[0]), 0))
 
     def body(i, carry):
         centroids, distance = carry
         mass = jnp.cumsum(weight * distance)
         drawn = jnp.searchsorted(mass, draws[i] * mass[-1], side="right")
-        point = points[jnp.minimum(drawn, points.shape[0] - 1)]
+        point = points[jnp.minimum(drawn, last)]
         distance_to_it = jnp.sum(jnp.square(points - point), axis=1)
         distance = jnp.where(
             i == 0, distance_to_it, jnp.minimum(distance, distance_to_it)

@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
+from jaxcl.checks import check_size
 from jaxcl.memory.base import (
     check_rows,
-    check_size,
     draw_ranks,
     empty_rows,
     no_memory,
@@ -53,8 +53,8 @@ def reservoir(capacity: int, sample_size: int, *, replace: bool = True) -> Memor
     Reference: Vitter 1985, "Random sampling with a reservoir", algorithm R; as replay
     memory: Chaudhry et al. 2019, arXiv:1902.10486.
     """
-    check_size("reservoir", "capacity", capacity)
-    check_size("reservoir", "sample_size", sample_size)
+    check_size("reservoir", capacity=capacity)
+    check_size("reservoir", sample_size=sample_size)
 
     def init(example):
         return ReservoirState(empty_rows(capacity, example), jnp.zeros((), jnp.int32))

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, ScalarLike
 
+from jaxcl.checks import check_number
 from jaxcl.lockstep import when
-from jaxcl.plasticity.renewal import check_range
 from jaxcl.plasticity.units import check_units, leaf, mean_over_rows, renew_units
 from jaxcl.tree import safe_divide
 from jaxcl.typing import Key, Params, Renewal, Units
@@ -102,16 +102,18 @@ def continual_backprop(
       Dohare et al. 2021, arXiv:2108.06325; 2024, Nature 632, 768, algorithm 1.
     """
     check_units("continual_backprop", units)
-    check_range("continual_backprop", 0, 1.0, rate=rate, decay=decay)
-    check_range("continual_backprop", 0, float("inf"), maturity=maturity)
+    check_number("continual_backprop", most=1.0, rate=rate, decay=decay)
+    check_number("continual_backprop", maturity=maturity)
 
     def renew(key, state, params, batch):
         hidden = jax.vmap(features, in_axes=(None, 0))(params, batch.x)
-        state = tuple(
+        real = jnp.any(batch.weight > 0)  # padding is no experience
+        seen = tuple(
             _observe(layer, traces, params, h, batch.weight, decay, utility)
             for layer, traces, h in zip(units, state, hidden, strict=False)
         )
-        eligible = [traces.age > maturity for traces in state]
+        state = jax.tree.map(lambda new, old: jnp.where(real, new, old), seen, state)
+        eligible = [real & (traces.age > maturity) for traces in state]
         state = tuple(
             traces._replace(pending=traces.pending + rate * jnp.sum(mature))
             for traces, mature in zip(state, eligible, strict=True)
@@ -129,7 +131,7 @@ def continual_backprop(
             return params, renewed, tuple(after)
 
         nowhere = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, bool), params)
-        due = jnp.any(jnp.stack([traces.pending >= 1 for traces in state]))
+        due = real & jnp.any(jnp.stack([traces.pending >= 1 for traces in state]))
         params, renewed, state = when(due, replace, (params, nowhere, state))
         return state, params, renewed
 

@@ -29,7 +29,7 @@ def dead_share(features: Features, weight: Float[Array, " b"]) -> Float[Array, "
       weight: [b] row weights.
     """
     activity = jnp.concatenate([mean_over_rows(jnp.abs(h), weight) for h in features])
-    return jnp.mean(activity == 0, dtype=jnp.float32)
+    return _share(activity == 0, activity)
 
 
 def dormant_share(
@@ -40,7 +40,14 @@ def dormant_share(
     Reference: Sokar et al. 2023, arXiv:2302.12902, definition 3.1.
     """
     scores = [dormancy_score(mean_over_rows(jnp.abs(h), weight)) for h in features]
-    return jnp.mean(jnp.concatenate(scores) <= tau, dtype=jnp.float32)
+    score = jnp.concatenate(scores)
+    return _share(score <= tau, score)
+
+
+def _share(flags, values):
+    """The share of flags; not a number where a value is none: the network has diverged."""
+    share = jnp.mean(flags, dtype=jnp.float32)
+    return jnp.where(jnp.any(jnp.isnan(values)), jnp.nan, share)
 
 
 def singular_values(
@@ -63,7 +70,7 @@ def effective_rank(values: Float[Array, " k"]) -> Float[Array, ""]:
     """
     share = tree.safe_divide(values, jnp.sum(values))
     entropy = -jnp.sum(share * jnp.log(jnp.where(share > 0, share, 1.0)))
-    return jnp.where(jnp.sum(values) > 0, jnp.exp(entropy), 0.0)
+    return jnp.where(jnp.sum(values) == 0, 0.0, jnp.exp(entropy))
 
 
 def stable_rank(values: Float[Array, " k"]) -> Float[Array, ""]:
@@ -86,7 +93,8 @@ def srank(values: Float[Array, " k"], *, delta: ScalarLike = 0.01) -> Float[Arra
     """
     total = jnp.sum(values)
     short = jnp.cumsum(values) < (1 - delta) * total
-    return jnp.where(total > 0, jnp.sum(short) + 1.0, 0.0)
+    rank = jnp.where(total == 0, 0.0, jnp.sum(short) + 1.0)
+    return jnp.where(jnp.isnan(total), jnp.nan, rank)
 
 
 def measure(

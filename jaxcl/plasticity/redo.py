@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ScalarLike
 
+from jaxcl.checks import check_number, check_size
 from jaxcl.lockstep import when
-from jaxcl.plasticity.renewal import check_range
 from jaxcl.plasticity.units import (
     check_units,
     dormancy_score,
@@ -48,8 +48,8 @@ def redo(
     Reference: Sokar et al. 2023, arXiv:2302.12902, algorithm 1.
     """
     check_units("redo", units)
-    check_range("redo", 1, float("inf"), period=period)
-    check_range("redo", 0, float("inf"), threshold=threshold)
+    check_size("redo", period=period)
+    check_number("redo", threshold=threshold)
 
     def recycle(key, params, batch):
         hidden = jax.vmap(features, in_axes=(None, 0))(params, batch.x)

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import ScalarLike
 
+from jaxcl.checks import check_number, check_size
 from jaxcl.lockstep import when
 from jaxcl.typing import Key, Params, Renewal
 
@@ -69,9 +70,9 @@ def shrink_and_perturb(
     References:
       Ash and Adams 2020, arXiv:1910.08475; at every step in Dohare et al. 2024, Nature 632.
     """
-    check_range("shrink_and_perturb", 1, float("inf"), period=period)
-    check_range("shrink_and_perturb", 0, 1.0, shrink=shrink)
-    check_range("shrink_and_perturb", 0, float("inf"), sigma=sigma)
+    check_size("shrink_and_perturb", period=period)
+    check_number("shrink_and_perturb", most=1.0, shrink=shrink)
+    check_number("shrink_and_perturb", sigma=sigma)
 
     def soften(param, fresh):
         if param.ndim > 1:
@@ -89,12 +90,4 @@ def shrink_and_perturb(
     return Renewal(lambda _: jnp.zeros((), jnp.int32), renew)
 
 
-def check_range(who: str, low: int, high: float, **values) -> None:
-    """Refuse numbers outside ``[low, high]``; traced values pass, they are not known."""
-    for name, value in values.items():
-        if isinstance(value, int | float) and not low <= value <= high:
-            msg = f"{who}: {name} must be between {low} and {high}, got {value}."
-            raise ValueError(msg)
-
-
-__all__ = ["chain_renewals", "check_range", "no_renewal", "shrink_and_perturb"]
+__all__ = ["chain_renewals", "no_renewal", "shrink_and_perturb"]

@@ -83,7 +83,8 @@ def renew_units(
     renewed = _mark(renewed, units.outgoing, rows)
 
     for path in (units.incoming, *units.vectors):
-        new = jnp.where(mask, leaf(fresh, path), leaf(params, path))
+        old = leaf(params, path)
+        new = jnp.where(mask, leaf(fresh, path).astype(old.dtype), old)
         params = replace_leaf(params, path, new)
         renewed = _mark(renewed, path, mask)
     return params, renewed

@@ -3,6 +3,7 @@
 import jax.numpy as jnp
 from jaxtyping import ScalarLike
 
+from jaxcl.checks import check_number
 from jaxcl.typing import Regularizer
 
 
@@ -60,7 +61,12 @@ def sum_of(*parts: Regularizer) -> Regularizer:
 
 
 def scaled(factor: ScalarLike, regularizer: Regularizer) -> Regularizer:
-    """The same regularizer with its penalty times ``factor``; projection unchanged."""
+    """The same regularizer with its penalty times ``factor``; projection unchanged.
+
+    Raises:
+      ValueError: if ``factor`` is known to be negative or not finite.
+    """
+    check_number("scaled", factor=factor)
 
     def penalty(state, params, context):
         return factor * regularizer.penalty(state, params, context)
@@ -68,16 +74,4 @@ def scaled(factor: ScalarLike, regularizer: Regularizer) -> Regularizer:
     return regularizer._replace(penalty=penalty)
 
 
-def check_not_negative(who: str, **values: ScalarLike) -> None:
-    """Refuse a negative or NaN Python number; let what is traced pass.
-
-    Raises:
-      ValueError: naming ``who`` and the argument.
-    """
-    for name, value in values.items():
-        if isinstance(value, int | float) and not value >= 0:
-            msg = f"{who}: {name} must be zero or above, got {value}."
-            raise ValueError(msg)
-
-
-__all__ = ["check_not_negative", "no_regularizer", "scaled", "sum_of"]
+__all__ = ["no_regularizer", "scaled", "sum_of"]

@@ -6,7 +6,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int, ScalarLike
 
-from jaxcl.regularizers.base import check_not_negative, no_regularizer, sum_of
+from jaxcl.checks import check_number
+from jaxcl.regularizers.base import no_regularizer, sum_of
+from jaxcl.tree import copied
 from jaxcl.typing import Params, Regularizer
 
 
@@ -39,10 +41,10 @@ def box(radius: ScalarLike) -> Regularizer:
 
     Source: Create and Find Flatness, 2023, arXiv:2309.11305, the hard constraint.
     """
-    check_not_negative("box", radius=radius)
+    check_number("box", infinite=True, radius=radius)
 
     def init(params):
-        return BoxState(params, jnp.zeros((), jnp.int32))
+        return BoxState(copied(params), jnp.zeros((), jnp.int32))
 
     def project(state, params):
         def clip(param, anchor):
@@ -58,7 +60,7 @@ def box(radius: ScalarLike) -> Regularizer:
 
     def consolidate(key, state, params, task):
         del key, task
-        return BoxState(params, state.tasks_seen + 1)
+        return BoxState(copied(params), state.tasks_seen + 1)
 
     return no_regularizer()._replace(
         init=init, project=project, consolidate=consolidate

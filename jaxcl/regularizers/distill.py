@@ -7,9 +7,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int, ScalarLike
 
+from jaxcl.checks import check_number
 from jaxcl.losses import Logits
-from jaxcl.regularizers.base import check_not_negative, no_regularizer
-from jaxcl.tree import weighted_mean
+from jaxcl.regularizers.base import no_regularizer
+from jaxcl.tree import copied, weighted_mean
 from jaxcl.typing import Batch, Context, Params, Regularizer
 
 
@@ -55,13 +56,11 @@ def distill(
     Sources: Li and Hoiem 2016, arXiv:1606.09282, equation 2; Hinton et al. 2015,
     arXiv:1503.02531, section 2, for the factor.
     """
-    check_not_negative("distill", strength=strength)
-    if isinstance(temperature, int | float) and not temperature > 0:
-        msg = f"distill: temperature must be above zero, got {temperature}."
-        raise ValueError(msg)
+    check_number("distill", strength=strength)
+    check_number("distill", above=True, temperature=temperature)
 
     def init(params):
-        return DistillState(params, jnp.zeros((), jnp.int32))
+        return DistillState(copied(params), jnp.zeros((), jnp.int32))
 
     def penalty(state, params, context):
         def divergence(example):
@@ -78,7 +77,7 @@ def distill(
 
     def consolidate(key, state, params, task):
         del key, task
-        return DistillState(params, state.tasks_seen + 1)
+        return DistillState(copied(params), state.tasks_seen + 1)
 
     return no_regularizer()._replace(
         init=init, penalty=penalty, consolidate=consolidate

@@ -39,9 +39,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, ScalarLike
 
+from jaxcl.checks import check_number
 from jaxcl.curvature import Fisher, largest_entry
-from jaxcl.regularizers.base import check_not_negative, no_regularizer
-from jaxcl.tree import dot, safe_divide, subtract
+from jaxcl.regularizers.base import no_regularizer
+from jaxcl.tree import copied, dot, safe_divide, subtract, wide
 from jaxcl.typing import Params, Regularizer
 
 
@@ -54,7 +55,7 @@ class EwcState(NamedTuple):
     anchor: Params  # Fisher-weighted mean of past solutions; the last one online
     fisher: Params  # sum of the tasks' diagonals, zero before the first
     constant: Float[Array, ""]  # the sum's value at the anchor
-    tasks_seen: Int[Array, ""]
+    tasks_seen: Int[Array, ""]  # for logs; nothing depends on it
 
 
 def ewc(
@@ -92,15 +93,11 @@ def ewc(
     Sources: Kirkpatrick et al. 2017, arXiv:1612.00796, equation 3; Huszar 2018,
     arXiv:1712.03847, on the sum; Schwarz et al. 2018, arXiv:1805.06370, section 4, online.
     """
-    check_not_negative("ewc", strength=strength)
-    if isinstance(decay, int | float) and not 0 <= decay <= 1:
-        msg = (
-            f"ewc: decay must be in [0, 1], or None for separate anchors, got {decay}."
-        )
-        raise ValueError(msg)
+    check_number("ewc", strength=strength)
+    check_number("ewc", most=1.0, decay=decay)
 
     def init(params):
-        anchor = jax.tree.map(_wide, params)
+        anchor = copied(jax.tree.map(wide, params))
         zeros = jax.tree.map(jnp.zeros_like, anchor)
         return EwcState(anchor, zeros, jnp.zeros(()), jnp.zeros((), jnp.int32))
 
@@ -111,7 +108,7 @@ def ewc(
 
     def consolidate(key, state, params, task):
         fresh = fisher(key, params, task)
-        solution = jax.tree.map(_wide, params)
+        solution = copied(jax.tree.map(wide, params))
         merged = (
             _add_bowl(state, solution, fresh)
             if decay is None
@@ -122,10 +119,6 @@ def ewc(
     return no_regularizer()._replace(
         init=init, penalty=penalty, consolidate=consolidate
     )
-
-
-def _wide(leaf):
-    return leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))
 
 
 def _add_bowl(state, solution, fresh):

@@ -2,8 +2,9 @@
 
 from jaxtyping import ScalarLike
 
-from jaxcl.regularizers.base import check_not_negative, no_regularizer
-from jaxcl.tree import dot, subtract
+from jaxcl.checks import check_number
+from jaxcl.regularizers.base import no_regularizer
+from jaxcl.tree import copied, dot, subtract
 from jaxcl.typing import Regularizer
 
 
@@ -20,7 +21,7 @@ def l2(strength: ScalarLike) -> Regularizer:
     Raises:
       ValueError: if ``strength`` is a negative number.
     """
-    check_not_negative("l2", strength=strength)
+    check_number("l2", strength=strength)
 
     def penalty(state, params, context):
         del state, context
@@ -46,14 +47,14 @@ def l2_init(strength: ScalarLike) -> Regularizer:
     Source: Kumar et al. 2023, "Maintaining plasticity in continual learning via
     regenerative regularization", arXiv:2308.11958, equation 1.
     """
-    check_not_negative("l2_init", strength=strength)
+    check_number("l2_init", strength=strength)
 
     def penalty(start, params, context):
         del context
         away = subtract(params, start)
         return 0.5 * strength * dot(away, away)
 
-    return no_regularizer()._replace(init=lambda params: params, penalty=penalty)
+    return no_regularizer()._replace(init=copied, penalty=penalty)
 
 
 __all__ = ["l2", "l2_init"]

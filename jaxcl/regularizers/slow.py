@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree, ScalarLike
 
-from jaxcl.regularizers.base import check_not_negative, no_regularizer
+from jaxcl.checks import check_number
+from jaxcl.regularizers.base import no_regularizer
 from jaxcl.tree import weighted_mean
 from jaxcl.typing import Batch, Context, Params, Regularizer
 
@@ -40,7 +41,7 @@ def follow_slow(
 
     Source: I-LoRA, arXiv:2402.18865, the second term of its loss.
     """
-    check_not_negative("follow_slow", strength=strength)
+    check_number("follow_slow", strength=strength)
 
     def penalty(state, params, context):
         del state

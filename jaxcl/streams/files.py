@@ -237,9 +237,10 @@ def _read_idx(path: Path, rank: int) -> np.ndarray:
     except (OSError, EOFError, zlib.error) as error:
         raise ValueError(_broken("idx_folder", path, "a whole gzip file")) from error
     start = 4 + 4 * rank
-    header = np.frombuffer(raw[: start - start % 4], ">i4", count=-1)[: rank + 1]
     body = len(raw) - start
-    if body < 0 or header[0] != 0x800 + rank or np.prod(header[1:], dtype=int) != body:
+    header = np.frombuffer(raw[:start] if body >= 0 else b"\0" * start, ">i4")
+    sizes = header[1:].astype(int)
+    if header[0] != 0x800 + rank or min(sizes) < 0 or np.prod(sizes) != body:
         expected = f"an idx file of unsigned bytes in {rank} dimensions"
         raise ValueError(_broken("idx_folder", path, expected))
     return np.frombuffer(raw, np.uint8, offset=start).reshape(header[1:])

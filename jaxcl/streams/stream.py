@@ -38,7 +38,8 @@ def from_arrays(
     """
     for split, batch in (("train", train), ("test", test)):
         shapes = {leaf.shape[:2] for leaf in jax.tree.leaves(batch)}
-        if len(shapes) != 1 or 0 in next(iter(shapes)):
+        first = next(iter(shapes))
+        if len(shapes) != 1 or len(first) != 2 or 0 in first:
             msg = (
                 f"from_arrays: all leaves of {split} must start with the same [tasks, "
                 f"rows], both above 0, got {sorted(map(list, shapes))}; stack the tasks."
@@ -153,9 +154,9 @@ def validate(stream: Stream) -> Stream:
         )
     for where, tree in (("pool", stream.pool), ("plan", stream.plan)):
         floats = [
-            x for x in jax.tree.leaves(tree) if np.issubdtype(x.dtype, np.floating)
+            x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.floating)
         ]
-        bad = sum(int(np.sum(~np.isfinite(leaf))) for leaf in floats)
+        bad = sum(int(jnp.sum(~jnp.isfinite(leaf))) for leaf in floats)
         _need_finite(stream, f"the {where}", bad)
     train, test = _check_shapes(stream, "train"), _check_shapes(stream, "test")
     if _shapes(train.x, skip=1) != _shapes(test.x, skip=1):

@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
+from jaxcl.checks import check_size
 from jaxcl.losses import Logits, accuracy
 from jaxcl.training.order import batch_order, fit_keys, task_keys
 from jaxcl.tree import at, num_tasks
@@ -74,6 +75,7 @@ def fit_task(
       ``(state, loss, finite)``: the mean training loss, and whether all losses and all
       parameters are numbers.
     """
+    check_size("fit_task", num_steps=num_steps, batch_size=batch_size)
     keys = fit_keys(key)
     order = batch_order(
         keys.order, task.weight, num_steps=num_steps, batch_size=batch_size
@@ -129,8 +131,8 @@ def run_stream(
     """
     before = before or (lambda moment: ())
     after = after or (lambda moment: ())
-    if tasks is None:
-        tasks = jnp.arange(num_tasks(stream.plan))
+    count = num_tasks(stream.plan)
+    tasks = jnp.arange(count) if tasks is None else jnp.asarray(tasks)
 
     def body(state, index):
         keys = task_keys(key, index)
@@ -223,6 +225,7 @@ def accuracy_row(
       An observer that gives [T] float32.
     """
     total = num_tasks(stream.plan)
+    check_size("accuracy_row", every=every)
 
     def observe(moment):
         def evaluate(params):
@@ -248,6 +251,7 @@ def accuracies(
     chunk_size: int | None = None,
 ) -> Float[Array, " T"]:
     """Test accuracy on every task of a stream, one task in memory at a time."""
+    check_size("accuracies", optional=True, num_examples=num_examples)
 
     def evaluate(plan):
         test = stream.test(stream.pool, plan)
@@ -269,8 +273,8 @@ def over_runs(
 
     Args:
       run: one run; every argument and result a pytree of arrays.
-      in_axes: as in ``jax.vmap``: 0 for what differs between runs, None for what they
-        share (one entry per argument).
+      in_axes: one entry for each argument, or one for all: 0 for what differs between
+        runs (along its first axis), None for what they share.
       mesh: devices to spread over; without one all runs share one device. The number
         of runs must be a multiple of the number of devices.
       at_once: runs that a device advances together, the others waiting their turn; all
@@ -281,6 +285,10 @@ def over_runs(
       A function of stacked arguments; jit it. Runs never talk to each other, so each
       device works alone and results do not depend on the mesh.
     """
+    for axis in in_axes if isinstance(in_axes, tuple) else (in_axes,):
+        if axis is not None and (not isinstance(axis, int) or axis != 0):
+            msg = f"over_runs: in_axes must be 0 or None per argument, got {axis!r}."
+            raise ValueError(msg)
     together = (
         jax.vmap(run, in_axes) if at_once is None else _in_turn(run, in_axes, at_once)
     )

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
+from jaxcl.checks import check_size
 from jaxcl.streams.rows import Task
 from jaxcl.training.checkpoint import restore, saving, steps
 from jaxcl.training.evaluate import mean_scores
@@ -173,10 +174,12 @@ def check(tasks: Sequence[Task], options: Options, layout: Layout | None) -> Non
     Raises:
       ValueError: in one line.
     """
-    for name in ("num_steps", "batch_size", "eval_batch_size", "report_every", "keep"):
-        if getattr(options, name) < 1:
-            msg = f"learn: {name} must be at least 1, got {getattr(options, name)}."
-            raise ValueError(msg)
+    named = lambda names: {name: getattr(options, name) for name in names.split()}
+    check_size(
+        "learn", **named("num_steps batch_size eval_batch_size report_every keep")
+    )
+    maybe = named("consolidate_rows eval_rows eval_every")
+    check_size("learn", optional=True, **maybe)
     if options.on_non_finite not in get_args(Policy):
         msg = (
             f"learn: on_non_finite must be one of {', '.join(get_args(Policy))}, got "

@@ -44,7 +44,8 @@ def batch_order(
     """Row numbers of ``num_steps`` full batches, drawn without replacement.
 
     Each pass over the task is a fresh random order of its real rows; rows of weight zero
-    never appear. A batch may straddle two passes, so that all batches are full.
+    never appear, and padding at the end does not change the order. A batch may straddle
+    two passes, so that all batches are full.
 
     Args:
       key: draws the orders.
@@ -52,14 +53,19 @@ def batch_order(
       num_steps: how many batches.
       batch_size: rows of each.
     """
-    n = weight.shape[0]
-    passes = -(-num_steps * batch_size // n) + 1
-    draws = jax.random.uniform(key, (passes, n)) + jnp.where(weight > 0, 0.0, 2.0)
-    orders = jnp.argsort(draws, axis=1).astype(jnp.int32)  # padding comes last
+    n, total = weight.shape[0], num_steps * batch_size
+    last = jnp.where(weight > 0, 0.0, 2.0)  # padding comes after all draws
     real = jnp.maximum(jnp.sum(weight > 0).astype(jnp.int32), 1)
-    position = jnp.arange(num_steps * batch_size, dtype=jnp.int32)
-    rows = orders[(position // real) % passes, position % real]
-    return rows.reshape(num_steps, batch_size)
+
+    def add(number, rows):
+        draws = jax.random.uniform(jax.random.fold_in(key, number), (n,))
+        order = jnp.argsort(draws + last).astype(jnp.int32)
+        # The padding of this pass is overwritten by the next one.
+        return jax.lax.dynamic_update_slice(rows, order, (number * real,))
+
+    passes = (total + real - 1) // real
+    rows = jax.lax.fori_loop(0, passes, add, jnp.zeros(total + n, jnp.int32))
+    return rows[:total].reshape(num_steps, batch_size)
 
 
 __all__ = ["FitKeys", "TaskKeys", "batch_order", "fit_keys", "task_keys"]

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int, PyTree
 
+from jaxcl.checks import check_size
 from jaxcl.training.checkpoint import restore, save, steps
 
 
@@ -70,6 +71,12 @@ def in_segments(
     if steps(folder):
         done, (state, record, spent) = restore(folder, (state, record, spent))
         record = jax.tree.map(np.array, record)
+        if done % size:
+            msg = (
+                f"in_segments: the checkpoint in {folder} stands at task {done}, where no "
+                f"segment of {size} tasks begins; go on with the size it was made with."
+            )
+            raise ValueError(msg)
     began = saved = time.perf_counter()
     seconds = lambda: float(np.asarray(spent)[0]) + time.perf_counter() - began
     for first in range(done, num_tasks, size):
@@ -90,6 +97,7 @@ def in_segments(
 
 def segment_size(num_tasks: int, wanted: int) -> int:
     """The largest divisor of ``num_tasks`` up to ``wanted``: segments of equal length."""
+    check_size("segment_size", num_tasks=num_tasks, wanted=wanted)
     return max(k for k in range(1, wanted + 1) if num_tasks % k == 0)
 
 

@@ -1,6 +1,5 @@
 """What the climbing transformations share: where to climb, how far, and what is logged."""
 
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -8,10 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.core import Tracer
 from jaxtyping import Array, Float, Int, PyTree, ScalarLike
 
-from jaxcl.tree import axpy, dot, safe_divide
+from jaxcl.tree import axpy, dot, norm, safe_divide, wide_dtype
 from jaxcl.typing import GradFn, Params
 
 #: A number, a traced number, or a schedule ``(count) -> number``.
@@ -56,26 +54,14 @@ def logged(count, rho, ascent, climbed=None) -> ClimbState:
     one until the second is there can cost as much as half a gradient of a small network.
     """
     narrow = lambda value: jnp.asarray(value).astype(jnp.float32)
-    below = next_count(count), narrow(rho), narrow(length(ascent))
+    below = next_count(count), narrow(rho), narrow(norm(ascent))
     if climbed is None:
         return ClimbState(*below, None, None)
-    above = narrow(length(climbed)), narrow(dot(ascent, climbed))
+    above = narrow(norm(climbed)), narrow(dot(ascent, climbed))
     return ClimbState(*below, *above)
 
 
 # ------------------------------------------------------------------ arguments
-
-
-def check_strength(name: str, argument: str, value) -> None:
-    """Refuse a strength that is known now to be negative, not finite or not a scalar."""
-    if callable(value) or isinstance(value, Tracer):
-        return
-    if np.ndim(value) or not math.isfinite(float(value)) or float(value) < 0:
-        msg = (
-            f"{name}: {argument} must be a finite scalar of at least 0, or a schedule, "
-            f"got {value}."
-        )
-        raise ValueError(msg)
 
 
 def is_zero(value) -> bool:
@@ -105,31 +91,37 @@ def check_update(name: str, params: Any, **functions: Any) -> None:
             raise ValueError(msg)
 
 
-def gradient_at(name: str, grad_fn: GradFn, point: Params, like: PyTree) -> PyTree:
-    """``grad_fn(point)``, in the dtypes of ``like``."""
+def gradient_at(
+    name: str,
+    grad_fn: GradFn,
+    point: Params,
+    like: PyTree,
+    argument: str = "grad_fn",
+) -> PyTree:
+    """``grad_fn(point)``, in the dtypes of ``like``; complaints name the ``argument``."""
     found = grad_fn(point)
     want, got = jax.tree.structure(like), jax.tree.structure(found)
     if want != got:
         msg = (
-            f"{name}: grad_fn must return gradients of structure {want}, got {got}; "
+            f"{name}: {argument} must return gradients of structure {want}, got {got}; "
             "drop what else it returns (value, aux)."
+        )
+        raise ValueError(msg)
+    shapes = [
+        (jnp.shape(f), jnp.shape(g))
+        for f, g in zip(jax.tree.leaves(found), jax.tree.leaves(like), strict=True)
+    ]
+    wrong = [pair for pair in shapes if pair[0] != pair[1]]
+    if wrong:
+        msg = (
+            f"{name}: {argument} must return gradients of the parameters' shapes, got "
+            f"{wrong[0][0]} for {wrong[0][1]}."
         )
         raise ValueError(msg)
     return jax.tree.map(lambda f, g: f.astype(g.dtype), found, like)
 
 
 # ------------------------------------------------------------------ the climb
-
-
-def root(square: Float[Array, ""]) -> Float[Array, ""]:
-    """The square root; zero, with a derivative of zero, for what is not positive."""
-    positive = square > 0
-    return jnp.where(positive, jnp.sqrt(jnp.where(positive, square, 1.0)), 0.0)
-
-
-def length(tree: PyTree) -> Float[Array, ""]:
-    """Euclidean norm in float32 or better; its derivative at zero is zero, not NaN."""
-    return root(dot(tree, tree))
 
 
 def climbers(name: str, mask: Mask | None, params: Params, tree: PyTree) -> PyTree:
@@ -169,7 +161,7 @@ def climb(params: Params, rho, direction: PyTree) -> Params:
     The norm and the sum are formed in float32 or better and rounded to the parameters'
     dtype once.
     """
-    return step_from(params, safe_divide(rho, length(direction)), direction)
+    return step_from(params, safe_divide(rho, norm(direction)), direction)
 
 
 def climb_adaptively(params: Params, rho, direction: PyTree, eta) -> Params:
@@ -178,26 +170,21 @@ def climb_adaptively(params: Params, rho, direction: PyTree, eta) -> Params:
     def stretch(d, p):
         if d is None:
             return None
-        wide = jnp.promote_types(jnp.promote_types(d.dtype, p.dtype), jnp.float32)
-        return (jnp.abs(p.astype(wide)) + eta) * d.astype(wide)
+        dtype = wide_dtype(d, p)
+        return (jnp.abs(p.astype(dtype)) + eta) * d.astype(dtype)
 
     none = lambda leaf: leaf is None
     once = jax.tree.map(stretch, direction, params, is_leaf=none)
     twice = jax.tree.map(stretch, once, params, is_leaf=none)
-    return step_from(params, safe_divide(rho, length(once)), twice)
-
-
-def wide(leaf: Array) -> Array:
-    """The leaf in float32 or better."""
-    return leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))
+    return step_from(params, safe_divide(rho, norm(once)), twice)
 
 
 def mix(weight_a, a: PyTree, weight_b, b: PyTree) -> PyTree:
     """``weight_a * a + weight_b * b`` in float32 or better, in the dtypes of ``a``."""
 
     def leaf(x, y):
-        wide = jnp.promote_types(jnp.promote_types(x.dtype, y.dtype), jnp.float32)
-        return (weight_a * x.astype(wide) + weight_b * y.astype(wide)).astype(x.dtype)
+        dtype = wide_dtype(x, y)
+        return (weight_a * x.astype(dtype) + weight_b * y.astype(dtype)).astype(x.dtype)
 
     return jax.tree.map(leaf, a, b)
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from jaxcl.tree import safe_divide
+from jaxcl.tree import safe_divide, wide_dtype
 from jaxcl.typing import GradFn, Params
 
 
@@ -41,7 +41,6 @@ def accumulated(
         share = jnp.ones(count) if weight is None else weight
         share = safe_divide(share, jnp.sum(share))
         shape = jax.eval_shape(grad_fn, params, jax.tree.map(lambda x: x[0], parts))
-        wide = lambda leaf: jnp.promote_types(leaf.dtype, jnp.float32)
 
         def add(total, item):
             amount, part = item
@@ -49,7 +48,9 @@ def accumulated(
             more = lambda t, g: t + amount.astype(t.dtype) * g.astype(t.dtype)
             return jax.tree.map(more, total, grads), None
 
-        start = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, wide(leaf)), shape)
+        start = jax.tree.map(
+            lambda leaf: jnp.zeros(leaf.shape, wide_dtype(leaf)), shape
+        )
         total, _ = jax.lax.scan(add, start, (share, parts))
         return jax.tree.map(lambda t, leaf: t.astype(leaf.dtype), total, shape)
 

@@ -8,6 +8,7 @@ import optax
 from jaxtyping import PyTree
 
 from jaxcl.transforms._climb import transformation as make
+from jaxcl.tree import wide
 
 
 def across_devices(
@@ -71,8 +72,7 @@ def mean_over(axis_name: Hashable, tree: PyTree) -> PyTree:
             return jax.lax.pmax(x, axis_name)
         if not jnp.issubdtype(x.dtype, jnp.inexact):
             return x  # a key, which is the same everywhere
-        wide = jnp.promote_types(x.dtype, jnp.float32)
-        return jax.lax.pmean(x.astype(wide), axis_name).astype(x.dtype)
+        return jax.lax.pmean(wide(x), axis_name).astype(x.dtype)
 
     return jax.tree.map(leaf, tree)
 

@@ -7,21 +7,20 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, ScalarLike
 
+from jaxcl.checks import check_limits, check_number
 from jaxcl.transforms._climb import (
     ClimbState,
     Mask,
     ScalarOrSchedule,
     at_step,
-    check_strength,
     check_update,
     climber,
     climbers,
     climbing,
-    length,
     transformation,
 )
 from jaxcl.transforms.sam import take_climbed
-from jaxcl.tree import safe_divide
+from jaxcl.tree import norm, safe_divide
 
 
 def both_gradients(state: ClimbState) -> tuple[Array, Array]:
@@ -94,13 +93,13 @@ def adaptive_rho(
 
     Cost: one more gradient per step. State: :class:`ClimbState`.
     """
-    for argument, value in {"target": target, "low": low, "high": high}.items():
-        check_strength("adaptive_rho", argument, value)
+    check_number("adaptive_rho", target=target, low=low, high=high)
+    check_limits("adaptive_rho", low, high)
 
     def update(grads, state, params=None, *, grad_fn: Any = None, **ignored):
         del ignored
         check_update("adaptive_rho", params, grad_fn=grad_fn)
-        slope = length(climbers("adaptive_rho", mask, params, grads))
+        slope = norm(climbers("adaptive_rho", mask, params, grads))
         wanted = at_step(target, state.count) / jnp.where(slope > 0, slope, 1.0)
         radius = jnp.where(slope > 0, jnp.clip(wanted, low, high), high)
         options = {"mask": mask, "measure": measure}
@@ -147,7 +146,8 @@ def adaptive_strength(
 
     Args:
       build: ``(strength) -> transformation`` whose state is a measured
-        :class:`ClimbState`; it is called at every update, with a traced strength.
+        :class:`ClimbState`; it is called at every update, with a traced strength. For
+        ``optax.inject_hyperparams`` it and ``sharpness`` are ``static_args``.
       base: the strength while the measurement equals ``reference``; the first one.
       reference: the sharpness that counts as ordinary, above 0, in the
         units of ``sharpness``.
@@ -165,12 +165,11 @@ def adaptive_strength(
     A step with a zero gradient, or a measurement that is not finite, leaves the running
     mean as it is. Cost: that of ``build``.
     """
-    check_strength("adaptive_strength", "base", base)
-    check_strength("adaptive_strength", "decay", decay)
-    check_strength("adaptive_strength", "reference", reference)
-    if isinstance(reference, int | float) and reference == 0:
-        msg = "adaptive_strength: reference must be above 0, got 0."
-        raise ValueError(msg)
+    check_number("adaptive_strength", base=base)
+    check_number("adaptive_strength", most=1.0, decay=decay)
+    check_number("adaptive_strength", above=True, reference=reference)
+    check_number("adaptive_strength", lower_limit=limits[0], upper_limit=limits[1])
+    check_limits("adaptive_strength", *limits)
     number = lambda value: jnp.array(value, jnp.float32)  # a copy
 
     def init(params):

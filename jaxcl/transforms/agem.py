@@ -9,11 +9,10 @@ from jaxtyping import Array, Float, Int
 from jaxcl.transforms._climb import (
     check_update,
     gradient_at,
-    length,
     next_count,
     transformation,
 )
-from jaxcl.tree import axpy, dot, safe_divide
+from jaxcl.tree import axpy, dot, norm, safe_divide
 from jaxcl.typing import Params
 
 
@@ -56,11 +55,11 @@ def agem() -> optax.GradientTransformationExtraArgs:
     def update(grads, state, params=None, *, replay_grad_fn: Any = None, **ignored):
         del ignored
         check_update("agem", params, replay_grad_fn=replay_grad_fn)
-        past = gradient_at("agem", replay_grad_fn, params, grads)
+        past = gradient_at("agem", replay_grad_fn, params, grads, "replay_grad_fn")
         agreement = dot(grads, past)
         uphill = jnp.minimum(agreement, 0.0)
         projected = axpy(-safe_divide(uphill, dot(past, past)), past, grads)
-        removed = safe_divide(-uphill, length(past) * length(grads))
+        removed = safe_divide(-uphill, norm(past) * norm(grads))
         after = ProjectionState(
             next_count(state.count),
             (agreement < 0).astype(jnp.int32),

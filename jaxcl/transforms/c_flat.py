@@ -4,11 +4,11 @@ from typing import Any
 
 import optax
 
+from jaxcl.checks import check_number
 from jaxcl.transforms._climb import (
     Mask,
     ScalarOrSchedule,
     at_step,
-    check_strength,
     check_update,
     climb,
     climber,
@@ -57,8 +57,8 @@ def c_flat(
 
     Reference: Bian et al. 2024, arXiv:2404.00986, algorithm 1.
     """
-    check_strength("c_flat", "rho", rho)
-    check_strength("c_flat", "strength", strength)
+    check_number("c_flat", rho=rho)
+    check_number("c_flat", strength=strength)
 
     def update(grads, state, params=None, *, grad_fn: Any = None, **ignored):
         del ignored

@@ -7,12 +7,12 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import PyTree
 
+from jaxcl.checks import check_number
 from jaxcl.transforms._climb import (
     ClimbState,
     Mask,
     ScalarOrSchedule,
     at_step,
-    check_strength,
     climb,
     climbers,
     climbing,
@@ -67,8 +67,8 @@ def friendly_sam(
 
     Reference: Li et al. 2024, arXiv:2403.12350, algorithm 1.
     """
-    for argument, value in {"rho": rho, "sigma": sigma, "decay": decay}.items():
-        check_strength("friendly_sam", argument, value)
+    check_number("friendly_sam", rho=rho, sigma=sigma)
+    check_number("friendly_sam", most=1.0, decay=decay)
 
     def init(params):
         return FriendlySamState(

@@ -7,17 +7,14 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int, ScalarLike
 
+from jaxcl.checks import check_number
 from jaxcl.transforms._climb import (
-    check_strength,
     check_update,
-    length,
     next_count,
-    root,
     transformation,
-    wide,
 )
 from jaxcl.transforms.agem import ProjectionState, untouched
-from jaxcl.tree import safe_divide
+from jaxcl.tree import norm, safe_divide, wide
 
 
 def gem(margin: ScalarLike = 0.0) -> optax.GradientTransformationExtraArgs:
@@ -54,14 +51,14 @@ def gem(margin: ScalarLike = 0.0) -> optax.GradientTransformationExtraArgs:
 
     Reference: Lopez-Paz and Ranzato 2017, arXiv:1706.08840, equations 8 to 11.
     """
-    check_strength("gem", "margin", margin)
+    check_number("gem", margin=margin)
 
     def update(grads, state, params=None, *, task_grad_fn: Any = None, **ignored):
         del ignored
         check_update("gem", params, task_grad_fn=task_grad_fn)
         rows = task_gradients(task_grad_fn(params), grads)
-        norms = jax.vmap(length)(rows)
-        scale = length(grads)
+        norms = jax.vmap(norm)(rows)
+        scale = norm(grads)
         # Rows and gradient of unit length: one tolerance fits every scale.
         unit = jax.vmap(shrink)(rows, norms)
         gram = products(unit, unit)
@@ -70,7 +67,7 @@ def gem(margin: ScalarLike = 0.0) -> optax.GradientTransformationExtraArgs:
         bent = margin * safe_divide(norms, scale)
         extra = nonnegative_minimum(gram, slope + apply(gram, bent))
         weights = jnp.where(jnp.any(broken), bent + extra, 0.0)
-        moved = root(jnp.vdot(weights, apply(gram, weights)))
+        moved = jnp.sqrt(jnp.maximum(jnp.vdot(weights, apply(gram, weights)), 0.0))
         after = ProjectionState(
             next_count(state.count),
             jnp.sum(broken).astype(jnp.int32),
@@ -103,9 +100,9 @@ def task_gradients(rows, grads):
     return rows
 
 
-def shrink(tree, norm):
+def shrink(tree, scale):
     """``tree / norm``, zero for zero."""
-    return jax.tree.map(lambda leaf: safe_divide(wide(leaf), norm), tree)
+    return jax.tree.map(lambda leaf: safe_divide(wide(leaf), scale), tree)
 
 
 def total(terms):

@@ -5,17 +5,18 @@ from typing import Any
 
 import optax
 
+from jaxcl.checks import check_number
 from jaxcl.transforms._climb import (
     Mask,
     ScalarOrSchedule,
     at_step,
-    check_strength,
     climber,
     climbing,
     is_zero,
     mix,
 )
 from jaxcl.transforms.across_devices import across_devices
+from jaxcl.tree import safe_divide
 
 
 def gnp(
@@ -67,8 +68,8 @@ def gnp(
         )
         raise ValueError(msg)
     strength: Any = penalty if alpha is None else alpha
-    check_strength("gnp", "r", r)
-    check_strength("gnp", "penalty" if alpha is None else "alpha", strength)
+    check_number("gnp", r=r)
+    check_number("gnp", penalty=penalty, alpha=alpha)
     if alpha is None and is_zero(r):
         msg = "gnp: penalty needs r above 0, because alpha = penalty / r; got r=0."
         raise ValueError(msg)
@@ -76,7 +77,7 @@ def gnp(
     def blend(count, grads, climbed):
         share = at_step(strength, count)
         if alpha is None:
-            share = share / at_step(r, count)
+            share = safe_divide(share, at_step(r, count))
         return mix(1.0 - share, grads, share, climbed)
 
     options = {"mask": mask, "measure": measure, "skip": is_zero(strength)}

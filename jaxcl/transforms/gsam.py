@@ -4,11 +4,11 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import ScalarLike
 
+from jaxcl.checks import check_number
 from jaxcl.transforms._climb import (
     Mask,
     ScalarOrSchedule,
     at_step,
-    check_strength,
     climber,
     climbing,
     mix,
@@ -43,8 +43,8 @@ def gsam(
 
     Reference: Zhuang et al. 2022, arXiv:2203.08065, algorithm 1.
     """
-    check_strength("gsam", "rho", rho)
-    check_strength("gsam", "alpha", alpha)
+    check_number("gsam", rho=rho)
+    check_number("gsam", alpha=alpha)
 
     def combine(count, grads, climbed):
         share = at_step(alpha, count)

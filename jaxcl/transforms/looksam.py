@@ -7,22 +7,22 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, PyTree
 
+from jaxcl.checks import check_number
+from jaxcl.lockstep import when
 from jaxcl.transforms._climb import (
     ClimbState,
     Mask,
     ScalarOrSchedule,
     at_step,
-    check_strength,
     check_update,
     climbing,
     empty_state,
-    length,
     mix,
     next_count,
     transformation,
 )
 from jaxcl.transforms.sam import take_climbed
-from jaxcl.tree import dot, safe_divide
+from jaxcl.tree import dot, norm, safe_divide, wide
 
 
 class LookSamState(NamedTuple):
@@ -52,22 +52,21 @@ def looksam(
     not per tensor. A ``g_v`` below the rounding of ``g_p`` counts as zero, so that
     noise is never scaled up to the length of a gradient.
 
-    The second gradient is skipped by ``lax.cond``: its cost is really saved wherever
-    the count is not mapped over, also with a whole training loop inside a ``vmap`` over
-    seeds. With states stacked from outside and mapped over, ``cond`` becomes a select
-    and both gradients run at every step.
+    The second gradient is really skipped, also under a ``vmap`` over runs that march in
+    step (see :mod:`jaxcl.lockstep`).
 
     Args:
       rho: radius in parameter units; number or schedule of the update count.
-      k: steps from one climb to the next, at least 1; a Python int.
+      k: steps from one climb to the next, at least 1; a Python int, and for
+        ``optax.inject_hyperparams`` one of the ``static_args``.
       alpha: length of the reused direction relative to the gradient.
       mask: leaves that climb, as in :func:`jaxcl.transforms.sam`. Projections and norms
         run over all leaves.
       measure: also log ``climbed_norm`` and ``alignment`` of the last climb.
 
     Returns:
-      A transformation whose state, :class:`LookSamState`, holds ``g_v`` in the
-      parameters' dtypes: unlike SAM it needs memory for one more copy of the parameters.
+      A transformation whose state, :class:`LookSamState`, holds ``g_v`` in
+      float32 or better: unlike SAM it needs memory for one more copy of the parameters.
 
     Raises:
       ValueError: if ``k`` is not a positive int, a strength is known to be negative or
@@ -77,14 +76,14 @@ def looksam(
 
     Reference: Liu et al. 2022, arXiv:2203.02714, algorithm 1.
     """
-    check_strength("looksam", "rho", rho)
-    check_strength("looksam", "alpha", alpha)
+    check_number("looksam", rho=rho)
+    check_number("looksam", alpha=alpha)
     if isinstance(k, bool) or not isinstance(k, int) or k < 1:
         msg = f"looksam: k must be a Python int of at least 1, got {k!r}."
         raise ValueError(msg)
 
     def init(params):
-        nothing = jax.tree.map(jnp.zeros_like, params)
+        nothing = jax.tree.map(lambda leaf: jnp.zeros_like(wide(leaf)), params)
         return LookSamState(empty_state(measure), nothing, jnp.zeros((), jnp.float32))
 
     options = {"mask": mask, "measure": measure}
@@ -96,33 +95,27 @@ def looksam(
         if k == 1:
             bent, logs = always(grads, state.climb, params, grad_fn=grad_fn)
             return bent, state._replace(climb=logs)
-        count, size = state.climb.count, length(grads)
+        count, size = state.climb.count, norm(grads)
         climbs = count % k == 0
 
-        def look():
+        def look(_):
             climbed, logs = always(grads, state.climb, params, grad_fn=grad_fn)
             along = safe_divide(dot(climbed, grads), size**2)
-            rest = mix(1.0, climbed, -along, grads)
-            height = length(rest)
+            rest = mix(1.0, jax.tree.map(wide, climbed), -along, grads)
+            height = norm(rest)
             real = height > 1e-6 * (jnp.abs(along) * size + height)
-            rest = jax.tree.map(lambda r, d: r.astype(d.dtype), rest, state.direction)
+            height = jnp.where(real, height, 0.0).astype(jnp.float32)
             logs = logs._replace(rho=state.climb.rho)
-            return (
-                along,
-                jnp.ones_like(size),
-                LookSamState(
-                    logs, rest, jnp.where(real, height, 0.0).astype(jnp.float32)
-                ),
-            )
+            return along, jnp.ones_like(size), LookSamState(logs, rest, height)
 
         def reuse():
             later = state.climb._replace(count=next_count(count))
             share = at_step(alpha, count) * safe_divide(size, state.height)
             return jnp.ones_like(size), share, state._replace(climb=later)
 
-        # Both branches give two numbers for the sum below: XLA then merges it into
-        # whatever comes next, instead of writing one more tree.
-        along, share, after = jax.lax.cond(climbs, look, reuse)
+        # Two numbers and a direction for the sum below: XLA then merges it into whatever
+        # comes next, instead of writing one more tree.
+        along, share, after = when(climbs, look, reuse())
         bent = mix(along, grads, share, after.direction)
         radius = jnp.where(climbs, at_step(rho, count), after.climb.rho)
         logs = after.climb._replace(rho=radius.astype(jnp.float32))

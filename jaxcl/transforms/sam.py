@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import PRNGKeyArray, ScalarLike
 
+from jaxcl.checks import check_number
 from jaxcl.transforms._climb import (
     ClimbState,
     Mask,
     ScalarOrSchedule,
-    check_strength,
     climb,
     climb_adaptively,
     climber,
@@ -74,7 +74,7 @@ def sam(
     Returns:
       A transformation whose state, :class:`ClimbState`, holds a few scalars. Its
       gradients have the dtypes they came in; norms and the climb are computed in
-      float32 or better. Where the gradient is zero, or not a number, there is no climb.
+      float32 or better. Where the gradient is zero there is no climb.
 
     Raises:
       ValueError: if ``rho`` or ``eta`` is known to be negative or not finite, or an
@@ -85,8 +85,8 @@ def sam(
     Reference: Foret et al. 2021, arXiv:2010.01412, equations 2 and 3; adaptive: Kwon et
     al. 2021, arXiv:2102.11600, algorithm 1.
     """
-    check_strength("sam", "rho", rho)
-    check_strength("sam", "eta", eta)
+    check_number("sam", rho=rho)
+    check_number("sam", eta=eta)
     move = functools.partial(climb_adaptively, eta=eta) if adaptive else climb
     options = {"move": move, "mask": mask, "measure": measure}
     alone = climber(climbing("sam", rho, take_climbed, **options), measure)
@@ -120,7 +120,7 @@ def reverse_sam(
 
     Cost: one more gradient per step. State: :class:`ClimbState`.
     """
-    check_strength("reverse_sam", "rho", rho)
+    check_number("reverse_sam", rho=rho)
     descend = lambda params, radius, ascent: climb(params, -1.0 * radius, ascent)
     options = {"move": descend, "mask": mask, "measure": measure}
     return climber(climbing("reverse_sam", rho, take_climbed, **options), measure)
@@ -160,7 +160,7 @@ def random_sam(
 
     Cost: one more gradient and one normal draw per step.
     """
-    check_strength("random_sam", "rho", rho)
+    check_number("random_sam", rho=rho)
 
     def update(grads, state, params=None, *, grad_fn: Any = None, **ignored):
         del ignored

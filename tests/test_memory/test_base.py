@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 
 from jaxcl.memory import after, no_memory
-from jaxcl.memory.base import check_size, draw_ranks
+from jaxcl.memory.base import draw_ranks
 from jaxcl.tree import as_batch, weighted_mean
 
 
@@ -48,22 +48,6 @@ def test_draws_are_real_only_as_far_as_there_are_rows(key, replace):
         assert len(drawn) == (4 * (count > 0) if replace else min(count, 4))
         assert set(drawn) <= set(range(count))
         assert replace or len(set(drawn)) == len(drawn)
-
-
-@pytest.mark.parametrize("value", [0, -3, 2.0, True, None, "ten"])
-def test_a_size_that_is_no_positive_int_is_named(value):
-    with pytest.raises(
-        ValueError, match=r"store: capacity must be a positive int .* got"
-    ):
-        check_size("store", "capacity", value)
-
-
-def test_a_traced_size_is_refused():
-    def trace(size):
-        check_size("store", "capacity", size)
-
-    with pytest.raises(ValueError, match="known before tracing, got"):
-        jax.jit(trace)(3)
 
 
 def test_waiting_for_results_changes_no_bit(key):

@@ -169,7 +169,7 @@ def test_tasks_can_be_scanned_and_seeds_vmapped(key):
 @pytest.mark.parametrize("sizes", [(0, 1), (1, -1), (1, 1, 0), (1.0, 1)])
 def test_sizes_must_be_positive_ints(sizes):
     """Oracle: the message; the function itself, without the tests' type checks."""
-    with pytest.raises(ValueError, match=r"episodic: .* must be a positive int"):
+    with pytest.raises(ValueError, match=r"episodic: .* must be an int of at least 1"):
         inspect.unwrap(episodic)(*sizes)
 
 

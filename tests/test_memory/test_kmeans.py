@@ -131,8 +131,17 @@ def test_a_share_larger_than_the_task_and_bfloat16_features_work(key):
 def test_sizes_must_be_positive_ints(key):
     """Oracle: the message; the functions themselves, without the tests' type checks."""
     with pytest.raises(
-        ValueError, match="kmeans_rows: num_iterations must be a positive"
+        ValueError, match="kmeans_rows: num_iterations must be an int of"
     ):
         inspect.unwrap(kmeans_rows)(lambda _, x: x, num_iterations=0)
-    with pytest.raises(ValueError, match="kmeans: num_clusters must be a positive int"):
+    with pytest.raises(ValueError, match="kmeans: num_clusters must be an int"):
         inspect.unwrap(kmeans)(key, jnp.ones((3, 1)), jnp.ones(3), 2.0)
+
+
+def test_a_centroid_without_mass_is_a_real_point():
+    """Oracle: the real points; two distinct ones, three clusters, padding at the end."""
+    points = jnp.array([[5.0, 5], [5, 5], [7, 7], [0, 0], [0, 0]])
+    weight = jnp.array([1.0, 1, 1, 0, 0])
+    for seed in range(5):
+        centroids = np.asarray(kmeans(jax.random.key(seed), points, weight, 3))
+        assert {tuple(row) for row in centroids.round(4)} == {(5.0, 5.0), (7.0, 7.0)}

@@ -181,7 +181,7 @@ def test_order_changes_nothing_but_speed_and_runs_vmap_like_single_ones(key):
 @pytest.mark.parametrize("sizes", [(0, 1), (1, 0), (2.5, 1), (1, None)])
 def test_sizes_must_be_positive_ints(sizes):
     """Oracle: the message; the function itself, without the tests' type checks."""
-    with pytest.raises(ValueError, match=r"reservoir: .* must be a positive int"):
+    with pytest.raises(ValueError, match=r"reservoir: .* must be an int of at least 1"):
         inspect.unwrap(reservoir)(*sizes)
 
 

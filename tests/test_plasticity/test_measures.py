@@ -141,3 +141,21 @@ def test_a_network_without_hidden_units_cannot_be_measured():
     loss = cross_entropy(single_head(model.apply))
     with pytest.raises(ValueError, match="hidden activation"):
         measure(jax.random.key(0), loss, model.features, params, params, batch)
+
+
+def test_a_diverged_network_has_no_measures_rather_than_good_ones():
+    """Oracle: NaN in, NaN out; zero activations are a defined case."""
+    weight = jnp.ones(4)
+    bad = (jnp.full((4, 3), jnp.nan),)
+    values = jnp.array([jnp.nan, 1.0])
+    for figure in (
+        dead_share(bad, weight),
+        dormant_share(bad, weight, 0.1),
+        effective_rank(values),
+        stable_rank(values),
+        srank(values),
+    ):
+        assert jnp.isnan(figure)
+    zero = (jnp.zeros((4, 3)),)
+    assert dead_share(zero, weight) == 1.0
+    assert effective_rank(jnp.zeros(3)) == srank(jnp.zeros(3)) == 0.0

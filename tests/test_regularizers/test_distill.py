@@ -84,7 +84,7 @@ def test_at_a_high_temperature_it_compares_logits():
 
 def test_a_temperature_that_is_not_positive_is_refused():
     """Oracle: the message."""
-    with pytest.raises(ValueError, match="distill: temperature must be above zero"):
+    with pytest.raises(ValueError, match=r"distill: temperature must be .* above 0"):
         distill(logits, 1.0, temperature=0.0)
 
 

@@ -210,3 +210,10 @@ def test_token_labels_may_be_ignored_but_not_too_large():
     tokens[2, 1] = [0, 7, -100]
     with pytest.raises(ValueError, match=r"task 2 must lie in \[0, 5\), got 0 to 7"):
         validate(made(y=tokens))
+
+
+def test_arrays_without_rows_are_refused():
+    """Oracle: the message; one axis is tasks, the next rows."""
+    flat = Batch(*[np.ones(3, np.float32)] * 4)
+    with pytest.raises(ValueError, match=r"from_arrays: .* \[tasks, rows\]"):
+        from_arrays(flat, flat, num_classes=2)

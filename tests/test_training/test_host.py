@@ -289,7 +289,11 @@ def test_what_cannot_run_is_refused_before_anything_is_written(tasks, tmp_path):
     for given, options, words in (
         (few, OPTIONS, "task 'few' has 3 rows, fewer than a batch of 8"),
         ([], OPTIONS, "at least one task"),
-        (tasks, OPTIONS._replace(num_steps=0), "num_steps must be at least 1"),
+        (
+            tasks,
+            OPTIONS._replace(num_steps=0),
+            "num_steps must be an int of at least 1",
+        ),
         (tasks, OPTIONS._replace(on_non_finite="ignore"), "stop, skip, continue"),
     ):
         with pytest.raises(ValueError, match=words):

@@ -72,5 +72,24 @@ def test_a_walk_killed_after_a_checkpoint_goes_on_from_it(tmp_path, monkeypatch)
 def test_segments_are_equal_parts_of_the_stream(tmp_path):
     """Oracle: arithmetic; and a part that leaves a rest is refused before any step."""
     assert [segment_size(n, 10) for n in (100, 45, 7, 4)] == [10, 9, 7, 4]
+    with pytest.raises(ValueError, match="wanted must be an int of at least 1"):
+        segment_size(6, 0)
     with pytest.raises(ValueError, match=r"size must divide the 6 tasks, got 4"):
         in_segments(wander, start(), num_tasks=6, size=4, folder=tmp_path)
+
+
+def test_a_checkpoint_between_other_segments_is_refused(tmp_path, monkeypatch):
+    """Oracle: arithmetic; two tasks are done, and segments of three were asked for."""
+    save = segments.save
+
+    def save_and_die(folder, step, tree):
+        save(folder, step, tree)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(segments, "save", save_and_die)
+    options = {"num_tasks": 6, "save_every": 0.0, "task_axis": 1, "folder": tmp_path}
+    with pytest.raises(KeyboardInterrupt):
+        in_segments(wander, start(), size=2, **options)
+    monkeypatch.setattr(segments, "save", save)
+    with pytest.raises(ValueError, match="stands at task 2, where no segment of 3"):
+        in_segments(wander, start(), size=3, **options)

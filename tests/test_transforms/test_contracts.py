@@ -101,6 +101,47 @@ def assert_close(found, want, **tolerances):
         np.testing.assert_allclose(got, expected, **tolerances)
 
 
+INJECTED = {
+    "sam": (sam, {"rho": 0.3}, ()),
+    "gnp": (gnp, {"r": 0.3, "alpha": 0.6}, ()),
+    "gsam": (gsam, {"rho": 0.3, "alpha": 0.6}, ()),
+    "looksam": (looksam, {"rho": 0.3, "k": 2}, ("k",)),
+    "friendly_sam": (friendly_sam, {"rho": 0.3}, ()),
+    "c_flat": (c_flat, {"rho": 0.3, "strength": 0.2, "measure": True}, ("measure",)),
+    "gem": (gem, {"margin": 0.0}, ()),
+    "reverse_sam": (reverse_sam, {"rho": 0.3}, ()),
+    "random_sam": (random_sam, {"key": KEY, "rho": 0.3}, ("key",)),
+    "adaptive_rho": (adaptive_rho, {"target": 0.2}, ()),
+    "adaptive_strength": (
+        adaptive_strength,
+        {"build": measuring_sam, "base": 0.3, "reference": 1.0},
+        ("build", "sharpness"),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", INJECTED)
+def test_numbers_can_be_injected_and_do_the_same(name):
+    """Oracle: the transformation without injection."""
+    build, arguments, static = INJECTED[name]
+    injected = optax.inject_hyperparams(build, static_args=static)(**arguments)
+    found = jax.jit(lambda params: two_steps(injected, params)[0])(parameters())
+    want = jax.jit(lambda params: two_steps(build(**arguments), params)[0])(
+        parameters()
+    )
+    assert_close(found, want, atol=1e-6)
+
+
+def test_gradients_of_another_shape_are_refused_by_name():
+    """Oracle: the shapes that were given."""
+    params = {"w": jnp.ones(3)}
+    wrong = lambda _: {"w": jnp.ones(4)}
+    with pytest.raises(ValueError, match=r"sam: grad_fn must .* got \(4,\) for \(3,\)"):
+        sam(0.1).update(params, sam(0.1).init(params), params, grad_fn=wrong)
+    with pytest.raises(ValueError, match=r"agem: replay_grad_fn must .* got \(4,\)"):
+        agem().update(params, agem().init(params), params, replay_grad_fn=wrong)
+
+
 def test_the_battery_misses_nothing_that_is_public():
     """Oracle: the public names, less records and what is no transformation."""
     built = {name.split()[0] for name in BATTERY}

@@ -82,11 +82,21 @@ def test_gnp_refuses_both_strengths_or_none():
     for arguments in ({}, {"alpha": 0.5, "penalty": 0.1}):
         with pytest.raises(ValueError, match="gnp: needs exactly one of alpha"):
             gnp(0.1, **arguments)
-    with pytest.raises(ValueError, match="gnp: alpha must be a finite scalar"):
+    with pytest.raises(ValueError, match="gnp: alpha must be a finite number"):
         gnp(0.1, alpha=-0.1)
-    with pytest.raises(ValueError, match="gnp: penalty must be a finite scalar"):
+    with pytest.raises(ValueError, match="gnp: penalty must be a finite number"):
         gnp(0.1, penalty=float("nan"))
-    with pytest.raises(ValueError, match="gnp: r must be a finite scalar"):
+    with pytest.raises(ValueError, match="gnp: r must be a finite number"):
         gnp(-0.1, alpha=0.5)
     with pytest.raises(ValueError, match="gnp: penalty needs r above 0"):
         gnp(0.0, penalty=0.1)
+
+
+@pytest.mark.parametrize("r", [jnp.float32(0.0), lambda count: 0.01 * count])
+def test_a_radius_of_zero_that_is_not_known_is_the_plain_gradient(r):
+    """Oracle: the gradient that was given; a radius may warm up from zero."""
+    climb = gnp(r, penalty=0.1)
+    params = jnp.array([1.0, -2.0])
+    state = climb.init(params)
+    found, _ = climb.update(2 * params, state, params, grad_fn=lambda p: 2 * p)
+    np.testing.assert_array_equal(found, 2 * params)

@@ -347,7 +347,9 @@ def test_gradients_keep_the_dtype_they_came_in():
 
 @pytest.mark.parametrize("bad", [-0.1, float("nan"), float("inf"), np.float32(-1)])
 def test_a_bad_radius_is_refused_by_name(bad):
-    with pytest.raises(ValueError, match="sam: rho must be a finite scalar"):
+    with pytest.raises(
+        ValueError, match="sam: rho must be a finite number of at least 0"
+    ):
         sam(bad)
     with pytest.raises(ValueError, match="reverse_sam: rho"):
         reverse_sam(bad)

@@ -1,0 +1,65 @@
+"""What numbers may be: the known ones are refused by name, the others pass."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxcl.checks import check_limits, check_number, check_size
+
+
+@pytest.mark.parametrize("kind", [float, np.float32, jnp.float32])
+@pytest.mark.parametrize("value", [-0.1, float("nan"), float("inf")])
+def test_a_number_out_of_range_is_named_whatever_its_type(kind, value):
+    """Oracle: the message, written out."""
+    wanted = r"sam: rho must be a finite number of at least 0, got"
+    with pytest.raises(ValueError, match=wanted):
+        check_number("sam", rho=kind(value))
+    with pytest.raises(
+        ValueError, match=r"ema: decay must be a number in \[0, 1\], got"
+    ):
+        check_number("ema", most=1.0, decay=kind(value))
+
+
+def test_ends_of_a_range_belong_to_it_or_not():
+    """Oracle: by hand."""
+    check_number("ema", most=1.0, decay=0.0)
+    check_number("ema", most=1.0, decay=1.0)
+    check_number("box", infinite=True, radius=float("inf"))
+    with pytest.raises(ValueError, match="a finite number above 0, got 0"):
+        check_number("distill", above=True, temperature=0)
+    with pytest.raises(ValueError, match=r"got \[0.1, 0.2\]"):
+        check_number("sam", rho=[0.1, 0.2])
+
+
+def test_what_is_not_known_passes():
+    """Oracle: tracing. Schedules and None are no numbers."""
+    check_number("sam", rho=lambda count: -1.0, decay=None)
+    jax.jit(lambda rho: check_number("sam", rho=rho))(-1.0)
+    jax.jit(lambda low: check_limits("adaptive", low, 0.0))(1.0)
+    check_size("store", optional=True, sample_size=None)
+    with pytest.raises(ValueError, match="sample_size must be an int"):
+        check_size("store", sample_size=None)
+
+
+def test_an_empty_range_is_refused():
+    """Oracle: the order of two numbers."""
+    check_limits("adaptive", 0.1, 0.1)
+    with pytest.raises(
+        ValueError, match=r"must not be above the upper, got 2 and 1\.0"
+    ):
+        check_limits("adaptive", 2, np.float32(1.0))
+
+
+@pytest.mark.parametrize("value", [0, -3, 2.0, True, "ten"])
+def test_a_size_that_is_no_positive_int_is_named(value):
+    """Oracle: the message."""
+    wanted = r"store: capacity must be an int of at least 1, .* got"
+    with pytest.raises(ValueError, match=wanted):
+        check_size("store", capacity=value)
+
+
+def test_a_traced_size_is_refused():
+    """Oracle: tracing; shapes cannot depend on it."""
+    with pytest.raises(ValueError, match="known before tracing, got"):
+        jax.jit(lambda size: check_size("store", capacity=size))(3)

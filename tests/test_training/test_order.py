@@ -1,0 +1,36 @@
+"""The order of rows: passes differ, padding never comes and changes nothing."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxcl.training import batch_order
+
+
+def test_every_pass_is_a_fresh_order_of_the_real_rows():
+    """Oracle: sets and their orders; nine tenths of the rows are padding."""
+    weight = jnp.zeros(100).at[jnp.arange(0, 100, 10)].set(1.0)
+    rows = jax.jit(
+        lambda w: batch_order(jax.random.key(0), w, num_steps=10, batch_size=10)
+    )
+    passes = [tuple(part) for part in np.asarray(rows(weight))]
+    assert all(sorted(part) == list(range(0, 100, 10)) for part in passes)
+    assert len(set(passes)) == 10
+
+
+def test_padding_at_the_end_changes_no_order():
+    """Oracle: the task without padding; several passes, cut in the middle."""
+    key, options = jax.random.key(1), {"num_steps": 7, "batch_size": 4}
+    padded = jnp.concatenate([jnp.ones(9), jnp.zeros(6)])
+    np.testing.assert_array_equal(
+        batch_order(key, padded, **options), batch_order(key, jnp.ones(9), **options)
+    )
+
+
+def test_runs_with_different_padding_side_by_side_are_runs_alone():
+    """Oracle: one at a time; the number of passes differs between them."""
+    weights = jnp.array([[1.0] * 6, [1.0, 1, 0, 0, 0, 0]])
+    order = lambda w: batch_order(jax.random.key(2), w, num_steps=4, batch_size=3)
+    together = jax.jit(jax.vmap(order))(weights)
+    for i in range(2):
+        np.testing.assert_array_equal(together[i], order(weights[i]))
