@@ -6,4 +6,13 @@ from experiments.ewc_permuted.run import run
 from experiments.harness import main
 
 if __name__ == "__main__":
-    raise SystemExit(main(config.PRESETS, run, config.__doc__ or "", report=report))
+    raise SystemExit(
+        main(
+            config.PRESETS,
+            run,
+            config.__doc__ or "",
+            report=report,
+            free=config.FREE,
+            places=config.PLACES,
+        )
+    )

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from experiments.ewc_permuted.config import LABELS, PUBLISHED, Config
-from experiments.harness import RunFolder, read_json, read_records, write_text
+from experiments.harness import RunFolder, fill, read_json, read_records, write_text
 from jaxcl.metrics import backward_transfer, learning_accuracy
 from jaxcl.report import figures
 from jaxcl.report.lines import measure_curves
@@ -22,7 +22,6 @@ from jaxcl.report.tables import Column, Table, to_csv, to_markdown
 Record = dict[str, Any]
 
 HERE = Path(__file__).parent
-FIRST, LAST = "<!-- results: first -->", "<!-- results: last -->"
 
 
 def report(config: Config, folder: RunFolder) -> None:
@@ -145,19 +144,9 @@ def section(path: Path) -> str:
 
 
 def write_readme(readme: Path = HERE / "README.md", results: Path = HERE / "results"):
-    """Put the tables of all results between the marks of the README.
-
-    Raises:
-      ValueError: if the marks are not there.
-    """
-    text = readme.read_text()
-    if text.count(FIRST) != 1 or text.count(LAST) != 1:
-        msg = f"{readme}: expected the marks {FIRST} and {LAST}, once each."
-        raise ValueError(msg)
-    before, after = text.split(FIRST)[0], text.split(LAST)[1]
+    """Put the tables of all results between the marks of the README."""
     folders = sorted(path.parent for path in results.glob("*/results.jsonl"))
-    middle = "\n".join(section(folder) for folder in folders)
-    write_text(readme, f"{before}{FIRST}\n\n{middle}\n{LAST}{after}")
+    fill(readme, "\n".join(map(section, folders)))
 
 
 def _transfer(matrices: np.ndarray):

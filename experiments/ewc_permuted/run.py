@@ -1,5 +1,6 @@
 """The protocol in order: data, network, method, loop; the strength is chosen first."""
 
+import functools
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,7 +15,17 @@ import optax
 
 from experiments.ewc_permuted.config import LABELS, Config
 from experiments.ewc_permuted.joint import reading, so_far
-from experiments.harness import RunFolder, append, finished, progress, read_records
+from experiments.harness import (
+    CHECKPOINTS,
+    RunFolder,
+    append,
+    finished,
+    progress,
+    read_records,
+    recognise,
+    share_out,
+    worker_count,
+)
 from jaxcl.curvature import Fisher, empirical_fisher, exact_fisher, sampled_fisher
 from jaxcl.losses import Logits, cross_entropy, single_head
 from jaxcl.method import make_method
@@ -55,22 +66,75 @@ class Program(NamedTuple):
     final: Callable  # (state, pool, plan) -> [T], on all test rows
 
 
+class Finished(NamedTuple):
+    """A run: its line, and the checkpoints that are no longer needed."""
+
+    line: dict
+    checkpoints: Path
+
+
 def run(config: Config, folder: RunFolder) -> None:
     """Choose the strength, then do every run that is not in ``results.jsonl`` yet."""
     check(config)
-    images = padded(
-        digits() if config.data == "digits" else load_images(config.data),
-        config.padding,
-    )
-    search, test = search_stage(config, images), Stage("test", config, images)
+    recognise(folder, images_of(config))
+    make_stages(config)  # refuses what does not fit the data
     searching = search_trials(config)
     num_runs = len(searching) + len(config.arms) * config.seeds
     with progress(num_runs, "runs", done=len(finished(folder))) as advance:
-        do(search, searching, folder, advance)
+        do(config, "search", searching, folder, advance)
         strength = config.strength
         if searching:
             strength = choose(read_records(folder))
-        do(test, test_trials(config, strength), folder, advance)
+        do(config, "test", test_trials(config, strength), folder, advance)
+
+
+def do(
+    config: Config, name: str, trials: list[Trial], folder: RunFolder, advance: Callable
+) -> None:
+    """Share out the trials of a stage that have no line yet."""
+    stage, done = make_stages(config)[name], finished(folder)
+    jobs = [trial for trial in trials if run_id(stage, trial) not in done]
+
+    def receive(sent: str | Finished) -> None:
+        if isinstance(sent, str):
+            advance(0, sent)
+            return
+        append(folder, [sent.line])
+        shutil.rmtree(sent.checkpoints, ignore_errors=True)
+        advance(1)
+
+    count = worker_count(config.workers)
+    share_out(worker, (config, name, folder), jobs, receive, num_workers=count)
+
+
+def worker(config: Config, name: str, folder: RunFolder):
+    """What a process needs to do trials: data once, and each program when it is due."""
+    stage, programs = make_stages(config)[name], {}
+
+    def learn_one(trial: Trial, send: Callable[[str | Finished], None]) -> None:
+        stream = make_stream(stage, trial.seed)
+        if trial.arm not in programs:
+            programs[trial.arm] = make_program(stage.config, trial.arm, stream)
+        made = learn(stage, programs[trial.arm], stream, trial, folder, send)
+        send(Finished(made, checkpoints(folder, stage, trial)))
+
+    return learn_one
+
+
+@functools.lru_cache(maxsize=1)
+def images_of(config: Config) -> Images:
+    """The images, padded."""
+    if config.data == "digits":
+        return padded(digits(), config.padding)
+    return padded(load_images(config.data), config.padding)
+
+
+@functools.lru_cache(maxsize=1)
+def make_stages(config: Config) -> dict[str, Stage]:
+    """Both stages by name."""
+    images = images_of(config)
+    stages = search_stage(config, images), Stage("test", config, images)
+    return {stage.name: stage for stage in stages}
 
 
 def search_stage(config: Config, images: Images) -> Stage:
@@ -129,21 +193,6 @@ def choose(records: list[dict]) -> float:
         msg = "strengths: every run of the search diverged; give smaller ones."
         raise ValueError(msg)
     return max(sorted(found), key=lambda strength: found[strength])
-
-
-def do(stage: Stage, trials: list[Trial], folder: RunFolder, advance: Callable) -> None:
-    """Do the trials of a stage that have no line yet; an arm compiles once."""
-    done, programs = finished(folder), {}
-    for trial in trials:
-        if run_id(stage, trial) in done:
-            continue
-        stream = make_stream(stage, trial.seed)
-        if trial.arm not in programs:
-            programs[trial.arm] = make_program(stage.config, trial.arm, stream)
-        note = partial(advance, 0)
-        append(folder, [learn(stage, programs[trial.arm], stream, trial, folder, note)])
-        shutil.rmtree(checkpoints(folder, stage, trial), ignore_errors=True)
-        advance(1)
 
 
 def make_stream(stage: Stage, seed: int) -> Stream:
@@ -292,8 +341,9 @@ def check(config: Config) -> None:
         )
         raise ValueError(msg)
     least = ("seeds", "num_tasks", "iterations", "batch_size", "search_rows")
-    for name in (*least, "search_tasks", "search_iterations"):
-        if getattr(config, name) < 1:
+    least += ("search_tasks", "search_iterations", "workers")
+    for name in least:
+        if getattr(config, name) is not None and getattr(config, name) < 1:
             msg = f"{name}: must be at least 1, got {getattr(config, name)}."
             raise ValueError(msg)
 
@@ -314,7 +364,7 @@ def run_id(stage: Stage, trial: Trial) -> str:
 
 def checkpoints(folder: RunFolder, stage: Stage, trial: Trial) -> Path:
     """Where the unfinished state of a run lies."""
-    return folder.path / "checkpoints" / run_id(stage, trial).replace("/", "-")
+    return folder.path / CHECKPOINTS / run_id(stage, trial).replace("/", "-")
 
 
 __all__ = ["choose", "make_program", "run"]
