@@ -11,7 +11,12 @@ from jaxcl.typing import Batch
 
 
 def at(index, tree: PyTree) -> PyTree:
-    """Row ``index`` (a number, an array or a slice) of every leaf."""
+    """Row ``index`` (a number, an array or a slice) of every leaf.
+
+    Leaves on the host stay there, unless the index is on the device.
+    """
+    if isinstance(index, jax.Array):
+        return jax.tree.map(lambda leaf: jnp.asarray(leaf)[index], tree)
     return jax.tree.map(lambda leaf: leaf[index], tree)
 
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxcl.curvature import empirical_fisher, uniform_importance
+from jaxcl.curvature import batched_fisher, empirical_fisher, uniform_importance
 from jaxcl.losses import cross_entropy, mean_loss, single_head
 from jaxcl.regularizers import (
     EwcState,
@@ -246,6 +246,45 @@ def test_a_converted_strength_gives_the_same_penalty(theirs, halved, ratio):
     )
     ours = regularizer.penalty(state, {"w": jnp.asarray(away)}, None)
     np.testing.assert_allclose(ours, theirs(7.0, fisher, away), rtol=1e-5)
+
+
+def batch_means(batches):
+    """Gradients of the mean loss of each batch, of a model linear in its parameters."""
+    return [np.mean(batch, axis=0) for batch in batches]
+
+
+@pytest.mark.parametrize(
+    ("system", "halved", "ratio"),
+    [("Avalanche", False, 1.0), ("SequeL", False, 1 / 4), ("TRACE", True, 3.0)],
+)
+def test_the_table_of_units_is_that_of_the_other_systems(system, halved, ratio):
+    """Oracle: their loops over batches of four, three epochs where they have epochs.
+
+    Exact against the batched Fisher of the same batch size, as the table says.
+    """
+    size, epochs, theirs = 4, 3, 7.0
+    gradients = draw(11, 12, 6).astype(np.float64)  # of single examples
+    batches = gradients.reshape(3, size, 6)
+    squares = [mean**2 for mean in batch_means(batches)]
+    away = draw(12, 6).astype(np.float64)
+    if system == "Avalanche":  # mean over batches
+        penalty = theirs * np.sum(np.mean(squares, axis=0) * away**2)
+    elif system == "SequeL":  # sum over batches, divided by the number of examples
+        penalty = theirs * np.sum(np.sum(squares, axis=0) / len(gradients) * away**2)
+    else:  # TRACE: mean over batches, added up over epochs
+        total = sum(np.mean(squares, axis=0) for _ in range(epochs))
+        penalty = theirs / 2 * np.sum(total * away**2)
+
+    linear = lambda params, example, key: jnp.vdot(params["w"], example.x)
+    fisher = batched_fisher(linear, batch_size=size)
+    regularizer = ewc(fisher, convert_strength(theirs, halved=halved, ratio=ratio))
+    origin = {"w": jnp.zeros(6)}
+    task = as_batch(gradients.astype(np.float32), np.zeros(12, int))
+    state = regularizer.consolidate(
+        jax.random.key(0), regularizer.init(origin), origin, task
+    )
+    ours = regularizer.penalty(state, {"w": jnp.asarray(away, jnp.float32)}, None)
+    np.testing.assert_allclose(ours, penalty, rtol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -235,46 +235,6 @@ def test_runs_spread_over_a_mesh_equal_runs_on_one_device(stream):
         over_runs(run, (0, None), mesh=mesh)(keys[:12], stream.plan)
 
 
-def test_everything_a_boundary_changes_is_an_argument_of_the_program(stream):
-    """Each part of the state is swapped between two calls and must change the result."""
-    method = full_method()
-    walk = jax.jit(
-        lambda s: (
-            run_stream(
-                jax.random.key(5),
-                method,
-                stream,
-                s,
-                tasks=jnp.array([1]),
-                after=lambda m: m.params,
-                **FIT,
-            )[1].after
-        )
-    )
-    state, _ = run_stream(
-        jax.random.key(5),
-        method,
-        stream,
-        start(method, stream),
-        tasks=jnp.array([0]),
-        **FIT,
-    )
-    usual = walk(state)
-    shift = lambda tree: jax.tree.map(
-        lambda leaf: (
-            leaf + jnp.ones((), leaf.dtype)
-            if jnp.issubdtype(leaf.dtype, jnp.number)
-            else leaf
-        ),
-        tree,
-    )
-    for field in ("params", "optimizer", "regularizer", "memory", "average"):
-        swapped = walk(state._replace(**{field: shift(getattr(state, field))}))
-        gap = ravel_pytree(swapped)[0] - ravel_pytree(usual)[0]
-        assert float(jnp.max(jnp.abs(gap))) > 1e-6, field
-    assert walk._cache_size() == 1
-
-
 def test_skipped_rows_of_the_accuracy_matrix_are_nan(stream):
     """Oracle: the full matrix; every=2 of three tasks leaves row 0 out."""
     method = make_method(LOSS, optax.sgd(0.1))
