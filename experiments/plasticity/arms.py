@@ -15,7 +15,7 @@ from jaxcl.plasticity import continual_backprop, redo, shrink_and_perturb
 from jaxcl.regularizers import l2_init, no_regularizer
 from jaxcl.transforms import adaptive_rho, gnp, random_sam, reverse_sam, sam
 from jaxcl.tree import norm, safe_divide
-from jaxcl.typing import ExampleLoss, Key, Method, Model, Regularizer
+from jaxcl.typing import Average, ExampleLoss, Key, Method, Model, Regularizer
 
 Hyper = dict[str, float]
 
@@ -67,7 +67,8 @@ def arms(config: Config, num_steps: int) -> dict[str, Arm]:
         Arm("sgd", method()),
         Arm("sam", method(lambda h, key: sam(h["rho"]))),
         Arm("gnp", method(lambda h, key: gnp(h["r"], penalty=h["penalty"]))),
-        # neighbours: what else is known to preserve plasticity
+        # neighbours: nothing to lose, and what else is known to preserve plasticity
+        Arm("fresh", method(average=lambda model, h: from_the_start())),
         Arm(
             "l2-init",
             method(regularizer=lambda model, h: l2_init(h["strength"])),
@@ -141,6 +142,7 @@ def trials(config: Config) -> list[Trial]:
     groups = {
         "paper": [("sgd", {}), ("sam", {"rho": rho}), ("gnp", usual)],
         "neighbours": [
+            ("fresh", {}),
             ("l2-init", {"strength": config.l2_init_strength}),
             ("shrink-perturb", {}),
             ("redo", {}),
@@ -189,6 +191,21 @@ def trials(config: Config) -> list[Trial]:
     ]
 
 
+def from_the_start() -> Average:
+    """Begin every task where the run began; what it learned is only read.
+
+    The yardstick of plasticity: a network that has learned nothing before and so has
+    lost nothing. The state holds the start and the parameters of the last step.
+    """
+    copy = lambda params: jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), params)
+    return Average(
+        init=lambda params: (copy(params), copy(params)),
+        observe=lambda state, params: (state[0], params),
+        read=lambda state, params: state[1],
+        consolidate=lambda state, params: (state, copy(state[0])),
+    )
+
+
 def fixed_norm() -> Regularizer:
     """Keep the parameters on the sphere they started on: ``|params| = |start|``."""
 
@@ -208,4 +225,4 @@ def _shrink(config: Config, model: Model):
     return shrink_and_perturb(kept, jnp.sqrt(variance), model.init, period=period)
 
 
-__all__ = ["Arm", "Hyper", "Trial", "arms", "fixed_norm", "trials"]
+__all__ = ["Arm", "Hyper", "Trial", "arms", "fixed_norm", "from_the_start", "trials"]

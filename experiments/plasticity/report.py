@@ -1,55 +1,63 @@
-"""From ``results.jsonl`` to tables, figures and one page; nothing is typed by hand."""
+"""From ``results.jsonl`` to tables, figures and one page; nothing is typed by hand.
+
+Whatever has finished is shown: settings and arms without a run are left out, diverged
+runs are named, and where SGD has no finished run the tables compare nothing.
+
+``python -m experiments.plasticity.report`` does it for the committed results, and puts
+their numbers into the README beside this file.
+"""
 
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-from scipy import stats
 
 from experiments.harness import RunFolder, read_json, read_records, write_text
-from experiments.plasticity.arms import trials
-from experiments.plasticity.config import PRESETS, Config
-from jaxcl.report import figures, page
-from jaxcl.report.cells import heatmap
-from jaxcl.report.lines import learning_curves, measure_curves
-from jaxcl.report.records import curves, split
-from jaxcl.report.summaries import Summary, grid, summarize
-from jaxcl.report.tables import (
-    Column,
-    Table,
-    measure_table,
-    summary_table,
-    to_csv,
-    to_markdown,
+from experiments.harness.readme import fill
+from experiments.plasticity.comparisons import (
+    FRESH,
+    GAP,
+    PAPER_ARMS,
+    Record,
+    accuracy_table,
+    compare,
+    counted,
+    fresh_table,
+    minus_fresh,
+    names,
+    part_of,
+    settings_with,
+    slope_table,
+    verdict,
+    within,
 )
-
-Record = dict[str, Any]
+from experiments.plasticity.config import PRESETS, Config
+from experiments.plasticity.report_controls import controls_section
+from experiments.plasticity.report_parts import (
+    known,
+    measure_pictures,
+    picture,
+    table,
+    window_of,
+)
+from jaxcl.report import page
+from jaxcl.report.cells import heatmap
+from jaxcl.report.lines import learning_curves
+from jaxcl.report.summaries import grid
+from jaxcl.report.tables import measure_table, to_markdown
 
 CLAIM = (
     "Claim (arXiv:2409.17300): on streams of MNIST tasks, SAM and the gradient norm "
     "penalty keep a network no better able to learn than SGD does."
 )
-MEASURES = (
-    "loss",
-    "sam_sharpness",
-    "top_eigenvalue",
-    "effective_rank",
-    "dormant_share",
-    "weight_norm",
+HERE = Path(__file__).parent
+COMMITTED = RunFolder(
+    HERE / "results" / "paper", "plasticity", "paper", PRESETS["paper"]
 )
 
 
 def report(config: Config, folder: RunFolder) -> None:
     """Write ``tables/``, ``figures/`` and ``report.html`` of whatever has finished."""
-    records = read_records(folder)
-    parts = {group: part_of(config, records, group) for group in config.groups}
-    parts = {
-        group: part
-        for group, part in parts.items()
-        if any(record["group"] == group for record in part)
-    }
+    records, path = read_records(folder), folder.path
     writers = {
         "paper": paper_section,
         "neighbours": neighbours_section,
@@ -57,302 +65,211 @@ def report(config: Config, folder: RunFolder) -> None:
         "adaptive": adaptive_section,
         "controls": controls_section,
     }
-    sections = [writers[group](part, folder.path) for group, part in parts.items()]
-    path = folder.path
+    found = {record["group"] for record in records}
+    parts = {
+        group: part_of(config, records, group)
+        for group in config.groups
+        if group in found
+    }
+    sections = {group: writers[group](part, path) for group, part in parts.items()}
+    if any(record["arm"] == FRESH for record in records):
+        sections = {"fresh": fresh_section(parts, path), **sections}
+    order = ("paper", "fresh", "neighbours", "sweep", "adaptive", "controls")
+    said = verdict(parts.get("paper", []))
     html = page.render(
         title="Plasticity and sharpness",
         claim=CLAIM,
-        verdict=verdict(parts.get("paper", [])),
-        sections=sections,
+        verdict=said,
+        sections=[sections[name] for name in order if name in sections],
         records=records,
         config=read_json(path / "config.json"),
         environment=read_json(path / "environment.json"),
         status=read_json(path / "status.json"),
     )
     write_text(path / "report.html", html)
-    print(verdict(parts.get("paper", [])).replace("; ", "\n"))
+    print(said.replace("; ", "\n").replace(". ", ".\n"))
     print(f"figures and tables: {path / 'report.html'}")
-
-
-def part_of(config: Config, records: Sequence[Record], group: str) -> list[Record]:
-    """The runs a group asks for, and SGD's as what they are compared with."""
-    wanted = {
-        (trial.arm, tuple(trial.hyper.items()), trial.seed)
-        for trial in trials(config)
-        if trial.group == group or (trial.arm == "sgd" and group != "controls")
-    }
-    return [
-        record
-        for record in records
-        if (record["arm"], tuple(record["hyper"].items()), record["seed"]) in wanted
-    ]
-
-
-def verdict(records: Sequence[Record]) -> str:
-    """What the paper's arms did against SGD, in a sentence per setting and arm."""
-    if not records:
-        return "The paper's own arms were not run."
-    lines = []
-    for summary in compare(records):
-        if summary.versus is None or summary.mean is None:
-            continue
-        gap = summary.versus.difference
-        lines.append(
-            f"{summary.group.setting}, {summary.label}: {100 * summary.mean.mean:.1f} %, "
-            f"{points(gap.mean)} points against SGD "
-            f"[{points(gap.low)}, {points(gap.high)}], {summary.verdict}"
-        )
-    return "; ".join(lines) + "."
-
-
-def points(share: float) -> str:
-    """A difference of shares in points, with its sign."""
-    return f"{100 * share:+.2f}".replace("-", "\N{MINUS SIGN}")
-
-
-def compare(records: Sequence[Record]) -> list[Summary]:
-    """Every group against SGD at its own learning rate; settings without SGD stay out."""
-    with_sgd = {r["setting"] for r in split(records)[0] if r["arm"] == "sgd"}
-    return summarize([r for r in records if r["setting"] in with_sgd], baseline="sgd")
 
 
 def paper_section(records: Sequence[Record], path: Path) -> page.Section:
     """Accuracy on the task just learned, the paper's figure, and what goes with it."""
-    window = 5 if len(records[0]["accuracy"]) >= 25 else 1
-    pictures = [
-        picture(
-            path,
-            "accuracy",
-            learning_curves(records, window=window),
-            "Test accuracy on the task just learned against the number of tasks.",
-            "Lines that fall lose plasticity. Bands are 95 % intervals over seeds.",
-        )
-    ]
-    for setting in names(records, "setting"):
-        here = [r for r in records if r["setting"] == setting]
+    pictures = []
+    if complete := settings_with(records, *PAPER_ARMS):
         pictures.append(
-            picture(
+            accuracy_picture(
                 path,
-                f"measures-{setting}",
-                measure_curves(here, MEASURES, window=window, title=setting),
-                f"Measures of plasticity and sharpness along the {setting} stream.",
+                "accuracy",
+                within(records, complete),
+                "Test accuracy on the task just learned against the number of tasks, in "
+                "the settings in which SGD, SAM and GNP have all run.",
             )
         )
+    pictures += measure_pictures(path, "measures", records, settings_with(records))
     tables = [
-        table(path, "accuracy", summary_table(compare(records))),
-        table(path, "slope", summary_table(slopes(records), quantity="slope")),
-        table(path, "measures", measure_table(records, MEASURES[:2] + MEASURES[3:])),
+        table(path, "accuracy", accuracy_table(records)),
+        table(path, "slope", slope_table(records)),
+        table(path, "measures", measure_table(records, known(records), task=None)),
     ]
     text = (
         "SGD, SAM and GNP at the paper's two rates. The comparison is paired by seed: "
-        "the same start, the same tasks. A slope below zero is lost plasticity."
+        "the same start, the same tasks. Where every seed draws its own tasks (permuted), "
+        "a slope below zero is lost plasticity; curves may rise first and fall later, so "
+        "the slope of the second half stands beside that of the whole."
     )
     return page.Section("The paper's comparison", text, pictures, tables)
 
 
+def fresh_section(parts: dict[str, list[Record]], path: Path) -> page.Section:
+    """What a network has lost by what it learned before: accuracy minus a fresh start."""
+    listed = ("paper", "neighbours", "adaptive")
+    every = {r["run"]: r for group in listed for r in parts.get(group, [])}
+    measured = minus_fresh(list(every.values()))
+    arms = (*PAPER_ARMS, FRESH)
+    drawn = [r for arm in arms for r in measured if r["arm"] == arm]
+    pictures, tables = [], []
+    if any(r["arm"] != FRESH for r in drawn):
+        curves = learning_curves(
+            drawn,
+            name=GAP,
+            label="accuracy minus fresh, points",
+            window=window_of(drawn),
+        )
+        alt = (
+            "Accuracy on the task just learned minus that of SGD from a fresh start, at "
+            "the same rate and seed. Above zero the past helps, below it hurts."
+        )
+        pictures.append(picture(path, "minus-fresh", curves, alt))
+    if any(r["arm"] != FRESH for r in measured):
+        tables.append(table(path, "minus-fresh", fresh_table(measured)))
+    text = (
+        "Plasticity measured: accuracy on a task minus that of plain SGD which starts the "
+        "same task from the run's initial parameters, with the same batches. How hard a "
+        "task is drops out, so this holds for pairs in a fixed order, too. For methods "
+        "other than SGD the level also holds how fast they learn any task; the change "
+        "along the stream does not. CReLU and LayerNorm are other networks than the "
+        "fresh one."
+    )
+    return page.Section("Plasticity: against a fresh start", text, pictures, tables)
+
+
 def neighbours_section(records: Sequence[Record], path: Path) -> page.Section:
     """What else is known to preserve plasticity, beside SGD."""
-    curve = picture(
-        path,
-        "neighbours",
-        learning_curves(records, window=5 if len(records[0]["accuracy"]) >= 25 else 1),
-        "Accuracy on the task just learned under methods that preserve plasticity.",
+    text = (
+        "The arm fresh starts every task from the run's initial parameters: it has "
+        "learned nothing before and so has lost nothing."
     )
-    tables = [
-        table(path, "neighbours", summary_table(compare(records))),
-        table(
-            path,
-            "neighbours-slope",
-            summary_table(slopes(records), quantity="slope"),
-        ),
-    ]
-    return page.Section("Beside them: what preserves plasticity", "", [curve], tables)
-
-
-def sweep_section(records: Sequence[Record], path: Path) -> page.Section:
-    """The grids over rho and over lambda x r that the authors did not run."""
-    pictures = []
-    for setting in names(records, "setting"):
-        here = [r for r in records if r["setting"] == setting]
-        sams = [r for r in here if r["arm"] == "sam"]
-        pictures.append(
-            picture(
-                path,
-                f"sweep-sam-{setting}",
-                heatmap(
-                    grid(sams, rows="learning_rate", columns="rho"),
-                    title=f"SAM, {setting}",
-                ),
-                f"Mean accuracy of SAM over rho and learning rate, {setting}.",
-            )
-        )
-        for rate in names([r["hyper"] for r in here], "learning_rate"):
-            gnps = [
-                r
-                for r in here
-                if r["arm"] == "gnp" and r["hyper"]["learning_rate"] == rate
-            ]
-            pictures.append(
-                picture(
-                    path,
-                    f"sweep-gnp-{setting}-{rate:g}",
-                    heatmap(
-                        grid(gnps, rows="r", columns="penalty"),
-                        title=f"GNP, {setting}, rate {rate:g}",
-                    ),
-                    f"Mean accuracy of GNP over r and lambda at {rate:g}, {setting}.",
-                )
-            )
-    tables = [table(path, "sweep", summary_table(compare(records)))]
-    text = "Where alpha = lambda / r is 1, GNP is SAM; above 1 it extrapolates."
-    return page.Section("Strengths the authors did not try", text, pictures, tables)
+    title = "Beside them: what preserves plasticity"
+    return compared_section(title, text, "neighbours", records, path)
 
 
 def adaptive_section(records: Sequence[Record], path: Path) -> page.Section:
     """Strengths that follow the measured sharpness or the age of the task."""
-    tables = [table(path, "adaptive", summary_table(compare(records)))]
     text = (
         "SAM whose radius holds the rise of the loss, and SAM and GNP whose strength "
         "starts from zero at each task."
     )
-    return page.Section("Strengths that adapt", text, [], tables)
+    return compared_section("Strengths that adapt", text, "adaptive", records, path)
 
 
-def controls_section(records: Sequence[Record], path: Path) -> page.Section:
-    """Is sharpness the cause? Runs on one sphere that differ in it."""
-    pictures = [
-        picture(
-            path,
-            f"cause-{setting}",
-            figures.scatter(
-                [r for r in records if r["setting"] == setting],
-                "sam_sharpness",
-                title=f"{setting}: weight norm held",
-            ),
-            f"Accuracy against sharpness at equal weight norm, {setting}.",
-        )
-        for setting in names(records, "setting")
-    ]
+def compared_section(
+    title: str, text: str, name: str, records: Sequence[Record], path: Path
+) -> page.Section:
+    """Curves, accuracy and slopes of a group that is compared with SGD."""
+    others = [record for record in records if record["arm"] != "sgd"]
+    records = within(records, names(others, "setting"))
+    pictures = []
+    if finished := settings_with(records):
+        alt = "Test accuracy on the task just learned against the number of tasks."
+        pictures.append(accuracy_picture(path, name, within(records, finished), alt))
     tables = [
-        table(path, "cause", partial_table(records)),
-        table(
-            path, "controls", measure_table(records, ("weight_norm", *MEASURES[1:5:2]))
-        ),
+        table(path, name, accuracy_table(records)),
+        table(path, f"{name}-slope", slope_table(records)),
     ]
-    text = (
-        "Every run is kept at the weight norm it started with; SAM, its reverse and "
-        "noise of equal size then pull sharpness apart. The table asks whether sharpness "
-        "still goes with accuracy once rank, the learning rate and the seed are accounted "
-        "for: correlation of what is left of both after a linear fit."
-    )
-    return page.Section("Is sharpness the cause?", text, pictures, tables)
+    return page.Section(title, text, pictures, tables)
 
 
-def partial_table(records: Sequence[Record]) -> Table:
-    """Correlation of sharpness and accuracy, plain and with others accounted for."""
-    rows = []
-    for setting in names(records, "setting"):
-        done = [r for r in split(records)[0] if r["setting"] == setting]
-        per_run = lambda name, done=done: np.nanmean(curves(done, name), axis=1)
-        sharpness, accuracy = per_run("sam_sharpness"), per_run("accuracy")
-        rates = np.log([r["hyper"]["learning_rate"] for r in done])
-        seeds = np.eye(1 + max(r["seed"] for r in done))[[r["seed"] for r in done]]
-        known = np.column_stack([seeds, rates, per_run("effective_rank")])
-        for label, others in (
-            ("nothing", np.ones((len(done), 1))),
-            ("seed and rate", known[:, :-1]),
-            ("seed, rate and rank", known),
-        ):
-            left = len(done) - np.linalg.matrix_rank(others) - 2
-            value = partial_correlation(np.log(sharpness), accuracy, others)
-            if left < 1 or np.isnan(value):
-                rows.append((setting, label, None, None, len(done)))
-                continue
-            t = value * np.sqrt(left / max(1 - value**2, 1e-12))
-            rows.append(
-                (setting, label, value, 2 * stats.t.sf(abs(t), left), len(done))
+def sweep_section(records: Sequence[Record], path: Path) -> page.Section:
+    """The grids over rho and over lambda x r that the authors did not run."""
+    others = [record for record in records if record["arm"] != "sgd"]
+    records = within(records, names(others, "setting"))
+    pictures = []
+    for setting in names(others, "setting"):
+        here = within(others, [setting])
+        if sams := [r for r in here if r["arm"] == "sam"]:
+            made = grid(sams, rows="learning_rate", columns="rho")
+            pictures.append(
+                picture(
+                    path,
+                    f"sweep-sam-{setting}",
+                    heatmap(made, title=f"SAM, {setting}"),
+                    f"Mean accuracy of SAM over rho and learning rate, {setting}.",
+                )
             )
-    columns = (
-        Column("setting"),
-        Column("accounted for"),
-        Column("correlation"),
-        Column("p", is_p_value=True),
-        Column("runs", 0),
-    )
-    note = (
-        "Log of SAM's sharpness and accuracy, means over the stream, one point per run."
-    )
-    return Table(columns, tuple(rows), (note,))
+        gnps = [r for r in here if r["arm"] == "gnp"]
+        for rate in names([r["hyper"] for r in gnps], "learning_rate"):
+            some = [r for r in gnps if r["hyper"]["learning_rate"] == rate]
+            made = grid(some, rows="r", columns="penalty")
+            pictures.append(
+                picture(
+                    path,
+                    f"sweep-gnp-{setting}-{rate:g}",
+                    heatmap(made, title=f"GNP, {setting}, rate {rate:g}"),
+                    f"Mean accuracy of GNP over r and lambda at {rate:g}, {setting}.",
+                )
+            )
+    tables = [table(path, "sweep", accuracy_table(records))]
+    text = "Where alpha = lambda / r is 1, GNP is SAM; above 1 it extrapolates."
+    return page.Section("Strengths the authors did not try", text, pictures, tables)
 
 
-def partial_correlation(x, y, others) -> float:
-    """Pearson's correlation of what a linear fit on ``others`` leaves of x and y."""
-    rest = lambda v: v - others @ np.linalg.lstsq(others, v, rcond=None)[0]
-    x, y = rest(x), rest(y)
-    scale = np.sqrt((x @ x) * (y @ y))
-    return float(x @ y / scale) if scale > 0 else float("nan")
+def accuracy_picture(
+    path: Path, name: str, records: Sequence[Record], alt: str
+) -> page.Picture:
+    """Learning curves, saved."""
+    drawn = learning_curves(records, window=window_of(records))
+    caption = f"{alt} Bands are 95 % intervals over seeds."
+    return picture(path, name, drawn, alt, caption)
 
 
-def slopes(records: Sequence[Record]) -> list[Summary]:
-    """Like :func:`compare`, for the slope of accuracy over the stream."""
-    with_sgd = {r["setting"] for r in split(records)[0] if r["arm"] == "sgd"}
-    here = [r for r in records if r["setting"] in with_sgd]
-    return summarize(here, baseline="sgd", quantity="slope")
-
-
-def names(rows: Sequence[dict], field: str) -> list:
-    """The values of a field in order of appearance."""
-    return list(dict.fromkeys(row[field] for row in rows))
-
-
-def picture(path: Path, name: str, figure, alt: str, caption: str = "") -> page.Picture:
-    """Save a figure and hand it on to the page."""
-    figures.save(figure, path / "figures" / name)
-    return page.Picture(figure, alt, caption or alt)
-
-
-def table(path: Path, name: str, made: Table) -> Table:
-    """Save a table and hand it on to the page."""
-    write_text(path / "tables" / f"{name}.csv", to_csv(made))
-    write_text(path / "tables" / f"{name}.md", to_markdown(made))
-    return made
-
-
-def fill_readme(folder: RunFolder, readme: Path) -> None:
-    """Put the tables of a run between the markers of this folder's README."""
+def readme_text(folder: RunFolder) -> str:
+    """What the README says of a run: how much is there, the figure, the tables."""
     records = read_records(folder)
     paper = part_of(folder.config, records, "paper")
     environment = read_json(folder.path / "environment.json")
-    status = read_json(folder.path / "status.json")
-    finished = status["status"] in ("done", "diverged")
-    done = Counter(record["setting"] for record in paper)
-    counts = ", ".join(f"{count} in {name}" for name, count in done.items())
-    text = "\n\n".join(
-        [
-            f"{len(records)} runs have finished, of the paper's own arms {counts}; "
-            f"all runs of the preset are {'there' if finished else 'not there yet'}. "
-            f"{environment['cpu']}, JAX {environment['versions']['jax']}.",
-            "![Accuracy on the task just learned](results/paper/figures/accuracy.png)",
-            (folder.path / "tables" / "accuracy.md").read_text().strip(),
-            "Does accuracy fall along the stream? The same runs, slopes compared:",
-            (folder.path / "tables" / "slope.md").read_text().strip(),
+    ended = read_json(folder.path / "status.json")["status"] in ("done", "diverged")
+    counts = Counter(record["setting"] for record in paper)
+    listed = ", ".join(f"{count} in {name}" for name, count in counts.items())
+    place = f"results/{folder.path.name}"
+    parts = [
+        f"Figure and numbers are those of the {len(records)} runs committed in `{place}`, "
+        f"of the paper's own arms {listed or 'none'}; all runs of the preset are "
+        f"{'there' if ended else 'not there yet'}. {environment['cpu']}, JAX "
+        f"{environment['versions']['jax']}."
+    ]
+    if complete := settings_with(paper, *PAPER_ARMS):
+        parts += [
+            f"![Accuracy on the task just learned]({place}/figures/accuracy.png)",
+            f"*The settings in which SGD, SAM and GNP have all run: "
+            f"{', '.join(complete)}.*",
         ]
-    )
-    before, rest = readme.read_text().split(START)
-    _, after = rest.split(END)
-    write_text(readme, f"{before}{START}\n\n{text}\n\n{END}{after}")
-
-
-START, END = "<!-- results: first -->", "<!-- results: last -->"
+    if paper:
+        parts += [
+            counted(compare(paper)),
+            to_markdown(accuracy_table(paper)).strip(),
+            "The same runs along the stream, slopes of accuracy compared:",
+            to_markdown(slope_table(paper)).strip(),
+        ]
+    neighbours = part_of(folder.config, records, "neighbours")
+    measured = minus_fresh(list({r["run"]: r for r in [*paper, *neighbours]}.values()))
+    if any(r["arm"] != FRESH for r in measured):
+        words = "Plasticity: accuracy minus that of a fresh start on the same task:"
+        parts += [words, to_markdown(fresh_table(measured)).strip()]
+    return "\n\n".join(parts)
 
 
 if __name__ == "__main__":
-    here = Path(__file__).parent
-    paper = RunFolder(
-        here / "results" / "paper", "plasticity", "paper", PRESETS["paper"]
-    )
-    report(paper.config, paper)
-    fill_readme(paper, here / "README.md")
+    report(COMMITTED.config, COMMITTED)
+    fill(HERE / "README.md", readme_text(COMMITTED))
 
 
-__all__ = ["fill_readme", "partial_correlation", "partial_table", "report"]
+__all__ = ["COMMITTED", "readme_text", "report"]

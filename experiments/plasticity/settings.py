@@ -28,6 +28,9 @@ from jaxcl.tree import at, num_tasks
 from jaxcl.typing import Model, Stream
 
 SPLIT_CLASSES = 5  # classes per task of class-splits: 20 tasks of CIFAR-100
+#: Settings whose tasks come in one order for all seeds: a slope of accuracy is first of
+#: all that of the tasks' difficulty. Elsewhere every seed draws its own tasks.
+IN_ONE_ORDER = ("pairs-new-head", "pairs-one-head")
 
 
 class Setting(NamedTuple):
@@ -63,6 +66,9 @@ def make_setting(name: str, config: Config, images: Images) -> Setting:
         raise ValueError(msg)
     build, classes_per_task, heads = _BUILDERS[name]
     images = _fewer(config, images, classes_per_task)
+    # These are the keys of the runs, too (`fold_in(key, seed)` in run.py). It does no
+    # harm: a stream seeds numpy's generator with the key's data, a run gives the key to
+    # jax.random, so the two draw unrelated numbers. Other keys would be other results.
     keys = jax.random.split(jax.random.key(config.seed), config.seeds)
     flat = not config.resnet_width
     streams = [build(key, config, images, flat=flat) for key in keys]
@@ -145,4 +151,11 @@ _BUILDERS = {
 }
 
 
-__all__ = ["Setting", "load", "make_model", "make_setting", "multi_head_of"]
+__all__ = [
+    "IN_ONE_ORDER",
+    "Setting",
+    "load",
+    "make_model",
+    "make_setting",
+    "multi_head_of",
+]

@@ -15,7 +15,7 @@ import pytest
 from experiments.harness import RunFolder, append, finished, main, read_records
 from experiments.plasticity.arms import arms, fixed_norm, trials
 from experiments.plasticity.config import PRESETS, Config
-from experiments.plasticity.report import partial_correlation, report
+from experiments.plasticity.report import report
 from experiments.plasticity.run import MAY_BE_ZERO, check, packs, run
 from experiments.plasticity.settings import load, make_model, make_setting
 from jaxcl.losses import cross_entropy
@@ -181,16 +181,6 @@ def test_the_sphere_keeps_the_norm():
 def test_packs_hold_every_trial():
     """Oracle: arithmetic."""
     assert packs(list(range(5)), 2) == [[0, 1], [2, 3], [4]]
-
-
-def test_what_is_accounted_for_no_longer_correlates():
-    """Oracle: two series that share a cause correlate 1, and not at all without it."""
-    rng = np.random.default_rng(0)
-    cause = rng.normal(size=400)
-    x, y = cause + 0.01 * rng.normal(size=400), cause + 0.01 * rng.normal(size=400)
-    ones = np.ones((400, 1))
-    assert partial_correlation(x, y, ones) > 0.99
-    assert abs(partial_correlation(x, y, np.column_stack([ones, cause]))) < 0.15
 
 
 def test_one_line_per_run_and_no_name_twice(tmp_path):

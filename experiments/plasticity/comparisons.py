@@ -1,0 +1,218 @@
+"""What is compared with what: SGD as the baseline, a fresh start as the yardstick."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from experiments.plasticity.arms import trials
+from experiments.plasticity.config import Config
+from experiments.plasticity.settings import IN_ONE_ORDER
+from jaxcl.report.records import curves, group, labels, split
+from jaxcl.report.statistics import mean_interval, slopes, tail_means
+from jaxcl.report.summaries import Summary, summarize
+from jaxcl.report.tables import Column, Table, summary_table
+
+Record = dict[str, Any]
+
+PAPER_ARMS = ("sgd", "sam", "gnp")
+#: Mean accuracies that differ by less than this share, one point, count as equal: the
+#: standard error of one task's accuracy on 2,000 test images is 0.7 points at 88 %.
+MARGIN = 0.01
+FRESH, GAP = "fresh", "minus_fresh"
+
+
+def part_of(config: Config, records: Sequence[Record], group: str) -> list[Record]:
+    """The runs a group asks for, and SGD's as what they are compared with."""
+    wanted = {
+        (trial.arm, tuple(trial.hyper.items()), trial.seed)
+        for trial in trials(config)
+        if trial.group == group or trial.arm == "sgd"
+    }
+    return [
+        record
+        for record in records
+        if (record["arm"], tuple(record["hyper"].items()), record["seed"]) in wanted
+    ]
+
+
+def names(rows: Sequence[dict], field: str) -> list:
+    """The values of a field in order of appearance."""
+    return list(dict.fromkeys(row[field] for row in rows))
+
+
+def settings_with(records: Sequence[Record], *arms: str) -> list[str]:
+    """Settings in which each of the arms has a finished run; any arm if none is named."""
+    done = split(records)[0]
+    has = {(r["setting"], r["arm"]) for r in done}
+    return [s for s in names(done, "setting") if all((s, arm) in has for arm in arms)]
+
+
+def within(records: Sequence[Record], settings: Sequence[str]) -> list[Record]:
+    """The runs of some settings."""
+    return [record for record in records if record["setting"] in settings]
+
+
+def compare(
+    records: Sequence[Record], quantity: str = "mean", baseline: str = "sgd"
+) -> list[Summary]:
+    """Every group against the baseline at its own learning rate, where that has run.
+
+    Mean accuracies are also tested for equality, within :data:`MARGIN`.
+    """
+    there = any(record["arm"] == baseline for record in records)
+    return summarize(
+        records,
+        baseline=baseline if there else None,
+        quantity=quantity,
+        margin=MARGIN if quantity == "mean" else None,
+    )
+
+
+def accuracy_table(records: Sequence[Record], baseline: str = "sgd") -> Table:
+    """Mean accuracy, compared."""
+    return summary_table(compare(records, baseline=baseline), margin=MARGIN)
+
+
+def slope_table(records: Sequence[Record], baseline: str = "sgd") -> Table:
+    """Slopes of accuracy, compared; it says which of them are no loss of plasticity."""
+    made = summary_table(compare(records, "slope", baseline), quantity="slope")
+    ordered = [name for name in names(records, "setting") if name in IN_ONE_ORDER]
+    if not ordered:
+        return made
+    note = (
+        f"In {' and '.join(ordered)} all seeds meet the pairs in one order: a slope there "
+        "is first of all that of the pairs' difficulty. Read the differences only, and "
+        "accuracy minus a fresh start."
+    )
+    return made._replace(notes=(*made.notes, note))
+
+
+def verdict(records: Sequence[Record]) -> str:
+    """What the paper's arms did against SGD: a count, then a line per setting and arm."""
+    if not records:
+        return "The paper's own arms were not run."
+    found = compare(records)
+    lines = []
+    for setting in names(records, "setting"):
+        here = [s for s in found if s.group.setting == setting]
+        lines += [
+            line(s) for s in here if s.group.arm != "sgd" or len(s.diverged) == s.runs
+        ]
+        if all(s.group.arm == "sgd" for s in here) and any(s.mean for s in here):
+            lines.append(f"{setting}: only SGD has finished, nothing to compare")
+    counts = [counted(found)] if any(s.versus for s in found) else []
+    return " ".join([*counts, "; ".join(lines) + "."])
+
+
+def counted(summaries: Sequence[Summary]) -> str:
+    """How many comparisons support the two halves of the claim: no better, and close."""
+    verdicts = [s.verdict for s in summaries if s.versus is not None]
+    better, worse = (
+        sum(v.startswith(side) for v in verdicts) for side in ("better", "worse")
+    )
+    close = sum(v.endswith("the margin") for v in verdicts)
+    return (
+        f"{len(verdicts)} comparisons of SAM and GNP with SGD at the same rate, by mean "
+        f"accuracy: {better} better, {worse} worse, {len(verdicts) - better - worse} "
+        f"neither. {close} are shown to lie within {100 * MARGIN:g} point of SGD, "
+        f"{close + verdicts.count('worse')} not to be better by as much."
+    )
+
+
+def line(summary: Summary) -> str:
+    """One arm in one setting, in words."""
+    name = f"{summary.group.setting}, {summary.label}"
+    lost = len(summary.diverged)
+    if summary.mean is None:
+        return f"{name}: all {summary.runs} runs diverged"
+    words = f"{name}: {100 * summary.mean.mean:.1f} %"
+    words += f" ({lost} of {summary.runs} runs diverged)" if lost else ""
+    if summary.versus is None:
+        return f"{words}, no finished run of SGD to compare with"
+    gap = summary.versus.difference
+    interval = f" [{points(gap.low)}, {points(gap.high)}]" if gap.count > 1 else ""
+    return (
+        f"{words}, {points(gap.mean)} points against SGD{interval}, {summary.verdict}"
+    )
+
+
+def points(share: float) -> str:
+    """A difference of shares in points, with its sign."""
+    return f"{100 * share:+.2f}".replace("-", "\N{MINUS SIGN}")
+
+
+def minus_fresh(records: Sequence[Record]) -> list[Record]:
+    """Finished runs that have a fresh run beside them, with accuracy less its accuracy.
+
+    The two have setting, learning rate and seed in common, hence start, tasks and
+    batches; the difference is taken task by task and is the measure ``minus_fresh``.
+    """
+    key = lambda r: (r["setting"], r["hyper"]["learning_rate"], r["seed"])
+    done = split(records)[0]
+    yardstick = {key(r): curves([r])[0] for r in done if r["arm"] == FRESH}
+    return [
+        r
+        | {
+            "measures": r.get("measures", {})
+            | {GAP: (curves([r])[0] - yardstick[key(r)]).tolist()}
+        }
+        for r in done
+        if key(r) in yardstick
+    ]
+
+
+def fresh_table(measured: Sequence[Record]) -> Table:
+    """Accuracy minus that of a fresh start: its level, its ends and its slopes."""
+    groups = group([r for r in measured if r["arm"] != FRESH])
+    shown = labels(list(groups))
+    taken = (
+        lambda gap: gap.mean(axis=1),
+        lambda gap: tail_means(gap[:, ::-1]),
+        tail_means,
+        slopes,
+        lambda gap: slopes(gap[:, gap.shape[1] // 2 :]),
+    )
+    rows = tuple(
+        (
+            key.setting,
+            shown[key],
+            len(runs),
+            *(mean_interval(number(curves(runs, GAP))) for number in taken),
+        )
+        for key, runs in groups.items()
+    )
+    columns = (
+        Column("setting"),
+        Column("method"),
+        Column("runs", 0),
+        Column("minus fresh, points", 2, 100.0),
+        Column("first tenth", 2, 100.0),
+        Column("last tenth", 2, 100.0),
+        Column("slope", 2, 1e4),
+        Column("second-half slope", 2, 1e4),
+    )
+    notes = (
+        "Paired by seed and task with SGD that starts every task from the run's initial "
+        "parameters; mean and 95 % t-interval over seeds, not corrected for their number.",
+        "Slopes are in points per 100 tasks: the tasks' difficulty has dropped out.",
+    )
+    return Table(columns, rows, notes)
+
+
+__all__ = [
+    "FRESH",
+    "GAP",
+    "MARGIN",
+    "PAPER_ARMS",
+    "Record",
+    "accuracy_table",
+    "compare",
+    "counted",
+    "fresh_table",
+    "minus_fresh",
+    "names",
+    "part_of",
+    "settings_with",
+    "slope_table",
+    "verdict",
+    "within",
+]

@@ -1,0 +1,123 @@
+"""What goes with what, over runs that are not independent: description, and one test."""
+
+import itertools
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Float
+
+from experiments.plasticity.comparisons import Record, names
+
+
+def looked(measure: Float[np.ndarray, "s T"]) -> np.ndarray:
+    """Numbers of the tasks after which there is a measurement, and then more tasks."""
+    taken = np.flatnonzero(np.isfinite(measure).any(axis=0))
+    return taken[taken < measure.shape[1] - 1]
+
+
+def ahead(
+    measure: Float[np.ndarray, "s T"], accuracy: Float[np.ndarray, "s T"]
+) -> tuple[Float[np.ndarray, "s k"], Float[np.ndarray, "s k"]]:
+    """What was measured after some tasks, and mean accuracy on those up to the next."""
+    looks = looked(measure)
+    ends = [*looks[1:], measure.shape[1] - 1]
+    following = [
+        accuracy[:, look + 1 : end + 1].mean(axis=1)
+        for look, end in zip(
+            looks, ends, strict=False
+        )  # without looks, one end is left
+    ]
+    empty = np.empty((len(measure), 0))
+    return measure[:, looks], np.stack(following, axis=1) if following else empty
+
+
+def within_methods(x: Float[np.ndarray, "s k"], y: Float[np.ndarray, "s k"]) -> float:
+    """Correlation of what rows and columns, taken out as sums, leave of x and y."""
+    if min(x.shape) < 2:
+        return float("nan")
+    rest = lambda v: v - v.mean(axis=0) - v.mean(axis=1, keepdims=True) + v.mean()
+    return _cosine(rest(x).ravel(), rest(y).ravel(), x.ravel(), y.ravel())
+
+
+def partial_correlation(
+    x: Float[np.ndarray, " n"],
+    y: Float[np.ndarray, " n"],
+    others: Float[np.ndarray, "n k"],
+) -> float:
+    """Pearson's correlation of what a linear fit on ``others`` leaves of x and y.
+
+    ``others`` holds the intercept. NaN if a value is not known, if either is the same
+    in all runs, or if fewer than two degrees of freedom are left.
+    """
+    both = np.column_stack([x, y, others])
+    if not np.isfinite(both).all() or len(x) - np.linalg.matrix_rank(others) < 2:
+        return float("nan")
+    rest = lambda v: v - others @ np.linalg.lstsq(others, v, rcond=None)[0]
+    return _cosine(rest(x), rest(y), x, y)
+
+
+def cells(
+    runs: Sequence[Record], x: Float[np.ndarray, " s"], y: Float[np.ndarray, " s"]
+) -> tuple[Float[np.ndarray, "a r"], Float[np.ndarray, "a r"]]:
+    """Means over seeds, methods by rates; methods that lack a rate are left out."""
+    where = [(r["arm"], r["hyper"]["learning_rate"]) for r in runs]
+    rates = sorted({rate for _, rate in where})
+    means = {
+        place: np.mean(
+            [(x[i], y[i]) for i, w in enumerate(where) if w == place], axis=0
+        )
+        for place in set(where)
+    }
+    arms = [
+        arm for arm in names(runs, "arm") if all((arm, rate) in means for rate in rates)
+    ]
+    both = np.array([[means[arm, rate] for rate in rates] for arm in arms])
+    both = both.reshape(len(arms), len(rates), 2)
+    return both[..., 0], both[..., 1]
+
+
+def permuted_methods(
+    x: Float[np.ndarray, "a r"], y: Float[np.ndarray, "a r"]
+) -> tuple[float, float]:
+    """Correlation over cells within rates, and its p when methods change places.
+
+    A method keeps its numbers at all rates together, for these are not independent. All
+    ``a!`` orders are counted, so p is at least ``1 / a!``. NaN below three methods.
+    """
+    if len(x) < 3:
+        return float("nan"), float("nan")
+    left, right = x - x.mean(axis=0), y - y.mean(axis=0)
+    found = _cosine(left.ravel(), right.ravel(), x.ravel(), y.ravel())
+    if np.isnan(found):
+        return found, found
+    others = [
+        _cosine(left[list(order)].ravel(), right.ravel(), x.ravel(), y.ravel())
+        for order in itertools.permutations(range(len(x)))
+    ]
+    as_far = np.abs(others) >= abs(found) - 1e-9
+    return found, float(np.mean(as_far))
+
+
+def logarithm(values: np.ndarray) -> np.ndarray:
+    """The natural logarithm; NaN where there is none."""
+    positive = np.isfinite(values) & (values > 0)
+    return np.where(positive, np.log(np.where(positive, values, 1.0)), np.nan)
+
+
+def _cosine(x, y, raw_x, raw_y) -> float:
+    """Of two residuals; NaN where one is nothing but rounding of what it came from."""
+    for rest, raw in ((x, raw_x), (y, raw_y)):
+        if np.linalg.norm(rest) <= 1e-9 * np.linalg.norm(raw):
+            return float("nan")
+    return float(x @ y / (np.linalg.norm(x) * np.linalg.norm(y)))
+
+
+__all__ = [
+    "ahead",
+    "cells",
+    "logarithm",
+    "looked",
+    "partial_correlation",
+    "permuted_methods",
+    "within_methods",
+]
