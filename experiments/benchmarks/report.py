@@ -6,7 +6,7 @@ from statistics import fmean, median
 from typing import Any, NamedTuple
 
 from experiments.benchmarks.config import Config
-from experiments.harness import RunFolder, read_json, read_records, write_text
+from experiments.harness import RunFolder, fill, read_json, read_records, write_text
 from jaxcl.report.tables import Column, Table, to_markdown
 
 Record = dict[str, Any]
@@ -14,7 +14,6 @@ Record = dict[str, Any]
 Done = dict[tuple[str, str], list[Record]]
 
 README = Path(__file__).parent / "README.md"
-MARKS = ("<!-- results: begin -->", "<!-- results: end -->")
 
 LABELS = {
     "jaxcl": "jaxcl",
@@ -47,18 +46,27 @@ class Target(NamedTuple):
 
 def report(config: Config, folder: RunFolder) -> None:
     """Write ``tables/``; the README too, if these are the committed results."""
+    for name, text in tables(config, folder).items():
+        write_text(folder.path / "tables" / f"{name}.md", text)
+    if README.parent in folder.path.resolve().parents:
+        fill(README, section(config, folder))
+
+
+def tables(config: Config, folder: RunFolder) -> dict[str, str]:
+    """All tables by name, in Markdown."""
     done = by_job(read_records(folder))
-    tables = {
+    made = {
         "targets": targets_table(targets(config, done)),
         "seconds": seconds_table(config, done),
         "ewc": ewc_table(done),
     }
-    for name, table in tables.items():
-        write_text(folder.path / "tables" / f"{name}.md", to_markdown(table))
-    if README.parent in folder.path.resolve().parents:
-        text = "\n".join(map(to_markdown, tables.values()))
-        words = surroundings(folder, done)
-        write_text(README, between_marks(README.read_text(), f"{words}\n\n{text}"))
+    return {name: to_markdown(table) for name, table in made.items()}
+
+
+def section(config: Config, folder: RunFolder) -> str:
+    """What the README says of a folder of results."""
+    words = surroundings(folder, by_job(read_records(folder)))
+    return "\n".join([f"{words}\n", *tables(config, folder).values()])
 
 
 def by_job(records: Sequence[Record]) -> Done:
@@ -91,13 +99,8 @@ def targets(config: Config, done: Done) -> list[Target]:
         what = f"{config.num_seeds} seeds in one program, {how}, against one by one"
         return Target(what, 0.75, False, values)
 
-    compiling = [
-        max(
-            row[0]["compile_cpu"]
-            for key, row in done.items()
-            if "compile_cpu" in row[0]
-        )
-    ]
+    costs = [row[0]["compile_cpu"] for row in done.values() if "compile_cpu" in row[0]]
+    compiling = [max(costs)] if costs else []
     listed = [
         times("SGD against Avalanche", 3.0, "naive", "avalanche"),
         times("EWC against Avalanche", 4.5, "ewc", "avalanche"),
@@ -127,9 +130,13 @@ def ratios(
     below: tuple[str, str],
     cost: Callable[[Record], float],
 ) -> list[float]:
-    """Cost over cost, each within one round."""
-    pairs = zip(done.get(above, []), done.get(below, []), strict=False)
-    return [cost(one) / cost(other) for one, other in pairs]
+    """Cost over cost, each within one round; rounds that lack one of them are left out."""
+    there = {record["round"]: cost(record) for record in done.get(below, [])}
+    return [
+        cost(record) / there[record["round"]]
+        for record in done.get(above, [])
+        if record["round"] in there
+    ]
 
 
 def growth(seconds: Sequence[float]) -> float:
@@ -175,6 +182,7 @@ def seconds_table(config: Config, done: Done) -> Table:
             train = [sum(record["train_cpu"]) for record in records]
             test = [sum(record["eval_cpu"]) for record in records]
             images = config.num_tasks**2 * config.num_test
+            matrix = records[-1]["accuracy"]
             rows.append(
                 (
                     NAMES[job],
@@ -185,7 +193,8 @@ def seconds_table(config: Config, done: Done) -> Table:
                     median(test),
                     images / median(test) / 1000,
                     records[0].get("compile_cpu"),
-                    fmean(records[-1]["accuracy"][-1]),
+                    fmean(row[task] for task, row in enumerate(matrix)),
+                    fmean(matrix[-1]),
                 )
             )
     columns = (
@@ -197,12 +206,14 @@ def seconds_table(config: Config, done: Done) -> Table:
         Column("evaluate, s", 3),
         Column("thousand images/s", 0),
         Column("compile, s", 2),
-        Column("accuracy, %", 1, 100.0),
+        Column("just learned, %", 1, 100.0),
+        Column("at the end, %", 1, 100.0),
     )
     note = (
-        "CPU seconds of one stream: medians, and the least for training. Accuracy is the "
-        "mean over all tasks at the end, to see that all did the same job; strengths "
-        "of EWC are not tuned."
+        "CPU seconds of one stream: medians, and the least for training. Accuracy is a "
+        "mean over the tasks: each when it was just learned, which shows that all did "
+        "the same job, and all at the end, which shows what was forgotten of it. "
+        "Nothing is tuned."
     )
     return Table(columns, tuple(rows), (note,))
 
@@ -240,13 +251,6 @@ def surroundings(folder: RunFolder, done: Done) -> str:
         f"{rounds} rounds on one thread of {here['cpu']}; {listed}. Load average "
         f"{min(loads):.1f} to {max(loads):.1f} while measuring."
     )
-
-
-def between_marks(text: str, new: str) -> str:
-    """The text with what stands between the marks replaced."""
-    head, _, rest = text.partition(MARKS[0])
-    _, _, tail = rest.partition(MARKS[1])
-    return f"{head}{MARKS[0]}\n\n{new}\n{MARKS[1]}{tail}"
 
 
 __all__ = ["report"]

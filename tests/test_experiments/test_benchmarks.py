@@ -4,17 +4,21 @@ import json
 
 import pytest
 
-from experiments.benchmarks import config, packing
+from experiments.benchmarks import config
 from experiments.benchmarks.report import (
-    MARKS,
+    README,
     Target,
-    between_marks,
+    by_job,
     growth,
     report,
+    seconds_table,
+    section,
+    tables,
+    targets,
     targets_table,
 )
 from experiments.benchmarks.run import run, turns
-from experiments.harness import main, read_records
+from experiments.harness import RunFolder, fill, main, read_records
 
 SMOKE = config.PRESETS["smoke"]
 
@@ -83,12 +87,89 @@ def test_growth_compares_the_last_quarter_with_tasks_two_to_five():
     assert growth([100.0] + [2.0] * 19) == 1
 
 
-def test_only_what_stands_between_the_marks_is_replaced():
-    """Oracle: the text by hand; twice is the same as once."""
-    text = f"above\n{MARKS[0]}\nold\n{MARKS[1]}\nbelow\n"
-    once = between_marks(text, "new")
-    assert once == f"above\n{MARKS[0]}\n\nnew\n{MARKS[1]}\nbelow\n"
-    assert between_marks(once, "new") == once
+def line(job, system, round, train, **others):
+    """A record made by hand: two tasks of equal cost, and evaluation at a tenth."""
+    cost = {"train_cpu": [train / 2] * 2, "eval_cpu": [train / 20] * 2}
+    return {"job": job, "system": system, "round": round, **cost, **others}
+
+
+def found(records):
+    """Values by what a target is about."""
+    listed = targets(config.Config(), by_job(records))
+    return {target.what: target for target in listed}
+
+
+def test_being_faster_meets_a_target_and_costing_more_misses_it():
+    """Oracle: seconds by hand. Others take 4 s where we take 1; a step of SAM's costs
+    twice the plain one; ten seeds at once cost half of one by one."""
+    ours = [
+        line("naive", "jaxcl", 0, 1.0, compile_cpu=2.0),
+        line("sam", "jaxcl", 0, 2.0, compile_cpu=4.0),
+        line("looksam", "jaxcl", 0, 1.5),
+        line("ewc", "jaxcl", 0, 2.0),
+    ]
+    theirs = [
+        line("naive", "avalanche", 0, 4.0),
+        line("naive", "torch", 0, 0.5),
+        line("ewc", "avalanche", 0, 3.0),
+    ]
+    seeds = {"together_cpu": 5.0, "in_turn_cpu": 11.0, "alone_cpu": [1.0] * 10}
+    ours.append({"job": "seeds", "system": "jaxcl", "round": 0, **seeds})
+    long = {"train_cpu": [9.0, *[1.0] * 14, *[2.0] * 5]}
+    ours.append({"job": "ewc-long", "system": "jaxcl", "round": 0, **long})
+    expected = {
+        "SGD against Avalanche": (4.0, "met"),
+        "evaluation against Avalanche": (4.0, "met"),
+        "EWC against Avalanche": (1.5, "missed"),
+        "SGD against PyTorch by hand": (0.5, "missed"),
+        "SAM's step against the plain one": (2.0, "met"),
+        "LookSAM's step, k = 5": (1.5, "missed"),
+        "10 seeds in one program, vmapped, against one by one": (0.5, "met"),
+        "10 seeds in one program, in turn, against one by one": (1.1, "missed"),
+        "EWC, tasks 16 to 20 against tasks 2 to 5 of 20": (2.0, "missed"),
+        "compilation of the slowest method": (4.0, "met"),
+    }
+    judged = found([*ours, *theirs])
+    assert {what: target.values[0] for what, target in judged.items()} == (
+        pytest.approx({what: value for what, (value, _) in expected.items()})
+    )
+    verdicts = {row[0]: row[-1] for row in targets_table([*judged.values()]).rows}
+    assert verdicts == {what: verdict for what, (_, verdict) in expected.items()}
+
+
+def test_ratios_are_taken_within_rounds():
+    """Oracle: by hand; a system that missed round 0 is not paired with ours of round 0."""
+    records = [line("naive", "jaxcl", n, float(10**n)) for n in range(3)]
+    records += [line("naive", "avalanche", n, 3.0 * 10**n) for n in (2, 1)]
+    target = found(records)["SGD against Avalanche"]
+    assert target.values == pytest.approx([3.0, 3.0])
+
+
+def test_tasks_that_were_learned_and_forgotten_are_told_from_others():
+    """Oracle: a matrix by hand; both tasks learned, the first half lost."""
+    matrix = [[1.0, 0.1], [0.5, 1.0]]
+    done = by_job([line("looksam", "jaxcl", 0, 1.0, accuracy=matrix)])
+    (row,) = seconds_table(config.Config(), done).rows
+    assert row[-2:] == (1.0, 0.75)
+
+
+def test_the_readme_and_the_tables_show_what_the_results_say(tmp_path):
+    """Oracle: the committed files, made anew from the committed lines, byte for byte."""
+    path = README.parent / "results" / "speed"
+    held = json.loads((path / "config.json").read_text())["config"]
+    asked = config.Config(
+        **{n: tuple(v) if isinstance(v, list) else v for n, v in held.items()}
+    )
+    folder = RunFolder(path, "benchmarks", "full", asked)
+    for name, text in tables(asked, folder).items():
+        assert (path / "tables" / f"{name}.md").read_text() == text
+    text = README.read_text()
+    begin, end = "<!-- results: begin -->", "<!-- results: end -->"
+    (tmp_path / "README.md").write_text(
+        text.split(begin)[0] + begin + end + text.split(end)[1]
+    )
+    fill(tmp_path / "README.md", section(asked, folder))
+    assert (tmp_path / "README.md").read_text() == text
 
 
 def test_a_missing_interpreter_is_refused_before_any_work(
@@ -101,30 +182,3 @@ def test_a_missing_interpreter_is_refused_before_any_work(
     assert main(config.PRESETS, run, "", argv, report=report) == 2
     assert "no interpreter at nowhere/python" in capsys.readouterr().err
     assert not (out / "results.jsonl").exists()
-
-
-def test_packing_records_time_and_memory_of_every_pack(tmp_path):
-    """Oracle: the grid of settings, arms and packs, and the definition of the rate."""
-    out = tmp_path / "packing"
-    assert packing.command(["smoke", "--out", str(out)]) == 0
-    records = read_records(out)
-    asked = packing.PRESETS["smoke"]
-    assert len(records) == len(asked.settings) * len(asked.arms) * len(asked.packs)
-    for record in records:
-        rate = 3600 * record["pack"] / record["seconds"]
-        assert record["runs_per_hour"] == pytest.approx(rate)
-        assert record["program_bytes"] > 0
-    assert json.loads((out / "config.json").read_text())["experiment"] == (
-        "benchmarks.packing"
-    )
-    assert "runs per hour" in (out / "tables" / "packing.md").read_text()
-
-
-@pytest.mark.parametrize(
-    ("flag", "value"), [("--arms", "sgdd"), ("--settings", "pears")]
-)
-def test_unknown_names_are_refused_with_the_known_ones(tmp_path, capsys, flag, value):
-    """Oracle: exit code and message."""
-    argv = ["smoke", flag, value, "--out", str(tmp_path / "packing")]
-    assert packing.command(argv) == 2
-    assert "expected" in capsys.readouterr().err

@@ -1,0 +1,58 @@
+"""The grid of the plasticity experiment as a few programs: which runs, and what it says."""
+
+import dataclasses
+
+import pytest
+
+from experiments.harness import read_records
+from experiments.plasticity import packing
+from experiments.plasticity.arms import arms, trials
+from experiments.plasticity.config import PRESETS
+from experiments.plasticity.run import run_id
+from experiments.plasticity.settings import load, make_setting
+
+SMOKE = packing.PRESETS["smoke"]
+
+
+def test_the_grid_is_that_of_the_paper():
+    """Oracle: the names of the runs that the experiment itself would do."""
+    grid, paper = packing.PRESETS["grid"], PRESETS["paper"]
+    for field in dataclasses.fields(paper):
+        if field.name not in ("data", "tasks_per_call"):
+            assert getattr(grid, field.name) == getattr(paper, field.name)
+    setting = make_setting("permuted", SMOKE, load(SMOKE))
+    listed = packing.by_arm(grid)
+    assert set(listed) == set(arms(paper, 1))
+    names = [run_id(setting, trial) for runs in listed.values() for trial in runs]
+    assert len(set(names)) == len(names)
+    assert set(names) == {run_id(setting, trial) for trial in trials(paper)}
+
+
+def test_packing_learns_as_the_experiment_does_and_records_every_pack(tmp_path):
+    """Oracle: the grid of arms and packs; measures are there; a table for each."""
+    out = tmp_path / "packing"
+    assert packing.command(["smoke", "--out", str(out)]) == 0
+    records = read_records(out)
+    assert [(r["arm"], r["pack"]) for r in records] == [
+        (arm, pack) for arm in ("sgd", "sam") for pack in (1, 2)
+    ]
+    for record in records:
+        assert record["status"] == "done"
+        assert "sam_sharpness" in record["measures"]
+        assert (record["tasks"], record["tasks_timed"]) == (4, 2)
+        assert min(record["seconds"], record["compile_seconds"]) > 0
+        assert record["program_bytes"] > 0
+    table = (out / "tables" / "packing.md").read_text()
+    assert "6 runs in 4 programs" in table
+    assert not (out / "checkpoints").exists()
+
+
+@pytest.mark.parametrize(
+    ("flag", "value"),
+    [("--arms", "sgdd"), ("--settings", "pears"), ("--packs", "0"), ("--rho", "inf")],
+)
+def test_unknown_names_are_refused_with_the_known_ones(tmp_path, capsys, flag, value):
+    """Oracle: exit code and message."""
+    argv = ["smoke", flag, value, "--out", str(tmp_path / "packing")]
+    assert packing.command(argv) == 2
+    assert "expected" in capsys.readouterr().err
