@@ -1,0 +1,55 @@
+"""The scoreboard: numbers from lines, and none of them by hand."""
+
+import json
+
+import numpy as np
+import pytest
+
+from experiments import scoreboard
+from experiments.ewc_permuted.config import PUBLISHED
+from experiments.harness import write_json
+
+
+def test_the_readme_shows_what_the_results_say(tmp_path):
+    """Oracle: the committed file, made anew from the committed lines, byte for byte."""
+    held = (scoreboard.HERE / "README.md").read_text()
+    begin, end = "<!-- results: begin -->", "<!-- results: end -->"
+    (tmp_path / "README.md").write_text(
+        held.split(begin)[0] + begin + end + held.split(end)[1]
+    )
+    scoreboard.write(tmp_path / "README.md")
+    assert (tmp_path / "README.md").read_text() == held
+
+
+def test_their_numbers_are_those_of_the_experiment():
+    """Oracle: the experiment's own copy of Table 4."""
+    _, paper = scoreboard.PAPERS
+    theirs = {entry.what: entry.theirs for entry in paper.entries}
+    assert theirs == pytest.approx({arm: v / 100 for arm, v in PUBLISHED.items()})
+
+
+def test_a_row_is_the_mean_of_its_own_runs(tmp_path):
+    """Oracle: by hand. Two runs count; another stage, arm and a diverged one do not."""
+    lines = [
+        {"setting": "test", "arm": "ewc", "final": [0.8, 0.9], "seconds": 60},
+        {"setting": "test", "arm": "ewc", "final": [0.9, 1.0], "seconds": 120},
+        {"setting": "search", "arm": "ewc", "final": [0.1], "seconds": 60},
+        {"setting": "test", "arm": "none", "final": [0.2], "seconds": 60},
+        {"setting": "test", "arm": "ewc", "final": [0.1], "status": "diverged"},
+    ]
+    folder = tmp_path / "ewc_permuted" / "results" / "paper"
+    folder.mkdir(parents=True)
+    (folder / "results.jsonl").write_text(
+        "".join(
+            json.dumps({"run": str(n), "status": "done", **line}) + "\n"
+            for n, line in enumerate(lines)
+        )
+    )
+    made_by = "python -m experiments.ewc_permuted paper --data '/my data' --out /here"
+    write_json(folder / "environment.json", {"command": made_by})
+    first, second = scoreboard.table(tmp_path).rows
+    assert second[2:4] == ("ewc", 2)
+    np.testing.assert_allclose(second[4].mean, 0.9)
+    assert second[5:7] == (0.9431, 3.0)
+    assert first[-1] == "`python -m experiments.ewc_permuted paper --data FOLDER`"
+    assert second[0] == second[-1] == ""
