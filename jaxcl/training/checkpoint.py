@@ -24,6 +24,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
+from jaxcl.training.processes import leads
+
 
 class Restored(NamedTuple):
     """A tree read back, and the step under which it was saved."""
@@ -68,9 +70,12 @@ def save(
     from orbax.checkpoint import v1 as orbax  # costs a second: only who saves pays
 
     path = Path(folder).resolve() / str(step)
-    _note(path).unlink(missing_ok=True)
+    if leads():
+        _note(path).unlink(missing_ok=True)
     data = _numbered([_data(leaf) for leaf in leaves.values()])
     orbax.save(str(path), data or {"none": jnp.zeros(1)}, overwrite=True)
+    if not leads():  # one process vouches for what all have written
+        return path
     note = {
         "leaves": _describe(leaves),
         "keys": {

@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Float, Int, PyTree
 
 from jaxcl.checks import check_size
 from jaxcl.streams.rows import Task
@@ -24,7 +24,8 @@ from jaxcl.training.feed import feed
 from jaxcl.training.interrupt import interruptible
 from jaxcl.training.log import bar, metrics_file, tensorboard
 from jaxcl.training.order import fit_keys, task_keys
-from jaxcl.training.parallel import Layout, check_rows, num_parts
+from jaxcl.training.parallel import Layout, check_rows, num_parts, whole
+from jaxcl.training.processes import any_process, leads
 from jaxcl.training.program import Build, Policy, Program, Score, compile_program
 from jaxcl.training.reading import first_learned, take_rows, training_order
 from jaxcl.tree import at
@@ -52,10 +53,10 @@ class Position(NamedTuple):
     """Everything that a run is: what is saved, and what it goes on from."""
 
     state: MethodState
-    matrix: Float[Array, "T T"]  # score on task j after task i; NaN where not known
-    task: Int[Array, ""]  # the task at hand
-    step: Int[Array, ""]  # steps done of it
-    num_bad: Int[Array, ""]  # steps so far that were not finite
+    matrix: Float[np.ndarray, "T T"]  # score on task j after task i; NaN if not known
+    task: int  # the task at hand
+    step: int  # steps done of it
+    num_bad: int  # steps so far that were not finite
 
 
 class Learned(NamedTuple):
@@ -141,10 +142,11 @@ def learn(
     )
     position = begin(program, params, len(tasks))
     if steps(place):
-        position = restore(place, position, about=about).tree
-    here, done = _where(position), _number(*_where(position), options)
+        on_disk = restore(place, _on_devices(position, layout), about=about).tree
+        position = _on_host(on_disk)
+    done = _number(position.task, position.step, options)
     known = lambda line: line["at"] <= done
-    walked = here[0] * options.num_steps + here[1]
+    walked = position.task * options.num_steps + position.step
     total = len(tasks) * options.num_steps
     with ExitStack() as stack:
         enter = stack.enter_context
@@ -156,12 +158,14 @@ def learn(
             program,
             interrupted=enter(interruptible()),
             save=enter(saving(place, keep=options.keep, about=about)),
-            write=enter(metrics_file(place.parent / "metrics.jsonl", keep=known)),
-            scalar=enter(tensorboard(tensorboard_folder)),
-            advance=enter(bar(total, done=walked, quiet=quiet)),
+            write=enter(metrics_file(place.parent / "metrics.jsonl", keep=known))
+            if leads()
+            else lambda line: None,
+            scalar=enter(tensorboard(tensorboard_folder if leads() else None)),
+            advance=enter(bar(total, done=walked, quiet=quiet or not leads())),
         )
         status: Status = "done"
-        while status == "done" and _where(position)[0] < len(tasks):
+        while status == "done" and position.task < len(tasks):
             position, status = fit(run, position)
             if status == "done":
                 position = finish_task(run, position)
@@ -203,20 +207,17 @@ def check(tasks: Sequence[Task], options: Options, layout: Layout | None) -> Non
 
 def begin(program: Program, params: Params, num_tasks: int) -> Position:
     """The position before the first step."""
-    zero = lambda: jnp.zeros((), jnp.int32)
-    matrix = jnp.full((num_tasks, num_tasks), jnp.nan)
-    return Position(program.start(params), matrix, zero(), zero(), zero())
+    matrix = np.full((num_tasks, num_tasks), np.nan, np.float32)
+    return Position(program.start(params), matrix, 0, 0, 0)
 
 
 def fit(run: Run, position: Position) -> tuple[Position, Status]:
     """Walk the rest of the task at hand, step by step."""
-    options, (index, first) = run.options, _where(position)
+    options, index, first = run.options, position.task, position.step
     keys = fit_keys(task_keys(run.key, index).fit)
     order = training_order_of(run, index)
-    rows, state, num_bad = run.tasks[index].train, position.state, int(position.num_bad)
-    here = lambda over: position._replace(
-        state=state, step=jnp.int32(over), num_bad=jnp.int32(num_bad)
-    )
+    rows, state, num_bad = run.tasks[index].train, position.state, position.num_bad
+    here = lambda over: position._replace(state=state, step=over, num_bad=num_bad)
 
     def read(step):
         return take_rows(rows, order[step], size=options.batch_size, layout=run.layout)
@@ -228,10 +229,13 @@ def fit(run: Run, position: Position) -> tuple[Position, Status]:
         state, info = run.program.step(state, keys.steps, np.int32(step), batch)
         recent.append(info)
         over = step + 1
-        stop = run.interrupted()
-        pause = stop or time.monotonic() - saved > options.save_every
+        stop, pause, due = False, False, over % options.report_every == 0
+        if due or jax.process_count() == 1:  # many processes agree, and not every step
+            old = time.monotonic() - saved > options.save_every
+            stop, old = any_process(run.interrupted(), old)
+            pause = stop or old
         last = pause or over == options.num_steps
-        if last or over % options.report_every == 0:
+        if last or due:
             now = time.monotonic()
             waiting.append(Interval(recent, index, over, now - began))
             recent, began = [], now
@@ -246,7 +250,8 @@ def fit(run: Run, position: Position) -> tuple[Position, Status]:
             line = {"at": _number(index, over, options), "task": index, "step": over}
             run.write(line | {"scores": scores})
         if pause:
-            run.save(_number(index, over, options), here(over))
+            now = _on_devices(here(over), run.layout)
+            run.save(_number(index, over, options), now)
             saved = time.monotonic()
         if stop:
             return here(over), "interrupted"
@@ -288,20 +293,18 @@ def report(run: Run, interval: Interval) -> int:
 
 def finish_task(run: Run, position: Position) -> Position:
     """Consolidate, evaluate all tasks, and save the end of the task for good."""
-    index, matrix = _where(position)[0], position.matrix
+    index, matrix = position.task, position.matrix.copy()
     keys = fit_keys(task_keys(run.key, index).fit)
     state = run.program.end_task(position.state, keys.end, whole_task(run, index))
     number = _number(index + 1, 0, run.options)
     if run.program.total is not None:
         scores = evaluate(run, state, run.tasks)
-        matrix = matrix.at[index].set(jnp.asarray(scores))
+        matrix[index] = scores
         run.write({"at": number, "task": index, "scores": scores, "ended": True})
         for task, value in enumerate(scores):
             run.scalar(f"score/{task}", value, (index + 1) * run.options.num_steps)
-    position = position._replace(
-        state=state, matrix=matrix, task=jnp.int32(index + 1), step=jnp.int32(0)
-    )
-    run.save(number, position, hold=True)
+    position = position._replace(state=state, matrix=matrix, task=index + 1, step=0)
+    run.save(number, _on_devices(position, run.layout), hold=True)
     return position
 
 
@@ -341,9 +344,18 @@ def whole_task(run: Run, index: int) -> Batch:
     return take_rows(rows, numbers, size=-(-size // parts) * parts, layout=run.layout)
 
 
-def _where(position: Position) -> tuple[int, int]:
-    """Task and step."""
-    return int(position.task), int(position.step)
+def _on_devices(position: Position, layout: Layout | None) -> tuple:
+    """What a checkpoint holds of a position: arrays, the same on all devices."""
+    small = position.matrix, *(np.int32(number) for number in position[2:])
+    if layout is None:
+        return position.state, *map(jnp.asarray, small)
+    return position.state, *jax.device_put(small, whole(layout))
+
+
+def _on_host(saved: tuple) -> Position:
+    """The position that a checkpoint held."""
+    state, matrix, *numbers = saved
+    return Position(state, np.array(matrix), *map(int, numbers))
 
 
 def _number(task: int, step: int, options: Options) -> int:

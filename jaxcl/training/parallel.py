@@ -109,6 +109,11 @@ def rows_sharding(layout: Layout) -> NamedSharding:
     return NamedSharding(layout.mesh, PartitionSpec(("data", "fsdp")))
 
 
+def whole(layout: Layout) -> NamedSharding:
+    """The same on every device."""
+    return NamedSharding(layout.mesh, PartitionSpec())
+
+
 def num_parts(layout: Layout) -> int:
     """How many parts a batch is split into."""
     return layout.mesh.shape["data"] * layout.mesh.shape["fsdp"]
@@ -162,4 +167,5 @@ __all__ = [
     "rows_sharding",
     "shardings",
     "split_large",
+    "whole",
 ]

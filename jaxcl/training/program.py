@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from jaxcl.training.parallel import Layout, rows_sharding, shardings
+from jaxcl.training.parallel import Layout, rows_sharding, shardings, whole
 from jaxcl.typing import Batch, Method, MethodState, Params
 
 #: ``(frozen) -> method``: called while tracing, so that nothing is baked in.
@@ -112,7 +112,7 @@ def _placed(layout: Layout | None, state: PyTree, frozen: PyTree) -> Callable:
         "state": shardings(layout, state),
         "frozen": shardings(layout, frozen, prefix="frozen/"),
         "rows": rows_sharding(layout),
-        "whole": jax.sharding.NamedSharding(layout.mesh, jax.sharding.PartitionSpec()),
+        "whole": whole(layout),
         None: None,
     }
     find = lambda name: (

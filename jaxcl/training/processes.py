@@ -1,0 +1,62 @@
+"""Many processes as one run: how they find each other, agree, and end together."""
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+
+def start_processes(
+    address: str | None = None,
+    *,
+    count: int | None = None,
+    index: int | None = None,
+    patience: int = 60,
+) -> None:
+    """Join the processes of a run. Call it before anything else of JAX, once.
+
+    Args:
+      address: ``host:port`` of process 0; found by JAX on Slurm, Open MPI, Kubernetes and
+        TPU pods if absent.
+      count: how many processes there are; likewise.
+      index: number of this one, from 0; likewise.
+      patience: seconds without a sign of life after which a process counts as dead, and
+        all others end.
+
+    Raises:
+      ValueError: if only some of the three are given, or ``index`` is no such number.
+    """
+    given = [value is not None for value in (address, count, index)]
+    if any(given) and not all(given):
+        msg = (
+            "start_processes: give address, count and index, or none of them where the "
+            f"cluster tells, got {address}, {count} and {index}."
+        )
+        raise ValueError(msg)
+    if count is not None and index is not None and not 0 <= index < count:
+        msg = f"start_processes: index must be from 0 to {count - 1}, got {index}."
+        raise ValueError(msg)
+    jax.distributed.initialize(
+        address,
+        num_processes=count,
+        process_id=index,
+        heartbeat_timeout_seconds=patience,
+    )
+
+
+def leads() -> bool:
+    """Whether this process writes what only one may write."""
+    return jax.process_index() == 0
+
+
+def any_process(*flags: bool) -> tuple[bool, ...]:
+    """Each flag, true for all processes as soon as it is true for one.
+
+    All processes must call it at the same place. Cost: one small exchange.
+    """
+    if jax.process_count() == 1:
+        return flags
+    gathered = multihost_utils.process_allgather(np.array(flags))
+    return tuple(bool(flag) for flag in np.any(gathered, axis=0))
+
+
+__all__ = ["any_process", "leads", "start_processes"]
