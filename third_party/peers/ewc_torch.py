@@ -4,7 +4,7 @@ One anchor and one Fisher per task, kept in a list; the Fisher by a double loop 
 examples and classes with autograd; full-batch gradient descent. Everything in 64 bits.
 Nothing is imported from jaxcl, so nothing is shared with it but the mathematics.
 
-    python -m venv .venv-torch && .venv-torch/bin/pip install torch==2.13.0 numpy
+    python -m venv .venv-torch && .venv-torch/bin/pip install torch==2.13.0 numpy==2.4.6
     .venv-torch/bin/python third_party/peers/ewc_torch.py
 
 writes tests/golden/ewc_torch.npz (a few kB) beside this checkout's tests.
