@@ -240,19 +240,33 @@ def _summary(
     if done:
         values = curves(done)
         taken = [mean_interval(number(values)) for number in QUANTITIES.values()]
-    unknown = (None, np.nan, np.nan, np.nan, "")
-    summary = Summary(key, label, len(runs), names, *taken, *unknown)
+    mean, last, slope, late = taken
+    summary = Summary(
+        key,
+        label,
+        len(runs),
+        names,
+        mean,
+        last,
+        slope,
+        late,
+        versus=None,
+        p_t=np.nan,
+        p_flip=np.nan,
+        p_equal=np.nan,
+        verdict="",
+    )
     mine = {record["seed"]: record for record in done}
     theirs = {record["seed"]: record for record in split(rival)[0]}
     seeds = sorted(mine.keys() & theirs.keys())
     if not seeds:
         return summary
     number = QUANTITIES[quantity]
-    pair = [
-        number(curves([runs_of[seed] for seed in seeds])) for runs_of in (mine, theirs)
-    ]
-    versus = paired(*pair)
-    p_equal = np.nan if margin is None else equivalence(*pair, margin)
+    values, others = (
+        number(curves([of[seed] for seed in seeds])) for of in (mine, theirs)
+    )
+    versus = paired(values, others)
+    p_equal = np.nan if margin is None else equivalence(values, others, margin)
     return summary._replace(
         versus=versus, p_t=versus.p_t, p_flip=versus.p_flip, p_equal=p_equal
     )

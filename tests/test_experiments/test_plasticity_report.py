@@ -503,6 +503,7 @@ def test_sharpness_that_only_repeats_the_gradient_norm_says_so():
     records = [r for r in every() if r["group"] == "controls"]
     row = cells_of(cause_table(records), "permuted", "sam sharpness")
     assert row["with gradient norm"] > 0.99
+    assert row["r, gradient norm out too"] is None  # nothing but itself is left
 
 
 # the committed results
