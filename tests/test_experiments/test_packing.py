@@ -28,6 +28,7 @@ def test_the_grid_is_that_of_the_paper():
     assert set(names) == {run_id(setting, trial) for trial in trials(paper)}
 
 
+@pytest.mark.slow
 def test_packing_learns_as_the_experiment_does_and_records_every_pack(tmp_path):
     """Oracle: the grid of arms and packs; measures are there; a table for each."""
     out = tmp_path / "packing"
