@@ -46,6 +46,12 @@ def settings_with(records: Sequence[Record], *arms: str) -> list[str]:
     return [s for s in names(done, "setting") if all((s, arm) in has for arm in arms)]
 
 
+def by_setting(records: Sequence[Record]) -> list[Record]:
+    """Setting by setting, otherwise in the same order."""
+    order = names(records, "setting")
+    return sorted(records, key=lambda record: order.index(record["setting"]))
+
+
 def within(records: Sequence[Record], settings: Sequence[str]) -> list[Record]:
     """The runs of some settings."""
     return [record for record in records if record["setting"] in settings]
@@ -147,7 +153,7 @@ def minus_fresh(records: Sequence[Record]) -> list[Record]:
     batches; the difference is taken task by task and is the measure ``minus_fresh``.
     """
     key = lambda r: (r["setting"], r["hyper"]["learning_rate"], r["seed"])
-    done = split(records)[0]
+    done = by_setting(split(records)[0])
     yardstick = {key(r): curves([r])[0] for r in done if r["arm"] == FRESH}
     return [
         r
@@ -205,6 +211,7 @@ __all__ = [
     "PAPER_ARMS",
     "Record",
     "accuracy_table",
+    "by_setting",
     "compare",
     "counted",
     "fresh_table",

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from experiments.plasticity.comparisons import (
     Record,
     accuracy_table,
+    by_setting,
     names,
     settings_with,
     slope_table,
@@ -79,10 +80,10 @@ nor the rate nor a common trend can make a correlation; the fit of the last task
 
 def controls_section(records: Sequence[Record], path: Path) -> page.Section:
     """Comparison on the sphere, a check of the manipulation, and what goes with what."""
-    sphere = [r for arm in SPHERE for r in records if r["arm"] == arm]
+    sphere = by_setting([r for arm in SPHERE for r in records if r["arm"] == arm])
     settings = names(sphere, "setting")
     beside = within([r for r in records if r["arm"] == "sgd"], settings)
-    every, finished = [*sphere, *beside], settings_with(sphere)
+    every, finished = by_setting([*sphere, *beside]), settings_with(sphere)
     pictures = []
     if finished:
         shown = within(every, finished)
