@@ -156,7 +156,8 @@ def saving(
 
     The tree is copied on the device first, so that it may be donated right after. One
     checkpoint is written at a time: a save waits for the one before it, and the last one
-    is on the disk when the context ends. Errors of the disk are raised there.
+    is on the disk when the context ends. Errors of the disk are raised there. With many
+    processes each save is written before it returns.
 
     Args:
       folder: as in :func:`save`.
@@ -172,8 +173,11 @@ def saving(
 
         def later(step: int, tree: PyTree, hold: bool = False) -> None:
             wait()
-            copied = jax.block_until_ready(jax.tree.map(jnp.copy, tree))
             options = {"keep": keep, "hold": hold, "about": about}
+            if jax.process_count() > 1:  # what processes exchange must keep its order
+                save(folder, step, tree, **options)
+                return
+            copied = jax.block_until_ready(jax.tree.map(jnp.copy, tree))
             last.append(writer.submit(save, folder, step, copied, **options))
 
         yield later

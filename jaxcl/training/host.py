@@ -346,10 +346,11 @@ def whole_task(run: Run, index: int) -> Batch:
 
 def _on_devices(position: Position, layout: Layout | None) -> tuple:
     """What a checkpoint holds of a position: arrays, the same on all devices."""
-    small = position.matrix, *(np.int32(number) for number in position[2:])
+    small = position.matrix, *(np.array(number, np.int32) for number in position[2:])
     if layout is None:
         return position.state, *map(jnp.asarray, small)
-    return position.state, *jax.device_put(small, whole(layout))
+    put = lambda x: jax.make_array_from_process_local_data(whole(layout), x)
+    return position.state, *map(put, small)
 
 
 def _on_host(saved: tuple) -> Position:

@@ -1,0 +1,120 @@
+"""Two processes as one run: same numbers, half the reading, one end, one resume."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jaxcl.training.processes import any_process, leads, start_processes
+
+SCRIPT = Path(__file__).parent / "two_processes.py"
+
+
+@pytest.fixture
+def start():
+    """Starts processes, none of which outlives the test."""
+    started = []
+
+    def one(*words):
+        started.append(launch(*words))
+        return started[-1]
+
+    yield one
+    for process in started:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+
+def launch(folder, devices, *rest):
+    words = [sys.executable, str(SCRIPT), str(folder), str(devices), *map(str, rest)]
+    return subprocess.Popen(
+        words,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def free_port():
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return one.getsockname()[1]
+
+
+def ended(process, seconds=240):
+    try:
+        said, _ = process.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        pytest.fail("it does not end")
+    return process.returncode, said
+
+
+def results(folder):
+    with np.load(folder / "result.npz") as found:
+        return {name: found[name] for name in found}
+
+
+def assert_same_run(found, want):
+    np.testing.assert_allclose(found["matrix"], want["matrix"], atol=0.04)
+    for name in want:
+        if name.isdigit():
+            np.testing.assert_allclose(found[name], want[name], atol=1e-4)
+
+
+@pytest.mark.slow
+def test_two_processes_are_one_run_and_so_is_what_goes_on_after_a_kill(tmp_path, start):
+    """Oracle: one process with all four devices.
+
+    Then one of two processes is killed: the other must end too, with a message, and the
+    run go on with another number of processes.
+    """
+    code, said = ended(start(tmp_path / "one", 4))
+    assert code == 0, said
+    want = results(tmp_path / "one")
+
+    port = free_port()
+    both = [start(tmp_path / "two", 2, index, 2, port) for index in (0, 1)]
+    for process in both:
+        code, said = ended(process)
+        assert code == 0, said
+    found = results(tmp_path / "two")
+    assert_same_run(found, want)
+    assert found["rows_read"] <= want["rows_read"] / 2
+
+    port = free_port()
+    both = [start(tmp_path / "cut", 2, index, 2, port, "slow") for index in (0, 1)]
+    deadline = time.monotonic() + 200
+    while not any((tmp_path / "cut" / "checkpoints").glob("*.json")):
+        assert both[0].poll() is None, both[0].communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    both[1].kill()
+    code, said = ended(both[0], 120)
+    assert code != 0
+    assert "process" in said or "task" in said
+    both[1].communicate()
+    code, said = ended(start(tmp_path / "cut", 4))
+    assert code == 0, said
+    assert_same_run(results(tmp_path / "cut"), want)
+
+
+def test_one_process_leads_and_agrees_with_itself():
+    """Oracle: the flags."""
+    assert leads()
+    assert any_process(True, False) == (True, False)
+
+
+def test_processes_that_cannot_find_each_other_are_refused():
+    """Oracle: the contract; nothing is started."""
+    with pytest.raises(ValueError, match="give address, count and index, or none"):
+        start_processes("127.0.0.1:1", count=2)
+    with pytest.raises(ValueError, match="index must be from 0 to 1, got 2"):
+        start_processes("127.0.0.1:1", count=2, index=2)
