@@ -25,7 +25,7 @@ from jaxcl.training.interrupt import interruptible
 from jaxcl.training.log import bar, metrics_file, tensorboard
 from jaxcl.training.order import fit_keys, task_keys
 from jaxcl.training.parallel import Layout, check_rows, num_parts, whole
-from jaxcl.training.processes import any_process, leads
+from jaxcl.training.processes import any_process, end_together, leads
 from jaxcl.training.program import Build, Policy, Program, Score, compile_program
 from jaxcl.training.reading import first_learned, take_rows, training_order
 from jaxcl.tree import at
@@ -164,12 +164,19 @@ def learn(
             scalar=enter(tensorboard(tensorboard_folder if leads() else None)),
             advance=enter(bar(total, done=walked, quiet=quiet or not leads())),
         )
-        status: Status = "done"
-        while status == "done" and position.task < len(tasks):
-            position, status = fit(run, position)
-            if status == "done":
-                position = finish_task(run, position)
+        with end_together():
+            position, status = walk(run, position)
     return Learned(status, program.read(position.state), position)
+
+
+def walk(run: Run, position: Position) -> tuple[Position, Status]:
+    """All tasks that are left, one after another."""
+    while position.task < len(run.tasks):
+        position, status = fit(run, position)
+        if status != "done":
+            return position, status
+        position = finish_task(run, position)
+    return position, "done"
 
 
 def check(tasks: Sequence[Task], options: Options, layout: Layout | None) -> None:

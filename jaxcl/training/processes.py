@@ -1,5 +1,8 @@
 """Many processes as one run: how they find each other, agree, and end together."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
@@ -43,6 +46,26 @@ def start_processes(
     )
 
 
+@contextmanager
+def end_together() -> Iterator[None]:
+    """Say what an error of the network means, in a run of many processes.
+
+    Raises:
+      RuntimeError: in place of JAX's own, which speaks of sockets.
+    """
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if jax.process_count() == 1:
+            raise
+        msg = (
+            f"process {jax.process_index()} of {jax.process_count()}: another process "
+            "ended or cannot be reached. Start all of them again: the run goes on from "
+            "its last checkpoint, also with another number of processes."
+        )
+        raise RuntimeError(msg) from error
+
+
 def leads() -> bool:
     """Whether this process writes what only one may write."""
     return jax.process_index() == 0
@@ -59,4 +82,4 @@ def any_process(*flags: bool) -> tuple[bool, ...]:
     return tuple(bool(flag) for flag in np.any(gathered, axis=0))
 
 
-__all__ = ["any_process", "leads", "start_processes"]
+__all__ = ["any_process", "end_together", "leads", "start_processes"]
