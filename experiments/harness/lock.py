@@ -28,11 +28,16 @@ def claim(path: Path) -> Iterator[bool]:
     place = path / ".lock"
     made = False
     while True:
-        made = _make(path) or made
         try:
+            made = _make(path) or made
             lock = open(place, "a+", encoding="utf-8")  # noqa: SIM115  (closed below)
         except FileNotFoundError:  # the folder was removed again
-            continue
+            if path.parent.is_dir() and os.access(path.parent, os.W_OK):
+                continue
+            raise InputError(_unwritable(path)) from None
+        except OSError as error:
+            msg = f"{_unwritable(path)} ({error.strerror})"
+            raise InputError(msg) from None
         with lock:
             if fcntl is not None:
                 try:
@@ -46,6 +51,10 @@ def claim(path: Path) -> Iterator[bool]:
             lock.flush()
             yield made
             return
+
+
+def _unwritable(path: Path) -> str:
+    return f"{path} cannot be written to; choose another --out"
 
 
 def _make(path: Path) -> bool:

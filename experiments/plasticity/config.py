@@ -23,7 +23,7 @@ class Config:
 
     data: str = "digits"
     """digits (ships with scikit-learn), tfds:NAME, or a folder of images (MNIST's idx
-    files, CIFAR's binary files, .npy or .npz)."""
+    files, CIFAR's binary files, .npy or .npz). The long presets want one named."""
     settings: tuple[str, ...] = ("permuted", "pairs-new-head", "pairs-one-head")
     """permuted | pairs-new-head | pairs-one-head | class-splits | permuted-labels."""
     groups: tuple[str, ...] = ("paper", "neighbours", "sweep", "adaptive", "controls")
@@ -140,14 +140,16 @@ PRESETS = {
         learning_rates=(0.1, 0.01),  # ten times the paper's: a task has few steps
         tasks_per_call=8,
     ),
-    "paper": Config(),  # the online preset; needs --data with MNIST
+    "paper": Config(data=""),  # the online preset; needs --data with MNIST
     "multi-epoch": Config(  # Dohare et al. 2024: wide, all images
+        data="",
         examples_per_task=None,
         test_examples=None,
         num_epochs=1,
         hidden=(2000, 2000),
     ),
     "cifar": Config(  # the paper's own next check: another data set and architecture
+        data="",
         settings=("class-splits", "permuted-labels"),
         groups=("paper",),
         seeds=3,

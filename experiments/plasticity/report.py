@@ -13,6 +13,7 @@ from pathlib import Path
 
 from experiments.harness import RunFolder, read_json, read_records, write_text
 from experiments.harness.readme import fill
+from experiments.plasticity.arms import trials
 from experiments.plasticity.comparisons import (
     FRESH,
     GAP,
@@ -57,7 +58,7 @@ COMMITTED = RunFolder(
 
 def report(config: Config, folder: RunFolder) -> None:
     """Write ``tables/``, ``figures/`` and ``report.html`` of whatever has finished."""
-    records, path = read_records(folder), folder.path
+    records, path = in_order(config, read_records(folder)), folder.path
     writers = {
         "paper": paper_section,
         "neighbours": neighbours_section,
@@ -78,7 +79,7 @@ def report(config: Config, folder: RunFolder) -> None:
     said = verdict(parts.get("paper", []))
     html = page.render(
         title="Plasticity and sharpness",
-        claim=CLAIM,
+        claim=f"{CLAIM} Images here: {Path(config.data).name or 'not named'}.",
         verdict=said,
         sections=[sections[name] for name in order if name in sections],
         records=records,
@@ -110,13 +111,35 @@ def paper_section(records: Sequence[Record], path: Path) -> page.Section:
         table(path, "slope", slope_table(records)),
         table(path, "measures", measure_table(records, known(records), task=None)),
     ]
+    found = {record["hyper"]["learning_rate"] for record in records}
+    rates = ", ".join(f"{rate:g}" for rate in sorted(found, reverse=True))
     text = (
-        "SGD, SAM and GNP at the paper's two rates. The comparison is paired by seed: "
+        f"SGD, SAM and GNP at the rates {rates} (the paper's are 0.01 and 0.001). "
+        "The comparison is paired by seed: "
         "the same start, the same tasks. Where every seed draws its own tasks (permuted), "
         "a slope below zero is lost plasticity; curves may rise first and fall later, so "
         "the slope of the second half stands beside that of the whole."
     )
     return page.Section("The paper's comparison", text, pictures, tables)
+
+
+def in_order(config: Config, records: Sequence[Record]) -> list[Record]:
+    """As they are listed in the configuration, whichever worker was done first."""
+    listed = {
+        (trial.arm, *trial.hyper.items(), trial.seed): place
+        for place, trial in reversed([*enumerate(trials(config))])
+    }
+
+    def place(record: Record):
+        run = (record["arm"], *record["hyper"].items(), record["seed"])
+        setting = record["setting"]
+        known = setting in config.settings
+        return (
+            config.settings.index(setting) if known else len(config.settings),
+            listed.get(run, len(listed)),
+        )
+
+    return sorted(records, key=place)
 
 
 def fresh_section(parts: dict[str, list[Record]], path: Path) -> page.Section:

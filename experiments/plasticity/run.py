@@ -130,6 +130,12 @@ def check(config: Config) -> None:
     Raises:
       ValueError: naming the field, what it must be, and what it was.
     """
+    if not config.data:
+        msg = (
+            "data: name the images: --data FOLDER with MNIST's four idx files (or CIFAR's "
+            "binary files, .npy, .npz), --data tfds:NAME, or --data digits."
+        )
+        raise ValueError(msg)
     for name, value in dataclasses.asdict(config).items():
         if value == ():
             msg = f"{name}: expected at least one, got none."

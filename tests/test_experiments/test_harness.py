@@ -522,3 +522,13 @@ def test_progress_on_a_terminal_is_a_bar(capsys, monkeypatch):
     said = capsys.readouterr().err
     assert "\x1b" in said
     assert "4/4" in said
+
+
+@pytest.mark.parametrize("place", ["file/x", "file/x/y"])
+def test_a_folder_that_cannot_be_made_is_one_line(tmp_path, place):
+    """Oracle: a file where a folder should be; nothing is left behind."""
+    (tmp_path / "file").write_text("")
+    wanted = "cannot be written to; choose another --out"
+    with pytest.raises(ValueError, match=wanted), claim(tmp_path / place):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]

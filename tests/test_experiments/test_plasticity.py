@@ -112,6 +112,7 @@ def test_a_run_killed_between_segments_ends_with_the_same_numbers(
         (["--data", "no/such/folder"], "no/such/folder"),
         (["--batch-size", "100000"], "batch"),
         (["--seeds", "0"], "seeds"),
+        (["--data", ""], "data: name the images: --data FOLDER"),
         (["--rho", "inf"], "rho: expected finite numbers above 0, got inf"),
         (["--rhos", "0.1", "nan"], "rhos: expected finite"),
         (["--perturb", "-1"], "perturb: expected finite numbers of at least 0"),

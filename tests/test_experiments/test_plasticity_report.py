@@ -24,7 +24,7 @@ from experiments.plasticity.comparisons import (
     slope_table,
     verdict,
 )
-from experiments.plasticity.config import Config
+from experiments.plasticity.config import PRESETS, Config
 from experiments.plasticity.correlations import (
     ahead,
     cells,
@@ -32,7 +32,13 @@ from experiments.plasticity.correlations import (
     permuted_methods,
     within_methods,
 )
-from experiments.plasticity.report import COMMITTED, HERE, readme_text, report
+from experiments.plasticity.report import (
+    COMMITTED,
+    HERE,
+    in_order,
+    readme_text,
+    report,
+)
 from experiments.plasticity.report_controls import (
     ahead_table,
     cause_table,
@@ -516,3 +522,27 @@ def test_the_readme_shows_what_the_committed_results_say(tmp_path):
     fill(copy, readme_text(COMMITTED))
     assert copy.read_text() == (HERE / "README.md").read_text()
     assert json.loads((COMMITTED.path / "config.json").read_text())["preset"] == "paper"
+
+
+def test_rows_come_in_the_order_of_the_configuration_whoever_was_first():
+    """Oracle: the list of trials; the records are shuffled."""
+    config = PRESETS["quick"]
+    wanted = [
+        (setting, trial.arm, trial.hyper["learning_rate"], trial.seed)
+        for setting in config.settings
+        for trial in trials(config)
+    ]
+    records = [
+        {"run": str(place), "setting": s, "arm": arm, "seed": seed, "hyper": hyper}
+        for place, (s, arm, hyper, seed) in enumerate(
+            (setting, trial.arm, trial.hyper, trial.seed)
+            for setting in config.settings
+            for trial in trials(config)
+        )
+    ]
+    np.random.default_rng(0).shuffle(records)
+    found = [
+        (r["setting"], r["arm"], r["hyper"]["learning_rate"], r["seed"])
+        for r in in_order(config, records)
+    ]
+    assert found == wanted
