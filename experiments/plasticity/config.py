@@ -26,9 +26,10 @@ class Config:
     files, CIFAR's binary files, .npy or .npz). The long presets want one named."""
     settings: tuple[str, ...] = ("permuted", "pairs-new-head", "pairs-one-head")
     """permuted | pairs-new-head | pairs-one-head | class-splits | permuted-labels."""
-    groups: tuple[str, ...] = ("paper", "neighbours", "sweep", "adaptive", "controls")
-    """paper: SGD, SAM, GNP; neighbours: what else preserves plasticity; sweep: rho and
-    lambda x r; adaptive: strengths that follow the run; controls: matched in norm."""
+    groups: tuple[str, ...] = ("paper", "neighbours", "adaptive", "controls", "sweep")
+    """paper: SGD, SAM, GNP; neighbours: what else preserves plasticity; adaptive: strengths
+    that follow the run; controls: matched in norm; sweep: rho and lambda x r. Done in
+    this order."""
     seeds: int = 10
     """Runs per arm of the group ``paper``, as in the paper."""
     other_seeds: int = 5
