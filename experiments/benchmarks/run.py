@@ -16,7 +16,14 @@ from experiments.benchmarks.ours import (
     make_program,
 )
 from experiments.benchmarks.peers import Ask, workers, write_job
-from experiments.harness import RunFolder, append, finished, progress
+from experiments.harness import (
+    RunFolder,
+    append,
+    check_fields,
+    check_names,
+    finished,
+    progress,
+)
 from jaxcl.streams import Images
 
 #: Who does a job besides jaxcl; neighbours in a round are compared.
@@ -46,10 +53,8 @@ class Turn(NamedTuple):
 
 def run(config: Config, folder: RunFolder) -> None:
     """Do every turn that has no line in ``results.jsonl`` yet."""
-    unknown = set(config.jobs) - set(JOBS)
-    if unknown:
-        msg = f"jobs: expected some of {', '.join(JOBS)}, got {sorted(unknown)}."
-        raise ValueError(msg)
+    check_fields(config, may_be_zero=("long_rounds", "strength"))
+    check_names("jobs", config.jobs, JOBS)
     images = make_images(config)
     with tempfile.TemporaryDirectory() as place:
         data = Path(place) / "job.npz"

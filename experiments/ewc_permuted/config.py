@@ -63,7 +63,7 @@ class Config:
     the grid if None. The authors' code has 100 in the same unit."""
 
     strengths: tuple[float, ...] = (1.0, 10.0, 100.0, 1000.0, 10000.0)
-    """The grid; EWC's best serves online EWC too. Ours."""
+    """The grid, on which EWC and online EWC each find their own. Ours."""
     search_rows: int = 10_000
     """Last rows of the training set, held out to choose the strength on. Ours."""
     search_seed: int = 1000

@@ -98,20 +98,25 @@ def result_table(records: list[Record], *, published: bool = True) -> Table:
 
 
 def search_table(records: list[Record]) -> Table:
-    """Accuracy of EWC on the held-out rows at every strength of the grid."""
+    """Accuracy on the held-out rows at every strength of the grid."""
     runs = [r for r in records if r["setting"] == "search"]
+    searched = [arm for arm in LABELS if any(r["arm"] == arm for r in runs)]
+    found = {(r["hyper"]["strength"], r["arm"]): _held_out(r) for r in runs}
     rows = tuple(
-        (
-            f"{r['hyper']['strength']:g}",
-            float(np.mean(r["final"])) if r["status"] == "done" else "diverged",
-        )
-        for r in sorted(runs, key=lambda r: r["hyper"]["strength"])
+        (f"{value:g}", *(found.get((value, arm)) for arm in searched))
+        for value in sorted({value for value, _ in found})
     )
-    columns = (Column("strength"), Column("accuracy on held-out rows, %", 2, 100.0))
+    accuracy = [
+        Column(f"{LABELS[arm]} on held-out rows, %", 2, 100.0) for arm in searched
+    ]
     notes = ()
     if runs:
         notes = (f"{len(runs[0]['final'])} tasks of {runs[0]['iterations']} steps.",)
-    return Table(columns, rows, notes)
+    return Table((Column("strength"), *accuracy), rows, notes)
+
+
+def _held_out(record: Record) -> float | str:
+    return float(np.mean(record["final"])) if record["status"] == "done" else "diverged"
 
 
 def so_far(record: Record) -> Record:

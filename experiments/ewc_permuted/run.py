@@ -19,6 +19,8 @@ from experiments.harness import (
     CHECKPOINTS,
     RunFolder,
     append,
+    check_fields,
+    check_names,
     finished,
     progress,
     read_records,
@@ -40,6 +42,8 @@ from jaxcl.training.device import (
 )
 from jaxcl.training.segments import in_segments
 from jaxcl.typing import Key, Stream
+
+PULLED = ("ewc", "online-ewc")  # the arms with a strength
 
 
 class Stage(NamedTuple):
@@ -74,7 +78,7 @@ class Finished(NamedTuple):
 
 
 def run(config: Config, folder: RunFolder) -> None:
-    """Choose the strength, then do every run that is not in ``results.jsonl`` yet."""
+    """Choose the strengths, then do every run that is not in ``results.jsonl`` yet."""
     check(config)
     recognise(folder, images_of(config))
     make_stages(config)  # refuses what does not fit the data
@@ -82,10 +86,10 @@ def run(config: Config, folder: RunFolder) -> None:
     num_runs = len(searching) + len(config.arms) * config.seeds
     with progress(num_runs, "runs", done=len(finished(folder))) as advance:
         do(config, "search", searching, folder, advance)
-        strength = config.strength
+        strengths: dict[str, float | None] = {arm: config.strength for arm in PULLED}
         if searching:
-            strength = choose(read_records(folder))
-        do(config, "test", test_trials(config, strength), folder, advance)
+            strengths |= choose(read_records(folder))
+        do(config, "test", test_trials(config, strengths), folder, advance)
 
 
 def do(
@@ -162,37 +166,45 @@ def search_stage(config: Config, images: Images) -> Stage:
 
 
 def search_trials(config: Config) -> list[Trial]:
-    """EWC at every strength of the grid; nothing if the strength is given."""
-    if config.strength is not None or not set(config.arms) & {"ewc", "online-ewc"}:
+    """Every arm that pulls at every strength of the grid; nothing if it is given."""
+    if config.strength is not None:
         return []
-    return [Trial("ewc", value, config.search_seed) for value in config.strengths]
-
-
-def test_trials(config: Config, strength: float | None) -> list[Trial]:
-    """All arms seed by seed, so that an interrupted run has compared something."""
-    pulled = {"ewc": strength, "online-ewc": strength}
     return [
-        Trial(arm, pulled.get(arm), seed)
+        Trial(arm, value, config.search_seed)
+        for arm in config.arms
+        if arm in PULLED
+        for value in config.strengths
+    ]
+
+
+def test_trials(config: Config, strengths: dict[str, float | None]) -> list[Trial]:
+    """All arms seed by seed, so that an interrupted run has compared something."""
+    return [
+        Trial(arm, strengths.get(arm), seed)
         for seed in range(config.seeds)
         for arm in config.arms
     ]
 
 
-def choose(records: list[dict]) -> float:
-    """The strength with the best mean accuracy on the held-out rows.
+def choose(records: list[dict]) -> dict[str, float]:
+    """For every arm searched, the strength with the best mean accuracy on held-out rows.
 
     Raises:
-      ValueError: if every run of the search diverged.
+      ValueError: if every run of an arm's search diverged.
     """
-    found = {
-        record["hyper"]["strength"]: np.mean(record["final"])
-        for record in records
-        if record["setting"] == "search" and record["status"] == "done"
-    }
-    if not found:
-        msg = "strengths: every run of the search diverged; give smaller ones."
-        raise ValueError(msg)
-    return max(sorted(found), key=lambda strength: found[strength])
+    searched = [record for record in records if record["setting"] == "search"]
+    chosen = {}
+    for arm in dict.fromkeys(record["arm"] for record in searched):
+        found = {
+            record["hyper"]["strength"]: np.mean(record["final"])
+            for record in searched
+            if record["arm"] == arm and record["status"] == "done"
+        }
+        if not found:
+            msg = f"strengths: all runs of {arm}'s search diverged; give smaller ones."
+            raise ValueError(msg)
+        chosen[arm] = max(sorted(found), key=found.__getitem__)
+    return chosen
 
 
 def make_stream(stage: Stage, seed: int) -> Stream:
@@ -210,7 +222,7 @@ def make_program(config: Config, arm: str, stream: Stream) -> Program:
     def build(stream, strength):
         joint = arm == "joint"
         pull = None
-        if not joint and arm != "none":
+        if arm in PULLED:
             decay = config.decay if arm == "online-ewc" else None
             pull = ewc(make_fisher(config, logits), strength, decay=decay)
         return make_method(
@@ -326,13 +338,20 @@ def check(config: Config) -> None:
     if not config.data:
         msg = "data: name a folder with MNIST's four idx files: --data FOLDER."
         raise ValueError(msg)
-    unknown = set(config.arms) - set(LABELS)
-    if unknown or not config.arms:
-        msg = f"arms: expected some of {', '.join(LABELS)}, got {sorted(unknown)}."
-        raise ValueError(msg)
-    given = config.strengths if config.strength is None else (config.strength,)
-    if not given or not all(0 <= value < np.inf for value in given):
-        msg = f"strengths: must be finite and not negative, got {list(given)}."
+    check_fields(
+        config,
+        may_be_zero=(
+            "checkpoint_seconds",
+            "decay",
+            "padding",
+            "search_seed",
+            "strength",
+            "strengths",
+        ),
+    )
+    check_names("arms", config.arms, LABELS)
+    if config.decay > 1:
+        msg = f"decay: expected a share from 0 to 1, got {config.decay:g}."
         raise ValueError(msg)
     if config.search_seed in range(config.seeds):
         msg = (
@@ -340,12 +359,6 @@ def check(config: Config) -> None:
             f"{config.search_seed}."
         )
         raise ValueError(msg)
-    least = ("seeds", "num_tasks", "iterations", "batch_size", "search_rows")
-    least += ("search_tasks", "search_iterations", "workers")
-    for name in least:
-        if getattr(config, name) is not None and getattr(config, name) < 1:
-            msg = f"{name}: must be at least 1, got {getattr(config, name)}."
-            raise ValueError(msg)
 
 
 def run_keys(config: Config, seed: int) -> tuple[Key, Key, Key]:

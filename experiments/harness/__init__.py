@@ -7,6 +7,7 @@ reports it; ``__main__.py`` of its folder is::
 """
 
 from experiments.harness.command import main
+from experiments.harness.fields import check_fields, check_names, nearest
 from experiments.harness.readme import fill
 from experiments.harness.run_folder import (
     CHECKPOINTS,
@@ -26,9 +27,12 @@ __all__ = [
     "CHECKPOINTS",
     "RunFolder",
     "append",
+    "check_fields",
+    "check_names",
     "fill",
     "finished",
     "main",
+    "nearest",
     "progress",
     "read_json",
     "read_records",

@@ -6,7 +6,6 @@ it), 2 for bad input, 1 with a traceback for a bug, 130 when interrupted.
 
 import contextlib
 import dataclasses
-import difflib
 import io
 import re
 import shlex
@@ -21,6 +20,7 @@ from typing import Annotated, Any, NamedTuple, get_args
 import tyro
 
 from experiments.harness.errors import InputError, is_bad_input, one_line
+from experiments.harness.fields import nearest
 from experiments.harness.lock import claim
 from experiments.harness.run_folder import (
     CHECKPOINTS,
@@ -123,7 +123,8 @@ def _run(
         run(folder.config, folder)
     except KeyboardInterrupt:
         mark(folder, "failed", error="interrupted")
-        print(f"interrupted; the same command goes on from here: {folder.path}")
+        said = f"interrupted; the same command goes on from here: {folder.path}"
+        print(said, file=sys.stderr)
         return 130
     except Exception as error:
         if is_bad_input(error):
@@ -176,7 +177,7 @@ def parse(
         return None
     preset, *rest = argv
     if preset not in presets:
-        msg = f"unknown preset {preset!r}{_nearest(preset, presets)}"
+        msg = f"unknown preset {preset!r}{nearest(preset, presets)}"
         raise InputError(msg)
     default = presets[preset]
     if "-h" in rest or "--help" in rest:
@@ -186,7 +187,7 @@ def parse(
     names = [field.name for field in dataclasses.fields(default)] + ["out"]
     for flag, _ in groups:
         if flag not in names:
-            msg = f"unknown field --{flag}{_nearest(flag, names)}"
+            msg = f"unknown field --{flag}{nearest(flag, names)}"
             raise InputError(msg)
     parsed = _tyro(default, rest, program, doc)
     if isinstance(parsed, str):
@@ -282,13 +283,6 @@ def _help(program: str, presets: Mapping[str, Any], doc: str, default: Any) -> s
 
 def _words(value: Any) -> str:
     return " ".join(map(str, value)) if isinstance(value, list) else str(value)
-
-
-def _nearest(word: str, names: Sequence[str] | Mapping[str, Any]) -> str:
-    close = difflib.get_close_matches(word, list(names), n=1, cutoff=0.5)
-    if close:
-        return f"; did you mean {close[0]}?"
-    return f"; expected one of {', '.join(names)}."
 
 
 def _refuse(error: Exception) -> int:

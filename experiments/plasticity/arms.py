@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
+from experiments.harness import check_names
 from experiments.plasticity.config import Config
 from jaxcl.method import make_method
 from jaxcl.models import crelu
@@ -170,10 +171,7 @@ def trials(config: Config) -> list[Trial]:
             ),
         ],
     }
-    unknown = set(config.groups) - set(groups)
-    if unknown:
-        msg = f"groups: expected some of {', '.join(groups)}, got {sorted(unknown)}."
-        raise ValueError(msg)
+    check_names("groups", config.groups, groups)
     if config.resnet_width and "neighbours" in config.groups:
         msg = (
             "groups: neighbours need the fully connected network (CReLU, LayerNorm), "

@@ -24,6 +24,7 @@ from jax.core import Tracer
 from experiments.harness import (
     RunFolder,
     append,
+    check_names,
     finished,
     main,
     progress,
@@ -45,10 +46,10 @@ class Config(experiment.Config):
 
     data: str = "synthetic"
     """synthetic (60,000 images of 28x28), or data as the experiment names them."""
-    arms: tuple[str, ...] = ()
-    """Arms to time; all that the groups hold, if empty."""
-    packs: tuple[int, ...] = ()
-    """Runs in one program; all that the groups hold of an arm, if empty."""
+    arms: tuple[str, ...] | None = None
+    """Arms to time; all that the groups hold, if None."""
+    packs: tuple[int, ...] | None = None
+    """Runs in one program; all that the groups hold of an arm, if None."""
 
 
 PRESETS = {
@@ -80,13 +81,13 @@ PRESETS = {
 
 def run(config: Config, folder: RunFolder) -> None:
     """Time every setting, arm and pack; a pack that does not fit ends its arm."""
-    check(dataclasses.replace(config, arms=config.arms or ("all",), packs=(1,)))
+    check(config)
     todo, images = by_arm(config), load_images(config)
     settings = [make_setting(name, config, images) for name in config.settings]
     jobs = [
         (setting, arm, pack)
         for setting, (arm, runs) in itertools.product(settings, todo.items())
-        for pack in sorted(config.packs) or [len(runs)]
+        for pack in sorted(config.packs or [len(runs)])
     ]
     full: set[tuple[str, str]] = set()
     with progress(len(jobs), "programs") as advance:
@@ -105,19 +106,13 @@ def by_arm(config: Config) -> dict[str, list[Trial]]:
     """All runs of the groups, each once, by the program that they share.
 
     Raises:
-      ValueError: for a name that is not an arm of the groups, or a pack below 1.
+      ValueError: for a name that is not an arm of the groups.
     """
     runs: dict[str, dict[tuple, Trial]] = {}
     for trial in trials(config):  # the sweep contains some of the others
         name = (*trial.hyper.items(), trial.seed)
         runs.setdefault(trial.arm, {}).setdefault(name, trial)
-    unknown = set(config.arms) - set(runs)
-    if unknown:
-        msg = f"arms: expected some of {', '.join(runs)}, got {sorted(unknown)}."
-        raise ValueError(msg)
-    if any(pack < 1 for pack in config.packs):
-        msg = f"packs: expected numbers of at least 1, got {config.packs}."
-        raise ValueError(msg)
+    check_names("arms", config.arms or (), runs)
     return {arm: list(runs[arm].values()) for arm in config.arms or runs}
 
 

@@ -24,6 +24,7 @@ from experiments.plasticity.correlations import (
     permuted_methods,
     within_methods,
 )
+from experiments.plasticity.matching import matched_table
 from experiments.plasticity.report_parts import (
     known,
     measure_pictures,
@@ -60,7 +61,9 @@ gradient: it is a control for perturbing at all, not a run of other sharpness, a
 columns of sharpness show that.
 
 Did the controls do what they are for? The weight norm must be equal; ranks should be;
-sharpness must differ. The tables give means over the whole stream.
+sharpness must differ. The tables give means over the whole stream. Nothing holds the rank
+as a run goes, so another table keeps only the moments at which two runs of one seed have
+the same rank, and asks how sharpness and accuracy differ there.
 
 Does sharpness go with what is learned next? Sharpness is first of all the largest
 eigenvalue of the Hessian after a task, related to the accuracy on the tasks up to the
@@ -101,9 +104,12 @@ def controls_section(records: Sequence[Record], path: Path) -> page.Section:
         tables.append(table(path, "controls-measures", made))
         made = relative_table(every, checked)
         tables.append(table(path, "controls-relative", made))
-    for name, made in (("cause", cause_table(sphere)), ("ahead", ahead_table(sphere))):
-        if made.rows:
-            tables.append(table(path, name, made))
+    related = {
+        "matched": matched_table(sphere, BASELINE),
+        "cause": cause_table(sphere),
+        "ahead": ahead_table(sphere),
+    }
+    tables += [table(path, name, made) for name, made in related.items() if made.rows]
     return page.Section("Is sharpness the cause?", TEXT, pictures, tables)
 
 

@@ -1,10 +1,8 @@
 """The paper's algorithm, in the paper's order: data, network, method, loop, figures."""
 
-import dataclasses
 import functools
 import hashlib
 import itertools
-import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +15,8 @@ import numpy as np
 from experiments.harness import (
     RunFolder,
     append,
+    check_fields,
+    check_names,
     finished,
     progress,
     recognise,
@@ -25,7 +25,13 @@ from experiments.harness import (
 )
 from experiments.plasticity.arms import Arm, Trial, arms, trials
 from experiments.plasticity.config import Config
-from experiments.plasticity.settings import Setting, load, make_model, make_setting
+from experiments.plasticity.settings import (
+    SETTINGS,
+    Setting,
+    load,
+    make_model,
+    make_setting,
+)
 from jaxcl.curvature import top_eigenvalue
 from jaxcl.losses import cross_entropy, mean_loss
 from jaxcl.plasticity import measure
@@ -109,7 +115,7 @@ def make_settings(config: Config) -> list[Setting]:
 images_of = functools.lru_cache(maxsize=1)(load)
 
 
-#: Numbers that turn something off when they are 0; all others are above it.
+#: Numbers that turn something off when they are 0.
 MAY_BE_ZERO = (
     "checkpoint_seconds",
     "dormant",
@@ -121,11 +127,11 @@ MAY_BE_ZERO = (
     "shrink",
     "warm_share",
 )
-TINY = 5e-324  # the least number above 0
+SHARES = ("momentum", "shrink", "dormant", "replacement_rate", "warm_share")
 
 
 def check(config: Config) -> None:
-    """Refuse numbers that could not work and lists that are empty, before any compute.
+    """Refuse settings that could not work, before any compute.
 
     Raises:
       ValueError: naming the field, what it must be, and what it was.
@@ -136,26 +142,13 @@ def check(config: Config) -> None:
             "binary files, .npy, .npz), --data tfds:NAME, or --data digits."
         )
         raise ValueError(msg)
-    for name, value in dataclasses.asdict(config).items():
-        if value == ():
-            msg = f"{name}: expected at least one, got none."
-            raise ValueError(msg)
-        least, wanted = (0, "of at least") if name in MAY_BE_ZERO else (TINY, "above")
-        values = value if isinstance(value, tuple) else (value,)
-        numbers = [one for one in values if isinstance(one, int | float)]
-        if name != "seed" and not all(least <= one < math.inf for one in numbers):
-            msg = f"{name}: expected finite numbers {wanted} 0, got {value}."
-            raise ValueError(msg)
-    for name in ("momentum", "shrink", "dormant", "replacement_rate", "warm_share"):
-        value = getattr(config, name)
-        if not 0 <= value < 1:
-            msg = f"{name}: expected a share of at least 0 and below 1, got {value}."
-            raise ValueError(msg)
+    check_fields(config, may_be_zero=MAY_BE_ZERO, shares=SHARES)
+    check_names("settings", config.settings, SETTINGS)
     # A quadratic pull is stable only while learning rate * strength < 2.
     pull = max(config.learning_rates) * config.l2_init_strength
-    if not 0 <= pull < 2:
+    if pull >= 2:
         msg = (
-            "l2_init_strength: learning rate * strength must lie in [0, 2) to be stable, "
+            "l2_init_strength: learning rate * strength must be below 2 to be stable, "
             f"got {pull:g}; lower one of them."
         )
         raise ValueError(msg)

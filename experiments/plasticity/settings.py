@@ -59,12 +59,9 @@ def make_setting(name: str, config: Config, images: Images) -> Setting:
     """Build one setting for all seeds.
 
     Raises:
-      ValueError: for a name that is not a setting, or data that cannot make it.
+      ValueError: for data that cannot make it.
     """
-    if name not in _BUILDERS:
-        msg = f"settings: expected some of {', '.join(_BUILDERS)}, got {name!r}."
-        raise ValueError(msg)
-    build, classes_per_task, heads = _BUILDERS[name]
+    build, classes_per_task, heads = SETTINGS[name]
     images = _fewer(config, images, classes_per_task)
     # These are the keys of the runs, too (`fold_in(key, seed)` in run.py). It does no
     # harm: a stream seeds numpy's generator with the key's data, a run gives the key to
@@ -142,7 +139,7 @@ def _at_most(count, images):
 
 
 #: name -> (stream of one seed, classes per task if fixed, outputs of its own per task)
-_BUILDERS = {
+SETTINGS = {
     "permuted": (_permuted, None, False),
     "pairs-new-head": (_pairs, 2, True),
     "pairs-one-head": (_pairs, 2, False),
@@ -153,6 +150,7 @@ _BUILDERS = {
 
 __all__ = [
     "IN_ONE_ORDER",
+    "SETTINGS",
     "Setting",
     "load",
     "make_model",

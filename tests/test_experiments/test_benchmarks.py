@@ -182,3 +182,21 @@ def test_a_missing_interpreter_is_refused_before_any_work(
     assert main(config.PRESETS, run, "", argv, report=report) == 2
     assert "no interpreter at nowhere/python" in capsys.readouterr().err
     assert not (out / "results.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--jobs", "nave"], "jobs: unknown 'nave'; did you mean naive?"),
+        (["--jobs"], "jobs: expected at least one"),
+        (["--rounds", "0"], "rounds: expected finite numbers above 0"),
+        (["--learning-rate", "0"], "learning_rate: expected finite numbers above 0"),
+    ],
+)
+def test_bad_fields_are_refused_before_any_work(tmp_path, capsys, words, message):
+    """Oracle: exit code, one line, no folder."""
+    out = tmp_path / "speed"
+    argv = ["smoke", *words, "--out", str(out)]
+    assert main(config.PRESETS, run, "", argv, report=report) == 2
+    assert message in capsys.readouterr().err
+    assert not out.exists()

@@ -48,15 +48,22 @@ def test_smoke_searches_runs_and_reports(tmp_path):
     """Oracle: the list of runs asked for, and that EWC forgets less than nothing does."""
     assert start(tmp_path / "run", "smoke") == 0
     records = read_records(tmp_path / "run")
-    assert [r["run"].rsplit("/", 1)[0] for r in records[:2]] == [
+    assert [r["run"].rsplit("/", 1)[0] for r in records[:4]] == [
         "search/ewc/strength=10",
         "search/ewc/strength=100",
+        "search/online-ewc/strength=10",
+        "search/online-ewc/strength=100",
     ]
-    best = max(records[:2], key=lambda r: np.mean(r["final"]))["hyper"]["strength"]
-    assert [(r["arm"], r["hyper"].get("strength")) for r in records[2:]] == [
+    best = {
+        runs[0]["arm"]: max(runs, key=lambda r: np.mean(r["final"]))["hyper"][
+            "strength"
+        ]
+        for runs in (records[:2], records[2:4])
+    }
+    assert [(r["arm"], r["hyper"].get("strength")) for r in records[4:]] == [
         ("none", None),
-        ("ewc", best),
-        ("online-ewc", best),
+        ("ewc", best["ewc"]),
+        ("online-ewc", best["online-ewc"]),
         ("joint", None),
     ]
     found = averages(tmp_path / "run")
@@ -151,32 +158,43 @@ def test_the_predicted_fisher_squares_gradients_of_the_likeliest_label(key):
         assert not np.allclose(far, other, rtol=0.1)
 
 
-def search(strength, accuracy, status="done"):
+def search(strength, accuracy, status="done", arm="ewc"):
     final = [accuracy, accuracy]
     hyper = {"strength": strength}
-    return {"setting": "search", "hyper": hyper, "final": final, "status": status}
+    head = {"setting": "search", "arm": arm, "status": status}
+    return head | {"hyper": hyper, "final": final}
 
 
-def test_the_strength_is_the_best_that_did_not_diverge():
-    """Oracle: three runs judged by hand."""
-    runs = [search(10.0, 0.8), search(1.0, 0.5), search(100.0, 0.9, "diverged")]
-    assert choose([*runs, {"setting": "test"}]) == 10.0
-    with pytest.raises(ValueError, match="every run of the search diverged"):
-        choose(runs[2:])
+def test_each_arm_gets_its_best_strength_that_did_not_diverge():
+    """Oracle: four runs judged by hand."""
+    lost = search(100.0, 0.9, "diverged")
+    other = search(1.0, 0.2, arm="online-ewc")
+    runs = [search(10.0, 0.8), search(1.0, 0.5), lost, other]
+    assert choose([*runs, {"setting": "test"}]) == {"ewc": 10.0, "online-ewc": 1.0}
+    with pytest.raises(ValueError, match="all runs of ewc's search diverged"):
+        choose([lost, other])
 
 
 @pytest.mark.parametrize(
     ("change", "words"),
     [
         ({"data": ""}, "name a folder"),
-        ({"arms": ("ewc", "si")}, "expected some of none, ewc"),
-        ({"strengths": (1.0, -1.0)}, "not negative"),
-        ({"strength": float("nan")}, "not negative"),
-        ({"strengths": ()}, "not negative"),
+        ({"arms": ("ewc", "nome")}, "arms: unknown 'nome'; did you mean none?"),
+        ({"arms": ("ewc", "ewc")}, "arms: expected each one once"),
+        (
+            {"strengths": (1.0, -1.0)},
+            "strengths: expected finite numbers of at least 0",
+        ),
+        ({"strength": float("nan")}, "strength: expected finite numbers of at least 0"),
+        ({"strengths": ()}, "strengths: expected at least one"),
         ({"search_seed": 0}, "must not be one of the 1 reported seeds"),
-        ({"iterations": 0}, "iterations: must be at least 1"),
-        ({"seeds": 0}, "seeds: must be at least 1"),
-        ({"workers": 0}, "workers: must be at least 1"),
+        ({"search_seed": -1}, "search_seed: expected finite numbers of at least 0"),
+        ({"iterations": 0}, "iterations: expected finite numbers above 0"),
+        ({"gain": -1.0}, "gain: expected finite numbers above 0"),
+        ({"learning_rate": 0.0}, "learning_rate: expected finite numbers above 0"),
+        ({"fisher_examples": 0}, "fisher_examples: expected finite numbers above 0"),
+        ({"decay": 2.0}, "decay: expected a share from 0 to 1"),
+        ({"workers": 0}, "workers: expected finite numbers above 0"),
     ],
 )
 def test_bad_settings_are_refused(change, words):
@@ -212,6 +230,7 @@ def test_tables_hold_means_and_differences():
         record("ewc", 1, [0.92, 0.96], [[0.96, 0.1], [0.92, 0.96]]),
         record("ewc", 2, [0.1, 0.1], [[0.1, 0.1], [0.1, 0.1]], status="diverged"),
         record("ewc", 1000, [0.5], [[0.5]], setting="search"),
+        record("online-ewc", 1000, [0.4], [[0.4]], setting="search", status="diverged"),
     ]
     table = result_table(runs)
     label, strength, count, mean, published, gap, learned, transfer, minutes = (
@@ -221,7 +240,7 @@ def test_tables_hold_means_and_differences():
     np.testing.assert_allclose([mean.mean, published, gap], [0.93, 0.9431, -0.0131])
     np.testing.assert_allclose([learned.mean, transfer.mean], [0.955, -0.05])
     assert "test/ewc/2" in table.notes[-1]
-    assert search_table(runs).rows == (("100", 0.5),)
+    assert search_table(runs).rows == (("100", 0.5, "diverged"),)
 
 
 def test_the_readme_shows_what_the_results_say(tmp_path):

@@ -124,7 +124,16 @@ def test_a_run_killed_between_segments_ends_with_the_same_numbers(
         (["--learning-rates"], "learning_rates: expected at least one"),
         (["--hidden"], "hidden: expected at least one"),
         (["--hidden", "8", "0"], "hidden: expected finite numbers above 0"),
-        (["--momentum", "1"], "momentum: expected a share"),
+        (
+            ["--momentum", "1"],
+            "momentum: expected finite numbers of at least 0 and below 1",
+        ),
+        (["--groups", "papper"], "groups: unknown 'papper'; did you mean paper?"),
+        (
+            ["--settings", "permute"],
+            "settings: unknown 'permute'; did you mean permuted?",
+        ),
+        (["--settings", "permuted", "permuted"], "settings: expected each one once"),
     ],
 )
 def test_bad_input_is_one_line_before_any_compute(words, message, tmp_path, capsys):

@@ -157,7 +157,7 @@ def test_a_full_report_has_every_section(tmp_path, sketched):
     tables = {p.stem for p in (folder.path / "tables").glob("*.md")}
     assert tables >= {"accuracy", "slope", "measures", "minus-fresh", "neighbours"}
     assert tables >= {"sweep", "adaptive", "controls", "controls-slope", "ahead"}
-    assert tables >= {"controls-measures", "controls-relative", "cause"}
+    assert tables >= {"controls-measures", "controls-relative", "cause", "matched"}
     assert {"accuracy", "minus-fresh", "controls", "cause-permuted"} <= set(sketched)
     said = verdict([r for r in every() if r["group"] == "paper"])
     assert "8 comparisons" in said

@@ -1,0 +1,91 @@
+"""Runs matched on weight norm and feature rank that differ in sharpness."""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from experiments.plasticity.comparisons import Record
+from experiments.plasticity.correlations import ahead, logarithm, looked
+from jaxcl.report.records import curves, group, labels, split
+from jaxcl.report.statistics import Interval, mean_interval
+from jaxcl.report.tables import Column, Table
+
+#: Moments are matched whose effective ranks lie within so much of each other.
+WITHIN = 0.05
+
+
+class Pairs(NamedTuple):
+    """Two runs of one seed and rate, looked at after the same tasks."""
+
+    matched: Bool[np.ndarray, " k"]
+    sharpness: Float[np.ndarray, " k"]  # log ratio of the largest eigenvalues
+    rank: Float[np.ndarray, " k"]  # log ratio of the effective ranks
+    accuracy: Float[np.ndarray, " k"]  # difference on the tasks up to the next look
+
+
+def pair(run: Record, rival: Record) -> Pairs:
+    """Compare a run with its rival at every look that both can be compared at."""
+    measured = [curves([one], "top_eigenvalue") for one in (run, rival)]
+    looks = looked(np.concatenate(measured))
+    following = [
+        ahead(measured[0], curves([one]))[1][0] if looks.size else np.empty(0)
+        for one in (run, rival)
+    ]
+    ratio = lambda name: np.subtract(
+        *(logarithm(curves([one], name)[0, looks]) for one in (run, rival))
+    )
+    sharpness, rank = ratio("top_eigenvalue"), ratio("effective_rank")
+    matched = np.isfinite(sharpness) & (np.abs(rank) <= np.log1p(WITHIN))
+    return Pairs(matched, sharpness, rank, following[0] - following[1])
+
+
+def matched_table(records: Sequence[Record], baseline: str) -> Table:
+    """Sharpness and accuracy against ``baseline`` where norm and rank are the same."""
+    needed = {"top_eigenvalue", "effective_rank"}
+    known = [r for r in split(records)[0] if needed <= set(r.get("measures", {}))]
+    key = lambda r: (r["setting"], r["hyper"]["learning_rate"], r["seed"])
+    rivals = {key(r): r for r in known if r["arm"] == baseline}
+    groups = group([r for r in known if r["arm"] != baseline and key(r) in rivals])
+    shown = labels(list(groups))
+    rows = []
+    for where, runs in groups.items():
+        pairs = [pair(run, rivals[key(run)]) for run in runs]
+        counts = [int(np.sum(one.matched)) for one in pairs]
+        looks = sum(one.matched.size for one in pairs)
+        head = where.setting, shown[where], np.count_nonzero(counts), sum(counts), looks
+        found = (
+            over_seeds(pairs, lambda one: np.expm1(one.rank)),
+            over_seeds(pairs, lambda one: np.expm1(one.sharpness)),
+            over_seeds(pairs, lambda one: one.accuracy),
+        )
+        rows.append(head + found)
+    columns = (
+        Column("setting"),
+        Column("method"),
+        Column("seeds", 0),
+        Column("moments matched", 0),
+        Column("of", 0),
+        Column("effective rank, %", 1, 100.0),
+        Column("top eigenvalue, %", 1, 100.0),
+        Column("accuracy on next tasks, points", 2, 100.0),
+    )
+    note = (
+        f"Against {baseline} of the same rate and seed after the same task, at the moments "
+        f"when effective ranks lie within {100 * WITHIN:g} % of each other; the weight "
+        "norm is equal at all. Means per seed, then mean and 95 % t-interval over seeds. "
+        "Moments are chosen by what the methods did, so this describes, too."
+    )
+    return Table(columns, tuple(rows), (note,))
+
+
+def over_seeds(
+    pairs: Sequence[Pairs], quantity: Callable[[Pairs], np.ndarray]
+) -> Interval | None:
+    """Mean over the matched moments of each seed, then over the seeds that have any."""
+    means = [quantity(one)[one.matched].mean() for one in pairs if one.matched.any()]
+    return mean_interval(np.array(means)) if means else None
+
+
+__all__ = ["WITHIN", "Pairs", "matched_table", "pair"]
