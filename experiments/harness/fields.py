@@ -53,9 +53,8 @@ def check_fields(
         if len(set(members)) < len(members) and field not in may_repeat:
             msg = f"{field}: expected each one once, got {value}."
             raise ValueError(msg)
-        numbers = [
-            one for one in members if type(one) in (int, float)
-        ]  # bool is no number
+        # A bool is an int to isinstance, and no number.
+        numbers = [one for one in members if type(one) in (int, float)]
         most = 1 if field in shares else math.inf
         good = (
             0 < one < most or (one == 0 and field in may_be_zero) for one in numbers
