@@ -91,6 +91,12 @@ def summary_table(
         if s.diverged
     ]
     notes = ("Mean and 95 % t-interval over seeds; tests are paired by seed.",)
+    seeds = [s.versus.difference.count for s in summaries if s.versus]
+    if fewest := min((count for count in seeds if count > 1), default=0):
+        notes += (
+            f"With {fewest} seeds the sign-flip test cannot fall below "
+            f"{2.0 ** (1 - fewest):.2g}; Holm's correction multiplies that.",
+        )
     if per_task:
         notes += ("Slopes are in points per 100 tasks.",)
     if lost:

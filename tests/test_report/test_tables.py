@@ -89,6 +89,9 @@ def test_the_summary_table_names_diverged_runs_and_never_counts_them():
     assert cells[:4] == ["permuted", "sam", "6", "1"]
     assert cells[-1] == "better"
     assert "Diverged, never averaged in: sam, permuted (1 of 7)." in text
+    # Six differences of one sign: 2 of 2**6 equally likely patterns are as far from zero.
+    assert "With 6 seeds the sign-flip test cannot fall below 0.031" in text
+    assert cells[-3:-1] == ["< 0.001", "0.031"]
     mean = 100 * np.mean([r["accuracy"] for r in records if r["arm"] == "sam"][:-1])
     assert cells[4].startswith(f"{mean:.2f} ±")
 
