@@ -93,4 +93,9 @@ def check_size(
         raise ValueError(msg)
 
 
-__all__ = ["check_limits", "check_number", "check_size"]
+def is_zero(value) -> bool:
+    """Whether a strength is zero for good, so that what it scales need not be computed."""
+    return isinstance(value, int | float | np.number) and bool(value == 0)
+
+
+__all__ = ["check_limits", "check_number", "check_size", "is_zero"]

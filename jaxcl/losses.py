@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
+from jaxtyping import Key as Keys
 
 from jaxcl.checks import check_size
 from jaxcl.tree import num_rows, weighted_mean
@@ -47,6 +48,24 @@ def multi_head(apply: Callable, num_classes: int) -> Logits:
     return logits
 
 
+def past_heads(apply: Callable, num_classes: int) -> Logits:
+    """The outputs of all tasks before the example's own, for distillation.
+
+    Returns:
+      ``(params, example) -> [T, c]``: row ``t`` holds the outputs of task ``t``, and zeros,
+      which no parameter moves, from the example's own task on. What
+      :func:`jaxcl.regularizers.distill` makes of it is a mean over all ``T`` rows: give
+      ``T`` times the strength for a sum over the past tasks.
+    """
+
+    def logits(params, example):
+        heads = apply(params, example.x).reshape(-1, num_classes)
+        past = jnp.arange(heads.shape[0]) < example.task
+        return jnp.where(past[:, None], heads, 0.0)
+
+    return logits
+
+
 def cross_entropy(logits: Logits) -> ExampleLoss:
     """Negative log-likelihood of the label: ``logsumexp(z) - z[y]``.
 
@@ -80,7 +99,7 @@ def row_losses(
     example_loss: ExampleLoss,
     params: Params,
     batch: Batch,
-    key: Key,
+    key: Key | Keys[Array, " b"],
     *,
     chunk_size: int | None = None,
 ) -> Float[Array, " b"]:
@@ -90,13 +109,13 @@ def row_losses(
       example_loss: ``(params, example, key) -> scalar``.
       params: where.
       batch: rows ``[b, ...]``.
-      key: of all rows.
+      key: of all rows, or ``[b]``, one for each.
       chunk_size: rows whose activations are held at once; all if absent. A gradient then
         accumulates chunk by chunk, each of which is computed a second time for it: the
         memory of a small batch, for four thirds of the work.
     """
     check_size("row_losses", optional=True, chunk_size=chunk_size)
-    keys = jax.random.split(key, num_rows(batch))
+    keys = key if key.ndim else jax.random.split(key, num_rows(batch))
     if chunk_size is None or chunk_size >= num_rows(batch):
         return jax.vmap(example_loss, in_axes=(None, 0, 0))(params, batch, keys)
     chunk = jax.checkpoint(lambda row: example_loss(params, *row))
@@ -152,6 +171,7 @@ __all__ = [
     "cross_entropy",
     "mean_loss",
     "multi_head",
+    "past_heads",
     "row_losses",
     "single_head",
     "squared_error",

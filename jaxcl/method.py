@@ -17,13 +17,18 @@ weights are arguments instead of literals in the program. *Gate by data*: an emp
 has weight zero and a first task has zero importance; no part needs an ``if``.
 """
 
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import optax
+from jax.random import split
 from jaxtyping import ScalarLike
 
 from jaxcl.averages import no_average
-from jaxcl.checks import check_number, check_size
+from jaxcl.checks import check_number, check_size, is_zero
 from jaxcl.losses import row_losses
 from jaxcl.memory import after, no_memory
 from jaxcl.plasticity import no_renewal
@@ -65,7 +70,8 @@ def make_method(
       optimizer: turns the final gradient into an update; any optax transformation.
       gradient: a transformation of the raw gradient that may call ``grad_fn(params)``,
         ``replay_grad_fn(params)`` or ``task_grad_fn(params)`` (SAM, GNP, A-GEM, GEM).
-        All see the same batch, replay and key. The identity if absent.
+        All see the same batch and replay, and each row the same key. The identity if
+        absent.
       regularizer: what pulls towards the past.
       memory: which examples come back.
       average: the slower copy that is evaluated.
@@ -73,7 +79,8 @@ def make_method(
       replay_weight: how much the replayed loss counts next to the current one; the
         Python number 0 for methods that only look at its gradient (A-GEM, GEM).
       chunk_size: rows whose activations are held at once: gradient accumulation, for
-        every gradient that is taken; all if absent. See :func:`jaxcl.losses.row_losses`.
+        every gradient of the loss; all if absent. See :func:`jaxcl.losses.row_losses`. A
+        regularizer that looks at rows has a ``chunk_size`` of its own.
       perturb_penalty: whether the gradient transformation sees the penalty (SAM on
         loss + penalty), or the penalty's gradient is added afterwards, taken at the
         unperturbed parameters (as Create-and-Find does).
@@ -93,24 +100,7 @@ def make_method(
     memory = memory or no_memory()
     average = average or no_average()
     renewal = renewal or no_renewal()
-    replays = not (isinstance(replay_weight, int | float) and replay_weight == 0)
-
-    def losses_of(params, rows, key):
-        return row_losses(example_loss, params, rows, key, chunk_size=chunk_size)
-
-    def data_loss(params, batch, replay, key):
-        """L(p) over both parts in one pass, each row with its share of the mean."""
-        if not replays or num_rows(replay) == 0:
-            shares, rows = _shares(batch), batch
-        else:
-            weight = replay_weight * jnp.any(replay.weight > 0)
-            both = jnp.concatenate([_shares(batch), weight * _shares(replay)])
-            shares = both / (1 + weight)
-            rows = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), batch, replay)
-        return jnp.sum(shares * losses_of(params, rows, key))
-
-    def replay_loss(params, replay, key):
-        return jnp.sum(_shares(replay) * losses_of(params, replay, key))
+    losses = _losses(example_loss, replay_weight, chunk_size)
 
     def init(params, example):
         return MethodState(
@@ -124,10 +114,11 @@ def make_method(
         )
 
     def step(key, state, batch):
-        key_loss, key_sample, key_observe, key_renew = jax.random.split(key, 4)
+        key_loss, key_sample, key_observe, key_renew, key_replay = split(key, 5)
         params = state.params
-        groups = memory.sample(key_sample, state.memory)
-        replay = _flat(groups)
+        groups = _filled(memory.sample(key_sample, state.memory), batch)
+        keys = split(key_replay, groups.weight.shape)
+        replay, replay_keys = _flat(groups), keys.reshape(-1)
         slow = average.read(state.average, params)
         context = Context(batch, replay, slow, key_loss)
 
@@ -135,20 +126,11 @@ def make_method(
             return regularizer.penalty(state.regularizer, params, context)
 
         def objective(params):
-            loss = data_loss(params, batch, replay, key_loss)
+            now = batch, split(key_loss, num_rows(batch))
+            loss = losses.data(params, *now, replay, replay_keys)
             return loss + penalty(params) if perturb_penalty else loss
 
-        def task_grad_fn(params):
-            if groups.weight.ndim != 2:
-                msg = (
-                    "make_method: task_grad_fn needs replay grouped by task, leaves "
-                    f"[T, m, ...], got weights of shape {groups.weight.shape}; use "
-                    "jaxcl.memory.episodic(..., grouped=True)."
-                )
-                raise ValueError(msg)
-            per_task = jax.vmap(jax.grad(replay_loss), in_axes=(None, 0, None))
-            return per_task(params, groups, key_loss)
-
+        past = jax.grad(losses.replay)
         loss, raw = jax.value_and_grad(objective)(params)
         grads, gradient_state = gradient.update(
             raw,
@@ -156,8 +138,8 @@ def make_method(
             params,
             value=loss,
             grad_fn=jax.grad(objective),
-            replay_grad_fn=lambda p: jax.grad(replay_loss)(p, replay, key_loss),
-            task_grad_fn=task_grad_fn,
+            replay_grad_fn=lambda params: past(params, replay, replay_keys),
+            task_grad_fn=lambda params: _by_task(past, params, groups, keys),
         )
         if not perturb_penalty:
             grads = axpy(1.0, jax.grad(penalty)(params), grads)
@@ -169,20 +151,21 @@ def make_method(
         renewal_state, params, renewed = renewal.renew(
             key_renew, state.renewal, params, batch
         )
+        size = norm(raw)
         return MethodState(
             params,
             gradient_state,
             _restarted(optimizer, optimizer_state, params, renewed),
             state.regularizer,
             memory.observe(
-                key_observe, state.memory, after((params, loss, norm(raw)), batch)
+                key_observe, state.memory, after((params, loss, size), batch)
             ),
             average.observe(state.average, params),
             renewal_state,
-        ), StepInfo(loss, jnp.isfinite(loss), norm(raw))
+        ), StepInfo(loss, jnp.isfinite(loss) & jnp.isfinite(size), size)
 
     def end_task(key, state, task):
-        key_regularizer, key_memory = jax.random.split(key)
+        key_regularizer, key_memory = split(key)
         average_state, params = average.consolidate(state.average, state.params)
         return MethodState(
             params,
@@ -198,6 +181,60 @@ def make_method(
         return average.read(state.average, state.params)
 
     return Method(init, step, end_task, eval_params)
+
+
+class _Losses(NamedTuple):
+    """The losses of the data; every row has a key of its own, the same in both."""
+
+    data: Callable  # (params, batch, keys, replay, replay_keys) -> L(p)
+    replay: Callable  # (params, replay, replay_keys) -> its weighted mean
+
+
+def _losses(example_loss, replay_weight, chunk_size) -> _Losses:
+    def data(params, batch, keys, replay, replay_keys):
+        """L(p) over both parts in one pass, each row with its share of the mean."""
+        shares, rows = _shares(batch), batch
+        if num_rows(replay) and not is_zero(replay_weight):
+            weight = replay_weight * jnp.any(replay.weight > 0)
+            both = jnp.concatenate([shares, weight * _shares(replay)])
+            shares = both / (1 + weight)
+            join = lambda a, b: jnp.concatenate([a, b])
+            rows, keys = jax.tree.map(join, (batch, keys), (replay, replay_keys))
+        return jnp.sum(shares * losses_of(params, rows, keys))
+
+    def replayed(params, replay, replay_keys):
+        return jnp.sum(_shares(replay) * losses_of(params, replay, replay_keys))
+
+    losses_of = partial(row_losses, example_loss, chunk_size=chunk_size)
+    return _Losses(data, replayed)
+
+
+def _by_task(past, params, groups: Batch, keys):
+    """The gradient on each task's part of the replay, leaves [T, ...]."""
+    if groups.weight.ndim != 2:
+        msg = (
+            "make_method: task_grad_fn needs replay grouped by task, leaves [T, m, ...], "
+            f"got weights of shape {groups.weight.shape}; use "
+            "jaxcl.memory.episodic(..., grouped=True)."
+        )
+        raise ValueError(msg)
+    return jax.vmap(past, in_axes=(None, 0, 0))(params, groups, keys)
+
+
+def _filled(groups: Batch, batch: Batch) -> Batch:
+    """Rows of the batch in the empty slots of a replay, of weight zero as before.
+
+    They are computed with, whatever their weight, and zero times NaN is NaN: what a
+    network makes of a slot's zeros would be a NaN if it divides by the norm of its input.
+    """
+
+    def fill(kept, here):
+        real = jnp.expand_dims(groups.weight > 0, range(groups.weight.ndim, kept.ndim))
+        return jnp.where(real, kept, jnp.resize(here, kept.shape))
+
+    parts = (groups.x, groups.y, groups.task), (batch.x, batch.y, batch.task)
+    x, y, task = jax.tree.map(fill, *parts)
+    return Batch(x, y, groups.weight, task)
 
 
 def _shares(batch: Batch):
@@ -216,12 +253,25 @@ def _restarted(optimizer, state, params, renewed):
     """The optimizer's statistics as at the start, where parameters were renewed."""
     if renewed is None:
         return state
+    left_out = lambda leaf: isinstance(leaf, optax.MaskedNode)
+
+    def mark(leaf, renewed):
+        if left_out(leaf) or leaf.shape == renewed.shape:
+            return leaf if left_out(leaf) else renewed
+        msg = (
+            "make_method: a renewal restarts the optimizer's statistics entry by entry; "
+            f"expected them in the shapes of the parameters, got {leaf.shape} for "
+            f"{renewed.shape}; use an optimizer such as SGD or Adam."
+        )
+        raise ValueError(msg)
+
     marks = optax.tree.map_params(
         optimizer,
-        lambda _, mark: mark,
+        mark,
         state,
         renewed,
         transform_non_params=lambda _: False,
+        is_leaf=left_out,
     )
     pick = lambda mark, fresh, old: jnp.where(mark, fresh, old).astype(old.dtype)
     return jax.tree.map(pick, marks, optimizer.init(params), state)

@@ -180,13 +180,22 @@ def learning_without_forgetting(
     logits: Logits,
     optimizer: Optimizer,
     *,
-    strength: ScalarLike = 1.0,
+    kept: Logits,
+    strength: ScalarLike = 0.25,
     temperature: ScalarLike = 2.0,
+    chunk_size: int | None = None,
     **options,
 ) -> Method:
-    """LwF: on new inputs, answer as before the task began (arXiv:1606.09282)."""
-    pull = distill(logits, strength, temperature=temperature)
-    return make_method(cross_entropy(logits), optimizer, regularizer=pull, **options)
+    """LwF: on new inputs, answer as before the task began (arXiv:1606.09282).
+
+    ``kept`` are the answers to keep: ``logits`` again where tasks share their outputs,
+    ``past_heads(apply, num_classes)`` where each has its own. The default strength is the
+    authors' ``lambda_o = 1`` at their temperature, ``strength * temperature**2``.
+    """
+    pull = distill(kept, strength, temperature=temperature, chunk_size=chunk_size)
+    loss = cross_entropy(logits)
+    options |= {"regularizer": pull, "chunk_size": chunk_size}
+    return make_method(loss, optimizer, **options)
 
 
 def slow_learner(
@@ -198,6 +207,7 @@ def slow_learner(
     strength: ScalarLike,
     capacity: int,
     sample_size: int,
+    chunk_size: int | None = None,
     **options,
 ) -> Method:
     """A fast learner that replays and stays near its own slow average.
@@ -208,9 +218,10 @@ def slow_learner(
     return make_method(
         example_loss,
         optimizer,
-        regularizer=follow_slow(features, strength),
+        regularizer=follow_slow(features, strength, chunk_size=chunk_size),
         memory=reservoir(capacity, sample_size),
         average=ema(decay),
+        chunk_size=chunk_size,
         **options,
     )
 

@@ -25,7 +25,8 @@ def dot(a: PyTree, b: PyTree) -> Float[Array, ""]:
 
     def leaf(x, y):
         dtype = wide_dtype(x, y)
-        return jnp.vdot(x.astype(dtype), y.astype(dtype))
+        full = jax.lax.Precision.HIGHEST  # an accelerator would round what goes in
+        return jnp.vdot(x.astype(dtype), y.astype(dtype), precision=full)
 
     parts = jax.tree.leaves(jax.tree.map(leaf, a, b))
     return sum(parts, jnp.zeros((), parts[0].dtype if parts else jnp.float32))

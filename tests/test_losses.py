@@ -10,6 +10,7 @@ from jaxcl.losses import (
     cross_entropy,
     mean_loss,
     multi_head,
+    past_heads,
     row_losses,
     single_head,
     squared_error,
@@ -49,6 +50,18 @@ def test_a_head_sees_its_own_outputs_and_moves_only_them():
     assert np.all(np.any(grads[3:] != 0, axis=1))
     with pytest.raises(ValueError, match="multiple of num_classes=4"):
         multi_head(apply, 4)(PARAMS, example)
+
+
+def test_past_heads_are_those_of_earlier_tasks():
+    """Oracle: slicing by hand; neither the example's own head nor later ones move."""
+    logits = past_heads(apply, 2)  # three tasks
+    example = at(1, BATCH)  # of task 1
+    outputs = np.asarray(PARAMS @ example.x)
+    found = logits(PARAMS, example)
+    np.testing.assert_array_equal(found, [outputs[:2], [0, 0], [0, 0]])
+    grads = jax.grad(lambda params: jnp.sum(logits(params, example)))(PARAMS)
+    assert np.any(grads[:2])
+    assert not np.any(grads[2:])
 
 
 def test_squared_error_is_half_the_squared_distance():

@@ -246,6 +246,133 @@ def test_statistics_restart_from_where_the_optimizer_begins(optimizer):
             np.testing.assert_allclose(found, want, atol=1e-7)
 
 
+PARTS = {"w": "a", "v": "b"}
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        optax.masked(optax.adam(0.1), {"w": True, "v": False}),
+        optax.partition({"a": optax.adam(0.1), "b": optax.sgd(0.1)}, PARTS),
+    ],
+    ids=["masked", "partition"],
+)
+def test_statistics_of_some_leaves_restart_like_those_of_all(optimizer):
+    """Oracle: Adam over both leaves, whose moments of the first leaf are the same."""
+    mask = {
+        "w": jnp.zeros((D, H), bool).at[:, 1].set(True),
+        "v": jnp.ones((H, C), bool),
+    }
+    renewal = Renewal(lambda p: (), lambda k, s, p, b: (s, p, mask))
+    batch = at(slice(8), task(1))
+
+    def moments(optimizer):
+        method = make_method(LOSS, optimizer, renewal=renewal)
+        state = method.init(setting()[1], at(slice(1), batch))
+        state, _ = method.step(jax.random.key(0), state, batch)
+        leaves = jax.tree.leaves(state.optimizer)
+        return [np.asarray(leaf) for leaf in leaves if leaf.shape == (D, H)]
+
+    found, wanted = moments(optimizer), moments(optax.adam(0.1))
+    assert len(found) == len(wanted) == 2
+    np.testing.assert_array_equal(found, wanted)
+    assert not np.any(found[0][:, 1])
+    assert np.any(found[0][:, 0])
+
+
+def test_statistics_of_other_shapes_cannot_restart_and_it_is_said():
+    """Oracle: the message; without a renewal the same optimizer learns."""
+    everywhere = jax.tree.map(lambda leaf: jnp.ones(leaf.shape, bool), setting()[1])
+    renewal = Renewal(lambda p: (), lambda k, s, p, b: (s, p, everywhere))
+    batch = at(slice(8), task(1))
+    for part in (None, renewal):
+        method = make_method(LOSS, optax.adafactor(0.1), renewal=part)
+        state = method.init(setting()[1], at(slice(1), batch))
+        step = functools.partial(method.step, jax.random.key(0), state, batch)
+        if part is None:
+            assert bool(step()[1].finite)
+        else:
+            with pytest.raises(ValueError, match="restarts the optimizer's statistics"):
+                step()
+
+
+def direction(params, x):
+    """A network that no row of zeros may reach: it divides by the length of its input."""
+    return apply(params, x / jnp.linalg.norm(x))
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        {"memory": reservoir(8, 4)},
+        {"memory": episodic(T, 4, 4), "gradient": agem(), "replay_weight": 0},
+        {
+            "memory": episodic(T, 4, grouped=True),
+            "gradient": gem(),
+            "replay_weight": 0,
+        },
+    ],
+    ids=["er", "a-gem", "gem"],
+)
+def test_empty_slots_of_a_memory_are_never_shown_to_the_network(parts):
+    """Oracle: plain descent; on the zeros themselves the network is NaN."""
+    params, batch = setting()[1], at(slice(8), task(1))
+    assert np.isnan(direction(params, jnp.zeros(D))).all()
+    loss = cross_entropy(single_head(direction))
+
+    def first_step(**parts):
+        method = make_method(loss, SGD, **parts)
+        state = method.init(params, at(slice(1), batch))
+        state, info = method.step(jax.random.key(0), state, batch)
+        return ravel_pytree(state.params)[0], info
+
+    found, info = first_step(**parts)
+    assert_law(found, first_step()[0])
+    assert bool(info.finite)
+
+
+def test_a_step_with_a_finite_loss_and_no_finite_gradient_is_told():
+    """Oracle: the square root at zero, whose value is finite and whose slope is not."""
+    root = lambda params, example, key: jnp.sqrt(jnp.sum(params["w"] ** 2))
+    method = make_method(root, SGD)
+    params = {"w": jnp.zeros(3)}
+    state = method.init(params, at(slice(1), task(1)))
+    _, info = method.step(jax.random.key(0), state, at(slice(4), task(1)))
+    assert bool(jnp.isfinite(info.loss))
+    assert not bool(info.finite)
+
+
+def test_a_replayed_row_has_one_key_in_every_gradient():
+    """Oracle: the joint gradient less that of the batch, for a loss that draws noise.
+
+    Negative control: the noise of another step is another gradient.
+    """
+    noisy = lambda params, example, key: jnp.vdot(
+        params["w"], jax.random.normal(key, (D, H))
+    )
+    seen = []
+
+    def spy(grads, state, params, *, replay_grad_fn, task_grad_fn, **_):
+        seen.append((grads, replay_grad_fn(params), task_grad_fn(params)))
+        return grads, state
+
+    look = optax.GradientTransformationExtraArgs(lambda params: (), spy)
+    params, batch, key = setting()[1], at(slice(8), task(1)), jax.random.key(0)
+    memory = episodic(T, 4, grouped=True)
+    for weight, step_key in ((1.0, key), (0, key), (0, jax.random.key(1))):
+        method = make_method(
+            noisy, SGD, gradient=look, memory=memory, replay_weight=weight
+        )
+        state = method.init(params, at(slice(1), batch))
+        state = method.end_task(key, state, task(1))
+        method.step(step_key, state, batch)
+    (joint, past, by_task), (alone, again, _), (_, other, _) = seen
+    assert_law(2 * joint["w"] - alone["w"], past["w"])
+    assert_law(past["w"], again["w"])
+    assert_law(past["w"], by_task["w"][0])
+    assert_different(past["w"], other["w"])
+
+
 def test_absent_parts_leave_nothing_in_the_state():
     """Oracle: counting leaves. Plain descent carries its parameters alone."""
     batch = at(slice(8), task(1))

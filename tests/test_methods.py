@@ -9,7 +9,13 @@ import optax
 import pytest
 
 from jaxcl import methods
-from jaxcl.losses import cross_entropy, mean_loss, single_head
+from jaxcl.losses import (
+    cross_entropy,
+    mean_loss,
+    multi_head,
+    past_heads,
+    single_head,
+)
 from jaxcl.memory import episodic
 from jaxcl.method import make_method
 from jaxcl.transforms import agem, sam
@@ -49,7 +55,7 @@ NAMED = {
     ),
     "gem": lambda: methods.gem(LOSS, SGD, num_tasks=2, capacity_per_task=4),
     "learning_without_forgetting": lambda: methods.learning_without_forgetting(
-        LOGITS, SGD
+        LOGITS, SGD, kept=LOGITS
     ),
     "slow_learner": lambda: methods.slow_learner(
         LOSS, SGD, LOGITS, decay=0.5, strength=0.1, capacity=8, sample_size=4
@@ -130,3 +136,35 @@ def test_agem_projects_the_gradient_that_sam_bends():
     found, want, plain = map(learned, range(3))
     np.testing.assert_array_equal(found, want)
     assert not np.allclose(found, plain, atol=1e-4)
+
+
+def test_lwf_keeps_the_answers_of_past_heads_where_each_task_has_its_own():
+    """Oracle: which outputs move in the second task: the old head is held by its answers.
+
+    Negative control: distilling the head that is being learned leaves the old one alone.
+    """
+    apply = lambda params, x: x @ params
+    start = 0.1 * jax.random.normal(jax.random.key(3), (D, 2 * C))
+    own = multi_head(apply, C)
+    second = OTHER._replace(task=jnp.ones_like(OTHER.task))
+
+    def penalty_gradient(kept):
+        method = methods.learning_without_forgetting(own, SGD, kept=kept)
+        state = method.init(start, at(slice(1), TASK))
+        state = method.end_task(jax.random.key(0), state, TASK)
+        far = start + 0.3 * jax.random.normal(jax.random.key(4), start.shape)
+        moved = state._replace(params=far)
+        without = methods.plain(cross_entropy(own), SGD)
+        plain = without.init(far, at(slice(1), TASK))
+        key = jax.random.key(1)
+        after, _ = method.step(key, moved, second)
+        unheld, _ = without.step(key, plain, second)
+        gap = np.abs(np.asarray(after.params - unheld.params))
+        return gap[:, :C].max(), gap[:, C:].max()
+
+    old, new = penalty_gradient(past_heads(apply, C))
+    assert old > 1e-5
+    assert new < 1e-7
+    old, new = penalty_gradient(own)
+    assert old < 1e-7
+    assert new > 1e-5

@@ -42,7 +42,8 @@ def after(results: PyTree, batch: Batch) -> Batch:
       The batch with a zero added to its weights: bit 1 of a square, which is never set,
       but the compiler does not know.
     """
-    firsts = [jnp.ravel(leaf)[0] for leaf in jax.tree.leaves(results) if leaf.size]
+    # By index: a leaf that is split over devices would be gathered to be raveled.
+    firsts = [leaf[(0,) * leaf.ndim] for leaf in jax.tree.leaves(results) if leaf.size]
     token = sum((first.astype(jnp.float32) for first in firsts), jnp.zeros(()))
     bits = jax.lax.bitcast_convert_type(token, jnp.uint32)
     zero = (bits * bits & 2).astype(batch.weight.dtype)

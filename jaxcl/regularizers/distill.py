@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int, ScalarLike
 
-from jaxcl.checks import check_number
-from jaxcl.losses import Logits
+from jaxcl.checks import check_number, check_size
+from jaxcl.losses import Logits, row_losses
 from jaxcl.regularizers.base import no_regularizer
 from jaxcl.tree import copied, weighted_mean
 from jaxcl.typing import Batch, Context, Params, Regularizer
@@ -27,6 +27,7 @@ def distill(
     *,
     temperature: ScalarLike = 2.0,
     rows: Callable[[Context], Batch] = lambda context: context.batch,
+    chunk_size: int | None = None,
 ) -> Regularizer:
     r"""Keep the outputs on the rows at hand close to those of the last task's network.
 
@@ -35,45 +36,54 @@ def distill(
 
     with ``z_a`` the logits at the anchor, averaged over the rows. The factor ``t^2`` keeps
     the size of the gradient when the temperature rises. On the current batch this is
-    Learning without Forgetting, up to the entropy of ``z_a``, which is constant; on the
-    replay it is distillation over a memory.
+    Learning without Forgetting with ``lambda_o = strength * t^2`` (its authors have no
+    such factor), up to the entropy of ``z_a``, which is constant; on the replay it is
+    distillation over a memory.
 
     Args:
       logits: ``(params, example) -> [c]`` (or ``[l, c]``, averaged over ``l``): what to
-        keep. With several heads give those of the earlier tasks, not the current one.
+        keep. With several heads give those of the earlier tasks, not the current one:
+        :func:`jaxcl.losses.past_heads`. An entry of -inf stands for an answer that is
+        not given, and counts nowhere.
       strength: nats per nat.
       temperature: above zero; softens both distributions.
       rows: which rows of the context to look at, the current batch if absent; the replay
         is ``lambda context: context.replay``.
+      chunk_size: rows whose activations are held at once; all if absent.
 
     Returns:
       A regularizer with :class:`DistillState`; a step costs one more forward pass, and
       the penalty is zero before the first task ends, or without rows.
 
     Raises:
-      ValueError: if ``strength`` is a negative number or ``temperature`` not positive.
+      ValueError: if ``strength`` is a negative number, ``temperature`` not positive or
+        ``chunk_size`` no int of at least 1.
 
     Sources: Li and Hoiem 2016, arXiv:1606.09282, equation 2; Hinton et al. 2015,
     arXiv:1503.02531, section 2, for the factor.
     """
     check_number("distill", strength=strength)
     check_number("distill", above=True, temperature=temperature)
+    check_size("distill", optional=True, chunk_size=chunk_size)
 
     def init(params):
         return DistillState(copied(params), jnp.zeros((), jnp.int32))
 
     def penalty(state, params, context):
-        def divergence(example):
+        def divergence(params, example, key):
+            del key
             soft = lambda params: jax.nn.log_softmax(
                 logits(params, example) / temperature
             )
             kept, now = jax.lax.stop_gradient(soft(state.anchor)), soft(params)
-            return jnp.mean(jnp.sum(jnp.exp(kept) * (kept - now), axis=-1))
+            given = kept > -jnp.inf
+            gaps = jnp.where(given, kept, 0.0) - jnp.where(given, now, 0.0)
+            return jnp.mean(jnp.sum(jnp.exp(kept) * gaps, axis=-1))
 
         batch = rows(context)
         weight = batch.weight * (state.tasks_seen > 0)
-        gap = weighted_mean(jax.vmap(divergence)(batch), weight)
-        return strength * temperature**2 * gap
+        gaps = row_losses(divergence, params, batch, context.key, chunk_size=chunk_size)
+        return strength * temperature**2 * weighted_mean(gaps, weight)
 
     def consolidate(key, state, params, task):
         del key, task

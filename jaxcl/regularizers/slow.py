@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree, ScalarLike
 
-from jaxcl.checks import check_number
+from jaxcl.checks import check_number, check_size
+from jaxcl.losses import row_losses
 from jaxcl.regularizers.base import no_regularizer
 from jaxcl.tree import weighted_mean
 from jaxcl.typing import Batch, Context, Params, Regularizer
@@ -17,6 +18,7 @@ def follow_slow(
     strength: ScalarLike,
     *,
     rows: Callable[[Context], Batch] = lambda context: context.replay,
+    chunk_size: int | None = None,
 ) -> Regularizer:
     r"""On replayed inputs, keep features close to those of the slow parameters.
 
@@ -32,16 +34,19 @@ def follow_slow(
         ``lambda params, example: model.features(params, example.x)[-1]``.
       strength: loss per squared feature; the paper's gamma.
       rows: which rows of the context to look at, the replay if absent.
+      chunk_size: rows whose activations are held at once; all if absent.
 
     Returns:
       A regularizer without state; a step costs one more forward pass over the rows.
 
     Raises:
-      ValueError: if ``strength`` is a negative number.
+      ValueError: if ``strength`` is a negative number or ``chunk_size`` no int of at
+        least 1.
 
     Source: I-LoRA, arXiv:2402.18865, the second term of its loss.
     """
     check_number("follow_slow", strength=strength)
+    check_size("follow_slow", optional=True, chunk_size=chunk_size)
 
     def penalty(state, params, context):
         del state
@@ -49,15 +54,17 @@ def follow_slow(
         if batch.weight.shape[0] == 0:
             return jnp.zeros(())
 
-        def gap(example):
+        def gap(params, example, key):
+            del key
             slow = jax.lax.stop_gradient(features(context.slow, example))
             square = lambda a, b: jnp.mean(jnp.square(a - b))
             gaps = jax.tree.leaves(
                 jax.tree.map(square, features(params, example), slow)
             )
-            return sum(gaps) / len(gaps)
+            return jnp.mean(jnp.stack(gaps))
 
-        return strength * weighted_mean(jax.vmap(gap)(batch), batch.weight)
+        gaps = row_losses(gap, params, batch, context.key, chunk_size=chunk_size)
+        return strength * weighted_mean(gaps, batch.weight)
 
     return no_regularizer()._replace(penalty=penalty)
 

@@ -52,7 +52,8 @@ def save(
       folder: holds the checkpoints; created if absent.
       step: position in the run, at least zero; an existing one is replaced.
       tree: arrays of any dtype, typed keys among them. Numbers become arrays.
-      keep: how many checkpoints stay on disk; with two, one may be damaged.
+      keep: how many checkpoints stay on disk; with two, one may be damaged. Later ones
+        than this go: they are what a run passed over as damaged and does anew.
       hold: never remove this one to make room, and do not count it among those kept.
       about: what the run is, for JSON; :func:`restore` can insist on it.
 
@@ -90,7 +91,9 @@ def save(
     os.replace(partial, _note(path))
 
     held = {other for other in steps(path.parent) if _held(path.parent / str(other))}
-    others = [other for other in steps(path.parent) if other not in {step, *held}]
+    others = [
+        other for other in steps(path.parent) if other < step and other not in held
+    ]
     room = keep if hold else keep - 1
     kept = {str(s) for s in (step, *held, *others[max(0, len(others) - room) :])}
     for entry in path.parent.iterdir():  # older ones, and what a kill left half-done

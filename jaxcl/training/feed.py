@@ -17,9 +17,11 @@ def feed(
       ahead: how many results may wait.
 
     Raises:
-      Whatever ``read`` raises, at the place in the order where it raised it.
+      Whatever ``read`` raises, at the place in the order where it raised it; a
+      StopIteration, which an iterator cannot pass on, as a RuntimeError.
     """
     box: queue.Queue = queue.Queue(max(1, ahead))
+    done = object()
     ended = threading.Event()
 
     def put(entry) -> bool:
@@ -39,16 +41,16 @@ def feed(
         except BaseException as error:  # handed to whoever waits for the result
             put((None, error))
         else:
-            put((None, StopIteration()))
+            put((done, None))
 
     threading.Thread(target=work, daemon=True, name="feed").start()
     try:
         while True:
             result, error = box.get()
-            if isinstance(error, StopIteration):
-                return
             if error is not None:
                 raise error
+            if result is done:
+                return
             yield result
     finally:
         ended.set()

@@ -123,14 +123,15 @@ def learn(
 
     Raises:
       ValueError: for options that cannot work, a task with fewer rows than a batch, or
-        a checkpoint of another run.
+        a checkpoint of another run: of another key, other options that decide what is
+        learned, or another ``about``.
 
     Cost: per step what the method's step costs. The next batches are read by a thread;
     losses are fetched when they are reported, ``report_every`` steps late. While a
     checkpoint is written there is one more copy of the state.
     """
     check(tasks, options, layout)
-    place = Path(folder) / "checkpoints"
+    place, about = Path(folder) / "checkpoints", identity(key, options, about)
     program = compile_program(
         build,
         params,
@@ -210,6 +211,13 @@ def check(tasks: Sequence[Task], options: Options, layout: Layout | None) -> Non
     if layout is not None:
         sizes = options.batch_size, options.eval_batch_size
         check_rows(layout, batch_size=sizes[0], eval_batch_size=sizes[1])
+
+
+def identity(key: Key, options: Options, about: Mapping[str, Any] | None) -> dict:
+    """What a checkpoint must agree with for a run to go on from it."""
+    names = "num_steps", "batch_size", "consolidate_rows", "on_non_finite"
+    decisive = {name: getattr(options, name) for name in names}
+    return {"key": jax.random.key_data(key).tolist()} | decisive | dict(about or {})
 
 
 def begin(program: Program, params: Params, num_tasks: int) -> Position:

@@ -9,6 +9,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int, PyTree, ScalarLike
 
+from jaxcl.checks import is_zero
 from jaxcl.tree import axpy, dot, norm, safe_divide, wide_dtype
 from jaxcl.typing import GradFn, Params
 
@@ -62,11 +63,6 @@ def logged(count, rho, ascent, climbed=None) -> ClimbState:
 
 
 # ------------------------------------------------------------------ arguments
-
-
-def is_zero(value) -> bool:
-    """Whether a strength is zero for good, so that what it scales need not be computed."""
-    return isinstance(value, int | float | np.number) and bool(value == 0)
 
 
 def at_step(value: ScalarOrSchedule, count):

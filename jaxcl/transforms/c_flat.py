@@ -4,7 +4,7 @@ from typing import Any
 
 import optax
 
-from jaxcl.checks import check_number
+from jaxcl.checks import check_number, is_zero
 from jaxcl.transforms._climb import (
     Mask,
     ScalarOrSchedule,
@@ -14,7 +14,6 @@ from jaxcl.transforms._climb import (
     climber,
     climbers,
     gradient_at,
-    is_zero,
     logged,
     mix,
 )

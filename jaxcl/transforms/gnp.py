@@ -5,14 +5,13 @@ from typing import Any
 
 import optax
 
-from jaxcl.checks import check_number
+from jaxcl.checks import check_number, is_zero
 from jaxcl.transforms._climb import (
     Mask,
     ScalarOrSchedule,
     at_step,
     climber,
     climbing,
-    is_zero,
     mix,
 )
 from jaxcl.transforms.across_devices import across_devices

@@ -14,6 +14,7 @@ from jaxcl.transforms._climb import (
     ClimbState,
     Mask,
     ScalarOrSchedule,
+    at_step,
     climb,
     climb_adaptively,
     climber,
@@ -118,12 +119,13 @@ def reverse_sam(
       ValueError: if ``rho`` is known to be negative, or an update lacks ``params`` or
         ``grad_fn``.
 
-    Cost: one more gradient per step. State: :class:`ClimbState`.
+    Cost: one more gradient per step. State: :class:`ClimbState`, whose ``rho`` is the step
+    along the gradient, ``-rho``: so :func:`climb_rise` tells how far the loss fell.
     """
     check_number("reverse_sam", rho=rho)
-    descend = lambda params, radius, ascent: climb(params, -1.0 * radius, ascent)
-    options = {"move": descend, "mask": mask, "measure": measure}
-    return climber(climbing("reverse_sam", rho, take_climbed, **options), measure)
+    down = lambda count: -1.0 * at_step(rho, count)
+    options = {"mask": mask, "measure": measure}
+    return climber(climbing("reverse_sam", down, take_climbed, **options), measure)
 
 
 class RandomSamState(NamedTuple):
@@ -138,7 +140,6 @@ def random_sam(
     rho: ScalarOrSchedule,
     *,
     mask: Mask | None = None,
-    measure: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Use the gradient found a distance ``rho`` away in a random direction.
 
@@ -152,7 +153,6 @@ def random_sam(
         build with another key.
       rho: radius in parameter units, at least 0; number or schedule.
       mask: leaves that move, as in :func:`sam`.
-      measure: also log ``climbed_norm`` and ``alignment``, as in :func:`sam`.
 
     Raises:
       ValueError: if ``rho`` is known to be negative, or an update lacks ``params`` or
@@ -171,15 +171,14 @@ def random_sam(
             noise = random_normal_like(key_now, params)
             return climb(params, radius, climbers("random_sam", mask, params, noise))
 
-        options = {"move": wander, "mask": mask, "measure": measure}
-        once = climbing("random_sam", rho, take_climbed, **options)
+        once = climbing("random_sam", rho, take_climbed, move=wander, mask=mask)
         grads, seen = once(grads, state.climb, params, grad_fn=grad_fn)
         return grads, RandomSamState(key_next, seen)
 
     # A copy, because a state may be donated while the key serves the next `init`.
     def init(params):
         del params
-        return RandomSamState(jnp.copy(key), empty_state(measure))
+        return RandomSamState(jnp.copy(key), empty_state(measure=False))
 
     return transformation(init, update)
 

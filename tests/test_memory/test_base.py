@@ -65,3 +65,15 @@ def test_waiting_for_results_changes_no_bit(key):
     assert waited.weight.dtype == batch.weight.dtype
     np.testing.assert_array_equal(waited.weight, jnp.tile(weight, (206, 1)))
     np.testing.assert_array_equal(after((), batch).weight, weight)
+
+
+def test_waiting_for_a_leaf_that_is_split_gathers_nothing():
+    """Oracle: the collectives of the compiled program. Negative control: a ravel needs all
+    of a leaf that is split on its last axis."""
+    mesh = jax.sharding.Mesh(np.array(jax.devices()), ("fsdp",))
+    split = jax.NamedSharding(mesh, jax.P(None, "fsdp"))
+    leaf = jax.device_put(jnp.ones((64, 8 * jax.device_count())), split)
+    batch = as_batch(np.ones((3, 2), np.float32), np.arange(3))
+    text = lambda f: jax.jit(f).lower(leaf).compile().as_text()
+    assert "all-gather" not in text(lambda leaf: after(leaf, batch).weight)
+    assert "all-gather" in text(lambda leaf: jnp.ravel(leaf)[:9] + 1)

@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -28,7 +30,7 @@ def learned(regularizer):
 
 
 def soften(x, params, temperature):
-    z = np.exp(np.asarray(x @ params["w"], np.float64) / temperature)
+    z = np.exp(np.asarray(x, np.float64) @ np.asarray(params["w"]) / temperature)
     return z / z.sum()
 
 
@@ -44,6 +46,65 @@ def test_the_penalty_is_a_softened_divergence_from_the_last_network(replayed):
         kept, now = soften(x, OLD, 3.0), soften(x, NEW, 3.0)
         total += np.sum(kept * np.log(kept / now)) / 3
     np.testing.assert_allclose(value, 0.7 * 9.0 * total, rtol=1e-5)
+
+
+def test_a_quarter_at_temperature_two_is_learning_without_forgetting():
+    """Oracle: Li and Hoiem 2016, equation 2: cross-entropy of softened answers, in 64-bit
+    numpy; equal up to the entropy of the old ones, so gradients are compared, by central
+    differences."""
+    regularizer = distill(logits, 0.25, temperature=2.0)
+    state = learned(regularizer)
+    grad = jax.grad(lambda params: regularizer.penalty(state, params, CONTEXT))(NEW)
+
+    def theirs(w):
+        rows = [
+            -np.sum(
+                soften(BATCH.x[i], OLD, 2.0) * np.log(soften(BATCH.x[i], {"w": w}, 2.0))
+            )
+            for i in (0, 2, 3)
+        ]
+        return np.mean(rows)
+
+    w, step = np.asarray(NEW["w"], np.float64), 1e-5
+    slopes = np.zeros_like(w)
+    for place in np.ndindex(*w.shape):
+        nudge = np.zeros_like(w)
+        nudge[place] = step
+        slopes[place] = (theirs(w + nudge) - theirs(w - nudge)) / (2 * step)
+    np.testing.assert_allclose(grad["w"], slopes, rtol=1e-3, atol=1e-6)
+
+
+def test_an_answer_that_is_not_given_counts_nowhere():
+    """Oracle: the same penalty over the other answers alone."""
+    masked = lambda params, example: logits(params, example).at[3].set(-jnp.inf)
+    some = lambda params, example: logits(params, example)[:3]
+    value, wanted = (
+        distill(keep, 1.0).penalty(learned(distill(keep, 1.0)), NEW, CONTEXT)
+        for keep in (masked, some)
+    )
+    np.testing.assert_allclose(value, wanted, rtol=1e-6)
+    regularizer = distill(masked, 1.0)
+    grad = jax.grad(regularizer.penalty, argnums=1)(learned(regularizer), NEW, CONTEXT)
+    assert np.isfinite(grad["w"]).all()
+
+
+@pytest.mark.parametrize("chunk_size", [1, 2, 3])
+def test_rows_in_chunks_give_the_same_pull(chunk_size):
+    """Oracle: all rows at once, value and gradient."""
+    features = lambda params, example: (logits(params, example), 2 * example.x)
+    for build in (
+        functools.partial(distill, logits),
+        functools.partial(follow_slow, features),
+    ):
+        pulls = [build(0.5), build(0.5, chunk_size=chunk_size)]
+        found = [
+            jax.value_and_grad(pull.penalty, argnums=1)(learned(pull), NEW, CONTEXT)
+            for pull in pulls
+        ]
+        np.testing.assert_allclose(found[1][0], found[0][0], rtol=1e-6)
+        np.testing.assert_allclose(
+            found[1][1]["w"], found[0][1]["w"], rtol=1e-5, atol=1e-7
+        )
 
 
 def test_nothing_is_kept_before_the_first_task_nor_without_rows():

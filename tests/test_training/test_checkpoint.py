@@ -103,6 +103,22 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, damage):
     assert bits(tree) == bits(carry(1))
 
 
+def test_what_was_damaged_takes_no_place_after_a_fall_back(tmp_path):
+    """Oracle: with two kept, the newest may be damaged again and one sound one is left."""
+    value = lambda step: {"x": jnp.full(2, step)}
+    for step in (10, 20):
+        checkpoint.save(tmp_path, step, value(step))
+    data_files(tmp_path / "20")[0].write_bytes(b"")
+    with pytest.warns(UserWarning, match="went back to 10"):
+        assert checkpoint.restore(tmp_path, value(0)).step == 10
+    for step in (12, 14):
+        checkpoint.save(tmp_path, step, value(step))
+    assert checkpoint.steps(tmp_path) == [12, 14]
+    data_files(tmp_path / "14")[0].write_bytes(b"")
+    with pytest.warns(UserWarning, match="went back to 12"):
+        assert checkpoint.restore(tmp_path, value(0)).step == 12
+
+
 def test_without_a_sound_checkpoint_there_is_an_error(tmp_path):
     """Oracle: one flipped bit in the only checkpoint; flipped back, it is read."""
     path = checkpoint.save(tmp_path, 0, {"x": jnp.ones(2)})

@@ -37,6 +37,15 @@ def test_an_error_comes_at_its_place():
         next(results)
 
 
+def test_an_iterator_that_runs_dry_inside_read_is_an_error_and_no_end():
+    """Oracle: three results were asked for; two come, then an error."""
+    source = iter([1, 2])
+    results = feed(lambda _: next(source), range(3))
+    assert [next(results), next(results)] == [1, 2]
+    with pytest.raises(RuntimeError, match="StopIteration"):
+        next(results)
+
+
 def test_a_consumer_that_leaves_ends_the_reader():
     """Oracle: the threads of this process."""
     results = feed(lambda item: item, range(10**9))

@@ -308,3 +308,12 @@ def test_the_checkpoint_of_another_run_is_refused_with_the_difference(tasks, tmp
     run(tmp_path, tasks[:1], options, about={"rate": 0.1, "base": "abc"})
     with pytest.raises(ValueError, match=r"rate 0\.1, not 0\.2"):
         run(tmp_path, tasks[:1], options, about={"rate": 0.2, "base": "abc"})
+    other = options._replace(batch_size=options.batch_size - 1)
+    with pytest.raises(ValueError, match=r"batch_size"):
+        run(tmp_path, tasks[:1], other, about={"rate": 0.1, "base": "abc"})
+    run(
+        tmp_path,
+        tasks[:1],
+        options._replace(keep=3),
+        about={"rate": 0.1, "base": "abc"},
+    )

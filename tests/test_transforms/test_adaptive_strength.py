@@ -9,6 +9,7 @@ from jaxcl.transforms import (
     climb_curvature,
     climb_rise,
     gnp,
+    reverse_sam,
     sam,
 )
 from tests.test_transforms.wavy import (
@@ -42,6 +43,16 @@ def test_the_climb_measures_curvature_and_rise_exactly_on_a_quadratic():
         np.testing.assert_allclose(curvature, up @ BOWL @ up, rtol=1e-5 / rho)
         rise = quadratic(START + rho * up) - quadratic(START)
         np.testing.assert_allclose(climb_rise(state), rise, rtol=1e-5)
+
+
+def test_going_down_is_measured_with_its_sign():
+    """Oracle: the same curvature, and a loss that falls, in NumPy."""
+    down, rho = -unit(BOWL @ START), 0.5
+    _, state = step_on_the_bowl(reverse_sam(rho, measure=True))
+    np.testing.assert_allclose(climb_curvature(state), down @ BOWL @ down, rtol=1e-4)
+    rise = quadratic(START + rho * down) - quadratic(START)
+    assert rise < 0
+    np.testing.assert_allclose(climb_rise(state), rise, rtol=1e-5)
 
 
 def test_nothing_climbed_measures_zero():
