@@ -27,7 +27,9 @@ class Batch(NamedTuple):
     """Rows of labelled data; also one row, where every leaf lacks the leading axis.
 
     Rows of weight zero are padding: every mean in the library is a weighted one, so they
-    count nowhere. Build one with :func:`jaxcl.tree.as_batch`.
+    count nowhere. They are computed with all the same, and zero times NaN is NaN: pad
+    with copies of a real row, as the library does. Build a batch with
+    :func:`jaxcl.tree.as_batch`.
     """
 
     x: PyTree  # inputs, leaves [b, ...]
@@ -128,7 +130,10 @@ class Renewal(NamedTuple):
       init: ``(params) -> state``.
       renew: ``(key, state, params, batch) -> (state, params, renewed)``, after every
         step; ``renewed`` is a tree of booleans shaped like ``params``: there the
-        optimizer's statistics are cleared. ``None`` means nowhere.
+        optimizer's statistics are cleared. ``None`` means nowhere. A count that all
+        parameters share goes on: Adam then no longer corrects the bias of moments that
+        begin anew, and the first steps of a renewed weight are up to ``(1 - b1) /
+        sqrt(1 - b2)`` learning rates long, 3.2 by default.
     """
 
     init: Callable[[Params], State]

@@ -35,6 +35,7 @@ def assert_close(a, b, **tolerance):
 
 
 def test_no_average_reads_and_returns_the_parameters_themselves():
+    """Oracle: identity of the objects."""
     params = at(0, walk(0))
     average = no_average()
     state = average.observe(average.init(params), params)

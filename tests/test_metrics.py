@@ -169,6 +169,7 @@ def test_a_single_task_has_reasons_where_there_are_no_numbers():
 
 
 def test_missing_rows_are_reasons_and_not_zeros():
+    """Oracle: the reasons, by hand."""
     report = summary(HAND)
     reason = "needs the untrained accuracies: pass untrained="
     assert report["forward_transfer"] == Metric(None, reason)
@@ -248,12 +249,14 @@ def test_a_summary_is_json():
     ],
 )
 def test_bad_matrices_are_refused(matrix, message):
+    """Oracle: the message."""
     with pytest.raises(ValueError, match=message):
         summary(matrix)
 
 
 @pytest.mark.parametrize("name", ["untrained", "joint"])
 def test_bad_rows_are_refused(name):
+    """Oracle: the message."""
     with pytest.raises(ValueError, match=f"{name} must have one accuracy for each of"):
         summary(HAND, **{name: [0.1, 0.2]})
     with pytest.raises(ValueError, match=f"the {name} row must hold shares"):

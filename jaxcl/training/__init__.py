@@ -1,5 +1,6 @@
 """Who walks the stream: the device loop, the host loop, checkpoints for exact resume."""
 
+from jaxcl.training.checkpoint import restore, save
 from jaxcl.training.device import (
     Moment,
     Observer,
@@ -15,9 +16,12 @@ from jaxcl.training.device import (
 )
 from jaxcl.training.host import Learned, Options, learn
 from jaxcl.training.order import batch_order
+from jaxcl.training.parallel import Layout, make_mesh, split_large
+from jaxcl.training.processes import start_processes
 from jaxcl.training.segments import Walked, in_segments, segment_size
 
 __all__ = [
+    "Layout",
     "Learned",
     "Moment",
     "Observer",
@@ -32,8 +36,13 @@ __all__ = [
     "fit_task",
     "in_segments",
     "learn",
+    "make_mesh",
     "over_runs",
+    "restore",
     "run_stream",
+    "save",
     "segment_size",
+    "split_large",
+    "start_processes",
     "steps_for",
 ]

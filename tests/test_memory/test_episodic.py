@@ -60,6 +60,7 @@ def test_each_task_fills_its_slot_and_the_oldest_is_written_over(key):
 
 
 def test_steps_change_nothing(key):
+    """Oracle: the state before."""
     memory = episodic(2, 2)
     state = memory.init(task(0))
     jax.tree.map(
@@ -174,6 +175,7 @@ def test_sizes_must_be_positive_ints(sizes):
 
 
 def test_a_wrong_task_or_selection_is_refused(key):
+    """Oracle: the message."""
     memory = episodic(2, 2)
     state = memory.init(task(0))
     with pytest.raises(ValueError, match="episodic: rows must look like the example"):

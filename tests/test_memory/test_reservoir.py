@@ -186,6 +186,7 @@ def test_sizes_must_be_positive_ints(sizes):
 
 
 def test_rows_that_look_different_from_the_example_are_refused(key):
+    """Oracle: the message."""
     memory = reservoir(4, 2)
     state = memory.init(rows(0, np.ones(1)))
     good = rows(0, np.ones(2))

@@ -77,6 +77,7 @@ def test_class_balanced_rows_are_uniform_within_a_label_and_fair_between(key):
 
 @pytest.mark.parametrize("labels", [np.ones(4, np.float32), np.ones((4, 2), int)])
 def test_class_balanced_rows_need_one_integer_per_row(key, labels):
+    """Oracle: the message."""
     task = as_batch(np.ones((4, 1), np.float32), labels)
     with pytest.raises(
         ValueError, match=r"labels must be integers of shape \[n\], got"
@@ -85,6 +86,7 @@ def test_class_balanced_rows_need_one_integer_per_row(key, labels):
 
 
 def test_class_balanced_rows_refuse_labels_of_several_leaves(key):
+    """Oracle: the message."""
     task = as_batch(jnp.ones((4, 1)), (np.ones(4, int), np.ones(4, int)))
     with pytest.raises(ValueError, match=r"got int32\(4,\), int32\(4,\)"):
         class_balanced_rows(key, (), task, 2)

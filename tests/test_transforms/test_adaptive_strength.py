@@ -56,6 +56,7 @@ def test_going_down_is_measured_with_its_sign():
 
 
 def test_nothing_climbed_measures_zero():
+    """Oracle: zero, at a stationary point and with no radius."""
     zero = jnp.zeros(2)
     for climb in (sam(0.1, measure=True), sam(0.0, measure=True)):
         _, state = climb.update(zero, climb.init(zero), zero, grad_fn=jnp.sin)
@@ -125,6 +126,7 @@ def test_power_zero_is_the_fixed_strength():
 
 
 def test_a_step_that_measures_nothing_leaves_the_strength_as_it_was():
+    """Oracle: the strength before."""
     climb = adaptive_strength(measuring_sam, 0.3, reference=1.5)
     zero = jax.tree.map(jnp.zeros_like, tree(START))
     _, state = climb.update(zero, climb.init(zero), zero, grad_fn=lambda p: p)
@@ -144,6 +146,7 @@ def test_a_radius_is_warmed_up_again_when_the_state_is_made_anew():
 
 
 def test_adaptive_strengths_refuse_bad_numbers():
+    """Oracle: the message."""
     with pytest.raises(ValueError, match="adaptive_rho: target"):
         adaptive_rho(-1.0)
     with pytest.raises(ValueError, match="adaptive_rho: high"):

@@ -27,6 +27,7 @@ def test_agem_never_points_uphill_on_the_replayed_loss():
 
 
 def test_agem_leaves_an_agreeing_gradient_as_it_is_bit_for_bit():
+    """Oracle: the gradient that went in."""
     grads, past = jnp.array([1.0, 2.0]), jnp.array([0.3, 0.1])
     found, state = project(grads, past)
     np.testing.assert_array_equal(found, grads)
@@ -56,6 +57,7 @@ def test_agem_is_gem_with_one_row():
 
 
 def test_agem_asks_for_what_it_needs():
+    """Oracle: the message."""
     with pytest.raises(ValueError, match="agem: update needs replay_grad_fn"):
         agem().update(jnp.ones(2), agem().init(jnp.ones(2)), jnp.ones(2))
     with pytest.raises(ValueError, match="agem: update needs params"):

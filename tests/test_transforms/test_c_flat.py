@@ -34,6 +34,7 @@ def test_c_flat_without_strength_is_sam_and_without_radius_plain():
     ("strengths", "calls"), [((0.2, 0.2), 3), ((0.2, 0), 1), ((0, 1.0), 0)]
 )
 def test_c_flat_asks_for_no_gradient_that_it_does_not_use(strengths, calls):
+    """Oracle: the number of calls."""
     asked = []
     ask = lambda params: asked.append(1) or grad_fn(params)
     bend = c_flat(*strengths)
@@ -56,6 +57,7 @@ def test_c_flat_moves_only_what_its_mask_lets_it():
 
 
 def test_c_flat_refuses_bad_strengths():
+    """Oracle: the message."""
     with pytest.raises(ValueError, match="c_flat: rho"):
         c_flat(-0.1)
     with pytest.raises(ValueError, match="c_flat: strength"):

@@ -153,6 +153,7 @@ def test_the_battery_misses_nothing_that_is_public():
 @battery
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float64"])
 def test_structures_shapes_and_dtypes_never_change(name, dtype):
+    """Oracle: the state and gradients before."""
     with jax.enable_x64(dtype == "float64"):
         check_types(BATTERY[name](), parameters(dtype=dtype))
 

@@ -42,6 +42,7 @@ def test_a_gradient_that_is_nothing_but_its_mean_is_not_climbed():
 
 
 def test_friendly_sam_refuses_bad_strengths():
+    """Oracle: the message."""
     for name in ("rho", "sigma", "decay"):
         arguments = {"rho": 0.1} | {name: -0.1}
         with pytest.raises(ValueError, match=f"friendly_sam: {name}"):

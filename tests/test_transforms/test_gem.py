@@ -106,7 +106,7 @@ def test_gem_finds_the_optimum_of_small_problems(num_tasks, size):
 
 
 def test_a_gradient_that_no_task_objects_to_is_left_alone_bit_for_bit():
-    """Also with a margin, which is for conflicts only."""
+    """Oracle: the gradient that went in. A margin is for conflicts only."""
     grads, _ = draw("random", 3, 40)
     rows = jnp.stack([grads, 2 * grads, 0 * grads], axis=1)
     for margin in (0.0, 0.5):
@@ -174,6 +174,7 @@ def test_the_derivative_is_that_of_the_binding_constraints():
 
 
 def test_gem_refuses_what_it_cannot_use():
+    """Oracle: the message."""
     ones = jnp.ones(3)
     state = gem().init(ones)
     with pytest.raises(

@@ -27,6 +27,7 @@ def test_gnp_with_alpha_one_is_sam_and_with_alpha_zero_plain():
 
 
 def test_gnp_with_alpha_zero_asks_for_no_second_gradient():
+    """Oracle: the number of calls."""
     asked = []
     ask = lambda params: asked.append(1) or params
     for alpha, calls in ((0, 0), (0.0, 0), (0.5, 1)):
@@ -79,6 +80,7 @@ def test_strengths_of_gnp_can_be_injected():
 
 
 def test_gnp_refuses_both_strengths_or_none():
+    """Oracle: the message."""
     for arguments in ({}, {"alpha": 0.5, "penalty": 0.1}):
         with pytest.raises(ValueError, match="gnp: needs exactly one of alpha"):
             gnp(0.1, **arguments)

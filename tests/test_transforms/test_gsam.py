@@ -42,6 +42,7 @@ def test_the_radius_follows_the_learning_rate_between_its_ends():
 
 
 def test_gsam_refuses_bad_strengths():
+    """Oracle: the message."""
     with pytest.raises(ValueError, match="gsam: rho must be"):
         gsam(-1.0, 0.5)
     with pytest.raises(ValueError, match="gsam: alpha must be"):

@@ -115,6 +115,7 @@ def test_skipping_survives_a_vmap_around_the_loop_and_around_stacked_states():
 
 
 def test_the_state_keeps_one_tree_of_directions_in_float32_or_better():
+    """Oracle: shapes and dtypes, by hand."""
     params = {"w": jnp.ones((3, 2), jnp.bfloat16), "b": jnp.ones(2)}
     state = looksam(0.3).init(params)
     shapes = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype), tree)
@@ -124,6 +125,7 @@ def test_the_state_keeps_one_tree_of_directions_in_float32_or_better():
 
 @pytest.mark.parametrize("k", [0, -1, True])
 def test_looksam_refuses_a_period_that_is_no_positive_int(k):
+    """Oracle: the message."""
     with pytest.raises(
         ValueError, match="looksam: k must be a Python int of at least 1"
     ):
@@ -131,6 +133,7 @@ def test_looksam_refuses_a_period_that_is_no_positive_int(k):
 
 
 def test_looksam_refuses_bad_strengths():
+    """Oracle: the message."""
     with pytest.raises(ValueError, match="looksam: alpha"):
         looksam(0.3, alpha=-1.0)
     with pytest.raises(ValueError, match="looksam: rho"):

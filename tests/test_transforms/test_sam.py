@@ -143,6 +143,7 @@ def test_a_chain_may_want_the_value_as_well():
 
 @pytest.mark.parametrize(("measure", "num_scalars"), [(False, 3), (True, 5)])
 def test_the_state_holds_a_few_scalars_and_no_parameters(measure, num_scalars):
+    """Oracle: counting leaves."""
     state = sam(0.1, measure=measure).init({"w": jnp.ones((100, 100))})
     assert [leaf.shape for leaf in jax.tree.leaves(state)] == [()] * num_scalars
 
@@ -337,6 +338,7 @@ def test_bfloat16_parameters_are_measured_and_moved_in_float32():
 
 
 def test_gradients_keep_the_dtype_they_came_in():
+    """Oracle: the dtype that went in."""
     params = {"w": jnp.ones(3, jnp.bfloat16)}
     bent, _ = update_at(sam(0.1), {"w": jnp.ones(3, jnp.float32)}, params)
     assert bent["w"].dtype == jnp.float32
@@ -347,6 +349,7 @@ def test_gradients_keep_the_dtype_they_came_in():
 
 @pytest.mark.parametrize("bad", [-0.1, float("nan"), float("inf"), np.float32(-1)])
 def test_a_bad_radius_is_refused_by_name(bad):
+    """Oracle: the message."""
     with pytest.raises(
         ValueError, match="sam: rho must be a finite number of at least 0"
     ):
@@ -360,6 +363,7 @@ def test_a_bad_radius_is_refused_by_name(bad):
 
 
 def test_an_update_without_what_it_needs_says_what_to_pass():
+    """Oracle: the message."""
     params = tree(START)
     state = sam(0.1).init(params)
     with pytest.raises(ValueError, match="sam: update needs params"):
@@ -396,6 +400,7 @@ def test_random_sam_looks_at_an_equal_distance_anywhere():
 
 
 def test_random_sam_moves_only_what_its_mask_lets_it():
+    """Oracle: the point before."""
     params = tree(START)
     climb = random_sam(jax.random.key(3), 0.3, mask={"bias": False, "kernel": True})
     point, _ = update_at(climb, params, params)
