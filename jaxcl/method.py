@@ -151,18 +151,17 @@ def make_method(
         renewal_state, params, renewed = renewal.renew(
             key_renew, state.renewal, params, batch
         )
-        size = norm(raw)
         return MethodState(
             params,
             gradient_state,
             _restarted(optimizer, optimizer_state, params, renewed),
             state.regularizer,
             memory.observe(
-                key_observe, state.memory, after((params, loss, size), batch)
+                key_observe, state.memory, after((params, loss, norm(raw)), batch)
             ),
             average.observe(state.average, params),
             renewal_state,
-        ), StepInfo(loss, jnp.isfinite(loss) & jnp.isfinite(size), size)
+        ), StepInfo(loss, jnp.isfinite(loss), norm(raw))
 
     def end_task(key, state, task):
         key_regularizer, key_memory = split(key)

@@ -156,7 +156,7 @@ class StepInfo(NamedTuple):
     """What one step tells the reader; nothing here feeds the next step."""
 
     loss: Float[Array, ""]  # data loss, before the update; plus penalty where perturbed
-    finite: Bool[Array, ""]  # whether that loss is a number
+    finite: Bool[Array, ""]  # whether that loss is a number; loops look at the rest
     grad_norm: Float[Array, ""]  # of the gradient before its transformation
 
 

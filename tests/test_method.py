@@ -331,17 +331,6 @@ def test_empty_slots_of_a_memory_are_never_shown_to_the_network(parts):
     assert bool(info.finite)
 
 
-def test_a_step_with_a_finite_loss_and_no_finite_gradient_is_told():
-    """Oracle: the square root at zero, whose value is finite and whose slope is not."""
-    root = lambda params, example, key: jnp.sqrt(jnp.sum(params["w"] ** 2))
-    method = make_method(root, SGD)
-    params = {"w": jnp.zeros(3)}
-    state = method.init(params, at(slice(1), task(1)))
-    _, info = method.step(jax.random.key(0), state, at(slice(4), task(1)))
-    assert bool(jnp.isfinite(info.loss))
-    assert not bool(info.finite)
-
-
 def test_a_replayed_row_has_one_key_in_every_gradient():
     """Oracle: the joint gradient less that of the batch, for a loss that draws noise.
 
