@@ -1,6 +1,7 @@
-"""What numbers may be: refused when a part is built, before any compute."""
+"""What may be handed in: refused when a part is built, before any compute."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -40,13 +41,21 @@ def check_number(
     for name, value in values.items():
         if value is None or callable(value) or isinstance(value, Tracer):
             continue
-        if np.ndim(value) == 0:
-            known = float(value)
-            inside = least < known <= most if above else least <= known <= most
-            if inside and (infinite or math.isfinite(known)):
-                continue
-        msg = f"{who}: {name} must be {wanted}, got {value}."
+        known = _as_float(value)
+        inside = least < known <= most if above else least <= known <= most
+        if inside and (infinite or math.isfinite(known)):
+            continue
+        msg = f"{who}: {name} must be {wanted}, got {shown(value)}."
         raise ValueError(msg)
+
+
+def _as_float(value: Any) -> float:
+    """A scalar as a float; NaN for what is none, a number in quotes among them."""
+    try:
+        single = np.ndim(value) == 0 and not isinstance(value, str)
+        return float(value) if single else math.nan
+    except (TypeError, ValueError):
+        return math.nan
 
 
 def check_limits(who: str, low: Any, high: Any) -> None:
@@ -82,13 +91,11 @@ def check_size(
       ValueError: naming who, the argument, what it must be and what it was.
     """
     for name, value in values.items():
-        whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
-        if (whole and value >= least) or (optional and value is None):
+        if (is_whole(value) and value >= least) or (optional and value is None):
             continue
-        came = f"{value}" if isinstance(value, int | float) else type(value).__name__
         msg = (
             f"{who}: {name} must be an int of at least {least}, known before tracing, "
-            f"got {came}."
+            f"got {shown(value)}."
         )
         raise ValueError(msg)
 
@@ -98,4 +105,68 @@ def is_zero(value) -> bool:
     return isinstance(value, int | float | np.number) and bool(value == 0)
 
 
-__all__ = ["check_limits", "check_number", "check_size", "is_zero"]
+def is_whole(value: Any) -> bool:
+    """Whether it is an int that is known before tracing."""
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
+def check_kind(
+    who: str, kind: Any, remedy: str = "", *, optional: bool = False, **values: Any
+) -> None:
+    """Refuse what is of another type, such as a function or a record of another kind.
+
+    Args:
+      who: who complains.
+      kind: the class.
+      remedy: what to do; look at the documentation of the class if absent.
+      optional: None passes.
+      values: by the names of the arguments.
+
+    Raises:
+      ValueError: naming who, the argument, what it must be and what came.
+    """
+    for name, value in values.items():
+        if isinstance(value, kind) or (optional and value is None):
+            continue
+        wanted = "a function" if kind is Callable else f"of type {kind.__name__}"
+        remedy = remedy or f"see {kind.__module__}.{kind.__name__}"
+        msg = f"{who}: {name} must be {wanted}, got {shown(value)}; {remedy}."
+        raise ValueError(msg)
+
+
+def as_numbers(who: str, name: str, value: Any) -> np.ndarray:
+    """An array, or lists of numbers, as a NumPy array.
+
+    Raises:
+      ValueError: for what holds anything else, or lists of unequal length.
+    """
+    try:
+        array = np.asarray(value)
+    except (TypeError, ValueError):
+        array = np.asarray(None)
+    if array.dtype.kind in "OUSMm":
+        msg = (
+            f"{who}: {name} must be an array of numbers, or lists of equal length, got "
+            f"{shown(value)}."
+        )
+        raise ValueError(msg)
+    return array
+
+
+def shown(value: Any) -> str:
+    """What came, in one short line: small things themselves, others by their type."""
+    words = repr(value) if isinstance(value, str) else str(value)
+    short = len(words) <= 40 and "\n" not in words and " at 0x" not in words
+    return words if short else type(value).__name__
+
+
+__all__ = [
+    "as_numbers",
+    "check_kind",
+    "check_limits",
+    "check_number",
+    "check_size",
+    "is_whole",
+    "is_zero",
+    "shown",
+]

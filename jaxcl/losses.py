@@ -8,8 +8,8 @@ import optax
 from jaxtyping import Array, Float
 from jaxtyping import Key as Keys
 
-from jaxcl.checks import check_size
-from jaxcl.tree import num_rows, weighted_mean
+from jaxcl.checks import check_kind, check_size
+from jaxcl.tree import check_batch, num_rows, weighted_mean
 from jaxcl.typing import Batch, ExampleLoss, Key, Params
 
 #: ``(params, example) -> logits [c]`` of one example.
@@ -22,6 +22,7 @@ def single_head(apply: Callable) -> Logits:
     Args:
       apply: ``(params, x) -> logits [c]`` of one input.
     """
+    check_kind("single_head", Callable, "give model.apply", apply=apply)
     return lambda params, example: apply(params, example.x)
 
 
@@ -32,6 +33,7 @@ def multi_head(apply: Callable, num_classes: int) -> Logits:
     other tasks get no gradient. The network must have ``num_tasks * num_classes`` outputs;
     for a task without outputs the logits are NaN.
     """
+    check_kind("multi_head", Callable, "give model.apply", apply=apply)
 
     def logits(params, example):
         outputs = apply(params, example.x)
@@ -75,12 +77,21 @@ def cross_entropy(logits: Logits) -> ExampleLoss:
     Returns:
       ``(params, example, key) -> scalar`` in nats. The key is not used.
     """
+    check_kind(
+        "cross_entropy", Callable, "give single_head(model.apply)", logits=logits
+    )
 
     def example_loss(params, example, key):
         del key
-        return optax.softmax_cross_entropy_with_integer_labels(
-            logits(params, example), example.y
-        )
+        scores, label = logits(params, example), jnp.asarray(example.y)
+        integer = jnp.issubdtype(label.dtype, jnp.integer)
+        if not integer or label.shape != scores.shape[:-1]:
+            msg = (
+                "cross_entropy: labels must be integers [n], one class number a row, got "
+                f"{label.dtype}{list(label.shape)} for one row."
+            )
+            raise ValueError(msg)
+        return optax.softmax_cross_entropy_with_integer_labels(scores, label)
 
     return example_loss
 
@@ -115,6 +126,7 @@ def row_losses(
         memory of a small batch, for four thirds of the work.
     """
     check_size("row_losses", optional=True, chunk_size=chunk_size)
+    check_batch("row_losses", batch)
     keys = key if key.ndim else jax.random.split(key, num_rows(batch))
     if chunk_size is None or chunk_size >= num_rows(batch):
         return jax.vmap(example_loss, in_axes=(None, 0, 0))(params, batch, keys)
@@ -151,6 +163,8 @@ def accuracy(
       [] float32; NaN logits count as class 0, so check finiteness apart.
     """
     check_size("accuracy", optional=True, chunk_size=chunk_size)
+    check_kind("accuracy", Callable, "give single_head(model.apply)", logits=logits)
+    check_batch("accuracy", batch)
 
     def hit(example):
         return (jnp.argmax(logits(params, example)) == example.y).astype(jnp.float32)

@@ -28,12 +28,12 @@ from jax.random import split
 from jaxtyping import ScalarLike
 
 from jaxcl.averages import no_average
-from jaxcl.checks import check_number, check_size, is_zero
+from jaxcl.checks import check_kind, check_number, check_size, is_zero, shown
 from jaxcl.losses import row_losses
 from jaxcl.memory import after, no_memory
 from jaxcl.plasticity import no_renewal
 from jaxcl.regularizers import no_regularizer
-from jaxcl.tree import axpy, norm, num_rows, safe_divide
+from jaxcl.tree import axpy, check_batch, norm, num_rows, safe_divide
 from jaxcl.typing import (
     Average,
     Batch,
@@ -94,8 +94,15 @@ def make_method(
     """
     check_number("make_method", replay_weight=replay_weight)
     check_size("make_method", optional=True, chunk_size=chunk_size)
-    gradient = optax.with_extra_args_support(gradient or optax.identity())
-    optimizer = optax.with_extra_args_support(optimizer)
+    remedy = "such as cross_entropy(logits)"
+    check_kind("make_method", Callable, remedy, example_loss=example_loss)
+    part = partial(check_kind, "make_method", optional=True)
+    part(Regularizer, "build it, and add several by sum_of", regularizer=regularizer)
+    part(Memory, "build it, such as reservoir(...)", memory=memory)
+    part(Average, "build it, such as ema(...)", average=average)
+    part(Renewal, "build it, and join several by chain_renewals", renewal=renewal)
+    gradient = _transformation("gradient", gradient or optax.identity())
+    optimizer = _transformation("optimizer", optimizer)
     regularizer = regularizer or no_regularizer()
     memory = memory or no_memory()
     average = average or no_average()
@@ -103,6 +110,11 @@ def make_method(
     losses = _losses(example_loss, replay_weight, chunk_size)
 
     def init(params, example):
+        check_batch("init", example)
+        for leaf in jax.tree.leaves(params):
+            if not hasattr(leaf, "dtype"):
+                msg = f"init: params must be a tree of arrays, got {shown(leaf)} in it."
+                raise ValueError(msg)
         return MethodState(
             params,
             gradient.init(params),
@@ -114,6 +126,8 @@ def make_method(
         )
 
     def step(key, state, batch):
+        check_kind("step", MethodState, "call step(key, state, batch)", state=state)
+        check_batch("step", batch)
         key_loss, key_sample, key_observe, key_renew, key_replay = split(key, 5)
         params = state.params
         groups = _filled(memory.sample(key_sample, state.memory), batch)
@@ -164,6 +178,7 @@ def make_method(
         ), StepInfo(loss, jnp.isfinite(loss), norm(raw))
 
     def end_task(key, state, task):
+        check_batch("end_task", task)
         key_regularizer, key_memory = split(key)
         average_state, params = average.consolidate(state.average, state.params)
         return MethodState(
@@ -234,6 +249,17 @@ def _filled(groups: Batch, batch: Batch) -> Batch:
     parts = (groups.x, groups.y, groups.task), (batch.x, batch.y, batch.task)
     x, y, task = jax.tree.map(fill, *parts)
     return Batch(x, y, groups.weight, task)
+
+
+def _transformation(name, part):
+    """An optax transformation that takes extra arguments, or a ValueError."""
+    if not {"init", "update"} <= set(dir(part)):
+        msg = (
+            f"make_method: {name} must be an optax transformation, got {shown(part)}; "
+            "build it, such as optax.sgd(0.1)."
+        )
+        raise ValueError(msg)
+    return optax.with_extra_args_support(part)
 
 
 def _shares(batch: Batch):

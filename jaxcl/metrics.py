@@ -4,24 +4,30 @@ r"""What a stream of tasks did to a learner, read from its accuracy matrix.
 share in [0, 1]; ``T`` tasks give a matrix [T, T]. Entries that were not measured are NaN.
 In the formulas tasks count from 1, as in the papers.
 
-Two layers. The functions on arrays are the formulas: they take a NumPy or JAX matrix, or a
-stack [..., T, T] of them, work under ``jit`` and ``vmap``, and give NaN where an entry
-they need is NaN. :func:`summary` reads one matrix on the host, checks it, and says of each
-number what it is or *why* it is not defined - never a zero in place of a missing value.
+Two layers. The functions on arrays are the formulas: they take a NumPy or JAX matrix (or
+lists), or a stack [..., T, T] of them, work under ``jit`` and ``vmap``, and give NaN where
+an entry they need is NaN. :func:`summary` reads one matrix on the host, checks it, and says
+of each number what it is or *why* it is not defined - never a zero in place of a missing
+value.
 
 Other programs print other numbers under these names; see :func:`forgetting`. Keep the
 matrix, the untrained and the joint row, and any dialect can be computed later.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Num
 
-#: A NumPy or JAX array; one number per matrix where the matrix axes are gone.
-Matrix = Float[Array, "..."] | Float[np.ndarray, "..."]
-Value = Matrix | np.floating
+from jaxcl.checks import as_numbers
+
+#: A NumPy or JAX array, or lists of numbers.
+Matrix = Num[Array, "..."] | Num[np.ndarray, "..."] | Sequence
+Floats = Float[Array, "..."] | Float[np.ndarray, "..."]
+
+#: One number per matrix.
+Value = Floats | np.floating
 
 
 def average_accuracy(matrix: Matrix) -> Value:
@@ -29,7 +35,7 @@ def average_accuracy(matrix: Matrix) -> Value:
 
     Reference: Lopez-Paz and Ranzato 2017, arXiv:1706.08840, equation 2.
     """
-    _tasks("average_accuracy", matrix)
+    matrix, _ = _tasks("average_accuracy", matrix)
     return matrix[..., -1, :].mean(-1)
 
 
@@ -40,7 +46,7 @@ def average_incremental_accuracy(matrix: Matrix) -> Value:
 
     Reference: Rebuffi et al. 2017 (iCaRL), arXiv:1611.07725, section 4.
     """
-    tasks = _tasks("average_incremental_accuracy", matrix)
+    matrix, tasks = _tasks("average_incremental_accuracy", matrix)
     rows, columns = np.tril_indices(tasks)
     share = (1 / (tasks * (rows + 1))).astype(matrix.dtype)
     return (matrix[..., rows, columns] * share).sum(-1)
@@ -51,7 +57,7 @@ def learning_accuracy(matrix: Matrix) -> Value:
 
     Reference: Riemer et al. 2019 (MER), arXiv:1810.11910, section 5.
     """
-    _tasks("learning_accuracy", matrix)
+    matrix, _ = _tasks("learning_accuracy", matrix)
     return _diagonal(matrix).mean(-1)
 
 
@@ -66,7 +72,7 @@ def backward_transfer(matrix: Matrix) -> Value:
     Reference: Lopez-Paz and Ranzato 2017, arXiv:1706.08840, equation 3. (Their code
     divides by ``T``.)
     """
-    _tasks("backward_transfer", matrix, least=2)
+    matrix, _ = _tasks("backward_transfer", matrix, least=2)
     return (matrix[..., -1, :-1] - _diagonal(matrix)[..., :-1]).mean(-1)
 
 
@@ -86,8 +92,8 @@ def forward_transfer(matrix: Matrix, untrained: Matrix) -> Value:
 
     Reference: Lopez-Paz and Ranzato 2017, arXiv:1706.08840, equation 4.
     """
-    tasks = _tasks("forward_transfer", matrix, least=2)
-    _row("forward_transfer", "untrained", untrained, tasks)
+    matrix, tasks = _tasks("forward_transfer", matrix, least=2)
+    untrained = _row("forward_transfer", "untrained", untrained, tasks)
     before = _diagonal(matrix, offset=1)
     return (before - untrained[..., 1:]).mean(-1)
 
@@ -108,7 +114,7 @@ def forgetting(matrix: Matrix) -> Value:
     Reference: Chaudhry et al. 2018, arXiv:1801.10112, section 3.2; as restated in
     arXiv:1812.00420, equations 2 and 3.
     """
-    _tasks("forgetting", matrix, least=2)
+    matrix, _ = _tasks("forgetting", matrix, least=2)
     return (matrix[..., :-1, :-1].max(-2) - matrix[..., -1, :-1]).mean(-1)
 
 
@@ -122,7 +128,7 @@ def forgetting_from_initial(matrix: Matrix) -> Value:
     Raises:
       ValueError: with fewer than two tasks.
     """
-    _tasks("forgetting_from_initial", matrix, least=2)
+    matrix, _ = _tasks("forgetting_from_initial", matrix, least=2)
     return -backward_transfer(matrix)
 
 
@@ -143,8 +149,8 @@ def intransigence(matrix: Matrix, joint: Matrix) -> Value:
 
     Reference: Chaudhry et al. 2018, arXiv:1801.10112, section 3.2, averaged over ``k``.
     """
-    tasks = _tasks("intransigence", matrix)
-    _row("intransigence", "joint", joint, tasks)
+    matrix, tasks = _tasks("intransigence", matrix)
+    joint = _row("intransigence", "joint", joint, tasks)
     return (joint - _diagonal(matrix)).mean(-1)
 
 
@@ -161,7 +167,7 @@ def minimum_accuracy(matrix: Matrix) -> Value:
 
     Reference: De Lange et al. 2023, arXiv:2205.13452, section 3.
     """
-    tasks = _tasks("minimum_accuracy", matrix, least=2)
+    matrix, tasks = _tasks("minimum_accuracy", matrix, least=2)
     columns = np.arange(tasks - 1)
     rows = np.maximum(np.arange(1, tasks)[:, None], columns + 1)  # those below repeat
     return matrix[..., rows, columns].min(-2).mean(-1)
@@ -176,7 +182,7 @@ def worst_case_accuracy(matrix: Matrix) -> Value:
 
     Reference: De Lange et al. 2023, arXiv:2205.13452, section 3.
     """
-    tasks = _tasks("worst_case_accuracy", matrix)
+    matrix, tasks = _tasks("worst_case_accuracy", matrix)
     last = matrix[..., -1, -1]
     if tasks == 1:
         return last
@@ -197,6 +203,7 @@ def learning_curve_area(curves: Matrix) -> Value:
 
     Reference: Chaudhry et al. 2019, arXiv:1812.00420, equations 4 and 5.
     """
+    curves = _floats("learning_curve_area", "curves", curves)
     if curves.ndim < 2 or 0 in curves.shape:
         msg = (
             "learning_curve_area: curves must have shape [..., T, beta + 1], "
@@ -242,7 +249,7 @@ def summary(matrix, *, untrained=None, joint=None) -> dict[str, Metric]:
             "summarise seeds one by one."
         )
         raise ValueError(msg)
-    tasks = _tasks("summary", matrix)
+    _, tasks = _tasks("summary", matrix)
 
     def read_with(formula, least, name, row):
         if row is not None:
@@ -311,8 +318,15 @@ def _diagonal(matrix, offset=0):
     return matrix.diagonal(offset, -2, -1)
 
 
-def _tasks(who: str, matrix, least: int = 1) -> int:
-    """``T`` of accuracies [..., T, T], or a ValueError."""
+def _floats(who: str, what: str, values) -> Floats:
+    """An array of floats: sums of shares in integers would be cut."""
+    values = values if hasattr(values, "dtype") else as_numbers(who, what, values)
+    return values.astype(float) if values.dtype.kind in "biu" else values
+
+
+def _tasks(who: str, matrix, least: int = 1) -> tuple[Floats, int]:
+    """Accuracies [..., T, T] as an array, and ``T``; or a ValueError."""
+    matrix = _floats(who, "the accuracy matrix", matrix)
     shape = matrix.shape
     if len(shape) < 2 or shape[-1] != shape[-2]:
         msg = (
@@ -326,21 +340,23 @@ def _tasks(who: str, matrix, least: int = 1) -> int:
             "jaxcl.metrics.summary gives a reason instead of a number."
         )
         raise ValueError(msg)
-    return shape[-1]
+    return matrix, shape[-1]
 
 
-def _row(who: str, name: str, row, tasks: int) -> None:
+def _row(who: str, name: str, row, tasks: int) -> Floats:
+    row = _floats(who, name, row)
     if row.shape[-1:] != (tasks,):
         msg = (
             f"{who}: {name} must have one accuracy for each of the {tasks} tasks, "
             f"got shape {row.shape}."
         )
         raise ValueError(msg)
+    return row
 
 
 def _shares(what: str, values) -> np.ndarray:
     """Accuracies in float64; a ValueError if one is outside [0, 1] beyond rounding."""
-    values = np.asarray(values, np.float64)
+    values = as_numbers("summary", what, values).astype(np.float64)
     known = values[~np.isnan(values)]
     wrong = known[(known < -1e-6) | (known > 1 + 1e-6)]
     if wrong.size:
@@ -353,6 +369,7 @@ def _shares(what: str, values) -> np.ndarray:
 
 
 __all__ = [
+    "Floats",
     "Matrix",
     "Metric",
     "Value",

@@ -5,8 +5,10 @@ import itertools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree, ScalarLike
 
+from jaxcl.checks import as_numbers, shown
 from jaxcl.typing import Batch
 
 
@@ -106,15 +108,23 @@ def as_batch(x: PyTree, y: PyTree, *, weight=None, task: int = 0) -> Batch:
     """Rows of one task as a batch.
 
     Args:
-      x: inputs, leaves ``[n, ...]``.
+      x: inputs, leaves ``[n, ...]``; here and below a list of numbers is an array.
       y: labels, leaves ``[n, ...]``; integers become int32.
       weight: ``[n]``, 1 for a real row and 0 for padding; all ones if absent.
       task: index of the task the rows come from.
 
     Raises:
-      ValueError: if the leaves disagree on the number of rows.
+      ValueError: if the leaves disagree on the number of rows, or have none.
     """
-    lengths = sorted({leaf.shape[0] for leaf in jax.tree.leaves((x, y, weight))})
+    x, y, weight = lists_as_arrays("as_batch", (x, y, weight))
+    shapes = [np.shape(leaf) for leaf in jax.tree.leaves((x, y, weight))]
+    if () in shapes or np.ndim(task) or not (weight is None or np.ndim(weight) == 1):
+        msg = (
+            "as_batch: x and y must be arrays [n, ...] or lists of numbers, weight [n] "
+            f"and task one int, got shapes {shapes} and task {shown(task)}."
+        )
+        raise ValueError(msg)
+    lengths = sorted({shape[0] for shape in shapes})
     if len(lengths) != 1:
         msg = f"as_batch: x, y and weight must have the same number of rows, got {lengths}."
         raise ValueError(msg)
@@ -132,6 +142,41 @@ def as_batch(x: PyTree, y: PyTree, *, weight=None, task: int = 0) -> Batch:
     )
 
 
+def lists_as_arrays(who: str, tree: PyTree) -> PyTree:
+    """The tree with each list of numbers, nested or not, made one NumPy array.
+
+    Raises:
+      ValueError: for nested lists of unequal length.
+    """
+
+    def of_numbers(node):
+        leaves = jax.tree.leaves(node) if isinstance(node, list) else ()
+        return bool(leaves) and all(isinstance(leaf, int | float) for leaf in leaves)
+
+    convert = lambda node: as_numbers(who, "rows", node) if of_numbers(node) else node
+    return jax.tree.map(convert, tree, is_leaf=of_numbers)
+
+
+def check_batch(who: str, batch: Batch) -> None:
+    """Refuse what is no batch of rows, such as ``(x, y)`` or a single row.
+
+    Raises:
+      ValueError: naming who, and what came.
+    """
+    came = type(batch).__name__
+    if isinstance(batch, Batch):
+        shapes = [np.shape(leaf) for leaf in jax.tree.leaves(batch)]
+        rows = np.shape(batch.weight)
+        if len(rows) == 1 and {shape[:1] for shape in shapes} == {rows}:
+            return
+        came = f"leaves of shapes {shapes}"
+    msg = (
+        f"{who}: expected a Batch of arrays [n, ...] with weight [n], got {came}; make "
+        "one with jaxcl.tree.as_batch."
+    )
+    raise ValueError(msg)
+
+
 def num_rows(batch: Batch) -> int:
     """How many rows a batch has, padding included."""
     return batch.weight.shape[0]
@@ -146,8 +191,10 @@ __all__ = [
     "as_batch",
     "at",
     "axpy",
+    "check_batch",
     "copied",
     "dot",
+    "lists_as_arrays",
     "norm",
     "num_rows",
     "num_tasks",

@@ -8,8 +8,8 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 LAYERS = [
-    {"typing"},
-    {"tree", "lockstep", "checks"},
+    {"typing", "checks"},
+    {"tree", "lockstep"},
     {"losses"},
     {"metrics", "transforms", "curvature", "memory", "averages", "adapters", "streams"},
     {"regularizers", "landscape", "plasticity", "models"},

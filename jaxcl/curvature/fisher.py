@@ -31,7 +31,7 @@ from jaxcl.curvature.dense import (
     sum_squared_gradients,
 )
 from jaxcl.losses import Logits
-from jaxcl.tree import at, num_rows, safe_divide, wide, wide_dtype
+from jaxcl.tree import at, check_batch, num_rows, safe_divide, wide, wide_dtype
 from jaxcl.typing import Batch, ExampleLoss, Key, Params
 
 #: ``(key, params, task) -> fisher``, a tree like ``params`` in float32 or better.
@@ -202,6 +202,8 @@ def batched_fisher(
     _check("batched_fisher", num_examples=num_examples, batch_size=batch_size)
 
     def fisher(key, params, task):
+        check_batch("batched_fisher", task)
+
         def squared(rows, weight, keys):
             def loss(params):
                 losses = jax.vmap(example_loss, (None, 0, 0))(params, rows, keys)
@@ -218,6 +220,8 @@ def _mean_square(values, num_examples, chunk_size) -> Fisher:
     """The weighted mean over rows of weighted squared gradients of ``values``."""
 
     def fisher(key, params, task):
+        check_batch("fisher", task)
+
         def weighted(params, row):
             example, key, weight = row
             scores, weights = values(params, (example, key))

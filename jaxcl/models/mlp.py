@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, ScalarLike
 
+from jaxcl.checks import check_kind
 from jaxcl.models.pure import purify
 from jaxcl.typing import Model, Units
 
@@ -99,6 +100,7 @@ def mlp(
             f"got {sizes}; (784, 100, 10) has one hidden layer of 100 units."
         )
         raise ValueError(msg)
+    check_kind("mlp", Callable, "such as flax.nnx.relu", activation=activation)
     copies = _copies(activation)
 
     def build(rngs):

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import ScalarLike
 
-from jaxcl.typing import Key, Model, Params, Units
+from jaxcl.typing import Batch, Key, Model, Params, Units
 
 
 def purify(
@@ -40,6 +40,12 @@ def purify(
         return params if gain is None else draw_kernels(key, params, gain)
 
     def run(params, x):
+        if isinstance(x, Batch):
+            msg = (
+                "model: apply takes params and ONE input, got a Batch; where logits of "
+                "an example are wanted give single_head(model.apply)."
+            )
+            raise ValueError(msg)
         return nnx.merge(graph, nnx.State(params))(x)
 
     def apply(params, x):

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import ScalarLike
 
-from jaxcl.checks import check_number, check_size
+from jaxcl.checks import check_kind, check_number, check_size
 from jaxcl.lockstep import when
 from jaxcl.typing import Key, Params, Renewal
 
@@ -21,6 +21,8 @@ def no_renewal() -> Renewal:
 
 def chain_renewals(*parts: Renewal) -> Renewal:
     """One renewal after another; what any of them renewed counts as renewed."""
+    for part in parts:
+        check_kind("chain_renewals", Renewal, "give built ones, one by one", part=part)
 
     def renew(key, states, params, batch):
         new_states, renewed = [], None

@@ -6,6 +6,7 @@ import operator
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PyTree
 
+from jaxcl.checks import shown
 from jaxcl.tree import safe_divide
 from jaxcl.typing import Params, Units
 
@@ -96,9 +97,9 @@ def _mark(renewed, path, mask):
 
 def check_units(who: str, units: tuple[Units, ...]) -> None:
     """Refuse a model whose units are unknown."""
-    if not units:
+    if not units or not all(isinstance(layer, Units) for layer in units):
         msg = (
-            f"{who}: units must name at least one hidden layer, got none; "
+            f"{who}: units must name at least one hidden layer, got {shown(units)}; "
             "take the units of a model that has hidden layers, such as mlp or resnet."
         )
         raise ValueError(msg)

@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 from jaxtyping import ScalarLike
 
-from jaxcl.checks import check_number
+from jaxcl.checks import check_kind, check_number
 from jaxcl.typing import Regularizer
 
 
@@ -40,6 +40,8 @@ def sum_of(*parts: Regularizer) -> Regularizer:
     Args:
       *parts: in the order in which their projections act.
     """
+    for part in parts:
+        check_kind("sum_of", Regularizer, "give built ones, one by one", part=part)
 
     def init(params):
         return tuple(part.init(params) for part in parts)

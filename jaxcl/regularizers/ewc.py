@@ -33,13 +33,14 @@ Stability: gradient descent on the bowl alone diverges when
 tune the strength for each, or use :func:`~jaxcl.curvature.normalised`.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, ScalarLike
 
-from jaxcl.checks import check_number
+from jaxcl.checks import check_kind, check_number
 from jaxcl.curvature import Fisher, largest_entry
 from jaxcl.regularizers.base import no_regularizer
 from jaxcl.tree import copied, dot, safe_divide, subtract, wide
@@ -93,6 +94,7 @@ def ewc(
     Sources: Kirkpatrick et al. 2017, arXiv:1612.00796, equation 3; Huszar 2018,
     arXiv:1712.03847, on the sum; Schwarz et al. 2018, arXiv:1805.06370, section 4, online.
     """
+    check_kind("ewc", Callable, "such as empirical_fisher(example_loss)", fisher=fisher)
     check_number("ewc", strength=strength)
     check_number("ewc", most=1.0, decay=decay)
 

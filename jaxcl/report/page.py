@@ -160,7 +160,7 @@ def _sort_key(value: Any) -> Any:
 
 def _mapping(name: str, values: Mapping[str, Any]) -> str:
     show_value = lambda v: (
-        v if isinstance(v, str) else json.dumps(v, ensure_ascii=False)
+        v if isinstance(v, str) else json.dumps(v, ensure_ascii=False, default=str)
     )
     rows = "".join(
         f'<tr><th scope="row">{_text(key)}</th><td>{_text(show_value(value))}</td></tr>'

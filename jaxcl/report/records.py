@@ -27,6 +27,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
+from jaxcl.checks import check_kind
+
 Record = dict[str, Any]
 
 _REQUIRED = {
@@ -62,6 +64,7 @@ def check(records: Sequence[Record]) -> None:
     seen: dict[str, int] = {}
     lengths: dict[str, tuple[int, str]] = {}
     for number, record in enumerate(records, 1):
+        check_kind("report", dict, "give a list of them", record=record)
         name = f"record {number} ({record.get('run', 'without a name')})"
         for field, kind in _REQUIRED.items():
             if field not in record:

@@ -80,6 +80,7 @@ def slopes(curves: Float[np.ndarray, "s T"]) -> Float[np.ndarray, " s"]:
 
     Negative slopes of accuracy mean that plasticity is lost. NaN with one task.
     """
+    curves = np.asarray(curves)
     num_tasks = curves.shape[1]
     if num_tasks < 2:
         return np.full(len(curves), np.nan)
@@ -91,6 +92,7 @@ def tail_means(
     curves: Float[np.ndarray, "s T"], share: float = 0.1
 ) -> Float[np.ndarray, " s"]:
     """Mean of each curve over its last ``share`` of the tasks, at least one."""
+    curves = np.asarray(curves)
     return curves[:, -max(1, round(share * curves.shape[1])) :].mean(axis=1)
 
 
@@ -119,6 +121,7 @@ def paired(
     Raises:
       ValueError: if the lengths differ or there is no seed.
     """
+    values, baseline = np.asarray(values), np.asarray(baseline)
     if values.shape != baseline.shape or values.ndim != 1 or not values.size:
         msg = (
             "paired: expected one number per seed of both arms, got shapes "

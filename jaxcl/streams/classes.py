@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int
 
+from jaxcl.checks import check_kind
 from jaxcl.streams.draws import generator
 from jaxcl.streams.pixels import (
     Normalise,
@@ -58,6 +59,7 @@ def class_pairs(
     Raises:
       ValueError: if a pair names a class twice, or one without train or test rows.
     """
+    check_kind("class_pairs", Images, images=images)
     if pairs is None:
         pairs = list(itertools.combinations(range(images.num_classes), 2))
     known = range(images.num_classes)
@@ -110,6 +112,7 @@ def class_splits(
     Raises:
       ValueError: if ``num_tasks`` does not divide the classes, or a class has no rows.
     """
+    check_kind("class_splits", Images, images=images)
     need_tasks("class_splits", num_tasks)
     width, rest = divmod(images.num_classes, num_tasks)
     if rest:

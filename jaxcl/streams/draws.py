@@ -6,6 +6,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Int
 
+from jaxcl.checks import shown
 from jaxcl.typing import Key
 
 
@@ -19,7 +20,7 @@ def generator(key: Key) -> np.random.Generator:
       key: one key, known before tracing.
 
     Raises:
-      ValueError: if the key is traced.
+      ValueError: if the key is traced, or not one key.
     """
     if isinstance(key, Tracer):
         msg = (
@@ -27,7 +28,15 @@ def generator(key: Key) -> np.random.Generator:
             "build one stream for each seed outside of jit and vmap, then stack_plans."
         )
         raise ValueError(msg)
-    return np.random.default_rng(np.asarray(jax.random.key_data(key)).ravel().tolist())
+    known = isinstance(key, jax.Array | np.ndarray)
+    words = np.asarray(jax.random.key_data(key) if known else None)
+    if words.ndim != 1:
+        msg = (
+            f"generator: key must be one JAX key, got {shown(key)}; make it by "
+            "jax.random.key(seed), and a stream for each."
+        )
+        raise ValueError(msg)
+    return np.random.default_rng(words.tolist())
 
 
 def permutations(

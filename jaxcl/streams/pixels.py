@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int
 
+from jaxcl.checks import check_kind, is_whole, shown
 from jaxcl.streams.sources import Images, as_images
 from jaxcl.typing import Batch
 
@@ -29,6 +30,7 @@ def as_pool(images: Images) -> Pool:
     Raises:
       ValueError: see :func:`jaxcl.streams.as_images`.
     """
+    check_kind("as_pool", Images, images=images)
     *arrays, num_classes, name = images
     checked = as_images(*arrays, num_classes=num_classes, name=name)
     return Pool(*map(jnp.asarray, checked[:4]))
@@ -50,16 +52,19 @@ def finisher(
     Raises:
       ValueError: if ``normalise`` does not fit the channels, or ``std`` is not positive.
     """
-    mean, std = (0.0, 1.0) if normalise is None else normalise
-    mean, std = np.asarray(mean, np.float32), np.asarray(std, np.float32)
+    try:
+        mean, std = (0.0, 1.0) if normalise is None else normalise
+        mean, std = np.asarray(mean, np.float32), np.asarray(std, np.float32)
+    except (TypeError, ValueError):  # no pair of numbers
+        mean = std = np.asarray(np.nan, np.float32)
     allowed = ((), images.train_x.shape[3:])
     if {mean.shape, std.shape} - set(allowed) or not (
         np.isfinite(mean).all() and np.isfinite(std).all() and (std > 0).all()
     ):
         msg = (
             f"{images.name}: normalise must be finite (mean, std > 0), numbers or one for "
-            f"each of {list(images.train_x.shape[3:])} channels, got {mean.tolist()} and "
-            f"{std.tolist()}; mean_and_std(images) computes them."
+            f"each of {list(images.train_x.shape[3:])} channels, got "
+            f"{shown(normalise)}; mean_and_std(images) computes them."
         )
         raise ValueError(msg)
 
@@ -86,8 +91,8 @@ def task_numbers(num_tasks: int) -> Int[Array, " T"]:
 
 def need_tasks(who: str, num_tasks: int):
     """Raise ValueError if there is no task."""
-    if num_tasks < 1:
-        msg = f"{who}: num_tasks must be at least 1, got {num_tasks}; ask for more."
+    if not is_whole(num_tasks) or num_tasks < 1:
+        msg = f"{who}: num_tasks must be at least 1, got {num_tasks}; ask for an int."
         raise ValueError(msg)
 
 

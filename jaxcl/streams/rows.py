@@ -16,7 +16,8 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from jaxcl.tree import at, num_tasks
+from jaxcl.checks import check_kind
+from jaxcl.tree import at, check_batch, num_tasks
 from jaxcl.typing import Batch, Stream
 
 
@@ -44,6 +45,7 @@ def array_rows(batch: Batch) -> Rows:
     Raises:
       ValueError: if no row has a weight.
     """
+    check_batch("array_rows", batch)
     batch = jax.tree.map(np.asarray, batch)
     real = np.flatnonzero(batch.weight > 0)
     if not len(real):
@@ -150,6 +152,7 @@ def jsonl_rows(
 
 def stream_tasks(stream: Stream) -> list[Task]:
     """The tasks of a compiled stream one by one, each made when it is first read."""
+    check_kind("stream_tasks", Stream, stream=stream)
 
     def rows(make, index):
         made: list[Rows] = []

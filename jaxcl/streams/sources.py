@@ -3,7 +3,9 @@
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 
+from jaxcl.checks import as_numbers, check_kind, check_size, is_whole
 from jaxcl.streams.draws import generator
 from jaxcl.typing import Key
 
@@ -20,10 +22,10 @@ class Images(NamedTuple):
 
 
 def as_images(
-    train_x: np.ndarray,
-    train_y: np.ndarray,
-    test_x: np.ndarray,
-    test_y: np.ndarray,
+    train_x: ArrayLike,
+    train_y: ArrayLike,
+    test_x: ArrayLike,
+    test_y: ArrayLike,
     *,
     num_classes: int | None = None,
     name: str = "images",
@@ -34,7 +36,7 @@ def as_images(
       train_x: ``[n, h, w]`` or ``[n, h, w, channels]`` uint8, pixels from 0 to 255.
       train_y: ``[n]`` or ``[n, 1]`` integers from 0.
       test_x: ``[m, ...]`` uint8, images of the same shape.
-      test_y: ``[m]`` or ``[m, 1]`` integers.
+      test_y: ``[m]`` or ``[m, 1]`` integers; each of the four may be a list.
       num_classes: how many classes there are; the largest label plus one if absent.
       name: what the set is called in logs and reports.
 
@@ -45,6 +47,8 @@ def as_images(
       ValueError: if a set is empty, pixels are not uint8, shapes disagree, or a label
         lies outside ``[0, num_classes)``.
     """
+    check_size("as_images", optional=True, num_classes=num_classes)
+    train_x, test_x = (as_numbers("as_images", "pixels", x) for x in (train_x, test_x))
     train_y, test_y = _labels(name, "train", train_y), _labels(name, "test", test_y)
     for split, x, y in (("train", train_x, train_y), ("test", test_x, test_y)):
         if x.dtype != np.uint8:
@@ -153,6 +157,7 @@ def subset(
     Raises:
       ValueError: if a number is below one, or more than there is.
     """
+    check_kind("subset", Images, images=images)
     rng = None if key is None else generator(key)
     train = _choose(rng, images, images.train_y, num_train, per_class)
     test = _choose(rng, images, images.test_y, num_test, per_class)
@@ -172,6 +177,7 @@ def padded(images: Images, width: int = 2) -> Images:
     Raises:
       ValueError: if ``width`` is negative.
     """
+    check_kind("padded", Images, images=images)
     if width < 0:
         msg = f"padded: width must not be negative, got {width}; give pixels to add."
         raise ValueError(msg)
@@ -190,6 +196,7 @@ def mean_and_std(images: Images) -> tuple[np.ndarray, np.ndarray]:
       Two float32 arrays, ``[]`` for grey images and ``[channels]`` for colour: what the
       streams take as ``normalise``.
     """
+    check_kind("mean_and_std", Images, images=images)
     axes = tuple(range(3))
     mean = images.train_x.mean(axes, dtype=np.float64)
     square = np.square(images.train_x, dtype=np.uint16).mean(axes, dtype=np.float64)
@@ -202,7 +209,8 @@ def _fail(name: str, problem: str, remedy: str):
     raise ValueError(msg)
 
 
-def _labels(name: str, split: str, y: np.ndarray) -> np.ndarray:
+def _labels(name: str, split: str, y: ArrayLike) -> np.ndarray:
+    y = as_numbers("as_images", f"{split} labels", y)
     if y.ndim == 2 and y.shape[1] == 1:
         y = y[:, 0]
     if y.ndim != 1 or not np.issubdtype(y.dtype, np.integer):
@@ -223,11 +231,11 @@ def _choose(rng, images: Images, y: np.ndarray, count: int | None, per_class: bo
     if per_class:
         groups = [shuffled[y[shuffled] == c] for c in range(images.num_classes)]
     least = min(len(group) for group in groups)
-    if not 1 <= count <= least:
+    if not is_whole(count) or not 1 <= count <= least:
         of = "of each class " if per_class else ""
         msg = (
             f"subset: {images.name}: rows to keep {of}must lie in [1, {least}], "
-            f"got {count}; ask for fewer."
+            f"got {count}; give such an int."
         )
         raise ValueError(msg)
     return np.sort(np.concatenate([group[:count] for group in groups]))

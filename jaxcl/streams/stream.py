@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxcl.tree import at, num_tasks
+from jaxcl.checks import as_numbers, check_kind, check_size
+from jaxcl.tree import at, lists_as_arrays, num_tasks
 from jaxcl.typing import Array, Batch, PyTree, Stream
 
 
@@ -25,7 +26,7 @@ def from_arrays(
     """A stream whose tasks are already there, stacked.
 
     Args:
-      train: leaves ``[T, n, ...]``; give short tasks rows of weight 0.
+      train: leaves ``[T, n, ...]``, arrays or lists; give short tasks rows of weight 0.
       test: leaves ``[T, m, ...]``.
       num_classes: outputs that the model needs.
       name: what the stream is called in logs and reports.
@@ -36,8 +37,13 @@ def from_arrays(
     Raises:
       ValueError: if leaves disagree on the number of tasks or rows.
     """
+    check_size("from_arrays", num_classes=num_classes)
+    check_kind("from_arrays", Batch, "stack the tasks in one", train=train, test=test)
+    train, test = (lists_as_arrays("from_arrays", part) for part in (train, test))
     for split, batch in (("train", train), ("test", test)):
-        shapes = {leaf.shape[:2] for leaf in jax.tree.leaves(batch)}
+        shapes = {
+            np.shape(leaf)[:2] for leaf in (batch.weight, *jax.tree.leaves(batch))
+        }
         first = next(iter(shapes))
         if len(shapes) != 1 or len(first) != 2 or 0 in first:
             msg = (
@@ -75,19 +81,29 @@ def take_tasks(
     Raises:
       ValueError: if no task is left or a number is out of range.
     """
+    check_kind("take_tasks", Stream, stream=stream)
     count = jax.tree.leaves(stream.plan)[0].shape[axis]
-    if isinstance(tasks, slice):
-        chosen = np.arange(count)[tasks]
-    else:
-        chosen = np.asarray(tasks, np.int32)
-    if chosen.size == 0 or chosen.min() < -count or chosen.max() >= count:
-        msg = (
-            f"take_tasks: {stream.name} has tasks 0 to {count - 1}, got "
-            f"{'none' if chosen.size == 0 else chosen.tolist()}; choose some of these."
-        )
-        raise ValueError(msg)
+    tasks = np.arange(count)[tasks] if isinstance(tasks, slice) else tasks
+    chosen = task_list("take_tasks", stream, tasks, count)
     cut = lambda leaf: jnp.asarray(np.take(np.asarray(leaf), chosen, axis))
     return stream._replace(plan=jax.tree.map(cut, stream.plan))
+
+
+def task_list(who: str, stream: Stream, tasks, count: int) -> np.ndarray:
+    """The numbers of some of a stream's ``count`` tasks as an array.
+
+    Raises:
+      ValueError: unless they are a list of ints, at least one, all of them tasks.
+    """
+    chosen = as_numbers(who, "tasks", tasks)
+    listed = chosen.ndim == 1 and chosen.size and chosen.dtype.kind in "iu"
+    if not listed or chosen.min() < -count or chosen.max() >= count:
+        msg = (
+            f"{who}: {stream.name} has tasks 0 to {count - 1}, got "
+            f"{chosen.tolist() if chosen.size else 'none'}; list some of these."
+        )
+        raise ValueError(msg)
+    return chosen
 
 
 def stack_plans(streams: Sequence[Stream]) -> Stream:
@@ -107,6 +123,8 @@ def stack_plans(streams: Sequence[Stream]) -> Stream:
             "stack_plans: needs at least one stream, got none; give one for each seed."
         )
         raise ValueError(msg)
+    for stream in streams:
+        check_kind("stack_plans", Stream, "give a list of them", stream=stream)
     first = streams[0]
     for number, other in enumerate(streams[1:], 1):
         for what, same in (
@@ -144,6 +162,7 @@ def validate(stream: Stream) -> Stream:
     Raises:
       ValueError: at the first thing that is wrong, in one line.
     """
+    check_kind("validate", Stream, stream=stream)
     lengths = {leaf.shape[:1] for leaf in jax.tree.leaves(stream.plan)}
     if len(lengths) != 1 or next(iter(lengths)) in ((), (0,)):
         _wrong(
@@ -274,4 +293,4 @@ def _same_arrays(a: PyTree, b: PyTree) -> bool:
     )
 
 
-__all__ = ["from_arrays", "stack_plans", "take_tasks", "validate"]
+__all__ = ["from_arrays", "stack_plans", "take_tasks", "task_list", "validate"]

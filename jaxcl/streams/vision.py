@@ -14,6 +14,7 @@ from jax.custom_batching import sequential_vmap
 from jax.scipy.ndimage import map_coordinates
 from jaxtyping import Array, Float, Int
 
+from jaxcl.checks import is_whole
 from jaxcl.streams.draws import (
     generator,
     permutations,
@@ -228,10 +229,10 @@ def _draw_rows(who, rng, images: Images, num_tasks: int, num_examples: int | Non
     size = len(images.train_y)
     if num_examples is None:
         return None
-    if not 1 <= num_examples <= size:
+    if not is_whole(num_examples) or not 1 <= num_examples <= size:
         msg = (
             f"{who}: num_examples must lie in [1, {size}], the training rows of "
-            f"{images.name}, got {num_examples}; ask for fewer."
+            f"{images.name}, got {num_examples}; give such an int."
         )
         raise ValueError(msg)
 

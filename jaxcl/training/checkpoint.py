@@ -24,6 +24,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
+from jaxcl.checks import check_size, shown
 from jaxcl.training.processes import leads
 
 
@@ -61,12 +62,13 @@ def save(
       The folder of this checkpoint.
 
     Raises:
-      ValueError: for a negative step, ``keep`` below one, or a leaf that is no array or
-        that JAX would store in fewer bits (float64 without x64).
+      ValueError: for a negative step, ``keep`` below one, an ``about`` that JSON cannot
+        hold, or a leaf that is no array or that JAX would store in fewer bits (float64
+        without x64).
     """
-    if step < 0 or keep < 1:
-        msg = f"save: step must be >= 0 and keep >= 1, got step={step}, keep={keep}."
-        raise ValueError(msg)
+    check_size("save", least=0, step=step)
+    check_size("save", keep=keep)
+    _check_plain(about)
     leaves = _leaves(tree)
     from orbax.checkpoint import v1 as orbax  # costs a second: only who saves pays
 
@@ -144,6 +146,7 @@ def restore(
             )
         note = json.loads(_note(path).read_text())
         if about is not None:
+            _check_plain(about)
             _check_about(path, note.get("about", {}), json.loads(json.dumps(about)))
         _check_same(path, note["leaves"], like)
         return Restored(step, _read(path, note["keys"], like))
@@ -167,6 +170,7 @@ def saving(
       keep: likewise.
       about: likewise.
     """
+    _check_plain(about)
     with ThreadPoolExecutor(1, "checkpoint") as writer:
         last: list[Future] = []
 
@@ -241,7 +245,13 @@ def _leaves(tree: PyTree) -> dict[str, Any]:
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         name = jax.tree_util.keystr(path)
         if not isinstance(leaf, jax.ShapeDtypeStruct | jax.Array):
-            array = jnp.asarray(leaf)
+            try:
+                array = jnp.asarray(leaf)
+            except (TypeError, ValueError) as error:
+                msg = (
+                    f"checkpoint: {name or 'tree'} must be an array, got {shown(leaf)}."
+                )
+                raise ValueError(msg) from error
             if getattr(leaf, "dtype", array.dtype) != array.dtype:
                 msg = (
                     f"checkpoint: {name} is {leaf.dtype}, which JAX would cut to "
@@ -305,6 +315,15 @@ def _held(path: Path) -> bool:
         return json.loads(_note(path).read_text()).get("hold", False)
     except (OSError, ValueError):
         return False
+
+
+def _check_plain(about: Mapping[str, Any] | None) -> None:
+    """Refuse what no JSON file can hold, before a run has spent time on it."""
+    try:
+        json.dumps(dict(about or {}))
+    except (TypeError, ValueError) as error:
+        msg = f"checkpoint: about must be a dict of plain numbers and text: {error}."
+        raise ValueError(msg) from error
 
 
 def _check_about(path: Path, held: dict[str, Any], wanted: dict[str, Any]) -> None:

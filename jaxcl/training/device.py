@@ -19,12 +19,14 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from jaxcl.checks import check_size
+from jaxcl.checks import check_kind, check_size
 from jaxcl.losses import Logits, accuracy
+from jaxcl.streams.stream import task_list
 from jaxcl.training.order import batch_order, fit_keys, task_keys
-from jaxcl.tree import at, num_tasks
+from jaxcl.tree import at, check_batch, num_tasks
 from jaxcl.typing import Batch, Key, Method, MethodState, Params, Stream
 
 
@@ -76,6 +78,8 @@ def fit_task(
       parameters are numbers.
     """
     check_size("fit_task", num_steps=num_steps, batch_size=batch_size)
+    check_kind("fit_task", Method, method=method)
+    check_batch("fit_task", task)
     keys = fit_keys(key)
     order = batch_order(
         keys.order, task.weight, num_steps=num_steps, batch_size=batch_size
@@ -128,10 +132,18 @@ def run_stream(
 
     Returns:
       The final state, and a :class:`TaskRecord` with leaves ``[k, ...]``.
+
+    Raises:
+      ValueError: if ``tasks`` is known and names a task that is not there.
     """
+    check_kind("run_stream", Method, method=method)
+    check_kind("run_stream", Stream, stream=stream)
+    check_kind("run_stream", MethodState, "see Method.init", state=state)
     before = before or (lambda moment: ())
     after = after or (lambda moment: ())
     count = num_tasks(stream.plan)
+    if not (tasks is None or isinstance(tasks, Tracer)):
+        task_list("run_stream", stream, tasks, count)
     tasks = jnp.arange(count) if tasks is None else jnp.asarray(tasks)
 
     def body(state, index):
@@ -157,6 +169,7 @@ def first_example(stream: Stream) -> Batch:
 
     Only shapes and dtypes are those of the stream; the values are zeros.
     """
+    check_kind("first_example", Stream, stream=stream)
     task = jax.eval_shape(stream.train, stream.pool, at(0, stream.plan))
     return jax.tree.map(lambda leaf: jnp.zeros((1, *leaf.shape[1:]), leaf.dtype), task)
 
@@ -167,12 +180,8 @@ def steps_for(num_rows: int, *, batch_size: int, num_epochs: int = 1) -> int:
     Raises:
       ValueError: if any number is below one, or a batch is larger than the task.
     """
-    if min(num_rows, batch_size, num_epochs) < 1:
-        msg = (
-            "steps_for: num_rows, batch_size and num_epochs must be at least 1, "
-            f"got {num_rows}, {batch_size} and {num_epochs}."
-        )
-        raise ValueError(msg)
+    check_size("steps_for", num_rows=num_rows, batch_size=batch_size)
+    check_size("steps_for", num_epochs=num_epochs)
     if batch_size > num_rows:
         msg = (
             f"steps_for: a batch must not be larger than a task, got batch_size "
@@ -192,6 +201,7 @@ def current_accuracy(
       stream: where the test sets come from.
       chunk_size: rows held at once.
     """
+    check_kind("current_accuracy", Stream, stream=stream)
 
     def observe(moment):
         test = stream.test(stream.pool, moment.plan)
@@ -224,6 +234,7 @@ def accuracy_row(
     Returns:
       An observer that gives [T] float32.
     """
+    check_kind("accuracy_row", Stream, stream=stream)
     total = num_tasks(stream.plan)
     check_size("accuracy_row", every=every)
 
@@ -252,6 +263,7 @@ def accuracies(
 ) -> Float[Array, " T"]:
     """Test accuracy on every task of a stream, one task in memory at a time."""
     check_size("accuracies", optional=True, num_examples=num_examples)
+    check_kind("accuracies", Stream, stream=stream)
 
     def evaluate(plan):
         test = stream.test(stream.pool, plan)

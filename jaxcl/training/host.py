@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int, PyTree
 
-from jaxcl.checks import check_size
+from jaxcl.checks import check_kind, check_size
 from jaxcl.streams.rows import Task
 from jaxcl.training.checkpoint import restore, saving, steps
 from jaxcl.training.evaluate import mean_scores
@@ -130,6 +130,7 @@ def learn(
     losses are fetched when they are reported, ``report_every`` steps late. While a
     checkpoint is written there is one more copy of the state.
     """
+    check_kind("learn", Callable, "a function of frozen -> method", build=build)
     check(tasks, options, layout)
     place, about = Path(folder) / "checkpoints", identity(key, options, about)
     program = compile_program(
@@ -186,6 +187,8 @@ def check(tasks: Sequence[Task], options: Options, layout: Layout | None) -> Non
     Raises:
       ValueError: in one line.
     """
+    check_kind("learn", Options, options=options)
+    check_kind("learn", Layout, optional=True, layout=layout)
     named = lambda names: {name: getattr(options, name) for name in names.split()}
     check_size(
         "learn", **named("num_steps batch_size eval_batch_size report_every keep")
@@ -202,6 +205,9 @@ def check(tasks: Sequence[Task], options: Options, layout: Layout | None) -> Non
         msg = "learn: expected at least one task, got none."
         raise ValueError(msg)
     for task in tasks:
+        check_kind(
+            "learn", Task, "give a list, such as stream_tasks(stream)", task=task
+        )
         if task.train.count < options.batch_size:
             msg = (
                 f"learn: task {task.name!r} has {task.train.count} rows, fewer than a "

@@ -2,6 +2,7 @@
 
 import re
 from html.parser import HTMLParser
+from pathlib import PurePosixPath
 
 import pytest
 
@@ -149,3 +150,10 @@ def test_a_page_of_nothing_but_words_is_fine():
     parsed.feed(text)
     assert parsed.open == []
     assert "{" not in "".join(parsed.words)
+
+
+def test_settings_that_json_cannot_hold_are_shown_as_text():
+    """Oracle: their own words."""
+    config = {"folder": PurePosixPath("runs/a")}
+    text = render(title="T", claim="C.", verdict="V.", sections=[], config=config)
+    assert "runs/a" in text

@@ -1,0 +1,181 @@
+"""Wrong objects handed to public functions: one line that names them, or the right thing.
+
+The checker of types that guards all other tests is off here, as it is for users.
+"""
+
+import jax
+import jax.numpy as jnp
+import jaxtyping
+import numpy as np
+import optax
+import pytest
+
+from jaxcl import (
+    losses,
+    metrics,
+    plasticity,
+    regularizers,
+    streams,
+    training,
+    transforms,
+)
+from jaxcl.averages import ema
+from jaxcl.curvature import empirical_fisher
+from jaxcl.method import make_method
+from jaxcl.models import mlp
+from jaxcl.report import records, statistics
+from jaxcl.training import checkpoint
+from jaxcl.tree import as_batch, at
+
+KEY, SGD = jax.random.key(0), optax.sgd(0.1)
+X, Y = np.zeros((4, 1, 3), np.uint8), np.array([0, 1, 0, 1])
+IMAGES = streams.as_images(X, Y, X, Y)
+STREAM = streams.permuted(KEY, IMAGES, num_tasks=3)
+MODEL = mlp((3, 4, 2))
+PARAMS = MODEL.init(KEY)
+LOGITS = losses.single_head(MODEL.apply)
+LOSS = losses.cross_entropy(LOGITS)
+BATCH = as_batch(np.ones((4, 3), np.float32), Y)
+ROW, PAIR = at(0, BATCH), (BATCH.x, BATCH.y)
+METHOD = make_method(LOSS, SGD)
+STATE = METHOD.init(PARAMS, BATCH)
+SIZES = {"num_steps": 1, "batch_size": 2}
+OPTIONS = training.Options(**SIZES)
+
+
+@pytest.fixture(autouse=True)
+def untyped():
+    """No checker of types stands before the library."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
+
+
+def permuted(key=KEY, images=IMAGES, num_tasks=2, **changes):
+    return streams.permuted(key, images, num_tasks=num_tasks, **changes)
+
+
+def walk(**changes):
+    given = {"method": METHOD, "stream": STREAM, "state": STATE, **SIZES, **changes}
+    return training.run_stream(KEY, **given)
+
+
+def learn(build=lambda frozen: METHOD, tasks=(), options=OPTIONS):
+    return training.learn(KEY, build, PARAMS, tasks, options, folder="nowhere")
+
+
+def loss_of(batch, loss=LOSS):
+    return losses.mean_loss(loss, PARAMS, batch, KEY)
+
+
+REFUSED = [
+    # streams
+    (lambda: streams.as_images(X, [[0], [1, 2]], X, Y), "lists of equal length"),
+    (lambda: streams.as_images(X, Y, X, Y, num_classes=2.0), "num_classes must"),
+    (lambda: streams.subset(PAIR), "Images, got tuple; see jaxcl.streams"),
+    (lambda: streams.subset(IMAGES, num_train=2.0), r"in \[1, 4\], got 2.0"),
+    (lambda: permuted(key=0), "one JAX key, got 0"),
+    (lambda: permuted(key=jax.random.split(KEY)), "one JAX key, got"),
+    (lambda: permuted(images=X), "of type Images, got ndarray"),
+    (lambda: permuted(num_tasks="2"), "num_tasks must be"),
+    (lambda: permuted(normalise=True), r"finite \(mean, std > 0\).* got True"),
+    (lambda: streams.from_arrays([BATCH], [BATCH], num_classes=2), "train .* got list"),
+    (lambda: streams.take_tasks(STREAM, 1), "permuted-images has tasks 0 to 2, got 1"),
+    (lambda: streams.take_tasks(STREAM, [True, False, True]), "got .True, False, True"),
+    (lambda: streams.stack_plans(STREAM), "stream must be of type Stream, got Pool"),
+    (lambda: streams.validate(METHOD), "validate: .* type Stream, got Method"),
+    (lambda: streams.array_rows(PAIR), "array_rows: expected a Batch .* got tuple"),
+    # batches and losses
+    (lambda: as_batch(1.0, 2), r"as_batch: x and y must be .* shapes \[\(\), \(\)\]"),
+    (lambda: as_batch(BATCH.x, Y, weight=np.ones((4, 1))), r"weight \[n\].*\(4, 1\)"),
+    (lambda: as_batch(BATCH.x, Y, task=[0] * 4), r"task one int, .* task \[0, 0"),
+    (lambda: losses.single_head(MODEL), "a function, got Model; give model.apply"),
+    (lambda: loss_of(PAIR), "row_losses: expected a Batch .* got tuple; make one with"),
+    (lambda: loss_of(ROW), r"row_losses: .* got leaves of shapes \[\(3,\), \(\)"),
+    (lambda: loss_of(BATCH._replace(y=BATCH.weight)), r"integers .* got float32\[\]"),
+    (lambda: loss_of(BATCH._replace(y=jnp.eye(4, dtype=int))), r"got int32\[4\]"),
+    (lambda: loss_of(BATCH, losses.cross_entropy(MODEL.apply)), "give single_head"),
+    (lambda: losses.accuracy(MODEL, PARAMS, BATCH), "logits must be a function"),
+    (lambda: metrics.summary([[1.0], [0.5, 1.0]]), "summary: .* lists of equal length"),
+    # the parts of a method
+    (lambda: transforms.sam("0.05"), "sam: rho must be a finite number .* got '0.05'"),
+    (lambda: regularizers.sum_of([regularizers.l2(1.0)]), "sum_of: .* got list"),
+    (lambda: regularizers.ewc(1.0, empirical_fisher(LOSS)), "fisher must be a func"),
+    (lambda: plasticity.chain_renewals([]), "of type Renewal, got"),
+    (
+        lambda: plasticity.redo(None, MODEL.units[0], None),
+        "one hidden layer, got Units",
+    ),
+    (lambda: empirical_fisher(LOSS)(KEY, PARAMS, STREAM), "fisher: .* got Stream"),
+    (lambda: make_method(MODEL, SGD), "example_loss must be a function, got Model"),
+    (lambda: make_method(LOSS, 0.1), "optimizer must be an optax .* got 0.1; build"),
+    (lambda: make_method(LOSS, SGD, gradient=transforms.sam), "got function"),
+    (lambda: make_method(LOSS, SGD, regularizer=[]), "Regularizer, .* sum_of"),
+    (lambda: make_method(LOSS, SGD, memory=ema(0.9)), "memory must .* got Average"),
+    (lambda: METHOD.init(MODEL, BATCH), "init: params must be a tree of arrays"),
+    (lambda: METHOD.init(PARAMS, STREAM), "init: expected a Batch .* got Stream"),
+    (lambda: METHOD.step(STATE, KEY, BATCH), "step: state must .* got PRNGKeyArray"),
+    (lambda: METHOD.step(KEY, STATE, PAIR), "step: expected a Batch .* got tuple"),
+    (lambda: METHOD.end_task(KEY, STATE, STREAM), "end_task: .* got Stream"),
+    (lambda: mlp((3, 2), activation="relu"), "a function, got 'relu'"),
+    # training
+    (lambda: walk(method=STREAM, stream=METHOD), "method must .* Method, got Stream"),
+    (lambda: walk(stream=IMAGES), "run_stream: stream must .* Stream, got Images"),
+    (lambda: walk(state=PARAMS), "state must be of type MethodState, got dict"),
+    (lambda: walk(tasks=[0, 3]), r"has tasks 0 to 2, got \[0, 3\]; list some"),
+    (lambda: training.first_example([STREAM]), "first_example: .* got list"),
+    (lambda: training.accuracy_row(STREAM, LOGITS), "accuracy_row: .* got function"),
+    (lambda: training.steps_for(8.0, batch_size=2), "num_rows must be an int"),
+    (lambda: learn(build=METHOD), "learn: build must be a function, got Method"),
+    (lambda: learn(tasks=STREAM), "of type Task, got Pool; .* stream_tasks"),
+    (lambda: learn(options={"num_steps": 2}), "options must be of type Options, got {"),
+    (lambda: checkpoint.save("nowhere", 1, PARAMS, about={"a": X}), "not JSON"),
+    (
+        lambda: checkpoint.saving("x", about={"a": X}).__enter__(),
+        "about must be a dict",
+    ),
+    (lambda: checkpoint.save("nowhere", 1.0, PARAMS), "step must be an int .* got 1.0"),
+    (lambda: checkpoint.save("nowhere", 1, {"a": "b"}), r"\['a'\] must be an array"),
+    # reports
+    (lambda: records.check("results.jsonl"), "record must be of type dict, got 'r'"),
+]
+
+
+@pytest.mark.parametrize(
+    ("call", "words"), REFUSED, ids=[words for _, words in REFUSED]
+)
+def test_the_wrong_object_is_named_in_one_line(call, words, tmp_path, monkeypatch):
+    """Oracle: the message says who, what was expected and what came; nothing is written."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=words) as error:
+        call()
+    assert "\n" not in str(error.value)
+    assert not list(tmp_path.rglob("*/[0-9]*"))
+
+
+MATRIX, HALVES = [[1, 0, 0], [1, 1, 0], [0, 1, 1]], [0.5, 0.25, 1.0]
+BOTH = [
+    (lambda x, y: as_batch(x, y, weight=y), (np.ones((4, 3)), Y)),
+    (lambda y: streams.as_images(X, y, list(X), y)[:4], (Y,)),
+    (metrics.average_incremental_accuracy, (np.array(MATRIX, float),)),
+    (metrics.forward_transfer, (np.array(MATRIX, float), np.array(HALVES))),
+    (metrics.learning_curve_area, (np.array(MATRIX, float),)),
+    (statistics.slopes, (np.array([HALVES]),)),
+    (statistics.tail_means, (np.array([HALVES]),)),
+    (statistics.paired, (np.array(HALVES), np.zeros(3))),
+]
+
+
+@pytest.mark.parametrize(("call", "arrays"), BOTH)
+def test_lists_of_numbers_do_what_arrays_do(call, arrays):
+    """Oracle: the same call with arrays."""
+    lists = [array.tolist() for array in arrays]
+    assert isinstance(lists[0], list)
+    jax.tree.map(np.testing.assert_array_equal, call(*lists), call(*arrays))
+
+
+def test_shares_in_integers_are_not_cut_to_zero():
+    """Oracle: by hand; in integers every share of the sum would be zero."""
+    for matrix in (MATRIX, np.array(MATRIX), jnp.array(MATRIX)):
+        found = metrics.average_incremental_accuracy(matrix)
+        np.testing.assert_allclose(found, (1 + 1 + 2 / 3) / 3, rtol=1e-6)
