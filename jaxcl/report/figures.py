@@ -18,7 +18,6 @@ from scipy import stats
 from jaxcl.report.cells import accuracy_matrix, heatmap
 from jaxcl.report.lines import learning_curves, measure_curves
 from jaxcl.report.records import Record, check, curves, group, group_of, split
-from jaxcl.report.statistics import known_means
 from jaxcl.report.style import (
     FAINT,
     finish,
@@ -27,7 +26,7 @@ from jaxcl.report.style import (
     panels,
     styled,
 )
-from jaxcl.report.summaries import QUANTITIES, SUFFIXES
+from jaxcl.report.summaries import SUFFIXES, quantity_of
 
 
 def scatter(
@@ -54,19 +53,15 @@ def scatter(
       title: above the figure.
 
     Raises:
-      ValueError: for malformed records, several settings, or fewer than three runs with
-        both numbers known.
+      ValueError: for malformed records, several settings, an unknown quantity, or fewer
+        than three runs with both numbers known.
     """
     check(records)
     one_setting("scatter", records)
     done = split(records)[0]
-    number = QUANTITIES[quantity]
-
-    def per_run(name):
-        values = curves(done, name)
-        return known_means(values) if quantity == "mean" else number(values)
-
-    points = np.stack([per_run(x), per_run(y)], axis=1) if done else np.empty((0, 2))
+    number = quantity_of("scatter", quantity)
+    per_run = [number(curves(done, name)) for name in (x, y)] if done else [[], []]
+    points = np.stack(per_run, axis=1)
     known = np.isfinite(points).all(axis=1)
     if known.sum() < 3:
         msg = f"scatter: expected three runs with {x} and {y}, got {known.sum()}."

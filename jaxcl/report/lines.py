@@ -6,6 +6,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from scipy.optimize import isotonic_regression
 
 from jaxcl.report.records import (
     Group,
@@ -116,19 +117,9 @@ def measure_curves(
 def spread(places: np.ndarray, gap: float) -> np.ndarray:
     """Move numbers apart to at least ``gap``, as little as possible, keeping order."""
     order = np.argsort(places, kind="stable")
-    shifted = places[order] - gap * np.arange(len(places))
-    blocks: list[list[float]] = []  # pooled neighbours: [sum, count]
-    for value in shifted:
-        blocks.append([float(value), 1])
-        while len(blocks) > 1 and blocks[-2][0] / blocks[-2][1] > (
-            blocks[-1][0] / blocks[-1][1]
-        ):
-            total, count = blocks.pop()
-            blocks[-1][0] += total
-            blocks[-1][1] += count
-    level = np.concatenate([np.full(int(n), total / n) for total, n in blocks])
+    gaps = gap * np.arange(len(places))
     result = np.empty_like(places, dtype=float)
-    result[order] = level + gap * np.arange(len(places))
+    result[order] = isotonic_regression(places[order] - gaps).x + gaps
     return result
 
 

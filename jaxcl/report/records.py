@@ -10,7 +10,7 @@
 ``first_bad_task``  number of the task where it diverged, from 0; else absent or null
 ``accuracy``        [T], test accuracy of the task just learned, between 0 and 1
 ``loss``            [T], optional
-``measures``        ``{name: [T]}``, optional
+``measures``        ``{name: [T]}``, optional; a name or all of it may be null
 ``matrix``          [T, T], optional: accuracy on task j after learning task i
 ``seconds``         optional
 ``device``          optional
@@ -97,7 +97,7 @@ def _check_curves(name: str, record: Record, lengths: dict) -> None:
         )
         raise ValueError(msg)
     wanted, other = lengths.setdefault(record["setting"], (len(accuracy), name))
-    curves = {"accuracy": accuracy, **record.get("measures", {})}
+    curves = {"accuracy": accuracy, **_measures(record)}
     if record.get("loss") is not None:
         curves["loss"] = record["loss"]
     for field, values in curves.items():
@@ -125,7 +125,7 @@ def group(records: Sequence[Record]) -> dict[Group, list[Record]]:
 
 def group_of(record: Record) -> Group:
     """The group a run belongs to."""
-    hyper = tuple(sorted(record["hyper"].items()))
+    hyper = tuple((k, _hashable(v)) for k, v in sorted(record["hyper"].items()))
     return Group(record["setting"], record["arm"], hyper)
 
 
@@ -141,7 +141,7 @@ def labels(groups: Sequence[Group]) -> dict[Group, str]:
         varying = [
             f"{_words(name)} {show_number(value)}"
             for name, value in key.hyper
-            if len({_hashable(hyper.get(name)) for hyper in family}) > 1
+            if len({hyper.get(name) for hyper in family}) > 1
         ]
         names[key] = ", ".join([key.arm, *varying])
     return names
@@ -166,9 +166,9 @@ def curves(
         raise ValueError(msg)
     rows = []
     for record in records:
-        values = record.get("measures", {}).get(name, record.get(name))
+        values = _measures(record).get(name, record.get(name))
         if values is None:
-            known = ", ".join(["accuracy", "loss", *record.get("measures", {})])
+            known = ", ".join(["accuracy", "loss", *_measures(record)])
             msg = f"report: {record['run']} has no {name!r}; it has {known}."
             raise ValueError(msg)
         rows.append(_numbers(values))
@@ -178,13 +178,26 @@ def curves(
 def measure_names(records: Sequence[Record]) -> list[str]:
     """Measures that every finished run has, in the order of the first."""
     done, _ = split(records)
-    first = list(done[0].get("measures", {})) if done else []
-    return [name for name in first if all(name in r.get("measures", {}) for r in done)]
+    first = list(_measures(done[0])) if done else []
+    return [name for name in first if all(name in _measures(r) for r in done)]
 
 
 def show_number(value: Any) -> str:
     """A setting as text: ``0.01``, ``1e-05``, ``true``."""
     return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _hashable(value: Any) -> Any:
+    """A setting as JSON has it, with tuples for lists and dicts."""
+    if isinstance(value, dict):
+        return tuple((k, _hashable(v)) for k, v in sorted(value.items()))
+    return tuple(map(_hashable, value)) if isinstance(value, list | tuple) else value
+
+
+def _measures(record: Record) -> dict[str, Any]:
+    """The measures that a run has; null is none."""
+    found = record.get("measures") or {}
+    return {name: values for name, values in found.items() if values is not None}
 
 
 def _numbers(values) -> np.ndarray:
@@ -193,10 +206,6 @@ def _numbers(values) -> np.ndarray:
 
 def _words(name: str) -> str:
     return {"learning_rate": "lr"}.get(name, name.replace("_", " "))
-
-
-def _hashable(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
 
 
 __all__ = [

@@ -187,6 +187,7 @@ def holm(p_values: Float[np.ndarray, " k"]) -> Float[np.ndarray, " k"]:
 
 
 def _p_two_sided(difference: np.ndarray) -> float:
+    # scipy's ttest_1samp gives the same, but warns where all differences are equal.
     error = np.std(difference, ddof=1) / np.sqrt(len(difference))
     if error == 0:
         return 0.0

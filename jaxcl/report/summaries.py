@@ -1,25 +1,35 @@
 """From records to statements: one summary per group of runs, one grid per sweep."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxcl.report.records import Group, Record, check, curves, group, labels, split
+from jaxcl.report.records import (
+    Group,
+    Record,
+    check,
+    curves,
+    group,
+    group_of,
+    labels,
+    split,
+)
 from jaxcl.report.statistics import (
     Interval,
     Paired,
     equivalence,
     holm,
+    known_means,
     mean_interval,
     paired,
     slopes,
     tail_means,
 )
 
-#: How a curve becomes one number per run.
+#: How a curve becomes one number per run; a mean is over the tasks where it is known.
 QUANTITIES = {
-    "mean": lambda values: values.mean(axis=1),
+    "mean": known_means,
     "last": tail_means,
     "slope": slopes,
     "late slope": lambda values: slopes(values[:, values.shape[1] // 2 :]),
@@ -33,6 +43,18 @@ SUFFIXES = {
     "slope": ", slope",
     "late slope": ", slope of the second half",
 }
+
+
+def quantity_of(who: str, quantity: str) -> Callable[[np.ndarray], np.ndarray]:
+    """How curves [s, T] become numbers [s], by name; ``who`` is named in the error.
+
+    Raises:
+      ValueError: for a name that is not in :data:`QUANTITIES`.
+    """
+    if quantity not in QUANTITIES:
+        msg = f"{who}: quantity must be one of {list(QUANTITIES)}, got {quantity!r}."
+        raise ValueError(msg)
+    return QUANTITIES[quantity]
 
 
 class Summary(NamedTuple):
@@ -103,11 +125,7 @@ def summarize(
         unknown quantity, or a baseline that did not run.
     """
     check(records)
-    if quantity not in QUANTITIES:
-        msg = (
-            f"summarize: quantity must be one of {list(QUANTITIES)}, got {quantity!r}."
-        )
-        raise ValueError(msg)
+    quantity_of("summarize", quantity)
     arms = list(dict.fromkeys(record["arm"] for record in records))
     if baseline is not None and baseline not in arms:
         msg = f"summarize: no run of the baseline {baseline!r}; the arms are {arms}."
@@ -153,9 +171,10 @@ def grid(
 
     Raises:
       ValueError: if the records mix settings or arms, lack one of the numbers, or vary
-        in a third one.
+        in a third one; for an unknown quantity.
     """
     check(records)
+    number = quantity_of("grid", quantity)
     if len({(r["setting"], r["arm"]) for r in records}) > 1:
         msg = "grid: expected one setting and one arm; choose the records first."
         raise ValueError(msg)
@@ -179,7 +198,7 @@ def grid(
         done, lost = split(runs)
         count[cell], diverged[cell] = len(done), len(lost)
         if done:
-            interval = mean_interval(QUANTITIES[quantity](curves(done, name)))
+            interval = mean_interval(number(curves(done, name)))
             mean[cell], half[cell] = interval.mean, interval.high - interval.mean
     return Grid(
         rows,
@@ -195,7 +214,7 @@ def grid(
 
 
 def _at(record: Record, name: str) -> Any:
-    return record["hyper"][name]
+    return dict(group_of(record).hyper)[name]
 
 
 def _rival(
@@ -301,4 +320,12 @@ def _verdict(summary: Summary, baseline: str | None, level: float) -> str:
     return f"{side} by less than the margin" if close else side
 
 
-__all__ = ["QUANTITIES", "SUFFIXES", "Grid", "Summary", "grid", "summarize"]
+__all__ = [
+    "QUANTITIES",
+    "SUFFIXES",
+    "Grid",
+    "Summary",
+    "grid",
+    "quantity_of",
+    "summarize",
+]

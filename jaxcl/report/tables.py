@@ -8,9 +8,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxcl.report.records import Record, curves, group, labels, measure_names, split
+from jaxcl.report.records import (
+    Record,
+    curves,
+    group,
+    labels,
+    measure_names,
+    show_number,
+    split,
+)
 from jaxcl.report.statistics import Interval, known_means, mean_interval
-from jaxcl.report.summaries import Grid, Summary
+from jaxcl.report.summaries import Grid, Summary, quantity_of
 
 
 class Column(NamedTuple):
@@ -45,7 +53,11 @@ def summary_table(
       summaries: from :func:`jaxcl.report.summaries.summarize`.
       quantity: what was compared there: the columns show it and its kin.
       margin: of the test of equivalence made there; no column for it if None.
+
+    Raises:
+      ValueError: for an unknown quantity.
     """
+    quantity_of("summary_table", quantity)
     per_task = "slope" in quantity
     scale = 1e4 if per_task else 100.0
     compared = {
@@ -143,7 +155,7 @@ def measure_table(
 
 def grid_table(grid: Grid, *, scale: float = 100.0, digits: int = 2) -> Table:
     """A sweep as a table, one row per value of the first number."""
-    names = [f"{grid.column_name} {value:g}" for value in grid.columns]
+    names = [f"{grid.column_name} {show_number(value)}" for value in grid.columns]
 
     def cell(r: int, c: int):
         if not grid.count[r, c]:
@@ -152,7 +164,7 @@ def grid_table(grid: Grid, *, scale: float = 100.0, digits: int = 2) -> Table:
         return Interval(mean, mean - half, mean + half, int(grid.count[r, c]))
 
     rows = tuple(
-        (f"{value:g}", *(cell(r, c) for c in range(len(names))))
+        (show_number(value), *(cell(r, c) for c in range(len(names))))
         for r, value in enumerate(grid.rows)
     )
     columns = (Column(grid.row_name), *(Column(n, digits, scale) for n in names))

@@ -173,6 +173,8 @@ def test_a_scatter_shows_every_run_and_the_correlation():
     )
     with pytest.raises(ValueError, match="three runs"):
         figures.scatter(records[:2], "sharpness")
+    with pytest.raises(ValueError, match=r"scatter: quantity must be .*'median'"):
+        figures.scatter(records, "sharpness", quantity="median")
 
 
 def test_saving_gives_svg_and_png_the_same_each_time(tmp_path):

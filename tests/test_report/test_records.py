@@ -87,6 +87,34 @@ def test_labels_show_what_varies_within_an_arm():
     ]
 
 
+def test_settings_may_be_lists():
+    """Oracle: written by hand; control: equal lists are one group."""
+    sizes = ([100, 100], [100, 100], [64, [8, 8]], {"depth": [2]})
+    records = [
+        record("sgd", seed, hyper={"sizes": size}) for seed, size in enumerate(sizes)
+    ]
+    groups = group(records)
+    assert [len(members) for members in groups.values()] == [2, 1, 1]
+    assert list(labels(list(groups)).values()) == [
+        "sgd, sizes (100, 100)",
+        "sgd, sizes (64, (8, 8))",
+        "sgd, sizes (('depth', (2,)),)",
+    ]
+
+
+def test_measures_that_are_null_are_none():
+    """Oracle: the same record without the field; control: a measure that is there."""
+    for measures in (None, {}, {"rank": None}):
+        nothing = record(measures=measures)
+        check([nothing])
+        assert measure_names([nothing]) == []
+        with pytest.raises(ValueError, match=r"no 'rank'; it has accuracy, loss\.$"):
+            curves([nothing], "rank")
+        known = record(seed=1, measures={"rank": [1.0, 2.0]})
+        assert measure_names([known]) == ["rank"]
+        assert measure_names([known, nothing]) == []
+
+
 def test_curves_read_measures_and_nulls():
     """Oracle: by hand."""
     records = [record(loss=[1.0, 2.0], measures={"rank": [3.0, None], "only": [0, 0]})]

@@ -144,6 +144,8 @@ def test_impossible_questions_are_refused():
         summarize(noisy("sgd", 0), baseline="adam")
     with pytest.raises(ValueError, match="quantity must be one of"):
         summarize(noisy("sgd", 0), baseline="sgd", quantity="median")
+    with pytest.raises(ValueError, match=r"grid: quantity must be one of .*'median'"):
+        grid(sweep(), rows="rho", columns="learning_rate", quantity="median")
 
 
 def sweep():
@@ -175,3 +177,28 @@ def test_a_grid_refuses_what_is_no_sweep():
     third = record("sam", 9, hyper={"learning_rate": 0.1, "rho": 0.5, "eta": 1.0})
     with pytest.raises(ValueError, match="differ in more than"):
         grid([*sweep(), third], rows="rho", columns="learning_rate")
+
+
+@pytest.mark.parametrize("axis", ["words", "lists"])
+def test_an_axis_of_a_grid_may_hold_words_or_lists(axis):
+    """Oracle: by hand."""
+    low, high = {"words": ("adam", "sgd"), "lists": ([8], [8, 8])}[axis]
+    records = [
+        record(hyper={"kind": kind, "lr": 0.1}, accuracy=[level] * 2)
+        for kind, level in ((high, 0.75), (low, 0.25))
+    ]
+    found = grid(records, rows="kind", columns="lr")
+    assert found.rows == {"words": (low, high), "lists": ((8,), (8, 8))}[axis]
+    np.testing.assert_array_equal(found.mean, [[0.25], [0.75]])
+
+
+def test_a_mean_is_over_the_tasks_where_a_measure_is_known():
+    """Oracle: by hand; control: a slope needs all of them."""
+    hyper = {"rho": 0.1, "lr": 0.1}
+    records = [
+        record(seed=seed, hyper=hyper, measures={"rank": [None, rank]})
+        for seed, rank in enumerate((3.0, 5.0))
+    ]
+    axes = {"rows": "rho", "columns": "lr", "name": "rank"}
+    np.testing.assert_array_equal(grid(records, **axes).mean, [[4.0]])
+    assert np.isnan(grid(records, **axes, quantity="slope").mean).all()

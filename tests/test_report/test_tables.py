@@ -148,3 +148,26 @@ def test_a_sweep_becomes_a_table():
     assert "| 0.5 |" in text
     assert table.rows[1] == ("1", None, "diverged")
     assert "1 run diverged" in text
+
+
+def test_a_sweep_over_words_becomes_a_table():
+    """Oracle: by hand."""
+    records = [
+        record(hyper={"optimizer": word, "nesterov": flag})
+        for word in ("sgd", "adam")
+        for flag in (True, False)
+    ]
+    table = grid_table(grid(records, rows="optimizer", columns="nesterov"))
+    assert [column.name for column in table.columns] == [
+        "optimizer",
+        "nesterov False",
+        "nesterov True",
+    ]
+    assert [row[0] for row in table.rows] == ["adam", "sgd"]
+
+
+def test_an_unknown_quantity_is_refused():
+    """Oracle: the message."""
+    found = summarize(noisy("sgd", 0), baseline="sgd")
+    with pytest.raises(ValueError, match=r"summary_table: quantity must be .*'median'"):
+        summary_table(found, quantity="median")
