@@ -6,6 +6,7 @@ there are, and the rows of given numbers. Then the position in a stream is one n
 a run that was cut goes on with the very rows that came next.
 """
 
+import functools
 import json
 import warnings
 from collections.abc import Callable, Sequence
@@ -13,11 +14,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
 from jaxcl.checks import check_kind
-from jaxcl.tree import at, check_batch, num_tasks
+from jaxcl.tree import at, check_batch
 from jaxcl.typing import Batch, Stream
 
 
@@ -62,19 +64,31 @@ def source_rows(
     """Rows of what has a length and items: a list, Grain's ``MapDataset``, TFDS.
 
     Args:
-      source: read item by item, when a batch needs them.
-      parse: ``item -> (x, y)``, arrays of the same shapes for all items.
+      source: read item by item, when a batch needs them; the first one at once.
+      parse: ``item -> (x, y)``, arrays of the same shapes for all items. Every batch has
+        the dtypes of the first item, integers as int32.
       task: number of the task.
 
     Raises:
-      ValueError: if there are no items.
+      ValueError: if there are no items; when read, for floats where the first item has
+        integers.
     """
     if not len(source):
         msg = "source_rows: expected at least one item, got none; drop the task."
         raise ValueError(msg)
 
+    dtypes = _dtypes(parse(source[0]))
+
     def read(numbers):
-        return _stacked([parse(source[int(number)]) for number in numbers], task)
+        rows = [parse(source[int(number)]) for number in numbers]
+        try:
+            return _stacked(rows, dtypes, task)
+        except TypeError as error:
+            msg = (
+                f"source_rows: expected the dtypes of the first item, {dtypes}, from all "
+                f"of them ({error}); let parse cast."
+            )
+            raise ValueError(msg) from error
 
     return Rows(len(source), read)
 
@@ -93,7 +107,8 @@ def jsonl_rows(
     Args:
       path: of the file. Empty lines are passed over.
       parse: ``record -> (x, y)``, arrays of the same shapes for all lines; it raises
-        ``KeyError``, ``TypeError`` or ``ValueError`` for a record it cannot use.
+        ``KeyError``, ``TypeError`` or ``ValueError`` for a record it cannot use. Every
+        batch has the dtypes that hold all lines, integers as int32.
       task: number of the task.
       skip_bad_lines: pass over lines that are no JSON object or cannot be used, with a
         warning that counts them and names the first.
@@ -106,17 +121,19 @@ def jsonl_rows(
     if not path.is_file():
         msg = f"jsonl_rows: no file {path}; give the path of a JSON-lines file."
         raise FileNotFoundError(msg)
-    places, bad, shapes = [], [], None
+    places, bad, shapes, dtypes = [], [], None, None
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             if not line.strip():
                 continue
             try:
-                found = _shapes(parse(_object(line)))
+                row = parse(_object(line))
+                found = _shapes(row)
                 shapes = shapes or found
                 if found != shapes:
                     msg = f"expected shapes {shapes}, got {found}"
                     raise ValueError(msg)
+                dtypes = _dtypes(row) if dtypes is None else _widened(dtypes, row)
             except (ValueError, KeyError, TypeError) as error:
                 reason = f"{type(error).__name__}: {error}"
                 if not skip_bad_lines:
@@ -145,35 +162,36 @@ def jsonl_rows(
             for start, length in offsets[numbers]:
                 file.seek(start)
                 rows.append(parse(json.loads(file.read(length))))
-        return _stacked(rows, task)
+        return _stacked(rows, dtypes, task)
 
     return Rows(len(offsets), read)
 
 
 def stream_tasks(stream: Stream) -> list[Task]:
-    """The tasks of a compiled stream one by one, each made when it is first read."""
+    """The tasks of a compiled stream one by one, each made when it is read.
+
+    The last training and the last test set that were read stay on the host; coming back
+    to another makes it again, by the same program.
+    """
     check_kind("stream_tasks", Stream, stream=stream)
 
-    def rows(make, index):
-        made: list[Rows] = []
-        plan = at(index, stream.plan)
-        weight = jax.jit(lambda pool, plan: make(pool, plan).weight)(stream.pool, plan)
+    def split(make):
+        real = lambda pool, plan: jnp.sum(make(pool, plan).weight > 0)
+        count = jax.jit(lambda pool, plan: jax.lax.map(lambda p: real(pool, p), plan))
+        whole = jax.jit(make)
 
-        def read(numbers):
-            if not made:
-                made.append(array_rows(jax.jit(make)(stream.pool, plan)))
-            return made[0].read(numbers)
+        @functools.lru_cache(maxsize=1)
+        def made(index):
+            return array_rows(whole(stream.pool, at(index, stream.plan)))
 
-        return Rows(int(np.sum(np.asarray(weight) > 0)), read)
+        def rows(index, count):
+            return Rows(int(count), lambda numbers: made(index).read(numbers))
 
-    return [
-        Task(
-            f"{stream.name} {index}",
-            rows(stream.train, index),
-            rows(stream.test, index),
-        )
-        for index in range(num_tasks(stream.plan))
-    ]
+        counts = np.asarray(count(stream.pool, stream.plan))
+        return [rows(index, count) for index, count in enumerate(counts)]
+
+    pairs = zip(split(stream.train), split(stream.test), strict=True)
+    return [Task(f"{stream.name} {index}", *pair) for index, pair in enumerate(pairs)]
 
 
 def _object(line: bytes) -> dict[str, Any]:
@@ -188,12 +206,21 @@ def _shapes(row: tuple[PyTree, PyTree]) -> list[tuple]:
     return [np.shape(leaf) for leaf in jax.tree.leaves(row)]
 
 
-def _stacked(rows: list[tuple[PyTree, PyTree]], task: int) -> Batch:
-    def stacked(*leaves):
-        whole = np.stack(leaves)
-        return whole.astype(np.int32) if whole.dtype.kind in "iu" else whole
+def _dtypes(row: tuple[PyTree, PyTree]) -> tuple[PyTree, PyTree]:
+    return jax.tree.map(lambda leaf: np.asarray(leaf).dtype, row)
 
-    x, y = jax.tree.map(stacked, *rows)
+
+def _widened(dtypes: PyTree, row: tuple[PyTree, PyTree]) -> tuple[PyTree, PyTree]:
+    """The smallest dtypes that also hold one more row."""
+    return jax.tree.map(np.promote_types, dtypes, _dtypes(row))
+
+
+def _stacked(rows: list[tuple[PyTree, PyTree]], dtypes: PyTree, task: int) -> Batch:
+    def stacked(dtype, *leaves):
+        narrow = np.int32 if dtype.kind in "iu" else dtype
+        return np.stack(leaves, dtype=narrow, casting="same_kind")
+
+    x, y = jax.tree.map(stacked, dtypes, *rows)
     count = len(rows)
     return Batch(x, y, np.ones(count, np.float32), np.full(count, task, np.int32))
 

@@ -1,6 +1,8 @@
 """Rows by number: from memory, from lines of a file, from anything with items."""
 
+import gc
 import json
+import weakref
 
 import jax
 import numpy as np
@@ -13,6 +15,7 @@ from jaxcl.streams import (
     source_rows,
     stream_tasks,
 )
+from jaxcl.streams import rows as rows_module
 from jaxcl.tree import as_batch
 
 WORDS = [{"x": [i, 2 * i], "y": i % 3} for i in range(5)]
@@ -69,6 +72,32 @@ def test_a_bad_line_is_named_or_counted(lines, line, reason):
     np.testing.assert_array_equal(rows.read(np.arange(5)).x[:, 0], range(5))
 
 
+def test_a_batch_of_lines_has_the_dtypes_of_the_file(tmp_path):
+    """Oracle: all rows read at once; the second line alone has fractions."""
+    path = tmp_path / "mixed.jsonl"
+    path.write_text('{"x": [1, 2], "y": 0}\n{"x": [0.5, 2], "y": 1}\n')
+    plain = lambda record: (np.array(record["x"]), record["y"])
+    rows = jsonl_rows(path, plain, task=0)
+    whole = rows.read(np.arange(2))
+    assert (whole.x.dtype, whole.y.dtype) == (np.float64, np.int32)
+    np.testing.assert_array_equal(whole.x, [[1, 2], [0.5, 2]])
+    for number in (0, 1):
+        alone = rows.read(np.array([number]))
+        assert (alone.x.dtype, alone.y.dtype) == (np.float64, np.int32)
+        np.testing.assert_array_equal(alone.x[0], whole.x[number])
+
+
+def test_a_batch_of_items_has_the_dtypes_of_the_first():
+    """Oracle: by hand; whole numbers become fractions, never the other way round."""
+    items = [np.array([0.5, 1], np.float32), np.array([1, 2]), np.array([0.1, 0.2])]
+    plain = lambda x: (x, 0)
+    rows = source_rows(items, plain, task=0)
+    for numbers in ([1], [2], [0, 1, 2]):
+        assert rows.read(np.array(numbers)).x.dtype == np.float32
+    with pytest.raises(ValueError, match=r"dtypes of the first item.*int64.*let parse"):
+        source_rows(items[1:], plain, task=0).read(np.arange(2))
+
+
 def test_nothing_to_read_is_refused(tmp_path):
     """Oracle: the contract."""
     empty = tmp_path / "empty.jsonl"
@@ -96,3 +125,39 @@ def test_tasks_of_a_stream_are_its_rows_without_the_padding():
     np.testing.assert_array_equal(found.x, x[1][[0, 2, 3]])
     np.testing.assert_array_equal(found.y, y[1][[0, 2, 3]])
     assert tasks[1].name == "arrays 1"
+
+
+def test_a_stream_is_read_by_two_programs_a_split_and_one_task_of_it_stays(monkeypatch):
+    """Oracles: a counter in the traced code, and what the collector leaves.
+
+    Control: reading a task again and again makes it once.
+    """
+    traces, made, keep = [], [], rows_module.array_rows
+
+    def counted(name, make):
+        return lambda pool, plan: (traces.append(name), make(pool, plan))[1]
+
+    def followed(batch):
+        rows = keep(batch)
+        made.append(weakref.ref(rows.read))
+        return rows
+
+    monkeypatch.setattr(rows_module, "array_rows", followed)
+    batches = [as_batch(np.full((4, 3), t), np.zeros(4, int), task=t) for t in range(5)]
+    stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *batches)
+    stream = from_arrays(stacked, stacked, num_classes=2)
+    tasks = stream_tasks(
+        stream._replace(
+            train=counted("train", stream.train), test=counted("test", stream.test)
+        )
+    )
+    for index, task in enumerate(tasks):
+        for rows in (task.train, task.test):
+            for number in range(4):
+                found = rows.read(np.array([number]))
+                np.testing.assert_array_equal(found.x, np.full((1, 3), index))
+    assert sorted(traces) == ["test"] * 2 + ["train"] * 2
+    assert len(made) == 10
+    gc.collect()
+    assert sum(read() is not None for read in made) == 2
+    np.testing.assert_array_equal(tasks[0].train.read(np.arange(2)).x, np.zeros((2, 3)))
