@@ -75,11 +75,11 @@ def take_tasks(
 
     Args:
       stream: where to take them from.
-      tasks: a slice, or the numbers of the tasks in the order wanted.
+      tasks: a slice, or the numbers of the tasks in the order wanted; no mask.
       axis: where the tasks are in the plan; 1 after :func:`stack_plans`.
 
     Raises:
-      ValueError: if no task is left or a number is out of range.
+      ValueError: if no task is left, a number is out of range, or they are no integers.
     """
     check_kind("take_tasks", Stream, stream=stream)
     count = jax.tree.leaves(stream.plan)[0].shape[axis]

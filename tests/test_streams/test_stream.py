@@ -99,6 +99,13 @@ def test_tasks_that_do_not_exist_are_refused(tasks):
         take_tasks(made(), tasks)
 
 
+@pytest.mark.parametrize("tasks", [[False, True, True], [0.0, 1.0], [[0, 1]], 2])
+def test_masks_and_other_arrays_are_no_numbers_of_tasks(tasks):
+    """Oracle: the message; a mask read as numbers would take tasks 0 and 1."""
+    with pytest.raises(ValueError, match="take_tasks: tasks must be a slice or a list"):
+        take_tasks(made(), np.array(tasks))
+
+
 def test_stacked_plans_are_the_plans_and_share_the_first_pool(key):
     """Oracle: indexing."""
     images = digits()
