@@ -221,8 +221,9 @@ def accuracy_row(
     """Observe one row of the accuracy matrix: the test accuracy on every task.
 
     A full matrix costs ``T^2`` evaluations. Two ways to pay less: ``every=k`` evaluates
-    after every ``k``-th task and after the last one, and leaves the other rows NaN;
-    ``num_examples`` uses the first rows of each test set only.
+    after every ``k``-th task of the stream and after its last one, and leaves the other
+    rows NaN (a walk over some ``tasks`` may meet none of these); ``num_examples`` uses the
+    first rows of each test set only.
 
     Args:
       logits: ``(params, example) -> [c]``.

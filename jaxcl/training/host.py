@@ -251,6 +251,9 @@ def fit(run: Run, position: Position) -> tuple[Position, Status]:
         recent.append(info)
         over = step + 1
         stop, pause, due = False, False, over % options.report_every == 0
+        look = options.eval_every and over % options.eval_every == 0
+        if look:
+            jax.block_until_ready(state)  # steps count as training, looking does not
         if due or jax.process_count() == 1:  # many processes agree, and not every step
             old = time.monotonic() - saved > options.save_every
             stop, old = any_process(run.interrupted(), old)
@@ -266,7 +269,8 @@ def fit(run: Run, position: Position) -> tuple[Position, Status]:
             num_bad += bad
             if bad and options.on_non_finite == "stop":
                 return here(over), "diverged"
-        if options.eval_every and over % options.eval_every == 0:
+        rest = time.monotonic()
+        if look:
             scores = evaluate(run, state, run.tasks[: index + 1])
             line = {"at": _number(index, over, options), "task": index, "step": over}
             run.write(line | {"scores": scores})
@@ -274,6 +278,7 @@ def fit(run: Run, position: Position) -> tuple[Position, Status]:
             now = _on_devices(here(over), run.layout)
             run.save(_number(index, over, options), now)
             saved = time.monotonic()
+        began += time.monotonic() - rest
         if stop:
             return here(over), "interrupted"
     return here(options.num_steps), "done"

@@ -1,9 +1,9 @@
 """Where arrays live on many devices: a mesh, and a rule from a leaf to its placement.
 
 All parallelism is placement: the step is the one of a single device, and XLA splits it. A
-mesh has two axes. Along ``data`` devices hold different rows of a batch; along ``fsdp``
+mesh has three axes. Along ``data`` devices hold different rows of a batch; along ``fsdp``
 they also hold different parts of large parameters, which XLA gathers where they are used.
-Rows are split over both. A third axis, ``tensor``, splits large parameters a second time.
+Rows are split over both. The third, ``tensor``, splits large parameters a second time.
 """
 
 from collections.abc import Callable
@@ -60,7 +60,8 @@ def split_large(*, at_least: int = 2**16, whole: tuple[str, ...] = ()) -> Rule:
     """Split every large leaf along its longest axes that can be split evenly.
 
     The rule looks at shapes, so that optimizer statistics, anchors, Fisher diagonals and
-    averages lie where their parameters lie. What a memory remembers stays whole.
+    averages lie where their parameters lie. What a memory remembers, the state's field
+    ``memory``, stays whole.
 
     Args:
       at_least: entries from which a leaf is split; below it a copy on every device is
@@ -70,7 +71,7 @@ def split_large(*, at_least: int = 2**16, whole: tuple[str, ...] = ()) -> Rule:
 
     def rule(path, shape, mesh):
         names = path.split("/")
-        kept = any(part in name for part in ("memory", *whole) for name in names)
+        kept = names[0] == "memory" or any(p in name for p in whole for name in names)
         if kept or np.prod(shape, dtype=np.int64) < at_least:
             return PartitionSpec()
         spec: list[str | None] = [None] * len(shape)

@@ -1,6 +1,6 @@
 """Which rows come when, and how they get to the devices."""
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 from jaxtyping import Int
 
@@ -40,9 +40,12 @@ def training_order(
     key: Key, rows: Rows, *, num_steps: int, batch_size: int
 ) -> Int[np.ndarray, "steps b"]:
     """Row numbers of all batches of a task, as the compiled loop draws them."""
-    weight = jnp.ones(rows.count)
-    order = batch_order(key, weight, num_steps=num_steps, batch_size=batch_size)
-    return np.asarray(order)
+    weight = np.ones(rows.count, np.float32)
+    return np.asarray(_order(key, weight, num_steps=num_steps, batch_size=batch_size))
+
+
+# Jitted once and for all: on its own, the loop inside compiles anew at every call.
+_order = jax.jit(batch_order, static_argnames=("num_steps", "batch_size"))
 
 
 def first_learned(

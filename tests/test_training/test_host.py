@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -282,6 +283,30 @@ def test_one_program_serves_all_tasks(tasks, tmp_path):
     )
     assert sorted(traces) == ["end", "step"]
     jax.tree.map(np.asarray, params)  # the caller's parameters were not donated
+
+
+@pytest.mark.parametrize(
+    "others", [{"eval_every": 3, "save_every": 1e9}, {"save_every": -1.0}]
+)
+def test_looking_and_saving_slow_no_training_down(tasks, tmp_path, monkeypatch, others):
+    """Oracle: a clock that only evaluation and saving move, an hour each time."""
+    clock = [0.0]
+
+    def hour(function):
+        def slow(*args, **options):
+            clock[0] += 3600.0
+            return function(*args, **options)
+
+        return slow
+
+    monkeypatch.setattr(host, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    monkeypatch.setattr(host, "evaluate", hour(host.evaluate))
+    monkeypatch.setattr(host, "_on_devices", hour(host._on_devices))
+    run(tmp_path, tasks, OPTIONS._replace(**others))
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    rates = [json.loads(line).get("examples_per_second") for line in lines]
+    assert min(rate for rate in rates if rate is not None) > 1e6
+    assert clock[0] > 3600 * 3  # control: inside tasks too, not only at their ends
 
 
 def test_what_cannot_run_is_refused_before_anything_is_written(tasks, tmp_path):

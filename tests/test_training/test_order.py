@@ -4,7 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxcl.streams import Rows
 from jaxcl.training import batch_order
+from jaxcl.training.reading import training_order
 
 
 def test_every_pass_is_a_fresh_order_of_the_real_rows():
@@ -34,3 +36,20 @@ def test_runs_with_different_padding_side_by_side_are_runs_alone():
     together = jax.jit(jax.vmap(order))(weights)
     for i in range(2):
         np.testing.assert_array_equal(together[i], order(weights[i]))
+
+
+def test_the_host_draws_the_same_order_and_compiles_it_once(caplog):
+    """Oracles: the bare function, and JAX's own log; control: another size compiles."""
+    rows = Rows(37, lambda numbers: numbers)
+    draw = lambda seed, **options: training_order(jax.random.key(seed), rows, **options)
+    draw(0, num_steps=9, batch_size=5)
+    jax.random.key(1)
+    with jax.log_compiles(), caplog.at_level("WARNING"):
+        found = draw(1, num_steps=9, batch_size=5)
+        compiled = lambda: [m for m in caplog.messages if m.startswith("Compiling")]
+        assert not compiled()
+        draw(1, num_steps=9, batch_size=4)
+        assert compiled()
+    np.testing.assert_array_equal(
+        found, batch_order(jax.random.key(1), jnp.ones(37), num_steps=9, batch_size=5)
+    )

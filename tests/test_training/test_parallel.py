@@ -39,6 +39,8 @@ def test_large_leaves_are_split_along_their_longest_axes(shape, want):
     whole = split_large(at_least=1000, whole=("lora",))
     assert whole("params/lora_a", shape, mesh) == PartitionSpec()
     assert rule("memory/rows/x", shape, mesh) == PartitionSpec()
+    for layer in ("params/memory_attention/kernel", "params/memory/kernel"):
+        assert rule(layer, shape, mesh) == PartitionSpec(*want)
 
 
 def test_every_leaf_of_a_state_lies_where_its_parameters_lie():
