@@ -160,7 +160,8 @@ def accuracy(
         compiles the body once instead of twice.
 
     Returns:
-      [] float32; NaN logits count as class 0, so check finiteness apart.
+      [] float32. Where a logit is NaN the row counts as the class of its first NaN, so
+      check finiteness apart.
     """
     check_size("accuracy", optional=True, chunk_size=chunk_size)
     check_kind("accuracy", Callable, "give single_head(model.apply)", logits=logits)

@@ -129,3 +129,11 @@ def test_a_task_without_a_head_has_no_logits(task):
     example = at(0, BATCH)._replace(task=jnp.int32(task))
     assert jnp.isnan(logits(PARAMS, example)).all()
     assert jnp.isfinite(logits(PARAMS, at(0, BATCH))).all()
+
+
+def test_a_row_with_nan_counts_as_the_class_of_the_first():
+    """Oracle: by hand."""
+    logits = lambda params, example: jnp.array([0.0, jnp.nan, 1.0, jnp.nan])
+    for label, share in ((0, 0.0), (1, 1.0), (2, 0.0), (3, 0.0)):
+        labelled = BATCH._replace(y=jnp.full(5, label))
+        assert accuracy(logits, PARAMS, labelled) == share

@@ -277,3 +277,12 @@ def test_formulas_refuse_what_is_no_matrix_or_too_short(name):
     if summary([[0.8]], untrained=[0.1], joint=[0.9])[name].reason:
         with pytest.raises(ValueError, match=f"{name}: needs 2 or more tasks, got 1"):
             formula(np.ones((1, 1)), *[np.ones(1)] * rows)
+
+
+@pytest.mark.parametrize("library", [np, jnp])
+def test_whole_numbers_are_shares_too(library):
+    """Oracle: loops over the same numbers; the average by hand."""
+    case = [[1, 0, 0], [1, 1, 0], [0, 1, 1]], [0, 0, 1], [1, 1, 0]
+    found = evaluate(*(library.asarray(part) for part in case))
+    assert_equal_values(found, by_loops(*map(np.array, case)), rtol=1e-6)
+    np.testing.assert_allclose(found["average_incremental_accuracy"], 8 / 9, rtol=1e-6)

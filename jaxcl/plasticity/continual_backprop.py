@@ -179,7 +179,8 @@ def _corrected_mean(layer, traces, decay):
 def _lowest(worth, eligible, count):
     """The ``count`` eligible units of least worth; ties go to the lower index."""
     order = jnp.argsort(jnp.where(eligible, worth, jnp.inf))
-    rank = jnp.zeros(worth.size, jnp.int32).at[order].set(jnp.arange(worth.size))
+    place = jnp.arange(worth.size, dtype=jnp.int32)
+    rank = jnp.zeros_like(place).at[order].set(place)
     return eligible & (rank < count)
 
 

@@ -8,6 +8,7 @@ from jaxtyping import ScalarLike
 
 from jaxcl.checks import check_kind, check_number, check_size
 from jaxcl.lockstep import when
+from jaxcl.tree import wide
 from jaxcl.typing import Key, Params, Renewal
 
 
@@ -77,9 +78,12 @@ def shrink_and_perturb(
     check_number("shrink_and_perturb", sigma=sigma)
 
     def soften(param, fresh):
+        old, drawn = wide(param), wide(fresh)  # so that bfloat16 leaves round once
         if param.ndim > 1:
-            return (shrink * param + sigma * fresh).astype(param.dtype)
-        return (fresh + shrink * (param - fresh)).astype(param.dtype)
+            new = shrink * old + sigma * drawn
+        else:
+            new = drawn + shrink * (old - drawn)
+        return new.astype(param.dtype)
 
     def renew(key, step, params, batch):
         del batch

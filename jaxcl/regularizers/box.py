@@ -8,7 +8,7 @@ from jaxtyping import Array, Int, ScalarLike
 
 from jaxcl.checks import check_number
 from jaxcl.regularizers.base import no_regularizer, sum_of
-from jaxcl.tree import copied
+from jaxcl.tree import copied, wide
 from jaxcl.typing import Params, Regularizer
 
 
@@ -28,7 +28,8 @@ def box(radius: ScalarLike) -> Regularizer:
     clipped before the first task ends. The box is relative: for a radius below one no
     parameter can change its sign after the first task, and one that is exactly zero
     stays there. It moves with the anchor, so after ``k`` tasks a parameter may have
-    grown by ``(1 + radius)^k``.
+    grown by ``(1 + radius)^k``. Bounds are formed in float32 or better; rounding to a
+    narrower dtype may then leave the box by half a unit in the last place.
 
     Args:
       radius: relative half width; infinite for no box at all.
@@ -48,12 +49,11 @@ def box(radius: ScalarLike) -> Regularizer:
 
     def project(state, params):
         def clip(param, anchor):
-            wide = jnp.promote_types(param.dtype, jnp.float32)
-            centre = anchor.astype(wide)
+            centre = wide(anchor)
             # An infinite radius times an anchor of zero is NaN.
             reach = jnp.where(jnp.isinf(radius), jnp.inf, radius * jnp.abs(centre))
             reach = jnp.where(state.tasks_seen > 0, reach, jnp.inf)
-            kept = jnp.clip(param.astype(wide), centre - reach, centre + reach)
+            kept = jnp.clip(wide(param), centre - reach, centre + reach)
             return kept.astype(param.dtype)
 
         return jax.tree.map(clip, params, state.anchor)

@@ -101,13 +101,14 @@ def digits(*, test_share: float = 0.2) -> Images:
     even share of the rows is for testing. Pixels 0..16 become 0..255.
 
     Args:
-      test_share: part of each class that is for testing, strictly between 0 and 1.
+      test_share: part of each class that is for testing, in [0.01, 0.99].
 
     Returns:
       Images ``[n, 8, 8]`` in 10 classes; 1,442 and 355 rows with the default share.
 
     Raises:
-      ValueError: if ``test_share`` leaves a class without train or test rows.
+      ValueError: if ``test_share`` lies outside: a class would be left without train or
+        test rows.
       ModuleNotFoundError: without scikit-learn.
 
     Source: Alpaydin and Kaynak 1998, UCI, Optical Recognition of Handwritten Digits.

@@ -45,7 +45,8 @@ def gnp(
       r: radius of the climb in parameter units; number or schedule of the update count.
       alpha: the blend. A plain Python 0 spares the second gradient.
       penalty: ``lambda`` in units of ``r``, instead of ``alpha``. With schedules the
-        two are divided at every step.
+        two are divided at every step; where the radius is 0 there is no blend, and the
+        step is the plain gradient, without the penalty.
       mask: leaves that climb.
       measure: also log ``climbed_norm`` and ``alignment``.
       axis_name: the device axis when mapped; see :func:`across_devices`.
@@ -53,8 +54,8 @@ def gnp(
 
     Raises:
       ValueError: unless exactly one of ``alpha`` and ``penalty`` is given; if a
-        strength is known to be negative or not finite; for a penalty with ``r = 0``; or
-        if an update lacks ``params`` or ``grad_fn``.
+        strength is known to be negative or not finite; for a penalty with
+        ``r = 0`` throughout; or if an update lacks ``params`` or ``grad_fn``.
 
     Cost: one more gradient per step. State: :class:`ClimbState`, scalars.
 

@@ -2,6 +2,7 @@
 
 import jax.numpy as jnp
 import optax
+from jax.core import Tracer
 from jaxtyping import ScalarLike
 
 from jaxcl.checks import check_number
@@ -77,11 +78,12 @@ def rho_schedule(
       rho_min: smallest radius.
 
     Raises:
-      ValueError: if ``lr_max`` equals ``lr_min``.
+      ValueError: if ``lr_max`` is known to equal ``lr_min``.
 
     Reference: Zhuang et al. 2022, arXiv:2203.08065, algorithm 1.
     """
-    if isinstance(lr_max, int | float) and lr_max == lr_min:
+    traced = any(isinstance(end, Tracer) for end in (lr_max, lr_min))
+    if not traced and lr_max == lr_min:
         msg = f"rho_schedule: lr_max must differ from lr_min, got {lr_max} for both."
         raise ValueError(msg)
 

@@ -178,3 +178,17 @@ def test_impossible_settings_are_refused():
     for options in ({"rate": 2.0}, {"decay": -0.1}, {"maturity": -1}):
         with pytest.raises(ValueError, match=next(iter(options))):
             continual_backprop(model.features, model.units, model.init, **options)
+
+
+@pytest.mark.usefixtures("x64")
+def test_64_bit_numbers_change_nothing():
+    """Oracle: half of four units are replaced, as in 32 bit; no cast is warned of."""
+    model = mlp((3, 4, 2))
+    renewal = continual_backprop(
+        model.features, model.units, model.init, rate=0.5, maturity=0
+    )
+    params = model.init(jax.random.key(0))
+    batch = as_batch(jnp.ones((2, 3)), jnp.zeros(2, int))
+    state = renewal.init(params)
+    _, _, renewed = renewal.renew(jax.random.key(1), state, params, batch)
+    assert np.sum(np.all(renewed["out"]["kernel"], axis=-1)) == 2

@@ -153,3 +153,17 @@ def test_impossible_settings_are_refused(arguments, options, word):
     """Oracle: the documented error."""
     with pytest.raises(ValueError, match=word):
         shrink_and_perturb(*arguments, MODEL.init, **options)
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (64,)])
+def test_bfloat16_parameters_round_once(shape):
+    """Oracle: the formula in NumPy, float32, rounded at its end."""
+    draw = lambda seed: jax.random.normal(jax.random.key(seed), shape, jnp.bfloat16)
+    renewal = shrink_and_perturb(0.99, 0.3, lambda key: draw(1))
+    old = draw(0)
+    _, new, _ = renewal.renew(jax.random.key(2), renewal.init(old), old, BATCH)
+    w, xi = np.asarray(old, np.float32), np.asarray(draw(1), np.float32)
+    p, sigma = np.float32(0.99), np.float32(0.3)
+    exact = p * w + sigma * xi if len(shape) > 1 else xi + p * (w - xi)
+    assert new.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(new, exact.astype(jnp.bfloat16))

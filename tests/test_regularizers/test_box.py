@@ -84,3 +84,15 @@ def test_a_negative_radius_is_refused():
     """Oracle: the message."""
     with pytest.raises(ValueError, match=r"box: radius must be a number .*, got -"):
         boxed(l2(1.0), -0.1)
+
+
+def test_bfloat16_leaves_the_box_by_its_rounding_and_no_more():
+    """Oracle: the bound in float32; half a unit in the last place is 2^-8 or less."""
+    anchor = {"w": jnp.array([1.0, 3.0, -2.7], jnp.bfloat16)}
+    regularizer = box(0.01)
+    away = jax.tree.map(lambda leaf: 2 * leaf, anchor)
+    kept = regularizer.project(after_one_task(regularizer, anchor), away)["w"]
+    start = np.asarray(anchor["w"], np.float32)
+    moved = np.abs(np.asarray(kept, np.float32) / start - 1)
+    assert np.all(moved <= 0.01 + 1.01 * 2.0**-8)
+    assert np.any(moved > 0.01)  # control: it does leave

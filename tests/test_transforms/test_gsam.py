@@ -1,3 +1,4 @@
+import jax
 import numpy as np
 import optax
 import pytest
@@ -49,3 +50,14 @@ def test_gsam_refuses_bad_strengths():
         gsam(1.0, -0.5)
     with pytest.raises(ValueError, match="rho_schedule: lr_max must differ"):
         rho_schedule(lambda t: t, lr_max=0.1, lr_min=0.1, rho_max=0.1)
+
+
+def test_the_ends_of_the_learning_rate_may_be_traced():
+    """Oracle: the same numbers, known; equal ends that are known are refused."""
+    ends = {"lr_max": 0.1, "lr_min": 0.02, "rho_max": 0.6, "rho_min": 0.2}
+    at = lambda **ends: rho_schedule(lambda t: 0.05, **ends)(0)
+    np.testing.assert_allclose(jax.jit(at)(**ends), at(**ends), rtol=1e-6)
+    low = jax.jit(lambda low: at(**{**ends, "lr_min": low}))(0.02)
+    np.testing.assert_allclose(low, at(**ends), rtol=1e-6)
+    with pytest.raises(ValueError, match="lr_max must differ"):
+        at(lr_max=np.float32(0.1), lr_min=np.float32(0.1), rho_max=0.6)
