@@ -102,7 +102,7 @@ def test_tasks_that_do_not_exist_are_refused(tasks):
 @pytest.mark.parametrize("tasks", [[False, True, True], [0.0, 1.0], [[0, 1]], 2])
 def test_masks_and_other_arrays_are_no_numbers_of_tasks(tasks):
     """Oracle: the message; a mask read as numbers would take tasks 0 and 1."""
-    with pytest.raises(ValueError, match="take_tasks: tasks must be a slice or a list"):
+    with pytest.raises(ValueError, match="take_tasks: made has tasks 0 to 2"):
         take_tasks(made(), np.array(tasks))
 
 
