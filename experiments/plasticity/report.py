@@ -282,8 +282,7 @@ def readme_text(folder: RunFolder) -> str:
             "The same runs along the stream, slopes of accuracy compared:",
             to_markdown(slope_table(paper)).strip(),
         ]
-    neighbours = part_of(folder.config, records, "neighbours")
-    measured = minus_fresh(list({r["run"]: r for r in [*paper, *neighbours]}.values()))
+    measured = minus_fresh([*paper, *(r for r in records if r["arm"] == FRESH)])
     if any(r["arm"] != FRESH for r in measured):
         words = "Plasticity: accuracy minus that of a fresh start on the same task:"
         parts += [words, to_markdown(fresh_table(measured)).strip()]
