@@ -284,8 +284,11 @@ def readme_text(folder: RunFolder) -> str:
         ]
     measured = minus_fresh([*paper, *(r for r in records if r["arm"] == FRESH)])
     if any(r["arm"] != FRESH for r in measured):
-        words = "Plasticity: accuracy minus that of a fresh start on the same task:"
-        parts += [words, to_markdown(fresh_table(measured)).strip()]
+        parts += [
+            "Plasticity: accuracy minus that of a fresh start on the same task:",
+            f"![Accuracy minus a fresh start]({place}/figures/minus-fresh.png)",
+            to_markdown(fresh_table(measured)).strip(),
+        ]
     return "\n\n".join(parts)
 
 
