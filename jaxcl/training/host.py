@@ -223,7 +223,8 @@ def identity(key: Key, options: Options, about: Mapping[str, Any] | None) -> dic
     """What a checkpoint must agree with for a run to go on from it."""
     names = "num_steps", "batch_size", "consolidate_rows", "on_non_finite"
     decisive = {name: getattr(options, name) for name in names}
-    return {"key": jax.random.key_data(key).tolist()} | decisive | dict(about or {})
+    decisive |= {"key": jax.random.key_data(key).tolist()}
+    return dict(about or {}) | decisive  # the caller's names hide none of these
 
 
 def begin(program: Program, params: Params, num_tasks: int) -> Position:
