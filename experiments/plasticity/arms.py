@@ -39,6 +39,10 @@ class Trial(NamedTuple):
     seed: int
 
 
+#: Arms that change the fully connected network.
+OTHER_NETWORKS = ("crelu", "layer-norm")
+
+
 def arms(config: Config, num_steps: int) -> dict[str, Arm]:
     """All arms by name; ``num_steps`` are the steps of one task."""
 
@@ -172,12 +176,9 @@ def trials(config: Config) -> list[Trial]:
         ],
     }
     check_names("groups", config.groups, groups)
-    if config.resnet_width and "neighbours" in config.groups:
-        msg = (
-            "groups: neighbours need the fully connected network (CReLU, LayerNorm), "
-            "got resnet_width above 0; leave the group out."
-        )
-        raise ValueError(msg)
+    if config.resnet_width:  # which has normalisation, and one activation, of its own
+        others = groups["neighbours"]
+        groups["neighbours"] = [arm for arm in others if arm[0] not in OTHER_NETWORKS]
     seeds = dict.fromkeys(groups, config.other_seeds)
     seeds |= {"paper": config.seeds, "sweep": config.sweep_seeds}
     return [

@@ -152,14 +152,17 @@ PRESETS = {
     "cifar": Config(  # the paper's own next check: another data set and architecture
         data="",
         settings=("class-splits", "permuted-labels"),
-        groups=("paper",),
-        seeds=3,
+        groups=("paper", "neighbours"),
+        seeds=5,
+        other_seeds=3,
         num_tasks=20,
         examples_per_task=2_500,
-        test_examples=500,
+        test_examples=1_000,
         batch_size=32,
         resnet_width=16,
         num_epochs=2,
+        learning_rates=(0.1, 0.01),  # at 0.001 a task of 157 steps stays near chance
+        redo_period=157,  # once per task
         tasks_per_call=2,
     ),
 }

@@ -16,6 +16,7 @@ from jaxcl.streams import (
     class_splits,
     digits,
     load_images,
+    only_classes,
     permuted,
     permuted_labels,
     stack_plans,
@@ -28,6 +29,7 @@ from jaxcl.tree import at, num_tasks
 from jaxcl.typing import Model, Stream
 
 SPLIT_CLASSES = 5  # classes per task of class-splits: 20 tasks of CIFAR-100
+LABEL_CLASSES = 10  # of permuted-labels: a hundred cannot be learned in one short task
 #: Settings whose tasks come in one order for all seeds: a slope of accuracy is first of
 #: all that of the tasks' difficulty. Elsewhere every seed draws its own tasks.
 IN_ONE_ORDER = ("pairs-new-head", "pairs-one-head")
@@ -43,6 +45,15 @@ class Setting(NamedTuple):
     logits: Callable[[Callable], Logits]  # from `apply`
     num_inputs: int
     num_outputs: int
+
+
+class Kind(NamedTuple):
+    """How a setting is made, for one seed, of the images."""
+
+    build: Callable[..., Stream]
+    classes_per_task: int | None = None  # where tasks are classes
+    own_heads: bool = False  # whether each task has outputs of its own
+    some_classes: int | None = None  # of the set, drawn once; all if None
 
 
 def load(config: Config) -> Images:
@@ -61,21 +72,21 @@ def make_setting(name: str, config: Config, images: Images) -> Setting:
     Raises:
       ValueError: for data that cannot make it.
     """
-    build, classes_per_task, heads = SETTINGS[name]
-    images = _fewer(config, images, classes_per_task)
+    kind = SETTINGS[name]
+    images = _fewer(config, images, kind)
     # These are the keys of the runs, too (`fold_in(key, seed)` in run.py). It does no
     # harm: a stream seeds numpy's generator with the key's data, a run gives the key to
     # jax.random, so the two draw unrelated numbers. Other keys would be other results.
     keys = jax.random.split(jax.random.key(config.seed), config.seeds)
     flat = not config.resnet_width
-    streams = [build(key, config, images, flat=flat) for key in keys]
+    streams = [kind.build(key, config, images, flat=flat) for key in keys]
     validate(streams[0])
     total = num_tasks(streams[0].plan)
     rows = jax.eval_shape(
         streams[0].train, streams[0].pool, at(0, streams[0].plan)
     ).weight.shape[0]
     classes = streams[0].num_classes
-    logits = multi_head_of(classes) if heads else single_head
+    logits = multi_head_of(classes) if kind.own_heads else single_head
     return Setting(
         name,
         stack_plans(streams),
@@ -83,7 +94,7 @@ def make_setting(name: str, config: Config, images: Images) -> Setting:
         steps_for(rows, batch_size=config.batch_size, num_epochs=config.num_epochs),
         logits,
         int(np.prod(images.train_x.shape[1:])),
-        classes * (total if heads else 1),
+        classes * (total if kind.own_heads else 1),
     )
 
 
@@ -100,16 +111,22 @@ def multi_head_of(classes: int) -> Callable[[Callable], Logits]:
     return lambda apply: multi_head(apply, classes)
 
 
-def _fewer(config: Config, images: Images, classes_per_task: int | None) -> Images:
-    """At most the configured number of images; per class where tasks are classes."""
-    options = {}
-    if config.test_examples and not classes_per_task:
-        options["num_test"] = min(config.test_examples, len(images.test_y))
-    if config.examples_per_task and classes_per_task:
-        smallest = int(np.bincount(images.train_y).min())
-        share = max(1, config.examples_per_task // classes_per_task)
-        options |= {"num_train": min(share, smallest), "per_class": True}
+def _fewer(config: Config, images: Images, kind: Kind) -> Images:
+    """Some of the classes, and at most the configured number of images.
+
+    Per class where tasks are classes.
+    """
     key = jax.random.key(config.seed)
+    if kind.some_classes and kind.some_classes < images.num_classes:
+        order = np.asarray(jax.random.permutation(key, images.num_classes))
+        images = only_classes(images, order[: kind.some_classes])
+    options = {}
+    if config.test_examples and not kind.classes_per_task:
+        options["num_test"] = min(config.test_examples, len(images.test_y))
+    if config.examples_per_task and kind.classes_per_task:
+        smallest = int(np.bincount(images.train_y).min())
+        share = max(1, config.examples_per_task // kind.classes_per_task)
+        options |= {"num_train": min(share, smallest), "per_class": True}
     return subset(images, key=key, **options) if options else images
 
 
@@ -138,13 +155,12 @@ def _at_most(count, images):
     return None if count is None else min(count, len(images.train_y))
 
 
-#: name -> (stream of one seed, classes per task if fixed, outputs of its own per task)
 SETTINGS = {
-    "permuted": (_permuted, None, False),
-    "pairs-new-head": (_pairs, 2, True),
-    "pairs-one-head": (_pairs, 2, False),
-    "class-splits": (_class_splits, SPLIT_CLASSES, False),
-    "permuted-labels": (_permuted_labels, None, False),
+    "permuted": Kind(_permuted),
+    "pairs-new-head": Kind(_pairs, classes_per_task=2, own_heads=True),
+    "pairs-one-head": Kind(_pairs, classes_per_task=2),
+    "class-splits": Kind(_class_splits, classes_per_task=SPLIT_CLASSES),
+    "permuted-labels": Kind(_permuted_labels, some_classes=LABEL_CLASSES),
 }
 
 

@@ -21,6 +21,7 @@ from jaxcl.streams.sources import (
     as_images,
     digits,
     mean_and_std,
+    only_classes,
     padded,
     subset,
 )
@@ -50,6 +51,7 @@ __all__ = [
     "mean_and_std",
     "npy_folder",
     "npz_file",
+    "only_classes",
     "padded",
     "permuted",
     "permuted_labels",

@@ -170,6 +170,43 @@ def subset(
     )
 
 
+def only_classes(images: Images, classes: ArrayLike) -> Images:
+    """Keep some classes of a set, numbered anew from 0 in the order they are named.
+
+    Args:
+      images: what to choose from.
+      classes: the classes to keep, a list of ints, each once.
+
+    Returns:
+      The rows of these classes in the order they had; ``num_classes`` is their number.
+
+    Raises:
+      ValueError: if no class is named, one twice, or one that the set lacks in its train
+        or test rows.
+    """
+    check_kind("only_classes", Images, images=images)
+    wanted = as_numbers("only_classes", "classes", classes)
+    both = set(images.train_y.tolist()) & set(images.test_y.tolist())
+    lacking = [c for c in wanted.tolist() if not is_whole(c) or c not in both]
+    if wanted.size == 0 or len(set(wanted.tolist())) < wanted.size or lacking:
+        msg = (
+            f"only_classes: {images.name}: classes must be different ones that have train "
+            f"and test rows, got {wanted.tolist()}; "
+            f"{f'leave out {lacking}' if lacking else 'name at least one, each once'}."
+        )
+        raise ValueError(msg)
+    number = np.full(images.num_classes, -1, np.int32)
+    number[wanted] = np.arange(wanted.size)
+    train, test = number[images.train_y] >= 0, number[images.test_y] >= 0
+    return images._replace(
+        train_x=images.train_x[train],
+        train_y=number[images.train_y[train]],
+        test_x=images.test_x[test],
+        test_y=number[images.test_y[test]],
+        num_classes=wanted.size,
+    )
+
+
 def padded(images: Images, width: int = 2) -> Images:
     """Add a black border of ``width`` pixels on every side: 28x28 becomes 32x32.
 
@@ -242,4 +279,12 @@ def _choose(rng, images: Images, y: np.ndarray, count: int | None, per_class: bo
     return np.sort(np.concatenate([group[:count] for group in groups]))
 
 
-__all__ = ["Images", "as_images", "digits", "mean_and_std", "padded", "subset"]
+__all__ = [
+    "Images",
+    "as_images",
+    "digits",
+    "mean_and_std",
+    "only_classes",
+    "padded",
+    "subset",
+]

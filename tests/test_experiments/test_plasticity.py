@@ -19,6 +19,7 @@ from experiments.plasticity.report import report
 from experiments.plasticity.run import MAY_BE_ZERO, check, packs, run
 from experiments.plasticity.settings import load, make_model, make_setting
 from jaxcl.losses import cross_entropy
+from jaxcl.streams import synthetic_images
 from jaxcl.training import first_example
 from jaxcl.tree import at, norm
 
@@ -177,6 +178,38 @@ def test_settings_have_the_tasks_of_the_paper():
     assert one.num_tasks == own.num_tasks == 45
     assert (one.num_outputs, own.num_outputs) == (2, 90)
     assert make_setting("permuted", config, images).num_tasks == config.num_tasks
+
+
+def test_labels_are_permuted_among_ten_classes_that_all_seeds_share():
+    """Oracle: counting; ten of twelve classes, with all their images."""
+    images = synthetic_images(
+        jax.random.key(0), size=8, num_classes=12, num_train=600, num_test=240
+    )
+    config = dataclasses.replace(SMOKE, settings=("permuted-labels",), seeds=3)
+    made = make_setting("permuted-labels", config, images)
+    assert made.num_outputs == 10
+    pool = made.streams.pool
+    kept = list(made_of(pool, images))
+    assert len(pool.train_x) == np.isin(images.train_y, kept).sum() < 600
+    np.testing.assert_array_equal(np.unique(pool.train_y), np.arange(10))
+    assert at(0, made.streams.plan).labels.shape == (4, 10)
+
+
+def made_of(pool, images):
+    """The classes whose images a pool has, found by the images themselves."""
+    whole = {
+        image.tobytes(): y
+        for image, y in zip(images.train_x, images.train_y, strict=True)
+    }
+    return {whole[np.asarray(image).tobytes()] for image in pool.train_x}
+
+
+def test_a_resnet_keeps_its_own_normalisation_and_activation():
+    """Oracle: the neighbours of the fully connected network without the two."""
+    config = Config(groups=("neighbours",))
+    named = lambda config: {trial.arm for trial in trials(config)}
+    convolved = dataclasses.replace(config, resnet_width=8)
+    assert named(config) - named(convolved) == {"crelu", "layer-norm"}
 
 
 def test_the_sphere_keeps_the_norm():

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
-from jaxcl.streams import as_images, digits, mean_and_std, padded, subset
+from jaxcl.streams import as_images, digits, mean_and_std, only_classes, padded, subset
 
 
 def made_up(channels=(), n=30, m=12):
@@ -114,6 +114,38 @@ def test_a_subset_larger_than_the_set_is_refused(wanted, most):
     """Oracle: the message names the bound."""
     with pytest.raises(ValueError, match=rf"subset: toy: .*must lie in \[1, {most}\]"):
         subset(made_up(), **wanted)
+
+
+def test_some_classes_are_their_rows_under_new_numbers():
+    """Oracle: numpy, class by class; the third class is the negative control."""
+    images = made_up()
+    kept = only_classes(images, [2, 0])
+    assert (kept.num_classes, kept.name) == (2, images.name)
+    for x, y, whole, labels in (
+        (kept.train_x, kept.train_y, images.train_x, images.train_y),
+        (kept.test_x, kept.test_y, images.test_x, images.test_y),
+    ):
+        assert y.dtype == np.int32
+        np.testing.assert_array_equal(x, whole[labels != 1])
+        np.testing.assert_array_equal(x[y == 0], whole[labels == 2])
+        np.testing.assert_array_equal(x[y == 1], whole[labels == 0])
+
+
+@pytest.mark.parametrize(
+    ("classes", "message"),
+    [
+        ([], "name at least one"),
+        ([1, 1], "each once"),
+        ([0, 3], r"leave out \[3\]"),
+        ([-1], r"leave out \[-1\]"),
+        ([0.5], r"leave out \[0.5\]"),
+        ([1.0], r"leave out \[1.0\]"),
+    ],
+)
+def test_classes_that_a_set_lacks_are_refused(classes, message):
+    """Oracle: the message."""
+    with pytest.raises(ValueError, match=f"only_classes: toy: .*{message}"):
+        only_classes(made_up(), classes)
 
 
 @pytest.mark.parametrize("channels", [(), (3,)])
