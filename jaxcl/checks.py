@@ -16,11 +16,12 @@ def check_number(
     most: float = math.inf,
     above: bool = False,
     infinite: bool = False,
+    schedules: bool = False,
     **values: Any,
 ) -> None:
     """Refuse numbers that are known now and lie outside a range, or are no scalars.
 
-    Traced values, schedules and ``None`` pass: they are not known.
+    Traced values and ``None`` pass: they are not known.
 
     Args:
       who: who complains.
@@ -28,6 +29,7 @@ def check_number(
       most: the largest.
       above: ``least`` itself is refused too.
       infinite: infinity is welcome.
+      schedules: functions of the update count pass, too.
       values: by the names of the arguments.
 
     Raises:
@@ -38,8 +40,11 @@ def check_number(
     else:
         finite = "number" if infinite else "finite number"
         wanted = f"a {finite} {'above' if above else 'of at least'} {least:g}"
+    wanted += " or a schedule" if schedules else ""
     for name, value in values.items():
-        if value is None or callable(value) or isinstance(value, Tracer):
+        if value is None or isinstance(value, Tracer):
+            continue
+        if schedules and callable(value):
             continue
         known = _as_float(value)
         inside = least < known <= most if above else least <= known <= most

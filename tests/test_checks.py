@@ -33,8 +33,12 @@ def test_ends_of_a_range_belong_to_it_or_not():
 
 
 def test_what_is_not_known_passes():
-    """Oracle: tracing. Schedules and None are no numbers."""
-    check_number("sam", rho=lambda count: -1.0, decay=None)
+    """Oracle: tracing. Schedules pass where they are read; None is no number."""
+    check_number("sam", schedules=True, rho=lambda count: -1.0, decay=None)
+    with pytest.raises(ValueError, match="of at least 0 or a schedule, got -1"):
+        check_number("sam", schedules=True, rho=-1)
+    with pytest.raises(ValueError, match="of at least 0, got function"):
+        check_number("ewc", strength=lambda count: 1.0)
     jax.jit(lambda rho: check_number("sam", rho=rho))(-1.0)
     jax.jit(lambda low: check_limits("adaptive", low, 0.0))(1.0)
     check_size("store", optional=True, sample_size=None)

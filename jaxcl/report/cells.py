@@ -17,7 +17,8 @@ from jaxcl.report.summaries import Grid
 def heatmap(grid: Grid, *, scale: float = 100.0, title: str = "") -> Figure:
     """A sweep over two numbers: the mean over seeds in each cell, the best one framed.
 
-    Cells whose runs all diverged say so; cells where some did carry their number.
+    Cells whose runs all diverged say so; cells where some did carry their number; a dash
+    stands where nothing is known.
 
     Args:
       grid: from :func:`jaxcl.report.summaries.grid`.
@@ -33,7 +34,9 @@ def heatmap(grid: Grid, *, scale: float = 100.0, title: str = "") -> Figure:
         for r, c in np.ndindex(rows, columns):
             lost, found = grid.diverged[r, c], grid.count[r, c]
             words = "diverged" if lost and not found else "–" if not found else ""
-            if found:
+            if found and np.isnan(grid.mean[r, c]):
+                words = "–"
+            elif found:
                 words = f"{grid.mean[r, c] * scale:.1f}"
                 half = grid.half_width[r, c] * scale
                 words += "" if np.isnan(half) else f"\n± {half:.1f}"

@@ -185,8 +185,8 @@ def grid(
     if len(group(records)) > len({(_at(r, rows), _at(r, columns)) for r in records}):
         msg = f"grid: the runs differ in more than {rows!r} and {columns!r}."
         raise ValueError(msg)
-    row_values = tuple(sorted({_at(r, rows) for r in records}))
-    column_values = tuple(sorted({_at(r, columns) for r in records}))
+    row_values = _in_order({_at(r, rows) for r in records})
+    column_values = _in_order({_at(r, columns) for r in records})
     shape = (len(row_values), len(column_values))
     mean, half = np.full(shape, np.nan), np.full(shape, np.nan)
     count, diverged = np.zeros(shape, int), np.zeros(shape, int)
@@ -211,6 +211,12 @@ def grid(
         diverged,
         name.replace("_", " ") + SUFFIXES[quantity],
     )
+
+
+def _in_order(values: set) -> tuple:
+    """Numbers by size, then other kinds of values, each among its own."""
+    kind = lambda v: "" if isinstance(v, int | float) else type(v).__name__
+    return tuple(sorted(values, key=lambda v: (kind(v), v)))
 
 
 def _at(record: Record, name: str) -> Any:

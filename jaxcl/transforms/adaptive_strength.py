@@ -93,7 +93,8 @@ def adaptive_rho(
 
     Cost: one more gradient per step. State: :class:`ClimbState`.
     """
-    check_number("adaptive_rho", target=target, low=low, high=high)
+    check_number("adaptive_rho", schedules=True, target=target)
+    check_number("adaptive_rho", low=low, high=high)
     check_limits("adaptive_rho", low, high)
 
     def update(grads, state, params=None, *, grad_fn: Any = None, **ignored):

@@ -56,8 +56,8 @@ def c_flat(
 
     Reference: Bian et al. 2024, arXiv:2404.00986, algorithm 1.
     """
-    check_number("c_flat", rho=rho)
-    check_number("c_flat", strength=strength)
+    check_number("c_flat", schedules=True, rho=rho)
+    check_number("c_flat", schedules=True, strength=strength)
 
     def update(grads, state, params=None, *, grad_fn: Any = None, **ignored):
         del ignored

@@ -67,8 +67,8 @@ def friendly_sam(
 
     Reference: Li et al. 2024, arXiv:2403.12350, algorithm 1.
     """
-    check_number("friendly_sam", rho=rho, sigma=sigma)
-    check_number("friendly_sam", most=1.0, decay=decay)
+    check_number("friendly_sam", schedules=True, rho=rho, sigma=sigma)
+    check_number("friendly_sam", most=1.0, schedules=True, decay=decay)
 
     def init(params):
         return FriendlySamState(

@@ -68,8 +68,8 @@ def gnp(
         )
         raise ValueError(msg)
     strength: Any = penalty if alpha is None else alpha
-    check_number("gnp", r=r)
-    check_number("gnp", penalty=penalty, alpha=alpha)
+    check_number("gnp", schedules=True, r=r)
+    check_number("gnp", schedules=True, penalty=penalty, alpha=alpha)
     if alpha is None and is_zero(r):
         msg = "gnp: penalty needs r above 0, because alpha = penalty / r; got r=0."
         raise ValueError(msg)

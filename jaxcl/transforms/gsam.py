@@ -44,8 +44,8 @@ def gsam(
 
     Reference: Zhuang et al. 2022, arXiv:2203.08065, algorithm 1.
     """
-    check_number("gsam", rho=rho)
-    check_number("gsam", alpha=alpha)
+    check_number("gsam", schedules=True, rho=rho)
+    check_number("gsam", schedules=True, alpha=alpha)
 
     def combine(count, grads, climbed):
         share = at_step(alpha, count)

@@ -76,8 +76,8 @@ def looksam(
 
     Reference: Liu et al. 2022, arXiv:2203.02714, algorithm 1.
     """
-    check_number("looksam", rho=rho)
-    check_number("looksam", alpha=alpha)
+    check_number("looksam", schedules=True, rho=rho)
+    check_number("looksam", schedules=True, alpha=alpha)
     if isinstance(k, bool) or not isinstance(k, int) or k < 1:
         msg = f"looksam: k must be a Python int of at least 1, got {k!r}."
         raise ValueError(msg)

@@ -86,7 +86,7 @@ def sam(
     Reference: Foret et al. 2021, arXiv:2010.01412, equations 2 and 3; adaptive: Kwon et
     al. 2021, arXiv:2102.11600, algorithm 1.
     """
-    check_number("sam", rho=rho)
+    check_number("sam", schedules=True, rho=rho)
     check_number("sam", eta=eta)
     move = functools.partial(climb_adaptively, eta=eta) if adaptive else climb
     options = {"move": move, "mask": mask, "measure": measure}
@@ -122,7 +122,7 @@ def reverse_sam(
     Cost: one more gradient per step. State: :class:`ClimbState`, whose ``rho`` is the step
     along the gradient, ``-rho``: so :func:`climb_rise` tells how far the loss fell.
     """
-    check_number("reverse_sam", rho=rho)
+    check_number("reverse_sam", schedules=True, rho=rho)
     down = lambda count: -1.0 * at_step(rho, count)
     options = {"mask": mask, "measure": measure}
     return climber(climbing("reverse_sam", down, take_climbed, **options), measure)
@@ -160,7 +160,7 @@ def random_sam(
 
     Cost: one more gradient and one normal draw per step.
     """
-    check_number("random_sam", rho=rho)
+    check_number("random_sam", schedules=True, rho=rho)
 
     def update(grads, state, params=None, *, grad_fn: Any = None, **ignored):
         del ignored

@@ -192,6 +192,15 @@ def test_an_axis_of_a_grid_may_hold_words_or_lists(axis):
     np.testing.assert_array_equal(found.mean, [[0.25], [0.75]])
 
 
+def test_an_axis_of_a_grid_may_mix_numbers_and_words():
+    """Oracle: by hand."""
+    records = [
+        record(hyper={"rho": rho, "lr": 0.1}) for rho in ("tracked", 0.5, None, 0.1)
+    ]
+    found = grid(records, rows="rho", columns="lr")
+    assert found.rows == (0.1, 0.5, None, "tracked")
+
+
 def test_a_mean_is_over_the_tasks_where_a_measure_is_known():
     """Oracle: by hand; control: a slope needs all of them."""
     hyper = {"rho": 0.1, "lr": 0.1}
