@@ -1,11 +1,12 @@
 """Losses of one example, and what a batch makes of them."""
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float, Shaped
 from jaxtyping import Key as Keys
 
 from jaxcl.checks import check_kind, check_size
@@ -14,6 +15,26 @@ from jaxcl.typing import Batch, ExampleLoss, Key, Params
 
 #: ``(params, example) -> logits [c]`` of one example.
 Logits = Callable[[Params, Batch], Float[Array, " c"]]
+
+
+class RowLosses(NamedTuple):
+    """The loss of one example that is also known for many rows at once, and faster so.
+
+    It is an :data:`~jaxcl.typing.ExampleLoss` like any other: called, it is ``example``,
+    and what is taken example by example (a Fisher) is taken of that. Where the loss of
+    a batch is wanted, ``rows`` is computed instead of a ``vmap``.
+
+    Attributes:
+      example: ``(params, example, key) -> scalar``.
+      rows: ``(params, batch, keys [b]) -> [b]``: the same numbers.
+    """
+
+    example: ExampleLoss
+    rows: Callable[[Params, Batch, Keys[Array, " b"]], Float[Array, " b"]]
+
+    def __call__(self, params: Params, example: Batch, key: Key) -> Float[Array, ""]:
+        """The loss of one example."""
+        return self.example(params, example, key)
 
 
 def single_head(apply: Callable) -> Logits:
@@ -106,6 +127,64 @@ def squared_error(apply: Callable) -> ExampleLoss:
     return example_loss
 
 
+def token_cross_entropy(apply: Callable, apply_rows: Callable) -> RowLosses:
+    """The mean negative log-likelihood of a sequence's labels, in nats per token.
+
+    Args:
+      apply: ``(params, x [n]) -> logits [n, v]`` of one sequence.
+      apply_rows: ``(params, x [b, n]) -> logits [b, n, v]`` of many.
+
+    Returns:
+      A loss of examples whose ``y [n]`` are token numbers; a label below zero counts
+      nowhere (padding, or a prompt that is only read), and a sequence of such labels has
+      loss zero. Sequences count alike, whatever their length: a batch's loss is the
+      mean over its rows of each row's mean.
+    """
+    check_kind("token_cross_entropy", Callable, "give model.apply", apply=apply)
+    check_kind(
+        "token_cross_entropy", Callable, "give model.apply_rows", apply_rows=apply_rows
+    )
+
+    def mean(logits, labels):
+        counts = labels >= 0
+        losses = optax.softmax_cross_entropy_with_integer_labels(
+            logits, jnp.where(counts, labels, 0)
+        )
+        return _mean_of_last(losses, counts)
+
+    return RowLosses(
+        lambda params, example, key: mean(apply(params, example.x), example.y),
+        lambda params, batch, keys: mean(apply_rows(params, batch.x), batch.y),
+    )
+
+
+def token_accuracy(
+    apply_rows: Callable,
+) -> Callable[[Params, Batch], Float[Array, " b"]]:
+    """The share of each row's labels that score highest, in [0, 1].
+
+    Returns:
+      ``(params, batch) -> [b]``; labels below zero count nowhere.
+    """
+    check_kind(
+        "token_accuracy", Callable, "give model.apply_rows", apply_rows=apply_rows
+    )
+
+    def hits(params, batch):
+        right = jnp.argmax(apply_rows(params, batch.x), axis=-1) == batch.y
+        return _mean_of_last(right, batch.y >= 0)
+
+    return hits
+
+
+def _mean_of_last(
+    values: Shaped[Array, "*b n"], counts: Bool[Array, "*b n"]
+) -> Float[Array, "*b"]:
+    """The mean over the last axis of what counts; zero where nothing does."""
+    total = jnp.sum(jnp.where(counts, values, 0), axis=-1, dtype=jnp.float32)
+    return total / jnp.maximum(jnp.sum(counts, axis=-1), 1)
+
+
 def row_losses(
     example_loss: ExampleLoss,
     params: Params,
@@ -128,10 +207,24 @@ def row_losses(
     check_size("row_losses", optional=True, chunk_size=chunk_size)
     check_batch("row_losses", batch)
     keys = key if key.ndim else jax.random.split(key, num_rows(batch))
+    one = jax.vmap(example_loss, in_axes=(None, 0, 0))
+    rows = example_loss.rows if isinstance(example_loss, RowLosses) else one
     if chunk_size is None or chunk_size >= num_rows(batch):
-        return jax.vmap(example_loss, in_axes=(None, 0, 0))(params, batch, keys)
-    chunk = jax.checkpoint(lambda row: example_loss(params, *row))
-    return jax.lax.map(chunk, (batch, keys), batch_size=chunk_size)
+        return rows(params, batch, keys)
+    return _by_chunks(rows, params, (batch, keys), chunk_size)
+
+
+def _by_chunks(rows, params, parts, size):
+    """The losses of ``size`` rows at a time, then of what is left."""
+    chunk = jax.checkpoint(lambda part: rows(params, *part))
+    total = num_rows(parts[0])
+    whole = total - total % size
+    stack = lambda leaf: leaf[:whole].reshape(-1, size, *leaf.shape[1:])
+    losses = jax.lax.map(chunk, jax.tree.map(stack, parts)).reshape(-1)
+    if whole == total:
+        return losses
+    rest = chunk(jax.tree.map(lambda leaf: leaf[whole:], parts))
+    return jnp.concatenate([losses, rest])
 
 
 def mean_loss(
@@ -182,6 +275,7 @@ def accuracy(
 
 __all__ = [
     "Logits",
+    "RowLosses",
     "accuracy",
     "cross_entropy",
     "mean_loss",
@@ -190,4 +284,6 @@ __all__ = [
     "row_losses",
     "single_head",
     "squared_error",
+    "token_accuracy",
+    "token_cross_entropy",
 ]

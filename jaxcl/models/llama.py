@@ -1,0 +1,264 @@
+"""A decoder for language: blocks of attention and gated units, as in Llama."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from jaxcl.checks import check_kind, check_number, check_size
+from jaxcl.models.pure import purify
+from jaxcl.typing import Key, Params
+
+
+class LlamaConfig(NamedTuple):
+    """The sizes of a decoder, under the names of a Hugging Face ``config.json``."""
+
+    vocab_size: int
+    hidden_size: int  # d
+    intermediate_size: int  # of the gated units
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int | None = None  # fewer: queries share them in groups
+    head_dim: int | None = None  # hidden_size / num_attention_heads if absent
+    rope_theta: float = 10_000.0  # base of the rotations' wave lengths
+    rms_norm_eps: float = 1e-5
+    tie_word_embeddings: bool = False  # whether the output reads by the input's rows
+    initializer_range: float = 0.02  # standard deviation of all kernels at the start
+
+
+class LanguageModel(NamedTuple):
+    """A network over tokens as pure functions of a nested dict.
+
+    Attributes:
+      init: ``(key) -> params``.
+      apply: ``(params, tokens [n]) -> logits [n, v]`` of ONE sequence; position ``i``
+        has seen the tokens up to ``i`` and scores the next one.
+      apply_rows: ``(params, tokens [b, n]) -> logits [b, n, v]``: the same for many, with
+        all tokens as the rows of one matrix, which a ``vmap`` of ``apply`` is not.
+      features: ``(params, tokens [n]) -> [n, d]``, what the output layer reads.
+    """
+
+    init: Callable[[Key], Params]
+    apply: Callable[[Params, Int[Array, " n"]], Float[Array, "n v"]]
+    apply_rows: Callable[[Params, Int[Array, "b n"]], Float[Array, "b n v"]]
+    features: Callable[[Params, Int[Array, " n"]], Float[Array, "n d"]]
+
+
+def llama(
+    config: LlamaConfig, *, scan: bool = True, checkpoint: bool = False
+) -> LanguageModel:
+    r"""A decoder with rotary positions, grouped queries, RMSNorm and SwiGLU.
+
+    .. math:: h \leftarrow h + \text{attention}(\text{norm}(h)), \quad
+       h \leftarrow h + W_d (\text{silu}(W_g z) \odot W_u z), \; z = \text{norm}(h)
+
+    Sequences are padded on the right: no position sees a later one, so what stands
+    there changes nothing before it; give its labels no weight.
+
+    Args:
+      config: sizes.
+      scan: compile one block and walk the layers in a loop: fast to compile, and the
+        choice for deep networks. Otherwise the layers are unrolled, which runs faster on
+        a CPU. The parameters are the same: stacked, leaves ``[layers, ...]``.
+      checkpoint: keep only the input of each block for the gradient and compute the
+        rest anew: memory of one block instead of all, for about a third more work.
+
+    Returns:
+      Pure functions. A kernel is ``[num_in, num_out]``; nothing has a bias.
+
+    Raises:
+      ValueError: for sizes below one, an odd head size, or heads that the keys' number
+        does not divide.
+
+    Sources: Touvron et al. 2023, arXiv:2302.13971; Su et al. 2021, arXiv:2104.09864
+    (rotation of halves); Ainslie et al. 2023, arXiv:2305.13245 (grouped queries); Shazeer
+    2020, arXiv:2002.05202 (SwiGLU); Zhang and Sennrich 2019, arXiv:1910.07467 (RMSNorm).
+    """
+    _check(config)
+    model = purify(
+        lambda rngs: _Llama(config, scan=scan, checkpoint=checkpoint, rngs=rngs)
+    )
+
+    def apply(params, tokens):
+        _need("apply", "n", tokens, 1)
+        return model.apply(params, tokens[None])[0]
+
+    def apply_rows(params, tokens):
+        _need("apply_rows", "b, n", tokens, 2)
+        return model.apply(params, tokens)
+
+    def features(params, tokens):
+        _need("features", "n", tokens, 1)
+        return model.features(params, tokens[None])[0]
+
+    return LanguageModel(model.init, apply, apply_rows, features)
+
+
+def _check(config: LlamaConfig) -> None:
+    """Refuse sizes that do not fit together, before anything is built."""
+    check_kind("llama", LlamaConfig, config=config)
+    sizes = config._asdict()
+    maybe = "num_key_value_heads", "head_dim"
+    numbers = {name: sizes[name] for name in config._fields[:5]}
+    check_size("llama", **numbers)
+    check_size("llama", optional=True, **{name: sizes[name] for name in maybe})
+    check_number("llama", above=True, rope_theta=config.rope_theta)
+    check_number("llama", rms_norm_eps=config.rms_norm_eps)
+    check_number("llama", initializer_range=config.initializer_range)
+    queries, keys, size = _heads(config)
+    rest = 0 if config.head_dim else config.hidden_size % queries
+    if queries % keys or rest or size % 2:
+        msg = (
+            "llama: num_key_value_heads must divide num_attention_heads, these must "
+            "divide hidden_size, and a head's size must be even, got "
+            f"{keys}, {queries}, {config.hidden_size} and {size}; change the sizes."
+        )
+        raise ValueError(msg)
+
+
+def _heads(config: LlamaConfig) -> tuple[int, int, int]:
+    """How many queries and keys there are at a position, and how long each is."""
+    queries = config.num_attention_heads
+    keys = config.num_key_value_heads or queries
+    return queries, keys, config.head_dim or config.hidden_size // queries
+
+
+def _need(who, letters, tokens, ndim):
+    """Refuse tokens of another rank, or that are no integers."""
+    dtype, shape = jnp.result_type(tokens), jnp.shape(tokens)
+    if len(shape) != ndim or not jnp.issubdtype(dtype, jnp.integer):
+        msg = (
+            f"llama: {who} takes integer tokens [{letters}], got {dtype}{list(shape)}; "
+            "apply is for one sequence, apply_rows for many."
+        )
+        raise ValueError(msg)
+
+
+class _Project(nnx.Module):
+    """``x @ kernel`` on rows ``[rows, num_in]``."""
+
+    def __init__(self, num_in, num_out, *, scale, rngs):
+        drawn = jax.random.normal(rngs.params(), (num_in, num_out))
+        self.kernel = nnx.Param(scale * drawn)
+
+    def __call__(self, x):
+        return x @ self.kernel[...]
+
+
+class _RMSNorm(nnx.Module):
+    """``scale * x / sqrt(mean(x^2) + eps)``, the mean in float32."""
+
+    def __init__(self, size, eps):
+        self.scale = nnx.Param(jnp.ones(size))
+        self.eps = eps
+
+    def __call__(self, x):
+        wide = x.astype(jnp.float32)
+        square = jnp.mean(jnp.square(wide), axis=-1, keepdims=True)
+        unit = (wide * jax.lax.rsqrt(square + self.eps)).astype(x.dtype)
+        return self.scale[...] * unit
+
+
+class _Attention(nnx.Module):
+    """Causal attention; queries in groups share a key and a value."""
+
+    def __init__(self, c: LlamaConfig, *, rngs):
+        make = partial(_Project, scale=c.initializer_range, rngs=rngs)
+        queries, keys, self.size = _heads(c)
+        self.q = make(c.hidden_size, queries * self.size)
+        self.k = make(c.hidden_size, keys * self.size)
+        self.v = make(c.hidden_size, keys * self.size)
+        self.o = make(queries * self.size, c.hidden_size)
+
+    def __call__(self, x, shape, turns):
+        heads = lambda rows: rows.reshape(*shape, -1, self.size)
+        q, k, v = (heads(project(x)) for project in (self.q, self.k, self.v))
+        mixed = jax.nn.dot_product_attention(
+            _turned(q, turns), _turned(k, turns), v, is_causal=True
+        )
+        return self.o(mixed.reshape(x.shape[0], -1))
+
+
+class _Block(nnx.Module):
+    """Attention and gated units, each on the normed input and added to it."""
+
+    def __init__(self, c: LlamaConfig, *, rngs):
+        make = partial(_Project, scale=c.initializer_range, rngs=rngs)
+        self.norm_0 = _RMSNorm(c.hidden_size, c.rms_norm_eps)
+        self.attention = _Attention(c, rngs=rngs)
+        self.norm_1 = _RMSNorm(c.hidden_size, c.rms_norm_eps)
+        self.gate = make(c.hidden_size, c.intermediate_size)
+        self.up = make(c.hidden_size, c.intermediate_size)
+        self.down = make(c.intermediate_size, c.hidden_size)
+
+    def __call__(self, x, shape, turns):
+        x = x + self.attention(self.norm_0(x), shape, turns)
+        normed = self.norm_1(x)
+        return x + self.down(nnx.silu(self.gate(normed)) * self.up(normed))
+
+
+class _Llama(nnx.Module):
+    """Embedding, blocks, norm, scores of the next token."""
+
+    def __init__(self, c: LlamaConfig, *, scan, checkpoint, rngs):
+        size = (c.vocab_size, c.hidden_size)
+        drawn = jax.random.normal(rngs.params(), size)
+        self.embedding = nnx.Param(c.initializer_range * drawn)
+        keys = jax.random.split(rngs.params(), c.num_hidden_layers)
+        self.layers = jax.vmap(lambda key: _Block(c, rngs=nnx.Rngs(key)))(keys)
+        self.norm = _RMSNorm(c.hidden_size, c.rms_norm_eps)
+        self.tied = c.tie_word_embeddings
+        if not self.tied:
+            self.out = _Project(*size[::-1], scale=c.initializer_range, rngs=rngs)
+        self.depth, self.size, self.theta = keys.size, _heads(c)[2], c.rope_theta
+        self.scan, self.checkpoint = scan, checkpoint
+
+    def __call__(self, tokens):
+        shape = tokens.shape
+        turns = rotations(shape[1], self.size, self.theta)
+        step = lambda x, layer: layer(x, shape, turns)
+        if self.checkpoint:
+            step = jax.checkpoint(step, prevent_cse=not self.scan)
+        # All tokens of all sequences are the rows of one matrix: the gradient of a
+        # kernel is then one product over rows, not one over two axes (27 % of a step).
+        x = self.embedding[...][tokens.reshape(-1)]
+        if self.scan:
+            x, _ = jax.lax.scan(lambda x, layer: (step(x, layer), None), x, self.layers)
+        else:
+            for layer in _unstacked(self.layers, self.depth):
+                x = step(x, layer)
+        x = self.norm(x)
+        scores = x @ self.embedding[...].T if self.tied else self.out(x)
+        return x.reshape(*shape, -1), scores.reshape(*shape, -1)
+
+
+def _unstacked(layers, depth):
+    """The blocks one by one; by a split, whose gradient is one concatenation."""
+    leaves, structure = jax.tree.flatten(layers)
+    parts = [jax.lax.split(leaf, [1] * depth) for leaf in leaves]
+    for some in zip(*parts, strict=True):
+        yield jax.tree.unflatten(structure, [part[0] for part in some])
+
+
+def rotations(
+    length: int, size: int, theta: float
+) -> tuple[Float[np.ndarray, "n half"], Float[np.ndarray, "n half"]]:
+    """Cosine and sine of position ``i`` times frequency ``theta ** (-2 k / size)``."""
+    frequencies = theta ** -(np.arange(0, size, 2) / size)
+    angles = np.outer(np.arange(length), frequencies)
+    return np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
+
+
+def _turned(x, turns):
+    """Rotate the pairs ``(x[k], x[k + half])`` of each head ``[b, n, heads, size]``."""
+    cos, sin = (turn[:, None, :].astype(x.dtype) for turn in turns)
+    a, b = jnp.split(x, 2, axis=-1)
+    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
+
+
+__all__ = ["LanguageModel", "LlamaConfig", "llama", "rotations"]

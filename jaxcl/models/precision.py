@@ -1,0 +1,46 @@
+"""Computing in a narrow type what is kept in a wide one."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import PyTree
+
+from jaxcl.checks import check_kind
+from jaxcl.typing import Params
+
+
+def computed_in(dtype, apply: Callable[[Params, PyTree], PyTree]) -> Callable:
+    """The same network, computed in another floating type.
+
+    Parameters and inputs are cast on the way in and outputs to float32 on the way out, so
+    losses and gradients are float32 and optimizers see master parameters: a step that
+    is lost to rounding in bfloat16 is not lost in them.
+
+    Args:
+      dtype: such as ``jnp.bfloat16``, which an accelerator computes faster than float32.
+        A CPU does not.
+      apply: ``(params, x) -> outputs``; integers in either stay what they are.
+
+    Raises:
+      ValueError: if ``dtype`` is no floating type.
+    """
+    check_kind("computed_in", Callable, "give model.apply", apply=apply)
+    if not jnp.issubdtype(dtype, jnp.floating):
+        msg = (
+            f"computed_in: dtype must be a floating type as jnp.bfloat16, got {dtype}."
+        )
+        raise ValueError(msg)
+
+    def cast(tree, dtype):
+        change = lambda leaf: (
+            leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
+        )
+        return jax.tree.map(change, tree)
+
+    return lambda params, x: cast(
+        apply(cast(params, dtype), cast(x, dtype)), jnp.float32
+    )
+
+
+__all__ = ["computed_in"]

@@ -1,0 +1,277 @@
+"""The decoder against plain loops, its options against each other, and its laws."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxcl.losses import mean_loss, row_losses, token_accuracy, token_cross_entropy
+from jaxcl.models import LlamaConfig, computed_in, llama
+from jaxcl.tree import as_batch
+
+SMALL = LlamaConfig(
+    vocab_size=11,
+    hidden_size=16,
+    intermediate_size=24,
+    num_hidden_layers=3,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    initializer_range=0.3,  # large, so that every part matters
+)
+TOKENS = jax.random.randint(jax.random.key(1), (3, 7), 0, 11)
+
+
+def made(config=SMALL, **options):
+    model = llama(config, **options)
+    return model, model.init(jax.random.key(0))
+
+
+def by_hand(config, params, tokens):
+    """Scores [n, v] of one sequence in float64, head by head and position by position."""
+    wide = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params)
+    queries, keys = config.num_attention_heads, config.num_key_value_heads
+    size = config.hidden_size // queries
+
+    def norm(x, scale):
+        return scale * x / np.sqrt(np.mean(x**2) + config.rms_norm_eps)
+
+    def turn(vector, position):
+        """Each pair (k, k + half) as a complex number, times a phase."""
+        half = size // 2
+        pairs = vector[:half] + 1j * vector[half:]
+        phases = [position * config.rope_theta ** (-2 * k / size) for k in range(half)]
+        pairs = pairs * np.exp(1j * np.array(phases))
+        return np.concatenate([pairs.real, pairs.imag])
+
+    h = [wide["embedding"][token] for token in tokens]
+    for index in range(config.num_hidden_layers):
+        layer = jax.tree.map(lambda leaf, index=index: leaf[index], wide["layers"])
+        part = layer["attention"]
+        normed = [norm(x, layer["norm_0"]["scale"]) for x in h]
+        cut = lambda x, head: x[head * size : (head + 1) * size]
+        for now in reversed(range(len(h))):  # later ones need the earlier normed ones
+            mixed = []
+            for head in range(queries):
+                shared = head // (queries // keys)
+                query = turn(cut(normed[now] @ part["q"]["kernel"], head), now)
+                past = range(now + 1)
+                scores = [
+                    query @ turn(cut(normed[t] @ part["k"]["kernel"], shared), t)
+                    for t in past
+                ]
+                weights = np.exp(np.array(scores) / np.sqrt(size))
+                weights /= weights.sum()
+                values = [cut(normed[t] @ part["v"]["kernel"], shared) for t in past]
+                mixed.append(sum(w * v for w, v in zip(weights, values, strict=True)))
+            h[now] = h[now] + np.concatenate(mixed) @ part["o"]["kernel"]
+        for now, x in enumerate(h):
+            z = norm(x, layer["norm_1"]["scale"])
+            gate = z @ layer["gate"]["kernel"]
+            inner = gate / (1 + np.exp(-gate)) * (z @ layer["up"]["kernel"])
+            h[now] = x + inner @ layer["down"]["kernel"]
+    h = np.array([norm(x, wide["norm"]["scale"]) for x in h])
+    tied = config.tie_word_embeddings
+    return h @ (wide["embedding"].T if tied else wide["out"]["kernel"])
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_scores_are_those_of_plain_loops(tied):
+    """Oracle: loops over heads and positions in float64, rotation as complex phase."""
+    config = SMALL._replace(tie_word_embeddings=tied)
+    model, params = made(config)
+    assert ("out" in params) is not tied
+    found = model.apply(params, TOKENS[0])
+    np.testing.assert_allclose(found, by_hand(config, params, TOKENS[0]), atol=2e-5)
+    whole = model.features(params, TOKENS[0])
+    kernel = params["embedding"].T if tied else params["out"]["kernel"]
+    np.testing.assert_allclose(whole @ kernel, found, atol=1e-5)
+
+
+def test_many_sequences_are_each_of_them():
+    """Oracle: one sequence at a time."""
+    model, params = made()
+    one_by_one = jnp.stack([model.apply(params, row) for row in TOKENS])
+    np.testing.assert_allclose(model.apply_rows(params, TOKENS), one_by_one, atol=1e-5)
+
+
+def test_a_position_sees_what_came_before_it_only():
+    """A law: another last token changes the last scores only. The first is the control."""
+    model, params = made()
+    changed = lambda place: TOKENS[0].at[place].set((TOKENS[0, place] + 1) % 11)
+    before = model.apply(params, TOKENS[0])
+    last = model.apply(params, changed(-1))
+    np.testing.assert_array_equal(before[:-1], last[:-1])
+    assert jnp.all(jnp.any(before != model.apply(params, changed(0)), axis=1))
+
+
+@pytest.mark.parametrize("options", [{"scan": False}, {"checkpoint": True}])
+def test_how_it_is_walked_changes_neither_scores_nor_gradients(options):
+    """Oracle: the scanned one that keeps everything; parameters are the same tree."""
+    (usual, params), (other, same) = made(), made(**options)
+    for a, b in zip(jax.tree.leaves(params), jax.tree.leaves(same), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+    def loss(model):
+        return lambda p: jnp.sum(jnp.square(model.apply_rows(p, TOKENS)))
+
+    ours, theirs = (jax.grad(loss(model))(params) for model in (other, usual))
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-3)
+
+
+def test_a_checkpoint_buys_memory_with_work():
+    """Oracle: what XLA says of the compiled gradient; a third more work at most."""
+    tokens = jnp.zeros((8, 64), jnp.int32)
+
+    def compiled(checkpoint):
+        model, params = made(SMALL._replace(num_hidden_layers=6), checkpoint=checkpoint)
+        loss = lambda p: jnp.sum(model.apply_rows(p, tokens))
+        return jax.jit(jax.grad(loss)).lower(params).compile()
+
+    usual, kept_less = compiled(False), compiled(True)
+    memory = lambda program: program.memory_analysis().temp_size_in_bytes
+    work = lambda program: program.cost_analysis()["flops"]  # of one layer
+    assert memory(kept_less) < 0.7 * memory(usual)
+    assert 1.1 < work(kept_less) / work(usual) < 1.4
+
+
+def test_grouped_queries_are_repeated_keys():
+    """Oracle: as many keys as queries, each copied to the queries of its group."""
+    grouped, params = made()
+    full, _ = made(SMALL._replace(num_key_value_heads=4))
+
+    def repeated(kernel):
+        heads = kernel.reshape(*kernel.shape[:-1], 2, 4)
+        return jnp.repeat(heads, 2, axis=-2).reshape(*kernel.shape[:-1], 16)
+
+    attention = params["layers"]["attention"]
+    more = {name: {"kernel": repeated(attention[name]["kernel"])} for name in "kv"}
+    layers = params["layers"] | {"attention": attention | more}
+    np.testing.assert_allclose(
+        full.apply(params | {"layers": layers}, TOKENS[0]),
+        grouped.apply(params, TOKENS[0]),
+        atol=1e-5,
+    )
+
+
+def test_only_distances_between_positions_matter():
+    """A law of rotations: with constant values a shift of all positions changes nothing."""
+    from jaxcl.models.llama import _turned, rotations
+
+    cos, sin = rotations(9, 8, 100.0)
+    q, k = jax.random.normal(jax.random.key(2), (2, 1, 1, 8))
+    at_place = lambda x, i: _turned(x[None], (cos[i : i + 1], sin[i : i + 1])).ravel()
+    score = lambda i, j: at_place(q, i) @ at_place(k, j)
+    np.testing.assert_allclose(score(2, 0), score(8, 6), rtol=1e-5)
+    assert abs(score(2, 0) - score(3, 0)) > 1e-3
+
+
+# losses over tokens
+
+LABELS = jnp.array([[1, 2, 3, 4, 5, 6, -1], [-1] * 7, [0] * 7])
+BATCH = as_batch(TOKENS, LABELS)
+
+
+def test_the_loss_of_tokens_is_the_mean_over_labels_that_count():
+    """Oracle: numpy; a sequence without labels has loss and accuracy zero."""
+    model, params = made()
+    loss = token_cross_entropy(model.apply, model.apply_rows)
+    key = jax.random.key(0)
+    scores = np.asarray(model.apply_rows(params, TOKENS), np.float64)
+    logs = scores - np.log(np.exp(scores).sum(-1, keepdims=True))
+    wanted = [
+        -logs[0, range(6), LABELS[0, :6]].mean(),
+        0.0,
+        -logs[2, :, 0].mean(),
+    ]
+    np.testing.assert_allclose(row_losses(loss, params, BATCH, key), wanted, rtol=1e-5)
+    best = scores.argmax(-1)
+    wanted = [(best[0, :6] == LABELS[0, :6]).mean(), 0.0, (best[2] == 0).mean()]
+    found = token_accuracy(model.apply_rows)(params, BATCH)
+    np.testing.assert_allclose(found, wanted, rtol=1e-6)
+
+
+@pytest.mark.parametrize("chunk_size", [None, 1, 2, 3])
+def test_rows_together_are_rows_one_by_one(chunk_size):
+    """Oracle: a vmap of the loss of one; values and gradients, whatever the chunks."""
+    model, params = made()
+    loss = token_cross_entropy(model.apply, model.apply_rows)
+    key = jax.random.key(0)
+
+    def of(loss, **options):
+        return jax.value_and_grad(lambda p: mean_loss(loss, p, BATCH, key, **options))(
+            params
+        )
+
+    together, alone = of(loss, chunk_size=chunk_size), of(loss.example)
+    for a, b in zip(jax.tree.leaves(together), jax.tree.leaves(alone), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_kernels_meet_all_tokens_as_rows_of_one_matrix():
+    """Oracle: the shapes in the program; a vmap of one sequence is the control."""
+    model, params = made(scan=False)
+    loss = token_cross_entropy(model.apply, model.apply_rows)
+
+    def gradient(loss):
+        grad = jax.grad(lambda p: mean_loss(loss, p, BATCH, jax.random.key(0)))
+        return str(jax.make_jaxpr(grad)(params))
+
+    flat = "f32[21,24]"  # 3 x 7 tokens, 24 gated units
+    assert flat in gradient(loss)
+    assert flat not in gradient(loss.example)
+
+
+# numbers in a narrow type
+
+
+def test_computing_in_bfloat16_keeps_masters_and_losses_in_float32():
+    """Oracle: float32, to bfloat16's precision; exact equality is the control."""
+    model, params = made()
+    narrow = computed_in(jnp.bfloat16, model.apply_rows)
+    exact = model.apply_rows(params, TOKENS)
+    found = narrow(params, TOKENS)
+    assert found.dtype == jnp.float32
+    assert not np.array_equal(found, exact)
+    np.testing.assert_allclose(found, exact, atol=0.03 * float(jnp.abs(exact).max()))
+    grads = jax.grad(lambda p: jnp.sum(narrow(p, TOKENS)))(params)
+    assert {leaf.dtype for leaf in jax.tree.leaves(grads)} == {jnp.dtype("float32")}
+    inside = str(jax.make_jaxpr(narrow)(params, TOKENS))
+    assert "bf16[3,11,16]" not in inside  # no tokens were cast
+    assert "bf16[21,24]" in inside
+    with pytest.raises(
+        ValueError, match="computed_in: dtype must be a floating type as"
+    ):
+        computed_in(jnp.int32, model.apply)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_key_value_heads": 3}, "must divide num_attention_heads"),
+        ({"hidden_size": 18}, "divide hidden_size"),
+        ({"hidden_size": 12, "num_key_value_heads": 4}, "size must be even"),
+        ({"head_dim": 3}, "size must be even"),
+        ({"vocab_size": 0}, "vocab_size must be an int of at least 1"),
+        ({"num_hidden_layers": 2.0}, "num_hidden_layers must be an int"),
+        ({"rope_theta": 0.0}, "rope_theta must be a finite number above 0"),
+        ({"rms_norm_eps": -1.0}, "rms_norm_eps must be"),
+    ],
+)
+def test_sizes_that_do_not_fit_are_named(change, message):
+    """Oracle: the message."""
+    with pytest.raises(ValueError, match=message):
+        llama(SMALL._replace(**change))
+
+
+def test_tokens_of_another_rank_are_refused():
+    """Oracle: the message."""
+    model, params = made()
+    with pytest.raises(
+        ValueError, match=r"apply takes integer tokens \[n\], got int32"
+    ):
+        model.apply(params, TOKENS)
+    with pytest.raises(ValueError, match=r"apply_rows takes integer tokens \[b, n\]"):
+        model.apply_rows(params, TOKENS[0])
+    with pytest.raises(ValueError, match="got float32"):
+        model.apply(params, jnp.zeros(7))
