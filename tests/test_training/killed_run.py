@@ -1,0 +1,117 @@
+"""A run that kills itself, for the test beside it.
+
+``python killed_run.py FOLDER [MOMENT COUNT DELAY]``: the COUNT-th MOMENT (``read``,
+``save``, ``note``, ``boundary``) starts a timer of DELAY seconds, and the timer sends
+SIGKILL. Nothing is cleaned up, as when a machine goes away.
+"""
+
+import os
+import signal
+import sys
+import threading
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from orbax.checkpoint import v1 as orbax
+
+from jaxcl.curvature import empirical_fisher
+from jaxcl.losses import cross_entropy, single_head
+from jaxcl.memory import reservoir
+from jaxcl.method import make_method
+from jaxcl.models import mlp
+from jaxcl.regularizers import ewc
+from jaxcl.streams import Rows, Task, digits, permuted, stream_tasks, subset
+from jaxcl.training import Options, checkpoint, host, learn
+from jaxcl.transforms import sam
+
+MODEL = mlp((64, 16, 10))
+LOGITS = single_head(MODEL.apply)
+
+
+def main(folder, moment="", count="0", delay="0"):
+    """Learn six tasks, saving after every second step; write down how it ended."""
+    left = {moment: int(count)}
+
+    def passing(name):
+        left[name] = left.get(name, 0) - 1
+        if name == moment and left[name] == 0:
+            threading.Thread(target=die, args=(float(delay),)).start()
+
+    wrapped(passing)
+    learned = learn(
+        jax.random.key(3),
+        build,
+        MODEL.init(jax.random.key(2)),
+        [watched(task, passing) for task in made()],
+        Options(16, 8, report_every=2, eval_batch_size=32, save_every=0.0),
+        folder=folder,
+        frozen=jnp.float32(0.1),
+        score=score,
+        quiet=True,
+    )
+    plain = lambda leaf: (
+        jax.random.key_data(leaf)
+        if jnp.issubdtype(jnp.result_type(leaf), jax.dtypes.prng_key)
+        else leaf
+    )
+    leaves = [np.asarray(plain(leaf)) for leaf in jax.tree.leaves(learned.position)]
+    np.savez(f"{folder}/end.npz", **{str(i): leaf for i, leaf in enumerate(leaves)})
+
+
+def die(delay):
+    time.sleep(delay)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def build(rate):
+    """A method with a state in every part."""
+    loss = cross_entropy(LOGITS)
+    return make_method(
+        loss,
+        optax.adam(rate),
+        gradient=sam(0.05),
+        regularizer=ewc(empirical_fisher(loss), 10.0),
+        memory=reservoir(16, sample_size=4),
+    )
+
+
+def score(params, rate, batch):
+    del rate
+    return jax.vmap(lambda row: jnp.argmax(LOGITS(params, row)) == row.y)(batch)
+
+
+def made():
+    images = subset(digits(), key=jax.random.key(5), num_train=64, num_test=32)
+    return stream_tasks(permuted(jax.random.key(1), images, num_tasks=6))
+
+
+def watched(task, passing):
+    def read(numbers):
+        passing("read")
+        return task.train.read(numbers)
+
+    return Task(task.name, Rows(task.train.count, read), task.test)
+
+
+def wrapped(passing):
+    """Tell when a checkpoint begins, when its note is written, and when a task ends."""
+
+    def before(owner, name, moment):
+        function = getattr(owner, name)
+
+        def told(*args, **kwargs):
+            passing(moment)
+            return function(*args, **kwargs)
+
+        setattr(owner, name, told)
+
+    before(orbax, "save", "save")
+    before(checkpoint, "_checksums", "note")
+    before(host, "finish_task", "boundary")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,67 @@
+"""A run killed ten times at random moments ends with the bits of one left alone."""
+
+import json
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jaxcl.training.checkpoint import steps
+
+SCRIPT = Path(__file__).with_name("killed_run.py")
+COUNTS = {"read": (1, 8), "save": (1, 3), "note": (1, 3), "boundary": (1, 1)}
+
+
+def go(folder, *words):
+    """Start the run; its exit status and what it said."""
+    done = subprocess.run(
+        [sys.executable, str(SCRIPT), str(folder), *map(str, words)],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return done.returncode, done.stderr
+
+
+@pytest.mark.slow
+def test_ten_kills_change_no_bit(tmp_path):
+    """Oracle: the run left alone: every leaf of the last position, and its metrics.
+
+    The moments are drawn: while rows are read and a step is computed, while a checkpoint
+    is written, between the checkpoint and the note that makes it count, at the end of a
+    task; each up to 30 ms later.
+    """
+    alone, killed = tmp_path / "alone", tmp_path / "killed"
+    assert go(alone) == (0, "")
+    rng = random.Random(7)
+    moments = ["read"] * 4 + ["save"] * 2 + ["note"] * 2 + ["boundary"] * 2
+    rng.shuffle(moments)
+    seen = []
+    for moment in moments:
+        # Few enough to come before the end, whatever has been done already.
+        count = rng.randint(*COUNTS[moment])
+        status, said = go(killed, moment, count, round(rng.uniform(0, 0.03), 4))
+        assert status == -9, said
+        seen.append(max(steps(killed / "checkpoints"), default=-1))
+    assert seen == sorted(seen)  # nothing that was on the disk is ever lost
+    assert len(set(seen)) > 5  # and the kills came all along the run
+    status, said = go(killed)
+    assert status == 0, said
+    with np.load(alone / "end.npz") as want, np.load(killed / "end.npz") as found:
+        assert set(found) == set(want)
+        for name in want:
+            np.testing.assert_array_equal(found[name], want[name])
+    lines = [
+        list(map(json.loads, (folder / "metrics.jsonl").read_text().splitlines()))
+        for folder in (alone, killed)
+    ]
+    timeless = [
+        [{k: v for k, v in line.items() if "per_second" not in k} for line in some]
+        for some in lines
+    ]
+    assert timeless[0] == timeless[1]
