@@ -27,15 +27,10 @@ class Pairs(NamedTuple):
 
 def pair(run: Record, rival: Record) -> Pairs:
     """Compare a run with its rival at every look that both can be compared at."""
-    measured = [curves([one], "top_eigenvalue") for one in (run, rival)]
-    looks = looked(np.concatenate(measured))
-    following = [
-        ahead(measured[0], curves([one]))[1][0] if looks.size else np.empty(0)
-        for one in (run, rival)
-    ]
-    ratio = lambda name: np.subtract(
-        *(logarithm(curves([one], name)[0, looks]) for one in (run, rival))
-    )
+    both = [run, rival]
+    measured = curves(both, "top_eigenvalue")  # a look may be unknown in one of them
+    looks, (_, following) = looked(measured), ahead(measured, curves(both))
+    ratio = lambda name: np.subtract(*logarithm(curves(both, name)[:, looks]))
     sharpness, rank = ratio("top_eigenvalue"), ratio("effective_rank")
     matched = np.isfinite(sharpness) & (np.abs(rank) <= np.log1p(WITHIN))
     return Pairs(matched, sharpness, rank, following[0] - following[1])

@@ -1,6 +1,7 @@
 """Runs matched on rank: which moments count, and what is taken from them."""
 
 import numpy as np
+import pytest
 
 from experiments.plasticity.matching import matched_table, pair
 
@@ -44,6 +45,19 @@ def test_a_run_against_itself_is_matched_and_equal_everywhere():
     (row,) = matched_table([*twins, flat(0), flat(1)], "sgd-sphere").rows
     assert row[2:5] == (2, 4, 4)
     assert [one.mean for one in row[5:]] == [0.0, 0.0, 0.0]
+
+
+@pytest.mark.parametrize("unknown", ["sam-sphere", "sgd-sphere"])
+def test_a_look_that_one_of_two_runs_lacks_is_not_matched(unknown):
+    """Oracle: by hand, whichever lacks it. The second of two looks remains, with twice
+    the eigenvalue and 7 points more on the tasks after it."""
+    sharp = [None, 2.0, None, 8.0, None, 8.0]
+    runs = [run("sam-sphere", 0, sharp, [10.0] * 6, [0.57] * 6), flat(0)]
+    (lacking,) = (one for one in runs if one["arm"] == unknown)
+    lacking["measures"]["top_eigenvalue"][1] = None
+    (row,) = matched_table(runs, "sgd-sphere").rows
+    assert row[2:5] == (1, 1, 2)
+    np.testing.assert_allclose([one.mean for one in row[5:]], [0.0, 1.0, 0.07])
 
 
 def test_other_ranks_or_a_negative_eigenvalue_leave_nothing_to_say():
