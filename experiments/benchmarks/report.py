@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from experiments.benchmarks.config import Config
 from experiments.harness import RunFolder, fill, read_json, read_records, write_text
+from jaxcl.report.records import split
 from jaxcl.report.tables import Column, Table, to_markdown
 
 Record = dict[str, Any]
@@ -65,14 +66,18 @@ def tables(config: Config, folder: RunFolder) -> dict[str, str]:
 
 def section(config: Config, folder: RunFolder) -> str:
     """What the README says of a folder of results."""
-    words = surroundings(folder, by_job(read_records(folder)))
+    records = read_records(folder)
+    words = surroundings(folder, by_job(records))
+    if lost := split(records)[1]:
+        names = ", ".join(record["run"] for record in lost)
+        words += f" Diverged, and counted nowhere: {names}."
     return "\n".join([f"{words}\n", *tables(config, folder).values()])
 
 
 def by_job(records: Sequence[Record]) -> Done:
-    """The records of each system at each job, in the order of rounds."""
+    """The finished turns of each system at each job, in the order of rounds."""
     done: Done = {}
-    for record in sorted(records, key=lambda record: record["round"]):
+    for record in sorted(split(records)[0], key=lambda record: record["round"]):
         done.setdefault((record["job"], record["system"]), []).append(record)
     return done
 

@@ -18,9 +18,20 @@ from experiments.benchmarks.report import (
     targets_table,
 )
 from experiments.benchmarks.run import run, turns
-from experiments.harness import RunFolder, fill, main, read_records
+from experiments.harness import (
+    RunFolder,
+    append,
+    fill,
+    main,
+    read_records,
+    write_json,
+)
 
 SMOKE = config.PRESETS["smoke"]
+ENVIRONMENT = {
+    "cpu": "a CPU",
+    "versions": dict.fromkeys(("python", "jax", "optax"), "1"),
+}
 
 
 def test_the_smoke_preset_does_every_job_of_ours_in_every_round(tmp_path, monkeypatch):
@@ -90,7 +101,8 @@ def test_growth_compares_the_last_quarter_with_tasks_two_to_five():
 def line(job, system, round, train, **others):
     """A record made by hand: two tasks of equal cost, and evaluation at a tenth."""
     cost = {"train_cpu": [train / 2] * 2, "eval_cpu": [train / 20] * 2}
-    return {"job": job, "system": system, "round": round, **cost, **others}
+    head = {"job": job, "system": system, "round": round, "status": "done"}
+    return {**head, **cost, **others}
 
 
 def found(records):
@@ -114,9 +126,9 @@ def test_being_faster_meets_a_target_and_costing_more_misses_it():
         line("ewc", "avalanche", 0, 3.0),
     ]
     seeds = {"together_cpu": 5.0, "in_turn_cpu": 11.0, "alone_cpu": [1.0] * 10}
-    ours.append({"job": "seeds", "system": "jaxcl", "round": 0, **seeds})
+    ours.append(line("seeds", "jaxcl", 0, 0.0, **seeds))
     long = {"train_cpu": [9.0, *[1.0] * 14, *[2.0] * 5]}
-    ours.append({"job": "ewc-long", "system": "jaxcl", "round": 0, **long})
+    ours.append(line("ewc-long", "jaxcl", 0, 0.0, **long))
     expected = {
         "SGD against Avalanche": (4.0, "met"),
         "evaluation against Avalanche": (4.0, "met"),
@@ -143,6 +155,24 @@ def test_ratios_are_taken_within_rounds():
     records += [line("naive", "avalanche", n, 3.0 * 10**n) for n in (2, 1)]
     target = found(records)["SGD against Avalanche"]
     assert target.values == pytest.approx([3.0, 3.0])
+
+
+def test_a_diverged_turn_is_named_and_counted_nowhere(tmp_path):
+    """Oracle: the tables of the other turns alone; the name of the lost one."""
+    write_json(tmp_path / "environment.json", ENVIRONMENT)
+    same = {"accuracy": [[1.0, 0.1], [0.5, 1.0]], "load": 1.0}
+    turns = [
+        line("naive", "jaxcl", 0, 1.0, run="a", **same),
+        line("naive", "avalanche", 0, 4.0, run="b", **same),
+        line("naive", "jaxcl", 1, 9.0, run="c", **same),
+        line("naive", "avalanche", 1, 9.0, run="d", status="diverged", **same),
+    ]
+    assert found(turns)["SGD against Avalanche"].values == [4.0]
+    folder = RunFolder(tmp_path, "benchmarks", "full", config.Config())
+    append(folder, turns)
+    assert "Diverged, and counted nowhere: d." in section(folder.config, folder)
+    (row,) = (r for r in seconds_table(folder.config, by_job(turns)).rows[1:])
+    assert row[1:4] == ("Avalanche", 4.0, 4.0)
 
 
 def test_tasks_that_were_learned_and_forgotten_are_told_from_others():
