@@ -141,15 +141,15 @@ def time_pack(
         config, runs_per_call=len(packed), checkpoint_seconds=math.inf
     )
     arm = arms(config, setting.num_steps)[packed[0].arm]
-    program, costs = metered(make_program(as_packed, setting, arm))
     started = time.perf_counter()
+    program, costs = metered(make_program(as_packed, setting, arm), started)
     try:
         lines = learn(as_packed, setting, program, packed, folder, lambda _: None)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         return {**head, "status": "out of memory"}
-    learning = time.perf_counter() - started - costs["compile_seconds"]
+    learning = time.perf_counter() - started - costs["compile_seconds"]  # tasks alone
     seconds = learning * total / setting.num_tasks
     return {
         **head,
@@ -164,8 +164,12 @@ def time_pack(
     }
 
 
-def metered(program: Program) -> tuple[Program, dict[str, Any]]:
-    """The program, and a dict that tells after its first call what compiling cost."""
+def metered(program: Program, started: float) -> tuple[Program, dict[str, Any]]:
+    """The program, and a dict that tells after its first call what compiling cost.
+
+    Counted is all that comes before the first task: tracing and the start, too. None of
+    it grows with the tasks, so it must not be scaled to the whole stream.
+    """
     costs: dict[str, Any] = {}
     compiled = []
 
@@ -173,7 +177,6 @@ def metered(program: Program) -> tuple[Program, dict[str, Any]]:
         if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(args)):
             return program.advance(*args)  # only its shapes are asked for
         if not compiled:
-            started = time.perf_counter()
             compiled.append(program.advance.lower(*args).compile())
             costs["compile_seconds"] = time.perf_counter() - started
             costs["program_bytes"] = program_bytes(compiled[0])

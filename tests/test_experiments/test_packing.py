@@ -4,11 +4,11 @@ import dataclasses
 
 import pytest
 
-from experiments.harness import read_records
+from experiments.harness import RunFolder, read_records
 from experiments.plasticity import packing
 from experiments.plasticity.arms import arms, trials
 from experiments.plasticity.config import PRESETS
-from experiments.plasticity.run import run_id
+from experiments.plasticity.run import Program, run_id
 from experiments.plasticity.settings import load, make_setting
 
 SMOKE = packing.PRESETS["smoke"]
@@ -26,6 +26,52 @@ def test_the_grid_is_that_of_the_paper():
     names = [run_id(setting, trial) for runs in listed.values() for trial in runs]
     assert len(set(names)) == len(names)
     assert set(names) == {run_id(setting, trial) for trial in trials(paper)}
+
+
+class Clock:
+    """A program whose parts take seconds set by hand, and the clock that shows them."""
+
+    def __init__(self):
+        self.now = 0.0
+
+    def perf_counter(self):
+        return self.now
+
+    def start(self):
+        self.now += 7
+
+    def lower(self, _state):
+        return self
+
+    def compile(self):
+        self.now += 5
+        return self
+
+    def memory_analysis(self):
+        return None
+
+    def __call__(self, _state):
+        self.now += 2
+
+
+def test_only_the_time_of_tasks_is_scaled_to_the_stream(tmp_path, monkeypatch):
+    """Oracle: a clock by hand. The start takes 7 s, compilation 5 s, and each of the 2
+    tasks timed of 4 takes 2 s: 8 s for all tasks, and 12 s before the first one."""
+    clock, trial = Clock(), trials(SMOKE)[0]
+
+    def learn(_config, setting, program, packed, *_others):
+        program.start()
+        for task in range(setting.num_tasks):
+            program.advance(task)
+        return [{"accuracy": [0.5], "measures": {}} for _ in packed]
+
+    monkeypatch.setattr(packing, "time", clock)
+    monkeypatch.setattr(packing, "learn", learn)
+    monkeypatch.setattr(packing, "make_program", lambda *_: Program(clock.start, clock))
+    setting = make_setting("permuted", SMOKE, load(SMOKE))
+    folder = RunFolder(tmp_path, "plasticity.packing", "smoke", SMOKE)
+    found = packing.time_pack(SMOKE, setting, [trial], folder)
+    assert (found["seconds"], found["compile_seconds"]) == (8.0, 12.0)
 
 
 @pytest.mark.slow
