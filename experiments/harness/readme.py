@@ -20,7 +20,7 @@ def fill(path: Path, text: str, name: str = "results") -> None:
       ValueError: unless each mark stands there once, the first one first.
     """
     begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
-    held = path.read_text()
+    held = path.read_text(encoding="utf-8")
     once = held.count(begin) == held.count(end) == 1
     if not once or held.index(begin) > held.index(end):
         msg = f"{path}: expected the marks {begin} and {end}, once each, in this order."

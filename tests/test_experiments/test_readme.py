@@ -1,5 +1,10 @@
 """Text between the marks of a README."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 from experiments.harness.readme import fill
@@ -25,6 +30,22 @@ def test_each_pair_of_marks_has_its_own_text(tmp_path):
     assert path.read_text() == HELD + (
         "<!-- speed: begin -->\n\nfast\n\n<!-- speed: end -->"
     )
+
+
+def test_a_readme_is_utf_8_wherever_it_is_filled(tmp_path):
+    """Oracle: the bytes, from a process whose own encoding is ASCII."""
+    path = tmp_path / "README.md"
+    path.write_text("± " + HELD, encoding="utf-8")
+    code = (
+        "import sys; from pathlib import Path\n"
+        "from experiments.harness import fill\n"
+        "fill(Path(sys.argv[1]), 'new')"
+    )
+    words = [sys.executable, "-X", "utf8=0", "-c", code, str(path)]
+    locale = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0"}
+    root = Path(__file__).parents[2]
+    subprocess.run(words, cwd=root, env={**os.environ, **locale}, check=True)
+    assert path.read_bytes() == ("± " + MADE).encode()
 
 
 @pytest.mark.parametrize(
