@@ -134,12 +134,18 @@ def rows_of(paper: Paper, here: Path) -> Iterator[tuple]:
 
 def command(folder: Path) -> str:
     """What made a folder, without the places of that machine."""
-    words = shlex.split(read_json(folder / "environment.json")["command"])
+    given = shlex.split(read_json(folder / "environment.json")["command"])
+    words = [part for word in given for part in _parts(word)]
     for flag, value in (("--data", "FOLDER"), ("--out", None)):
         if flag in words:
             place = words.index(flag)
             words[place : place + 2] = [flag, value] if value else []
     return shlex.join(words)
+
+
+def _parts(word: str) -> list[str]:
+    """``--data=x`` as the two words that it stands for."""
+    return word.split("=", 1) if word.startswith("--") else [word]
 
 
 def speed(here: Path = HERE) -> str:

@@ -28,6 +28,16 @@ def test_their_numbers_are_those_of_the_experiment():
     assert theirs == pytest.approx({arm: v / 100 for arm, v in PUBLISHED.items()})
 
 
+@pytest.mark.parametrize("between", [" ", "="])
+def test_a_command_names_no_place_of_the_machine(between, tmp_path):
+    """Oracle: the command by hand, whichever way its flags were written."""
+    words = f"--data{between}'/my data' --rho{between}0.1 --out{between}/here"
+    made_by = f"python -m experiments.plasticity paper {words}"
+    write_json(tmp_path / "environment.json", {"command": made_by})
+    wanted = "python -m experiments.plasticity paper --data FOLDER --rho 0.1"
+    assert scoreboard.command(tmp_path) == wanted
+
+
 def test_a_row_is_the_mean_of_its_own_runs(tmp_path):
     """Oracle: by hand. Two runs count; another stage, arm and a diverged one do not."""
     lines = [
