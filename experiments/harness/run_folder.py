@@ -126,16 +126,20 @@ def begin(folder: RunFolder, command: str) -> None:
 
 
 def _tell_changes(path: Path, before: dict, now: dict) -> None:
-    """Say that lines of this folder will come from different programs."""
-    old = {**before.get("versions", {}), "commit": before.get("commit")}
-    new = {**now["versions"], "commit": now["commit"]}
+    """Say that lines of this folder will come from different programs or machines."""
+    single = ("commit", "cpu", "devices", "backend", "x64", "matmul_precision")
+    old, new = (
+        {**here.get("versions", {}), **{name: here.get(name) for name in single}}
+        for here in (before, now)
+    )
     changed = [
         f"{name} {old[name]} -> {new[name]}"
         for name in new
         if old.get(name) not in (None, new[name])
     ]
     if changed:
-        print(f"note: earlier lines in {path} had other versions: {changed}")
+        words = "; ".join(changed)
+        print(f"note: earlier lines in {path} were made otherwise: {words}")
 
 
 def recognise(folder: RunFolder, arrays: Iterable[Any]) -> None:

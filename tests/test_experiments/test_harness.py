@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import Literal
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -270,6 +271,21 @@ def test_an_unfinished_run_goes_on_and_drops_a_torn_line(tmp_path):
     names = [json.loads(line)["run"] for line in lines(tmp_path)]
     assert names == ["seed=0", "seed=1", "seed=2"]
     assert status(tmp_path)["status"] == "done"
+
+
+def test_lines_of_another_machine_or_program_are_announced(tmp_path, capsys):
+    """Oracle: two facts changed by hand; nothing is said where nothing changed."""
+    assert start(tmp_path, "paper", run=stop) == 130
+    assert start(tmp_path, "paper", run=stop) == 130
+    assert "note:" not in capsys.readouterr().out
+    path = tmp_path / "run" / "environment.json"
+    held = json.loads(path.read_text())
+    held["versions"]["jax"] = "0.1"
+    harness.write_json(path, {**held, "cpu": "an abacus"})
+    assert start(tmp_path, "paper", run=stop) == 130
+    (said,) = (line for line in capsys.readouterr().out.splitlines() if "note:" in line)
+    assert f"jax 0.1 -> {jax.__version__}; cpu an abacus -> " in said
+    assert "numpy" not in said
 
 
 def test_a_damaged_line_in_the_middle_is_an_error_that_names_it(tmp_path, capsys):
