@@ -4,7 +4,6 @@
 ``results/`` into the README beside this file, between its two marks.
 """
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import numpy as np
 
 from experiments.ewc_permuted.config import LABELS, PUBLISHED, Config
 from experiments.harness import RunFolder, fill, read_json, read_records, write_text
+from experiments.harness.run_folder import plain
 from jaxcl.metrics import backward_transfer, learning_accuracy
 from jaxcl.report import figures
 from jaxcl.report.lines import measure_curves
@@ -27,7 +27,7 @@ HERE = Path(__file__).parent
 def report(config: Config, folder: RunFolder) -> None:
     """Write ``tables/`` and ``figures/`` of whatever has finished."""
     records = read_records(folder)
-    published = comparable(config.data, config.hidden)
+    published = comparable(plain(config))
     made = {
         "accuracy": result_table(records, published=published),
         "strength": search_table(records),
@@ -45,9 +45,11 @@ def report(config: Config, folder: RunFolder) -> None:
         )
 
 
-def comparable(data: str, hidden: Sequence[int]) -> bool:
-    """Whether images and network are those of the paper."""
-    return data != "digits" and tuple(hidden) == Config().hidden
+def comparable(config: dict[str, Any]) -> bool:
+    """Whether images, network and number of tasks are those of the paper."""
+    theirs = plain(Config())
+    same = all(config[name] == theirs[name] for name in ("hidden", "num_tasks"))
+    return config["data"] != "digits" and same
 
 
 def result_table(records: list[Record], *, published: bool = True) -> Table:
@@ -131,7 +133,7 @@ def section(path: Path) -> str:
     held, status = read_json(path / "config.json"), read_json(path / "status.json")
     environment = read_json(path / "environment.json")
     config, records = held["config"], read_records(path)
-    published = comparable(config["data"], config["hidden"])
+    published = comparable(config)
     tables = [result_table(records, published=published), search_table(records)]
     finished = status["status"] in ("done", "diverged")
     facts = (
@@ -140,12 +142,18 @@ def section(path: Path) -> str:
         f"learning rate {config['learning_rate']:g}, Fisher over "
         f"{config['fisher_examples'] or 'all'} training rows; {environment['cpu']}, "
         f"{environment['devices']}; jax {environment['versions']['jax']}; commit "
-        f"{(environment['commit'] or '?')[:9]}."
+        f"{short(environment['commit'])}."
     )
     if not finished:
         facts += " Not finished: what is there so far."
     shown = [to_markdown(table) for table in tables if table.rows]
     return "\n".join([f"### {path.name}\n", facts + "\n", *shown])
+
+
+def short(commit: str | None) -> str:
+    """The first nine digits, and what is said of changes after them."""
+    digits, _, changes = (commit or "unknown").partition(" ")
+    return f"{digits[:9]} {changes}".strip()
 
 
 def write_readme(readme: Path = HERE / "README.md", results: Path = HERE / "results"):

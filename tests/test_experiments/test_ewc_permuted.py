@@ -12,13 +12,16 @@ from experiments.ewc_permuted.config import PRESETS, PUBLISHED, Config
 from experiments.ewc_permuted.joint import read_row, so_far
 from experiments.ewc_permuted.report import (
     HERE,
+    comparable,
     report,
     result_table,
     search_table,
+    section,
     write_readme,
 )
 from experiments.ewc_permuted.run import check, choose, make_fisher
-from experiments.harness import RunFolder, command, read_records
+from experiments.harness import RunFolder, command, read_records, write_json
+from experiments.harness.run_folder import plain
 from jaxcl.losses import single_head
 from jaxcl.models import mlp
 from jaxcl.streams import permuted, synthetic_images
@@ -241,6 +244,31 @@ def test_tables_hold_means_and_differences():
     np.testing.assert_allclose([learned.mean, transfer.mean], [0.955, -0.05])
     assert "test/ewc/2" in table.notes[-1]
     assert search_table(runs).rows == (("100", 0.5, "diverged"),)
+
+
+def test_only_the_protocol_stands_beside_the_published_numbers():
+    """Oracle: Table 4 is on ten permutations of MNIST with one network; fewer steps are
+    told apart by the heading."""
+    paper = dataclasses.replace(PRESETS["paper"], data="/some/mnist")
+    assert comparable(plain(paper))
+    assert comparable(plain(dataclasses.replace(paper, iterations=500)))
+    for other in ({"data": "digits"}, {"hidden": (200, 200)}, {"num_tasks": 5}):
+        assert not comparable(plain(dataclasses.replace(paper, **other)))
+
+
+def test_a_commit_with_changes_says_so(tmp_path):
+    """Oracle: the three answers of the environment by hand."""
+    for held, shown in (
+        ("0123456789abcdef", "012345678"),
+        ("0123456789abcdef with changes", "012345678 with changes"),
+        (None, "unknown"),
+    ):
+        environment = {"command": "x", "cpu": "a CPU", "devices": "1 x cpu"}
+        environment |= {"versions": {"jax": "1"}, "commit": held}
+        write_json(tmp_path / "environment.json", environment)
+        write_json(tmp_path / "config.json", {"config": PRESETS["smoke"]})
+        write_json(tmp_path / "status.json", {"status": "done"})
+        assert f"commit {shown}." in section(tmp_path)
 
 
 def test_the_readme_shows_what_the_results_say(tmp_path):
