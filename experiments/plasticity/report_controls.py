@@ -77,7 +77,8 @@ on the paper's own arms hardly less than SAM's measure (a column shows how close
 and another takes the gradient norm out); the sphere holds the norm of all layers
 together, not of each; methods differ in more than sharpness, and four methods are few.
 Within one method and rate, where seeds are compared at the same task, neither the method
-nor the rate nor a common trend can make a correlation; the fit of the last task can.
+nor the rate nor a common trend can make a correlation; the rank and the fit of the last
+task can.
 """
 
 
