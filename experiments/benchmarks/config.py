@@ -10,9 +10,10 @@ round, and ratios are taken within rounds, so that other load on the machine hit
 
     python -m experiments.benchmarks smoke      # seconds, jaxcl only
     python -m experiments.benchmarks full       # and JAX by hand
-    JAXCL_PEERS_PYTHON=PYTHON python -m experiments.benchmarks full    # and all others
+    JAXCL_PEERS_PYTHON=PYTHON python -m experiments.benchmarks full --out outputs/all
 
-PYTHON is an interpreter with third_party/peers/requirements-avalanche.txt installed. The
+PYTHON is an interpreter with third_party/peers/requirements-avalanche.txt installed. A
+finished folder is only reported again, hence one of its own where others take part. The
 committed results are read again, and the README's tables made of them, by
 
     python -m experiments.benchmarks full --out experiments/benchmarks/results/speed
