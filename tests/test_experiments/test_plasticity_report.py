@@ -547,3 +547,24 @@ def test_rows_come_in_the_order_of_the_configuration_whoever_was_first():
         for r in in_order(config, records)
     ]
     assert found == wanted
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("sketched")
+@pytest.mark.parametrize(
+    "tables", sorted((HERE / "results").glob("*/tables")), ids=lambda p: p.parent.name
+)
+def test_the_committed_tables_show_what_the_committed_lines_say(tables, tmp_path):
+    """Oracle: the committed files, made anew from the lines, byte for byte; what was
+    found is read off them."""
+    for name in ("results.jsonl", "config.json", "environment.json", "status.json"):
+        shutil.copy(tables.parent / name, tmp_path)
+    held = json.loads((tmp_path / "config.json").read_text())["config"]
+    fields = {n: tuple(v) if isinstance(v, list) else v for n, v in held.items()}
+    config = Config(**fields)
+    report(config, RunFolder(tmp_path, "plasticity", tables.parent.name, config))
+    made, kept = (
+        {path.name: path.read_text() for path in place.iterdir()}
+        for place in (tmp_path / "tables", tables)
+    )
+    assert made == kept
