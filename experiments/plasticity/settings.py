@@ -147,7 +147,13 @@ def _pairs(key, config, images, **options):
 
 def _class_splits(key, config, images, **options):
     del config
-    tasks = images.num_classes // SPLIT_CLASSES
+    tasks, left_over = divmod(images.num_classes, SPLIT_CLASSES)
+    if left_over or not tasks:
+        msg = (
+            f"settings: class-splits has {SPLIT_CLASSES} classes per task, got images of "
+            f"{images.num_classes} classes; leave the setting out or give other data."
+        )
+        raise ValueError(msg)
     return class_splits(key, images, num_tasks=tasks, **options)
 
 

@@ -195,6 +195,20 @@ def test_labels_are_permuted_among_ten_classes_that_all_seeds_share():
     assert at(0, made.streams.plan).labels.shape == (4, 10)
 
 
+@pytest.mark.parametrize("num_classes", [3, 12])
+def test_classes_that_do_not_make_tasks_of_five_are_refused(num_classes):
+    """Oracle: the message; ten classes make two tasks."""
+    config = dataclasses.replace(SMOKE, seeds=1)
+    draw = functools.partial(
+        synthetic_images, jax.random.key(0), size=8, num_train=600, num_test=240
+    )
+    made = make_setting("class-splits", config, draw(num_classes=10))
+    assert (made.num_tasks, made.num_outputs) == (2, 5)
+    wanted = f"class-splits has 5 classes per task, got images of {num_classes}"
+    with pytest.raises(ValueError, match=wanted):
+        make_setting("class-splits", config, draw(num_classes=num_classes))
+
+
 def made_of(pool, images):
     """The classes whose images a pool has, found by the images themselves."""
     whole = {
