@@ -146,23 +146,27 @@ def points(share: float) -> str:
     return f"{100 * share:+.2f}".replace("-", "\N{MINUS SIGN}")
 
 
+def shared(record: Record) -> tuple[str, float, int]:
+    """What a run has in common with the one it is paired with: setting, rate and seed."""
+    return record["setting"], record["hyper"]["learning_rate"], record["seed"]
+
+
 def minus_fresh(records: Sequence[Record]) -> list[Record]:
     """Finished runs that have a fresh run beside them, with accuracy less its accuracy.
 
     The two have setting, learning rate and seed in common, hence start, tasks and
     batches; the difference is taken task by task and is the measure ``minus_fresh``.
     """
-    key = lambda r: (r["setting"], r["hyper"]["learning_rate"], r["seed"])
     done = by_setting(split(records)[0])
-    yardstick = {key(r): curves([r])[0] for r in done if r["arm"] == FRESH}
+    yardstick = {shared(r): curves([r])[0] for r in done if r["arm"] == FRESH}
     return [
         r
         | {
             "measures": r.get("measures", {})
-            | {GAP: (curves([r])[0] - yardstick[key(r)]).tolist()}
+            | {GAP: (curves([r])[0] - yardstick[shared(r)]).tolist()}
         }
         for r in done
-        if key(r) in yardstick
+        if shared(r) in yardstick
     ]
 
 
@@ -219,6 +223,7 @@ __all__ = [
     "names",
     "part_of",
     "settings_with",
+    "shared",
     "slope_table",
     "verdict",
     "within",

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float
 
-from experiments.plasticity.comparisons import Record
+from experiments.plasticity.comparisons import Record, shared
 from experiments.plasticity.correlations import ahead, logarithm, looked
 from jaxcl.report.records import curves, group, labels, split
 from jaxcl.report.statistics import Interval, mean_interval
@@ -40,13 +40,12 @@ def matched_table(records: Sequence[Record], baseline: str) -> Table:
     """Sharpness and accuracy against ``baseline`` where norm and rank are the same."""
     needed = {"top_eigenvalue", "effective_rank"}
     known = [r for r in split(records)[0] if needed <= set(r.get("measures", {}))]
-    key = lambda r: (r["setting"], r["hyper"]["learning_rate"], r["seed"])
-    rivals = {key(r): r for r in known if r["arm"] == baseline}
-    groups = group([r for r in known if r["arm"] != baseline and key(r) in rivals])
+    rivals = {shared(r): r for r in known if r["arm"] == baseline}
+    groups = group([r for r in known if r["arm"] != baseline and shared(r) in rivals])
     shown = labels(list(groups))
     rows = []
     for where, runs in groups.items():
-        pairs = [pair(run, rivals[key(run)]) for run in runs]
+        pairs = [pair(run, rivals[shared(run)]) for run in runs]
         counts = [int(np.sum(one.matched)) for one in pairs]
         looks = sum(one.matched.size for one in pairs)
         head = where.setting, shown[where], np.count_nonzero(counts), sum(counts), looks

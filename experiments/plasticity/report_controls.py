@@ -12,6 +12,7 @@ from experiments.plasticity.comparisons import (
     by_setting,
     names,
     settings_with,
+    shared,
     slope_table,
     within,
 )
@@ -136,14 +137,13 @@ def cause_pictures(
 def relative_table(records: Sequence[Record], checked: Sequence[str]) -> Table:
     """The check of the manipulation: measures relative to SGD on the sphere."""
     done = split(records)[0]
-    key = lambda r: (r["setting"], r["hyper"]["learning_rate"], r["seed"])
-    rivals = {key(r): r for r in done if r["arm"] == BASELINE}
-    groups = group([r for r in done if r["arm"] != BASELINE and key(r) in rivals])
+    rivals = {shared(r): r for r in done if r["arm"] == BASELINE}
+    groups = group([r for r in done if r["arm"] != BASELINE and shared(r) in rivals])
     shown = labels(list(groups))
 
     def relative(runs, name):
         mine = known_means(curves(runs, name))
-        theirs = known_means(curves([rivals[key(r)] for r in runs], name))
+        theirs = known_means(curves([rivals[shared(r)] for r in runs], name))
         usable = (mine > 0) & (theirs > 0)
         return mean_interval(mine[usable] / theirs[usable] - 1) if any(usable) else None
 
