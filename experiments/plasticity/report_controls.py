@@ -130,7 +130,11 @@ def cause_pictures(
                 here, SHARPNESS[0], title=f"{setting}: weight norm held"
             )
             alt = f"Accuracy against the largest eigenvalue at equal norm, {setting}."
-            pictures.append(picture(path, f"cause-{setting}", drawn, alt))
+            caption = (
+                f"{alt} Line and correlation are over all rates together, and mostly tell "
+                "rates apart; a table below takes the rate out."
+            )
+            pictures.append(picture(path, f"cause-{setting}", drawn, alt, caption))
     return pictures
 
 
