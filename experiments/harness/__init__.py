@@ -8,6 +8,7 @@ reports it; ``__main__.py`` of its folder is::
 
 from experiments.harness.command import main
 from experiments.harness.fields import check_fields, check_names, nearest
+from experiments.harness.host_runs import Lesson, Trial, learn_trial, run_trials
 from experiments.harness.readme import fill
 from experiments.harness.run_folder import (
     CHECKPOINTS,
@@ -25,18 +26,22 @@ from jaxcl.training.progress import progress
 
 __all__ = [
     "CHECKPOINTS",
+    "Lesson",
     "RunFolder",
+    "Trial",
     "append",
     "check_fields",
     "check_names",
     "fill",
     "finished",
+    "learn_trial",
     "main",
     "nearest",
     "progress",
     "read_json",
     "read_records",
     "recognise",
+    "run_trials",
     "share_out",
     "worker_count",
     "write_json",

@@ -96,6 +96,7 @@ def learn(
     about: Mapping[str, Any] | None = None,
     tensorboard_folder: str | Path | None = None,
     quiet: bool = False,
+    told: Callable[[int, str], None] | None = None,
 ) -> Learned:
     """Learn tasks one after another; go on from the last checkpoint if there is one.
 
@@ -116,6 +117,7 @@ def learn(
         another run is refused, with what differs.
       tensorboard_folder: also write scalars for TensorBoard.
       quiet: no progress.
+      told: hears of progress instead of a bar: steps, and a few words.
 
     Returns:
       The status, the parameters to evaluate, and the last position. A run that stopped
@@ -164,7 +166,7 @@ def learn(
             if leads()
             else lambda line: None,
             scalar=enter(tensorboard(tensorboard_folder if leads() else None)),
-            advance=enter(bar(total, done=walked, quiet=quiet or not leads())),
+            advance=told or enter(bar(total, done=walked, quiet=quiet or not leads())),
         )
         with end_together():
             position, status = walk(run, position)

@@ -1,0 +1,158 @@
+"""The protocol in order: text, network, method, the host loop."""
+
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from experiments.byte_domains.config import Config
+from experiments.byte_domains.text import domains, make_task
+from experiments.harness import (
+    Lesson,
+    RunFolder,
+    Trial,
+    check_fields,
+    check_names,
+    learn_trial,
+    recognise,
+    run_trials,
+    worker_count,
+)
+from jaxcl.curvature import empirical_fisher
+from jaxcl.losses import RowLosses, token_accuracy, token_cross_entropy
+from jaxcl.memory import reservoir
+from jaxcl.method import make_method
+from jaxcl.models import LanguageModel, LlamaConfig, computed_in, llama
+from jaxcl.regularizers import ewc
+from jaxcl.streams import Task
+from jaxcl.training import Options
+from jaxcl.transforms import sam
+from jaxcl.typing import Method
+
+ARMS = ("none", "er", "sam", "sam-ewc-er")
+NUM_BYTES = 256  # a token is a byte
+
+
+def run(config: Config, folder: RunFolder) -> None:
+    """Do every run that is not in ``results.jsonl`` yet."""
+    check(config)
+    texts = texts_of(config)
+    tasks_of(config)  # refuses what does not fit the data
+    make_model(config)
+    recognise(folder, (np.frombuffer(text, np.uint8) for text in texts.values()))
+    trials = [
+        Trial(arm, {}, seed) for seed in range(config.seeds) for arm in config.arms
+    ]
+    count = worker_count(config.workers)
+    run_trials(config, folder, trials, worker, num_workers=count)
+
+
+def worker(config: Config, folder: RunFolder):
+    """What a process needs to do trials."""
+
+    def do(trial: Trial, send: Callable) -> None:
+        lesson = lesson_of(config, trial)
+        learn_trial(
+            trial, lesson, folder, send, setting="domains of text", fsdp=config.fsdp
+        )
+
+    return do
+
+
+@functools.lru_cache(maxsize=1)
+def texts_of(config: Config) -> dict[str, bytes]:
+    """The domains by name."""
+    return domains(config.data, config.max_bytes)
+
+
+@functools.lru_cache(maxsize=1)
+def tasks_of(config: Config) -> list[Task]:
+    """A task per domain."""
+    return [
+        make_task(name, text, index, config.length)
+        for index, (name, text) in enumerate(texts_of(config).items())
+    ]
+
+
+def make_model(config: Config) -> LanguageModel:
+    """The decoder, in the precision asked for."""
+    sizes = LlamaConfig(
+        vocab_size=NUM_BYTES,
+        hidden_size=config.hidden_size,
+        intermediate_size=8 * config.hidden_size // 3,
+        num_hidden_layers=config.num_layers,
+        num_attention_heads=config.num_heads,
+        num_key_value_heads=max(1, config.num_heads // 2),
+    )
+    model = llama(sizes, scan=config.scan, checkpoint=config.checkpoint)
+    if not config.bfloat16:
+        return model
+    narrow = functools.partial(computed_in, jnp.bfloat16)
+    return model._replace(
+        apply=narrow(model.apply), apply_rows=narrow(model.apply_rows)
+    )
+
+
+def lesson_of(config: Config, trial: Trial) -> Lesson:
+    """Tasks, start, method and score of a trial."""
+    of_seed = jax.random.fold_in(jax.random.key(config.seed), trial.seed)
+    key_start, key = jax.random.split(of_seed)
+    model = make_model(config)
+    loss = token_cross_entropy(model.apply, model.apply_rows)
+    hits = token_accuracy(model.apply_rows)
+
+    def build(frozen) -> Method:
+        del frozen
+        return make_arm(config, trial.arm, loss)
+
+    def score(params, frozen, batch):
+        del frozen
+        return hits(params, batch)
+
+    options = Options(
+        num_steps=config.num_steps,
+        batch_size=config.batch_size,
+        consolidate_rows=config.fisher_rows,
+        eval_batch_size=2 * config.batch_size,
+        eval_rows=config.test_rows,
+        save_every=config.checkpoint_seconds,
+    )
+    return Lesson(key, build, model.init(key_start), tasks_of(config), score, options)
+
+
+def make_arm(config: Config, arm: str, loss: RowLosses) -> Method:
+    """What an arm is made of."""
+    rate = optax.warmup_constant_schedule(0, config.learning_rate, config.warm_steps)
+    memory = pull = gradient = None
+    if "er" in arm.split("-"):
+        memory = reservoir(config.capacity, sample_size=config.replay_size)
+    if "sam" in arm.split("-"):
+        gradient = sam(config.rho)
+    if "ewc" in arm.split("-"):
+        pull = ewc(empirical_fisher(loss, chunk_size=8), config.strength)
+    return make_method(
+        loss,
+        optax.adamw(rate),
+        gradient=gradient,
+        regularizer=pull,
+        memory=memory,
+        chunk_size=config.chunk_size,
+    )
+
+
+def check(config: Config) -> None:
+    """Refuse settings that could not work, before any compute.
+
+    Raises:
+      ValueError: naming the field, what it must be, and what it was.
+    """
+    check_fields(
+        config, may_be_zero=("checkpoint_seconds", "rho", "strength", "warm_steps")
+    )
+    check_names("arms", config.arms, ARMS)
+
+
+__all__ = ["ARMS", "run"]

@@ -1,0 +1,116 @@
+"""Text that is on every machine with Python, by kind; and rows of bytes made of it."""
+
+import sys
+import sysconfig
+import unicodedata
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+from jaxcl.streams import Task, array_rows
+from jaxcl.tree import as_batch
+
+
+def domains(data: str, max_bytes: int) -> dict[str, bytes]:
+    """The texts by name, each at most so long.
+
+    Raises:
+      FileNotFoundError: for a folder that is not there.
+      ValueError: for one without text files.
+    """
+    if data == "python":
+        return {name: first(parts, max_bytes) for name, parts in of_python().items()}
+    folder = Path(data)
+    if not folder.is_dir():
+        msg = f"data: no folder {folder}; give python, or a folder of .txt files."
+        raise FileNotFoundError(msg)
+    files = sorted(folder.glob("*.txt"))
+    if not files:
+        msg = f"data: {folder} holds no .txt file; put one there for each domain."
+        raise ValueError(msg)
+    return {file.stem: first([file.read_bytes()], max_bytes) for file in files}
+
+
+def of_python() -> dict[str, Iterable[bytes]]:
+    """Sources, documentation, licences and words: each lazily, in a fixed order."""
+    return {
+        "sources": read(Path(sysconfig.get_path("stdlib")).glob("*.py")),
+        "documentation": documentation(),
+        "licences": licences(),
+        "words": names_of_characters(),
+    }
+
+
+def documentation() -> Iterator[bytes]:
+    """The language reference, as ``help()`` shows it."""
+    from pydoc_data import topics
+
+    for _, text in sorted(topics.topics.items()):
+        yield text.encode()
+
+
+def licences() -> Iterator[bytes]:
+    """Python's own licence, and those of the installed packages, each text once."""
+    site = Path(sysconfig.get_path("purelib"))
+    found = [Path(sysconfig.get_path("stdlib")) / "LICENSE.txt"]
+    for pattern in ("LICENSE*", "COPYING*", "licenses/*"):
+        found += site.glob(f"*.dist-info/{pattern}")
+    seen = set()
+    for text in read(file for file in found if file.is_file()):
+        if text not in seen:
+            seen.add(text)
+            yield text
+
+
+def names_of_characters() -> Iterator[bytes]:
+    """``LATIN SMALL LETTER A`` and all the others, a line each."""
+    for number in range(sys.maxunicode):
+        if name := unicodedata.name(chr(number), ""):
+            yield f"{name}\n".encode()
+
+
+def read(files: Iterable[Path]) -> Iterator[bytes]:
+    """The contents of files, in the order of their names."""
+    for file in sorted(files, key=lambda file: (file.name, str(file))):
+        yield file.read_bytes()
+
+
+def first(parts: Iterable[bytes], count: int) -> bytes:
+    """The first bytes of some parts together."""
+    whole = b""
+    for part in parts:
+        whole += part
+        if len(whole) >= count:
+            break
+    return whole[:count]
+
+
+def make_task(name: str, text: bytes, index: int, length: int) -> Task:
+    """Rows of ``length`` bytes and the bytes that follow each; the last tenth tests.
+
+    Raises:
+      ValueError: if the text is too short for a row of either kind.
+    """
+    cut = len(text) - len(text) // 10
+    parts = text[:cut], text[cut:]
+    if min(map(len, parts)) <= length:
+        msg = (
+            f"data: {name} has {len(text)} bytes, too few for rows of {length} in its "
+            "last tenth; lower --length or leave the domain out."
+        )
+        raise ValueError(msg)
+    train, test = (as_rows(part, length) for part in parts)
+    made = [array_rows(as_batch(x, y, task=index)) for x, y in (train, test)]
+    return Task(name, *made)
+
+
+def as_rows(text: bytes, length: int) -> tuple[np.ndarray, np.ndarray]:
+    """Inputs ``[n, length]`` and what comes next at every place, without overlap."""
+    numbers = np.frombuffer(text, np.uint8).astype(np.int32)
+    count = (len(numbers) - 1) // length
+    rows = lambda start: numbers[start : start + count * length].reshape(count, length)
+    return rows(0), rows(1)
+
+
+__all__ = ["as_rows", "domains", "make_task"]

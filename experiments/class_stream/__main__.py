@@ -1,0 +1,18 @@
+"""``python -m experiments.class_stream {smoke|...} [--field value]``."""
+
+from experiments.class_stream import config
+from experiments.class_stream.report import report
+from experiments.class_stream.run import run
+from experiments.harness import main
+
+if __name__ == "__main__":
+    raise SystemExit(
+        main(
+            config.PRESETS,
+            run,
+            config.__doc__ or "",
+            report=report,
+            free=config.FREE,
+            places=config.PLACES,
+        )
+    )

@@ -1,0 +1,82 @@
+"""Classes of CIFAR-100, five at a time: what a small ResNet keeps of twenty tasks.
+
+Every task has outputs of its own (task-incremental). Compared: no measure against
+forgetting; experience replay (ER) from a reservoir; and replay with SAM as the gradient
+and EWC as a pull on top. The host loop walks the tasks: a run killed at any moment goes
+on with the same bits when the command is given again.
+
+    python -m experiments.class_stream smoke                   # seconds, digits
+    python -m experiments.class_stream cifar --data FOLDER     # CIFAR-100
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """None, ER, and SAM + EWC + ER on a stream of classes. All numbers are ours."""
+
+    data: str = ""
+    """digits (ships with scikit-learn), or a folder or file of images: CIFAR's binary
+    files, .npy or .npz."""
+    arms: tuple[str, ...] = ("none", "er", "sam-ewc-er")
+    """What is compared, in the order it is run."""
+    seeds: int = 3
+    """Runs per arm; a seed draws which classes meet, the start and the batches."""
+    num_tasks: int = 20
+    """Tasks; must divide the number of classes."""
+    width: int = 16
+    """Channels of the first of three stages."""
+    stem_stride: int = 2
+    """2 halves the image at once, for about a quarter of the time."""
+    num_steps: int = 160
+    """Steps per task: about four passes over 1,250 images."""
+    batch_size: int = 32
+    """Images per step."""
+    learning_rate: float = 0.1
+    """Of SGD without momentum, started anew with each task."""
+    rho: float = 0.05
+    """SAM's radius."""
+    strength: float = 10.0
+    """EWC's, with the factor 1/2 and the mean over examples."""
+    fisher_rows: int = 256
+    """Images that EWC's Fisher is a mean over, of each task."""
+    capacity: int = 1000
+    """Images that the reservoir holds."""
+    replay_size: int = 32
+    """Images that come back with each step."""
+    test_rows: int | None = None
+    """Test images per task; all if None."""
+    checkpoint_seconds: float = 60.0
+    """Least time between two checkpoints inside a task."""
+    workers: int | None = None
+    """Processes; if None, one per core on a CPU, else one."""
+    fsdp: int = 1
+    """Devices that share large parameters, where there are several; rows are always
+    spread over all."""
+    seed: int = 0
+    """Where all randomness comes from."""
+
+
+#: Fields that cannot change a result, and those that name a folder.
+FREE, PLACES = ("checkpoint_seconds", "workers"), ("data",)
+
+PRESETS = {
+    "smoke": Config(  # seconds; a test runs it
+        data="digits",
+        seeds=1,
+        num_tasks=5,
+        width=4,
+        stem_stride=1,
+        num_steps=12,
+        batch_size=16,
+        fisher_rows=32,
+        capacity=64,
+        replay_size=16,
+        workers=1,
+    ),
+    "cifar": Config(),
+}
+
+
+__all__ = ["FREE", "PLACES", "PRESETS", "Config"]

@@ -1,0 +1,139 @@
+"""The protocol in order: data, network, method, the host loop."""
+
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from experiments.class_stream.config import Config
+from experiments.harness import (
+    Lesson,
+    RunFolder,
+    Trial,
+    check_fields,
+    check_names,
+    learn_trial,
+    recognise,
+    run_trials,
+    worker_count,
+)
+from jaxcl.curvature import empirical_fisher
+from jaxcl.losses import Logits, cross_entropy, multi_head
+from jaxcl.memory import reservoir
+from jaxcl.method import make_method
+from jaxcl.models import resnet
+from jaxcl.regularizers import ewc
+from jaxcl.streams import Images, class_splits, digits, load_images, stream_tasks
+from jaxcl.training import Options
+from jaxcl.transforms import sam
+from jaxcl.typing import Method
+
+ARMS = ("none", "er", "sam-ewc-er")
+
+
+def run(config: Config, folder: RunFolder) -> None:
+    """Do every run that is not in ``results.jsonl`` yet."""
+    check(config)
+    images = images_of(config)
+    recognise(folder, images[:4])
+    lesson_of(
+        config, Trial(config.arms[0], {}, 0)
+    )  # refuses what does not fit the data
+    trials = [
+        Trial(arm, {}, seed) for seed in range(config.seeds) for arm in config.arms
+    ]
+    count = worker_count(config.workers)
+    run_trials(config, folder, trials, worker, num_workers=count)
+
+
+def worker(config: Config, folder: RunFolder):
+    """What a process needs to do trials."""
+
+    def do(trial: Trial, send: Callable) -> None:
+        lesson = lesson_of(config, trial)
+        learn_trial(
+            trial, lesson, folder, send, setting="class splits", fsdp=config.fsdp
+        )
+
+    return do
+
+
+@functools.lru_cache(maxsize=1)
+def images_of(config: Config) -> Images:
+    """The images, always with an axis for channels."""
+    images = digits() if config.data == "digits" else load_images(config.data)
+    if images.train_x.ndim == 4:
+        return images
+    deep = lambda x: x[..., None]
+    return images._replace(train_x=deep(images.train_x), test_x=deep(images.test_x))
+
+
+def lesson_of(config: Config, trial: Trial) -> Lesson:
+    """Tasks, start, method and score of a trial."""
+    images = images_of(config)
+    of_seed = jax.random.fold_in(jax.random.key(config.seed), trial.seed)
+    key_stream, key_start, key = jax.random.split(of_seed, 3)
+    stream = class_splits(key_stream, images, num_tasks=config.num_tasks, flat=False)
+    model = resnet(
+        images.num_classes,
+        width=config.width,
+        stem_stride=config.stem_stride,
+        channels=images.train_x.shape[-1],
+    )
+    logits = multi_head(model.apply, stream.num_classes)
+
+    def build(frozen) -> Method:
+        del frozen
+        return make_arm(config, trial.arm, logits)
+
+    def score(params, frozen, batch):
+        del frozen
+        hit = lambda row: jnp.argmax(logits(params, row)) == row.y
+        return jax.vmap(hit)(batch).astype(jnp.float32)
+
+    options = Options(
+        num_steps=config.num_steps,
+        batch_size=config.batch_size,
+        consolidate_rows=config.fisher_rows,
+        eval_batch_size=256,
+        eval_rows=config.test_rows,
+        save_every=config.checkpoint_seconds,
+    )
+    start = model.init(key_start)
+    return Lesson(key, build, start, stream_tasks(stream), score, options)
+
+
+def make_arm(config: Config, arm: str, logits: Logits) -> Method:
+    """What an arm is made of."""
+    loss, optimizer = cross_entropy(logits), optax.sgd(config.learning_rate)
+    if arm == "none":
+        return make_method(loss, optimizer)
+    memory = reservoir(config.capacity, sample_size=config.replay_size)
+    if arm == "er":
+        return make_method(loss, optimizer, memory=memory)
+    fisher = empirical_fisher(loss, chunk_size=16)
+    return make_method(
+        loss,
+        optimizer,
+        gradient=sam(config.rho),
+        regularizer=ewc(fisher, config.strength),
+        memory=memory,
+    )
+
+
+def check(config: Config) -> None:
+    """Refuse settings that could not work, before any compute.
+
+    Raises:
+      ValueError: naming the field, what it must be, and what it was.
+    """
+    if not config.data:
+        msg = "data: name the images: --data FOLDER with CIFAR-100, or --data digits."
+        raise ValueError(msg)
+    check_fields(config, may_be_zero=("checkpoint_seconds", "rho", "strength"))
+    check_names("arms", config.arms, ARMS)
+
+
+__all__ = ["ARMS", "run"]

@@ -1,0 +1,168 @@
+"""Runs of the host loop: each learned, or gone on with, and written down as one line."""
+
+import json
+import math
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from experiments.harness.run_folder import CHECKPOINTS, RunFolder, append, finished
+from experiments.harness.workers import share_out
+from jaxcl.streams import Task
+from jaxcl.training import Layout, Options, learn, make_mesh, split_large
+from jaxcl.training.program import Build, Score
+from jaxcl.training.progress import progress
+from jaxcl.typing import Key, Params
+
+
+class Trial(NamedTuple):
+    """One run to be done: an arm with its numbers, and a seed."""
+
+    arm: str
+    hyper: Mapping[str, float]
+    seed: int
+
+
+class Lesson(NamedTuple):
+    """What a trial learns, and how: the arguments of :func:`jaxcl.training.learn`."""
+
+    key: Key
+    build: Build
+    params: Params
+    tasks: Sequence[Task]
+    score: Score
+    options: Options
+    frozen: Any = ()
+
+
+class Finished(NamedTuple):
+    """A run: its line, and the folder that is no longer needed."""
+
+    line: dict
+    place: Path
+
+
+def run_trials(
+    config: Any,
+    folder: RunFolder,
+    trials: Sequence[Trial],
+    worker: Callable,
+    *,
+    num_workers: int,
+) -> None:
+    """Do every trial that has no line yet.
+
+    Args:
+      config: handed to the workers.
+      folder: where lines go.
+      trials: in this order.
+      worker: ``(config, folder) -> do``, found by its name in a module; ``do`` takes a
+        trial and ``send``, and calls :func:`learn_trial`.
+      num_workers: processes.
+    """
+    done = finished(folder)
+    todo = [trial for trial in trials if run_id(trial) not in done]
+    with progress(len(trials), "runs", done=len(trials) - len(todo)) as advance:
+
+        def receive(sent: str | Finished) -> None:
+            if isinstance(sent, str):
+                advance(0, sent)
+                return
+            append(folder, [sent.line])
+            shutil.rmtree(sent.place, ignore_errors=True)
+            advance(1)
+
+        share_out(worker, (config, folder), todo, receive, num_workers=num_workers)
+
+
+def learn_trial(
+    trial: Trial,
+    lesson: Lesson,
+    folder: RunFolder,
+    send: Callable[[str | Finished], None],
+    *,
+    setting: str,
+    fsdp: int = 1,
+) -> None:
+    """Learn one trial to its end, over all devices there are, and send its line.
+
+    Raises:
+      KeyboardInterrupt: after a signal, when the checkpoint is on the disk.
+    """
+    name = run_id(trial)
+    place = folder.path / CHECKPOINTS / name.replace("/", "-")
+    learned = learn(
+        lesson.key,
+        lesson.build,
+        lesson.params,
+        lesson.tasks,
+        lesson.options,
+        folder=place,
+        frozen=lesson.frozen,
+        score=lesson.score,
+        layout=layout_of(fsdp),
+        about={"run": name},
+        told=lambda steps, words: send(f"{name}, {words}"),
+    )
+    if learned.status == "interrupted":
+        raise KeyboardInterrupt
+    matrix = np.round(learned.position.matrix.astype(np.float64), 4)
+    told = told_of(place, lesson.options)
+    line = {
+        "run": name,
+        "setting": setting,
+        "arm": trial.arm,
+        "hyper": dict(trial.hyper),
+        "seed": trial.seed,
+        "status": learned.status,
+        "accuracy": np.diagonal(matrix),
+        "final": matrix[-1],
+        "matrix": matrix,
+        "skipped": learned.position.num_bad,
+        **told,
+        "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+    }
+    send(Finished(line, place))
+
+
+def layout_of(fsdp: int) -> Layout | None:
+    """Rows over all devices, large leaves over ``fsdp`` of them; None for one device."""
+    if jax.device_count() == 1:
+        return None
+    return Layout(make_mesh(fsdp=fsdp), split_large())
+
+
+def told_of(place: Path, options: Options) -> dict[str, Any]:
+    """Mean training loss of each task, and seconds of steps, of a run.
+
+    Both are read from its metrics, which hold every step once, however often the run
+    was cut.
+    """
+    text = (place / "metrics.jsonl").read_text()
+    lines = [json.loads(line) for line in text.splitlines()]
+    losses: dict[int, float] = {}
+    seconds, before = 0.0, (0, 0)
+    for line in lines:
+        if "loss" not in line:
+            continue
+        task, step = line["task"], line["step"]
+        steps = step - (before[1] if task == before[0] else 0)
+        seconds += steps * options.batch_size / max(line["examples_per_second"], 1e-9)
+        mean = math.nan if line["loss"] is None else line["loss"]
+        losses[task] = losses.get(task, 0.0) + steps * mean / options.num_steps
+        before = task, step
+    rounded = [round(loss, 4) for loss in losses.values()]
+    return {"loss": rounded, "seconds": round(seconds, 1)}
+
+
+def run_id(trial: Trial) -> str:
+    """``er/strength=100/seed=0``."""
+    numbers = "".join(f"{name}={value:g}/" for name, value in trial.hyper.items())
+    return f"{trial.arm}/{numbers}seed={trial.seed}"
+
+
+__all__ = ["Finished", "Lesson", "Trial", "learn_trial", "run_id", "run_trials"]

@@ -1,0 +1,194 @@
+"""Experiments of the host loop in small: learned, killed, gone on with, on a mesh."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from experiments.byte_domains import config as byte_config
+from experiments.byte_domains.report import report as byte_report
+from experiments.byte_domains.run import check as byte_check
+from experiments.byte_domains.run import run as byte_run
+from experiments.byte_domains.text import as_rows, domains, first, make_task
+from experiments.class_stream import config as class_config
+from experiments.class_stream.report import report as class_report
+from experiments.class_stream.run import run as class_run
+from experiments.harness import main, read_records
+from experiments.harness.forgetting import forgetting_table, so_far
+from experiments.harness.host_runs import told_of
+from jaxcl.training import Options
+
+ROOT = Path(__file__).parents[2]
+SETTINGS = {
+    "class_stream": (class_config.PRESETS, class_run, class_report),
+    "byte_domains": (byte_config.PRESETS, byte_run, byte_report),
+}
+ONE_DEVICE = {**os.environ, "XLA_FLAGS": "", "COLUMNS": "100"}
+
+
+def words_of(name, folder, *more):
+    small = ["sam-ewc-er", "--num-tasks", "2"] if name == "class_stream" else ["er"]
+    return ["smoke", "--arms", *small, *more, "--out", str(folder)]
+
+
+def command(name, folder, *more):
+    return [sys.executable, "-m", f"experiments.{name}", *words_of(name, folder, *more)]
+
+
+def timeless(folder):
+    """Lines without what depends on the clock: rates, and where means are cut."""
+    left_out = ("seconds", "loss")
+    plain = lambda line: {k: v for k, v in line.items() if k not in left_out}
+    return [plain(line) for line in read_records(folder)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SETTINGS)
+def test_a_killed_run_ends_as_one_left_alone_and_so_does_one_on_a_mesh(name, tmp_path):
+    """Oracle: the run left alone, on one device. The mesh has eight pretend ones."""
+    alone, killed, mesh = (tmp_path / part for part in ("alone", "killed", "mesh"))
+    run = {"cwd": ROOT, "env": ONE_DEVICE, "text": True, "capture_output": True}
+    done = subprocess.run(command(name, alone), check=False, **run)
+    assert done.returncode == 0, done.stderr
+    assert (alone / "report.html").stat().st_size > 10_000
+    assert json.loads((alone / "status.json").read_text())["status"] == "done"
+    assert not (alone / "checkpoints").exists()
+
+    often = command(name, killed, "--checkpoint-seconds", "0")
+    silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen(often, cwd=ROOT, env=ONE_DEVICE, **silent) as process:
+        limit = time.monotonic() + 240
+        while not list(killed.glob("checkpoints/*/checkpoints/*.json")):
+            assert time.monotonic() < limit
+            assert process.poll() is None
+            time.sleep(0.05)
+        process.send_signal(signal.SIGKILL)
+    assert not read_records(killed)  # it was in the middle of the first run
+    done = subprocess.run(often, check=False, **run)
+    assert done.returncode == 0, done.stderr
+    assert timeless(killed) == timeless(alone)
+    for ours, theirs in zip(read_records(killed), read_records(alone), strict=True):
+        np.testing.assert_allclose(ours["loss"], theirs["loss"], atol=2e-4)
+
+    presets, learn, report = SETTINGS[name]
+    assert main(presets, learn, "", words_of(name, mesh), report=report, name=name) == 0
+    lines = read_records(mesh)
+    assert {line["device"].split()[0] for line in lines} == {"8"}
+    assert jax.device_count() == 8
+    for ours, theirs in zip(lines, read_records(alone), strict=True):
+        np.testing.assert_allclose(ours["loss"], theirs["loss"], rtol=0.02)
+        np.testing.assert_allclose(ours["matrix"], theirs["matrix"], atol=0.06)
+
+
+@pytest.mark.parametrize(
+    ("name", "words", "message"),
+    [
+        ("class_stream", ["--data", ""], "data: name the images"),
+        ("class_stream", ["--num-tasks", "3"], "num_tasks must divide the 10 classes"),
+        ("class_stream", ["--arms", "ers"], "arms: unknown 'ers'; did you mean er?"),
+        ("class_stream", ["--width", "6"], "groups must divide width"),
+        ("class_stream", ["--data", "no/such"], "no/such"),
+        ("byte_domains", ["--data", "no/such"], "data: no folder no/such"),
+        ("byte_domains", ["--data", "tests"], "tests holds no .txt file"),
+        ("byte_domains", ["--max-bytes", "300"], "300 bytes, too few for rows of 32"),
+        ("byte_domains", ["--num-heads", "3"], "num_key_value_heads must divide"),
+        ("byte_domains", ["--num-steps", "0"], "num_steps: expected"),
+    ],
+)
+def test_bad_input_is_one_line_and_leaves_no_folder(
+    name, words, message, tmp_path, capsys, monkeypatch
+):
+    """Oracle: exit code 2, one line that names the trouble."""
+    monkeypatch.chdir(ROOT)
+    presets, learn, report = SETTINGS[name]
+    folder = tmp_path / "out"
+    asked = ["smoke", *words, "--out", str(folder)]
+    assert main(presets, learn, "", asked, report=report, name=name) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.strip().count("\n") == 0
+    assert not folder.exists()
+
+
+def test_every_preset_of_the_text_passes():
+    """Oracle: the presets themselves."""
+    for preset in byte_config.PRESETS.values():
+        byte_check(preset)
+
+
+def test_rows_of_bytes_are_followed_by_what_comes_next():
+    """Oracle: slicing the text by hand."""
+    text = bytes(range(11))
+    x, y = as_rows(text, 3)
+    assert x.tolist() == [[0, 1, 2], [3, 4, 5], [6, 7, 8]]
+    assert y.tolist() == [[1, 2, 3], [4, 5, 6], [7, 8, 9]]
+    task = make_task("text", bytes(100), 4, 3)
+    assert (task.train.count, task.test.count) == (29, 3)
+    assert task.train.read(np.arange(2)).task.tolist() == [4, 4]
+
+
+def test_pythons_texts_are_there_and_unlike():
+    """Oracle: what must stand in them."""
+    texts = domains("python", 50_000)
+    assert {name: len(text) for name, text in texts.items()} == dict.fromkeys(
+        ("sources", "documentation", "licences", "words"), 50_000
+    )
+    assert b"import " in texts["sources"]
+    assert b"EXCLAMATION MARK\n" in texts["words"]
+    assert b"copyright" in texts["licences"].lower()
+    assert first([b"ab", b"cd", b"ef"], 3) == b"abc"
+
+
+def test_a_folder_of_texts_is_learned_in_the_order_of_names(tmp_path):
+    """Oracle: the files."""
+    for name in ("b", "a"):
+        (tmp_path / f"{name}.txt").write_text(name * 9)
+    assert domains(str(tmp_path), 5) == {"a": b"aaaaa", "b": b"bbbbb"}
+
+
+def test_losses_and_seconds_are_read_from_the_metrics(tmp_path):
+    """Oracle: by hand: 1 + 3 + 4 steps of 10 rows at 2.5, 10 and 20 rows a second; the mean
+    over 1 and 3 steps is not that of two numbers."""
+    lines = [
+        {"task": 0, "step": 1, "loss": 3.0, "examples_per_second": 2.5},
+        {"task": 0, "step": 4, "loss": 2.0, "examples_per_second": 10.0},
+        {"task": 0, "scores": [0.5]},
+        {"task": 1, "step": 4, "loss": 1.0, "examples_per_second": 20.0},
+    ]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    found = told_of(tmp_path, Options(num_steps=4, batch_size=10))
+    assert found == {"loss": [2.25, 1.0], "seconds": 9.0}
+
+
+def test_the_table_of_forgetting_is_that_of_the_matrices():
+    """Oracle: by hand, two seeds of two tasks."""
+    records = [
+        {
+            "run": f"er/seed={seed}",
+            "setting": "s",
+            "arm": "er",
+            "hyper": {},
+            "seed": seed,
+            "status": "done",
+            "accuracy": [0.8, 0.6],
+            "matrix": [[0.8, 0.1], [0.4 + 0.2 * seed, 0.6]],
+            "seconds": 60.0,
+        }
+        for seed in range(2)
+    ]
+    (row,) = forgetting_table(records).rows
+    assert row[:2] == ("er", 2)
+    means = [interval.mean for interval in row[2:6]]
+    np.testing.assert_allclose(means, [0.55, 0.7, 0.3, -0.3])
+    assert row[6] == 2.0
+    seen = so_far(records[0])["measures"]["accuracy over the tasks so far"]
+    np.testing.assert_allclose(seen, [0.8, 0.5])
+    lost = [records[0], records[1] | {"status": "diverged"}]
+    assert "er/seed=1" in forgetting_table(lost).notes[-1]
