@@ -28,7 +28,9 @@ def dot(a: PyTree, b: PyTree) -> Float[Array, ""]:
     def leaf(x, y):
         dtype = wide_dtype(x, y)
         full = jax.lax.Precision.HIGHEST  # an accelerator would round what goes in
-        return jnp.vdot(x.astype(dtype), y.astype(dtype), precision=full)
+        # Over all axes at once: a leaf that is split over devices would be gathered to
+        # be raveled.
+        return jnp.tensordot(x.astype(dtype), y.astype(dtype), x.ndim, precision=full)
 
     parts = jax.tree.leaves(jax.tree.map(leaf, a, b))
     return sum(parts, jnp.zeros((), parts[0].dtype if parts else jnp.float32))

@@ -72,3 +72,18 @@ def test_the_norm_has_a_derivative_of_zero_at_zero():
     gradient = jax.grad(lambda x: tree.norm({"x": x}))
     np.testing.assert_array_equal(gradient(jnp.zeros(2)), [0.0, 0.0])
     np.testing.assert_allclose(gradient(jnp.array([3.0, 4.0])), [0.6, 0.8], rtol=1e-6)
+
+
+def test_an_inner_product_of_leaves_over_devices_gathers_nothing():
+    """Oracle: the collectives in the compiled program; raveling is the control."""
+    auto = (jax.sharding.AxisType.Auto,)
+    mesh = jax.make_mesh((8,), ("part",), axis_types=auto)
+    split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(None, "part"))
+    leaf = jax.device_put(jax.random.normal(jax.random.key(0), (16, 32)), split)
+    program = lambda f: jax.jit(f).lower(leaf, leaf).compile().as_text()
+    ours = program(lambda x, y: tree.dot({"w": x}, {"w": y}))
+    assert "all-gather" not in ours
+    assert "all-reduce" in ours
+    assert "all-gather" in program(jnp.vdot)
+    whole = np.asarray(leaf, np.float64)
+    np.testing.assert_allclose(tree.norm({"w": leaf}), np.linalg.norm(whole), rtol=1e-6)
