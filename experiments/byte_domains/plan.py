@@ -1,0 +1,205 @@
+"""What a step of SAM needs at full size, from XLA's own analysis: nothing is computed.
+
+    python -m experiments.byte_domains.plan          # all shapes, minutes on two cores
+
+lowers and compiles the step of a decoder of Llama-2-7B's sizes for meshes of pretend
+devices, without weights, and writes ``results/plan/``. Memory is that of the whole program.
+XLA counts the body of a loop once, so work and traffic are those of programs with two and
+four unrolled layers, continued along the line through them.
+"""
+
+import re
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from experiments.harness import fill, write_json, write_text
+from experiments.harness.environment import describe_environment
+from jaxcl.losses import token_cross_entropy
+from jaxcl.method import make_method
+from jaxcl.models import LlamaConfig, computed_in, llama
+from jaxcl.report.tables import Column, Table, to_csv, to_markdown
+from jaxcl.training import Layout, make_mesh, split_large
+from jaxcl.training.parallel import rows_sharding, shardings, whole
+from jaxcl.transforms import sam
+from jaxcl.typing import Batch
+
+HERE = Path(__file__).parent
+
+#: Llama-2-7B (Touvron et al. 2023, arXiv:2307.09288).
+SEVEN_BILLION = LlamaConfig(
+    vocab_size=32_000,
+    hidden_size=4096,
+    intermediate_size=11_008,
+    num_hidden_layers=32,
+    num_attention_heads=32,
+)
+LENGTH = 2048  # tokens per row
+DEPTHS = (2, 4)  # layers of the programs that work and traffic are read off
+COLLECTIVES = "all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute"
+BYTES = {"f64": 8, "s64": 8, "u64": 8, "bf16": 2, "f16": 2, "pred": 1, "s8": 1, "u8": 1}
+
+
+class Shape(NamedTuple):
+    """How a step is spread: one row per device, large leaves over ``fsdp`` of them."""
+
+    data: int
+    fsdp: int
+
+
+class Plan(NamedTuple):
+    """What one device needs for one step."""
+
+    devices: int
+    data: int
+    fsdp: int
+    state: float  # bytes that stay: parameters, moments
+    temporary: float  # bytes while a step is computed
+    flops: float
+    traffic: dict[str, float]  # bytes of results, by kind of collective
+
+
+SHAPES = (Shape(1, 8), Shape(1, 64), Shape(8, 8))
+
+
+def plan(config: LlamaConfig, length: int, shape: Shape) -> Plan:
+    """Compile a step for a mesh and read off what it needs."""
+    full = compiled(config, length, shape, scan=True)
+    memory = full.memory_analysis()
+    few = [
+        measured(
+            compiled(
+                config._replace(num_hidden_layers=depth), length, shape, scan=False
+            )
+        )
+        for depth in DEPTHS
+    ]
+    share = (config.num_hidden_layers - DEPTHS[0]) / (DEPTHS[1] - DEPTHS[0])
+    line = lambda low, high: low + share * (high - low)
+    (flops_0, traffic_0), (flops_1, traffic_1) = few
+    kinds = sorted({*traffic_0, *traffic_1})
+    return Plan(
+        shape.data * shape.fsdp,
+        *shape,
+        memory.argument_size_in_bytes,
+        memory.temp_size_in_bytes,
+        line(flops_0, flops_1),
+        {kind: line(traffic_0.get(kind, 0), traffic_1.get(kind, 0)) for kind in kinds},
+    )
+
+
+def compiled(config: LlamaConfig, length: int, shape: Shape, *, scan: bool) -> Any:
+    """The program of a step of SAM with AdamW: bfloat16 over float32 masters."""
+    count = shape.data * shape.fsdp
+    devices = jax.devices()[:count]
+    layout = Layout(
+        make_mesh(data=shape.data, fsdp=shape.fsdp, devices=devices), split_large()
+    )
+    model = llama(config, scan=scan, checkpoint=True)
+    narrow = partial(computed_in, jnp.bfloat16)
+    loss = token_cross_entropy(narrow(model.apply), narrow(model.apply_rows))
+    method = make_method(loss, optax.adamw(1e-4), gradient=sam(0.05))
+    tokens = jax.ShapeDtypeStruct((count, length), jnp.int32)
+    numbers = jax.ShapeDtypeStruct((count,), jnp.int32)
+    batch = Batch(tokens, tokens, numbers.update(dtype=jnp.float32), numbers)
+    params = jax.eval_shape(model.init, jax.random.key(0))
+    state = jax.eval_shape(method.init, params, batch)
+    places = shardings(layout, state)
+    rows = jax.tree.map(lambda _: rows_sharding(layout), batch)
+    step = jax.jit(
+        method.step,
+        in_shardings=(whole(layout), places, rows),
+        out_shardings=(places, whole(layout)),
+        donate_argnums=1,
+    )
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    return step.lower(key, state, batch).compile()
+
+
+def measured(program: Any) -> tuple[float, dict[str, float]]:
+    """Floating-point operations of one device, and bytes it gets from the others."""
+    return program.cost_analysis()["flops"], traffic(program.as_text())
+
+
+def traffic(text: str) -> dict[str, float]:
+    """Bytes of what collectives return, by kind, from the text of a program."""
+    found: dict[str, float] = {}
+    pattern = rf" = (.*?) ({COLLECTIVES})(?:-start)?\("
+    for shapes, kind in re.findall(pattern, text):
+        found[kind] = found.get(kind, 0.0) + sum(map(size_of, split(shapes)))
+    return found
+
+
+def split(shapes: str) -> list[tuple[str, str]]:
+    """``(dtype, sizes)`` of every array in the text of a result."""
+    return re.findall(r"([a-z]+\d*)\[([\d,]*)\]", shapes)
+
+
+def size_of(shape: tuple[str, str]) -> float:
+    """Bytes of an array."""
+    dtype, sizes = shape
+    entries = np.prod([int(size) for size in sizes.split(",") if size], dtype=float)
+    return float(entries) * BYTES.get(dtype, 4)
+
+
+def to_table(plans: list[Plan]) -> Table:
+    """A row per mesh, per device."""
+    columns = (
+        Column("devices", 0),
+        Column("data x fsdp"),
+        Column("state, GB", 1),
+        Column("temporary, GB", 1),
+        Column("PFLOP a step", 2),
+        Column("gathered, GB", 1),
+        Column("reduced, GB", 1),
+        Column("other, GB", 1),
+    )
+    rows = []
+    for made in plans:
+        gathered = made.traffic.get("all-gather", 0.0)
+        reduced = made.traffic.get("all-reduce", 0.0)
+        reduced += made.traffic.get("reduce-scatter", 0.0)
+        other = sum(made.traffic.values()) - gathered - reduced
+        sizes = (made.state, made.temporary, gathered, reduced, other)
+        state, temporary, *moved = (size / 1e9 for size in sizes)
+        shape = f"{made.data} x {made.fsdp}"
+        work = made.flops / 1e15
+        rows.append((made.devices, shape, state, temporary, work, *moved))
+    notes = (
+        f"Per device and step of SAM with AdamW: a row of {LENGTH} tokens on each device, "
+        "bfloat16 over float32 masters, blocks computed anew for the gradient. XLA's "
+        "analysis for pretend CPU devices: an accelerator's compiler places temporaries "
+        "and combines collectives in its own way.",
+    )
+    return Table(columns, tuple(rows), notes)
+
+
+def main(say: Callable[[str], None] = print) -> None:
+    """Plan all shapes, and write down what was found."""
+    plans = []
+    for shape in SHAPES:
+        say(f"compiling for {shape.data} x {shape.fsdp} devices")
+        plans.append(plan(SEVEN_BILLION, LENGTH, shape))
+    folder, table = HERE / "results" / "plan", to_table(plans)
+    words = "python -m experiments.byte_domains.plan"
+    write_json(folder / "environment.json", describe_environment(words))
+    write_json(folder / "plan.json", [made._asdict() for made in plans])
+    write_text(folder / "plan.md", to_markdown(table))
+    write_text(folder / "plan.csv", to_csv(table))
+    fill(HERE / "README.md", to_markdown(table), "plan")
+    say(to_markdown(table))
+
+
+if __name__ == "__main__":
+    most = max(shape.data * shape.fsdp for shape in SHAPES)
+    jax.config.update("jax_num_cpu_devices", most)  # read when JAX first looks
+    main()
+
+
+__all__ = ["SEVEN_BILLION", "Plan", "Shape", "plan", "to_table", "traffic"]
