@@ -131,7 +131,8 @@ def _run(
             if state == "new" and not read_records(folder):
                 discard(folder, made=made)
             else:
-                mark(folder, "failed", error=one_line(error))
+                with contextlib.suppress(OSError):  # the disk may be what refuses
+                    mark(folder, "failed", error=one_line(error))
             return _refuse(error)
         mark(folder, "failed", error=traceback.format_exc())
         raise

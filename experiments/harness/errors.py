@@ -1,6 +1,10 @@
 """Bad input against bugs: the first is told in one line, the second keeps its trace."""
 
+import errno
 import traceback
+
+#: What the system says where a disk is full, or may not be written.
+REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
 
 
 class InputError(ValueError):
@@ -11,11 +15,14 @@ def is_bad_input(error: BaseException) -> bool:
     """Whether our own code raised it on purpose: a ``raise`` in jaxcl or experiments.
 
     The same kinds of errors from JAX, numpy or a slip of ours are bugs. Only the process
-    in which it was raised can tell; it may then pass an :class:`InputError` on.
+    in which it was raised can tell; it may then pass an :class:`InputError` on. A disk
+    that refuses is no bug, whoever heard of it.
     """
     if isinstance(error, InputError):
         return True
-    if not isinstance(error, ValueError | FileNotFoundError):
+    if isinstance(error, OSError) and error.errno in REFUSALS:
+        return True
+    if not isinstance(error, ValueError | OSError):
         return False
     *_, (frame, _) = traceback.walk_tb(error.__traceback__)
     package = frame.f_globals.get("__name__", "").split(".")[0]

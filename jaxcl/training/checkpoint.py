@@ -65,6 +65,8 @@ def save(
       ValueError: for a negative step, ``keep`` below one, an ``about`` that JSON cannot
         hold, or a leaf that is no array or that JAX would store in fewer bits (float64
         without x64).
+      OSError: if the disk is full or the folder cannot be written; the checkpoints that
+        were there stay.
     """
     check_size("save", least=0, step=step)
     check_size("save", keep=keep)
@@ -73,25 +75,32 @@ def save(
     from orbax.checkpoint import v1 as orbax  # costs a second: only who saves pays
 
     path = Path(folder).resolve() / str(step)
-    if leads():
-        _note(path).unlink(missing_ok=True)
-    data = _numbered([_data(leaf) for leaf in leaves.values()])
-    orbax.save(str(path), data or {"none": jnp.zeros(1)}, overwrite=True)
-    if not leads():  # one process vouches for what all have written
-        return path
-    note = {
-        "leaves": _describe(leaves),
-        "keys": {
-            n: str(jax.random.key_impl(k)) for n, k in leaves.items() if _is_key(k)
-        },
-        "checksums": _checksums(path),
-        "hold": hold,
-        "about": dict(about or {}),
-    }
-    partial = path.with_suffix(".json.tmp")
-    partial.write_text(json.dumps(note, indent=1))
-    os.replace(partial, _note(path))
+    with _telling(path):
+        if leads():
+            _note(path).unlink(missing_ok=True)
+        data = _numbered([_data(leaf) for leaf in leaves.values()])
+        orbax.save(str(path), data or {"none": jnp.zeros(1)}, overwrite=True)
+        if not leads():  # one process vouches for what all have written
+            return path
+        note = {
+            "leaves": _describe(leaves),
+            "keys": {
+                n: str(jax.random.key_impl(k)) for n, k in leaves.items() if _is_key(k)
+            },
+            "checksums": _checksums(path),
+            "hold": hold,
+            "about": dict(about or {}),
+        }
+        partial = path.with_suffix(".json.tmp")
+        partial.write_text(json.dumps(note, indent=1))
+        os.replace(partial, _note(path))
+    _make_room(path, keep, hold=hold)
+    return path
 
+
+def _make_room(path: Path, keep: int, *, hold: bool) -> None:
+    """Remove what the checkpoint at ``path`` makes superfluous."""
+    step = int(path.name)
     held = {other for other in steps(path.parent) if _held(path.parent / str(other))}
     others = [
         other for other in steps(path.parent) if other < step and other not in held
@@ -102,7 +111,27 @@ def save(
         name = entry.name.split(".")[0]
         if name.isdigit() and (name not in kept or "tmp" in entry.name):
             _remove(entry)
-    return path
+
+
+@contextmanager
+def _telling(path: Path) -> Iterator[None]:
+    """Say in one line that the disk refuses, and what is still there.
+
+    The writer below raises what it got from the system as a ValueError of its own.
+    """
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        if not isinstance(error, OSError) and "os_error_code" not in str(error):
+            raise
+        there = steps(path.parent) if path.parent.is_dir() else []
+        last = f"the last good one is {there[-1]}" if there else "there is none yet"
+        msg = (
+            f"save: checkpoint {path.name} of {path.parent} could not be written "
+            f"({error}); {last}; make room, or give a folder that can be written, and "
+            "start again."
+        )
+        raise OSError(msg) from error
 
 
 def restore(

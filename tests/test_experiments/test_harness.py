@@ -1,6 +1,7 @@
 """The command, the folder and the bar that all experiments share."""
 
 import dataclasses
+import errno
 import fcntl
 import json
 import os
@@ -193,6 +194,10 @@ def test_only_errors_that_we_raise_on_purpose_are_bad_input():
     assert not is_bad_input(caught(lambda: curves([slip])))
     assert not is_bad_input(caught(lambda: np.stack([])))
     assert not is_bad_input(caught(lambda: np.zeros(2).reshape(3)))
+    assert is_bad_input(OSError(errno.ENOSPC, "No space left on device"))
+    with pytest.raises(OSError, match="bad") as broken:
+        raise OSError(errno.EIO, "bad cable")
+    assert not is_bad_input(broken.value)
 
 
 def test_a_foreign_folder_is_left_alone(tmp_path, capsys):

@@ -1,5 +1,6 @@
 """Checkpoints: bits come back, damage is noticed, differences are shown."""
 
+import resource
 from typing import NamedTuple
 
 import jax
@@ -215,3 +216,29 @@ def test_a_disk_that_refuses_is_heard_of(tmp_path):
         checkpoint.saving(blocked / "in") as later,
     ):
         later(0, {"x": jnp.ones(2)})
+
+
+def save_later(folder, step, tree):
+    with checkpoint.saving(folder) as later:
+        later(step, tree)
+
+
+@pytest.mark.parametrize("write", [checkpoint.save, save_later])
+def test_a_full_disk_is_told_and_leaves_the_last_good_checkpoint(tmp_path, write):
+    """Oracle: the system, which refuses files above a size; then it does not any more."""
+    small, large = {"x": jnp.ones(2)}, {"x": jnp.arange(500_000.0)}
+    checkpoint.save(tmp_path, 1, small)
+    wanted = (
+        rf"checkpoint 2 of .*{tmp_path.name} could not be .*last good one is 1; make"
+    )
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    try:
+        with pytest.raises(OSError, match=wanted):
+            write(tmp_path, 2, large)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert checkpoint.restore(tmp_path, small).step == 1
+    checkpoint.save(tmp_path, 2, large)
+    assert checkpoint.restore(tmp_path, large).step == 2
+    assert not [entry for entry in tmp_path.iterdir() if "tmp" in entry.name]
