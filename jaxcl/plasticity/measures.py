@@ -66,8 +66,12 @@ def effective_rank(values: Float[Array, " k"]) -> Float[Array, ""]:
 
     With :math:`p_i = s_i / \sum s`; from 1 to k, and 0 if all are zero.
 
+    Raises:
+      ValueError: for anything but one row of singular values, such as their matrix.
+
     Reference: Roy and Vetterli 2007, "The effective rank".
     """
+    _check_values("effective_rank", values)
     share = tree.safe_divide(values, jnp.sum(values))
     entropy = -jnp.sum(share * jnp.log(jnp.where(share > 0, share, 1.0)))
     return jnp.where(jnp.sum(values) == 0, 0.0, jnp.exp(entropy))
@@ -78,8 +82,12 @@ def stable_rank(values: Float[Array, " k"]) -> Float[Array, ""]:
 
     From 1 to k, and 0 if all are zero.
 
+    Raises:
+      ValueError: for anything but one row of singular values, such as their matrix.
+
     Reference: Rudelson and Vershynin 2007, arXiv:math/0503442.
     """
+    _check_values("stable_rank", values)
     relative = tree.safe_divide(values, jnp.max(values))
     return jnp.sum(jnp.square(relative))
 
@@ -89,12 +97,26 @@ def srank(values: Float[Array, " k"], *, delta: ScalarLike = 0.01) -> Float[Arra
 
     The least k with :math:`\sum_{i \le k} s_i \ge (1 - \delta) \sum s`; 0 if all are zero.
 
+    Raises:
+      ValueError: for anything but one row of singular values, such as their matrix.
+
     Reference: Kumar et al. 2021, arXiv:2010.14498, definition 1.
     """
+    _check_values("srank", values)
     total = jnp.sum(values)
     short = jnp.cumsum(values) < (1 - delta) * total
     rank = jnp.where(total == 0, 0.0, jnp.sum(short) + 1.0)
     return jnp.where(jnp.isnan(total), jnp.nan, rank)
+
+
+def _check_values(who, values):
+    """Refuse a matrix of features, of which a rank would be some number, too."""
+    if jnp.ndim(values) != 1:
+        msg = (
+            f"{who}: values must be singular values [k], got shape {jnp.shape(values)}; "
+            "give singular_values(matrix, weight)."
+        )
+        raise ValueError(msg)
 
 
 def measure(
