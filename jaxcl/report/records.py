@@ -55,13 +55,15 @@ def check(records: Sequence[Record]) -> None:
 
     Raises:
       ValueError: naming the record and the field: a field that is missing or of the
-        wrong kind, a run that is there twice, curves of unequal length within a
-        setting, a finished run whose accuracy is not between 0 and 1.
+        wrong kind, a run that is there twice, two finished runs of one group and seed
+        (of which only one could be paired with another group's), curves of unequal
+        length within a setting, a finished run whose accuracy is not between 0 and 1.
     """
     if not records:
         msg = "report: there are no records; a finished run writes them."
         raise ValueError(msg)
     seen: dict[str, int] = {}
+    seeds: dict[tuple[Group, int], str] = {}
     lengths: dict[str, tuple[int, str]] = {}
     for number, record in enumerate(records, 1):
         check_kind("report", dict, "give a list of them", record=record)
@@ -86,6 +88,13 @@ def check(records: Sequence[Record]) -> None:
         seen[record["run"]] = number
         if record["status"] == "done":
             _check_curves(name, record, lengths)
+            other = seeds.setdefault((group_of(record), record["seed"]), name)
+            if other != name:
+                msg = (
+                    f"report: {other} and {name} agree in setting, arm, hyper and seed "
+                    f"{record['seed']}; leave one out, or name what differs in hyper."
+                )
+                raise ValueError(msg)
 
 
 def _check_curves(name: str, record: Record, lengths: dict) -> None:

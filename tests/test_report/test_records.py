@@ -47,6 +47,21 @@ def test_a_missing_field_a_double_and_nothing_at_all_are_refused():
         check([])
 
 
+def test_two_finished_runs_of_one_group_and_seed_are_refused_by_name():
+    """Oracle: both names; controls: another seed, another number, a run that diverged."""
+    first, again = record(), {**record(), "run": "again"}
+    with pytest.raises(ValueError, match=r"1 \(permuted/sgd.* and record 2 \(again\)"):
+        check([first, again])
+    for change in (
+        {"seed": 1},
+        {"hyper": {"learning_rate": 0.2}},
+        {"arm": "sam"},
+        {"setting": "pairs"},
+        {"status": "diverged"},
+    ):
+        check([first, {**again, **change}])
+
+
 def test_a_diverged_run_may_hold_nulls_and_is_never_averaged():
     """Oracle: its name in the error."""
     records = [record(seed=0), record(seed=1, accuracy=[None], status="diverged")]

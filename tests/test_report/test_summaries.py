@@ -144,6 +144,9 @@ def test_impossible_questions_are_refused():
         summarize(noisy("sgd", 0), baseline="adam")
     with pytest.raises(ValueError, match="quantity must be one of"):
         summarize(noisy("sgd", 0), baseline="sgd", quantity="median")
+    doubled = [*noisy("sgd", 0), {**record("sgd", 3, [0.5] * 10), "run": "again"}]
+    with pytest.raises(ValueError, match=r"seed=3\) and .*again\) agree .* seed 3;"):
+        summarize(doubled, baseline="sgd")
     with pytest.raises(ValueError, match=r"grid: quantity must be one of .*'median'"):
         grid(sweep(), rows="rho", columns="learning_rate", quantity="median")
 
