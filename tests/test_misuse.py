@@ -22,7 +22,7 @@ from jaxcl import (
 from jaxcl.averages import ema
 from jaxcl.curvature import empirical_fisher
 from jaxcl.method import make_method
-from jaxcl.models import mlp
+from jaxcl.models import mlp, purify
 from jaxcl.report import records, statistics
 from jaxcl.training import checkpoint
 from jaxcl.tree import as_batch, at
@@ -121,6 +121,7 @@ REFUSED = [
     (lambda: METHOD.step(KEY, STATE, PAIR), "step: expected a Batch .* got tuple"),
     (lambda: METHOD.end_task(KEY, STATE, STREAM), "end_task: .* got Stream"),
     (lambda: mlp((3, 2), activation="relu"), "a function, got 'relu'"),
+    (lambda: purify(None), r"build must be a function \(rngs\) .* got NoneType; give"),
     # training
     (lambda: walk(method=STREAM, stream=METHOD), "method must .* Method, got Stream"),
     (lambda: walk(stream=IMAGES), "run_stream: stream must .* Stream, got Images"),

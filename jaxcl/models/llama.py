@@ -94,7 +94,8 @@ def llama(
 
     def features(params, tokens):
         _need("features", "n", tokens, 1)
-        return model.features(params, tokens[None])[0]
+        (states,) = model.features(params, tokens[None])
+        return states[0]
 
     return LanguageModel(model.init, apply, apply_rows, features)
 
@@ -234,7 +235,7 @@ class _Llama(nnx.Module):
                 x = step(x, layer)
         x = self.norm(x)
         scores = x @ self.embedding[...].T if self.tied else self.out(x)
-        return x.reshape(*shape, -1), scores.reshape(*shape, -1)
+        return (x.reshape(*shape, -1),), scores.reshape(*shape, -1)
 
 
 def _unstacked(layers, depth):

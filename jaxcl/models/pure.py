@@ -6,8 +6,10 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.core import Tracer
 from jaxtyping import ScalarLike
 
+from jaxcl.checks import check_kind
 from jaxcl.typing import Batch, Key, Model, Params, Units
 
 
@@ -21,8 +23,9 @@ def purify(
 
     Args:
       build: ``(rngs) -> module``. Called with one input, the module returns
-        ``(features, logits)``: the tuple of its hidden activations, and ``[c]``. Whatever
-        it holds besides its parameters must be static: no dropout, no running statistics.
+        ``(features, logits)``: the tuple of its hidden activations, ``()`` for none, and
+        ``[c]``. Whatever it holds besides its parameters must be static: no dropout, no
+        running statistics.
       units: where the units behind the first features live.
       gain: ``(path) -> scalar``; kernels are then drawn by :func:`draw_kernels` instead
         of by the module's initialisers, which compiles and runs faster.
@@ -31,8 +34,13 @@ def purify(
       A model whose parameters are the module's ``nnx.Param``s. Building it allocates
       nothing. ``init`` is compiled, because drawing weights eagerly takes seconds; the
       other functions are plain and work under any transformation.
+
+    Raises:
+      ValueError: if ``build`` is no function, returns no module, or one that holds
+        variables besides its parameters. Applying raises it if the module returns
+        anything but ``(features, logits)``.
     """
-    graph, _ = nnx.split(nnx.eval_shape(lambda: build(nnx.Rngs(0))), nnx.Param)
+    graph = _static_part(build)
 
     @jax.jit
     def init(key):
@@ -46,7 +54,7 @@ def purify(
                 "an example are wanted give single_head(model.apply)."
             )
             raise ValueError(msg)
-        return nnx.merge(graph, nnx.State(params))(x)
+        return _check_outputs(nnx.merge(graph, nnx.State(params))(x))
 
     def apply(params, x):
         return run(params, x)[1]
@@ -55,6 +63,57 @@ def purify(
         return run(params, x)[0]
 
     return Model(init, apply, features, units)
+
+
+def _static_part(build: Callable):
+    """All of a module but its parameters, which has to be static."""
+    if isinstance(build, nnx.Module) or not callable(build):
+        msg = (
+            f"purify: build must be a function (rngs) -> module, got {_outline(build)}; "
+            "give lambda rngs: Net(..., rngs=rngs)."
+        )
+        raise ValueError(msg)
+
+    def draw():
+        module = build(nnx.Rngs(0))
+        check_kind("purify", nnx.Module, "build must return an nnx one", module=module)
+        return module
+
+    module = nnx.eval_shape(draw)
+    arrays = (nnx.Variable, jax.ShapeDtypeStruct, Tracer)  # a bare array is a tracer
+    others = [
+        f"{'.'.join(map(str, path))} ({_outline(value)})"
+        for path, value in nnx.iter_graph(module)
+        if isinstance(value, arrays) and not isinstance(value, nnx.Param)
+    ]
+    if others:
+        msg = (
+            "purify: a module may hold no arrays but in nnx.Param, got "
+            f"{', '.join(others[:4])}; leave out dropout and running statistics."
+        )
+        raise ValueError(msg)
+    return nnx.split(module, nnx.Param)[0]
+
+
+def _check_outputs(outputs):
+    """Refuse logits alone, of which the second would be taken for all of them."""
+    pair = isinstance(outputs, tuple) and len(outputs) == 2
+    if pair and isinstance(outputs[0], tuple | list):
+        return outputs
+    msg = (
+        "model: the module must return (features, logits), features a tuple of arrays, "
+        f"got {_outline(outputs)}; return (), logits for no features."
+    )
+    raise ValueError(msg)
+
+
+def _outline(value):
+    """An array as ``float32[3, 4]``, tuples part by part, other things by their type."""
+    if isinstance(value, tuple):
+        return f"({', '.join(map(_outline, value))})"
+    if isinstance(value, jax.Array | jax.ShapeDtypeStruct):
+        return f"{value.dtype}{list(value.shape)}"
+    return type(value).__name__
 
 
 def draw_kernels(

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from flax import nnx
 
 from jaxcl.models import draw_kernels, purify
@@ -36,6 +37,67 @@ def test_a_module_and_its_pure_functions_agree():
     for a, b in zip(jax.tree.leaves(ordinary), jax.tree.leaves(pure), strict=True):
         np.testing.assert_array_equal(a, b)
     assert model.units == ()
+
+
+class Other(Tiny):
+    """Tiny with one thing changed."""
+
+    def __init__(self, rngs, result=None, **parts):
+        super().__init__(rngs)
+        self.result = result
+        for name, part in parts.items():
+            setattr(self, name, part)
+
+    def __call__(self, x):
+        return self.result(*super().__call__(x))
+
+
+@pytest.mark.parametrize(
+    ("build", "words"),
+    [
+        (Tiny(nnx.Rngs(0)), r"function \(rngs\) -> module, got Tiny; give lambda rngs"),
+        (
+            lambda rngs: nnx.relu,
+            "module must be of type Module, got .*return an nnx one",
+        ),
+        (lambda rngs: Other(rngs, drop=nnx.Dropout(0.5, rngs=rngs)), r"drop.*RngCount"),
+        (
+            lambda rngs: Other(rngs, norm=nnx.BatchNorm(4, rngs=rngs)),
+            r"norm.mean \(BatchStat\), norm.var .*; leave out dropout and running",
+        ),
+        (lambda rngs: Other(rngs, scale=jnp.ones(2)), r"got scale \(float32\[2\]\);"),
+        (lambda rngs: Other(rngs, k=nnx.data(jnp.ones(3))), r"got k \(float32\[3\]\);"),
+    ],
+)
+def test_what_cannot_be_a_pure_function_is_refused_when_it_is_built(build, words):
+    """Oracle: the message, in one line; the other tests build what can."""
+    with pytest.raises(ValueError, match=words) as error:
+        purify(build)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("result", "words"),
+    [
+        (lambda hidden, logits: logits, r"got float32\[2\]; return \(\), logits"),
+        (lambda hidden, logits: (hidden[0], logits), r"\(float32\[4\], float32\[2\]\)"),
+        (lambda hidden, logits: (*hidden, *hidden, logits), r"got \(float32\[4\], f"),
+    ],
+)
+def test_a_module_without_features_says_so(result, words):
+    """Oracle: the message, traced or not; control: no features at all are welcome."""
+    x = jnp.ones(3)
+    model = purify(lambda rngs: Other(rngs, result))
+    params = model.init(jax.random.key(0))
+    for function in (model.apply, model.features, jax.jit(model.apply)):
+        with pytest.raises(ValueError, match=words):
+            function(params, x)
+    with pytest.raises(ValueError, match=words):
+        jax.vmap(model.apply, (None, 0))(params, x[None])
+    none = purify(lambda rngs: Other(rngs, lambda hidden, logits: ((), logits)))
+    assert none.features(params, x) == ()
+    whole = purify(Tiny).apply(params, x)
+    np.testing.assert_array_equal(none.apply(params, x), whole)
 
 
 def test_kernels_are_drawn_and_everything_else_is_kept():
