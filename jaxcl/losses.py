@@ -118,11 +118,24 @@ def cross_entropy(logits: Logits) -> ExampleLoss:
 
 
 def squared_error(apply: Callable) -> ExampleLoss:
-    """Half the squared distance to the target: ``|apply(params, x) - y|^2 / 2``."""
+    """Half the squared distance to the target: ``|apply(params, x) - y|^2 / 2``.
+
+    Args:
+      apply: ``(params, x) -> output`` of one input; the target ``y`` has its shape, and
+        neither is broadcast.
+    """
+    check_kind("squared_error", Callable, "give model.apply", apply=apply)
 
     def example_loss(params, example, key):
         del key
-        return 0.5 * jnp.sum(jnp.square(apply(params, example.x) - example.y))
+        output, target = apply(params, example.x), example.y
+        if jnp.shape(output) != jnp.shape(target):
+            msg = (
+                "squared_error: output and target of an example must agree in shape, got "
+                f"{jnp.shape(output)} and {jnp.shape(target)}; reshape y, or the output."
+            )
+            raise ValueError(msg)
+        return 0.5 * jnp.sum(jnp.square(output - target))
 
     return example_loss
 

@@ -95,6 +95,11 @@ REFUSED = [
     (lambda: loss_of(BATCH._replace(y=BATCH.weight)), r"integers .* got float32\[\]"),
     (lambda: loss_of(BATCH._replace(y=jnp.eye(4, dtype=int))), r"got int32\[4\]"),
     (lambda: loss_of(BATCH, losses.cross_entropy(MODEL.apply)), "give single_head"),
+    (lambda: losses.squared_error(MODEL), "squared_error: apply .* got Model; give"),
+    (
+        lambda: loss_of(BATCH, losses.squared_error(MODEL.apply)),
+        r"squared_error: output and target .* got \(2,\) and \(\); reshape y",
+    ),
     (lambda: losses.accuracy(MODEL, PARAMS, BATCH), "logits must be a function"),
     (lambda: metrics.summary([[1.0], [0.5, 1.0]]), "summary: .* lists of equal length"),
     # the parts of a method
