@@ -20,7 +20,7 @@ from jaxcl import (
     transforms,
 )
 from jaxcl.averages import ema
-from jaxcl.curvature import empirical_fisher
+from jaxcl.curvature import empirical_fisher, sam_sharpness
 from jaxcl.method import make_method
 from jaxcl.models import mlp, purify
 from jaxcl.report import records, statistics
@@ -62,6 +62,11 @@ def walk(**changes):
 
 def learn(build=lambda frozen: METHOD, tasks=(), options=OPTIONS):
     return training.learn(KEY, build, PARAMS, tasks, options, folder="nowhere")
+
+
+def measured(**changes):
+    place = (MODEL.features, PARAMS, PARAMS, BATCH)
+    return plasticity.measure(KEY, LOSS, *place, **changes)
 
 
 def loss_of(batch, loss=LOSS):
@@ -114,6 +119,11 @@ REFUSED = [
     (lambda: plasticity.srank(BATCH.x), r"srank: .*\(4, 3\); give singular_values\("),
     (lambda: plasticity.effective_rank(BATCH.x), "effective_rank: values must be sing"),
     (lambda: plasticity.stable_rank(1.0), r"stable_rank: .* \[k\], got shape \(\)"),
+    (lambda: plasticity.srank(jnp.ones(3), delta=-0.1), r"delta .* \[0, 1\], got -0.1"),
+    (lambda: plasticity.dormant_share((), None, -1), "dormant_share: tau .* got -1"),
+    (lambda: measured(rho=-0.1), "measure: rho must be a finite number .* got -0.1"),
+    (lambda: measured(tau=np.nan), "measure: tau must be a finite number .* got nan"),
+    (lambda: sam_sharpness(loss_of, PARAMS, "1"), "sam_sharpness: rho .* got '1'"),
     (lambda: empirical_fisher(LOSS)(KEY, PARAMS, STREAM), "fisher: .* got Stream"),
     (lambda: make_method(MODEL, SGD), "example_loss must be a function, got Model"),
     (lambda: make_method(LOSS, 0.1), "optimizer must be an optax .* got 0.1; build"),
@@ -126,6 +136,8 @@ REFUSED = [
     (lambda: METHOD.step(KEY, STATE, PAIR), "step: expected a Batch .* got tuple"),
     (lambda: METHOD.end_task(KEY, STATE, STREAM), "end_task: .* got Stream"),
     (lambda: mlp((3, 2), activation="relu"), "a function, got 'relu'"),
+    (lambda: mlp((3, 2), gain=np.nan), "mlp: gain must be a finite number .* got nan"),
+    (lambda: mlp((3, 2), out_gain=-1.0), "mlp: out_gain .* at least 0, got -1.0"),
     (lambda: purify(None), r"build must be a function \(rngs\) .* got NoneType; give"),
     # training
     (lambda: walk(method=STREAM, stream=METHOD), "method must .* Method, got Stream"),

@@ -6,6 +6,7 @@ import jax
 from jaxtyping import Array, Float, ScalarLike
 
 from jaxcl import tree
+from jaxcl.checks import check_number
 from jaxcl.typing import Key, Params
 
 
@@ -28,8 +29,12 @@ def sam_sharpness(
       [] in units of the loss; 0 where the gradient is zero. One gradient and one
       evaluation.
 
+    Raises:
+      ValueError: if ``rho`` is negative or not finite.
+
     Reference: Foret et al. 2021, arXiv:2010.01412, equation 2.
     """
+    check_number("sam_sharpness", rho=rho)
     value, grads = jax.value_and_grad(loss)(params)
     uphill = tree.axpy(tree.safe_divide(rho, tree.norm(grads)), grads, params)
     return loss(uphill) - value

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, ScalarLike
 
-from jaxcl.checks import check_kind
+from jaxcl.checks import check_kind, check_number
 from jaxcl.models.pure import purify
 from jaxcl.typing import Model, Units
 
@@ -89,9 +89,10 @@ def mlp(
       layer, and ``units`` to match.
 
     Raises:
-      ValueError: if ``sizes`` has fewer than two entries or one below 1, or if the
-        activation's output is not a whole number of copies of its input. Applying raises
-        it if ``x`` does not hold ``sizes[0]`` numbers.
+      ValueError: if ``sizes`` has fewer than two entries or one below 1, if a gain is
+        negative or not finite, or if the activation's output is not a whole number of
+        copies of its input. Applying raises it if ``x`` does not hold ``sizes[0]``
+        numbers.
     """
     sizes = tuple(sizes)
     if len(sizes) < 2 or min(sizes) < 1:
@@ -100,6 +101,7 @@ def mlp(
             f"got {sizes}; (784, 100, 10) has one hidden layer of 100 units."
         )
         raise ValueError(msg)
+    check_number("mlp", gain=gain, out_gain=out_gain)
     check_kind("mlp", Callable, "such as flax.nnx.relu", activation=activation)
     copies = _copies(activation)
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, ScalarLike
 
 from jaxcl import tree
+from jaxcl.checks import check_number
 from jaxcl.curvature.sharpness import sam_sharpness
 from jaxcl.losses import mean_loss
 from jaxcl.plasticity.units import dormancy_score, mean_over_rows
@@ -37,8 +38,12 @@ def dormant_share(
 ) -> Float[Array, ""]:
     """Share of units, over all layers, with :func:`dormancy_score` of at most ``tau``.
 
+    Raises:
+      ValueError: if ``tau`` is negative or not finite.
+
     Reference: Sokar et al. 2023, arXiv:2302.12902, definition 3.1.
     """
+    check_number("dormant_share", tau=tau)
     scores = [dormancy_score(mean_over_rows(jnp.abs(h), weight)) for h in features]
     score = jnp.concatenate(scores)
     return _share(score <= tau, score)
@@ -98,10 +103,12 @@ def srank(values: Float[Array, " k"], *, delta: ScalarLike = 0.01) -> Float[Arra
     The least k with :math:`\sum_{i \le k} s_i \ge (1 - \delta) \sum s`; 0 if all are zero.
 
     Raises:
-      ValueError: for anything but one row of singular values, such as their matrix.
+      ValueError: for anything but one row of singular values, such as their matrix, or
+        if ``delta`` is outside [0, 1].
 
     Reference: Kumar et al. 2021, arXiv:2010.14498, definition 1.
     """
+    check_number("srank", most=1.0, delta=delta)
     _check_values("srank", values)
     total = jnp.sum(values)
     short = jnp.cumsum(values) < (1 - delta) * total
@@ -150,8 +157,10 @@ def measure(
       ``[b, d]`` and a few passes over the batch; works under ``jit`` and ``vmap``.
 
     Raises:
-      ValueError: if the network has no hidden activations.
+      ValueError: if the network has no hidden activations, or if ``rho`` or ``tau`` is
+        negative or not finite.
     """
+    check_number("measure", rho=rho, tau=tau)
     hidden = jax.vmap(features, in_axes=(None, 0))(params, batch.x)
     if not hidden:
         msg = "measure: features must return at least one hidden activation, got none."
