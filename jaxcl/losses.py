@@ -55,6 +55,7 @@ def multi_head(apply: Callable, num_classes: int) -> Logits:
     for a task without outputs the logits are NaN.
     """
     check_kind("multi_head", Callable, "give model.apply", apply=apply)
+    check_size("multi_head", num_classes=num_classes)
 
     def logits(params, example):
         outputs = apply(params, example.x)
@@ -80,6 +81,8 @@ def past_heads(apply: Callable, num_classes: int) -> Logits:
       :func:`jaxcl.regularizers.distill` makes of it is a mean over all ``T`` rows: give
       ``T`` times the strength for a sum over the past tasks.
     """
+    check_kind("past_heads", Callable, "give model.apply", apply=apply)
+    check_size("past_heads", num_classes=num_classes)
 
     def logits(params, example):
         heads = apply(params, example.x).reshape(-1, num_classes)

@@ -100,6 +100,9 @@ REFUSED = [
     (lambda: loss_of(BATCH._replace(y=BATCH.weight)), r"integers .* got float32\[\]"),
     (lambda: loss_of(BATCH._replace(y=jnp.eye(4, dtype=int))), r"got int32\[4\]"),
     (lambda: loss_of(BATCH, losses.cross_entropy(MODEL.apply)), "give single_head"),
+    (lambda: losses.multi_head(MODEL.apply, 0), "multi_head: num_classes .* got 0"),
+    (lambda: losses.past_heads(MODEL.apply, 2.0), "past_heads: num_classes .* got 2.0"),
+    (lambda: losses.past_heads(MODEL, 2), "past_heads: apply .* Model; give"),
     (lambda: losses.squared_error(MODEL), "squared_error: apply .* got Model; give"),
     (
         lambda: loss_of(BATCH, losses.squared_error(MODEL.apply)),
