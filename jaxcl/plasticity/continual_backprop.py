@@ -9,7 +9,13 @@ from jaxtyping import Array, Float, Int, ScalarLike
 
 from jaxcl.checks import check_number
 from jaxcl.lockstep import when
-from jaxcl.plasticity.units import check_units, leaf, mean_over_rows, renew_units
+from jaxcl.plasticity.units import (
+    check_paths,
+    check_units,
+    leaf,
+    mean_over_rows,
+    renew_units,
+)
 from jaxcl.tree import safe_divide
 from jaxcl.typing import Key, Params, Renewal, Units
 
@@ -96,7 +102,8 @@ def continual_backprop(
 
     Raises:
       ValueError: if ``units`` is empty, ``rate`` or ``decay`` is outside [0, 1], or
-        ``maturity`` is negative.
+        ``maturity`` is negative; ``init`` raises it if a path of ``units`` leads to no
+        array of the parameters.
 
     References:
       Dohare et al. 2021, arXiv:2108.06325; 2024, Nature 632, 768, algorithm 1.
@@ -135,7 +142,9 @@ def continual_backprop(
         params, renewed, state = when(due, replace, (params, nowhere, state))
         return state, params, renewed
 
-    def init_traces(_):
+    def init_traces(params):
+        for layer in units:
+            check_paths("continual_backprop", layer, params)
         return tuple(
             Traces(
                 utility=jnp.zeros(layer.width),

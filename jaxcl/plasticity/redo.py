@@ -9,6 +9,7 @@ from jaxtyping import Array, ScalarLike
 from jaxcl.checks import check_number, check_size
 from jaxcl.lockstep import when
 from jaxcl.plasticity.units import (
+    check_paths,
     check_units,
     dormancy_score,
     mean_over_rows,
@@ -43,7 +44,8 @@ def redo(
         network - is done at these steps only.
 
     Raises:
-      ValueError: if ``units`` is empty, ``period`` below 1 or ``threshold`` negative.
+      ValueError: if ``units`` is empty, ``period`` below 1 or ``threshold`` negative;
+        ``init`` raises it if a path of ``units`` leads to no array of the parameters.
 
     Reference: Sokar et al. 2023, arXiv:2302.12902, algorithm 1.
     """
@@ -71,7 +73,12 @@ def redo(
         params, renewed = when(step % period == 0, touch, (params, nowhere))
         return step, params, renewed
 
-    return Renewal(lambda _: jnp.zeros((), jnp.int32), renew)
+    def init_step(params):
+        for layer in units:
+            check_paths("redo", layer, params)
+        return jnp.zeros((), jnp.int32)
+
+    return Renewal(init_step, renew)
 
 
 __all__ = ["redo"]

@@ -2,6 +2,7 @@
 
 import functools
 import operator
+from collections.abc import Mapping
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PyTree
@@ -69,7 +70,11 @@ def renew_units(
     Returns:
       The new parameters, and ``renewed`` with every changed entry marked - except the
       next layer's bias, which is moved and not renewed.
+
+    Raises:
+      ValueError: if a path of ``units`` leads to no array of ``params``.
     """
+    check_paths("renew_units", units, params)
     read = jnp.tile(mask, units.copies)
     outgoing = leaf(params, units.outgoing)
     if mean is not None and units.shift is not None:
@@ -105,7 +110,33 @@ def check_units(who: str, units: tuple[Units, ...]) -> None:
         raise ValueError(msg)
 
 
+def check_paths(who: str, units: Units, params: Params) -> None:
+    """Refuse a layer with a path that leads to no array of the parameters."""
+    paths = [("incoming", units.incoming), *(("vectors", p) for p in units.vectors)]
+    paths += [("outgoing", units.outgoing)]
+    paths += [] if units.shift is None else [("shift", units.shift)]
+    for field, path in paths:
+        if (names := _names_where_lost(params, path)) is not None:
+            msg = (
+                f"{who}: {field} of Units must be the path of an array of the parameters, "
+                f"got {path!r}; the names there are {names}."
+            )
+            raise ValueError(msg)
+
+
+def _names_where_lost(params, path):
+    """What could be chosen where a path goes astray; None if it leads to an array."""
+    place, names = params, []
+    for name in path:
+        names = list(place) if isinstance(place, Mapping) else names
+        if not isinstance(place, Mapping) or name not in place:
+            return names
+        place = place[name]
+    return list(place) if isinstance(place, Mapping) else None
+
+
 __all__ = [
+    "check_paths",
     "check_units",
     "dormancy_score",
     "leaf",

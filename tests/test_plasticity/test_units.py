@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxcl.models import crelu, mlp
-from jaxcl.plasticity import dormancy_score, renew_units
+from jaxcl.plasticity import continual_backprop, dormancy_score, redo, renew_units
 from jaxcl.plasticity.units import mean_over_rows
 
 
@@ -78,6 +78,46 @@ def test_units_that_never_change_are_replaced_without_a_trace():
     before, moved, lost = compute(params)
     np.testing.assert_allclose(moved, before, rtol=1e-5, atol=1e-5)
     assert np.abs(lost - before).max() > 1e-2  # control: without the move it shows
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (
+            {"incoming": ("hidden_9", "kernel")},
+            r"incoming .*'hidden_9'.* \['hidden_0', ",
+        ),
+        (
+            {"vectors": (("hidden_0", "scale"),)},
+            r"vectors .*'scale'.* \['bias', 'kernel",
+        ),
+        (
+            {"outgoing": ("out",)},
+            r"outgoing .* got \('out',\); .* \['bias', 'kernel'\]",
+        ),
+        ({"shift": ("out", "bias", "b")}, r"shift .*'b'\); .* \['bias', 'kernel'\]"),
+    ],
+)
+def test_a_path_that_leads_nowhere_is_named_before_a_step(change, words):
+    """Oracle: the message; control: the paths of the model pass, with and without bias."""
+    model = mlp((4, 5, 3))
+    params = model.init(jax.random.key(0))
+    (layer,) = model.units
+
+    def begin(layer):
+        for build in (redo, continual_backprop):
+            yield lambda build=build: build(model.features, (layer,), model.init).init(
+                params
+            )
+        mask = jnp.zeros(5, bool)
+        yield lambda: renew_units(params, nowhere(params), params, layer, mask)
+
+    for run in begin(layer._replace(**change)):
+        with pytest.raises(ValueError, match=words) as error:
+            run()
+        assert "\n" not in str(error.value)
+    for run in (*begin(layer), *begin(layer._replace(shift=None))):
+        run()
 
 
 def test_the_mean_ignores_padding_and_runs_over_positions():
