@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.harness import fill, read_json, read_records
+from experiments.harness import expect_no_words, fill, read_json, read_records
 from jaxcl.report.records import split
 from jaxcl.report.statistics import mean_interval
 from jaxcl.report.tables import Column, Table, to_markdown
@@ -165,4 +165,5 @@ __all__ = ["command", "speed", "table", "write"]
 
 
 if __name__ == "__main__":
+    expect_no_words(__doc__)
     write()

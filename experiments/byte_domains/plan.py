@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments.harness import fill, write_json, write_text
+from experiments.harness import expect_no_words, fill, write_json, write_text
 from experiments.harness.environment import describe_environment
 from jaxcl.losses import token_cross_entropy
 from jaxcl.method import make_method
@@ -197,6 +197,7 @@ def main(say: Callable[[str], None] = print) -> None:
 
 
 if __name__ == "__main__":
+    expect_no_words(__doc__)
     most = max(shape.data * shape.fsdp for shape in SHAPES)
     jax.config.update("jax_num_cpu_devices", most)  # read when JAX first looks
     main()

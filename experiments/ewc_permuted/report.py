@@ -10,7 +10,14 @@ from typing import Any
 import numpy as np
 
 from experiments.ewc_permuted.config import LABELS, PUBLISHED, Config
-from experiments.harness import RunFolder, fill, read_json, read_records, write_text
+from experiments.harness import (
+    RunFolder,
+    expect_no_words,
+    fill,
+    read_json,
+    read_records,
+    write_text,
+)
 from experiments.harness.run_folder import plain
 from jaxcl.metrics import backward_transfer, learning_accuracy
 from jaxcl.report import figures
@@ -172,4 +179,5 @@ __all__ = ["report", "result_table", "search_table", "section", "write_readme"]
 
 
 if __name__ == "__main__":
+    expect_no_words(__doc__)
     write_readme()

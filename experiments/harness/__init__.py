@@ -6,7 +6,7 @@ reports it; ``__main__.py`` of its folder is::
     raise SystemExit(main(PRESETS, run, __doc__, report=report, free=FREE))
 """
 
-from experiments.harness.command import main
+from experiments.harness.command import expect_no_words, main
 from experiments.harness.fields import check_fields, check_names, nearest
 from experiments.harness.host_runs import Lesson, Trial, learn_trial, run_trials
 from experiments.harness.readme import fill
@@ -32,6 +32,7 @@ __all__ = [
     "append",
     "check_fields",
     "check_names",
+    "expect_no_words",
     "fill",
     "finished",
     "learn_trial",

@@ -196,6 +196,26 @@ def parse(
     return Request(preset, parsed.config, parsed.out)
 
 
+def expect_no_words(doc: str | None, argv: Sequence[str] | None = None) -> None:
+    """For a command that takes no arguments: go on without any, leave with some.
+
+    Args:
+      doc: what the command does, for ``--help``.
+      argv: the command line without the program; ``sys.argv[1:]`` if absent.
+
+    Raises:
+      SystemExit: of code 0 after the help, of 2 after one line for all other words.
+    """
+    words = sys.argv[1:] if argv is None else argv
+    if not words:
+        return
+    if words[0] in ("-h", "--help"):
+        print((doc or "").strip())
+        raise SystemExit(0)
+    msg = f"unexpected {words[0]!r}; this command takes no arguments (see --help)."
+    raise SystemExit(_refuse(InputError(msg)))
+
+
 def _flags(words: list[str]) -> list[tuple[str, list[str]]]:
     """``--field value ...`` by field, hyphens read as underscores."""
     groups: list[tuple[str, list[str]]] = []
@@ -291,4 +311,4 @@ def _refuse(error: Exception) -> int:
     return 2
 
 
-__all__ = ["OUTPUTS", "Request", "main", "parse"]
+__all__ = ["OUTPUTS", "Request", "expect_no_words", "main", "parse"]

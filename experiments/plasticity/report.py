@@ -11,7 +11,13 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from experiments.harness import RunFolder, read_json, read_records, write_text
+from experiments.harness import (
+    RunFolder,
+    expect_no_words,
+    read_json,
+    read_records,
+    write_text,
+)
 from experiments.harness.readme import fill
 from experiments.plasticity.arms import trials
 from experiments.plasticity.comparisons import (
@@ -293,6 +299,7 @@ def readme_text(folder: RunFolder) -> str:
 
 
 if __name__ == "__main__":
+    expect_no_words(__doc__)
     report(COMMITTED.config, COMMITTED)
     fill(HERE / "README.md", readme_text(COMMITTED))
 

@@ -5,6 +5,7 @@ import errno
 import fcntl
 import json
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -152,6 +153,41 @@ def test_help_teaches(capsys, words):
             assert needed in said
     else:
         assert "(default: 2)" in said
+
+
+COMMANDS = [
+    path
+    for path in sorted(ROOT.glob("experiments/**/*.py"))
+    if path.name != "__main__.py" and "\nif __name__ ==" in path.read_text("utf-8")
+]
+
+
+@pytest.mark.parametrize("path", COMMANDS, ids=lambda p: f"{p.parent.name}.{p.stem}")
+def test_a_command_that_asks_for_help_gets_no_job(path, monkeypatch, capsys):
+    """Oracle: the file's own first line; the codes of ``main``; the job writes nothing."""
+    monkeypatch.setattr(os, "replace", lambda *_: pytest.fail("the job wrote a file"))
+    for words, code in ((["--help"], 0), (["-h"], 0), (["--nonsense"], 2)):
+        monkeypatch.setattr(sys, "argv", [str(path), *words])
+        with pytest.raises(SystemExit) as left:
+            runpy.run_path(str(path), run_name="__main__")
+        assert left.value.code == code
+        said = capsys.readouterr()
+        if code:
+            assert said.err.startswith("error: ")
+            assert len(said.err.splitlines()) == 1
+        else:
+            first = path.read_text("utf-8").splitlines()[0]
+            assert " ".join(first.strip('"').split()[:6]) in said.out
+
+
+def test_a_command_without_arguments_goes_on_without_any(capsys):
+    """Oracle: it returns and is silent; control: with a word it leaves, and names it."""
+    assert len(COMMANDS) >= 4
+    harness.expect_no_words("What it is.", [])
+    assert capsys.readouterr() == ("", "")
+    with pytest.raises(SystemExit):
+        harness.expect_no_words("What it is.", ["now"])
+    assert "unexpected 'now'; this command takes no" in capsys.readouterr().err
 
 
 def test_bad_input_found_by_the_run_is_one_line_and_leaves_nothing(tmp_path, capsys):
