@@ -1,6 +1,7 @@
 """Losses of one example, and what a batch makes of them."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -99,7 +100,8 @@ def cross_entropy(logits: Logits) -> ExampleLoss:
       logits: ``(params, example) -> [c]``; see :func:`single_head`, :func:`multi_head`.
 
     Returns:
-      ``(params, example, key) -> scalar`` in nats. The key is not used.
+      ``(params, example, key) -> scalar`` in nats, NaN for a label that is no class. The
+      key is not used.
     """
     check_kind(
         "cross_entropy", Callable, "give single_head(model.apply)", logits=logits
@@ -107,17 +109,26 @@ def cross_entropy(logits: Logits) -> ExampleLoss:
 
     def example_loss(params, example, key):
         del key
-        scores, label = logits(params, example), jnp.asarray(example.y)
-        integer = jnp.issubdtype(label.dtype, jnp.integer)
-        if not integer or label.shape != scores.shape[:-1]:
-            msg = (
-                "cross_entropy: labels must be integers [n], one class number a row, got "
-                f"{label.dtype}{list(label.shape)} for one row."
-            )
-            raise ValueError(msg)
+        scores = logits(params, example)
+        label = _label("cross_entropy", scores, example)
+        # NaN for a label that is no class: from the end is no way to count them.
+        label = jnp.where(label < 0, scores.shape[-1], label)
         return optax.softmax_cross_entropy_with_integer_labels(scores, label)
 
     return example_loss
+
+
+def _label(who: str, scores, example: Batch):
+    """The class of one example, or a ValueError where there is no one number."""
+    label = jnp.asarray(example.y)
+    integer = jnp.issubdtype(label.dtype, jnp.integer)
+    if not integer or label.shape != scores.shape[:-1]:
+        msg = (
+            f"{who}: labels must be integers [n], one class number a row, got "
+            f"{label.dtype}{list(label.shape)} for one row."
+        )
+        raise ValueError(msg)
+    return label
 
 
 def squared_error(apply: Callable) -> ExampleLoss:
@@ -223,11 +234,23 @@ def row_losses(
     check_size("row_losses", optional=True, chunk_size=chunk_size)
     check_batch("row_losses", batch)
     keys = key if key.ndim else jax.random.split(key, num_rows(batch))
-    one = jax.vmap(example_loss, in_axes=(None, 0, 0))
+    one = jax.vmap(partial(_one_number, example_loss), in_axes=(None, 0, 0))
     rows = example_loss.rows if isinstance(example_loss, RowLosses) else one
     if chunk_size is None or chunk_size >= num_rows(batch):
         return rows(params, batch, keys)
     return _by_chunks(rows, params, (batch, keys), chunk_size)
+
+
+def _one_number(example_loss, params, example, key):
+    """The loss of an example; a vector would be averaged into something else."""
+    loss = example_loss(params, example, key)
+    if jnp.shape(loss) != ():
+        msg = (
+            "row_losses: example_loss must return one number for one example, got shape "
+            f"{list(jnp.shape(loss))}; sum or average what it returns."
+        )
+        raise ValueError(msg)
+    return loss
 
 
 def _by_chunks(rows, params, parts, size):
@@ -269,15 +292,17 @@ def accuracy(
         compiles the body once instead of twice.
 
     Returns:
-      [] float32. Where a logit is NaN the row counts as the class of its first NaN, so
-      check finiteness apart.
+      [] float32, NaN without a row that counts. Where a logit is NaN the row counts as
+      the class of its first NaN, so check finiteness apart.
     """
     check_size("accuracy", optional=True, chunk_size=chunk_size)
     check_kind("accuracy", Callable, "give single_head(model.apply)", logits=logits)
     check_batch("accuracy", batch)
 
     def hit(example):
-        return (jnp.argmax(logits(params, example)) == example.y).astype(jnp.float32)
+        scores = logits(params, example)
+        label = _label("accuracy", scores, example)
+        return (jnp.argmax(scores, axis=-1) == label).astype(jnp.float32)
 
     rows = num_rows(batch)
     chunk_size = min(chunk_size or rows, rows)
@@ -286,7 +311,8 @@ def accuracy(
         if chunk_size == rows
         else jax.lax.map(hit, batch, batch_size=chunk_size)
     )
-    return weighted_mean(hits, batch.weight)
+    some = jnp.sum(batch.weight) > 0
+    return jnp.where(some, weighted_mean(hits, batch.weight), jnp.nan)
 
 
 __all__ = [

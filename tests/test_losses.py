@@ -137,3 +137,34 @@ def test_a_row_with_nan_counts_as_the_class_of_the_first():
     for label, share in ((0, 0.0), (1, 1.0), (2, 0.0), (3, 0.0)):
         labelled = BATCH._replace(y=jnp.full(5, label))
         assert accuracy(logits, PARAMS, labelled) == share
+
+
+def test_labels_and_losses_of_other_shapes_are_refused():
+    """Oracle: the messages; broadcast, they would be numbers that mean nothing."""
+    logits = single_head(apply)
+    column = BATCH._replace(y=BATCH.y[:, None])
+    with pytest.raises(ValueError, match=r"accuracy: labels must be integers \[n\]"):
+        accuracy(logits, PARAMS, column)
+    vector = lambda *example: cross_entropy(logits)(*example)[None]
+    with pytest.raises(
+        ValueError, match=r"one number for one example, got shape \[1\]"
+    ):
+        mean_loss(vector, PARAMS, BATCH, KEY)
+
+
+@pytest.mark.parametrize("label", [-1, 6])
+def test_a_label_that_is_no_class_has_no_loss(label):
+    """Oracle: the definition; its neighbours are not touched."""
+    wrong = BATCH._replace(y=BATCH.y.at[1].set(label))
+    of = lambda batch: row_losses(cross_entropy(single_head(apply)), PARAMS, batch, KEY)
+    found, usual = of(wrong), of(BATCH)
+    assert np.isnan(found[1])
+    np.testing.assert_array_equal(np.delete(found, 1), np.delete(usual, 1))
+
+
+def test_no_rows_have_no_accuracy():
+    """Oracle: 0 / 0; one row is the control."""
+    nothing = BATCH._replace(weight=jnp.zeros(5))
+    assert np.isnan(accuracy(single_head(apply), PARAMS, nothing))
+    one = BATCH._replace(weight=jnp.zeros(5).at[0].set(1.0))
+    assert accuracy(single_head(apply), PARAMS, one) in (0.0, 1.0)

@@ -15,6 +15,9 @@ except ImportError:  # Windows: folders are not locked there
     fcntl = None
 
 
+ATTEMPTS = 100  # a folder that is removed as often as it is made cannot be had
+
+
 @contextmanager
 def claim(path: Path) -> Iterator[bool]:
     """Hold a folder against all other processes; yields whether it was made for this.
@@ -23,11 +26,12 @@ def claim(path: Path) -> Iterator[bool]:
     file that was locked must still be the one at its path; if not, all begins anew.
 
     Raises:
-      InputError: if another process holds it; the message names that process.
+      InputError: if another process holds it; the message names that process. Also if it
+        cannot be made, as behind a link to nowhere.
     """
     place = path / ".lock"
     made = False
-    while True:
+    for _ in range(ATTEMPTS):
         try:
             made = _make(path) or made
             lock = open(place, "a+", encoding="utf-8")  # noqa: SIM115  (closed below)
@@ -51,6 +55,7 @@ def claim(path: Path) -> Iterator[bool]:
             lock.flush()
             yield made
             return
+    raise InputError(_unwritable(path))
 
 
 def _unwritable(path: Path) -> str:

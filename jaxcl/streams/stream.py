@@ -7,6 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from jaxcl.checks import as_numbers, check_kind, check_size
 from jaxcl.tree import at, lists_as_arrays, num_tasks
@@ -27,6 +28,8 @@ def from_arrays(
 
     Args:
       train: leaves ``[T, n, ...]``, arrays or lists; give short tasks rows of weight 0.
+        Where all rows say task 0, as :func:`jaxcl.tree.as_batch` does unless told, they
+        are numbered by their task.
       test: leaves ``[T, m, ...]``.
       num_classes: outputs that the model needs.
       name: what the stream is called in logs and reports.
@@ -57,7 +60,7 @@ def from_arrays(
             f"{train.weight.shape[0]} and {test.weight.shape[0]}; give both of each."
         )
         raise ValueError(msg)
-    pool = jax.tree.map(jnp.asarray, Tasks(train, test))
+    pool = jax.tree.map(jnp.asarray, Tasks(_numbered(train), _numbered(test)))
     return Stream(
         pool=pool,
         plan=jnp.asarray(np.arange(train.weight.shape[0], dtype=np.int32)),
@@ -66,6 +69,15 @@ def from_arrays(
         num_classes=num_classes,
         name=name,
     )
+
+
+def _numbered(tasks: Batch) -> Batch:
+    """Rows that know their task, where none was said."""
+    if isinstance(tasks.task, Tracer) or np.any(np.asarray(tasks.task)):
+        return tasks
+    shape = np.shape(tasks.task)
+    number = np.broadcast_to(np.arange(shape[0], dtype=np.int32)[:, None], shape)
+    return tasks._replace(task=number)
 
 
 def take_tasks(

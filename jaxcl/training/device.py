@@ -26,7 +26,7 @@ from jaxcl.checks import check_kind, check_size
 from jaxcl.losses import Logits, accuracy
 from jaxcl.streams.stream import task_list
 from jaxcl.training.order import batch_order, fit_keys, task_keys
-from jaxcl.tree import at, check_batch, num_tasks
+from jaxcl.tree import at, check_batch, num_rows, num_tasks
 from jaxcl.typing import Batch, Key, Method, MethodState, Params, Stream
 
 
@@ -80,6 +80,12 @@ def fit_task(
     check_size("fit_task", num_steps=num_steps, batch_size=batch_size)
     check_kind("fit_task", Method, method=method)
     check_batch("fit_task", task)
+    if batch_size > num_rows(task):
+        msg = (
+            f"fit_task: a batch must not be larger than a task, got batch_size "
+            f"{batch_size} for {num_rows(task)} rows; lower batch_size."
+        )
+        raise ValueError(msg)
     keys = fit_keys(key)
     order = batch_order(
         keys.order, task.weight, num_steps=num_steps, batch_size=batch_size
@@ -143,7 +149,7 @@ def run_stream(
     after = after or (lambda moment: ())
     count = num_tasks(stream.plan)
     if not (tasks is None or isinstance(tasks, Tracer)):
-        task_list("run_stream", stream, tasks, count)
+        tasks = jnp.asarray(task_list("run_stream", stream, tasks, count) % count)
     tasks = jnp.arange(count) if tasks is None else jnp.asarray(tasks)
 
     def body(state, index):

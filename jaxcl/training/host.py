@@ -6,6 +6,7 @@ because both take their rows and keys from :mod:`jaxcl.training.order`.
 """
 
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -109,7 +110,8 @@ def learn(
       params: where learning begins; not touched.
       tasks: in order; rows may differ in number from task to task, not in shape.
       options: see :class:`Options`.
-      folder: gets ``checkpoints/`` and ``metrics.jsonl``; created if absent.
+      folder: gets ``checkpoints/`` and ``metrics.jsonl``; created if absent. A run has one
+        of its own; one that had finished there is returned, with a warning.
       frozen: weights that are used and never trained; they are not in the checkpoints.
       score: what the matrix holds; without it nothing is evaluated.
       layout: devices to spread over, see :mod:`jaxcl.training.parallel`; one if absent.
@@ -148,6 +150,12 @@ def learn(
     if steps(place):
         on_disk = restore(place, _on_devices(position, layout), about=about).tree
         position = _on_host(on_disk)
+        if position.task == len(tasks):
+            warnings.warn(
+                f"learn: the run in {place.parent} had finished; its result is returned "
+                "and nothing is learned. For another run give another folder.",
+                stacklevel=2,
+            )
     done = _number(position.task, position.step, options)
     known = lambda line: line["at"] <= done
     walked = position.task * options.num_steps + position.step

@@ -589,3 +589,10 @@ def test_a_folder_that_cannot_be_made_is_one_line(tmp_path, place):
     with pytest.raises(ValueError, match=wanted), claim(tmp_path / place):
         pass
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_folder_behind_a_link_to_nowhere_is_refused(tmp_path, capsys):
+    """Oracle: the message; it used to try for ever."""
+    (tmp_path / "link").symlink_to(tmp_path / "not" / "mounted")
+    assert start(tmp_path, "smoke", out="link") == 2
+    assert "link cannot be written to; choose another --out" in capsys.readouterr().err

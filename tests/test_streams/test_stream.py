@@ -16,7 +16,7 @@ from jaxcl.streams import (
     take_tasks,
     validate,
 )
-from jaxcl.tree import at, num_tasks
+from jaxcl.tree import as_batch, at, num_tasks
 from jaxcl.typing import Batch
 
 
@@ -224,3 +224,16 @@ def test_arrays_without_rows_are_refused():
     flat = Batch(*[np.ones(3, np.float32)] * 4)
     with pytest.raises(ValueError, match=r"from_arrays: .* \[tasks, rows\]"):
         from_arrays(flat, flat, num_classes=2)
+
+
+def test_tasks_that_name_no_number_are_numbered():
+    """Oracle: counting; numbers that were given stay."""
+    stacked = lambda tasks: jax.tree.map(
+        lambda *leaves: np.stack(leaves),
+        *(as_batch(np.ones((4, 2)), np.zeros(4, int), task=task) for task in tasks),
+    )
+    for given, wanted in (((0, 0, 0), [0, 1, 2]), ((2, 0, 1), [2, 0, 1])):
+        made = from_arrays(stacked(given), stacked(given), num_classes=2)
+        for index, number in enumerate(wanted):
+            rows = made.train(made.pool, made.plan[index])
+            np.testing.assert_array_equal(rows.task, number)

@@ -299,3 +299,24 @@ def test_axes_other_than_the_first_are_refused():
     for axes in (1, (0, 1), (0, {"a": 0})):
         with pytest.raises(ValueError, match="in_axes must be 0 or None"):
             over_runs(lambda x: x, axes)
+
+
+def test_a_batch_larger_than_a_task_is_refused(stream):
+    """Oracle: the message."""
+    method = make_method(LOSS, optax.sgd(0.1))
+    state = method.init(init(jax.random.key(0)), first_example(stream))
+    large = FIT | {"batch_size": N + 1}
+    with pytest.raises(ValueError, match=f"got batch_size {N + 1} for {N} rows"):
+        run_stream(jax.random.key(5), method, stream, state, **large)
+
+
+def test_a_task_counted_from_the_end_is_the_one_counted_from_the_start(stream):
+    """Oracle: the same task by its number; bits are equal, keys too."""
+    method = make_method(LOSS, optax.sgd(0.1))
+    state = method.init(init(jax.random.key(0)), first_example(stream))
+    walk = lambda tasks: run_stream(
+        jax.random.key(5), method, stream, state, tasks=tasks, **FIT
+    )
+    same, other = (walk(jnp.array([t]))[0].params["w"] for t in (T - 1, 0))
+    np.testing.assert_array_equal(walk(jnp.array([-1]))[0].params["w"], same)
+    assert not np.array_equal(other, same)

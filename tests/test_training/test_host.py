@@ -138,7 +138,8 @@ def test_a_mesh_of_devices_learns_what_one_device_learns(whole, tasks, tmp_path)
     ):
         if not jnp.issubdtype(ours.dtype, jax.dtypes.prng_key):
             np.testing.assert_allclose(ours, theirs, atol=1e-4)
-    again = run(tmp_path, tasks, options, layout=layout)  # from the end: reads it back
+    with pytest.warns(UserWarning, match="had finished"):  # it is only read back
+        again = run(tmp_path, tasks, options, layout=layout)
     assert_same_bits(again.position, learned.position)
 
 
@@ -336,9 +337,25 @@ def test_the_checkpoint_of_another_run_is_refused_with_the_difference(tasks, tmp
     other = options._replace(batch_size=options.batch_size - 1)
     with pytest.raises(ValueError, match=r"batch_size"):
         run(tmp_path, tasks[:1], other, about={"rate": 0.1, "base": "abc"})
-    run(
-        tmp_path,
-        tasks[:1],
-        options._replace(keep=3),
-        about={"rate": 0.1, "base": "abc"},
-    )
+    kept = options._replace(keep=3)
+    with pytest.warns(UserWarning, match="had finished"):
+        run(tmp_path, tasks[:1], kept, about={"rate": 0.1, "base": "abc"})
+
+
+def test_a_run_that_had_finished_is_returned_and_says_so(whole, tasks):
+    """Oracle: the run itself; other starting parameters change nothing any more."""
+    learned, folder = whole
+    other = MODEL.init(jax.random.key(77))
+    with pytest.warns(UserWarning, match="had finished; its result is returned"):
+        again = learn(
+            jax.random.key(3),
+            build,
+            other,
+            tasks,
+            OPTIONS._replace(save_every=1e9),
+            folder=folder,
+            frozen=jnp.float32(0.1),
+            score=score,
+            quiet=True,
+        )
+    assert_same_bits(again.position, learned.position)
