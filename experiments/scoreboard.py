@@ -73,6 +73,18 @@ PAPERS = (
         ),
     ),
     Paper(
+        "The same paper's next check: CIFAR-100, small ResNet",
+        "the same",
+        ("plasticity/results/cifar",),
+        lambda record: float(np.mean(record["accuracy"])),
+        tuple(
+            plastic(setting, arm, rate)
+            for setting in ("class-splits", "permuted-labels")
+            for rate in (0.1, 0.01)
+            for arm in ("sgd", "sam", "gnp")
+        ),
+    ),
+    Paper(
         "van de Ven and Tolias 2018, arXiv:1809.10635, Table 4",
         "EWC keeps ten permutations of MNIST (accuracy on all, at the end)",
         ("ewc_permuted/results/paper", "ewc_permuted/results/reduced"),

@@ -57,8 +57,10 @@ CLAIM = (
     "penalty keep a network no better able to learn than SGD does."
 )
 HERE = Path(__file__).parent
-COMMITTED = RunFolder(
-    HERE / "results" / "paper", "plasticity", "paper", PRESETS["paper"]
+#: Whose figures and numbers stand in the README, each between marks of its own name.
+COMMITTED = tuple(
+    RunFolder(HERE / "results" / name, "plasticity", name, PRESETS[name])
+    for name in ("paper", "cifar")
 )
 
 
@@ -300,8 +302,9 @@ def readme_text(folder: RunFolder) -> str:
 
 if __name__ == "__main__":
     expect_no_words(__doc__)
-    report(COMMITTED.config, COMMITTED)
-    fill(HERE / "README.md", readme_text(COMMITTED))
+    for made in COMMITTED:
+        report(made.config, made)
+        fill(HERE / "README.md", readme_text(made), made.preset)
 
 
 __all__ = ["COMMITTED", "readme_text", "report"]

@@ -516,13 +516,15 @@ def test_sharpness_that_only_repeats_the_gradient_norm_says_so():
 # the committed results
 
 
-def test_the_readme_shows_what_the_committed_results_say(tmp_path):
-    """Oracle: the README itself, filled anew from ``results/paper``."""
+@pytest.mark.parametrize("folder", COMMITTED, ids=lambda folder: folder.preset)
+def test_the_readme_shows_what_the_committed_results_say(folder, tmp_path):
+    """Oracle: the README itself, filled anew from the folder."""
     copy = tmp_path / "README.md"
     shutil.copy(HERE / "README.md", copy)
-    fill(copy, readme_text(COMMITTED))
+    fill(copy, readme_text(folder), folder.preset)
     assert copy.read_text() == (HERE / "README.md").read_text()
-    assert json.loads((COMMITTED.path / "config.json").read_text())["preset"] == "paper"
+    held = json.loads((folder.path / "config.json").read_text())
+    assert held["preset"] == folder.preset
 
 
 def test_rows_come_in_the_order_of_the_configuration_whoever_was_first():
