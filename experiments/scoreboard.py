@@ -114,7 +114,8 @@ def table(here: Path = HERE) -> Table:
     note = (
         "Mean over runs and 95 % t-interval, none from a single run; diverged runs are "
         "left out here and named in the folders. Minutes are those of all runs of the "
-        "row together, on a machine that did other work too. FOLDER holds MNIST."
+        "row together, on a machine that did other work too. FOLDER holds MNIST, or "
+        "CIFAR-100."
     )
     rows = [row for paper in PAPERS for row in rows_of(paper, here)]
     return Table(columns, tuple(rows), (note,))
@@ -128,7 +129,8 @@ def rows_of(paper: Paper, here: Path) -> Iterator[tuple]:
     done, _ = split(read_records(there[0]))
     folder = there[0].relative_to(here).parts[0]
     name = there[0].name
-    short = "" if name == "paper" else f"; so far only the shorter preset {name}"
+    full = there[0] == here / paper.folders[0]
+    short = "" if full else f"; so far only the shorter preset {name}"
     head = [
         f"[{paper.title}]({folder}/README.md#results)",
         paper.claim + short,
