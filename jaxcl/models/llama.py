@@ -226,7 +226,7 @@ class _Llama(nnx.Module):
         if self.checkpoint:
             step = jax.checkpoint(step, prevent_cse=not self.scan)
         # All tokens of all sequences are the rows of one matrix: the gradient of a
-        # kernel is then one product over rows, not one over two axes (27 % of a step).
+        # kernel is then one product over rows, not one over two axes, which is slower.
         x = self.embedding[...][tokens.reshape(-1)]
         if self.scan:
             x, _ = jax.lax.scan(lambda x, layer: (step(x, layer), None), x, self.layers)

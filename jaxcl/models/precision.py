@@ -27,9 +27,7 @@ def computed_in(dtype, apply: Callable[[Params, PyTree], PyTree]) -> Callable:
     """
     check_kind("computed_in", Callable, "give model.apply", apply=apply)
     if not jnp.issubdtype(dtype, jnp.floating):
-        msg = (
-            f"computed_in: dtype must be a floating type as jnp.bfloat16, got {dtype}."
-        )
+        msg = f"computed_in: dtype must be a floating type, got {dtype}; give jnp.bfloat16."
         raise ValueError(msg)
 
     def cast(tree, dtype):
