@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
@@ -61,6 +62,24 @@ def _as_float(value: Any) -> float:
         return float(value) if single else math.nan
     except (TypeError, ValueError):
         return math.nan
+
+
+def check_key(who: str, key: Any) -> None:
+    """Refuse what is not one key of JAX, traced or not, such as a seed or many keys.
+
+    Raises:
+      ValueError: naming who, and what came.
+    """
+    if isinstance(key, jax.Array | np.ndarray):
+        typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+        if key.ndim == 0 if typed else (key.ndim == 1 and key.dtype == np.uint32):
+            return
+        key = f"{key.dtype}{list(key.shape)}" if key.ndim else key
+    msg = (
+        f"{who}: key must be one JAX key, got {shown(key)}; make it by "
+        "jax.random.key(seed)."
+    )
+    raise ValueError(msg)
 
 
 def check_limits(who: str, low: Any, high: Any) -> None:
@@ -167,6 +186,7 @@ def shown(value: Any) -> str:
 
 __all__ = [
     "as_numbers",
+    "check_key",
     "check_kind",
     "check_limits",
     "check_number",

@@ -59,14 +59,7 @@ def multi_head(apply: Callable, num_classes: int) -> Logits:
     check_size("multi_head", num_classes=num_classes)
 
     def logits(params, example):
-        outputs = apply(params, example.x)
-        if outputs.shape[-1] % num_classes:
-            msg = (
-                f"multi_head: outputs must be a multiple of num_classes={num_classes}, "
-                f"got {outputs.shape[-1]}; give the model num_tasks * num_classes outputs."
-            )
-            raise ValueError(msg)
-        heads = outputs.reshape(-1, num_classes)
+        heads = _heads("multi_head", apply(params, example.x), num_classes)
         known = (example.task >= 0) & (example.task < heads.shape[0])
         return jnp.where(known, heads[example.task], jnp.nan)
 
@@ -86,11 +79,22 @@ def past_heads(apply: Callable, num_classes: int) -> Logits:
     check_size("past_heads", num_classes=num_classes)
 
     def logits(params, example):
-        heads = apply(params, example.x).reshape(-1, num_classes)
+        heads = _heads("past_heads", apply(params, example.x), num_classes)
         past = jnp.arange(heads.shape[0]) < example.task
         return jnp.where(past[:, None], heads, 0.0)
 
     return logits
+
+
+def _heads(who: str, outputs, num_classes: int):
+    """The outputs of each task, [T, c]."""
+    if outputs.shape[-1] % num_classes:
+        msg = (
+            f"{who}: outputs must be a multiple of num_classes={num_classes}, got "
+            f"{outputs.shape[-1]}; give the model num_tasks * num_classes outputs."
+        )
+        raise ValueError(msg)
+    return outputs.reshape(-1, num_classes)
 
 
 def cross_entropy(logits: Logits) -> ExampleLoss:

@@ -28,7 +28,7 @@ from jax.random import split
 from jaxtyping import ScalarLike
 
 from jaxcl.averages import no_average
-from jaxcl.checks import check_kind, check_number, check_size, is_zero, shown
+from jaxcl.checks import check_key, check_kind, check_number, check_size, is_zero, shown
 from jaxcl.losses import row_losses
 from jaxcl.memory import after, no_memory
 from jaxcl.plasticity import no_renewal
@@ -67,7 +67,8 @@ def make_method(
 
     Args:
       example_loss: ``(params, example, key) -> scalar`` of one example.
-      optimizer: turns the final gradient into an update; any optax transformation.
+      optimizer: turns the final gradient into an update; any optax transformation but
+        a line search, which would have to move along the gradient of the loss itself.
       gradient: a transformation of the raw gradient that may call ``grad_fn(params)``,
         ``replay_grad_fn(params)`` or ``task_grad_fn(params)`` (SAM, GNP, A-GEM, GEM).
         All see the same batch and replay, and each row the same key. The identity if
@@ -127,6 +128,7 @@ def make_method(
 
     def step(key, state, batch):
         check_kind("step", MethodState, "call step(key, state, batch)", state=state)
+        check_key("step", key)
         check_batch("step", batch)
         key_loss, key_sample, key_observe, key_renew, key_replay = split(key, 5)
         params = state.params
@@ -178,6 +180,10 @@ def make_method(
         ), StepInfo(loss, jnp.isfinite(loss), norm(raw))
 
     def end_task(key, state, task):
+        check_kind(
+            "end_task", MethodState, "call end_task(key, state, task)", state=state
+        )
+        check_key("end_task", key)
         check_batch("end_task", task)
         key_regularizer, key_memory = split(key)
         average_state, params = average.consolidate(state.average, state.params)

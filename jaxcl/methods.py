@@ -3,7 +3,8 @@
 They are here to be read as much as to be called; anything else is one
 :func:`~jaxcl.method.make_method` away. All take the loss of one example and an optimizer;
 ``**options`` go on to ``make_method``: whatever a method does not set itself can be added,
-such as ``gradient=sam(rho)`` (which A-GEM and GEM then project).
+such as ``gradient=sam(rho)`` (which A-GEM and GEM then project). For a second pull or
+memory beside a method's own, call ``make_method`` with ``sum_of`` the two pulls.
 """
 
 from collections.abc import Callable
@@ -194,8 +195,8 @@ def learning_without_forgetting(
     """
     pull = distill(kept, strength, temperature=temperature, chunk_size=chunk_size)
     loss = cross_entropy(logits)
-    options |= {"regularizer": pull, "chunk_size": chunk_size}
-    return make_method(loss, optimizer, **options)
+    options["chunk_size"] = chunk_size
+    return make_method(loss, optimizer, regularizer=pull, **options)
 
 
 def slow_learner(

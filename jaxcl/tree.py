@@ -6,9 +6,10 @@ import itertools
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree, ScalarLike
 
-from jaxcl.checks import as_numbers, shown
+from jaxcl.checks import as_numbers, check_number, check_size, shown
 from jaxcl.typing import Batch
 
 
@@ -116,7 +117,8 @@ def as_batch(x: PyTree, y: PyTree, *, weight=None, task: int = 0) -> Batch:
       task: index of the task the rows come from.
 
     Raises:
-      ValueError: if the leaves disagree on the number of rows, or have none.
+      ValueError: if the leaves disagree on the number of rows, or have none; if a weight
+        or the task is known to be negative.
     """
     x, y, weight = lists_as_arrays("as_batch", (x, y, weight))
     shapes = [np.shape(leaf) for leaf in jax.tree.leaves((x, y, weight))]
@@ -131,6 +133,11 @@ def as_batch(x: PyTree, y: PyTree, *, weight=None, task: int = 0) -> Batch:
         msg = f"as_batch: x, y and weight must have the same number of rows, got {lengths}."
         raise ValueError(msg)
     rows = lengths[0]
+    if not isinstance(task, Tracer):
+        check_size("as_batch", least=0, task=np.asarray(task)[()])
+    if not (weight is None or isinstance(weight, Tracer)):
+        known = np.asarray(weight, np.float32)
+        check_number("as_batch", **{"the smallest weight": known.min(initial=0)})
     narrow = lambda leaf: jnp.asarray(
         leaf, jnp.int32 if jnp.issubdtype(leaf.dtype, jnp.integer) else None
     )

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxcl.checks import check_limits, check_number, check_size
+from jaxcl.checks import check_key, check_limits, check_number, check_size
 
 
 @pytest.mark.parametrize("kind", [float, np.float32, jnp.float32])
@@ -44,6 +44,18 @@ def test_what_is_not_known_passes():
     check_size("store", optional=True, sample_size=None)
     with pytest.raises(ValueError, match="sample_size must be an int"):
         check_size("store", sample_size=None)
+
+
+def test_a_key_passes_in_both_forms_and_traced():
+    """Oracle: JAX's own makers of keys. Negative control: many keys, and a seed."""
+    for make in (jax.random.key, jax.random.PRNGKey):
+        check_key("step", make(0))
+        jax.jit(lambda key: check_key("step", key))(make(0))
+        many = jax.random.split(make(0))
+        jax.vmap(lambda key: check_key("step", key))(many)
+        for wrong in (many, 0, jnp.zeros(2), jnp.zeros((), jnp.uint32)):
+            with pytest.raises(ValueError, match="step: key must be one JAX key, got"):
+                check_key("step", wrong)
 
 
 def test_an_empty_range_is_refused():

@@ -18,6 +18,7 @@ from jaxcl.losses import (
 )
 from jaxcl.memory import episodic
 from jaxcl.method import make_method
+from jaxcl.regularizers import l2
 from jaxcl.transforms import agem, sam
 from jaxcl.tree import as_batch, at
 from jaxcl.typing import MethodState
@@ -168,3 +169,20 @@ def test_lwf_keeps_the_answers_of_past_heads_where_each_task_has_its_own():
     old, new = penalty_gradient(own)
     assert old < 1e-7
     assert new > 1e-5
+
+
+PULLING = {
+    "l2_init": lambda **more: methods.l2_init(LOSS, SGD, strength=0.1, **more),
+    "ewc": lambda **more: methods.ewc(LOSS, SGD, strength=1.0, **more),
+    "learning_without_forgetting": lambda **more: methods.learning_without_forgetting(
+        LOGITS, SGD, kept=LOGITS, **more
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PULLING)
+def test_a_second_pull_does_not_take_the_place_of_the_first_in_silence(name):
+    """Oracle: Python refuses an argument given twice; an absent one is negative control."""
+    PULLING[name](replay_weight=0.5)
+    with pytest.raises(TypeError, match="multiple values for .* 'regularizer'"):
+        PULLING[name](regularizer=l2(1.0))

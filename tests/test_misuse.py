@@ -55,9 +55,9 @@ def permuted(key=KEY, images=IMAGES, num_tasks=2, **changes):
     return streams.permuted(key, images, num_tasks=num_tasks, **changes)
 
 
-def walk(**changes):
+def walk(key=KEY, **changes):
     given = {"method": METHOD, "stream": STREAM, "state": STATE, **SIZES, **changes}
-    return training.run_stream(KEY, **given)
+    return training.run_stream(key, **given)
 
 
 def learn(build=lambda frozen: METHOD, tasks=(), options=OPTIONS):
@@ -71,6 +71,15 @@ def measured(**changes):
 
 def loss_of(batch, loss=LOSS):
     return losses.mean_loss(loss, PARAMS, batch, KEY)
+
+
+RANKS = jax.tree.map(lambda leaf: leaf.ndim > 1, PARAMS)
+PARTS = {True: transforms.sam(0.1), False: optax.identity()}
+
+
+def hidden(gradient):
+    method = make_method(LOSS, SGD, gradient=gradient)
+    return method.step(KEY, method.init(PARAMS, BATCH), BATCH)
 
 
 REFUSED = [
@@ -94,6 +103,13 @@ REFUSED = [
     (lambda: as_batch(1.0, 2), r"as_batch: x and y must be .* shapes \[\(\), \(\)\]"),
     (lambda: as_batch(BATCH.x, Y, weight=np.ones((4, 1))), r"weight \[n\].*\(4, 1\)"),
     (lambda: as_batch(BATCH.x, Y, task=[0] * 4), r"task one int, .* task \[0, 0"),
+    (lambda: as_batch(BATCH.x, Y, task=-1), "as_batch: task .* at least 0, .* got -1"),
+    (
+        lambda: as_batch(BATCH.x, Y, task=1.5),
+        "as_batch: task must be an int .* got 1.5",
+    ),
+    (lambda: as_batch(BATCH.x, Y, weight=[1, 1, -1, 1]), "smallest weight .* got -1.0"),
+    (lambda: as_batch(BATCH.x, Y, weight=[1, np.nan, 1, 1]), "weight .* got nan"),
     (lambda: losses.single_head(MODEL), "a function, got Model; give model.apply"),
     (lambda: loss_of(PAIR), "row_losses: expected a Batch .* got tuple; make one with"),
     (lambda: loss_of(ROW), r"row_losses: .* got leaves of shapes \[\(3,\), \(\)"),
@@ -102,6 +118,10 @@ REFUSED = [
     (lambda: loss_of(BATCH, losses.cross_entropy(MODEL.apply)), "give single_head"),
     (lambda: losses.multi_head(MODEL.apply, 0), "multi_head: num_classes .* got 0"),
     (lambda: losses.past_heads(MODEL.apply, 2.0), "past_heads: num_classes .* got 2.0"),
+    (
+        lambda: losses.past_heads(MODEL.apply, 3)(PARAMS, at(0, BATCH)),
+        "past_heads: outputs must be a multiple of num_classes=3, got 2; give",
+    ),
     (lambda: losses.past_heads(MODEL, 2), "past_heads: apply .* Model; give"),
     (lambda: losses.squared_error(MODEL), "squared_error: apply .* got Model; give"),
     (
@@ -135,15 +155,37 @@ REFUSED = [
     (lambda: make_method(LOSS, SGD, memory=ema(0.9)), "memory must .* got Average"),
     (lambda: METHOD.init(MODEL, BATCH), "init: params must be a tree of arrays"),
     (lambda: METHOD.init(PARAMS, STREAM), "init: expected a Batch .* got Stream"),
+    (
+        lambda: transforms.random_sam(0, 0.1),
+        "random_sam: key must be .* key, got 0; make",
+    ),
+    (
+        lambda: METHOD.step(jax.random.split(KEY), STATE, BATCH),
+        r"step: key .*fry>\[2\]",
+    ),
+    (
+        lambda: METHOD.end_task(0, STATE, BATCH),
+        "end_task: key must be one JAX key, got 0",
+    ),
+    (lambda: METHOD.end_task(STATE, KEY, BATCH), "end_task: state .* got PRNGKeyArray"),
+    (
+        lambda: hidden(optax.masked(transforms.sam(0.1), RANKS)),
+        "sam: .* give it a mask",
+    ),
+    (lambda: hidden(optax.partition(PARTS, RANKS)), "sam: .* whole .* give it a mask"),
     (lambda: METHOD.step(STATE, KEY, BATCH), "step: state must .* got PRNGKeyArray"),
     (lambda: METHOD.step(KEY, STATE, PAIR), "step: expected a Batch .* got tuple"),
     (lambda: METHOD.end_task(KEY, STATE, STREAM), "end_task: .* got Stream"),
+    (lambda: mlp(64), r"mlp: sizes must be .* ints above 0, got 64; \(784"),
+    (lambda: mlp(("64", 10)), r"mlp: sizes must be .* got \('64', 10\); "),
+    (lambda: MODEL.init(0), r"model: key must be one JAX key, got .*int32"),
     (lambda: mlp((3, 2), activation="relu"), "a function, got 'relu'"),
     (lambda: mlp((3, 2), gain=np.nan), "mlp: gain must be a finite number .* got nan"),
     (lambda: mlp((3, 2), out_gain=-1.0), "mlp: out_gain .* at least 0, got -1.0"),
     (lambda: purify(None), r"build must be a function \(rngs\) .* got NoneType; give"),
     # training
     (lambda: walk(method=STREAM, stream=METHOD), "method must .* Method, got Stream"),
+    (lambda: walk(key=7), "run_stream: key must be one JAX key, got 7; make it by"),
     (lambda: walk(stream=IMAGES), "run_stream: stream must .* Stream, got Images"),
     (lambda: walk(state=PARAMS), "state must be of type MethodState, got dict"),
     (lambda: walk(tasks=[0, 3]), r"has tasks 0 to 2, got \[0, 3\]; list some"),

@@ -5,10 +5,11 @@ from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, ScalarLike
 
-from jaxcl.checks import check_kind, check_number
+from jaxcl.checks import check_kind, check_number, is_whole
 from jaxcl.models.pure import purify
 from jaxcl.typing import Model, Units
 
@@ -94,13 +95,14 @@ def mlp(
         copies of its input. Applying raises it if ``x`` does not hold ``sizes[0]``
         numbers.
     """
-    sizes = tuple(sizes)
-    if len(sizes) < 2 or min(sizes) < 1:
+    listed = isinstance(sizes, Sequence | np.ndarray) and not isinstance(sizes, str)
+    if not listed or len(sizes) < 2 or not all(is_whole(n) and n > 0 for n in sizes):
         msg = (
-            "mlp: sizes must be at least (inputs, outputs), all positive, "
+            "mlp: sizes must be at least (inputs, outputs), ints above 0, "
             f"got {sizes}; (784, 100, 10) has one hidden layer of 100 units."
         )
         raise ValueError(msg)
+    sizes = tuple(map(int, sizes))
     check_number("mlp", gain=gain, out_gain=out_gain)
     check_kind("mlp", Callable, "such as flax.nnx.relu", activation=activation)
     copies = _copies(activation)

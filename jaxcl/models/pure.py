@@ -9,7 +9,7 @@ from flax import nnx
 from jax.core import Tracer
 from jaxtyping import ScalarLike
 
-from jaxcl.checks import check_kind
+from jaxcl.checks import check_key, check_kind
 from jaxcl.typing import Batch, Key, Model, Params, Units
 
 
@@ -44,6 +44,7 @@ def purify(
 
     @jax.jit
     def init(key):
+        check_key("model", key)
         params = nnx.to_pure_dict(nnx.state(build(nnx.Rngs(key)), nnx.Param))
         return params if gain is None else draw_kernels(key, params, gain)
 

@@ -6,7 +6,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Int
 
-from jaxcl.checks import shown
+from jaxcl.checks import check_key
 from jaxcl.typing import Key
 
 
@@ -24,19 +24,12 @@ def generator(key: Key) -> np.random.Generator:
     """
     if isinstance(key, Tracer):
         msg = (
-            "generator: a stream's key must be known before tracing, got a traced one; "
+            "stream: a stream's key must be known before tracing, got a traced one; "
             "build one stream for each seed outside of jit and vmap, then stack_plans."
         )
         raise ValueError(msg)
-    known = isinstance(key, jax.Array | np.ndarray)
-    words = np.asarray(jax.random.key_data(key) if known else None)
-    if words.ndim != 1:
-        msg = (
-            f"generator: key must be one JAX key, got {shown(key)}; make it by "
-            "jax.random.key(seed), and a stream for each."
-        )
-        raise ValueError(msg)
-    return np.random.default_rng(words.tolist())
+    check_key("stream", key)
+    return np.random.default_rng(np.asarray(jax.random.key_data(key)).tolist())
 
 
 def permutations(

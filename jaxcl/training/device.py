@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from jaxcl.checks import check_kind, check_size
+from jaxcl.checks import check_key, check_kind, check_size
 from jaxcl.losses import Logits, accuracy
 from jaxcl.streams.stream import task_list
 from jaxcl.training.order import batch_order, fit_keys, task_keys
@@ -77,6 +77,7 @@ def fit_task(
       ``(state, loss, finite)``: the mean training loss, and whether all losses and all
       parameters are numbers.
     """
+    check_key("fit_task", key)
     check_size("fit_task", num_steps=num_steps, batch_size=batch_size)
     check_kind("fit_task", Method, method=method)
     check_batch("fit_task", task)
@@ -142,6 +143,7 @@ def run_stream(
     Raises:
       ValueError: if ``tasks`` is known and names a task that is not there.
     """
+    check_key("run_stream", key)
     check_kind("run_stream", Method, method=method)
     check_kind("run_stream", Stream, stream=stream)
     check_kind("run_stream", MethodState, "see Method.init", state=state)

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int, PyTree
 
-from jaxcl.checks import check_kind, check_size
+from jaxcl.checks import check_key, check_kind, check_size
 from jaxcl.streams.rows import Task
 from jaxcl.training.checkpoint import restore, saving, steps
 from jaxcl.training.evaluate import mean_scores
@@ -134,6 +134,7 @@ def learn(
     losses are fetched when they are reported, ``report_every`` steps late. While a
     checkpoint is written there is one more copy of the state.
     """
+    check_key("learn", key)
     check_kind("learn", Callable, "a function of frozen -> method", build=build)
     check(tasks, options, layout)
     place, about = Path(folder) / "checkpoints", identity(key, options, about)

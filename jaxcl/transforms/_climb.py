@@ -78,6 +78,13 @@ def check_update(name: str, params: Any, **functions: Any) -> None:
             "call update(grads, state, params, ...)."
         )
         raise ValueError(msg)
+    hidden = lambda leaf: isinstance(leaf, optax.MaskedNode)
+    if any(map(hidden, jax.tree.leaves(params, is_leaf=hidden))):
+        msg = (
+            f"{name}: update needs whole parameters, got some hidden by optax.masked or "
+            f"optax.partition; take {name} out of it and give it a mask instead."
+        )
+        raise ValueError(msg)
     for argument, function in functions.items():
         if not callable(function):
             msg = (

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import PRNGKeyArray, ScalarLike
 
-from jaxcl.checks import check_number
+from jaxcl.checks import check_key, check_number
 from jaxcl.transforms._climb import (
     ClimbState,
     Mask,
@@ -155,11 +155,12 @@ def random_sam(
       mask: leaves that move, as in :func:`sam`.
 
     Raises:
-      ValueError: if ``rho`` is known to be negative, or an update lacks ``params`` or
-        ``grad_fn``.
+      ValueError: if ``key`` is not one key, ``rho`` is known to be negative, or an update
+        lacks ``params`` or ``grad_fn``.
 
     Cost: one more gradient and one normal draw per step.
     """
+    check_key("random_sam", key)
     check_number("random_sam", schedules=True, rho=rho)
 
     def update(grads, state, params=None, *, grad_fn: Any = None, **ignored):
