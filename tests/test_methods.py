@@ -184,5 +184,5 @@ PULLING = {
 def test_a_second_pull_does_not_take_the_place_of_the_first_in_silence(name):
     """Oracle: Python refuses an argument given twice; an absent one is negative control."""
     PULLING[name](replay_weight=0.5)
-    with pytest.raises(TypeError, match="multiple values for .* 'regularizer'"):
+    with pytest.raises(TypeError, match=r"multiple values for .* 'regularizer'"):
         PULLING[name](regularizer=l2(1.0))
