@@ -112,7 +112,7 @@ def as_batch(x: PyTree, y: PyTree, *, weight=None, task: int = 0) -> Batch:
 
     Args:
       x: inputs, leaves ``[n, ...]``; here and below a list of numbers is an array.
-      y: labels, leaves ``[n, ...]``; integers become int32.
+      y: labels, leaves ``[n, ...]``; integers and booleans become int32.
       weight: ``[n]``, 1 for a real row and 0 for padding; all ones if absent.
       task: index of the task the rows come from.
 
@@ -138,9 +138,8 @@ def as_batch(x: PyTree, y: PyTree, *, weight=None, task: int = 0) -> Batch:
     if not (weight is None or isinstance(weight, Tracer)):
         known = np.asarray(weight, np.float32)
         check_number("as_batch", **{"the smallest weight": known.min(initial=0)})
-    narrow = lambda leaf: jnp.asarray(
-        leaf, jnp.int32 if jnp.issubdtype(leaf.dtype, jnp.integer) else None
-    )
+    classes = lambda leaf: leaf.dtype.kind in "biu"
+    narrow = lambda leaf: jnp.asarray(leaf, jnp.int32 if classes(leaf) else None)
     return Batch(
         x,
         jax.tree.map(narrow, y),

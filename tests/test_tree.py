@@ -59,6 +59,8 @@ def test_a_batch_is_narrow_complete_and_of_one_length():
     """Oracle: the record's contract."""
     batch = tree.as_batch(np.ones((3, 2)), np.array([1, 2, 0]), task=7)
     assert batch.y.dtype == jnp.int32
+    told = tree.as_batch(np.ones((3, 2)), np.array([True, False, True]))
+    assert told.y.dtype == jnp.int32
     np.testing.assert_array_equal(batch.weight, np.ones(3))
     np.testing.assert_array_equal(batch.task, [7, 7, 7])
     assert tree.num_rows(batch) == 3
