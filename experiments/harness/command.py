@@ -1,7 +1,7 @@
 """From a command line to a run: presets, fields, and errors of one line.
 
 Exit codes: 0 also for a run in which something diverged (its status says so and names
-it), 2 for bad input, 1 with a traceback for a bug, 130 when interrupted.
+it) and after SIGTERM, 2 for bad input, 1 with a traceback for a bug, 130 after Ctrl-C.
 """
 
 import contextlib
@@ -19,6 +19,7 @@ from typing import Annotated, Any, NamedTuple, get_args
 
 import tyro
 
+from experiments.harness.ending import Terminated, terminable
 from experiments.harness.errors import InputError, is_bad_input, one_line
 from experiments.harness.fields import nearest
 from experiments.harness.lock import claim
@@ -120,12 +121,15 @@ def _run(
     if known:
         print(f"{folder.path}: {known} runs are there, going on.")
     try:
-        run(folder.config, folder)
-    except KeyboardInterrupt:
-        mark(folder, "failed", error="interrupted")
-        said = f"interrupted; the same command goes on from here: {folder.path}"
+        with terminable():
+            run(folder.config, folder)
+    except KeyboardInterrupt as error:
+        asked = isinstance(error, Terminated)
+        word = "terminated" if asked else "interrupted"
+        mark(folder, "failed", error=word)
+        said = f"{word}; the same command goes on from here: {folder.path}"
         print(said, file=sys.stderr)
-        return 130
+        return 0 if asked else 130
     except Exception as error:
         if is_bad_input(error):
             if state == "new" and not read_records(folder):

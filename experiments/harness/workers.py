@@ -9,6 +9,7 @@ import os
 import pickle
 import signal
 import threading
+import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -17,10 +18,14 @@ from typing import Any, NamedTuple
 
 import jax
 
+from experiments.harness.ending import Terminated
 from experiments.harness.errors import InputError, is_bad_input, one_line
 
 #: ``(job, send) -> None``: do a job, and ``send`` what there is to tell meanwhile.
 Do = Callable[[Any, Callable[[Any], None]], None]
+
+
+GRACE = 20.0  # seconds; clusters commonly give 30 between SIGTERM and SIGKILL
 
 
 class Told(NamedTuple):
@@ -51,8 +56,9 @@ def share_out(
 
     Raises:
       Whatever a job raises, bad input as an ``InputError``; RuntimeError if a worker
-      ended without a word. The other workers are then ended. Workers also end when this
-      process ends, however it does.
+      ended without a word. The other workers are then ended; when this process is to be
+      terminated they have some time to save. Workers also end when this process ends,
+      however it does.
     """
     if num_workers == 1:
         do = prepare(*args)
@@ -103,6 +109,13 @@ def _workers(prepare: Callable[..., Do], args: tuple, count: int) -> Iterator[di
                 theirs.close()  # the worker holds the only other end
                 started[ours] = process
         yield dict(started)
+    except Terminated:
+        limit = time.monotonic() + GRACE
+        for process in started.values():
+            process.terminate()  # a host loop saves its run
+        for process in started.values():
+            process.join(max(0.0, limit - time.monotonic()))
+        raise
     finally:
         for pipe, process in started.items():
             process.kill()  # it is idle, or its work is in vain
@@ -159,6 +172,8 @@ def _serve(prepare: Callable[..., Do], args: tuple, pipe: Connection) -> None:
             do = do or prepare(*args)
             do(job, send)
             told = Told("done")
+        except KeyboardInterrupt:  # a signal came, and what was at hand is saved
+            return
         except Exception as error:
             told = Told("raised", _portable(error))
         pipe.send(told)

@@ -10,8 +10,9 @@ from contextlib import contextmanager
 def interruptible() -> Iterator[Callable[[], bool]]:
     """Yield a function that tells whether SIGTERM or SIGINT came since.
 
-    A second SIGINT is the usual ``KeyboardInterrupt``. Outside the main thread, where
-    signals cannot be caught, the answer is always no.
+    A second SIGINT is the usual ``KeyboardInterrupt``. Whoever handled SIGTERM before is
+    told of it at the end. Outside the main thread, where signals cannot be caught, the
+    answer is always no.
     """
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False
@@ -30,6 +31,9 @@ def interruptible() -> Iterator[Callable[[], bool]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+        earlier = before[signal.SIGTERM]
+        if signal.SIGTERM in asked and callable(earlier):
+            earlier(signal.SIGTERM, None)
 
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)

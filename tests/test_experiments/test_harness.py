@@ -297,6 +297,25 @@ def test_a_finished_run_is_only_reported_again(tmp_path, capsys):
     assert "is finished" in capsys.readouterr().out
 
 
+def test_sigterm_is_an_end_without_error_and_the_handler_is_put_back(tmp_path, capsys):
+    """Oracle: the exit code, the status, and the handler before."""
+
+    def end(config, folder):
+        del config
+        harness.append(folder, [record("seed=0")])
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(60)
+
+    before = signal.getsignal(signal.SIGTERM)
+    assert start(tmp_path, "paper", run=end) == 0
+    assert signal.getsignal(signal.SIGTERM) == before
+    assert "terminated; the same command goes on" in capsys.readouterr().err
+    assert status(tmp_path)["status"] == "failed"
+    assert status(tmp_path)["error"] == "terminated"
+    assert start(tmp_path, "paper") == 0
+    assert status(tmp_path)["status"] == "done"
+
+
 def test_an_unfinished_run_goes_on_and_drops_a_torn_line(tmp_path):
     """Oracle: the lines of a run that was never stopped."""
 

@@ -43,10 +43,11 @@ def command(name, folder, *more):
 
 
 def timeless(folder):
-    """Lines without what depends on the clock: rates, and where means are cut."""
+    """Lines by run, without what depends on the clock: rates, and where means are cut."""
     left_out = ("seconds", "loss")
     plain = lambda line: {k: v for k, v in line.items() if k not in left_out}
-    return [plain(line) for line in read_records(folder)]
+    by_run = sorted(read_records(folder), key=lambda line: line["run"])
+    return [plain(line) for line in by_run]
 
 
 @pytest.mark.slow
@@ -85,6 +86,43 @@ def test_a_killed_run_ends_as_one_left_alone_and_so_does_one_on_a_mesh(name, tmp
     for ours, theirs in zip(lines, read_records(alone), strict=True):
         np.testing.assert_allclose(ours["loss"], theirs["loss"], rtol=0.02)
         np.testing.assert_allclose(ours["matrix"], theirs["matrix"], atol=0.06)
+
+
+@pytest.mark.slow
+def test_sigterm_saves_every_run_at_hand_and_exits_with_0(tmp_path):
+    """Oracle: the run left alone; no checkpoint inside a task is due before the signal."""
+    words = ["--arms", "none", "er", "--num-tasks", "1", "--num-steps", "100"]
+    words += ["--checkpoint-seconds", "1000"]
+    both = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    run = {"cwd": ROOT, "env": ONE_DEVICE, "text": True, **both}
+    alone = tmp_path / "alone"
+    done = subprocess.run(command("class_stream", alone, *words), check=False, **run)
+    assert done.returncode == 0, done.stdout
+
+    ended = tmp_path / "ended"
+    often = command("class_stream", ended, *words, "--workers", "2")
+    with subprocess.Popen(often, **run) as process:
+        limit = time.monotonic() + 240
+        while len(begun(ended)) < 2:
+            assert time.monotonic() < limit
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.send_signal(signal.SIGTERM)
+        said, _ = process.communicate(timeout=60)
+    assert process.returncode == 0, said
+    assert "terminated; the same command goes on from here" in said
+    assert "Traceback" not in said
+    assert not read_records(ended)
+    assert len(list(ended.glob("checkpoints/*/checkpoints/*.json"))) == 2
+    done = subprocess.run(often, check=False, **run)
+    assert done.returncode == 0, done.stdout
+    assert timeless(ended) == timeless(alone)
+
+
+def begun(folder):
+    """The runs of which some steps were noted."""
+    noted = folder.glob("checkpoints/*/metrics.jsonl")
+    return [path for path in noted if path.stat().st_size]
 
 
 @pytest.mark.parametrize(

@@ -67,3 +67,20 @@ def test_signals_become_a_question_and_then_what_they_were():
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
     assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
+
+
+def test_whoever_handled_sigterm_hears_of_it_when_all_is_done():
+    """Oracle: the order of events. Negative control: no signal, nothing heard."""
+    heard = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: heard.append(number))
+    try:
+        with interruptible() as interrupted:
+            assert not interrupted()
+        assert not heard
+        with interruptible() as interrupted:
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert interrupted()
+            assert not heard
+        assert heard == [signal.SIGTERM]
+    finally:
+        signal.signal(signal.SIGTERM, before)
