@@ -1,0 +1,14 @@
+"""``python -m experiments.benchmarks.host {smoke|full} [--field value]``."""
+
+from experiments.benchmarks.host import config
+from experiments.benchmarks.host.report import report
+from experiments.benchmarks.host.run import run
+from experiments.benchmarks.one_thread import use_one_thread
+from experiments.harness import main
+
+if __name__ == "__main__":
+    use_one_thread()
+    words = config.__doc__ or ""
+    raise SystemExit(
+        main(config.PRESETS, run, words, report=report, name="benchmarks.host")
+    )

@@ -1,0 +1,75 @@
+"""What the host loop, its checkpoints, SAM and many devices cost a language model.
+
+A decoder on random bytes, on one thread; what is compared takes turns within a round, and
+ratios are taken within rounds. The devices are pretend ones on all cores, so that they
+show what splitting costs, not what it gains.
+
+    python -m experiments.benchmarks.host smoke      # seconds
+    python -m experiments.benchmarks.host full       # minutes
+
+The committed results are read again, and the README's tables made of them, by
+
+    python -m experiments.benchmarks.host full --out experiments/benchmarks/results/host
+"""
+
+from dataclasses import dataclass
+
+#: The loop over the bare step, save and restore, SAM's step and memory, many devices.
+JOBS = ("loop", "checkpoint", "sam", "memory", "devices")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Seconds and bytes of the host loop."""
+
+    jobs: tuple[str, ...] = JOBS
+    """What is done, in the order of a round."""
+    rounds: int = 5
+    """How often; memory, which does not vary, is asked once."""
+
+    num_layers: int = 4
+    """Blocks of the decoder."""
+    hidden_size: int = 128
+    """Numbers per position."""
+    num_heads: int = 4
+    """Queries per position; half as many keys."""
+    length: int = 128
+    """Bytes per row."""
+    batch_size: int = 8
+    """Rows per step."""
+    num_steps: int = 100
+    """Steps that are timed together."""
+
+    large_hidden_size: int = 512
+    """The same for checkpoints and memory, where parameters should outweigh the rest."""
+    large_batch_size: int = 1
+    """Rows per step, for memory."""
+
+    devices: tuple[int, ...] = (1, 2, 4, 8)
+    """How many pretend devices share a batch."""
+    devices_batch_size: int = 32
+    """Rows per step of all devices together."""
+    devices_steps: int = 20
+    """Steps that are timed together."""
+    seed: int = 0
+    """Of rows, network and batches."""
+
+
+PRESETS = {
+    "smoke": Config(
+        rounds=1,
+        num_layers=2,
+        hidden_size=16,
+        num_heads=2,
+        length=16,
+        num_steps=5,
+        large_hidden_size=32,
+        devices=(1, 2),
+        devices_batch_size=8,
+        devices_steps=2,
+    ),
+    "full": Config(),
+}
+
+
+__all__ = ["JOBS", "PRESETS", "Config"]

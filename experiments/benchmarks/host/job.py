@@ -1,0 +1,67 @@
+"""The decoder that all jobs train, and its step compiled with and without SAM."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import numpy as np
+import optax
+
+from experiments.benchmarks.host.config import Config
+from jaxcl.losses import token_cross_entropy
+from jaxcl.method import make_method
+from jaxcl.models import LlamaConfig, llama
+from jaxcl.streams import Task, array_rows
+from jaxcl.training import Layout
+from jaxcl.training.program import Program, compile_program
+from jaxcl.transforms import sam
+from jaxcl.tree import as_batch, at
+from jaxcl.typing import Method, Params
+
+NUM_BYTES = 256
+RHO = 0.05  # SAM's radius, on which its cost does not depend
+NUM_ROWS = 256
+
+
+class Job(NamedTuple):
+    """What is learned from what, and by what."""
+
+    build: Callable[..., Method]
+    start: Params
+    task: Task
+
+
+def make_job(config: Config, *, with_sam: bool = False, large: bool = False) -> Job:
+    """Random bytes, of which the next is to be told; AdamW, alone or after SAM."""
+    hidden = config.large_hidden_size if large else config.hidden_size
+    sizes = LlamaConfig(
+        vocab_size=NUM_BYTES,
+        hidden_size=hidden,
+        intermediate_size=8 * hidden // 3,
+        num_hidden_layers=config.num_layers,
+        num_attention_heads=config.num_heads,
+        num_key_value_heads=max(1, config.num_heads // 2),
+    )
+    model = llama(sizes)
+    loss = token_cross_entropy(model.apply, model.apply_rows)
+
+    def build(frozen):
+        del frozen
+        gradient = sam(RHO) if with_sam else None
+        return make_method(loss, optax.adamw(1e-3), gradient=gradient)
+
+    text = np.random.default_rng(config.seed).integers(
+        NUM_BYTES, size=(NUM_ROWS, config.length + 1), dtype=np.int32
+    )
+    rows = array_rows(as_batch(text[:, :-1], text[:, 1:]))
+    key = jax.random.key(config.seed)
+    return Job(build, model.init(key), Task("bytes", rows, rows))
+
+
+def make_program(job: Job, layout: Layout | None = None) -> Program:
+    """The functions of the host loop for this job."""
+    example = at(slice(1), job.task.train.read(np.arange(1)))
+    return compile_program(job.build, job.start, (), example, layout=layout)
+
+
+__all__ = ["Job", "make_job", "make_program"]

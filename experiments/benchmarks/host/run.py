@@ -1,0 +1,225 @@
+"""Rounds in which every job is done once; what is compared is timed side by side."""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from experiments.benchmarks.host.config import JOBS, Config
+from experiments.benchmarks.host.job import Job, make_job, make_program
+from experiments.benchmarks.ours import timed
+from experiments.harness import (
+    RunFolder,
+    append,
+    check_fields,
+    check_names,
+    finished,
+    progress,
+)
+from experiments.harness.run_folder import plain
+from jaxcl.training import Options, restore, save
+from jaxcl.training.checkpoint import saving
+from jaxcl.training.host import Run, begin, fit
+from jaxcl.training.interrupt import interruptible
+from jaxcl.training.log import metrics_file
+from jaxcl.training.program import Program
+from jaxcl.training.reading import take_rows
+
+KEY = jax.random.key(1)
+ONCE = ("memory",)  # jobs whose answer does not vary
+
+
+class Turn(NamedTuple):
+    """One job in one round; for devices, on so many of them."""
+
+    round: int
+    job: str
+    devices: int = 1
+
+    @property
+    def name(self) -> str:
+        """``round=1/devices/4``."""
+        name = f"round={self.round}/{self.job}"
+        return f"{name}/{self.devices}" if self.job == "devices" else name
+
+
+def run(config: Config, folder: RunFolder) -> None:
+    """Do every turn that has no line in ``results.jsonl`` yet."""
+    check_fields(config)
+    check_names("jobs", config.jobs, JOBS)
+    make_job(config)  # refuses sizes that do not fit each other
+    every = turns(config)
+    todo = [turn for turn in every if turn.name not in finished(folder)]
+    prepare = {
+        "loop": prepare_loop,
+        "checkpoint": prepare_checkpoint,
+        "sam": prepare_sam,
+        "memory": lambda config: partial(memory, config),
+    }
+    named = sorted({turn.job for turn in todo} & set(prepare))
+    with progress(len(every), "turns", done=len(every) - len(todo)) as advance:
+        ready = {name: prepare[name](config) for name in named}
+        for turn in todo:
+            work = ready.get(turn.job, partial(on_devices, config, turn.devices))
+            load = round(os.getloadavg()[0], 1)
+            head = {"run": turn.name, **turn._asdict(), "load": load}
+            append(folder, [{**head, "status": "done", **work()}])
+            advance(1, turn.name)
+
+
+def turns(config: Config) -> list[Turn]:
+    """All turns in their order."""
+    return [
+        Turn(number, job, count)
+        for number in range(config.rounds)
+        for job in config.jobs
+        if number == 0 or job not in ONCE
+        for count in (config.devices if job == "devices" else (1,))
+    ]
+
+
+def prepare_loop(config: Config) -> Callable[[], dict[str, Any]]:
+    """The host loop over one task, against its own step in a bare Python loop."""
+    job = make_job(config)
+    program = make_program(job)
+    options = Options(num_steps=config.num_steps, batch_size=config.batch_size)
+    bare = partial(bare_loop, config, job, program)
+    walked = partial(host_loop, job, program, options)
+    for loop in (bare, walked):
+        timed(loop)  # compiles
+
+    def work():
+        _, alone = timed(bare)
+        _, whole = timed(walked)
+        return {"bare": alone.wall, "loop": whole.wall, "steps": config.num_steps}
+
+    return work
+
+
+def bare_loop(config: Config, job: Job, program: Program):
+    """The jitted step and nothing else, on batches that are ready."""
+    state = program.start(job.start)
+    numbers = np.arange(config.batch_size)
+    batch = take_rows(job.task.train, numbers, size=config.batch_size)
+    for step in range(config.num_steps):
+        state, _ = program.step(state, KEY, np.int32(step), batch)
+    return state
+
+
+def host_loop(job: Job, program: Program, options: Options):
+    """The part of :func:`jaxcl.training.learn` that walks the steps of a task."""
+    with tempfile.TemporaryDirectory() as place, ExitStack() as stack:
+        enter, folder = stack.enter_context, Path(place)
+        run = Run(
+            KEY,
+            [job.task],
+            options,
+            None,
+            program,
+            interrupted=enter(interruptible()),
+            save=enter(saving(folder / "checkpoints")),
+            write=enter(metrics_file(folder / "metrics.jsonl", keep=bool)),
+            scalar=lambda name, value, step: None,
+            advance=lambda steps, words: None,
+        )
+        return fit(run, begin(program, job.start, 1))[0].state
+
+
+def prepare_checkpoint(config: Config) -> Callable[[], dict[str, Any]]:
+    """Save and restore a whole state, beside NumPy's own file of the same arrays."""
+    job = make_job(config, large=True)
+    state = jax.block_until_ready(make_program(job).start(job.start))
+    leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(state)]
+
+    def work():
+        with tempfile.TemporaryDirectory() as place:
+            by_hand, ours, later = (Path(place) / name for name in ("a.npz", "b", "c"))
+            _, numpy_save = timed(lambda: np.savez(by_hand, *leaves))
+            _, numpy_load = timed(lambda: dict(np.load(by_hand)))
+            _, saved = timed(lambda: save(ours, 1, state))
+            _, restored = timed(lambda: restore(ours, state).tree)
+            start = time.perf_counter()
+            with saving(later) as begin_saving:
+                begin_saving(1, state)
+                waited = time.perf_counter() - start
+        return {
+            "megabytes": sum(leaf.nbytes for leaf in leaves) / 1e6,
+            "numpy_save": numpy_save.wall,
+            "numpy_load": numpy_load.wall,
+            "save": saved.wall,
+            "restore": restored.wall,
+            "held_up": waited,
+        }
+
+    return work
+
+
+def prepare_sam(config: Config) -> Callable[[], dict[str, Any]]:
+    """The same steps with SAM and without."""
+    jobs = [make_job(config, with_sam=bent) for bent in (False, True)]
+    loops = [partial(bare_loop, config, job, make_program(job)) for job in jobs]
+    for loop in loops:
+        timed(loop)
+
+    def work():
+        plain_cost, sam_cost = (timed(loop)[1] for loop in loops)
+        steps = config.num_steps
+        return {"plain": plain_cost.cpu, "sam": sam_cost.cpu, "steps": steps}
+
+    return work
+
+
+def memory(config: Config) -> dict[str, Any]:
+    """Bytes that XLA sets aside for a step: its arguments, and all that lives within."""
+    found = {}
+    for name in ("plain", "sam"):
+        job = make_job(config, with_sam=name == "sam", large=True)
+        program = make_program(job)
+        state = program.start(job.start)
+        size = config.large_batch_size
+        batch = take_rows(job.task.train, np.arange(size), size=size)
+        step = lambda state, batch, run=program: run.step(state, KEY, 0, batch)
+        lowered = jax.jit(step, donate_argnums=0).lower(state, batch)
+        used = lowered.compile().memory_analysis()
+        assert used is not None  # every backend here has one
+        found[f"{name}_state"] = sum(x.nbytes for x in jax.tree.leaves(state))
+        found[f"{name}_temporary"] = used.temp_size_in_bytes
+        found["parameters"] = sum(x.nbytes for x in jax.tree.leaves(job.start))
+    return found
+
+
+def on_devices(config: Config, count: int) -> dict[str, Any]:
+    """Rows per second on so many pretend devices, in a process of its own."""
+    settings = json.dumps(plain(config) | {"count": count})
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in ("NPROC", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
+    }
+    flag = f"--xla_force_host_platform_device_count={count}"
+    script = [sys.executable, "-m", "experiments.benchmarks.host.devices"]
+    done = subprocess.run(
+        script,
+        input=settings,
+        env=environment | {"XLA_FLAGS": flag, "JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        msg = f"benchmarks: {count} devices ended with {done.returncode}: {done.stderr}"
+        raise RuntimeError(msg)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+__all__ = ["Turn", "run", "turns"]

@@ -1,0 +1,25 @@
+"""One thread and one core for this process and those that it starts."""
+
+import os
+
+import jax
+
+ONE_THREAD = {
+    "NPROC": "1",  # of XLA's pool: with more, half of the time goes into handing over
+    "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false",
+    "OMP_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "JAX_PLATFORMS": "cpu",
+}
+
+
+def use_one_thread() -> None:
+    """Call it before the first array is made, when all of this is read."""
+    os.environ.update(ONE_THREAD)
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_enable_compilation_cache", False)  # compilation is timed
+
+
+__all__ = ["ONE_THREAD", "use_one_thread"]

@@ -1,0 +1,70 @@
+"""The host loop's benchmark at sizes where it takes seconds: lines, tables, refusals."""
+
+import numpy as np
+import pytest
+
+from experiments.benchmarks.host import config
+from experiments.benchmarks.host.report import costs_table, report, targets
+from experiments.benchmarks.host.run import run, turns
+from experiments.harness import main, read_records
+
+SMOKE = config.PRESETS["smoke"]
+
+
+def start(folder, *words):
+    argv = ["smoke", *words, "--out", str(folder)]
+    return main(config.PRESETS, run, "", argv, report=report, name="benchmarks.host")
+
+
+@pytest.mark.slow
+def test_the_smoke_preset_does_every_job(tmp_path):
+    """Oracle: the jobs asked for, and laws of what they measure."""
+    assert start(tmp_path / "host") == 0
+    done = {record["run"]: record for record in read_records(tmp_path / "host")}
+    assert set(done) == {turn.name for turn in turns(SMOKE)}
+    memory = done["round=0/memory"]
+    scalars = memory["sam_state"] - memory["plain_state"]
+    assert 0 < scalars < 100  # SAM keeps a few numbers, and no copy of the parameters
+    assert memory["plain_state"] > 3 * memory["parameters"]  # with AdamW's two moments
+    assert memory["sam_temporary"] > memory["plain_temporary"]
+    saved = done["round=0/checkpoint"]
+    assert saved["megabytes"] * 1e6 >= memory["plain_state"]
+    assert 0 < saved["held_up"] < saved["save"]
+    for count in SMOKE.devices:
+        assert done[f"round=0/devices/{count}"]["rows_per_second"] > 0
+    text = (tmp_path / "host" / "tables" / "targets.md").read_text()
+    assert "the host loop against its bare step" in text
+
+
+def test_ratios_are_taken_within_rounds_and_costs_are_medians():
+    """Oracle: by hand."""
+    done = {
+        "loop": [
+            {"bare": 2.0, "loop": 2.1, "steps": 20},
+            {"bare": 4.0, "loop": 4.04, "steps": 20},
+            {"bare": 1.0, "loop": 1.0, "steps": 20},
+        ],
+        "sam": [{"plain": 1.0, "sam": 1.9, "steps": 20}],
+    }
+    loop, sam = targets(done)
+    np.testing.assert_allclose(loop.values, [1.05, 1.01, 1.0])
+    np.testing.assert_allclose(sam.values, [1.9])
+    bare, walked = costs_table(done).rows
+    assert (bare[1], walked[1]) == ("100 ms", "105 ms")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--jobs", "looop"], "jobs: unknown 'looop'; did you mean loop?"),
+        (["--num-heads", "3"], "num_key_value_heads must divide"),
+        (["--num-steps", "0"], "num_steps: expected"),
+    ],
+)
+def test_bad_input_is_one_line_and_leaves_no_folder(words, message, tmp_path, capsys):
+    """Oracle: exit code 2, one line that names the trouble."""
+    assert start(tmp_path / "host", *words) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.strip().count("\n") == 0
+    assert not (tmp_path / "host").exists()
