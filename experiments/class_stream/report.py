@@ -1,8 +1,14 @@
-"""From ``results.jsonl`` to tables, figures and one page."""
+"""From ``results.jsonl`` to tables, figures and one page.
+
+``python -m experiments.class_stream.report`` puts the tables of every folder under
+``results/`` into the README beside this file.
+"""
+
+from pathlib import Path
 
 from experiments.class_stream.config import Config
-from experiments.harness import RunFolder
-from experiments.harness.forgetting import report_matrices
+from experiments.harness import RunFolder, expect_no_words
+from experiments.harness.forgetting import report_matrices, write_readme
 
 CLAIM = (
     "Classes arrive a few at a time. Compared: no measure against forgetting, replay, "
@@ -17,3 +23,8 @@ def report(config: Config, folder: RunFolder) -> None:
 
 
 __all__ = ["report"]
+
+
+if __name__ == "__main__":
+    expect_no_words(__doc__)
+    write_readme(Path(__file__).parent / "README.md")

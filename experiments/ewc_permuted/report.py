@@ -14,6 +14,7 @@ from experiments.harness import (
     RunFolder,
     expect_no_words,
     fill,
+    made_on,
     read_json,
     read_records,
     write_text,
@@ -147,20 +148,13 @@ def section(path: Path) -> str:
         f"`{environment['command']}`: {config['iterations']} steps per task, "
         f"{config['num_tasks']} tasks, {'-'.join(map(str, config['hidden']))} units, "
         f"learning rate {config['learning_rate']:g}, Fisher over "
-        f"{config['fisher_examples'] or 'all'} training rows; {environment['cpu']}, "
-        f"{environment['devices']}; jax {environment['versions']['jax']}; commit "
-        f"{short(environment['commit'])}."
+        f"{config['fisher_examples'] or 'all'} training rows; "
+        f"{made_on(environment)}."
     )
     if not finished:
         facts += " Not finished: what is there so far."
     shown = [to_markdown(table) for table in tables if table.rows]
     return "\n".join([f"### {path.name}\n", facts + "\n", *shown])
-
-
-def short(commit: str | None) -> str:
-    """The first nine digits, and what is said of changes after them."""
-    digits, _, changes = (commit or "unknown").partition(" ")
-    return f"{digits[:9]} {changes}".strip()
 
 
 def write_readme(readme: Path = HERE / "README.md", results: Path = HERE / "results"):

@@ -9,7 +9,7 @@ reports it; ``__main__.py`` of its folder is::
 from experiments.harness.command import expect_no_words, main
 from experiments.harness.fields import check_fields, check_names, nearest
 from experiments.harness.host_runs import Lesson, Trial, learn_trial, run_trials
-from experiments.harness.readme import fill
+from experiments.harness.readme import fill, made_on
 from experiments.harness.run_folder import (
     CHECKPOINTS,
     RunFolder,
@@ -36,6 +36,7 @@ __all__ = [
     "fill",
     "finished",
     "learn_trial",
+    "made_on",
     "main",
     "nearest",
     "progress",

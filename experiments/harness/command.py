@@ -188,7 +188,7 @@ def parse(
     if "-h" in rest or "--help" in rest:
         _tyro(default, ["--help"], f"{program} {preset}", doc)
         return None
-    groups = _flags(rest)
+    groups = flags(rest)
     names = [field.name for field in dataclasses.fields(default)] + ["out"]
     for flag, _ in groups:
         if flag not in names:
@@ -220,7 +220,7 @@ def expect_no_words(doc: str | None, argv: Sequence[str] | None = None) -> None:
     raise SystemExit(_refuse(InputError(msg)))
 
 
-def _flags(words: list[str]) -> list[tuple[str, list[str]]]:
+def flags(words: list[str]) -> list[tuple[str, list[str]]]:
     """``--field value ...`` by field, hyphens read as underscores."""
     groups: list[tuple[str, list[str]]] = []
     for word in words:
@@ -315,4 +315,4 @@ def _refuse(error: Exception) -> int:
     return 2
 
 
-__all__ = ["OUTPUTS", "Request", "expect_no_words", "main", "parse"]
+__all__ = ["OUTPUTS", "Request", "expect_no_words", "flags", "main", "parse"]

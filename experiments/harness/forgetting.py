@@ -1,10 +1,12 @@
 """What runs with an accuracy matrix say: a table, matrices, curves, and one page."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from experiments.harness.readme import fill, made_on
 from experiments.harness.run_folder import (
     RunFolder,
     read_json,
@@ -88,6 +90,28 @@ def forgetting_table(records: Sequence[Record]) -> Table:
     return Table(columns, rows, notes)
 
 
+def write_readme(readme: Path) -> None:
+    """Put the tables of all results beside a README between its two marks."""
+    folders = sorted(
+        path.parent for path in readme.parent.glob("results/*/results.jsonl")
+    )
+    fill(readme, "\n".join(map(section, folders)))
+
+
+def section(path: Path) -> str:
+    """What a README says of one folder of results."""
+    environment = read_json(path / "environment.json")
+    shown = f"results/{path.name}/figures/matrices.png"
+    return "\n".join(
+        [
+            f"### {path.name}\n",
+            f"`{environment['command']}`: {made_on(environment)}.\n",
+            to_markdown(forgetting_table(read_records(path))),
+            f"![Accuracy on each task after each task]({shown})\n",
+        ]
+    )
+
+
 def summary(runs: Sequence[Record]) -> list[Interval | None]:
     """The four numbers of some runs' matrices; None where one task has no answer."""
     matrices = np.array([run["matrix"] for run in runs])
@@ -118,4 +142,4 @@ def verdict(made: Table) -> str:
     return "; ".join(words) + "."
 
 
-__all__ = ["forgetting_table", "report_matrices", "so_far"]
+__all__ = ["forgetting_table", "report_matrices", "section", "so_far", "write_readme"]

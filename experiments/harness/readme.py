@@ -1,6 +1,7 @@
 """Results inside a README, so that no number in it is typed by hand."""
 
 from pathlib import Path
+from typing import Any
 
 from experiments.harness.run_folder import write_text
 
@@ -32,4 +33,13 @@ def fill(path: Path, text: str, name: str = "results") -> None:
         write_text(path, made)
 
 
-__all__ = ["fill"]
+def made_on(environment: dict[str, Any]) -> str:
+    """Machine, version and commit of a committed folder, from its ``environment.json``."""
+    commit, _, changes = (environment["commit"] or "unknown").partition(" ")
+    return (
+        f"{environment['cpu']}, {environment['devices']}; jax "
+        f"{environment['versions']['jax']}; commit {f'{commit[:9]} {changes}'.strip()}"
+    )
+
+
+__all__ = ["fill", "made_on"]

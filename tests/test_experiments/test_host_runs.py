@@ -89,21 +89,26 @@ def test_a_killed_run_ends_as_one_left_alone_and_so_does_one_on_a_mesh(name, tmp
 
 
 @pytest.mark.slow
-def test_sigterm_saves_every_run_at_hand_and_exits_with_0(tmp_path):
-    """Oracle: the run left alone; no checkpoint inside a task is due before the signal."""
-    words = ["--arms", "none", "er", "--num-tasks", "1", "--num-steps", "100"]
-    words += ["--checkpoint-seconds", "1000"]
+@pytest.mark.parametrize("workers", [1, 2])
+def test_sigterm_saves_every_run_at_hand_and_exits_with_0(workers, tmp_path):
+    """Oracle: the runs left alone; no checkpoint inside a task is due before the signal."""
+    script = [sys.executable, str(Path(__file__).with_name("ended_run.py")), "toy"]
     both = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-    run = {"cwd": ROOT, "env": ONE_DEVICE, "text": True, **both}
-    alone = tmp_path / "alone"
-    done = subprocess.run(command("class_stream", alone, *words), check=False, **run)
+    run = {
+        "cwd": ROOT,
+        "env": {**ONE_DEVICE, "PYTHONPATH": str(ROOT)},
+        "text": True,
+        **both,
+    }
+    alone, ended = tmp_path / "alone", tmp_path / "ended"
+    whole = [*script, "--workers", "1", "--out", str(alone)]
+    done = subprocess.run(whole, check=False, **run)
     assert done.returncode == 0, done.stdout
 
-    ended = tmp_path / "ended"
-    often = command("class_stream", ended, *words, "--workers", "2")
-    with subprocess.Popen(often, **run) as process:
+    again = [*script, "--workers", str(workers), "--out", str(ended)]
+    with subprocess.Popen([*again, "--pause", "0.02"], **run) as process:
         limit = time.monotonic() + 240
-        while len(begun(ended)) < 2:
+        while len(begun(ended)) < workers:
             assert time.monotonic() < limit
             assert process.poll() is None
             time.sleep(0.01)
@@ -113,8 +118,8 @@ def test_sigterm_saves_every_run_at_hand_and_exits_with_0(tmp_path):
     assert "terminated; the same command goes on from here" in said
     assert "Traceback" not in said
     assert not read_records(ended)
-    assert len(list(ended.glob("checkpoints/*/checkpoints/*.json"))) == 2
-    done = subprocess.run(often, check=False, **run)
+    assert len(list(ended.glob("checkpoints/*/checkpoints/*.json"))) == workers
+    done = subprocess.run(again, check=False, **run)
     assert done.returncode == 0, done.stdout
     assert timeless(ended) == timeless(alone)
 

@@ -58,13 +58,13 @@ class Config:
 PRESETS = {
     "smoke": Config(
         rounds=1,
-        num_layers=2,
+        num_layers=1,
         hidden_size=16,
         num_heads=2,
         length=16,
         num_steps=5,
         large_hidden_size=32,
-        devices=(1, 2),
+        devices=(2,),
         devices_batch_size=8,
         devices_steps=2,
     ),

@@ -14,6 +14,7 @@ import numpy as np
 from experiments.benchmarks.host.config import Config
 from experiments.benchmarks.host.job import make_job, make_program
 from experiments.benchmarks.ours import timed
+from experiments.harness import expect_no_words
 from jaxcl.training import Layout, make_mesh
 from jaxcl.training.parallel import replicate
 from jaxcl.training.reading import take_rows
@@ -51,4 +52,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    expect_no_words(__doc__)
     main()

@@ -1,0 +1,324 @@
+"""A grid of settings, or a list of them, as one job: a run of an experiment for each.
+
+    python -m experiments.batch EXPERIMENT PRESET [--field value ...]
+        --grid FIELD VALUE VALUE ...    once or more: every combination of the values
+        --each FILE                     a JSON object of fields on each line
+        --parallel N                    runs at a time; else 1: each may use all cores
+        --on slurm                      as an array of jobs, by submitit; local to try that
+        --slurm NAME=VALUE ...          of submitit: timeout_min=60 slurm_partition=gpu ...
+        --out FOLDER                    of the batch; else outputs/EXPERIMENT-PRESET-batch
+
+Every run is the experiment's ordinary command, in a folder of its own under the batch's.
+The same command again skips the runs that finished and goes on with the others. At the end
+``runs.csv`` holds every line of all results in one table; a run that failed is named, with
+the file that holds its words, and the exit code is 1. Seeds need no batch: an experiment
+packs its own, side by side in one program where its networks allow that.
+
+    python -m experiments.batch class_stream cifar --data FOLDER --grid rho 0.02 0.05 0.1
+"""
+
+import importlib
+import itertools
+import json
+import shlex
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from experiments.harness.command import OUTPUTS, flags, parse
+from experiments.harness.ending import Terminated, terminable
+from experiments.harness.errors import InputError, one_line
+from experiments.harness.fields import nearest
+from experiments.harness.launch import Job, run_here, run_on_cluster
+from experiments.harness.run_folder import (
+    RunFolder,
+    examine,
+    read_json,
+    read_records,
+    write_text,
+)
+from jaxcl.report.tables import Column, Table, to_csv
+from jaxcl.training.progress import progress
+
+HERE = Path(__file__).parent
+OWN = ("grid", "each", "on", "parallel", "slurm", "out")
+PLACES_TO_RUN = ("here", "slurm", "local")
+
+#: Fields and their values, as words of a command line.
+Settings = Mapping[str, Sequence[str]]
+
+
+class Batch(NamedTuple):
+    """What a command line asks for."""
+
+    experiment: str
+    preset: str
+    shared: Settings  # of all runs
+    each: Sequence[Settings]  # of every run
+    on: str
+    parallel: int
+    slurm: dict[str, str | int]
+    out: Path
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Do the batch; 0 if every run ended, 1 if some failed, 2 for bad input."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if words and words[0] in ("-h", "--help"):
+        print((__doc__ or "").strip())
+        return 0
+    try:
+        batch = read_words(words)
+        folders = {name_of(one): folder_of(batch, one) for one in batch.each}
+        todo = [name for name in folders if examine(folders[name]) != "finished"]
+        return do(batch, folders, todo)
+    except KeyboardInterrupt as error:
+        print("the same command goes on from here", file=sys.stderr)
+        return 0 if isinstance(error, Terminated) else 130
+    except InputError as error:
+        print(f"error: {one_line(error)}", file=sys.stderr)
+        return 2
+
+
+def do(batch: Batch, folders: Mapping[str, RunFolder], todo: Sequence[str]) -> int:
+    """Run what is to be done, tell what failed, and write the table."""
+    jobs = [make_job(batch, name, folders[name]) for name in todo]
+    failed = []
+    with (
+        terminable(),
+        progress(len(folders), "runs", done=len(folders) - len(jobs)) as advance,
+    ):
+        for job, code in launch(batch, jobs):
+            advance(1, job.name)
+            if code or state(folders[job.name].path) not in ("done", "diverged"):
+                failed.append(job)
+    made = runs_table({name: folder.path for name, folder in folders.items()}, batch)
+    write_text(batch.out / "runs.csv", to_csv(made))
+    print(f"{len(folders)} runs, {len(failed)} failed: {batch.out / 'runs.csv'}")
+    for job in failed:
+        print(f"failed: {job.name}, see {job.log}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def launch(batch: Batch, jobs: Sequence[Job]) -> Iterator[tuple[Job, int]]:
+    """The jobs with their exit codes, wherever they run."""
+    if batch.on == "here" or not jobs:
+        return run_here(jobs, parallel=batch.parallel)
+    return run_on_cluster(
+        jobs,
+        cluster=batch.on,
+        parallel=batch.parallel,
+        parameters=batch.slurm,
+        folder=batch.out / "submitit",
+    )
+
+
+def make_job(batch: Batch, name: str, folder: RunFolder) -> Job:
+    """The ordinary command of one run."""
+    settings = next(one for one in batch.each if name_of(one) == name)
+    words = [batch.preset, *words_of(batch.shared), *words_of(settings)]
+    module = f"experiments.{batch.experiment}"
+    command = [sys.executable, "-m", module, *words, "--out", str(folder.path)]
+    return Job(name, command, batch.out / "logs" / f"{name}.txt")
+
+
+def folder_of(batch: Batch, settings: Settings) -> RunFolder:
+    """The folder of one run, its settings checked.
+
+    Raises:
+      InputError: for settings that the experiment does not take.
+    """
+    config = config_of(batch.experiment)
+    words = [batch.preset, *words_of(batch.shared), *words_of(settings)]
+    request = parse(batch.experiment, config.PRESETS, "", words)
+    assert request is not None  # no help was asked for
+    return RunFolder(
+        batch.out / name_of(settings),
+        batch.experiment,
+        batch.preset,
+        request.config,
+        free=getattr(config, "FREE", ()),
+        places=getattr(config, "PLACES", ()),
+    )
+
+
+def config_of(experiment: str) -> Any:
+    """An experiment's module of settings.
+
+    Raises:
+      InputError: if there is no such experiment.
+    """
+    known = sorted(path.parent.name for path in HERE.glob("*/config.py"))
+    if experiment not in known:
+        msg = f"batch: unknown experiment {experiment!r}{nearest(experiment, known)}"
+        raise InputError(msg)
+    return importlib.import_module(f"experiments.{experiment}.config")
+
+
+# ------------------------------------------------------------------ the command line
+
+
+def read_words(words: Sequence[str]) -> Batch:
+    """What the words ask for.
+
+    Raises:
+      InputError: for words that are not understood.
+    """
+    if len(words) < 2 or words[0].startswith("-") or words[1].startswith("-"):
+        msg = "batch: say which experiment and which preset (see --help)."
+        raise InputError(msg)
+    experiment, preset, *rest = words
+    config_of(experiment)
+    groups = flags(rest)
+    grids = [values for flag, values in groups if flag == "grid"]
+    own = {flag: values for flag, values in groups if flag in OWN and flag != "grid"}
+    shared = {flag: values for flag, values in groups if flag not in OWN}
+    each = [
+        {**listed, **chosen}
+        for listed in (read_each(single("each", own)) if "each" in own else [{}])
+        for chosen in combinations(grids)
+    ]
+    if each == [{}]:
+        msg = "batch: nothing varies; give --grid FIELD VALUE ... or --each FILE."
+        raise InputError(msg)
+    check_settings(shared, each, {grid[0] for grid in grids if grid})
+    on, parallel = single("on", own, "here"), single("parallel", own, "1")
+    if on not in PLACES_TO_RUN:
+        msg = f"batch: --on: unknown {on!r}{nearest(on, PLACES_TO_RUN)}"
+        raise InputError(msg)
+    if not parallel.isdigit() or parallel == "0":
+        msg = f"batch: --parallel: expected a number above 0, got {parallel!r}."
+        raise InputError(msg)
+    slurm = dict(map(pair, own.get("slurm", [])))
+    out = Path(single("out", own, str(OUTPUTS / f"{experiment}-{preset}-batch")))
+    return Batch(experiment, preset, shared, each, on, int(parallel), slurm, out)
+
+
+def combinations(grids: Sequence[Sequence[str]]) -> list[Settings]:
+    """Every combination of one value for each field."""
+    for grid in grids:
+        if len(grid) < 2:
+            came = shlex.join(grid)
+            msg = f"batch: --grid: expected a field and its values, got {came!r}."
+            raise InputError(msg)
+    fields = [grid[0].lstrip("-").replace("-", "_") for grid in grids]
+    return [
+        {field: [value] for field, value in zip(fields, chosen, strict=True)}
+        for chosen in itertools.product(*(grid[1:] for grid in grids))
+    ]
+
+
+def read_each(path: str) -> list[Settings]:
+    """The settings on each line of a file."""
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        msg = f"batch: --each: cannot read {path}: {error.strerror}."
+        raise InputError(msg) from None
+    found = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            fields = json.loads(line)
+            found.append({field: as_words(value) for field, value in fields.items()})
+        except (ValueError, AttributeError):
+            msg = f"batch: --each: {path}, line {number} is no JSON object of fields."
+            raise InputError(msg) from None
+    if not found:
+        msg = f"batch: --each: {path} holds no settings."
+        raise InputError(msg)
+    return found
+
+
+def check_settings(shared: Settings, each: Sequence[Settings], grid: set[str]) -> None:
+    """Refuse a field that is given in two ways, and settings that are there twice."""
+    varied = {field for one in each for field in one} | grid
+    if both := sorted(varied & set(shared)):
+        msg = f"batch: --{both[0]}: given for all runs, and varied; leave one out."
+        raise InputError(msg)
+    names = [name_of(one) for one in each]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        msg = f"batch: {twice[0]} is there twice; leave one out."
+        raise InputError(msg)
+
+
+def single(
+    flag: str, own: Mapping[str, Sequence[str]], default: str | None = None
+) -> str:
+    """The single word of a flag."""
+    words = own.get(flag, [] if default is None else [default])
+    if len(words) != 1:
+        msg = f"batch: --{flag}: expected one word, got {shlex.join(words)!r}."
+        raise InputError(msg)
+    return words[0]
+
+
+def pair(word: str) -> tuple[str, str | int]:
+    """``name=value``, whole numbers as such."""
+    name, equals, value = word.partition("=")
+    if not equals or not name:
+        msg = f"batch: --slurm: expected NAME=VALUE, got {word!r}."
+        raise InputError(msg)
+    return name, int(value) if value.isdigit() else value
+
+
+def as_words(value: Any) -> list[str]:
+    """A JSON value as words of a command line."""
+    return [str(part) for part in (value if isinstance(value, list) else [value])]
+
+
+def words_of(settings: Settings) -> list[str]:
+    """``--field value ...``."""
+    return [w for field, values in settings.items() for w in (f"--{field}", *values)]
+
+
+def name_of(settings: Settings) -> str:
+    """``rho=0.05,strength=10``, the name of a run's folder."""
+    parts = [f"{field}={'+'.join(values)}" for field, values in settings.items()]
+    return ",".join(parts).replace("/", "-")
+
+
+# ------------------------------------------------------------------ the table
+
+
+def runs_table(folders: Mapping[str, Path], batch: Batch) -> Table:
+    """A row for every line of all results, beside what was varied."""
+    varied = list(dict.fromkeys(field for one in batch.each for field in one))
+    rows = []
+    for settings in batch.each:
+        path = folders[name_of(settings)]
+        chosen = ["+".join(settings.get(field, [])) for field in varied]
+        lines = read_records(path) if (path / "results.jsonl").exists() else []
+        for line in lines or [{"status": state(path)}]:
+            final = line.get("final") or line.get("accuracy")
+            rows.append(
+                (
+                    *chosen,
+                    line.get("setting", ""),
+                    line.get("arm", ""),
+                    json.dumps(line.get("hyper", {})),
+                    str(line.get("seed", "")),
+                    line["status"],
+                    float(np.mean(final))
+                    if line["status"] == "done" and final
+                    else None,
+                    line.get("seconds"),
+                )
+            )
+    fixed = ("setting", "arm", "hyper", "seed", "status")
+    numbers = Column("accuracy", 4), Column("seconds", 1)
+    return Table((*map(Column, (*varied, *fixed)), *numbers), tuple(rows))
+
+
+def state(path: Path) -> str:
+    """What became of a run: done | diverged | failed | running, or that it never began."""
+    held = path / "status.json"
+    return read_json(held)["status"] if held.exists() else "not begun"
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

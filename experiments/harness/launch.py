@@ -1,0 +1,94 @@
+"""Commands run as processes: here, a few at a time, or on a cluster by submitit."""
+
+import importlib
+import subprocess
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from experiments.harness.errors import InputError
+
+
+class Job(NamedTuple):
+    """A command, and where its words go."""
+
+    name: str
+    command: list[str]
+    log: Path
+
+
+def run_here(jobs: Sequence[Job], *, parallel: int) -> Iterator[tuple[Job, int]]:
+    """Run all jobs, at most ``parallel`` at a time; yield each with its exit code.
+
+    Whoever stops iterating ends those that run, by SIGTERM, and waits for them.
+    """
+    waiting, running = list(jobs)[::-1], {}
+    try:
+        while waiting or running:
+            while waiting and len(running) < parallel:
+                job = waiting.pop()
+                running[_begin(job)] = job
+            for process in [one for one in running if one.poll() is not None]:
+                yield running.pop(process), process.returncode
+            time.sleep(0.05)
+    finally:
+        for process in running:
+            process.terminate()
+        for process in running:
+            process.wait()
+
+
+def run_on_cluster(
+    jobs: Sequence[Job],
+    *,
+    cluster: str,
+    parallel: int,
+    parameters: Mapping[str, str | int],
+    folder: Path,
+) -> Iterator[tuple[Job, int]]:
+    """Submit all jobs as one array; yield each with its exit code when it has ended.
+
+    Args:
+      jobs: what to run; working directory and environment are those of this process.
+      cluster: ``slurm``, or ``local`` to try it on this machine.
+      parallel: jobs of the array that run at a time, on Slurm.
+      parameters: of submitit's executor, such as ``timeout_min`` or ``slurm_partition``.
+      folder: of submitit's own files; both sides must see it.
+
+    Raises:
+      InputError: without submitit or without the cluster, or for an unknown parameter.
+    """
+    try:
+        submitit = importlib.import_module("submitit")
+    except ImportError:
+        msg = "batch: a cluster needs the extra cluster; pip install '.[cluster]'."
+        raise InputError(msg) from None
+    if cluster == "slurm":
+        parameters = {"slurm_array_parallelism": parallel, **parameters}
+    try:
+        executor = submitit.AutoExecutor(folder, cluster=cluster)
+        executor.update_parameters(**{"name": "jaxcl", **parameters})
+    except (AssertionError, NameError, RuntimeError, TypeError, ValueError) as error:
+        msg = f"batch: {' '.join(str(error).split())}"
+        raise InputError(msg) from None
+    with executor.batch():
+        submitted = {executor.submit(execute, job): job for job in jobs}
+    often = 10 if cluster == "slurm" else 0.5  # seconds between two looks
+    for done in submitit.helpers.as_completed(list(submitted), poll_frequency=often):
+        lost = done.exception()  # killed, out of time or memory
+        yield submitted[done], 1 if lost else done.result()
+
+
+def execute(job: Job) -> int:
+    """Run one job to its end; its exit code."""
+    return _begin(job).wait()
+
+
+def _begin(job: Job) -> subprocess.Popen:
+    job.log.parent.mkdir(parents=True, exist_ok=True)
+    with job.log.open("a") as log:
+        return subprocess.Popen(job.command, stdout=log, stderr=subprocess.STDOUT)
+
+
+__all__ = ["Job", "execute", "run_here", "run_on_cluster"]

@@ -1,0 +1,69 @@
+"""A small experiment of the host loop: a test starts it and sends it SIGTERM."""
+
+import time
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from experiments.harness import Lesson, Trial, learn_trial, main, run_trials
+from jaxcl.losses import cross_entropy, single_head
+from jaxcl.method import make_method
+from jaxcl.models import mlp
+from jaxcl.streams import Rows, Task, array_rows
+from jaxcl.training import Options
+from jaxcl.tree import as_batch
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Two runs, each in a process of its own."""
+
+    num_steps: int = 600
+    pause: float = 0.0  # seconds before each batch: time for a signal to arrive
+    workers: int = 2
+
+
+def run(config, folder):
+    trials = [Trial("sgd", {}, seed) for seed in range(2)]
+    run_trials(config, folder, trials, worker, num_workers=config.workers)
+
+
+def worker(config, folder):
+    def do(trial, send):
+        learn_trial(trial, lesson(config, trial.seed), folder, send, setting="toy")
+
+    return do
+
+
+def lesson(config, seed):
+    x = np.random.default_rng(seed).normal(size=(64, 4)).astype(np.float32)
+    rows = array_rows(as_batch(x, x[:, 0] > 0))
+    model = mlp((4, 8, 2))
+    logits = single_head(model.apply)
+
+    def slowly(numbers):
+        time.sleep(config.pause)
+        return rows.read(numbers)
+
+    def score(params, frozen, batch):
+        del frozen
+        right = lambda row: jnp.argmax(logits(params, row)) == row.y
+        return jax.vmap(right)(batch).astype(jnp.float32)
+
+    return Lesson(
+        jax.random.key(seed),
+        lambda frozen: make_method(cross_entropy(logits), optax.adam(0.01)),
+        model.init(jax.random.key(seed)),
+        [Task("sign", Rows(rows.count, slowly), rows)],
+        score,
+        Options(num_steps=config.num_steps, batch_size=8, save_every=1000.0),
+    )
+
+
+if __name__ == "__main__":
+    presets = {"toy": Config()}
+    free = ("pause", "workers")
+    raise SystemExit(main(presets, run, "A toy.", name="toy", free=free))

@@ -1,0 +1,218 @@
+"""Batches of runs: which are done, which are skipped, which failed, and one table."""
+
+import csv
+import importlib.util
+import json
+import os
+import signal
+import sys
+import time
+
+import pytest
+
+from experiments import batch
+from experiments.harness import read_records
+from experiments.harness.launch import Job, run_here, run_on_cluster
+
+SLEEP = "import time, os; print(os.getpid(), flush=True); time.sleep(60)"
+TINY = ["--arms", "none", "--num-tasks", "1", "--num-steps", "2"]
+needs_submitit = pytest.mark.skipif(
+    importlib.util.find_spec("submitit") is None, reason="needs the extra cluster"
+)
+
+
+@pytest.mark.slow
+def test_a_batch_skips_what_finished_and_names_what_failed(
+    tmp_path, capsys, monkeypatch
+):
+    """Oracle: the grid by hand, and the same command given twice.
+
+    A width of 6 cannot be: the groups of the network do not divide it.
+    """
+    monkeypatch.setenv("XLA_FLAGS", "")  # one device in the processes
+    out = tmp_path / "widths"
+    words = ["class_stream", "smoke", *TINY, "--grid", "width", "4", "6"]
+    words += ["--out", str(out)]
+    assert batch.main(words) == 1
+    said = capsys.readouterr().err
+    assert f"failed: width=6, see {out / 'logs' / 'width=6.txt'}" in said
+    assert "groups must divide width" in (out / "logs" / "width=6.txt").read_text()
+    with (out / "runs.csv").open() as file:
+        good, bad = csv.DictReader(file)
+    assert (good["width"], good["arm"], good["status"]) == ("4", "none", "done")
+    (line,) = read_records(out / "width=4")
+    assert float(good["accuracy"]) == pytest.approx(line["final"][0], abs=1e-4)
+    assert (bad["width"], bad["status"], bad["accuracy"]) == ("6", "not begun", "")
+
+    held = (out / "logs" / "width=4.txt").read_bytes()
+    assert batch.main(words) == 1
+    assert (out / "logs" / "width=4.txt").read_bytes() == held  # it was not run again
+
+
+def job(tmp_path, name, code):
+    return Job(name, [sys.executable, "-c", code], tmp_path / "logs" / f"{name}.txt")
+
+
+def test_jobs_run_a_few_at_a_time_and_all_are_told(tmp_path):
+    """Oracle: each job notes how many are there; exit codes by hand."""
+    note = (
+        "import os, sys, time; here = sys.argv[0]; place = {place!r}; "
+        "open(place + '/' + {name!r}, 'w').close(); time.sleep(0.3); "
+        "print(len(os.listdir(place))); os.remove(place + '/' + {name!r}); "
+        "sys.exit({code})"
+    )
+    place = tmp_path / "here"
+    place.mkdir()
+    jobs = [
+        job(tmp_path, f"{n}", note.format(place=str(place), name=f"{n}", code=n % 2))
+        for n in range(5)
+    ]
+    told = {done.name: code for done, code in run_here(jobs, parallel=2)}
+    assert told == {f"{n}": n % 2 for n in range(5)}
+    assert max(int(one.log.read_text()) for one in jobs) <= 2
+
+
+def test_who_stops_looking_ends_what_runs(tmp_path):
+    """Oracle: the process, asked by number; it sleeps for a minute."""
+    sleeper = job(
+        tmp_path, "a", "import time, os; print(os.getpid(), flush=True); time.sleep(60)"
+    )
+    quick = job(tmp_path, "b", "pass")
+    going = run_here([sleeper, quick], parallel=2)
+    assert next(going)[0] == quick
+    limit = time.monotonic() + 20
+    while not sleeper.log.read_text().endswith("\n"):
+        assert time.monotonic() < limit
+        time.sleep(0.05)
+    number = int(sleeper.log.read_text())
+    os.kill(number, 0)  # it is there
+    going.close()
+    with pytest.raises(ProcessLookupError):
+        os.kill(number, 0)
+
+
+@pytest.mark.slow
+@needs_submitit
+def test_a_cluster_runs_all_jobs_and_tells_of_those_that_failed(tmp_path):
+    """Oracle: submitit's executor on this machine; exit codes by hand, and a kill."""
+    die = f"import os; os.kill(os.getppid(), {int(signal.SIGKILL)})"
+    jobs = [
+        job(tmp_path, "good", "print('here')"),
+        job(tmp_path, "bad", "raise SystemExit(3)"),
+        job(tmp_path, "killed", die),
+    ]
+    told = run_on_cluster(
+        jobs,
+        cluster="local",
+        parallel=1,
+        parameters={"timeout_min": 2},
+        folder=tmp_path / "submitit",
+    )
+    codes = {done.name: code for done, code in told}
+    assert codes == {"good": 0, "bad": 3, "killed": 1}
+    assert jobs[0].log.read_text() == "here\n"
+
+
+@needs_submitit
+@pytest.mark.parametrize("parameters", [{"tiemout_min": 1}, {"timeout_min": "long"}])
+def test_parameters_that_no_cluster_knows_are_bad_input(parameters, tmp_path):
+    """Oracle: one line, nothing submitted."""
+    told = run_on_cluster(
+        [job(tmp_path, "a", "pass")],
+        cluster="local",
+        parallel=1,
+        parameters=parameters,
+        folder=tmp_path / "submitit",
+    )
+    with pytest.raises(ValueError, match=r"batch: .*timeout_min|batch: .*tiemout_min"):
+        next(told)
+    assert not list(tmp_path.rglob("*.pkl"))
+
+
+def test_grids_and_lists_are_multiplied_out(tmp_path):
+    """Oracle: by hand."""
+    listed = tmp_path / "each.jsonl"
+    listed.write_text('{"width": 4, "arms": ["none", "er"]}\n\n{"width": 8}\n')
+    words = ["class_stream", "smoke", "--seeds", "2", "--each", str(listed)]
+    asked = batch.read_words([*words, "--grid", "rho", "0.1", "0.2", "--parallel", "3"])
+    assert [batch.name_of(settings) for settings in asked.each] == [
+        "width=4,arms=none+er,rho=0.1",
+        "width=4,arms=none+er,rho=0.2",
+        "width=8,rho=0.1",
+        "width=8,rho=0.2",
+    ]
+    assert (asked.parallel, asked.on) == (3, "here")
+    config = batch.folder_of(asked, asked.each[1]).config
+    assert (config.width, config.rho, config.seeds) == (4, 0.2, 2)
+    assert config.arms == ("none", "er")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "say which experiment and which preset"),
+        (["class_strea", "smoke"], "did you mean class_stream?"),
+        (["class_stream", "smoke"], "nothing varies"),
+        (["class_stream", "smok", "--grid", "rho", "1"], "did you mean smoke?"),
+        (["class_stream", "smoke", "--grid", "roh", "1"], "did you mean rho?"),
+        (
+            ["class_stream", "smoke", "--grid", "rho"],
+            "a field and its values, got 'rho'",
+        ),
+        (["class_stream", "smoke", "--grid", "rho", "x"], "--rho: expected float"),
+        (["class_stream", "smoke", "--grid", "rho", "1", "1"], "rho=1 is there twice"),
+        (
+            ["class_stream", "smoke", "--rho", "1", "--grid", "rho", "1", "2"],
+            "--rho: given for all runs, and varied",
+        ),
+        (
+            ["class_stream", "smoke", "--grid", "rho", "1", "--on", "mars"],
+            "one of here",
+        ),
+        (["class_stream", "smoke", "--grid", "rho", "1", "--parallel", "0"], "above 0"),
+        (["class_stream", "smoke", "--grid", "rho", "1", "--slurm", "x"], "NAME=VALUE"),
+        (["class_stream", "smoke", "--each", "nowhere.jsonl"], "cannot read nowhere"),
+    ],
+)
+def test_bad_input_is_one_line_and_nothing_is_written(
+    words, message, tmp_path, capsys, monkeypatch
+):
+    """Oracle: exit code 2, one line that names the trouble."""
+    monkeypatch.chdir(tmp_path)
+    assert batch.main(words) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.strip().count("\n") == 0
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_bad_line_of_a_list_is_named(tmp_path, capsys):
+    """Oracle: its number."""
+    listed = tmp_path / "each.jsonl"
+    for text, said in (
+        ('{"rho": 1}\nrho', "line 2 is no"),
+        ("[1]", "line 1"),
+        ("", "no"),
+    ):
+        listed.write_text(text)
+        assert batch.main(["class_stream", "smoke", "--each", str(listed)]) == 2
+        assert said in capsys.readouterr().err
+
+
+def test_a_diverged_run_has_no_accuracy_in_the_table(tmp_path):
+    """Oracle: by hand."""
+    words = ["class_stream", "smoke", "--grid", "rho", "1", "2", "--out", str(tmp_path)]
+    asked = batch.read_words(words)
+    place = tmp_path / "rho=1"
+    place.mkdir()
+    head = {"setting": "s", "arm": "er", "hyper": {"a": 1}, "seconds": 2.0}
+    lines = [
+        {**head, "run": "0", "seed": 0, "status": "done", "final": [0.5, 0.7]},
+        {**head, "run": "1", "seed": 1, "status": "diverged", "final": [0.5, 0.7]},
+    ]
+    (place / "results.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
+    folders = {batch.name_of(s): tmp_path / batch.name_of(s) for s in asked.each}
+    rows = batch.runs_table(folders, asked).rows
+    assert rows[0] == ("1", "s", "er", '{"a": 1}', "0", "done", pytest.approx(0.6), 2.0)
+    assert rows[1][5:7] == ("diverged", None)
+    assert rows[2] == ("2", "", "", "{}", "", "not begun", None, None)
