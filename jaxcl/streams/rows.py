@@ -9,9 +9,9 @@ a run that was cut goes on with the very rows that came next.
 import functools
 import json
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,19 @@ from jaxtyping import PyTree
 from jaxcl.checks import check_kind
 from jaxcl.tree import at, check_batch
 from jaxcl.typing import Batch, Stream
+
+
+@runtime_checkable
+class Source(Protocol):
+    """Items by number: a list, Grain's ``MapDataset``, TFDS."""
+
+    def __len__(self) -> int:
+        """How many there are."""
+        ...
+
+    def __getitem__(self, number: int, /) -> Any:
+        """One of them."""
+        ...
 
 
 class Rows(NamedTuple):
@@ -59,7 +72,7 @@ def array_rows(batch: Batch) -> Rows:
 
 
 def source_rows(
-    source: Sequence[Any], parse: Callable[[Any], tuple[PyTree, PyTree]], *, task: int
+    source: Source, parse: Callable[[Any], tuple[PyTree, PyTree]], *, task: int
 ) -> Rows:
     """Rows of what has a length and items: a list, Grain's ``MapDataset``, TFDS.
 

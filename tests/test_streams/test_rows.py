@@ -48,6 +48,17 @@ def test_lines_of_a_file_and_items_of_a_list_are_the_same_rows(lines):
         assert (batch.y.dtype, batch.weight.dtype) == (np.int32, np.float32)
 
 
+def test_a_pipeline_of_grain_gives_the_rows_of_the_list():
+    """Oracle: the list itself, mapped by hand."""
+    grain = pytest.importorskip("grain")
+    doubled = lambda record: {**record, "x": [2 * x for x in record["x"]]}
+    rows = source_rows(grain.MapDataset.source(WORDS).map(doubled), parse, task=1)
+    want = source_rows([doubled(record) for record in WORDS], parse, task=1)
+    numbers = np.array([4, 1, 1, 0])
+    assert rows.count == want.count == 5
+    jax.tree.map(np.testing.assert_array_equal, rows.read(numbers), want.read(numbers))
+
+
 @pytest.mark.parametrize(
     ("line", "reason"),
     [

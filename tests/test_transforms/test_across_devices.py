@@ -4,7 +4,22 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, PartitionSpec
 
-from jaxcl.transforms import across_devices, agem, friendly_sam, gnp, looksam, sam
+from jaxcl import transforms
+from jaxcl.transforms import (
+    across_devices,
+    adaptive_rho,
+    adaptive_strength,
+    agem,
+    c_flat,
+    friendly_sam,
+    gem,
+    gnp,
+    gsam,
+    looksam,
+    random_sam,
+    reverse_sam,
+    sam,
+)
 
 DEVICES = 8
 ROWS = jnp.asarray(np.random.default_rng(0).normal(size=(16, 4)), jnp.float32)
@@ -62,8 +77,19 @@ def update(transformation, w, rows, num_steps=1):
             w,
             grad_fn=lambda p: gradient(p, rows),
             replay_grad_fn=lambda p: -jnp.sign(p) - gradient(p, rows),
+            task_grad_fn=lambda p: jnp.stack([-p - gradient(p, rows), -jnp.sign(p)]),
         )
-    return bent, state
+    return jax.tree.map(numbers_of, (bent, state))
+
+
+def numbers_of(leaf):
+    """A key by its numbers."""
+    is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    return jax.random.key_data(leaf) if is_key else leaf
+
+
+def measured_sam(rho):
+    return sam(rho, measure=True)
 
 
 BENDS = {
@@ -71,10 +97,25 @@ BENDS = {
     "adaptive": sam(0.5, adaptive=True),
     "gnp": gnp(0.5, alpha=0.3),
     "looksam": looksam(0.5, k=2, measure=True),
+    "gsam": gsam(0.5, 0.6),
     "friendly_sam": friendly_sam(0.5),
+    "c_flat": c_flat(0.5, 0.3, measure=True),
+    "adaptive_rho": adaptive_rho(0.1),
+    "adaptive_strength": adaptive_strength(measured_sam, 0.5, reference=1.0),
+    "reverse_sam": reverse_sam(0.5, measure=True),
+    "random_sam": random_sam(jax.random.key(0), 0.5),
     "agem": agem(),
+    "gem": gem(),
 }
 close = dict(rtol=1e-3, atol=1e-5)  # sums over rows in another order; small differences
+
+
+def test_every_transformation_is_tried():
+    """Oracle: the package's own list of what bends a gradient."""
+    bends = (name for name in transforms.__all__ if name[0].islower())
+    others = {"accumulated", "across_devices"}  # the wrapper itself, and for one device
+    others |= {"climb_curvature", "climb_rise", "rho_schedule"}  # numbers
+    assert {*bends} - others == {*BENDS} - {"adaptive"}
 
 
 @pytest.mark.parametrize("way", WAYS)
