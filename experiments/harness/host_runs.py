@@ -111,7 +111,7 @@ def learn_trial(
     if learned.status == "interrupted":
         raise KeyboardInterrupt
     matrix = np.round(learned.position.matrix.astype(np.float64), 4)
-    told = told_of(place, lesson.options)
+    told = told_of(place, lesson.options.num_steps)
     line = {
         "run": name,
         "setting": setting,
@@ -136,7 +136,7 @@ def layout_of(fsdp: int) -> Layout | None:
     return Layout(make_mesh(fsdp=fsdp), split_large())
 
 
-def told_of(place: Path, options: Options) -> dict[str, Any]:
+def told_of(place: Path, num_steps: int) -> dict[str, Any]:
     """Mean training loss of each task, and seconds of steps, of a run.
 
     Both are read from its metrics, which hold every step once, however often the run
@@ -151,9 +151,9 @@ def told_of(place: Path, options: Options) -> dict[str, Any]:
             continue
         task, step = line["task"], line["step"]
         steps = step - (before[1] if task == before[0] else 0)
-        seconds += steps * options.batch_size / max(line["examples_per_second"], 1e-9)
+        seconds += line["seconds"]
         mean = math.nan if line["loss"] is None else line["loss"]
-        losses[task] = losses.get(task, 0.0) + steps * mean / options.num_steps
+        losses[task] = losses.get(task, 0.0) + steps * mean / num_steps
         before = task, step
     rounded = [round(loss, 4) for loss in losses.values()]
     return {"loss": rounded, "seconds": round(seconds, 1)}

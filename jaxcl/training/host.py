@@ -319,6 +319,7 @@ def report(run: Run, interval: Interval) -> int:
             "step": over,
             "loss": loss,
             "grad_norm": float(seen[-1].grad_norm),
+            "seconds": round(seconds, 6),
             "examples_per_second": round(rate, 1),
             "not_finite": bad,
         }
