@@ -237,6 +237,9 @@ def read_each(path: str) -> list[Settings]:
 def check_settings(shared: Settings, each: Sequence[Settings], grid: set[str]) -> None:
     """Refuse a field that is given in two ways, and settings that are there twice."""
     varied = {field for one in each for field in one} | grid
+    if own := sorted(varied & set(OWN)):
+        msg = f"batch: {own[0]} is no field of the experiment; see --help."
+        raise InputError(msg)
     if both := sorted(varied & set(shared)):
         msg = f"batch: --{both[0]}: given for all runs, and varied; leave one out."
         raise InputError(msg)
