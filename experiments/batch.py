@@ -3,7 +3,7 @@
     python -m experiments.batch EXPERIMENT PRESET [--field value ...]
         --grid FIELD VALUE VALUE ...    once or more: every combination of the values
         --each FILE                     a JSON object of fields on each line
-        --parallel N                    runs at a time; else 1: each may use all cores
+        --parallel N                    runs at a time; else 1, and on slurm all
         --on slurm                      as an array of jobs, by submitit; local to try that
         --slurm NAME=VALUE ...          of submitit: timeout_min=60 slurm_partition=gpu ...
         --out FOLDER                    of the batch; else outputs/EXPERIMENT-PRESET-batch
@@ -22,7 +22,8 @@ import itertools
 import json
 import shlex
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,7 +33,7 @@ from experiments.harness.command import OUTPUTS, flags, parse
 from experiments.harness.ending import Terminated, terminable
 from experiments.harness.errors import InputError, one_line
 from experiments.harness.fields import nearest
-from experiments.harness.launch import Job, run_here, run_on_cluster
+from experiments.harness.launch import Ended, Job, run_here, run_on_cluster
 from experiments.harness.run_folder import (
     RunFolder,
     examine,
@@ -59,7 +60,7 @@ class Batch(NamedTuple):
     shared: Settings  # of all runs
     each: Sequence[Settings]  # of every run
     on: str
-    parallel: int
+    parallel: int | None
     slurm: dict[str, str | int]
     out: Path
 
@@ -67,7 +68,7 @@ class Batch(NamedTuple):
 def main(argv: Sequence[str] | None = None) -> int:
     """Do the batch; 0 if every run ended, 1 if some failed, 2 for bad input."""
     words = list(sys.argv[1:] if argv is None else argv)
-    if words and words[0] in ("-h", "--help"):
+    if {"-h", "--help"} & set(words):
         print((__doc__ or "").strip())
         return 0
     try:
@@ -90,8 +91,9 @@ def do(batch: Batch, folders: Mapping[str, RunFolder], todo: Sequence[str]) -> i
     with (
         terminable(),
         progress(len(folders), "runs", done=len(folders) - len(jobs)) as advance,
+        closing(launch(batch, jobs)) as ended,
     ):
-        for job, code in launch(batch, jobs):
+        for job, code in ended:
             advance(1, job.name)
             if code or state(folders[job.name].path) not in ("done", "diverged"):
                 failed.append(job)
@@ -103,10 +105,10 @@ def do(batch: Batch, folders: Mapping[str, RunFolder], todo: Sequence[str]) -> i
     return 1 if failed else 0
 
 
-def launch(batch: Batch, jobs: Sequence[Job]) -> Iterator[tuple[Job, int]]:
+def launch(batch: Batch, jobs: Sequence[Job]) -> Ended:
     """The jobs with their exit codes, wherever they run."""
     if batch.on == "here" or not jobs:
-        return run_here(jobs, parallel=batch.parallel)
+        return run_here(jobs, parallel=batch.parallel or 1)
     return run_on_cluster(
         jobs,
         cluster=batch.on,
@@ -176,25 +178,36 @@ def read_words(words: Sequence[str]) -> Batch:
     grids = [values for flag, values in groups if flag == "grid"]
     own = {flag: values for flag, values in groups if flag in OWN and flag != "grid"}
     shared = {flag: values for flag, values in groups if flag not in OWN}
-    each = [
-        {**listed, **chosen}
-        for listed in (read_each(single("each", own)) if "each" in own else [{}])
-        for chosen in combinations(grids)
-    ]
+    listed = read_each(single("each", own)) if "each" in own else [{}]
+    pairs = list(itertools.product(listed, combinations(grids)))
+    if both := sorted(
+        {field for one, other in pairs for field in one if field in other}
+    ):
+        msg = f"batch: {both[0]}: given by --grid and by --each; leave one out."
+        raise InputError(msg)
+    each = [{**one, **other} for one, other in pairs]
     if each == [{}]:
         msg = "batch: nothing varies; give --grid FIELD VALUE ... or --each FILE."
         raise InputError(msg)
-    check_settings(shared, each, {grid[0] for grid in grids if grid})
-    on, parallel = single("on", own, "here"), single("parallel", own, "1")
+    check_settings(shared, each)
+    on, parallel = single("on", own, "here"), single("parallel", own, "")
     if on not in PLACES_TO_RUN:
         msg = f"batch: --on: unknown {on!r}{nearest(on, PLACES_TO_RUN)}"
         raise InputError(msg)
-    if not parallel.isdigit() or parallel == "0":
+    if parallel and not (parallel.isdigit() and int(parallel)):
         msg = f"batch: --parallel: expected a number above 0, got {parallel!r}."
         raise InputError(msg)
-    slurm = dict(map(pair, own.get("slurm", [])))
+    told = [word for flag, values in groups if flag == "slurm" for word in values]
+    slurm = dict(map(pair, told))
+    if slurm and on == "here":
+        msg = "batch: --slurm: needs --on slurm; without it the runs take place here."
+        raise InputError(msg)
     out = Path(single("out", own, str(OUTPUTS / f"{experiment}-{preset}-batch")))
-    return Batch(experiment, preset, shared, each, on, int(parallel), slurm, out)
+    if out.exists() and not out.is_dir():
+        msg = f"batch: --out: {out} is no folder."
+        raise InputError(msg)
+    at_once = int(parallel) if parallel else None
+    return Batch(experiment, preset, shared, each, on, at_once, slurm, out)
 
 
 def combinations(grids: Sequence[Sequence[str]]) -> list[Settings]:
@@ -204,7 +217,10 @@ def combinations(grids: Sequence[Sequence[str]]) -> list[Settings]:
             came = shlex.join(grid)
             msg = f"batch: --grid: expected a field and its values, got {came!r}."
             raise InputError(msg)
-    fields = [grid[0].lstrip("-").replace("-", "_") for grid in grids]
+    fields = [plain_name(grid[0]) for grid in grids]
+    if len(set(fields)) < len(fields):
+        msg = f"batch: --grid: expected each field once, got {', '.join(fields)}."
+        raise InputError(msg)
     return [
         {field: [value] for field, value in zip(fields, chosen, strict=True)}
         for chosen in itertools.product(*(grid[1:] for grid in grids))
@@ -215,8 +231,9 @@ def read_each(path: str) -> list[Settings]:
     """The settings on each line of a file."""
     try:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        msg = f"batch: --each: cannot read {path}: {error.strerror}."
+    except (OSError, UnicodeDecodeError) as error:
+        why = getattr(error, "strerror", None) or "it is no text"
+        msg = f"batch: --each: cannot read {path}: {why}."
         raise InputError(msg) from None
     found = []
     for number, line in enumerate(lines, 1):
@@ -224,7 +241,8 @@ def read_each(path: str) -> list[Settings]:
             continue
         try:
             fields = json.loads(line)
-            found.append({field: as_words(value) for field, value in fields.items()})
+            settings = {plain_name(name): value for name, value in fields.items()}
+            found.append({name: as_words(value) for name, value in settings.items()})
         except (ValueError, AttributeError):
             msg = f"batch: --each: {path}, line {number} is no JSON object of fields."
             raise InputError(msg) from None
@@ -234,9 +252,9 @@ def read_each(path: str) -> list[Settings]:
     return found
 
 
-def check_settings(shared: Settings, each: Sequence[Settings], grid: set[str]) -> None:
+def check_settings(shared: Settings, each: Sequence[Settings]) -> None:
     """Refuse a field that is given in two ways, and settings that are there twice."""
-    varied = {field for one in each for field in one} | grid
+    varied = {field for one in each for field in one}
     if own := sorted(varied & set(OWN)):
         msg = f"batch: {own[0]} is no field of the experiment; see --help."
         raise InputError(msg)
@@ -244,6 +262,9 @@ def check_settings(shared: Settings, each: Sequence[Settings], grid: set[str]) -
         msg = f"batch: --{both[0]}: given for all runs, and varied; leave one out."
         raise InputError(msg)
     names = [name_of(one) for one in each]
+    if long := [name for name in names if len(name.encode()) > 200]:
+        msg = f"batch: too much varies for the name of a folder: {long[0][:60]}..."
+        raise InputError(msg)
     if twice := sorted({name for name in names if names.count(name) > 1}):
         msg = f"batch: {twice[0]} is there twice; leave one out."
         raise InputError(msg)
@@ -267,6 +288,11 @@ def pair(word: str) -> tuple[str, str | int]:
         msg = f"batch: --slurm: expected NAME=VALUE, got {word!r}."
         raise InputError(msg)
     return name, int(value) if value.isdigit() else value
+
+
+def plain_name(field: str) -> str:
+    """``num_steps``, however it was written."""
+    return field.lstrip("-").replace("-", "_")
 
 
 def as_words(value: Any) -> list[str]:
@@ -297,7 +323,6 @@ def runs_table(folders: Mapping[str, Path], batch: Batch) -> Table:
         chosen = ["+".join(settings.get(field, [])) for field in varied]
         lines = read_records(path) if (path / "results.jsonl").exists() else []
         for line in lines or [{"status": state(path)}]:
-            final = line.get("final") or line.get("accuracy")
             rows.append(
                 (
                     *chosen,
@@ -306,15 +331,21 @@ def runs_table(folders: Mapping[str, Path], batch: Batch) -> Table:
                     json.dumps(line.get("hyper", {})),
                     str(line.get("seed", "")),
                     line["status"],
-                    float(np.mean(final))
-                    if line["status"] == "done" and final
-                    else None,
+                    mean_of(line, "final"),
+                    mean_of(line, "accuracy"),
                     line.get("seconds"),
                 )
             )
     fixed = ("setting", "arm", "hyper", "seed", "status")
-    numbers = Column("accuracy", 4), Column("seconds", 1)
+    means = Column("accuracy at the end", 4), Column("when just learned", 4)
+    numbers = *means, Column("seconds", 1)
     return Table((*map(Column, (*varied, *fixed)), *numbers), tuple(rows))
+
+
+def mean_of(line: Mapping[str, Any], name: str) -> float | None:
+    """The mean of a list in a line, where its run is done and has it."""
+    there = line["status"] == "done" and name in line
+    return float(np.mean(line[name])) if there else None
 
 
 def state(path: Path) -> str:

@@ -193,6 +193,10 @@ REFUSED = [
     (lambda: training.accuracy_row(STREAM, LOGITS), "accuracy_row: .* got function"),
     (lambda: training.steps_for(8.0, batch_size=2), "num_rows must be an int"),
     (lambda: learn(build=METHOD), "learn: build must be a function, got Method"),
+    (
+        lambda: learn(tasks=[streams.Task("a", BATCH, BATCH)]),
+        "train must be of type Rows, got Batch; .* array_rows",
+    ),
     (lambda: learn(tasks=STREAM), "of type Task, got Pool; .* stream_tasks"),
     (lambda: learn(options={"num_steps": 2}), "options must be of type Options, got {"),
     (lambda: checkpoint.save("nowhere", 1, PARAMS, about={"a": X}), "not JSON"),

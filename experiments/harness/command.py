@@ -1,7 +1,8 @@
 """From a command line to a run: presets, fields, and errors of one line.
 
 Exit codes: 0 also for a run in which something diverged (its status says so and names
-it) and after SIGTERM, 2 for bad input, 1 with a traceback for a bug, 130 after Ctrl-C.
+it) and after SIGTERM while it ran, 2 for bad input, 1 with a traceback for a bug, 130
+after Ctrl-C.
 """
 
 import contextlib
@@ -120,26 +121,26 @@ def _run(
     begin(folder, words)
     if known:
         print(f"{folder.path}: {known} runs are there, going on.")
-    try:
-        with terminable():
+    with terminable():
+        try:
             run(folder.config, folder)
-    except KeyboardInterrupt as error:
-        asked = isinstance(error, Terminated)
-        word = "terminated" if asked else "interrupted"
-        mark(folder, "failed", error=word)
-        said = f"{word}; the same command goes on from here: {folder.path}"
-        print(said, file=sys.stderr)
-        return 0 if asked else 130
-    except Exception as error:
-        if is_bad_input(error):
-            if state == "new" and not read_records(folder):
-                discard(folder, made=made)
-            else:
-                with contextlib.suppress(OSError):  # the disk may be what refuses
-                    mark(folder, "failed", error=one_line(error))
-            return _refuse(error)
-        mark(folder, "failed", error=traceback.format_exc())
-        raise
+        except KeyboardInterrupt as error:
+            asked = isinstance(error, Terminated)
+            word = "terminated" if asked else "interrupted"
+            mark(folder, "failed", error=word)
+            said = f"{word}; the same command goes on from here: {folder.path}"
+            print(said, file=sys.stderr)
+            return 0 if asked else 130
+        except Exception as error:
+            if is_bad_input(error):
+                if state == "new" and not read_records(folder):
+                    discard(folder, made=made)
+                else:
+                    with contextlib.suppress(OSError):  # the disk may be what refuses
+                        mark(folder, "failed", error=one_line(error))
+                return _refuse(error)
+            mark(folder, "failed", error=traceback.format_exc())
+            raise
     shutil.rmtree(folder.path / CHECKPOINTS, ignore_errors=True)
     records = read_records(folder)
     lost = [record["run"] for record in records if record.get("status") == "diverged"]

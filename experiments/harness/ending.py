@@ -12,13 +12,18 @@ class Terminated(KeyboardInterrupt):
 
 @contextmanager
 def terminable() -> Iterator[None]:
-    """Raise :class:`Terminated` here when SIGTERM comes; only the main thread can."""
+    """Raise :class:`Terminated` here when SIGTERM comes; only the main thread can.
+
+    Further ones are ignored from then on: clusters send it to every process of a job, and
+    parents pass it on.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
     def end(number, frame):
         del number, frame
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         raise Terminated
 
     before = signal.signal(signal.SIGTERM, end)

@@ -1,9 +1,10 @@
 """Commands run as processes: here, a few at a time, or on a cluster by submitit."""
 
 import importlib
+import signal
 import subprocess
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,7 +19,11 @@ class Job(NamedTuple):
     log: Path
 
 
-def run_here(jobs: Sequence[Job], *, parallel: int) -> Iterator[tuple[Job, int]]:
+#: Jobs that have ended, each with its exit code.
+Ended = Generator[tuple[Job, int], None, None]
+
+
+def run_here(jobs: Sequence[Job], *, parallel: int) -> Ended:
     """Run all jobs, at most ``parallel`` at a time; yield each with its exit code.
 
     Whoever stops iterating ends those that run, by SIGTERM, and waits for them.
@@ -43,16 +48,18 @@ def run_on_cluster(
     jobs: Sequence[Job],
     *,
     cluster: str,
-    parallel: int,
+    parallel: int | None,
     parameters: Mapping[str, str | int],
     folder: Path,
-) -> Iterator[tuple[Job, int]]:
+) -> Ended:
     """Submit all jobs as one array; yield each with its exit code when it has ended.
+
+    Whoever stops iterating cancels what is left of them.
 
     Args:
       jobs: what to run; working directory and environment are those of this process.
       cluster: ``slurm``, or ``local`` to try it on this machine.
-      parallel: jobs of the array that run at a time, on Slurm.
+      parallel: jobs of the array that run at a time, on Slurm; all if None.
       parameters: of submitit's executor, such as ``timeout_min`` or ``slurm_partition``.
       folder: of submitit's own files; both sides must see it.
 
@@ -64,7 +71,7 @@ def run_on_cluster(
     except ImportError:
         msg = "batch: a cluster needs the extra cluster; pip install '.[cluster]'."
         raise InputError(msg) from None
-    if cluster == "slurm":
+    if cluster == "slurm" and parallel:
         parameters = {"slurm_array_parallelism": parallel, **parameters}
     try:
         executor = submitit.AutoExecutor(folder, cluster=cluster)
@@ -75,14 +82,32 @@ def run_on_cluster(
     with executor.batch():
         submitted = {executor.submit(execute, job): job for job in jobs}
     often = 10 if cluster == "slurm" else 0.5  # seconds between two looks
-    for done in submitit.helpers.as_completed(list(submitted), poll_frequency=often):
-        lost = done.exception()  # killed, out of time or memory
-        yield submitted[done], 1 if lost else done.result()
+    left = dict(submitted)
+    try:
+        for done in submitit.helpers.as_completed(list(left), poll_frequency=often):
+            del left[done]
+            lost = done.exception()  # killed, out of time or memory
+            yield submitted[done], 1 if lost else done.result()
+    finally:
+        for done in left:
+            done.cancel()
 
 
 def execute(job: Job) -> int:
-    """Run one job to its end; its exit code."""
-    return _begin(job).wait()
+    """Run one job to its end; its exit code.
+
+    Before its time is up submitit has SIGUSR2 sent to all processes, and raises here. The
+    job is then told by SIGTERM, by which it saves.
+    """
+    handler = signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # which the job inherits
+    process = _begin(job)
+    signal.signal(signal.SIGUSR2, handler)
+    try:
+        return process.wait()
+    except BaseException:
+        process.terminate()
+        process.wait()
+        raise
 
 
 def _begin(job: Job) -> subprocess.Popen:
@@ -91,4 +116,4 @@ def _begin(job: Job) -> subprocess.Popen:
         return subprocess.Popen(job.command, stdout=log, stderr=subprocess.STDOUT)
 
 
-__all__ = ["Job", "execute", "run_here", "run_on_cluster"]
+__all__ = ["Ended", "Job", "execute", "run_here", "run_on_cluster"]

@@ -25,7 +25,7 @@ from experiments.harness.errors import InputError, is_bad_input, one_line
 Do = Callable[[Any, Callable[[Any], None]], None]
 
 
-GRACE = 20.0  # seconds; clusters commonly give 30 between SIGTERM and SIGKILL
+GRACE = 25.0  # seconds; clusters commonly give 30 between SIGTERM and SIGKILL
 
 
 class Told(NamedTuple):

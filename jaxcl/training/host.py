@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Float, Int, PyTree
 
 from jaxcl.checks import check_key, check_kind, check_size
-from jaxcl.streams.rows import Task
+from jaxcl.streams.rows import Rows, Task
 from jaxcl.training.checkpoint import restore, saving, steps
 from jaxcl.training.evaluate import mean_scores
 from jaxcl.training.feed import feed
@@ -219,6 +219,8 @@ def check(tasks: Sequence[Task], options: Options, layout: Layout | None) -> Non
         check_kind(
             "learn", Task, "give a list, such as stream_tasks(stream)", task=task
         )
+        remedy = "make them, such as by array_rows(batch)"
+        check_kind("learn", Rows, remedy, train=task.train, test=task.test)
         if task.train.count < options.batch_size:
             msg = (
                 f"learn: task {task.name!r} has {task.train.count} rows, fewer than a "

@@ -12,7 +12,7 @@ import pytest
 
 from experiments import batch
 from experiments.harness import read_records
-from experiments.harness.launch import Job, run_here, run_on_cluster
+from experiments.harness.launch import Job, execute, run_here, run_on_cluster
 
 SLEEP = "import time, os; print(os.getpid(), flush=True); time.sleep(60)"
 TINY = ["--arms", "none", "--num-tasks", "1", "--num-steps", "2"]
@@ -41,8 +41,14 @@ def test_a_batch_skips_what_finished_and_names_what_failed(
         good, bad = csv.DictReader(file)
     assert (good["width"], good["arm"], good["status"]) == ("4", "none", "done")
     (line,) = read_records(out / "width=4")
-    assert float(good["accuracy"]) == pytest.approx(line["final"][0], abs=1e-4)
-    assert (bad["width"], bad["status"], bad["accuracy"]) == ("6", "not begun", "")
+    assert float(good["accuracy at the end"]) == pytest.approx(
+        line["final"][0], abs=1e-4
+    )
+    assert (bad["width"], bad["status"], bad["accuracy at the end"]) == (
+        "6",
+        "not begun",
+        "",
+    )
 
     held = (out / "logs" / "width=4.txt").read_bytes()
     assert batch.main(words) == 1
@@ -69,14 +75,12 @@ def test_jobs_run_a_few_at_a_time_and_all_are_told(tmp_path):
     ]
     told = {done.name: code for done, code in run_here(jobs, parallel=2)}
     assert told == {f"{n}": n % 2 for n in range(5)}
-    assert max(int(one.log.read_text()) for one in jobs) <= 2
+    assert max(int(one.log.read_text()) for one in jobs) == 2
 
 
 def test_who_stops_looking_ends_what_runs(tmp_path):
     """Oracle: the process, asked by number; it sleeps for a minute."""
-    sleeper = job(
-        tmp_path, "a", "import time, os; print(os.getpid(), flush=True); time.sleep(60)"
-    )
+    sleeper = job(tmp_path, "a", SLEEP)
     quick = job(tmp_path, "b", "pass")
     going = run_here([sleeper, quick], parallel=2)
     assert next(going)[0] == quick
@@ -89,6 +93,43 @@ def test_who_stops_looking_ends_what_runs(tmp_path):
     going.close()
     with pytest.raises(ProcessLookupError):
         os.kill(number, 0)
+
+
+def test_a_job_whose_time_is_up_is_told_by_sigterm(tmp_path):
+    """Oracle: what the job says. An alarm stands for the signal that submitit raises at."""
+    code = (
+        "import signal, sys, time; "
+        "signal.signal(signal.SIGTERM, lambda *_: sys.exit(print('saved'))); "
+        "print(signal.getsignal(signal.SIGUSR2) is signal.SIG_IGN, flush=True); "
+        "time.sleep(60)"
+    )
+    one = job(tmp_path, "a", code)
+
+    def end(number, frame):
+        del number, frame
+        while not one.log.exists() or not one.log.read_text():
+            time.sleep(0.05)
+        raise TimeoutError
+
+    before = signal.signal(signal.SIGALRM, end)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.1)
+        with pytest.raises(TimeoutError):
+            execute(one)
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert one.log.read_text() == "True\nsaved\n"
+
+
+def test_a_field_comes_from_the_grid_or_from_the_list(tmp_path, capsys):
+    """Oracle: exit code 2 and the field, however it is written."""
+    listed = tmp_path / "each.jsonl"
+    listed.write_text('{"num-steps": 3}')
+    words = ["class_stream", "smoke", "--each", str(listed)]
+    assert batch.main([*words, "--grid", "num_steps", "1", "2"]) == 2
+    assert "num_steps: given by --grid and by --each" in capsys.readouterr().err
+    assert batch.main([*words, "--num-steps", "2"]) == 2
+    assert "--num_steps: given for all runs, and varied" in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -159,6 +200,21 @@ def test_grids_and_lists_are_multiplied_out(tmp_path):
             ["class_stream", "smoke", "--grid", "rho"],
             "a field and its values, got 'rho'",
         ),
+        (
+            [
+                "class_stream",
+                "smoke",
+                "--grid",
+                "rho",
+                "1",
+                "2",
+                "--grid",
+                "rho",
+                "3",
+                "4",
+            ],
+            "--grid: expected each field once, got rho, rho",
+        ),
         (["class_stream", "smoke", "--grid", "rho", "x"], "--rho: expected float"),
         (["class_stream", "smoke", "--grid", "rho", "1", "1"], "rho=1 is there twice"),
         (
@@ -171,6 +227,14 @@ def test_grids_and_lists_are_multiplied_out(tmp_path):
         ),
         (["class_stream", "smoke", "--grid", "rho", "1", "--parallel", "0"], "above 0"),
         (["class_stream", "smoke", "--grid", "rho", "1", "--slurm", "x"], "NAME=VALUE"),
+        (
+            ["class_stream", "smoke", "--grid", "rho", "1", "--slurm", "a=1"],
+            "--on slurm",
+        ),
+        (
+            ["class_stream", "smoke", "--grid", "rho", "1", "--out", __file__],
+            "no folder",
+        ),
         (["class_stream", "smoke", "--each", "nowhere.jsonl"], "cannot read nowhere"),
     ],
 )
@@ -190,9 +254,11 @@ def test_a_bad_line_of_a_list_is_named(tmp_path, capsys):
     """Oracle: its number."""
     listed = tmp_path / "each.jsonl"
     for text, said in (
-        ('{"rho": 1}\nrho', "line 2 is no"),
-        ("[1]", "line 1"),
-        ("", "no"),
+        ('{"rho": 1}\nrho', "line 2 is no JSON object"),
+        ("[1]", "line 1 is no JSON object"),
+        ("", "holds no settings"),
+        ('{"out": "a"}', "out is no field of the experiment"),
+        (json.dumps({"arms": ["none"] * 99}), "too much varies"),
     ):
         listed.write_text(text)
         assert batch.main(["class_stream", "smoke", "--each", str(listed)]) == 2
@@ -213,6 +279,16 @@ def test_a_diverged_run_has_no_accuracy_in_the_table(tmp_path):
     (place / "results.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
     folders = {batch.name_of(s): tmp_path / batch.name_of(s) for s in asked.each}
     rows = batch.runs_table(folders, asked).rows
-    assert rows[0] == ("1", "s", "er", '{"a": 1}', "0", "done", pytest.approx(0.6), 2.0)
+    assert rows[0] == (
+        "1",
+        "s",
+        "er",
+        '{"a": 1}',
+        "0",
+        "done",
+        pytest.approx(0.6),
+        None,
+        2.0,
+    )
     assert rows[1][5:7] == ("diverged", None)
-    assert rows[2] == ("2", "", "", "{}", "", "not begun", None, None)
+    assert rows[2] == ("2", "", "", "{}", "", "not begun", None, None, None)
