@@ -105,13 +105,15 @@ def test_sigterm_saves_every_run_at_hand_and_exits_with_0(workers, tmp_path):
     assert done.returncode == 0, done.stdout
 
     again = [*script, "--workers", str(workers), "--out", str(ended)]
-    with subprocess.Popen([*again, "--pause", "0.02"], **run) as process:
+    with subprocess.Popen([*again, "--pause", "0.05"], **run) as process:
         limit = time.monotonic() + 240
         while len(begun(ended)) < workers:
             assert time.monotonic() < limit
             assert process.poll() is None
             time.sleep(0.01)
         process.send_signal(signal.SIGTERM)
+        time.sleep(0.05)
+        process.send_signal(signal.SIGTERM)  # as clusters and parents do, once more
         said, _ = process.communicate(timeout=60)
     assert process.returncode == 0, said
     assert "terminated; the same command goes on from here" in said

@@ -64,4 +64,4 @@ def make_program(job: Job, layout: Layout | None = None) -> Program:
     return compile_program(job.build, job.start, (), example, layout=layout)
 
 
-__all__ = ["Job", "make_job", "make_program"]
+__all__ = ["NUM_ROWS", "Job", "make_job", "make_program"]

@@ -75,7 +75,7 @@ def costs_table(done: Done) -> Table:
         for name, words in (("plain", "AdamW"), ("sam", "SAM and AdamW")):
             state, within = record[f"{name}_state"], record[f"{name}_temporary"]
             add(f"state between steps, {words}", state / 1e6, "MB", size)
-            add(f"and within a step, {words}", within / 1e6, "MB", size)
+            add(f"extra within a step, {words}", within / 1e6, "MB", size)
     columns = Column("what"), Column("median"), Column("of")
     return Table(columns, tuple(rows), ())
 

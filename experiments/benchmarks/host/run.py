@@ -1,12 +1,13 @@
 """Rounds in which every job is done once; what is compared is timed side by side."""
 
+import itertools
 import json
 import os
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -16,7 +17,7 @@ import jax
 import numpy as np
 
 from experiments.benchmarks.host.config import JOBS, Config
-from experiments.benchmarks.host.job import Job, make_job, make_program
+from experiments.benchmarks.host.job import NUM_ROWS, Job, make_job, make_program
 from experiments.benchmarks.ours import timed
 from experiments.harness import (
     RunFolder,
@@ -57,7 +58,7 @@ def run(config: Config, folder: RunFolder) -> None:
     """Do every turn that has no line in ``results.jsonl`` yet."""
     check_fields(config)
     check_names("jobs", config.jobs, JOBS)
-    make_job(config)  # refuses sizes that do not fit each other
+    check_sizes(config)
     every = turns(config)
     todo = [turn for turn in every if turn.name not in finished(folder)]
     prepare = {
@@ -75,6 +76,28 @@ def run(config: Config, folder: RunFolder) -> None:
             head = {"run": turn.name, **turn._asdict(), "load": load}
             append(folder, [{**head, "status": "done", **work()}])
             advance(1, turn.name)
+
+
+def check_sizes(config: Config) -> None:
+    """Refuse sizes that do not fit each other, before any compute.
+
+    Raises:
+      ValueError: naming the field.
+    """
+    make_job(config)
+    names = "batch_size", "large_batch_size", "devices_batch_size"
+    for name in names:
+        size = getattr(config, name)
+        if size > NUM_ROWS:
+            msg = f"{name}: at most the {NUM_ROWS} rows there are, got {size}."
+            raise ValueError(msg)
+    for count in config.devices:
+        if config.devices_batch_size % count:
+            msg = (
+                f"devices_batch_size: must be a multiple of all devices, got "
+                f"{config.devices_batch_size} for {count}."
+            )
+            raise ValueError(msg)
 
 
 def turns(config: Config) -> list[Turn]:
@@ -99,9 +122,10 @@ def prepare_loop(config: Config) -> Callable[[], dict[str, Any]]:
         timed(loop)  # compiles
 
     def work():
-        _, alone = timed(bare)
-        _, whole = timed(walked)
-        return {"bare": alone.wall, "loop": whole.wall, "steps": config.num_steps}
+        cost = in_turn({"bare": bare, "loop": walked}, next(rounds) % 2)
+        return cost | {"steps": config.num_steps}
+
+    rounds = itertools.count()
 
     return work
 
@@ -132,7 +156,10 @@ def host_loop(job: Job, program: Program, options: Options):
             scalar=lambda name, value, step: None,
             advance=lambda steps, words: None,
         )
-        return fit(run, begin(program, job.start, 1))[0].state
+        position, status = fit(run, begin(program, job.start, 1))
+    if status != "done":  # a signal came: what was timed is not the whole
+        raise KeyboardInterrupt
+    return position.state
 
 
 def prepare_checkpoint(config: Config) -> Callable[[], dict[str, Any]]:
@@ -172,15 +199,24 @@ def prepare_sam(config: Config) -> Callable[[], dict[str, Any]]:
         timed(loop)
 
     def work():
-        plain_cost, sam_cost = (timed(loop)[1] for loop in loops)
-        steps = config.num_steps
-        return {"plain": plain_cost.cpu, "sam": sam_cost.cpu, "steps": steps}
+        named = {"plain": loops[0], "sam": loops[1]}
+        return in_turn(named, next(rounds) % 2) | {"steps": config.num_steps}
+
+    rounds = itertools.count()
 
     return work
 
 
+def in_turn(works: Mapping[str, Callable], backwards: int) -> dict[str, float]:
+    """CPU and wall seconds of each; who goes first changes from round to round."""
+    order = list(works)[:: -1 if backwards else 1]
+    costs = {name: timed(works[name])[1] for name in order}
+    seconds = {name: cost.cpu for name, cost in costs.items()}
+    return seconds | {f"{name}_wall": cost.wall for name, cost in costs.items()}
+
+
 def memory(config: Config) -> dict[str, Any]:
-    """Bytes that XLA sets aside for a step: its arguments, and all that lives within."""
+    """Bytes of the state, and what XLA sets aside within a step besides its arguments."""
     found = {}
     for name in ("plain", "sam"):
         job = make_job(config, with_sam=name == "sam", large=True)
