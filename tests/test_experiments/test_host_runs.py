@@ -77,6 +77,8 @@ def test_a_killed_run_ends_as_one_left_alone_and_so_does_one_on_a_mesh(name, tmp
     for ours, theirs in zip(read_records(killed), read_records(alone), strict=True):
         np.testing.assert_allclose(ours["loss"], theirs["loss"], atol=2e-4)
 
+    if name == "class_stream":
+        return  # its methods are on a mesh in test_program, and a ResNet compiles slowly
     presets, learn, report = SETTINGS[name]
     assert main(presets, learn, "", words_of(name, mesh), report=report, name=name) == 0
     lines = read_records(mesh)
@@ -88,8 +90,7 @@ def test_a_killed_run_ends_as_one_left_alone_and_so_does_one_on_a_mesh(name, tmp
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("workers", [1, 2])
-def test_sigterm_saves_every_run_at_hand_and_exits_with_0(workers, tmp_path):
+def test_sigterm_saves_every_run_at_hand_and_exits_with_0(tmp_path):
     """Oracle: the runs left alone; no checkpoint inside a task is due before the signal."""
     script = [sys.executable, str(Path(__file__).with_name("ended_run.py")), "toy"]
     both = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
@@ -104,10 +105,10 @@ def test_sigterm_saves_every_run_at_hand_and_exits_with_0(workers, tmp_path):
     done = subprocess.run(whole, check=False, **run)
     assert done.returncode == 0, done.stdout
 
-    again = [*script, "--workers", str(workers), "--out", str(ended)]
+    again = [*script, "--workers", "2", "--out", str(ended)]
     with subprocess.Popen([*again, "--pause", "0.05"], **run) as process:
         limit = time.monotonic() + 240
-        while len(begun(ended)) < workers:
+        while len(begun(ended)) < 2:
             assert time.monotonic() < limit
             assert process.poll() is None
             time.sleep(0.01)
@@ -119,7 +120,7 @@ def test_sigterm_saves_every_run_at_hand_and_exits_with_0(workers, tmp_path):
     assert "terminated; the same command goes on from here" in said
     assert "Traceback" not in said
     assert not read_records(ended)
-    assert len(list(ended.glob("checkpoints/*/checkpoints/*.json"))) == workers
+    assert len(list(ended.glob("checkpoints/*/checkpoints/*.json"))) == 2
     done = subprocess.run(again, check=False, **run)
     assert done.returncode == 0, done.stdout
     assert timeless(ended) == timeless(alone)
