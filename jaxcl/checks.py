@@ -1,5 +1,6 @@
 """What may be handed in: refused when a part is built, before any compute."""
 
+import inspect
 import math
 from collections.abc import Callable
 from typing import Any
@@ -18,11 +19,12 @@ def check_number(
     above: bool = False,
     infinite: bool = False,
     schedules: bool = False,
+    optional: bool = False,
     **values: Any,
 ) -> None:
     """Refuse numbers that are known now and lie outside a range, or are no scalars.
 
-    Traced values and ``None`` pass: they are not known.
+    Traced values pass: they are not known.
 
     Args:
       who: who complains.
@@ -31,6 +33,7 @@ def check_number(
       above: ``least`` itself is refused too.
       infinite: infinity is welcome.
       schedules: functions of the update count pass, too.
+      optional: None passes.
       values: by the names of the arguments.
 
     Raises:
@@ -43,7 +46,7 @@ def check_number(
         wanted = f"a {finite} {'above' if above else 'of at least'} {least:g}"
     wanted += " or a schedule" if schedules else ""
     for name, value in values.items():
-        if value is None or isinstance(value, Tracer):
+        if isinstance(value, Tracer) or (optional and value is None):
             continue
         if schedules and callable(value):
             continue
@@ -56,9 +59,9 @@ def check_number(
 
 
 def _as_float(value: Any) -> float:
-    """A scalar as a float; NaN for what is none, a number in quotes among them."""
+    """A scalar as a float; NaN for what is none, a number in quotes or a truth value."""
     try:
-        single = np.ndim(value) == 0 and not isinstance(value, str)
+        single = np.ndim(value) == 0 and not isinstance(value, str | bool)
         return float(value) if single else math.nan
     except (TypeError, ValueError):
         return math.nan
@@ -70,14 +73,16 @@ def check_key(who: str, key: Any) -> None:
     Raises:
       ValueError: naming who, and what came.
     """
+    came = shown(key)
     if isinstance(key, jax.Array | np.ndarray):
         typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
-        if key.ndim == 0 if typed else (key.ndim == 1 and key.dtype == np.uint32):
+        raw = key.shape in ((2,), (4,)) and key.dtype == np.uint32  # all of JAX's own
+        if key.ndim == 0 if typed else raw:
             return
-        key = f"{key.dtype}{list(key.shape)}" if key.ndim else key
+        if key.ndim or isinstance(key, Tracer):
+            came = f"{key.dtype}{list(key.shape)}"
     msg = (
-        f"{who}: key must be one JAX key, got {shown(key)}; make it by "
-        "jax.random.key(seed)."
+        f"{who}: key must be one JAX key, got {came}; make it by jax.random.key(seed)."
     )
     raise ValueError(msg)
 
@@ -158,6 +163,32 @@ def check_kind(
         raise ValueError(msg)
 
 
+def check_function(who: str, arguments: str, **values: Any) -> None:
+    """Refuse what cannot be called with these positional arguments.
+
+    Args:
+      who: who complains.
+      arguments: such as ``params, frozen, batch``.
+      values: by their names.
+
+    Raises:
+      ValueError: naming who, the function, what it must take and what came.
+    """
+    for name, value in values.items():
+        came = shown(value)
+        if callable(value):
+            try:
+                inspect.signature(value).bind(*arguments.split(", "))
+            except TypeError:
+                came = f"one of {inspect.signature(value)}"
+            except ValueError:  # built in, without a signature
+                continue
+            else:
+                continue
+        msg = f"{who}: {name} must be a function of ({arguments}), got {came}."
+        raise ValueError(msg)
+
+
 def as_numbers(who: str, name: str, value: Any) -> np.ndarray:
     """An array, or lists of numbers, as a NumPy array.
 
@@ -186,6 +217,7 @@ def shown(value: Any) -> str:
 
 __all__ = [
     "as_numbers",
+    "check_function",
     "check_key",
     "check_kind",
     "check_limits",

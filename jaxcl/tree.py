@@ -118,7 +118,7 @@ def as_batch(x: PyTree, y: PyTree, *, weight=None, task: int = 0) -> Batch:
 
     Raises:
       ValueError: if the leaves disagree on the number of rows, or have none; if a weight
-        or the task is known to be negative.
+        or the task is known to be negative, or a weight is not finite.
     """
     x, y, weight = lists_as_arrays("as_batch", (x, y, weight))
     shapes = [np.shape(leaf) for leaf in jax.tree.leaves((x, y, weight))]
@@ -137,7 +137,8 @@ def as_batch(x: PyTree, y: PyTree, *, weight=None, task: int = 0) -> Batch:
         check_size("as_batch", least=0, task=np.asarray(task)[()])
     if not (weight is None or isinstance(weight, Tracer)):
         known = np.asarray(weight, np.float32)
-        check_number("as_batch", **{"the smallest weight": known.min(initial=0)})
+        extremes = {"smallest": known.min(initial=0), "largest": known.max(initial=0)}
+        check_number("as_batch", **{f"the {k} weight": v for k, v in extremes.items()})
     classes = lambda leaf: leaf.dtype.kind in "biu"
     narrow = lambda leaf: jnp.asarray(leaf, jnp.int32 if classes(leaf) else None)
     return Batch(

@@ -1,11 +1,20 @@
 """What numbers may be: the known ones are refused by name, the others pass."""
 
+import functools
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxcl.checks import check_key, check_limits, check_number, check_size
+from jaxcl.checks import (
+    check_function,
+    check_key,
+    check_limits,
+    check_number,
+    check_size,
+)
 
 
 @pytest.mark.parametrize("kind", [float, np.float32, jnp.float32])
@@ -28,13 +37,17 @@ def test_ends_of_a_range_belong_to_it_or_not():
     check_number("box", infinite=True, radius=float("inf"))
     with pytest.raises(ValueError, match="a finite number above 0, got 0"):
         check_number("distill", above=True, temperature=0)
-    with pytest.raises(ValueError, match=r"got \[0.1, 0.2\]"):
-        check_number("sam", rho=[0.1, 0.2])
+    for wrong in ([0.1, 0.2], None, True):
+        with pytest.raises(
+            ValueError, match="of at least 0, got " + re.escape(f"{wrong}")
+        ):
+            check_number("sam", rho=wrong)
 
 
 def test_what_is_not_known_passes():
-    """Oracle: tracing. Schedules pass where they are read; None is no number."""
-    check_number("sam", schedules=True, rho=lambda count: -1.0, decay=None)
+    """Oracle: tracing. Schedules pass where they are read, and None where it may."""
+    check_number("sam", schedules=True, rho=lambda count: -1.0)
+    check_number("ewc", optional=True, decay=None)
     with pytest.raises(ValueError, match="of at least 0 or a schedule, got -1"):
         check_number("sam", schedules=True, rho=-1)
     with pytest.raises(ValueError, match="of at least 0, got function"):
@@ -53,9 +66,32 @@ def test_a_key_passes_in_both_forms_and_traced():
         jax.jit(lambda key: check_key("step", key))(make(0))
         many = jax.random.split(make(0))
         jax.vmap(lambda key: check_key("step", key))(many)
-        for wrong in (many, 0, jnp.zeros(2), jnp.zeros((), jnp.uint32)):
+        for wrong in (many, 0, jnp.zeros(2), jnp.zeros(3, jnp.uint32), jnp.uint32(0)):
             with pytest.raises(ValueError, match="step: key must be one JAX key, got"):
                 check_key("step", wrong)
+
+
+def test_a_seed_that_is_traced_is_called_by_its_type():
+    """Oracle: the message of a seed that is not traced, and JAX's name of the type."""
+    with pytest.raises(ValueError, match=r"must be one JAX key, got int32\[\]"):
+        jax.jit(lambda seed: check_key("step", seed))(0)
+
+
+def test_a_function_of_other_arguments_is_refused():
+    """Oracle: calling it. Whatever can be called so passes, also with more that is optional
+    and without a signature to look at."""
+    takes = functools.partial(check_function, "learn", "params, batch")
+    for right in (lambda p, b: 0, lambda p, b, key=None: 0, lambda *rest: 0, max, dict):
+        takes(score=right)
+    for wrong, words in (
+        (lambda p: 0, r"function of \(params, batch\), got one of \(p\)"),
+        (lambda p, b, key: 0, r"got one of \(p, b, key\)"),
+        (lambda p, *, batch: 0, r"got one of \(p, \*, batch\)"),
+        (3, "got 3"),
+        (None, "got None"),
+    ):
+        with pytest.raises(ValueError, match=f"learn: score must be a .*{words}"):
+            takes(score=wrong)
 
 
 def test_an_empty_range_is_refused():

@@ -96,7 +96,7 @@ def ewc(
     """
     check_kind("ewc", Callable, "such as empirical_fisher(example_loss)", fisher=fisher)
     check_number("ewc", strength=strength)
-    check_number("ewc", most=1.0, decay=decay)
+    check_number("ewc", most=1.0, optional=True, decay=decay)
 
     def init(params):
         anchor = copied(jax.tree.map(wide, params))

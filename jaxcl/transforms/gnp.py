@@ -69,7 +69,9 @@ def gnp(
         raise ValueError(msg)
     strength: Any = penalty if alpha is None else alpha
     check_number("gnp", schedules=True, r=r)
-    check_number("gnp", schedules=True, penalty=penalty, alpha=alpha)
+    check_number(
+        "gnp", schedules=True, **{"penalty" if alpha is None else "alpha": strength}
+    )
     if alpha is None and is_zero(r):
         msg = "gnp: penalty needs r above 0, because alpha = penalty / r; got r=0."
         raise ValueError(msg)
