@@ -41,6 +41,7 @@ METHOD = make_method(LOSS, SGD)
 STATE = METHOD.init(PARAMS, BATCH)
 SIZES = {"num_steps": 1, "batch_size": 2}
 OPTIONS = training.Options(**SIZES)
+TASKS = streams.stream_tasks(STREAM)
 
 
 @pytest.fixture(autouse=True)
@@ -60,8 +61,8 @@ def walk(key=KEY, **changes):
     return training.run_stream(key, **given)
 
 
-def learn(build=lambda frozen: METHOD, tasks=(), options=OPTIONS):
-    return training.learn(KEY, build, PARAMS, tasks, options, folder="nowhere")
+def learn(build=lambda frozen: METHOD, tasks=(), options=OPTIONS, params=PARAMS):
+    return training.learn(KEY, build, params, tasks, options, folder="nowhere")
 
 
 def measured(**changes):
@@ -110,6 +111,7 @@ REFUSED = [
     ),
     (lambda: as_batch(BATCH.x, Y, weight=[1, 1, -1, 1]), "smallest weight .* got -1.0"),
     (lambda: as_batch(BATCH.x, Y, weight=[1, np.nan, 1, 1]), "weight .* got nan"),
+    (lambda: as_batch(BATCH.x, Y, weight=[1, np.inf, 1, 1]), "largest .* got inf"),
     (lambda: losses.single_head(MODEL), "a function, got Model; give model.apply"),
     (lambda: loss_of(PAIR), "row_losses: expected a Batch .* got tuple; make one with"),
     (lambda: loss_of(ROW), r"row_losses: .* got leaves of shapes \[\(3,\), \(\)"),
@@ -132,6 +134,8 @@ REFUSED = [
     (lambda: metrics.summary([[1.0], [0.5, 1.0]]), "summary: .* lists of equal length"),
     # the parts of a method
     (lambda: transforms.sam("0.05"), "sam: rho must be a finite number .* got '0.05'"),
+    (lambda: transforms.sam(None), "sam: rho must be a finite number .* got None"),
+    (lambda: transforms.sam(True), "sam: rho must be a finite number .* got True"),
     (lambda: regularizers.sum_of([regularizers.l2(1.0)]), "sum_of: .* got list"),
     (lambda: regularizers.ewc(1.0, empirical_fisher(LOSS)), "fisher must be a func"),
     (lambda: plasticity.chain_renewals([]), "of type Renewal, got"),
@@ -192,7 +196,13 @@ REFUSED = [
     (lambda: training.first_example([STREAM]), "first_example: .* got list"),
     (lambda: training.accuracy_row(STREAM, LOGITS), "accuracy_row: .* got function"),
     (lambda: training.steps_for(8.0, batch_size=2), "num_rows must be an int"),
-    (lambda: learn(build=METHOD), "learn: build must be a function, got Method"),
+    (lambda: learn(build=METHOD, tasks=TASKS), r"function of \(frozen\), got Method"),
+    (lambda: learn(build=lambda: METHOD, tasks=TASKS), r"\(frozen\), got one of \(\)"),
+    (
+        lambda: learn(build=lambda _: LOSS, tasks=TASKS),
+        "Method, got function; let build return",
+    ),
+    (lambda: learn(params=None), "params must be a tree of arrays, got None; give"),
     (
         lambda: learn(tasks=[streams.Task("a", BATCH, BATCH)]),
         "train must be of type Rows, got Batch; .* array_rows",

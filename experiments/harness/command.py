@@ -23,7 +23,6 @@ import tyro
 from experiments.harness.ending import Terminated, terminable
 from experiments.harness.errors import InputError, is_bad_input, one_line
 from experiments.harness.fields import nearest
-from experiments.harness.lock import claim
 from experiments.harness.run_folder import (
     CHECKPOINTS,
     RunFolder,
@@ -36,6 +35,7 @@ from experiments.harness.run_folder import (
     read_json,
     read_records,
 )
+from jaxcl.training.lock import claim
 
 OUTPUTS = Path("outputs")  # where folders go without --out; ignored by git
 _OUT = (
@@ -95,7 +95,7 @@ def main(
         path = request.out or default_path(asked, OUTPUTS)
         folder = asked._replace(path=path)
         examine(folder)  # refuses before anything is created
-        with claim(path) as made:
+        with claim(path, remedy="choose another --out") as made:
             state = examine(folder)
             if state == "finished":
                 print(f"{path} is finished; making its report again.")
@@ -104,8 +104,10 @@ def main(
                 return 0
             words = f"python -m experiments.{name} {shlex.join(argv)}"
             return _run(folder, state, run, report, words, made=made)
-    except InputError as error:
-        return _refuse(error)
+    except ValueError as error:
+        if is_bad_input(error):
+            return _refuse(error)
+        raise
 
 
 def _run(

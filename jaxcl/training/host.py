@@ -10,44 +10,42 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int, PyTree
 
-from jaxcl.checks import check_key, check_kind, check_size
-from jaxcl.streams.rows import Rows, Task
+from jaxcl.streams.rows import Task
 from jaxcl.training.checkpoint import restore, saving, steps
 from jaxcl.training.evaluate import mean_scores
 from jaxcl.training.feed import feed
 from jaxcl.training.interrupt import interruptible
+from jaxcl.training.lock import claim
 from jaxcl.training.log import bar, metrics_file, tensorboard
+from jaxcl.training.options import (
+    Options,
+    check_run,
+    first_rows,
+    identity,
+    shapes_of,
+    task_rows,
+)
 from jaxcl.training.order import fit_keys, task_keys
-from jaxcl.training.parallel import Layout, check_rows, num_parts, whole
+from jaxcl.training.parallel import Layout, whole
 from jaxcl.training.processes import any_process, end_together, leads
-from jaxcl.training.program import Build, Policy, Program, Score, compile_program
+from jaxcl.training.program import (
+    Build,
+    Program,
+    Score,
+    compile_program,
+    place_frozen,
+)
 from jaxcl.training.reading import first_learned, take_rows, training_order
-from jaxcl.tree import at
 from jaxcl.typing import Batch, Key, MethodState, Params, StepInfo
 
 Status = Literal["done", "diverged", "interrupted"]
-
-
-class Options(NamedTuple):
-    """How a run is walked. Only the first four change what is learned."""
-
-    num_steps: int  # per task
-    batch_size: int
-    on_non_finite: Policy = "stop"
-    consolidate_rows: int | None = None  # rows that `end_task` sees; all if None
-    eval_batch_size: int = 256
-    eval_rows: int | None = None  # test rows per task; all if None
-    eval_every: int | None = None  # steps, besides the end of each task
-    report_every: int = 10  # steps between two lines of metrics
-    save_every: float = 300.0  # seconds between two checkpoints
-    keep: int = 2  # checkpoints inside tasks, besides one for each task's end
 
 
 class Position(NamedTuple):
@@ -106,17 +104,20 @@ def learn(
 
     Args:
       key: of the run; the only source of randomness.
-      build: makes the method; ``frozen`` reaches it as an argument of the program.
+      build: ``(frozen) -> method``, called while tracing, so that ``frozen`` is an argument
+        of the program.
       params: where learning begins; not touched.
       tasks: in order; rows may differ in number from task to task, not in shape.
       options: see :class:`Options`.
       folder: gets ``checkpoints/`` and ``metrics.jsonl``; created if absent. A run has one
         of its own; one that had finished there is returned, with a warning.
-      frozen: weights that are used and never trained; they are not in the checkpoints.
-      score: what the matrix holds; without it nothing is evaluated.
+      frozen: weights that are used and never trained. The checkpoints hold a fingerprint
+        of them, and a run on others is another run.
+      score: ``(params, frozen, batch) -> [b]``, what the matrix holds; without it nothing
+        is evaluated.
       layout: devices to spread over, see :mod:`jaxcl.training.parallel`; one if absent.
-      about: what the run is (settings, fingerprint of ``frozen``): the checkpoint of
-        another run is refused, with what differs.
+      about: what the run is (settings, path of ``frozen``): the checkpoint of another
+        run is refused, with what differs.
       tensorboard_folder: also write scalars for TensorBoard.
       quiet: no progress.
       told: hears of progress instead of a bar: steps, and a few words.
@@ -124,45 +125,49 @@ def learn(
     Returns:
       The status, the parameters to evaluate, and the last position. A run that stopped
       because a step was not finite is ``diverged``; its last checkpoint is from before.
+      A warning tells of steps that were not finite.
 
     Raises:
-      ValueError: for options that cannot work, a task with fewer rows than a batch, or
-        a checkpoint of another run: of another key, other options that decide what is
-        learned, or another ``about``.
+      ValueError: for options that cannot work, a task with fewer rows than a batch or
+        with rows unlike those of the first, a ``build`` or ``score`` that takes or returns
+        something else, a folder in which another process learns, or a checkpoint of
+        another run: of another key, other options that decide what is learned, other
+        ``frozen`` weights, or another ``about``.
+
+    Step, end of task and score are traced before the first step: what is wrong with shapes
+    shows then.
 
     Cost: per step what the method's step costs. The next batches are read by a thread;
     losses are fetched when they are reported, ``report_every`` steps late. While a
     checkpoint is written there is one more copy of the state.
     """
-    check_key("learn", key)
-    check_kind("learn", Callable, "a function of frozen -> method", build=build)
-    check(tasks, options, layout)
-    place, about = Path(folder) / "checkpoints", identity(key, options, about)
+    check_run(key, params, tasks, options, layout)
+    first = first_rows(tasks, scored=score is not None)
+    frozen = place_frozen(layout, frozen)
     program = compile_program(
         build,
         params,
         frozen,
-        at(slice(1), tasks[0].train.read(np.arange(1))),
+        first.train,
         score=score,
         on_non_finite=options.on_non_finite,
         layout=layout,
     )
-    position = begin(program, params, len(tasks))
-    if steps(place):
-        on_disk = restore(place, _on_devices(position, layout), about=about).tree
-        position = _on_host(on_disk)
-        if position.task == len(tasks):
-            warnings.warn(
-                f"learn: the run in {place.parent} had finished; its result is returned "
-                "and nothing is learned. For another run give another folder.",
-                stacklevel=2,
-            )
-    done = _number(position.task, position.step, options)
-    known = lambda line: line["at"] <= done
-    walked = position.task * options.num_steps + position.step
-    total = len(tasks) * options.num_steps
+    sizes = options.batch_size, task_rows(tasks, options, layout)
+    batch, task = (shapes_of(first.train, size) for size in sizes)
+    program.rehearse(batch, task, shapes_of(first.test, options.eval_batch_size))
+    place, about = Path(folder), identity(key, options, frozen, about)
     with ExitStack() as stack:
         enter = stack.enter_context
+        if leads():
+            enter(claim(place))
+        position = last_position(
+            place / "checkpoints", begin(program, params, len(tasks)), layout, about
+        )
+        done = _number(position.task, position.step, options)
+        known = lambda line: line["at"] <= done
+        walked = position.task * options.num_steps + position.step
+        total = len(tasks) * options.num_steps
         run = Run(
             key,
             tasks,
@@ -170,8 +175,8 @@ def learn(
             layout,
             program,
             interrupted=enter(interruptible()),
-            save=enter(saving(place, keep=options.keep, about=about)),
-            write=enter(metrics_file(place.parent / "metrics.jsonl", keep=known))
+            save=enter(saving(place / "checkpoints", keep=options.keep, about=about)),
+            write=enter(metrics_file(place / "metrics.jsonl", keep=known))
             if leads()
             else lambda line: None,
             scalar=enter(tensorboard(tensorboard_folder if leads() else None)),
@@ -179,7 +184,45 @@ def learn(
         )
         with end_together():
             position, status = walk(run, position)
+    warn_of_bad_steps(run, position, status)
     return Learned(status, program.read(position.state), position)
+
+
+def last_position(
+    place: Path, start: Position, layout: Layout | None, about: Mapping[str, Any]
+) -> Position:
+    """Where the run in a folder of checkpoints had come to; ``start`` if nowhere."""
+    if not steps(place):
+        return start
+    position = _on_host(restore(place, _on_devices(start, layout), about=about).tree)
+    if position.task == len(position.matrix):
+        warnings.warn(
+            f"learn: the run in {place.parent} had finished; its result is returned "
+            "and nothing is learned. For another run give another folder.",
+            stacklevel=3,
+        )
+    return position
+
+
+def warn_of_bad_steps(run: Run, position: Position, status: Status) -> None:
+    """Say what became of steps that were not finite, if there were any."""
+    if not position.num_bad:
+        return
+    became = {
+        "stop": "the run was stopped",
+        "skip": "these were skipped",
+        "continue": "the run went on all the same",
+    }[run.options.on_non_finite]
+    where = ""
+    if status == "diverged":
+        where = (
+            f", the last by step {position.step} of {run.tasks[position.task].name!r}"
+        )
+    warnings.warn(
+        f"learn: {position.num_bad} steps were not finite{where}; {became}. Look for "
+        "NaN among the rows, or lower the learning rate.",
+        stacklevel=3,
+    )
 
 
 def walk(run: Run, position: Position) -> tuple[Position, Status]:
@@ -190,54 +233,6 @@ def walk(run: Run, position: Position) -> tuple[Position, Status]:
             return position, status
         position = finish_task(run, position)
     return position, "done"
-
-
-def check(tasks: Sequence[Task], options: Options, layout: Layout | None) -> None:
-    """Refuse what cannot run, before any compute.
-
-    Raises:
-      ValueError: in one line.
-    """
-    check_kind("learn", Options, options=options)
-    check_kind("learn", Layout, optional=True, layout=layout)
-    named = lambda names: {name: getattr(options, name) for name in names.split()}
-    check_size(
-        "learn", **named("num_steps batch_size eval_batch_size report_every keep")
-    )
-    maybe = named("consolidate_rows eval_rows eval_every")
-    check_size("learn", optional=True, **maybe)
-    if options.on_non_finite not in get_args(Policy):
-        msg = (
-            f"learn: on_non_finite must be one of {', '.join(get_args(Policy))}, got "
-            f"{options.on_non_finite!r}."
-        )
-        raise ValueError(msg)
-    if not tasks:
-        msg = "learn: expected at least one task, got none."
-        raise ValueError(msg)
-    for task in tasks:
-        check_kind(
-            "learn", Task, "give a list, such as stream_tasks(stream)", task=task
-        )
-        remedy = "make them, such as by array_rows(batch)"
-        check_kind("learn", Rows, remedy, train=task.train, test=task.test)
-        if task.train.count < options.batch_size:
-            msg = (
-                f"learn: task {task.name!r} has {task.train.count} rows, fewer than a "
-                f"batch of {options.batch_size}; lower batch_size or drop the task."
-            )
-            raise ValueError(msg)
-    if layout is not None:
-        sizes = options.batch_size, options.eval_batch_size
-        check_rows(layout, batch_size=sizes[0], eval_batch_size=sizes[1])
-
-
-def identity(key: Key, options: Options, about: Mapping[str, Any] | None) -> dict:
-    """What a checkpoint must agree with for a run to go on from it."""
-    names = "num_steps", "batch_size", "consolidate_rows", "on_non_finite"
-    decisive = {name: getattr(options, name) for name in names}
-    decisive |= {"key": jax.random.key_data(key).tolist()}
-    return dict(about or {}) | decisive  # the caller's names hide none of these
 
 
 def begin(program: Program, params: Params, num_tasks: int) -> Position:
@@ -376,13 +371,12 @@ def training_order_of(run: Run, index: int) -> Int[np.ndarray, "steps b"]:
 
 def whole_task(run: Run, index: int) -> Batch:
     """What ``end_task`` sees: equally many rows for all tasks, filled up with weight 0."""
-    rows, wanted = run.tasks[index].train, run.options.consolidate_rows
-    size = wanted or max(task.train.count for task in run.tasks)
-    parts = 1 if run.layout is None else num_parts(run.layout)
+    rows, size = run.tasks[index].train, run.options.consolidate_rows
     numbers = np.arange(rows.count)
-    if size < rows.count:
+    if size and size < rows.count:
         numbers = first_learned(training_order_of(run, index), size)
-    return take_rows(rows, numbers, size=-(-size // parts) * parts, layout=run.layout)
+    size = task_rows(run.tasks, run.options, run.layout)
+    return take_rows(rows, numbers, size=size, layout=run.layout)
 
 
 def _on_devices(position: Position, layout: Layout | None) -> tuple:

@@ -7,8 +7,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from experiments.harness.errors import InputError
-
 try:
     import fcntl
 except ImportError:  # Windows: folders are not locked there
@@ -19,16 +17,22 @@ ATTEMPTS = 100  # a folder that is removed as often as it is made cannot be had
 
 
 @contextmanager
-def claim(path: Path) -> Iterator[bool]:
+def claim(path: Path, *, remedy: str = "give another folder") -> Iterator[bool]:
     """Hold a folder against all other processes; yields whether it was made for this.
 
     A lock that another process deleted while this one waited for it holds nothing. So the
-    file that was locked must still be the one at its path; if not, all begins anew.
+    file that was locked must still be the one at its path; if not, all begins anew. On a
+    file system without locks nothing is held.
+
+    Args:
+      path: of the folder; it and those above it are made if absent.
+      remedy: what the messages tell to do.
 
     Raises:
-      InputError: if another process holds it; the message names that process. Also if it
+      ValueError: if another process holds it; the message names that process. Also if it
         cannot be made, as behind a link to nowhere.
     """
+    unwritable = f"{path} cannot be written to; {remedy}"
     place = path / ".lock"
     made = False
     for _ in range(ATTEMPTS):
@@ -38,16 +42,18 @@ def claim(path: Path) -> Iterator[bool]:
         except FileNotFoundError:  # the folder was removed again
             if path.parent.is_dir() and os.access(path.parent, os.W_OK):
                 continue
-            raise InputError(_unwritable(path)) from None
+            raise ValueError(unwritable) from None
         except OSError as error:
-            msg = f"{_unwritable(path)} ({error.strerror})"
-            raise InputError(msg) from None
+            msg = f"{unwritable} ({error.strerror})"
+            raise ValueError(msg) from None
         with lock:
             if fcntl is not None:
                 try:
                     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except OSError:
-                    raise InputError(_in_use(path, lock)) from None
+                except BlockingIOError:
+                    raise ValueError(_in_use(path, lock, remedy)) from None
+                except OSError:  # this file system has no locks
+                    pass
                 if not _is_at(lock, place):
                     continue
             lock.truncate(0)
@@ -55,11 +61,7 @@ def claim(path: Path) -> Iterator[bool]:
             lock.flush()
             yield made
             return
-    raise InputError(_unwritable(path))
-
-
-def _unwritable(path: Path) -> str:
-    return f"{path} cannot be written to; choose another --out"
+    raise ValueError(unwritable)
 
 
 def _make(path: Path) -> bool:
@@ -79,10 +81,10 @@ def _is_at(file: IO, path: Path) -> bool:
         return False
 
 
-def _in_use(path: Path, lock: IO) -> str:
+def _in_use(path: Path, lock: IO, remedy: str) -> str:
     lock.seek(0)
     owner = lock.read().strip() or "another process"
-    return f"{path} is in use by {owner}; wait, or choose another --out."
+    return f"{path} is in use by {owner}; wait, or {remedy}."
 
 
 __all__ = ["claim"]

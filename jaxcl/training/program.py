@@ -1,12 +1,15 @@
 """The functions of the host loop, compiled: on one device, or placed on a mesh."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, PyTree
 
+from jaxcl.checks import check_function, check_kind
 from jaxcl.training.parallel import Layout, rows_sharding, shardings, whole
 from jaxcl.typing import Batch, Method, MethodState, Params
 
@@ -21,13 +24,18 @@ Policy = Literal["stop", "skip", "continue"]
 
 
 class Program(NamedTuple):
-    """What a run does on the device; each part is compiled when it is first used."""
+    """What a run does on the device; each part is compiled when it is first used.
+
+    ``rehearse`` traces every part that takes rows, in the shapes it will get, and keeps
+    what it traced: what is wrong with them shows before the first step.
+    """
 
     start: Callable[[Params], MethodState]
     step: Callable[..., Any]  # (state, key, number, batch) -> (state, info)
     end_task: Callable[..., MethodState]  # (state, key, task) -> state
     read: Callable[[MethodState], Params]
     total: Callable[..., Any] | None  # (params, batch) -> sums of score and weight
+    rehearse: Callable[[Batch, Batch, Batch], None]  # (batch, task, tested)
 
 
 def compile_program(
@@ -45,19 +53,31 @@ def compile_program(
     Args:
       build: makes the method.
       params: in their shapes.
-      frozen: placed once, and handed to every call.
+      frozen: where :func:`place_frozen` put it; handed to every call.
       example: a batch of one row, in its shapes.
       score: what is summed over test rows; nothing if absent.
       on_non_finite: with ``skip`` a step whose loss, gradient or parameters are not
         finite leaves the state as it was.
       layout: where everything lives; inputs and outputs keep their places.
+
+    Raises:
+      ValueError: if ``build`` or ``score`` takes or returns something else.
     """
+    check_function("learn", "frozen", build=build)
+    if score is not None:
+        check_function("learn", "params, frozen, batch", score=score)
+
+    def made(frozen):
+        method = build(frozen)
+        remedy = "let build return what make_method returns"
+        check_kind("learn", Method, remedy, method=method)
+        return method
 
     def start(params, frozen):
-        return build(frozen).init(params, example)
+        return made(frozen).init(params, example)
 
     def step(state, frozen, key, number, batch):
-        after, info = build(frozen).step(jax.random.fold_in(key, number), state, batch)
+        after, info = made(frozen).step(jax.random.fold_in(key, number), state, batch)
         finite = info.finite & jnp.isfinite(info.grad_norm)
         if on_non_finite == "skip":
             for leaf in jax.tree.leaves(after.params):
@@ -67,14 +87,21 @@ def compile_program(
         return after, info._replace(finite=finite)
 
     def end_task(state, frozen, key, task):
-        return build(frozen).end_task(key, state, task)
+        return made(frozen).end_task(key, state, task)
 
     def read(state, frozen):
-        return build(frozen).eval_params(state)
+        return made(frozen).eval_params(state)
 
     def total(params, frozen, batch):
         assert score is not None
         scores = score(params, frozen, batch)
+        if jnp.shape(scores) != batch.weight.shape:
+            msg = (
+                "learn: score must return a number for each row, shape "
+                f"{list(batch.weight.shape)}, got {list(jnp.shape(scores))}; leave the "
+                "mean to the loop."
+            )
+            raise ValueError(msg)
         return jnp.sum(scores * batch.weight), jnp.sum(batch.weight)
 
     jit = _placed(layout, jax.eval_shape(start, params, frozen), frozen)
@@ -83,12 +110,21 @@ def compile_program(
     last = jit(end_task, ("state", "frozen", "whole", "rows"), "state")
     reading = jit(read, ("state", "frozen"), None)
     sums = jit(total, (None, "frozen", "rows"), "whole") if score else None
-    if layout is not None:
-        frozen = jax.device_put(frozen, shardings(layout, frozen, prefix="frozen/"))
 
     def begin(params):
         # Copies: a step may take every buffer once, and the caller keeps `params`.
         return jax.tree.map(jnp.copy, first(params, frozen))
+
+    def rehearse(batch, task, tested):
+        key, number = jax.eval_shape(jax.random.key, 0), np.int32(0)
+        state = jax.eval_shape(first, params, frozen)
+        with _noting("step", batch):
+            next_.eval_shape(state, frozen, key, number, batch)
+        with _noting("end_task", task):
+            last.eval_shape(state, frozen, key, task)
+        if sums is not None:
+            with _noting("score", tested):
+                sums.eval_shape(reading.eval_shape(state, frozen), frozen, tested)
 
     return Program(
         begin,
@@ -96,7 +132,27 @@ def compile_program(
         lambda state, key, task: last(state, frozen, key, task),
         lambda state: reading(state, frozen),
         (lambda params, batch: sums(params, frozen, batch)) if sums else None,
+        rehearse,
     )
+
+
+def place_frozen(layout: Layout | None, frozen: PyTree) -> PyTree:
+    """Weights that are never trained, on the devices by the layout's rule."""
+    if layout is None:
+        return frozen
+    return jax.device_put(frozen, shardings(layout, frozen, prefix="frozen/"))
+
+
+@contextmanager
+def _noting(part: str, batch: Batch) -> Iterator[None]:
+    """Add to an error what was traced, and on which rows."""
+    try:
+        yield
+    except Exception as error:
+        kind = lambda leaf: f"{leaf.dtype}{list(leaf.shape)}"
+        x, y = jax.tree.map(kind, (batch.x, batch.y))
+        error.add_note(f"learn: in {part}, on x {x} and y {y}, before the first step.")
+        raise
 
 
 def _placed(layout: Layout | None, state: PyTree, frozen: PyTree) -> Callable:
@@ -135,4 +191,4 @@ def _donated(arguments: tuple) -> tuple[int, ...]:
     return (0,) if arguments[0] == "state" and len(arguments) > 2 else ()
 
 
-__all__ = ["Build", "Policy", "Program", "Score", "compile_program"]
+__all__ = ["Build", "Policy", "Program", "Score", "compile_program", "place_frozen"]

@@ -21,7 +21,7 @@ import pytest
 from experiments import harness
 from experiments.harness import command, environment, run_folder
 from experiments.harness.errors import is_bad_input
-from experiments.harness.lock import claim
+from jaxcl.training.lock import claim
 from jaxcl.training.progress import pace
 
 ROOT = Path(__file__).parent.parent.parent
@@ -375,7 +375,7 @@ def test_a_diverged_run_is_named_in_the_status(tmp_path, capsys):
 HOLDER = """
 import sys, time
 from pathlib import Path
-from experiments.harness.lock import claim
+from jaxcl.training.lock import claim
 with claim(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)
@@ -604,7 +604,7 @@ def test_progress_on_a_terminal_is_a_bar(capsys, monkeypatch):
 def test_a_folder_that_cannot_be_made_is_one_line(tmp_path, place):
     """Oracle: a file where a folder should be; nothing is left behind."""
     (tmp_path / "file").write_text("")
-    wanted = "cannot be written to; choose another --out"
+    wanted = "cannot be written to; give another folder"
     with pytest.raises(ValueError, match=wanted), claim(tmp_path / place):
         pass
     assert [path.name for path in tmp_path.iterdir()] == ["file"]

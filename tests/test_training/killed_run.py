@@ -90,7 +90,8 @@ def made():
 
 def watched(task, passing):
     def read(numbers):
-        passing("read")
+        if len(numbers) > 1:  # one row of each task is looked at before the first step
+            passing("read")
         return task.train.read(numbers)
 
     return Task(task.name, Rows(task.train.count, read), task.test)

@@ -62,8 +62,9 @@ def tasks(stream):
 def run(folder, tasks, options=OPTIONS, **others):
     params = MODEL.init(jax.random.key(2))
     given = {"frozen": jnp.float32(0.1), "score": score, "quiet": True, **others}
+    method = given.pop("build", build)
     return learn(
-        jax.random.key(3), build, params, tasks, options, folder=folder, **given
+        jax.random.key(3), method, params, tasks, options, folder=folder, **given
     )
 
 
@@ -225,17 +226,23 @@ def test_a_step_that_is_not_finite_stops_is_skipped_or_is_counted(
     options = OPTIONS._replace(on_non_finite=policy, consolidate_rows=8)
     plain = lambda rate: make_method(cross_entropy(LOGITS), optax.sgd(rate))
     params = MODEL.init(jax.random.key(2))
-    learned = learn(
-        jax.random.key(3),
-        plain,
-        params,
-        given,
-        options,
-        folder=tmp_path,
-        frozen=jnp.float32(0.1),
-        score=score,
-        quiet=True,
-    )
+    became = {
+        "stop": "not finite, the last by step 2 of 'poisoned'; the run was stopped",
+        "skip": "1 steps were not finite; these were skipped",
+        "continue": "steps were not finite; the run went on all the same",
+    }
+    with pytest.warns(UserWarning, match=became[policy]):
+        learned = learn(
+            jax.random.key(3),
+            plain,
+            params,
+            given,
+            options,
+            folder=tmp_path,
+            frozen=jnp.float32(0.1),
+            score=score,
+            quiet=True,
+        )
     finite = all(
         bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(learned.params)
     )
@@ -340,6 +347,74 @@ def test_the_checkpoint_of_another_run_is_refused_with_the_difference(tasks, tmp
     kept = options._replace(keep=3)
     with pytest.warns(UserWarning, match="had finished"):
         run(tmp_path, tasks[:1], kept, about={"rate": 0.1, "base": "abc"})
+
+
+def test_a_run_on_other_frozen_weights_is_refused(tasks, tmp_path):
+    """Oracle: a number that was changed; the caller says nothing about it."""
+    options = OPTIONS._replace(num_steps=2)
+    run(tmp_path, tasks[:1], options)
+    with pytest.raises(
+        ValueError, match=r"is of another run: frozen '\w{16}', not '\w"
+    ):
+        run(tmp_path, tasks[:1], options, frozen=jnp.float32(0.1000001))
+
+
+def test_a_folder_in_which_a_run_goes_on_is_refused(tasks, tmp_path):
+    """Oracle: a second run from inside the first one, which ends all the same."""
+    told = []
+
+    def meanwhile(_steps, words):
+        if not told:
+            with pytest.raises(ValueError, match=f"in use by process {os.getpid()} on"):
+                run(tmp_path, tasks)
+        told.append(words)
+
+    assert run(tmp_path, tasks, told=meanwhile).status == "done"
+    assert told
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="file cannot be written to; give another"):
+        run(tmp_path / "file", tasks)
+
+
+def test_what_is_wrong_after_a_task_is_said_before_the_first_step(tasks, tmp_path):
+    """Oracle: a count of the batches that were read, which stays at zero."""
+    read = []
+
+    def counted(rows):
+        def numbers(index):
+            read.append(len(index) > 1)
+            return rows.read(index)
+
+        return Rows(rows.count, numbers)
+
+    def narrow(rows):
+        cut = lambda batch: batch._replace(x=batch.x[:, :63])
+        return Rows(rows.count, lambda numbers: cut(rows.read(numbers)))
+
+    given = [Task(task.name, counted(task.train), task.test) for task in tasks]
+    last = given[2]
+    unlike = [*given[:2], last._replace(name="cut", train=narrow(last.train))]
+    unseen = [*given[:2], last._replace(name="cut", test=narrow(last.test))]
+    forgetful = lambda frozen: build(frozen)._replace(
+        end_task=lambda key, state, task: state._replace(params=state.no_such)
+    )
+    mean = lambda *place: jnp.mean(score(*place))
+    for tasks, others, kind, words in (
+        (unlike, {}, ValueError, r"train of task 'cut' has .*\[1, 63\].*\[1, 64\]"),
+        (unseen, {}, ValueError, r"test of task 'cut' has .*\[1, 63\].*\[1, 64\]"),
+        (given, {"score": mean}, ValueError, r"shape \[32\], got \[\]; leave"),
+        (given, {"score": lambda p, b: 0}, ValueError, r"\(params, frozen, batch\)"),
+        (given, {"build": forgetful}, AttributeError, "no_such"),
+        (given, {"build": lambda frozen: OPTIONS}, ValueError, "Method, got Options"),
+    ):
+        with pytest.raises(kind, match=words) as error:
+            run(tmp_path / "out", tasks, **others)
+        if kind is AttributeError:  # the user's own: where it came up is a note
+            said = "learn: in end_task, on x float32[60, 64] and y int32[60], before"
+            assert said in "".join(error.value.__notes__)
+    assert read
+    assert not any(read)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_run_that_had_finished_is_returned_and_says_so(whole, tasks):
