@@ -31,7 +31,7 @@ import numpy as np
 
 from experiments.harness.command import OUTPUTS, flags, parse
 from experiments.harness.ending import Terminated, terminable
-from experiments.harness.errors import InputError, one_line
+from experiments.harness.errors import InputError, is_bad_input, one_line
 from experiments.harness.fields import nearest
 from experiments.harness.launch import Ended, Job, run_here, run_on_cluster
 from experiments.harness.run_folder import (
@@ -74,19 +74,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         batch = read_words(words)
         folders = {name_of(one): folder_of(batch, one) for one in batch.each}
-        todo = [name for name in folders if examine(folders[name]) != "finished"]
+        todo = [
+            make_job(batch, settings)
+            for settings in batch.each
+            if examine(folders[name_of(settings)]) != "finished"
+        ]
         return do(batch, folders, todo)
     except KeyboardInterrupt as error:
         print("the same command goes on from here", file=sys.stderr)
         return 0 if isinstance(error, Terminated) else 130
-    except InputError as error:
+    except ValueError as error:
+        if not is_bad_input(error):
+            raise
         print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
 
 
-def do(batch: Batch, folders: Mapping[str, RunFolder], todo: Sequence[str]) -> int:
+def do(batch: Batch, folders: Mapping[str, RunFolder], jobs: Sequence[Job]) -> int:
     """Run what is to be done, tell what failed, and write the table."""
-    jobs = [make_job(batch, name, folders[name]) for name in todo]
     failed = []
     with (
         terminable(),
@@ -118,25 +123,31 @@ def launch(batch: Batch, jobs: Sequence[Job]) -> Ended:
     )
 
 
-def make_job(batch: Batch, name: str, folder: RunFolder) -> Job:
+def make_job(batch: Batch, settings: Settings) -> Job:
     """The ordinary command of one run."""
-    settings = next(one for one in batch.each if name_of(one) == name)
-    words = [batch.preset, *words_of(batch.shared), *words_of(settings)]
-    module = f"experiments.{batch.experiment}"
-    command = [sys.executable, "-m", module, *words, "--out", str(folder.path)]
+    name, module = name_of(settings), f"experiments.{batch.experiment}"
+    words = [*words_for_run(batch, settings), "--out", str(batch.out / name)]
+    command = [sys.executable, "-m", module, *words]
     return Job(name, command, batch.out / "logs" / f"{name}.txt")
+
+
+def words_for_run(batch: Batch, settings: Settings) -> list[str]:
+    """The preset and all fields of one run."""
+    return [batch.preset, *words_of(batch.shared), *words_of(settings)]
 
 
 def folder_of(batch: Batch, settings: Settings) -> RunFolder:
     """The folder of one run, its settings checked.
 
     Raises:
-      InputError: for settings that the experiment does not take.
+      ValueError: for settings that the experiment does not take, or values that could
+        not work.
     """
     config = config_of(batch.experiment)
-    words = [batch.preset, *words_of(batch.shared), *words_of(settings)]
+    words = words_for_run(batch, settings)
     request = parse(batch.experiment, config.PRESETS, "", words)
     assert request is not None  # no help was asked for
+    importlib.import_module(f"experiments.{batch.experiment}.run").check(request.config)
     return RunFolder(
         batch.out / name_of(settings),
         batch.experiment,

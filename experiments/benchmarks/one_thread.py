@@ -13,13 +13,24 @@ ONE_THREAD = {
 }
 
 
+CORES = "JAXCL_CORES"  # the cores that there were, for use_all_cores
+
+
 def use_one_thread() -> None:
     """Call it before the first array is made, when all of this is read."""
     os.environ.update(ONE_THREAD)
     if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+        cores = os.sched_getaffinity(0)
+        os.environ[CORES] = ",".join(map(str, sorted(cores)))
+        os.sched_setaffinity(0, {max(cores)})
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_enable_compilation_cache", False)  # compilation is timed
 
 
-__all__ = ["ONE_THREAD", "use_one_thread"]
+def use_all_cores() -> None:
+    """In a process started by such a one: the cores that it was given."""
+    if CORES in os.environ:
+        os.sched_setaffinity(0, map(int, os.environ[CORES].split(",")))
+
+
+__all__ = ["ONE_THREAD", "use_all_cores", "use_one_thread"]

@@ -216,6 +216,8 @@ def test_grids_and_lists_are_multiplied_out(tmp_path):
             "--grid: expected each field once, got rho, rho",
         ),
         (["class_stream", "smoke", "--grid", "rho", "x"], "--rho: expected float"),
+        (["class_stream", "smoke", "--grid", "rho", "0", "-1"], "rho: expected"),
+        (["class_stream", "cifar", "--grid", "rho", "0", "1"], "data: name the images"),
         (["class_stream", "smoke", "--grid", "rho", "1", "1"], "rho=1 is there twice"),
         (
             ["class_stream", "smoke", "--rho", "1", "--grid", "rho", "1", "2"],

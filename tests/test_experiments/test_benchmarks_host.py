@@ -1,5 +1,10 @@
 """The host loop's benchmark at sizes where it takes seconds: lines, tables, refusals."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -8,6 +13,7 @@ from experiments.benchmarks.host.report import costs_table, report, targets
 from experiments.benchmarks.host.run import run, turns
 from experiments.harness import main, read_records
 
+ROOT = Path(__file__).parents[2]
 SMOKE = config.PRESETS["smoke"]
 
 
@@ -51,6 +57,29 @@ def test_ratios_are_taken_within_rounds_and_costs_are_medians():
     np.testing.assert_allclose(sam.values, [1.9])
     bare, walked = costs_table(done).rows
     assert (bare[1], walked[1]) == ("100 ms", "105 ms")
+
+
+CORES = """
+import os, sys
+from experiments.benchmarks.one_thread import use_all_cores, use_one_thread
+os.sched_setaffinity(0, map(int, sys.argv[1:]))
+use_one_thread()
+one = len(os.sched_getaffinity(0))
+use_all_cores()
+print(one, *sorted(os.sched_getaffinity(0)))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="cores cannot be had")
+def test_one_thread_and_then_the_cores_that_were_given_and_no_more():
+    """Oracle: the cores of this process, and of one that was given a single one."""
+    every = sorted(map(str, os.sched_getaffinity(0)))
+    for cores in (every, every[:1]):
+        script = [sys.executable, "-c", CORES, *cores]
+        done = subprocess.run(
+            script, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True
+        )
+        assert done.stdout.split() == ["1", *cores]
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ import numpy as np
 
 from experiments.benchmarks.host.config import Config
 from experiments.benchmarks.host.job import make_job, make_program
+from experiments.benchmarks.one_thread import use_all_cores
 from experiments.benchmarks.ours import timed
 from experiments.harness import expect_no_words
 from jaxcl.training import Layout, make_mesh
@@ -40,8 +41,7 @@ def measure(config: Config, count: int) -> dict[str, float]:
 
 def main() -> None:
     """From the input to the output."""
-    if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, range(os.cpu_count() or 1))  # the parent kept to one
+    use_all_cores()
     settings = json.loads(sys.stdin.read())
     count = settings.pop("count")
     if jax.device_count() != count:
