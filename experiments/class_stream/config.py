@@ -48,6 +48,9 @@ class Config:
     """Images that come back with each step."""
     test_rows: int | None = None
     """Test images per task; all if None."""
+    eval_batch_size: int = 32
+    """Images that are tested at once: so few stay in a CPU's cache, where 256 take twice
+    as long; an accelerator wants more."""
     checkpoint_seconds: float = 60.0
     """Least time between two checkpoints inside a task."""
     workers: int | None = None
@@ -60,7 +63,7 @@ class Config:
 
 
 #: Fields that cannot change a result, and those that name a folder.
-FREE, PLACES = ("checkpoint_seconds", "workers"), ("data",)
+FREE, PLACES = ("checkpoint_seconds", "eval_batch_size", "workers"), ("data",)
 
 PRESETS = {
     "smoke": Config(  # seconds; a test runs it

@@ -97,7 +97,7 @@ def lesson_of(config: Config, trial: Trial) -> Lesson:
         num_steps=config.num_steps,
         batch_size=config.batch_size,
         consolidate_rows=config.fisher_rows,
-        eval_batch_size=256,
+        eval_batch_size=config.eval_batch_size,
         eval_rows=config.test_rows,
         save_every=config.checkpoint_seconds,
     )

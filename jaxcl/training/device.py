@@ -144,6 +144,7 @@ def run_stream(
       ValueError: if ``tasks`` is known and names a task that is not there.
     """
     check_key("run_stream", key)
+    check_size("run_stream", num_steps=num_steps, batch_size=batch_size)
     check_kind("run_stream", Method, method=method)
     check_kind("run_stream", Stream, stream=stream)
     check_kind("run_stream", MethodState, "see Method.init", state=state)
