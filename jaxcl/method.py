@@ -28,7 +28,15 @@ from jax.random import split
 from jaxtyping import ScalarLike
 
 from jaxcl.averages import no_average
-from jaxcl.checks import check_key, check_kind, check_number, check_size, is_zero, shown
+from jaxcl.checks import (
+    check_function,
+    check_key,
+    check_kind,
+    check_number,
+    check_size,
+    is_zero,
+    shown,
+)
 from jaxcl.losses import row_losses
 from jaxcl.memory import after, no_memory
 from jaxcl.plasticity import no_renewal
@@ -97,6 +105,7 @@ def make_method(
     check_size("make_method", optional=True, chunk_size=chunk_size)
     remedy = "such as cross_entropy(logits)"
     check_kind("make_method", Callable, remedy, example_loss=example_loss)
+    check_function("make_method", "params, example, key", example_loss=example_loss)
     part = partial(check_kind, "make_method", optional=True)
     part(Regularizer, "build it, and add several by sum_of", regularizer=regularizer)
     part(Memory, "build it, such as reservoir(...)", memory=memory)
@@ -130,6 +139,7 @@ def make_method(
         check_kind("step", MethodState, "call step(key, state, batch)", state=state)
         check_key("step", key)
         check_batch("step", batch)
+        check_size("step", rows=num_rows(batch))
         key_loss, key_sample, key_observe, key_renew, key_replay = split(key, 5)
         params = state.params
         groups = _filled(memory.sample(key_sample, state.memory), batch)

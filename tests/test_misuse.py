@@ -153,6 +153,11 @@ REFUSED = [
     (lambda: sam_sharpness(loss_of, PARAMS, "1"), "sam_sharpness: rho .* got '1'"),
     (lambda: empirical_fisher(LOSS)(KEY, PARAMS, STREAM), "fisher: .* got Stream"),
     (lambda: make_method(MODEL, SGD), "example_loss must be a function, got Model"),
+    (
+        lambda: make_method(optax.squared_error, SGD),
+        r"\(params, example, key\), got one",
+    ),
+    (lambda: METHOD.step(KEY, STATE, at(slice(0), BATCH)), "step: rows .* 1, .* got 0"),
     (lambda: make_method(LOSS, 0.1), "optimizer must be an optax .* got 0.1; build"),
     (lambda: make_method(LOSS, SGD, gradient=transforms.sam), "got function"),
     (lambda: make_method(LOSS, SGD, regularizer=[]), "Regularizer, .* sum_of"),
@@ -189,6 +194,7 @@ REFUSED = [
     (lambda: purify(None), r"build must be a function \(rngs\) .* got NoneType; give"),
     # training
     (lambda: walk(method=STREAM, stream=METHOD), "method must .* Method, got Stream"),
+    (lambda: walk(num_steps=0), "run_stream: num_steps must be an int of at least 1"),
     (lambda: walk(key=7), "run_stream: key must be one JAX key, got 7; make it by"),
     (lambda: walk(stream=IMAGES), "run_stream: stream must .* Stream, got Images"),
     (lambda: walk(state=PARAMS), "state must be of type MethodState, got dict"),
