@@ -58,6 +58,11 @@ def remembered(arm: str, theirs: float) -> Entry:
     return Entry(arm, chosen, theirs)
 
 
+def kept(arm: str) -> Entry:
+    """All runs of an arm, in a question of our own."""
+    return Entry(arm, lambda record: record["arm"] == arm)
+
+
 PAPERS = (
     Paper(
         "Plasticity and sharpness, arXiv:2409.17300",
@@ -102,6 +107,21 @@ PAPERS = (
         ("ewc_permuted/results/online-1000",),
         lambda record: float(np.mean(record["final"])),
         (remembered("online-ewc", 0.9442),),
+    ),
+    Paper(
+        "A question of ours: CIFAR-100 in twenty tasks, small ResNet",
+        "replay keeps what was learned, and SAM and EWC on top of it keep more "
+        "(accuracy on all tasks, at the end)",
+        ("class_stream/results/cifar",),
+        lambda record: float(np.mean(record["final"])),
+        tuple(map(kept, ("none", "er", "sam-ewc-er"))),
+    ),
+    Paper(
+        "Another: four kinds of text, a byte-level decoder",
+        "the same of a language model (next bytes told right in all kinds, at the end)",
+        ("byte_domains/results/python",),
+        lambda record: float(np.mean(record["final"])),
+        tuple(map(kept, ("none", "er", "sam", "sam-ewc-er"))),
     ),
 )
 

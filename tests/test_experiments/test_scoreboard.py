@@ -23,7 +23,7 @@ def test_the_readme_shows_what_the_results_say(tmp_path):
 
 def test_their_numbers_are_those_of_the_experiment():
     """Oracle: the experiment's own copy of Table 4."""
-    *_, paper, again = scoreboard.PAPERS
+    paper, again = (p for p in scoreboard.PAPERS if "ewc_permuted" in p.folders[0])
     wanted = {arm: value / 100 for arm, value in PUBLISHED.items()}
     theirs = {entry.what: entry.theirs for entry in paper.entries}
     assert theirs == pytest.approx(wanted)

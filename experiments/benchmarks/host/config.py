@@ -51,6 +51,8 @@ class Config:
     """Rows per step of all devices together."""
     devices_steps: int = 20
     """Steps that are timed together."""
+    devices_rounds: int = 2
+    """The first rounds, in which this is done: most of its time goes into starting."""
     seed: int = 0
     """Of rows, network and batches."""
 

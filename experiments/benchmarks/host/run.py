@@ -37,7 +37,6 @@ from jaxcl.training.program import Program
 from jaxcl.training.reading import take_rows
 
 KEY = jax.random.key(1)
-ONCE = ("memory",)  # jobs whose answer does not vary
 
 
 class Turn(NamedTuple):
@@ -102,11 +101,12 @@ def check_sizes(config: Config) -> None:
 
 def turns(config: Config) -> list[Turn]:
     """All turns in their order."""
+    times = {"memory": 1, "devices": config.devices_rounds}  # memory does not vary
     return [
         Turn(number, job, count)
         for number in range(config.rounds)
         for job in config.jobs
-        if number == 0 or job not in ONCE
+        if number < times.get(job, config.rounds)
         for count in (config.devices if job == "devices" else (1,))
     ]
 
