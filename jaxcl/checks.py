@@ -87,6 +87,17 @@ def check_key(who: str, key: Any) -> None:
     raise ValueError(msg)
 
 
+def as_key(who: str, key: Any) -> jax.Array:
+    """One key in the typed form, from either form.
+
+    Raises:
+      ValueError: as :func:`check_key`.
+    """
+    check_key(who, key)
+    typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+    return key if typed else jax.random.wrap_key_data(key)
+
+
 def check_limits(who: str, low: Any, high: Any) -> None:
     """Refuse an empty range, where both ends are known.
 
@@ -216,6 +227,7 @@ def shown(value: Any) -> str:
 
 
 __all__ = [
+    "as_key",
     "as_numbers",
     "check_function",
     "check_key",

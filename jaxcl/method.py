@@ -29,8 +29,8 @@ from jaxtyping import ScalarLike
 
 from jaxcl.averages import no_average
 from jaxcl.checks import (
+    as_key,
     check_function,
-    check_key,
     check_kind,
     check_number,
     check_size,
@@ -137,7 +137,7 @@ def make_method(
 
     def step(key, state, batch):
         check_kind("step", MethodState, "call step(key, state, batch)", state=state)
-        check_key("step", key)
+        key = as_key("step", key)
         check_batch("step", batch)
         check_size("step", rows=num_rows(batch))
         key_loss, key_sample, key_observe, key_renew, key_replay = split(key, 5)
@@ -193,7 +193,7 @@ def make_method(
         check_kind(
             "end_task", MethodState, "call end_task(key, state, task)", state=state
         )
-        check_key("end_task", key)
+        key = as_key("end_task", key)
         check_batch("end_task", task)
         key_regularizer, key_memory = split(key)
         average_state, params = average.consolidate(state.average, state.params)

@@ -409,3 +409,19 @@ def test_accumulated_gradients_learn_what_whole_batches_learn():
         "regularizer": ewc(FISHER, 3.0),
     }
     assert_law(learned(MAKE(chunk_size=3, **parts)), learned(MAKE(**parts)), atol=1e-5)
+
+
+def test_a_key_in_the_old_form_does_what_the_typed_one_does():
+    """Oracle: the typed key of the same seed, in a method whose memory draws."""
+    method = MAKE(memory=reservoir(8, 4))
+    _, params = setting()
+    batch = task(1)
+
+    def walked(key):
+        state = method.init(params, at(slice(1), batch))
+        for _ in range(3):
+            state, _ = method.step(key, state, batch)
+        return method.end_task(key, state, batch)
+
+    ours, theirs = walked(jax.random.PRNGKey(5)), walked(jax.random.key(5))
+    jax.tree.map(np.testing.assert_array_equal, ours, theirs)

@@ -53,8 +53,7 @@ class Turn(NamedTuple):
 
 def run(config: Config, folder: RunFolder) -> None:
     """Do every turn that has no line in ``results.jsonl`` yet."""
-    check_fields(config, may_be_zero=("long_rounds", "strength"))
-    check_names("jobs", config.jobs, JOBS)
+    check(config)
     images = make_images(config)
     with tempfile.TemporaryDirectory() as place:
         data = Path(place) / "job.npz"
@@ -68,6 +67,16 @@ def run(config: Config, folder: RunFolder) -> None:
                 for turn in todo:
                     append(folder, [take(turn, ours, ask)])
                     advance(1, turn.name)
+
+
+def check(config: Config) -> None:
+    """Refuse settings that could not work, before any compute.
+
+    Raises:
+      ValueError: naming the field.
+    """
+    check_fields(config, may_be_zero=("long_rounds", "strength"))
+    check_names("jobs", config.jobs, JOBS)
 
 
 def turns(config: Config, here: set[str]) -> list[Turn]:

@@ -16,6 +16,7 @@ from experiments.harness import (
     Trial,
     check_fields,
     check_names,
+    layout_of,
     learn_trial,
     recognise,
     run_trials,
@@ -39,6 +40,7 @@ NUM_BYTES = 256  # a token is a byte
 def run(config: Config, folder: RunFolder) -> None:
     """Do every run that is not in ``results.jsonl`` yet."""
     check(config)
+    layout_of(config.fsdp)
     texts = texts_of(config)
     tasks_of(config)  # refuses what does not fit the data
     make_model(config)

@@ -14,6 +14,7 @@ from experiments.harness import (
     Trial,
     check_fields,
     check_names,
+    layout_of,
     learn_trial,
     recognise,
     run_trials,
@@ -36,6 +37,7 @@ ARMS = ("none", "er", "sam-ewc-er")
 def run(config: Config, folder: RunFolder) -> None:
     """Do every run that is not in ``results.jsonl`` yet."""
     check(config)
+    layout_of(config.fsdp)
     images = images_of(config)
     recognise(folder, images[:4])
     lesson_of(

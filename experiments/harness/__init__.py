@@ -8,7 +8,13 @@ reports it; ``__main__.py`` of its folder is::
 
 from experiments.harness.command import expect_no_words, main
 from experiments.harness.fields import check_fields, check_names, nearest
-from experiments.harness.host_runs import Lesson, Trial, learn_trial, run_trials
+from experiments.harness.host_runs import (
+    Lesson,
+    Trial,
+    layout_of,
+    learn_trial,
+    run_trials,
+)
 from experiments.harness.readme import fill, made_on
 from experiments.harness.run_folder import (
     CHECKPOINTS,
@@ -35,6 +41,7 @@ __all__ = [
     "expect_no_words",
     "fill",
     "finished",
+    "layout_of",
     "learn_trial",
     "made_on",
     "main",

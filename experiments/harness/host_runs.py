@@ -130,8 +130,12 @@ def learn_trial(
 
 
 def layout_of(fsdp: int) -> Layout | None:
-    """Rows over all devices, large leaves over ``fsdp`` of them; None for one device."""
-    if jax.device_count() == 1:
+    """Rows over all devices, large leaves over ``fsdp`` of them; None for one device.
+
+    Raises:
+      ValueError: if ``fsdp`` does not divide the devices there are.
+    """
+    if jax.device_count() == 1 and fsdp == 1:
         return None
     return Layout(make_mesh(fsdp=fsdp), split_large())
 
@@ -165,4 +169,12 @@ def run_id(trial: Trial) -> str:
     return f"{trial.arm}/{numbers}seed={trial.seed}"
 
 
-__all__ = ["Finished", "Lesson", "Trial", "learn_trial", "run_id", "run_trials"]
+__all__ = [
+    "Finished",
+    "Lesson",
+    "Trial",
+    "layout_of",
+    "learn_trial",
+    "run_id",
+    "run_trials",
+]

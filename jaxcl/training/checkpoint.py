@@ -122,6 +122,8 @@ def _telling(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError) as error:
+        if isinstance(error, TimeoutError) and error.errno is None:
+            raise  # it was another process that did not come, and not the disk
         if not isinstance(error, OSError) and "os_error_code" not in str(error):
             raise
         there = steps(path.parent) if path.parent.is_dir() else []
@@ -320,22 +322,21 @@ def _read(path: Path, key_impls: dict[str, str], like: PyTree) -> PyTree:
 
     def abstract(leaf):
         spec = jax.eval_shape(_data, jax.ShapeDtypeStruct(leaf.shape, leaf.dtype))
-        where = None if _is_key(leaf) else getattr(leaf, "sharding", None)
+        where = getattr(leaf, "sharding", None)
         return jax.ShapeDtypeStruct(spec.shape, spec.dtype, sharding=where or here)
 
-    def concrete(name, leaf, spec, value):
+    def concrete(name, spec, value):
         if value is None:
             value = jnp.zeros(spec.shape, spec.dtype, device=spec.sharding)
         if name not in key_impls:
             return value
-        keys = jax.random.wrap_key_data(value, impl=key_impls[name])
-        return jax.device_put(keys, getattr(leaf, "sharding", None))
+        return jax.random.wrap_key_data(value, impl=key_impls[name])
 
     leaves = _leaves(like)
     specs = [abstract(leaf) for leaf in leaves.values()]
     stored = orbax.load(str(path), _numbered(specs)) if _numbered(specs) else {}
     values = [stored.get(str(i)) for i in range(len(leaves))]
-    parts = map(concrete, leaves.keys(), leaves.values(), specs, values)
+    parts = map(concrete, leaves, specs, values)
     return jax.tree.unflatten(jax.tree.structure(like), parts)
 
 

@@ -2,13 +2,13 @@
 
 import queue
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from typing import Any
 
 
 def feed(
     read: Callable[[Any], Any], items: Iterable[Any], *, ahead: int = 2
-) -> Iterator[Any]:
+) -> Generator[Any, None, None]:
     """Yield ``read(item)`` for all items in order, reading ``ahead`` of them early.
 
     Args:
@@ -43,7 +43,8 @@ def feed(
         else:
             put((done, None))
 
-    threading.Thread(target=work, daemon=True, name="feed").start()
+    reader = threading.Thread(target=work, daemon=True, name="feed")
+    reader.start()
     try:
         while True:
             result, error = box.get()
@@ -54,6 +55,7 @@ def feed(
             yield result
     finally:
         ended.set()
+        reader.join()  # inside JAX when the interpreter ends, it would abort the process
 
 
 __all__ = ["feed"]

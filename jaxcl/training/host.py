@@ -5,57 +5,49 @@ learned: a run ends where the compiled stream of the same tasks ends, to float t
 because both take their rows and keys from :mod:`jaxcl.training.order`.
 """
 
+import sys
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Int, PyTree
+from jaxtyping import Int, PyTree
 
 from jaxcl.streams.rows import Task
-from jaxcl.training.checkpoint import restore, saving, steps
+from jaxcl.training.checkpoint import saving
 from jaxcl.training.evaluate import mean_scores
 from jaxcl.training.feed import feed
 from jaxcl.training.interrupt import interruptible
-from jaxcl.training.lock import claim
+from jaxcl.training.lock import claim_together
 from jaxcl.training.log import bar, metrics_file, tensorboard
-from jaxcl.training.options import (
-    Options,
-    check_run,
-    first_rows,
-    identity,
-    shapes_of,
-    task_rows,
-)
+from jaxcl.training.options import Options, check_run, identity
 from jaxcl.training.order import fit_keys, task_keys
-from jaxcl.training.parallel import Layout, whole
-from jaxcl.training.processes import any_process, end_together, leads
-from jaxcl.training.program import (
-    Build,
-    Program,
-    Score,
-    compile_program,
-    place_frozen,
+from jaxcl.training.parallel import Layout
+from jaxcl.training.position import (
+    Position,
+    begin,
+    last_position,
+    number_of,
+    on_devices,
 )
-from jaxcl.training.reading import first_learned, take_rows, training_order
+from jaxcl.training.processes import any_process, end_together, leads
+from jaxcl.training.program import Build, Program, Score, compile_program, place
+from jaxcl.training.reading import (
+    first_learned,
+    first_rows,
+    longest,
+    shapes_of,
+    take_rows,
+    task_rows,
+    training_order,
+)
 from jaxcl.typing import Batch, Key, MethodState, Params, StepInfo
 
 Status = Literal["done", "diverged", "interrupted"]
-
-
-class Position(NamedTuple):
-    """Everything that a run is: what is saved, and what it goes on from."""
-
-    state: MethodState
-    matrix: Float[np.ndarray, "T T"]  # score on task j after task i; NaN if not known
-    task: int  # the task at hand
-    step: int  # steps done of it
-    num_bad: int  # steps so far that were not finite
 
 
 class Learned(NamedTuple):
@@ -94,13 +86,14 @@ def learn(
     layout: Layout | None = None,
     about: Mapping[str, Any] | None = None,
     tensorboard_folder: str | Path | None = None,
-    quiet: bool = False,
+    quiet: bool | None = None,
     told: Callable[[int, str], None] | None = None,
 ) -> Learned:
     """Learn tasks one after another; go on from the last checkpoint if there is one.
 
     A run that is killed at any moment and started again ends with the same bits as one
-    left alone. SIGTERM and SIGINT end it after the step at hand, with a checkpoint.
+    left alone. SIGTERM and SIGINT end it after the step at hand, with a checkpoint; many
+    processes, which have to agree, after the steps of the next report.
 
     Args:
       key: of the run; the only source of randomness.
@@ -116,10 +109,11 @@ def learn(
       score: ``(params, frozen, batch) -> [b]``, what the matrix holds; without it nothing
         is evaluated.
       layout: devices to spread over, see :mod:`jaxcl.training.parallel`; one if absent.
-      about: what the run is (settings, path of ``frozen``): the checkpoint of another
-        run is refused, with what differs.
+      about: what the run is (method, rates, data, path of ``frozen``): the checkpoint of
+        another run is refused, with what differs. What is not told here or named under
+        Raises is not compared.
       tensorboard_folder: also write scalars for TensorBoard.
-      quiet: no progress.
+      quiet: no progress; by default only a terminal gets a bar.
       told: hears of progress instead of a bar: steps, and a few words.
 
     Returns:
@@ -131,8 +125,8 @@ def learn(
       ValueError: for options that cannot work, a task with fewer rows than a batch or
         with rows unlike those of the first, a ``build`` or ``score`` that takes or returns
         something else, a folder in which another process learns, or a checkpoint of
-        another run: of another key, other options that decide what is learned, other
-        ``frozen`` weights, or another ``about``.
+        another run: of another key, another number of tasks, other options that decide
+        what comes of it, other ``frozen`` weights, or another ``about``.
 
     Step, end of task and score are traced before the first step: what is wrong with shapes
     shows then.
@@ -141,9 +135,9 @@ def learn(
     losses are fetched when they are reported, ``report_every`` steps late. While a
     checkpoint is written there is one more copy of the state.
     """
-    check_run(key, params, tasks, options, layout)
-    first = first_rows(tasks, scored=score is not None)
-    frozen = place_frozen(layout, frozen)
+    scored = score is not None
+    check_run(key, params, tasks, options, layout, scored=scored)
+    first, frozen = first_rows(tasks, scored=scored), place(layout, frozen, "frozen/")
     program = compile_program(
         build,
         params,
@@ -153,20 +147,26 @@ def learn(
         on_non_finite=options.on_non_finite,
         layout=layout,
     )
-    sizes = options.batch_size, task_rows(tasks, options, layout)
-    batch, task = (shapes_of(first.train, size) for size in sizes)
-    program.rehearse(batch, task, shapes_of(first.test, options.eval_batch_size))
-    place, about = Path(folder), identity(key, options, frozen, about)
+    at_end = task_rows(tasks, options.consolidate_rows, layout)
+    program.rehearse(
+        key,
+        shapes_of(first.train, options.batch_size, layout),
+        shapes_of(first.train, at_end, layout),
+        shapes_of(first.test, options.eval_batch_size, layout),
+    )
+    home = Path(folder)
+    about = identity(key, len(tasks), options, frozen, about)
     with ExitStack() as stack:
         enter = stack.enter_context
-        if leads():
-            enter(claim(place))
+        interrupted = enter(interruptible())
+        enter(claim_together(home))
         position = last_position(
-            place / "checkpoints", begin(program, params, len(tasks)), layout, about
+            home / "checkpoints", begin(program, params, len(tasks)), layout, about
         )
-        done = _number(position.task, position.step, options)
+        done = number_of(position.task, position.step, options)
         known = lambda line: line["at"] <= done
         walked = position.task * options.num_steps + position.step
+        quiet = not (leads() and sys.stderr.isatty()) if quiet is None else quiet
         total = len(tasks) * options.num_steps
         run = Run(
             key,
@@ -174,34 +174,18 @@ def learn(
             options,
             layout,
             program,
-            interrupted=enter(interruptible()),
-            save=enter(saving(place / "checkpoints", keep=options.keep, about=about)),
-            write=enter(metrics_file(place / "metrics.jsonl", keep=known))
+            interrupted=interrupted,
+            save=enter(saving(home / "checkpoints", keep=options.keep, about=about)),
+            write=enter(metrics_file(home / "metrics.jsonl", keep=known))
             if leads()
             else lambda line: None,
             scalar=enter(tensorboard(tensorboard_folder if leads() else None)),
-            advance=told or enter(bar(total, done=walked, quiet=quiet or not leads())),
+            advance=told or enter(bar(total, done=walked, quiet=quiet)),
         )
         with end_together():
             position, status = walk(run, position)
     warn_of_bad_steps(run, position, status)
     return Learned(status, program.read(position.state), position)
-
-
-def last_position(
-    place: Path, start: Position, layout: Layout | None, about: Mapping[str, Any]
-) -> Position:
-    """Where the run in a folder of checkpoints had come to; ``start`` if nowhere."""
-    if not steps(place):
-        return start
-    position = _on_host(restore(place, _on_devices(start, layout), about=about).tree)
-    if position.task == len(position.matrix):
-        warnings.warn(
-            f"learn: the run in {place.parent} had finished; its result is returned "
-            "and nothing is learned. For another run give another folder.",
-            stacklevel=3,
-        )
-    return position
 
 
 def warn_of_bad_steps(run: Run, position: Position, status: Status) -> None:
@@ -235,39 +219,44 @@ def walk(run: Run, position: Position) -> tuple[Position, Status]:
     return position, "done"
 
 
-def begin(program: Program, params: Params, num_tasks: int) -> Position:
-    """The position before the first step."""
-    matrix = np.full((num_tasks, num_tasks), np.nan, np.float32)
-    return Position(program.start(params), matrix, 0, 0, 0)
-
-
 def fit(run: Run, position: Position) -> tuple[Position, Status]:
     """Walk the rest of the task at hand, step by step."""
-    options, index, first = run.options, position.task, position.step
-    keys = fit_keys(task_keys(run.key, index).fit)
-    order = training_order_of(run, index)
-    rows, state, num_bad = run.tasks[index].train, position.state, position.num_bad
-    here = lambda over: position._replace(state=state, step=over, num_bad=num_bad)
+    options, index = run.options, position.task
+    rows, order = run.tasks[index].train, training_order_of(run, index)
 
     def read(step):
         return take_rows(rows, order[step], size=options.batch_size, layout=run.layout)
 
+    left = range(position.step, options.num_steps)
+    with closing(feed(read, left)) as batches:
+        return take_steps(run, position, batches)
+
+
+def take_steps(
+    run: Run, position: Position, batches: Iterable[Batch]
+) -> tuple[Position, Status]:
+    """A step for each batch, with reports, looks and checkpoints when they are due."""
+    options, index = run.options, position.task
+    keys, state = fit_keys(task_keys(run.key, index).fit), position.state
+    num_bad = position.num_bad
+    here = lambda over: position._replace(state=state, step=over, num_bad=num_bad)
     recent: list[StepInfo] = []
     waiting: list[Interval] = []  # losses are over when the next interval is
     began = saved = time.monotonic()
-    for step, batch in enumerate(feed(read, range(first, options.num_steps)), first):
+    for step, batch in enumerate(batches, position.step):
         state, info = run.program.step(state, keys.steps, np.int32(step), batch)
         recent.append(info)
         over = step + 1
-        stop, pause, due = False, False, over % options.report_every == 0
+        stop, pause, ends = False, False, over == options.num_steps
+        due = ends or over % options.report_every == 0
         look = options.eval_every and over % options.eval_every == 0
         if look:
             jax.block_until_ready(state)  # steps count as training, looking does not
         if due or jax.process_count() == 1:  # many processes agree, and not every step
-            old = time.monotonic() - saved > options.save_every
+            old = time.monotonic() - saved >= options.save_every
             stop, old = any_process(run.interrupted(), old)
             pause = stop or old
-        last = pause or over == options.num_steps
+        last = pause or ends
         if last or due:
             now = time.monotonic()
             waiting.append(Interval(recent, index, over, now - began))
@@ -281,11 +270,11 @@ def fit(run: Run, position: Position) -> tuple[Position, Status]:
         rest = time.monotonic()
         if look:
             scores = evaluate(run, state, run.tasks[: index + 1])
-            line = {"at": _number(index, over, options), "task": index, "step": over}
+            line = {"at": number_of(index, over, options), "task": index, "step": over}
             run.write(line | {"scores": scores})
         if pause:
-            now = _on_devices(here(over), run.layout)
-            run.save(_number(index, over, options), now)
+            now = on_devices(here(over), run.layout)
+            run.save(number_of(index, over, options), now)
             saved = time.monotonic()
         began += time.monotonic() - rest
         if stop:
@@ -311,7 +300,7 @@ def report(run: Run, interval: Interval) -> int:
     loss = float(np.mean([info.loss for info in seen]))
     run.write(
         {
-            "at": _number(index, over, run.options),
+            "at": number_of(index, over, run.options),
             "task": index,
             "step": over,
             "loss": loss,
@@ -332,7 +321,7 @@ def finish_task(run: Run, position: Position) -> Position:
     index, matrix = position.task, position.matrix.copy()
     keys = fit_keys(task_keys(run.key, index).fit)
     state = run.program.end_task(position.state, keys.end, whole_task(run, index))
-    number = _number(index + 1, 0, run.options)
+    number = number_of(index + 1, 0, run.options)
     if run.program.total is not None:
         scores = evaluate(run, state, run.tasks)
         matrix[index] = scores
@@ -340,7 +329,7 @@ def finish_task(run: Run, position: Position) -> Position:
         for task, value in enumerate(scores):
             run.scalar(f"score/{task}", value, (index + 1) * run.options.num_steps)
     position = position._replace(state=state, matrix=matrix, task=index + 1, step=0)
-    run.save(number, _on_devices(position, run.layout), hold=True)
+    run.save(number, on_devices(position, run.layout), hold=True)
     return position
 
 
@@ -366,6 +355,7 @@ def training_order_of(run: Run, index: int) -> Int[np.ndarray, "steps b"]:
         run.tasks[index].train,
         num_steps=options.num_steps,
         batch_size=options.batch_size,
+        most=longest(run.tasks),
     )
 
 
@@ -375,28 +365,8 @@ def whole_task(run: Run, index: int) -> Batch:
     numbers = np.arange(rows.count)
     if size and size < rows.count:
         numbers = first_learned(training_order_of(run, index), size)
-    size = task_rows(run.tasks, run.options, run.layout)
+    size = task_rows(run.tasks, size, run.layout)
     return take_rows(rows, numbers, size=size, layout=run.layout)
-
-
-def _on_devices(position: Position, layout: Layout | None) -> tuple:
-    """What a checkpoint holds of a position: arrays, the same on all devices."""
-    small = position.matrix, *(np.array(number, np.int32) for number in position[2:])
-    if layout is None:
-        return position.state, *map(jnp.asarray, small)
-    put = lambda x: jax.make_array_from_process_local_data(whole(layout), x)
-    return position.state, *map(put, small)
-
-
-def _on_host(saved: tuple) -> Position:
-    """The position that a checkpoint held."""
-    state, matrix, *numbers = saved
-    return Position(state, np.array(matrix), *map(int, numbers))
-
-
-def _number(task: int, step: int, options: Options) -> int:
-    """The end of a task and the start of the next are two positions with one number."""
-    return task * (options.num_steps + 1) + step
 
 
 __all__ = ["Learned", "Options", "Position", "learn"]

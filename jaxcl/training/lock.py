@@ -3,9 +3,11 @@
 import os
 import platform
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO
+
+from jaxcl.training.processes import any_process, leads
 
 try:
     import fcntl
@@ -64,6 +66,28 @@ def claim(path: Path, *, remedy: str = "give another folder") -> Iterator[bool]:
     raise ValueError(unwritable)
 
 
+@contextmanager
+def claim_together(path: Path) -> Iterator[None]:
+    """Hold a folder for a run of one or many processes: the one that leads claims it.
+
+    Raises:
+      ValueError: in all processes, if that one may not have it.
+    """
+    refusal = None
+    with ExitStack() as stack:
+        if leads():
+            try:
+                stack.enter_context(claim(path))
+            except ValueError as error:
+                refusal = error
+        (refused,) = any_process(refusal is not None)
+        if refused:
+            raise refusal or ValueError(
+                f"process 0 may not have {path}; see its words."
+            )
+        yield
+
+
 def _make(path: Path) -> bool:
     """Make a folder; whether it was not there."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -87,4 +111,4 @@ def _in_use(path: Path, lock: IO, remedy: str) -> str:
     return f"{path} is in use by {owner}; wait, or {remedy}."
 
 
-__all__ = ["claim"]
+__all__ = ["claim", "claim_together"]

@@ -25,12 +25,26 @@ def metrics_file(
     Args:
       path: of the file; created if absent.
       keep: which of the lines that are there stay. A torn last line does not.
+
+    Raises:
+      ValueError: for a line that ``keep`` cannot look at.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+
+    def stays(number: int, line: bytes) -> bool:
+        try:
+            return keep(json.loads(line))
+        except (ValueError, KeyError, TypeError):
+            msg = (
+                f"metrics_file: {path}, line {number}, is damaged or of another program; "
+                "give another folder, or take the file away."
+            )
+            raise ValueError(msg) from None
+
     if path.exists():
         whole = path.read_bytes().split(b"\n")[:-1]
-        kept = [line for line in whole if keep(json.loads(line))]
+        kept = [line for number, line in enumerate(whole, 1) if stays(number, line)]
         partial = path.with_name(f".{path.name}.tmp")
         partial.write_bytes(b"".join(line + b"\n" for line in kept))
         os.replace(partial, path)

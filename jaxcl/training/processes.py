@@ -43,6 +43,7 @@ def start_processes(
         num_processes=count,
         process_id=index,
         heartbeat_timeout_seconds=patience,
+        shutdown_timeout_seconds=patience,
     )
 
 
@@ -55,8 +56,9 @@ def end_together() -> Iterator[None]:
     """
     try:
         yield
-    except jax.errors.JaxRuntimeError as error:
-        if jax.process_count() == 1:
+    except (jax.errors.JaxRuntimeError, TimeoutError) as error:
+        own = str(error).startswith(("RESOURCE_EXHAUSTED", "INVALID_ARGUMENT"))
+        if own or jax.process_count() == 1:
             raise
         msg = (
             f"process {jax.process_index()} of {jax.process_count()}: another process "

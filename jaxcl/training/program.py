@@ -1,6 +1,6 @@
 """The functions of the host loop, compiled: on one device, or placed on a mesh."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple
 
@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, PyTree
 
 from jaxcl.checks import check_function, check_kind
 from jaxcl.training.parallel import Layout, rows_sharding, shardings, whole
-from jaxcl.typing import Batch, Method, MethodState, Params
+from jaxcl.typing import Batch, Key, Method, MethodState, Params
 
 #: ``(frozen) -> method``: called while tracing, so that nothing is baked in.
 Build = Callable[[PyTree], Method]
@@ -35,7 +35,7 @@ class Program(NamedTuple):
     end_task: Callable[..., MethodState]  # (state, key, task) -> state
     read: Callable[[MethodState], Params]
     total: Callable[..., Any] | None  # (params, batch) -> sums of score and weight
-    rehearse: Callable[[Batch, Batch, Batch], None]  # (batch, task, tested)
+    rehearse: Callable[[Key, Batch, Batch, Batch], None]  # (key, batch, task, tested)
 
 
 def compile_program(
@@ -53,7 +53,7 @@ def compile_program(
     Args:
       build: makes the method.
       params: in their shapes.
-      frozen: where :func:`place_frozen` put it; handed to every call.
+      frozen: where :func:`place` put it; handed to every call.
       example: a batch of one row, in its shapes.
       score: what is summed over test rows; nothing if absent.
       on_non_finite: with ``skip`` a step whose loss, gradient or parameters are not
@@ -79,9 +79,9 @@ def compile_program(
     def step(state, frozen, key, number, batch):
         after, info = made(frozen).step(jax.random.fold_in(key, number), state, batch)
         finite = info.finite & jnp.isfinite(info.grad_norm)
+        for leaf in jax.tree.leaves(after.params):
+            finite &= jnp.all(jnp.isfinite(leaf))
         if on_non_finite == "skip":
-            for leaf in jax.tree.leaves(after.params):
-                finite &= jnp.all(jnp.isfinite(leaf))
             keep = lambda new, old: jnp.where(finite, new, old)
             after = jax.tree.map(keep, after, state)
         return after, info._replace(finite=finite)
@@ -104,20 +104,21 @@ def compile_program(
             raise ValueError(msg)
         return jnp.sum(scores * batch.weight), jnp.sum(batch.weight)
 
-    jit = _placed(layout, jax.eval_shape(start, params, frozen), frozen)
-    first = jit(start, ("whole", "frozen"), "state")
-    next_ = jit(step, ("state", "frozen", "whole", "whole", "rows"), ("state", "whole"))
-    last = jit(end_task, ("state", "frozen", "whole", "rows"), "state")
-    reading = jit(read, ("state", "frozen"), None)
-    sums = jit(total, (None, "frozen", "rows"), "whole") if score else None
+    state = jax.eval_shape(start, params, frozen)
+    jit = _placed(layout, {"params/": params, "frozen/": frozen, "": state})
+    first = jit(start, ("params/", "frozen/"), "")
+    next_ = jit(step, ("", "frozen/", "whole", "whole", "rows"), ("", "whole"))
+    last = jit(end_task, ("", "frozen/", "whole", "rows"), "")
+    reading = jit(read, ("", "frozen/"), None)
+    sums = jit(total, (None, "frozen/", "rows"), "whole") if score else None
 
     def begin(params):
         # Copies: a step may take every buffer once, and the caller keeps `params`.
-        return jax.tree.map(jnp.copy, first(params, frozen))
+        return jax.tree.map(jnp.copy, first(place(layout, params, "params/"), frozen))
 
-    def rehearse(batch, task, tested):
-        key, number = jax.eval_shape(jax.random.key, 0), np.int32(0)
-        state = jax.eval_shape(first, params, frozen)
+    def rehearse(key, batch, task, tested):
+        key, number = jax.eval_shape(lambda: key), np.int32(0)
+        state = first.eval_shape(params, frozen)
         with _noting("step", batch):
             next_.eval_shape(state, frozen, key, number, batch)
         with _noting("end_task", task):
@@ -136,11 +137,14 @@ def compile_program(
     )
 
 
-def place_frozen(layout: Layout | None, frozen: PyTree) -> PyTree:
-    """Weights that are never trained, on the devices by the layout's rule."""
+def place(layout: Layout | None, tree: PyTree, prefix: str) -> PyTree:
+    """Arrays on the devices by the layout's rule, which sees their paths so prefixed.
+
+    What is there already is not moved. On the host they would travel with every call.
+    """
     if layout is None:
-        return frozen
-    return jax.device_put(frozen, shardings(layout, frozen, prefix="frozen/"))
+        return jax.tree.map(jnp.asarray, tree)
+    return jax.device_put(tree, shardings(layout, tree, prefix=prefix))
 
 
 @contextmanager
@@ -155,8 +159,13 @@ def _noting(part: str, batch: Batch) -> Iterator[None]:
         raise
 
 
-def _placed(layout: Layout | None, state: PyTree, frozen: PyTree) -> Callable:
-    """``jit`` that donates the state, and knows the places of arguments by name."""
+def _placed(layout: Layout | None, trees: Mapping[str, PyTree]) -> Callable:
+    """``jit`` that donates the state, and knows the places of arguments by name.
+
+    Args:
+      layout: where everything lives.
+      trees: by the prefix of their paths, which is their name; the state has none.
+    """
 
     def plain(function, arguments, results):
         del results
@@ -165,8 +174,7 @@ def _placed(layout: Layout | None, state: PyTree, frozen: PyTree) -> Callable:
     if layout is None:
         return plain
     places = {
-        "state": shardings(layout, state),
-        "frozen": shardings(layout, frozen, prefix="frozen/"),
+        **{name: shardings(layout, tree, prefix=name) for name, tree in trees.items()},
         "rows": rows_sharding(layout),
         "whole": whole(layout),
         None: None,
@@ -188,7 +196,7 @@ def _placed(layout: Layout | None, state: PyTree, frozen: PyTree) -> Callable:
 
 def _donated(arguments: tuple) -> tuple[int, ...]:
     """A state that comes back is donated; where it is only read it is not."""
-    return (0,) if arguments[0] == "state" and len(arguments) > 2 else ()
+    return (0,) if arguments[0] == "" and len(arguments) > 2 else ()
 
 
-__all__ = ["Build", "Policy", "Program", "Score", "compile_program", "place_frozen"]
+__all__ = ["Build", "Policy", "Program", "Score", "compile_program", "place"]

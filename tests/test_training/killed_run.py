@@ -32,7 +32,7 @@ LOGITS = single_head(MODEL.apply)
 
 
 def main(folder, moment="", count="0", delay="0"):
-    """Learn six tasks, saving after every second step; write down how it ended."""
+    """Learn six tasks, saving after every step; write down how it ended."""
     left = {moment: int(count)}
 
     def passing(name):

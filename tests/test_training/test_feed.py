@@ -57,6 +57,19 @@ def test_a_consumer_that_leaves_ends_the_reader():
         time.sleep(0.02)
 
 
+def test_no_thread_is_left_when_the_last_batch_was_taken_or_none_is_wanted():
+    """Oracle: the threads there are, while a read is still going on."""
+    slow = lambda item: time.sleep(0.3) or item
+    before = threading.active_count()
+    batches = feed(slow, range(9))
+    assert next(batches) == 0
+    assert threading.active_count() == before + 1
+    batches.close()
+    assert threading.active_count() == before
+    assert list(feed(slow, range(1))) == [0]
+    assert threading.active_count() == before
+
+
 def test_signals_become_a_question_and_then_what_they_were():
     """Oracle: the handlers before."""
     before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)

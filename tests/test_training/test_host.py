@@ -21,7 +21,9 @@ from jaxcl.streams import Rows, Task, digits, permuted, stream_tasks, subset
 from jaxcl.training import accuracy_row, first_example, host, run_stream
 from jaxcl.training.checkpoint import restore
 from jaxcl.training.host import Options, learn
-from jaxcl.training.parallel import Layout, make_mesh, split_large
+from jaxcl.training.parallel import Layout, make_mesh, shardings, split_large
+from jaxcl.training.parallel import whole as replicated
+from jaxcl.training.program import place
 from jaxcl.transforms import sam
 
 OPTIONS = Options(
@@ -253,14 +255,79 @@ def test_a_step_that_is_not_finite_stops_is_skipped_or_is_counted(
         assert int(learned.position.num_bad) == 1
     if policy == "stop":
         kept = restore(
-            tmp_path / "checkpoints", host._on_devices(learned.position, None)
+            tmp_path / "checkpoints", host.on_devices(learned.position, None)
         )
         leaves = jax.tree.leaves(kept.tree[0].params)
         assert all(bool(jnp.isfinite(leaf).all()) for leaf in leaves)
 
 
-def test_one_program_serves_all_tasks(tasks, tmp_path):
-    """Oracle: a counter in the traced code; the tasks differ in length."""
+@pytest.mark.parametrize("policy", ["stop", "skip", "continue"])
+@pytest.mark.parametrize("when", [3, 5, 17])
+def test_an_update_that_overflows_is_seen_though_its_loss_was_finite(
+    tasks, tmp_path, policy, when
+):
+    """Oracle: a learning rate that is infinite at one update: inside a task, at the end of
+    one, and at the very last. No checkpoint may hold what came of it."""
+    rate = lambda count: jnp.where(count == when, jnp.inf, 0.1)
+    plain = lambda frozen: make_method(
+        cross_entropy(LOGITS), optax.sgd(rate), reset_optimizer=False
+    )
+    options = OPTIONS._replace(on_non_finite=policy)
+    with pytest.warns(UserWarning, match="steps were not finite"):
+        learned = run(tmp_path, tasks, options, build=plain)
+    assert learned.status == ("diverged" if policy == "stop" else "done")
+    assert learned.position.num_bad >= 1
+    if policy == "skip":  # the count of updates is part of what is left as it was
+        assert learned.position.num_bad == 18 - when
+    if policy != "continue":
+        like = host.on_devices(learned.position, None)
+        kept = restore(tmp_path / "checkpoints", like).tree[0].params
+        assert all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(kept))
+
+
+def test_start_and_frozen_weights_may_lie_on_the_mesh_already(whole, tasks, tmp_path):
+    """Oracle: one device, and the caller's own parameters, which stay as they are."""
+    layout = Layout(make_mesh(data=4, fsdp=2), split_large(at_least=256))
+    params = MODEL.init(jax.random.key(2))
+    spread = jax.device_put(params, shardings(layout, params, prefix="params/"))
+    kernels = [leaf for leaf in jax.tree.leaves(spread) if leaf.shape == (64, 8)]
+    assert kernels[0].addressable_shards[0].data.shape == (32, 8)
+    frozen = jax.device_put(jnp.float32(0.1), replicated(layout))
+    learned = learn(
+        jax.random.key(3),
+        build,
+        spread,
+        tasks,
+        OPTIONS._replace(save_every=1e9),
+        folder=tmp_path,
+        frozen=frozen,
+        score=score,
+        layout=layout,
+    )
+    for ours, theirs in zip(
+        jax.tree.leaves(learned.params), jax.tree.leaves(whole[0].params), strict=True
+    ):
+        np.testing.assert_allclose(ours, theirs, atol=1e-4)
+    jax.tree.map(np.testing.assert_array_equal, spread, params)
+
+
+def test_frozen_weights_travel_to_the_device_once():
+    """Oracle: JAX, which is told to refuse what travels unasked. Negative control: what
+    was not placed."""
+    (placed,) = jax.tree.leaves(place(None, [np.ones(3, np.float32)], "frozen/"))
+    assert isinstance(placed, jax.Array)
+    double = jax.jit(lambda x: 2 * x)
+    with jax.transfer_guard("disallow"):
+        double(placed)
+        with pytest.raises(Exception, match="Disallowed host-to-device transfer"):
+            double(np.ones(3, np.float32))
+
+
+@pytest.mark.parametrize("spread", [False, True])
+@pytest.mark.parametrize("make", [jax.random.key, jax.random.PRNGKey])
+def test_one_program_serves_all_tasks(tasks, tmp_path, spread, make):
+    """Oracle: a counter in the traced code; the tasks differ in length. The rehearsal's
+    traces are those that run, on one device and on eight, with keys of either form."""
     traces = []
 
     def counting(frozen):
@@ -280,21 +347,21 @@ def test_one_program_serves_all_tasks(tasks, tmp_path):
     given = [tasks[0], Task("short", short, tasks[1].test), tasks[2]]
     params = MODEL.init(jax.random.key(2))
     learn(
-        jax.random.key(3),
+        make(3),
         counting,
         params,
         given,
         OPTIONS,
         folder=tmp_path,
         frozen=jnp.float32(0.1),
-        quiet=True,
+        layout=Layout(make_mesh(), split_large()) if spread else None,
     )
     assert sorted(traces) == ["end", "step"]
     jax.tree.map(np.asarray, params)  # the caller's parameters were not donated
 
 
 @pytest.mark.parametrize(
-    "others", [{"eval_every": 3, "save_every": 1e9}, {"save_every": -1.0}]
+    "others", [{"eval_every": 3, "save_every": 1e9}, {"save_every": 0.0}]
 )
 def test_looking_and_saving_slow_no_training_down(tasks, tmp_path, monkeypatch, others):
     """Oracle: a clock that only evaluation and saving move, an hour each time."""
@@ -309,7 +376,7 @@ def test_looking_and_saving_slow_no_training_down(tasks, tmp_path, monkeypatch, 
 
     monkeypatch.setattr(host, "time", SimpleNamespace(monotonic=lambda: clock[0]))
     monkeypatch.setattr(host, "evaluate", hour(host.evaluate))
-    monkeypatch.setattr(host, "_on_devices", hour(host._on_devices))
+    monkeypatch.setattr(host, "on_devices", hour(host.on_devices))
     run(tmp_path, tasks, OPTIONS._replace(**others))
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
     rates = [json.loads(line).get("examples_per_second") for line in lines]
@@ -329,6 +396,8 @@ def test_what_cannot_run_is_refused_before_anything_is_written(tasks, tmp_path):
             "num_steps must be an int of at least 1",
         ),
         (tasks, OPTIONS._replace(on_non_finite="ignore"), "stop, skip, continue"),
+        (tasks, OPTIONS._replace(save_every=None), "save_every must be a number"),
+        ([tasks[0]._replace(test=Rows(0, None))], OPTIONS, "no rows to be tested on"),
     ):
         with pytest.raises(ValueError, match=words):
             run(tmp_path / "out", given, options)
@@ -341,6 +410,11 @@ def test_the_checkpoint_of_another_run_is_refused_with_the_difference(tasks, tmp
     run(tmp_path, tasks[:1], options, about={"rate": 0.1, "base": "abc"})
     with pytest.raises(ValueError, match=r"rate 0\.1, not 0\.2"):
         run(tmp_path, tasks[:1], options, about={"rate": 0.2, "base": "abc"})
+    seen = options._replace(eval_rows=3)
+    with pytest.raises(ValueError, match=r"eval_rows None, not 3"):
+        run(tmp_path, tasks[:1], seen, about={"rate": 0.1, "base": "abc"})
+    with pytest.raises(ValueError, match=r"tasks 1, not 2"):
+        run(tmp_path, tasks[:2], options, about={"rate": 0.1, "base": "abc"})
     other = options._replace(batch_size=options.batch_size - 1)
     with pytest.raises(ValueError, match=r"batch_size"):
         run(tmp_path, tasks[:1], other, about={"rate": 0.1, "base": "abc"})
@@ -415,6 +489,29 @@ def test_what_is_wrong_after_a_task_is_said_before_the_first_step(tasks, tmp_pat
     assert read
     assert not any(read)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("line", ['{"loss": 1}', "not json", '[{"at": 1}]'])
+def test_the_metrics_of_another_program_are_refused_and_left_alone(
+    tasks, tmp_path, line
+):
+    """Oracle: the file."""
+    held = '{"at": 0}\n' + line + "\n"
+    (tmp_path / "metrics.jsonl").write_text(held)
+    with pytest.raises(
+        ValueError, match=r"metrics.jsonl, line 2, is damaged or of ano"
+    ):
+        run(tmp_path, tasks)
+    assert (tmp_path / "metrics.jsonl").read_text() == held
+
+
+def test_a_log_hears_nothing_unless_it_is_asked_for(tasks, tmp_path, capsys):
+    """Oracle: what was written to stderr, which is no terminal here."""
+    options = OPTIONS._replace(num_steps=2)
+    run(tmp_path / "a", tasks[:1], options, quiet=None)
+    assert capsys.readouterr().err == ""
+    run(tmp_path / "b", tasks[:1], options, quiet=False)
+    assert "steps: 2/2" in capsys.readouterr().err
 
 
 def test_a_run_that_had_finished_is_returned_and_says_so(whole, tasks):

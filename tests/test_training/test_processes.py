@@ -1,6 +1,7 @@
 """Two processes as one run: same numbers, half the reading, one end, one resume."""
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -73,8 +74,9 @@ def assert_same_run(found, want):
 def test_two_processes_are_one_run_and_so_is_what_goes_on_after_a_kill(tmp_path, start):
     """Oracle: one process with all four devices.
 
-    Then one of two processes is killed: the other must end too, with a message, and the
-    run go on with another number of processes.
+    Then one of two processes is told to end, and both do, with a checkpoint; then one is
+    killed: the other must end too, with a message, and the run go on with another number
+    of processes.
     """
     code, said = ended(start(tmp_path / "one", 4))
     assert code == 0, said
@@ -91,15 +93,27 @@ def test_two_processes_are_one_run_and_so_is_what_goes_on_after_a_kill(tmp_path,
 
     port = free_port()
     both = [start(tmp_path / "cut", 2, index, 2, port, "slow") for index in (0, 1)]
+    while not (tmp_path / "cut" / "metrics.jsonl").exists():
+        assert both[0].poll() is None, both[0].communicate()[0]
+        time.sleep(0.1)
+    both[1].send_signal(signal.SIGTERM)  # one is asked, and all end
+    for process in both:
+        code, said = ended(process)
+        assert code == 0, said
+        assert "interrupted" in said
+    assert [path.stem for path in (tmp_path / "cut").rglob("[0-9]*.json")] == ["20"]
+
+    port = free_port()
+    both = [start(tmp_path / "cut", 2, index, 2, port, "slow") for index in (0, 1)]
     deadline = time.monotonic() + 200
-    while not any((tmp_path / "cut" / "checkpoints").glob("*.json")):
+    while len(list((tmp_path / "cut" / "checkpoints").glob("*.json"))) < 2:
         assert both[0].poll() is None, both[0].communicate()[0]
         assert time.monotonic() < deadline
         time.sleep(0.1)
     both[1].kill()
     code, said = ended(both[0], 120)
     assert code != 0
-    assert "process" in said or "task" in said
+    assert "another process ended" in said or "another task died" in said, said
     both[1].communicate()
     code, said = ended(start(tmp_path / "cut", 4))
     assert code == 0, said

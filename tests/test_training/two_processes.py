@@ -28,7 +28,7 @@ def main(folder, devices, *rest):
     from jaxcl.training import Options, learn
     from jaxcl.training.parallel import Layout, make_mesh, split_large, whole
     from jaxcl.training.processes import leads, start_processes
-    from jaxcl.transforms import sam
+    from jaxcl.transforms import random_sam
 
     *place, pace = rest if rest[-1:] == ("slow",) else (*rest, "")
     if place:
@@ -56,7 +56,8 @@ def main(folder, devices, *rest):
 
     def build(rate):
         pull = ewc(empirical_fisher(loss), 10.0)
-        return make_method(loss, optax.adam(rate), gradient=sam(0.05), regularizer=pull)
+        bent = random_sam(jax.random.key(9), 0.05)  # its state holds a key
+        return make_method(loss, optax.adam(rate), gradient=bent, regularizer=pull)
 
     def score(params, rate, batch):
         del rate
@@ -68,7 +69,7 @@ def main(folder, devices, *rest):
         build,
         model.init(jax.random.key(2)),
         tasks,
-        Options(20, 8, report_every=2, eval_batch_size=16, save_every=0),
+        Options(20, 8, report_every=50, eval_batch_size=16, save_every=0),
         folder=folder,
         frozen=jnp.float32(0.01),
         score=score,

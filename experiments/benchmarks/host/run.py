@@ -30,9 +30,10 @@ from experiments.harness import (
 from experiments.harness.run_folder import plain
 from jaxcl.training import Options, restore, save
 from jaxcl.training.checkpoint import saving
-from jaxcl.training.host import Run, begin, fit
+from jaxcl.training.host import Run, fit
 from jaxcl.training.interrupt import interruptible
 from jaxcl.training.log import metrics_file
+from jaxcl.training.position import begin
 from jaxcl.training.program import Program
 from jaxcl.training.reading import take_rows
 
