@@ -261,8 +261,9 @@ def test_a_step_that_is_not_finite_stops_is_skipped_or_is_counted(
         assert all(bool(jnp.isfinite(leaf).all()) for leaf in leaves)
 
 
-@pytest.mark.parametrize("policy", ["stop", "skip", "continue"])
-@pytest.mark.parametrize("when", [3, 5, 17])
+@pytest.mark.parametrize(
+    ("policy", "when"), [("stop", 3), ("stop", 17), ("skip", 5), ("continue", 17)]
+)
 def test_an_update_that_overflows_is_seen_though_its_loss_was_finite(
     tasks, tmp_path, policy, when
 ):
@@ -323,8 +324,10 @@ def test_frozen_weights_travel_to_the_device_once():
             double(np.ones(3, np.float32))
 
 
-@pytest.mark.parametrize("spread", [False, True])
-@pytest.mark.parametrize("make", [jax.random.key, jax.random.PRNGKey])
+@pytest.mark.parametrize(
+    ("make", "spread"),
+    [(jax.random.key, False), (jax.random.PRNGKey, False), (jax.random.key, True)],
+)
 def test_one_program_serves_all_tasks(tasks, tmp_path, spread, make):
     """Oracle: a counter in the traced code; the tasks differ in length. The rehearsal's
     traces are those that run, on one device and on eight, with keys of either form."""
