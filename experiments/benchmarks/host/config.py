@@ -24,7 +24,7 @@ class Config:
 
     jobs: tuple[str, ...] = JOBS
     """What is done, in the order of a round."""
-    rounds: int = 5
+    rounds: int = 3
     """How often; memory, which does not vary, is asked once."""
 
     num_layers: int = 4
@@ -51,7 +51,7 @@ class Config:
     """Rows per step of all devices together."""
     devices_steps: int = 20
     """Steps that are timed together."""
-    devices_rounds: int = 2
+    devices_rounds: int = 1
     """The first rounds, in which this is done: most of its time goes into starting."""
     seed: int = 0
     """Of rows, network and batches."""
