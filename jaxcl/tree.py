@@ -139,6 +139,15 @@ def as_batch(x: PyTree, y: PyTree, *, weight=None, task: int = 0) -> Batch:
         known = np.asarray(weight, np.float32)
         extremes = {"smallest": known.min(initial=0), "largest": known.max(initial=0)}
         check_number("as_batch", **{f"the {k} weight": v for k, v in extremes.items()})
+    for leaf in jax.tree.leaves(y):
+        if not isinstance(leaf, Tracer) and leaf.dtype.kind in "iu" and leaf.size:
+            low, high = int(leaf.min()), int(leaf.max())
+            if max(-low - 1, high) >= 2**31:
+                far = low if -low > high else high
+                msg = (
+                    f"as_batch: labels must fit in int32, got {far}; number them anew."
+                )
+                raise ValueError(msg)
     classes = lambda leaf: leaf.dtype.kind in "biu"
     narrow = lambda leaf: jnp.asarray(leaf, jnp.int32 if classes(leaf) else None)
     return Batch(

@@ -111,6 +111,14 @@ REFUSED = [
     ),
     (lambda: as_batch(BATCH.x, Y, weight=[1, 1, -1, 1]), "smallest weight .* got -1.0"),
     (lambda: as_batch(BATCH.x, Y, weight=[1, np.nan, 1, 1]), "weight .* got nan"),
+    (
+        lambda: as_batch(BATCH.x, np.full(4, 2**40)),
+        "labels must fit in int32, got 1099",
+    ),
+    (
+        lambda: as_batch(BATCH.x, np.full(4, -(2**31) - 1)),
+        "labels must .* got -21474836",
+    ),
     (lambda: as_batch(BATCH.x, Y, weight=[1, np.inf, 1, 1]), "largest .* got inf"),
     (lambda: losses.single_head(MODEL), "a function, got Model; give model.apply"),
     (lambda: loss_of(PAIR), "row_losses: expected a Batch .* got tuple; make one with"),
@@ -208,7 +216,12 @@ REFUSED = [
         lambda: learn(build=lambda _: LOSS, tasks=TASKS),
         "Method, got function; let build return",
     ),
-    (lambda: learn(params=None), "params must be a tree of arrays, got None; give"),
+    (lambda: learn(params={"w": 1.0}), "tree of float arrays, got 1.0; give"),
+    (lambda: learn(params={"w": Y}), r"tree of float arrays, got \[0 1 0 1\]; give"),
+    (
+        lambda: learn(params=None),
+        "params must be a tree of float arrays, got None; give",
+    ),
     (
         lambda: learn(tasks=[streams.Task("a", BATCH, BATCH)]),
         "train must be of type Rows, got Batch; .* array_rows",

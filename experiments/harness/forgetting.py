@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.figure import Figure
 
 from experiments.harness.readme import fill, made_on
 from experiments.harness.run_folder import (
@@ -32,25 +33,9 @@ def report_matrices(folder: RunFolder, *, title: str, claim: str) -> None:
     write_text(path / "tables" / "forgetting.md", to_markdown(made))
     done = [so_far(record) for record in split(records)[0]]
     pictures = []
-    if done:
-        drawn = {
-            "matrices": (
-                figures.accuracy_matrix(done, title=title),
-                "Accuracy on each task (columns) after learning each task (rows), mean "
-                "over seeds.",
-            ),
-            "so-far": (
-                figures.measure_curves(done, (SO_FAR,), title=title),
-                "Mean accuracy over the tasks learned so far.",
-            ),
-            "loss": (
-                figures.learning_curves(done, name="loss", label="training loss"),
-                "Mean training loss of each task.",
-            ),
-        }
-        for name, (figure, words) in drawn.items():
-            figures.save(figure, path / "figures" / name)
-            pictures.append(page.Picture(figure, words, words))
+    for name, (figure, words) in (drawings(done, title) if done else {}).items():
+        figures.save(figure, path / "figures" / name)
+        pictures.append(page.Picture(figure, words, words))
     said = verdict(made)
     html = page.render(
         title=title,
@@ -64,6 +49,29 @@ def report_matrices(folder: RunFolder, *, title: str, claim: str) -> None:
     )
     write_text(path / "report.html", html)
     print(f"{said}\nfigures and tables: {path / 'report.html'}")
+
+
+def drawings(done: Sequence[Record], title: str) -> dict[str, tuple[Figure, str]]:
+    """What is drawn of finished runs, by the names of the files, each with its caption."""
+    return {
+        "matrices": (
+            figures.accuracy_matrix(done, title=title),
+            "Accuracy on each task (columns) after learning each task (rows), mean "
+            "over seeds.",
+        ),
+        "so-far": (
+            figures.learning_curves(
+                done, name=SO_FAR, label=f"{SO_FAR}, %", title=title
+            ),
+            "Mean accuracy over the tasks learned so far.",
+        ),
+        "loss": (
+            figures.learning_curves(
+                done, name="loss", label="training loss", scale=1.0, title=title
+            ),
+            "Mean training loss of each task.",
+        ),
+    }
 
 
 def forgetting_table(records: Sequence[Record]) -> Table:

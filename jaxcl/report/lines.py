@@ -36,6 +36,7 @@ def learning_curves(
     *,
     name: str = "accuracy",
     label: str = "accuracy on the new task, %",
+    scale: float = 100.0,
     window: int = 1,
     title: str = "",
 ) -> Figure:
@@ -46,8 +47,9 @@ def learning_curves(
 
     Args:
       records: runs of any number of settings and arms; the first arm is drawn in black.
-      name: ``accuracy``, or a measure in shares of one.
-      label: of the vertical axes, which show shares times 100.
+      name: ``accuracy``, ``loss`` or a measure.
+      label: of the vertical axes.
+      scale: what values are multiplied by; shares of one are shown in per cent.
       window: smoothing: each point is the mean of so many tasks in a row, taken before
         the interval; the axis says so.
       title: above all panels.
@@ -64,7 +66,7 @@ def learning_curves(
         named, look = names_and_looks(records)
         for ax, setting in zip(axes, settings, strict=True):
             chosen = [record for record in records if record["setting"] == setting]
-            _lines(ax, chosen, name, named, look, window=window, scale=100.0)
+            _lines(ax, chosen, name, named, look, window=window, scale=scale)
             ax.set_title(setting if len(settings) > 1 or not title else "")
             ax.set_xlabel("task" + _smoothing(window))
             _label_ends(ax, inches=height - 0.9)

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from jaxcl.checks import check_kind
+from jaxcl.checks import check_kind, shown
 from jaxcl.tree import at, check_batch
 from jaxcl.typing import Batch, Stream
 
@@ -119,9 +119,9 @@ def jsonl_rows(
 
     Args:
       path: of the file. Empty lines are passed over.
-      parse: ``record -> (x, y)``, arrays of the same shapes for all lines; it raises
-        ``KeyError``, ``TypeError`` or ``ValueError`` for a record it cannot use. Every
-        batch has the dtypes that hold all lines, integers as int32.
+      parse: ``record -> (x, y)``, arrays of numbers, of the same shapes for all lines; it
+        raises ``KeyError``, ``TypeError``, ``ValueError`` or the like for a record it
+        cannot use. Every batch has the dtypes that hold all lines, integers as int32.
       task: number of the task.
       skip_bad_lines: pass over lines that are no JSON object or cannot be used, with a
         warning that counts them and names the first.
@@ -147,7 +147,7 @@ def jsonl_rows(
                     msg = f"expected shapes {shapes}, got {found}"
                     raise ValueError(msg)
                 dtypes = _dtypes(row) if dtypes is None else _widened(dtypes, row)
-            except (ValueError, KeyError, TypeError) as error:
+            except (ValueError, LookupError, TypeError, AttributeError) as error:
                 reason = f"{type(error).__name__}: {error}"
                 if not skip_bad_lines:
                     msg = (
@@ -220,7 +220,27 @@ def _shapes(row: tuple[PyTree, PyTree]) -> list[tuple]:
 
 
 def _dtypes(row: tuple[PyTree, PyTree]) -> tuple[PyTree, PyTree]:
-    return jax.tree.map(lambda leaf: np.asarray(leaf).dtype, row)
+    """The dtypes of a row of numbers that a batch can hold.
+
+    Raises:
+      TypeError: for what is no ``(x, y)``, or holds text or other objects.
+      ValueError: for integers that do not fit in int32.
+    """
+    if not isinstance(row, tuple) or len(row) != 2:
+        msg = f"expected (x, y) from parse, got {shown(row)}"
+        raise TypeError(msg)
+
+    def dtype(leaf):
+        array = np.asarray(leaf)
+        if array.dtype.kind not in "biufcV":  # V: bfloat16 and its like
+            msg = f"expected numbers, got {shown(leaf)}"
+            raise TypeError(msg)
+        if array.dtype.kind in "iu" and array.size and _beyond_int32(array):
+            msg = f"expected integers within int32, got {shown(leaf)}"
+            raise ValueError(msg)
+        return array.dtype
+
+    return jax.tree.map(dtype, row)
 
 
 def _widened(dtypes: PyTree, row: tuple[PyTree, PyTree]) -> tuple[PyTree, PyTree]:
@@ -228,10 +248,20 @@ def _widened(dtypes: PyTree, row: tuple[PyTree, PyTree]) -> tuple[PyTree, PyTree
     return jax.tree.map(np.promote_types, dtypes, _dtypes(row))
 
 
+def _beyond_int32(integers: np.ndarray) -> bool:
+    limits = np.iinfo(np.int32)
+    return int(integers.min()) < limits.min or int(integers.max()) > limits.max
+
+
 def _stacked(rows: list[tuple[PyTree, PyTree]], dtypes: PyTree, task: int) -> Batch:
     def stacked(dtype, *leaves):
-        narrow = np.int32 if dtype.kind in "iu" else dtype
-        return np.stack(leaves, dtype=narrow, casting="same_kind")
+        whole = dtype.kind in "iu"
+        wide = np.int64 if whole else dtype
+        made = np.stack(leaves, dtype=wide, casting="same_kind")
+        if whole and made.size and _beyond_int32(made):
+            msg = f"integers must fit in int32, got {made.max()}; number them anew"
+            raise ValueError(msg)
+        return made.astype(np.int32) if whole else made
 
     x, y = jax.tree.map(stacked, dtypes, *rows)
     count = len(rows)

@@ -181,7 +181,10 @@ def restore(
             _check_about(path, note.get("about", {}), json.loads(json.dumps(about)))
         _check_same(path, note["leaves"], like)
         return Restored(step, _read(path, note["keys"], like))
-    msg = f"restore: every checkpoint of {folder} is damaged: {', '.join(damaged)}."
+    msg = (
+        f"restore: every checkpoint of {folder} is damaged: {', '.join(damaged)}; bring "
+        "one back, or start in a new folder."
+    )
     raise ValueError(msg)
 
 

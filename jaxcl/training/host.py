@@ -266,6 +266,7 @@ def take_steps(
                 bad += report(run, waiting.pop(0))
             num_bad += bad
             if bad and options.on_non_finite == "stop":
+                num_bad += sum(report(run, interval) for interval in waiting)
                 return here(over), "diverged"
         rest = time.monotonic()
         if look:
@@ -297,7 +298,7 @@ def report(run: Run, interval: Interval) -> int:
     seen = jax.device_get(infos)
     bad = sum(not info.finite for info in seen)
     rate = len(seen) * run.options.batch_size / max(seconds, 1e-9)
-    loss = float(np.mean([info.loss for info in seen]))
+    loss = float(np.mean([float(info.loss) for info in seen]))
     run.write(
         {
             "at": number_of(index, over, run.options),

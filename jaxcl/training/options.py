@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, get_args
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import PyTree
 
 from jaxcl.checks import check_key, check_kind, check_number, check_size, shown
@@ -52,9 +53,14 @@ def check_run(
       ValueError: in one line.
     """
     check_key("learn", key)
-    if not jax.tree.leaves(params):
+    leaves = jax.tree.leaves(params)
+    floats = lambda leaf: (
+        hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.floating)
+    )
+    if not leaves or not all(map(floats, leaves)):
+        odd = next((leaf for leaf in leaves if not floats(leaf)), params)
         msg = (
-            f"learn: params must be a tree of arrays, got {shown(params)}; give "
+            f"learn: params must be a tree of float arrays, got {shown(odd)}; give "
             "model.init(key)."
         )
         raise ValueError(msg)

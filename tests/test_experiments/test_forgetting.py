@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.harness.forgetting import write_readme
+from experiments.harness.forgetting import drawings, so_far, write_readme
 
 ROOT = Path(__file__).parents[2]
 BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
@@ -54,3 +54,14 @@ def test_every_folder_of_results_has_a_section_with_its_command(tmp_path):
     assert "| er " in text
     assert "50.00" in text
     assert "(results/a/figures/matrices.png)" in text
+
+
+def test_losses_are_drawn_as_they_are_and_accuracies_in_per_cent():
+    """Oracle: the numbers of the records, read back from the axes."""
+    line = {"run": "er/seed=0", "setting": "s", "arm": "er", "hyper": {}, "seed": 0}
+    line |= {"status": "done", "accuracy": [0.8, 0.6], "final": [0.4, 0.6]}
+    line |= {"matrix": [[0.8, 0.1], [0.4, 0.6]], "loss": [0.49, 5.46], "seconds": 1.0}
+    made = drawings([so_far(line)], "Toy")
+    drawn = lambda name: list(made[name][0].axes[0].get_lines()[0].get_ydata())
+    assert drawn("loss") == [0.49, 5.46]
+    assert drawn("so-far") == pytest.approx([80.0, 50.0])

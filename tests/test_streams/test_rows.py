@@ -172,3 +172,46 @@ def test_a_stream_is_read_by_two_programs_a_split_and_one_task_of_it_stays(monke
     gc.collect()
     assert sum(read() is not None for read in made) == 2
     np.testing.assert_array_equal(tasks[0].train.read(np.arange(2)).x, np.zeros((2, 3)))
+
+
+@pytest.mark.parametrize(
+    ("bad", "words"),
+    [
+        ('"cat"', "line 2 is bad .TypeError: expected numbers, got 'cat'"),
+        (
+            str(2**40),
+            "line 2 is bad .ValueError: expected integers within int32, got 1",
+        ),
+        ("[1]", r"line 2 is bad .ValueError: expected shapes"),
+    ],
+)
+def test_a_label_that_no_batch_can_hold_is_a_bad_line(tmp_path, bad, words):
+    """Oracle: the file; such a line is passed over like any other."""
+    path = tmp_path / "a.jsonl"
+    path.write_text(f'{{"x": [1.5], "y": 0}}\n{{"x": [2.5], "y": {bad}}}\n')
+    parse = lambda record: (np.float32(record["x"]), record["y"])
+    with pytest.raises(ValueError, match=words):
+        jsonl_rows(path, parse, task=0)
+    with pytest.warns(UserWarning, match="passed over 1 bad lines"):
+        rows = jsonl_rows(path, parse, task=0, skip_bad_lines=True)
+    assert rows.count == 1
+
+
+@pytest.mark.parametrize(
+    "parse", [lambda record: np.zeros(2), lambda record: record.no]
+)
+def test_a_parse_that_returns_no_pair_or_slips_is_named_with_the_line(tmp_path, parse):
+    """Oracle: the message."""
+    (tmp_path / "a.jsonl").write_text("{}\n")
+    wanted = r"line 1 is bad \((TypeError: expected \(x, y\)|AttributeError)"
+    with pytest.raises(ValueError, match=wanted):
+        jsonl_rows(tmp_path / "a.jsonl", parse, task=0)
+
+
+def test_an_item_beyond_int32_is_refused_when_it_is_read():
+    """Oracle: the message; narrower integers of another kind pass."""
+    parse = lambda item: (np.float32([1.0]), item)
+    rows = source_rows([np.int8(1), np.int64(300), 2**40], parse, task=0)
+    assert rows.read(np.arange(2)).y.tolist() == [1, 300]
+    with pytest.raises(ValueError, match="must fit in int32, got 1099511627776"):
+        rows.read(np.arange(3))
