@@ -90,7 +90,7 @@ def source_rows(
         msg = "source_rows: expected at least one item, got none; drop the task."
         raise ValueError(msg)
 
-    dtypes = _dtypes(parse(source[0]))
+    dtypes = _dtypes(_checked(parse(source[0])))
 
     def read(numbers):
         rows = [parse(source[int(number)]) for number in numbers]
@@ -140,12 +140,12 @@ def jsonl_rows(
             if not line.strip():
                 continue
             try:
-                row = parse(_object(line))
+                row = _checked(parse(_object(line)))
                 found = _shapes(row)
-                shapes = shapes or found
-                if found != shapes:
+                if shapes not in (None, found):
                     msg = f"expected shapes {shapes}, got {found}"
                     raise ValueError(msg)
+                shapes = found
                 dtypes = _dtypes(row) if dtypes is None else _widened(dtypes, row)
             except (ValueError, LookupError, TypeError, AttributeError) as error:
                 reason = f"{type(error).__name__}: {error}"
@@ -215,12 +215,13 @@ def _object(line: bytes) -> dict[str, Any]:
     return record
 
 
-def _shapes(row: tuple[PyTree, PyTree]) -> list[tuple]:
-    return [np.shape(leaf) for leaf in jax.tree.leaves(row)]
+def _shapes(row: tuple[PyTree, PyTree]) -> PyTree:
+    """The shape of every leaf, in its place."""
+    return jax.tree.map(np.shape, row)
 
 
-def _dtypes(row: tuple[PyTree, PyTree]) -> tuple[PyTree, PyTree]:
-    """The dtypes of a row of numbers that a batch can hold.
+def _checked(row: Any) -> tuple[PyTree, PyTree]:
+    """What ``parse`` returned, if a batch can hold it.
 
     Raises:
       TypeError: for what is no ``(x, y)``, or holds text or other objects.
@@ -229,18 +230,19 @@ def _dtypes(row: tuple[PyTree, PyTree]) -> tuple[PyTree, PyTree]:
     if not isinstance(row, tuple) or len(row) != 2:
         msg = f"expected (x, y) from parse, got {shown(row)}"
         raise TypeError(msg)
-
-    def dtype(leaf):
+    for leaf in jax.tree.leaves(row):
         array = np.asarray(leaf)
         if array.dtype.kind not in "biufcV":  # V: bfloat16 and its like
-            msg = f"expected numbers, got {shown(leaf)}"
+            msg = f"expected numbers from parse, got {shown(leaf)}"
             raise TypeError(msg)
         if array.dtype.kind in "iu" and array.size and _beyond_int32(array):
-            msg = f"expected integers within int32, got {shown(leaf)}"
+            msg = f"expected integers within int32 from parse, got {shown(leaf)}"
             raise ValueError(msg)
-        return array.dtype
+    return row
 
-    return jax.tree.map(dtype, row)
+
+def _dtypes(row: tuple[PyTree, PyTree]) -> tuple[PyTree, PyTree]:
+    return jax.tree.map(lambda leaf: np.asarray(leaf).dtype, row)
 
 
 def _widened(dtypes: PyTree, row: tuple[PyTree, PyTree]) -> tuple[PyTree, PyTree]:

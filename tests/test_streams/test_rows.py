@@ -177,10 +177,10 @@ def test_a_stream_is_read_by_two_programs_a_split_and_one_task_of_it_stays(monke
 @pytest.mark.parametrize(
     ("bad", "words"),
     [
-        ('"cat"', "line 2 is bad .TypeError: expected numbers, got 'cat'"),
+        ('"cat"', "line 2 is bad .TypeError: expected numbers from parse, got 'cat'"),
         (
             str(2**40),
-            "line 2 is bad .ValueError: expected integers within int32, got 1",
+            "line 2 is bad .ValueError: expected integers within int32 from parse, got 1",
         ),
         ("[1]", r"line 2 is bad .ValueError: expected shapes"),
     ],
