@@ -118,7 +118,8 @@ def as_batch(x: PyTree, y: PyTree, *, weight=None, task: int = 0) -> Batch:
 
     Raises:
       ValueError: if the leaves disagree on the number of rows, or have none; if a weight
-        or the task is known to be negative, or a weight is not finite.
+        or the task is known to be negative, or a weight is not finite; for
+        labels that do not fit in int32.
     """
     x, y, weight = lists_as_arrays("as_batch", (x, y, weight))
     shapes = [np.shape(leaf) for leaf in jax.tree.leaves((x, y, weight))]
