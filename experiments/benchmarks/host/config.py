@@ -1,15 +1,19 @@
 """What the host loop, its checkpoints, SAM and many devices cost a language model.
 
-A decoder on random bytes, on one thread; what is compared takes turns within a round, and
-ratios are taken within rounds. The devices are pretend ones on all cores, so that they
-show what splitting costs, not what it gains.
+A decoder on random bytes, on one thread of the CPU, or on the accelerator that
+JAX_PLATFORMS names; what is compared takes turns within a round, and ratios are taken
+within rounds. Many devices are pretend ones on all cores, so that they show what
+splitting costs, not what it gains.
 
-    python -m experiments.benchmarks.host smoke      # seconds
+    python -m experiments.benchmarks.host smoke      # a minute
     python -m experiments.benchmarks.host full       # minutes
+    JAX_PLATFORMS=cuda python -m experiments.benchmarks.host accelerator
 
 The committed results are read again, and the README's tables made of them, by
 
     python -m experiments.benchmarks.host full --out experiments/benchmarks/results/host
+    python -m experiments.benchmarks.host accelerator \
+        --out experiments/benchmarks/results/accelerator
 """
 
 from dataclasses import dataclass
@@ -71,6 +75,17 @@ PRESETS = {
         devices_steps=2,
     ),
     "full": Config(),
+    "accelerator": Config(  # steps of 50 ms again, on a large GPU
+        jobs=("loop", "checkpoint", "sam", "memory"),
+        rounds=3,
+        hidden_size=1024,
+        num_heads=16,
+        length=512,
+        batch_size=64,
+        num_steps=40,
+        large_hidden_size=1024,
+        large_batch_size=8,
+    ),
 }
 
 

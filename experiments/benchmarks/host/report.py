@@ -18,7 +18,7 @@ def report(config: Config, folder: RunFolder) -> None:
     for name, text in tables(folder).items():
         write_text(folder.path / "tables" / f"{name}.md", text)
     if README.parent in folder.path.resolve().parents:
-        fill(README, section(config, folder), "host")
+        fill(README, section(config, folder), folder.path.name)
 
 
 def tables(folder: RunFolder) -> dict[str, str]:
@@ -101,12 +101,14 @@ def section(config: Config, folder: RunFolder) -> str:
     """What the README says of a folder of results."""
     here = read_json(folder.path / "environment.json")
     loads = [record["load"] for record in read_records(folder)]
+    shared = f" ({config.devices_batch_size} on several devices)"
+    machine = here["cpu"] if here["backend"] == "cpu" else here["devices"]
     words = (
         f"A decoder of {config.num_layers} layers and width {config.hidden_size} "
         f"({config.large_hidden_size} for checkpoints and memory), rows of "
-        f"{config.length} bytes, batches of {config.batch_size} "
-        f"({config.devices_batch_size} on several devices); {config.rounds} rounds, "
-        f"{here['cpu']}, jax {here['versions']['jax']}. Load average {min(loads):.1f} to "
+        f"{config.length} bytes, batches of {config.batch_size}"
+        f"{shared if 'devices' in config.jobs else ''}; {config.rounds} rounds, "
+        f"{machine}, jax {here['versions']['jax']}. Load average {min(loads):.1f} to "
         f"{max(loads):.1f} while measuring."
     )
     return "\n".join([f"{words}\n", *tables(folder).values()])

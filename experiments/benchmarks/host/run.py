@@ -37,7 +37,7 @@ from jaxcl.training.position import begin
 from jaxcl.training.program import Program
 from jaxcl.training.reading import take_rows
 
-KEY = jax.random.key(1)
+KEY_SEED = 1  # no array before main has chosen threads and device
 
 
 class Turn(NamedTuple):
@@ -133,11 +133,11 @@ def prepare_loop(config: Config) -> Callable[[], dict[str, Any]]:
 
 def bare_loop(config: Config, job: Job, program: Program):
     """The jitted step and nothing else, on batches that are ready."""
-    state = program.start(job.start)
+    state, key = program.start(job.start), jax.random.key(KEY_SEED)
     numbers = np.arange(config.batch_size)
     batch = take_rows(job.task.train, numbers, size=config.batch_size)
     for step in range(config.num_steps):
-        state, _ = program.step(state, KEY, np.int32(step), batch)
+        state, _ = program.step(state, key, np.int32(step), batch)
     return state
 
 
@@ -146,7 +146,7 @@ def host_loop(job: Job, program: Program, options: Options):
     with tempfile.TemporaryDirectory() as place, ExitStack() as stack:
         enter, folder = stack.enter_context, Path(place)
         run = Run(
-            KEY,
+            jax.random.key(KEY_SEED),
             [job.task],
             options,
             None,
@@ -209,10 +209,14 @@ def prepare_sam(config: Config) -> Callable[[], dict[str, Any]]:
 
 
 def in_turn(works: Mapping[str, Callable], backwards: int) -> dict[str, float]:
-    """CPU and wall seconds of each; who goes first changes from round to round."""
+    """Seconds of each, and wall seconds; who goes first changes from round to round.
+
+    On a CPU they are those of its thread, else those that pass until the device is done.
+    """
     order = list(works)[:: -1 if backwards else 1]
     costs = {name: timed(works[name])[1] for name in order}
-    seconds = {name: cost.cpu for name, cost in costs.items()}
+    on_cpu = jax.default_backend() == "cpu"
+    seconds = {name: cost.cpu if on_cpu else cost.wall for name, cost in costs.items()}
     return seconds | {f"{name}_wall": cost.wall for name, cost in costs.items()}
 
 
@@ -221,11 +225,11 @@ def memory(config: Config) -> dict[str, Any]:
     found = {}
     for name in ("plain", "sam"):
         job = make_job(config, with_sam=name == "sam", large=True)
-        program = make_program(job)
+        program, key = make_program(job), jax.random.key(KEY_SEED)
         state = program.start(job.start)
         size = config.large_batch_size
         batch = take_rows(job.task.train, np.arange(size), size=size)
-        step = lambda state, batch, run=program: run.step(state, KEY, 0, batch)
+        step = lambda state, batch, run=program, key=key: run.step(state, key, 0, batch)
         lowered = jax.jit(step, donate_argnums=0).lower(state, batch)
         used = lowered.compile().memory_analysis()
         assert used is not None  # every backend here has one
