@@ -258,16 +258,16 @@ def take_steps(
             pause = stop or old
         last = pause or ends
         if last or due:
-            now = time.monotonic()
-            waiting.append(Interval(recent, index, over, now - began))
-            recent, began = [], now
-            bad = 0
-            while len(waiting) > (0 if last else 1):
-                bad += report(run, waiting.pop(0))
-            num_bad += bad
-            if bad and options.on_non_finite == "stop":
-                num_bad += sum(report(run, interval) for interval in waiting)
-                return here(over), "diverged"
+            ready = time.monotonic() if info.loss.is_ready() else None
+            waiting.append(Interval(recent, index, over, ready))
+            recent = []
+        bad = False
+        while waiting and (last or look or bad or len(waiting) > 1):
+            found, began = report(run, waiting.pop(0), began)
+            num_bad += found
+            bad |= found > 0 and options.on_non_finite == "stop"
+        if bad:
+            return here(over), "diverged"
         rest = time.monotonic()
         if look:
             scores = evaluate(run, state, run.tasks[: index + 1])
@@ -289,14 +289,19 @@ class Interval(NamedTuple):
     infos: list[StepInfo]
     task: int
     over: int  # steps of the task when it ended
-    seconds: float
+    ready: float | None  # when the device was through with them, if it is known
 
 
-def report(run: Run, interval: Interval) -> int:
-    """Tell about some steps; return how many of them were not finite."""
-    infos, index, over, seconds = interval
+def report(run: Run, interval: Interval, began: float) -> tuple[int, float]:
+    """Tell about some steps.
+
+    Returns:
+      How many of them were not finite, and when the device was through with them.
+    """
+    infos, index, over, ready = interval
     seen = jax.device_get(infos)
-    bad = sum(not info.finite for info in seen)
+    ready = time.monotonic() if ready is None else ready
+    bad, seconds = sum(not info.finite for info in seen), ready - began
     rate = len(seen) * run.options.batch_size / max(seconds, 1e-9)
     loss = float(np.mean([float(info.loss) for info in seen]))
     run.write(
@@ -314,7 +319,7 @@ def report(run: Run, interval: Interval) -> int:
     run.scalar("loss", loss, index * run.options.num_steps + over)
     name = run.tasks[index].name
     run.advance(len(seen), f"{name}, loss {loss:.4g}, {rate:.3g} examples/s")
-    return bad
+    return bad, ready
 
 
 def finish_task(run: Run, position: Position) -> Position:
