@@ -179,23 +179,26 @@ def check_function(who: str, arguments: str, **values: Any) -> None:
 
     Args:
       who: who complains.
-      arguments: such as ``params, frozen, batch``.
+      arguments: such as ``params, frozen, batch``. A function that has one of these names
+        at another place is refused, too.
       values: by their names.
 
     Raises:
       ValueError: naming who, the function, what it must take and what came.
     """
+    wanted = arguments.split(", ")
     for name, value in values.items():
         came = shown(value)
         if callable(value):
             try:
-                inspect.signature(value).bind(*arguments.split(", "))
+                taken = inspect.signature(value).bind(*wanted).arguments
             except TypeError:
-                came = f"one of {inspect.signature(value)}"
+                taken = None
             except ValueError:  # built in, without a signature
                 continue
-            else:
+            if taken and all(taken.get(word, word) == word for word in wanted):
                 continue
+            came = f"one of {inspect.signature(value)}"
         msg = f"{who}: {name} must be a function of ({arguments}), got {came}."
         raise ValueError(msg)
 

@@ -87,6 +87,8 @@ def test_a_function_of_other_arguments_is_refused():
         (lambda p: 0, r"function of \(params, batch\), got one of \(p\)"),
         (lambda p, b, key: 0, r"got one of \(p, b, key\)"),
         (lambda p, *, batch: 0, r"got one of \(p, \*, batch\)"),
+        (lambda batch, params: 0, r"got one of \(batch, params\)"),
+        (lambda frozen, params: 0, r"got one of \(frozen, params\)"),
         (3, "got 3"),
         (None, "got None"),
     ):

@@ -20,7 +20,13 @@ from jaxcl import (
     transforms,
 )
 from jaxcl.averages import ema
-from jaxcl.curvature import empirical_fisher, sam_sharpness
+from jaxcl.curvature import (
+    batched_fisher,
+    empirical_fisher,
+    exact_fisher,
+    sam_sharpness,
+    sampled_fisher,
+)
 from jaxcl.method import make_method
 from jaxcl.models import mlp, purify
 from jaxcl.report import records, statistics
@@ -146,6 +152,22 @@ REFUSED = [
     (lambda: transforms.sam(True), "sam: rho must be a finite number .* got True"),
     (lambda: regularizers.sum_of([regularizers.l2(1.0)]), "sum_of: .* got list"),
     (lambda: regularizers.ewc(1.0, empirical_fisher(LOSS)), "fisher must be a func"),
+    (
+        lambda: regularizers.ewc(LOSS, 1.0),
+        r"ewc: fisher .* \(key, params, task\), got one of \(params, example, key\)",
+    ),
+    (lambda: regularizers.ewc(LOGITS, 1.0), r"\(key, params, task\), got one of"),
+    (
+        lambda: empirical_fisher(MODEL),
+        r"empirical_fisher: example_loss .* got Model; such as cross_entropy\(",
+    ),
+    (lambda: empirical_fisher(LOGITS), r"\(params, example, key\), got one of \(par"),
+    (lambda: batched_fisher(MODEL.apply, batch_size=2), "batched_fisher: example_loss"),
+    (
+        lambda: exact_fisher(MODEL),
+        r"exact_fisher: logits .* got Model; such as single_head\(",
+    ),
+    (lambda: sampled_fisher(LOSS), "sampled_fisher: logits .* got one of"),
     (lambda: plasticity.chain_renewals([]), "of type Renewal, got"),
     (
         lambda: plasticity.redo(None, MODEL.units[0], None),

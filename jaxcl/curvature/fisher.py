@@ -26,6 +26,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from jaxcl.checks import check_function, check_kind
 from jaxcl.curvature.dense import (
     read_program,
     sum_squared_gradients,
@@ -85,10 +86,12 @@ def empirical_fisher(
       A :data:`Fisher`; zero for a task of padding.
 
     Raises:
-      ValueError: if ``num_examples`` or ``chunk_size`` is below one.
+      ValueError: if ``example_loss`` is no such function, or ``num_examples`` or
+        ``chunk_size`` is below one.
 
     Source: Kirkpatrick et al. 2017, arXiv:1612.00796; Create-and-Find's ``F_t``.
     """
+    _check_loss("empirical_fisher", example_loss)
     _check("empirical_fisher", num_examples=num_examples, chunk_size=chunk_size)
 
     def values(params, row):
@@ -121,10 +124,12 @@ def sampled_fisher(
       but at most one per class.
 
     Raises:
-      ValueError: if a size is below one, or the logits of one example are no vector.
+      ValueError: if ``logits`` is no such function, a size is below one, or the logits of
+        one example are no vector.
 
     Source: Martens 2020, arXiv:1412.1193, section 5.
     """
+    _check_logits("sampled_fisher", logits)
     _check(
         "sampled_fisher",
         num_draws=num_draws,
@@ -167,10 +172,12 @@ def exact_fisher(
       the leaves that are not plain dense layers.
 
     Raises:
-      ValueError: if a size is below one, or the logits of one example are no vector.
+      ValueError: if ``logits`` is no such function, a size is below one, or the logits of
+        one example are no vector.
 
     Source: Martens 2020, arXiv:1412.1193, section 5.
     """
+    _check_logits("exact_fisher", logits)
     _check("exact_fisher", num_examples=num_examples, chunk_size=chunk_size)
 
     def values(params, row):
@@ -197,8 +204,9 @@ def batched_fisher(
       num_examples: as in :func:`empirical_fisher`.
 
     Raises:
-      ValueError: if a size is below one.
+      ValueError: if ``example_loss`` is no such function, or a size is below one.
     """
+    _check_loss("batched_fisher", example_loss)
     _check("batched_fisher", num_examples=num_examples, batch_size=batch_size)
 
     def fisher(key, params, task):
@@ -300,6 +308,17 @@ def _log_likelihoods(who, logits, params, example):
 
 def _square(grad):
     return jnp.square(wide(grad))
+
+
+def _check_loss(who, example_loss):
+    remedy = "such as cross_entropy(logits)"
+    check_kind(who, Callable, remedy, example_loss=example_loss)
+    check_function(who, "params, example, key", example_loss=example_loss)
+
+
+def _check_logits(who, logits):
+    check_kind(who, Callable, "such as single_head(model.apply)", logits=logits)
+    check_function(who, "params, example", logits=logits)
 
 
 def _check(who, **sizes):

@@ -40,7 +40,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, ScalarLike
 
-from jaxcl.checks import check_kind, check_number
+from jaxcl.checks import check_function, check_kind, check_number
 from jaxcl.curvature import Fisher, largest_entry
 from jaxcl.regularizers.base import no_regularizer
 from jaxcl.tree import copied, dot, safe_divide, subtract, wide
@@ -89,12 +89,14 @@ def ewc(
       whatever the number of tasks.
 
     Raises:
-      ValueError: if ``strength`` is a negative number, or ``decay`` one outside [0, 1].
+      ValueError: if ``fisher`` is no such function, such as a loss, ``strength`` is a
+        negative number, or ``decay`` one outside [0, 1].
 
     Sources: Kirkpatrick et al. 2017, arXiv:1612.00796, equation 3; Huszar 2018,
     arXiv:1712.03847, on the sum; Schwarz et al. 2018, arXiv:1805.06370, section 4, online.
     """
     check_kind("ewc", Callable, "such as empirical_fisher(example_loss)", fisher=fisher)
+    check_function("ewc", "key, params, task", fisher=fisher)
     check_number("ewc", strength=strength)
     check_number("ewc", most=1.0, optional=True, decay=decay)
 
