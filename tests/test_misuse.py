@@ -27,6 +27,7 @@ from jaxcl.curvature import (
     sam_sharpness,
     sampled_fisher,
 )
+from jaxcl.memory import reservoir
 from jaxcl.method import make_method
 from jaxcl.models import mlp, purify
 from jaxcl.report import records, statistics
@@ -168,6 +169,10 @@ REFUSED = [
         r"exact_fisher: logits .* got Model; such as single_head\(",
     ),
     (lambda: sampled_fisher(LOSS), "sampled_fisher: logits .* got one of"),
+    (
+        lambda: reservoir(10, sample_size=20),
+        "reservoir: sample_size must be at most the capacity, 10, got 20; lower",
+    ),
     (lambda: plasticity.chain_renewals([]), "of type Renewal, got"),
     (
         lambda: plasticity.redo(None, MODEL.units[0], None),
@@ -232,6 +237,9 @@ REFUSED = [
     (lambda: training.first_example([STREAM]), "first_example: .* got list"),
     (lambda: training.accuracy_row(STREAM, LOGITS), "accuracy_row: .* got function"),
     (lambda: training.steps_for(8.0, batch_size=2), "num_rows must be an int"),
+    (lambda: training.make_mesh(fsdp=0), "make_mesh: fsdp must be an int .* got 0"),
+    (lambda: training.make_mesh(data="1"), "make_mesh: data must be an int .* got '1'"),
+    (lambda: training.make_mesh(tensor=None), "make_mesh: tensor must .* got None"),
     (lambda: learn(build=METHOD, tasks=TASKS), r"function of \(frozen\), got Method"),
     (lambda: learn(build=lambda: METHOD, tasks=TASKS), r"\(frozen\), got one of \(\)"),
     (

@@ -41,20 +41,28 @@ def reservoir(capacity: int, sample_size: int, *, replace: bool = True) -> Memor
 
     Args:
       capacity: ``m``, how many rows are kept.
-      sample_size: rows per sample; all of weight zero while the memory is empty.
+      sample_size: rows per sample, at most ``capacity``; all of weight zero while the
+        memory is empty.
       replace: whether a sample may hold a row twice. If not, a memory with fewer rows
         than ``sample_size`` gives each once, and the other rows of the sample weight
         zero; drawing then loops over the sample.
 
     Raises:
-      ValueError: if a size is not a positive int known before tracing, or (while tracing)
-        if rows do not look like the example that ``init`` saw.
+      ValueError: if a size is not a positive int known before tracing, if a sample is
+        larger than the memory, or (while tracing) if rows do not look like the example
+        that ``init`` saw.
 
     Reference: Vitter 1985, "Random sampling with a reservoir", algorithm R; as replay
     memory: Chaudhry et al. 2019, arXiv:1902.10486.
     """
     check_size("reservoir", capacity=capacity)
     check_size("reservoir", sample_size=sample_size)
+    if sample_size > capacity:
+        msg = (
+            f"reservoir: sample_size must be at most the capacity, {capacity}, got "
+            f"{sample_size}; lower it, or keep more."
+        )
+        raise ValueError(msg)
 
     def init(example):
         return ReservoirState(empty_rows(capacity, example), jnp.zeros((), jnp.int32))

@@ -68,7 +68,7 @@ def claim(path: Path, *, remedy: str = "give another folder") -> Iterator[bool]:
 
 @contextmanager
 def claim_together(path: Path) -> Iterator[None]:
-    """Hold a folder for a run of one or many processes: the one that leads claims it.
+    """Hold the folder of a run of one or many processes: the one that leads claims it.
 
     Raises:
       ValueError: in all processes, if that one may not have it.
@@ -79,11 +79,11 @@ def claim_together(path: Path) -> Iterator[None]:
             try:
                 stack.enter_context(claim(path))
             except ValueError as error:
-                refusal = error
+                refusal = ValueError(f"learn: {error}")
         (refused,) = any_process(refusal is not None)
         if refused:
             raise refusal or ValueError(
-                f"process 0 may not have {path}; see its words."
+                f"learn: process 0 may not have {path}; see its words."
             )
         yield
 

@@ -92,7 +92,7 @@ def check_run(
         raise ValueError(msg)
     if layout is not None:
         sizes = options.batch_size, options.eval_batch_size
-        check_rows(layout, batch_size=sizes[0], eval_batch_size=sizes[1])
+        check_rows("learn", layout, batch_size=sizes[0], eval_batch_size=sizes[1])
 
 
 def _check_task(task: Task, options: Options, *, scored: bool) -> None:

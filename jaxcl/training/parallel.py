@@ -14,6 +14,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
+from jaxcl.checks import check_size
 from jaxcl.typing import Batch
 
 AXES = ("data", "fsdp", "tensor")
@@ -41,12 +42,15 @@ def make_mesh(
       devices: which to use; all that JAX sees if absent.
 
     Raises:
-      ValueError: if the axes do not multiply to the number of devices.
+      ValueError: for a number that is no int of at least 1, or if the axes do not multiply
+        to the number of devices.
     """
+    check_size("make_mesh", optional=True, data=data)
+    check_size("make_mesh", fsdp=fsdp, tensor=tensor)
     devices = np.asarray(jax.devices() if devices is None else devices)
     if data is None:
         data = max(1, devices.size // (fsdp * tensor))
-    if min(data, fsdp, tensor) < 1 or data * fsdp * tensor != devices.size:
+    if data * fsdp * tensor != devices.size:
         msg = (
             f"make_mesh: data x fsdp x tensor must be the {devices.size} devices there "
             f"are, got {data} x {fsdp} x {tensor}."
@@ -120,18 +124,18 @@ def num_parts(layout: Layout) -> int:
     return layout.mesh.shape["data"] * layout.mesh.shape["fsdp"]
 
 
-def check_rows(layout: Layout, **sizes: int) -> None:
+def check_rows(who: str, layout: Layout, **sizes: int) -> None:
     """Refuse batches that cannot be split evenly.
 
     Raises:
-      ValueError: naming the batch.
+      ValueError: naming who and the batch.
     """
     parts = num_parts(layout)
     for name, size in sizes.items():
         if size % parts:
             msg = (
-                f"{name}: must be a multiple of the {parts} devices that share a batch "
-                f"(data x fsdp), got {size}."
+                f"{who}: {name} must be a multiple of the {parts} devices that share a "
+                f"batch (data x fsdp), got {size}."
             )
             raise ValueError(msg)
 

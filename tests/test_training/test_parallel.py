@@ -75,8 +75,8 @@ def test_what_does_not_fit_the_devices_is_refused():
     with pytest.raises(ValueError, match="got 1 x 16 x 1"):
         make_mesh(fsdp=16)
     layout = Layout(make_mesh(data=4, fsdp=2), replicate)
-    check_rows(layout, batch_size=16)
+    check_rows("learn", layout, batch_size=16)
     with pytest.raises(
-        ValueError, match=r"eval_batch_size: must be a multiple of the 8"
+        ValueError, match=r"learn: eval_batch_size must be a multiple of the 8"
     ):
-        check_rows(layout, batch_size=16, eval_batch_size=12)
+        check_rows("learn", layout, batch_size=16, eval_batch_size=12)
