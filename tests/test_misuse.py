@@ -9,6 +9,7 @@ import jaxtyping
 import numpy as np
 import optax
 import pytest
+from jax.sharding import AxisType, Mesh
 
 from jaxcl import (
     losses,
@@ -32,6 +33,7 @@ from jaxcl.method import make_method
 from jaxcl.models import mlp, purify
 from jaxcl.report import records, statistics
 from jaxcl.training import checkpoint
+from jaxcl.training.parallel import AXES, replicate
 from jaxcl.tree import as_batch, at
 
 KEY, SGD = jax.random.key(0), optax.sgd(0.1)
@@ -49,6 +51,8 @@ STATE = METHOD.init(PARAMS, BATCH)
 SIZES = {"num_steps": 1, "batch_size": 2}
 OPTIONS = training.Options(**SIZES)
 TASKS = streams.stream_tasks(STREAM)
+EXPLICIT = (AxisType.Explicit,) * 3
+MESH = training.make_mesh(devices=jax.devices()[:1])
 
 
 @pytest.fixture(autouse=True)
@@ -68,8 +72,17 @@ def walk(key=KEY, **changes):
     return training.run_stream(key, **given)
 
 
-def learn(build=lambda frozen: METHOD, tasks=(), options=OPTIONS, params=PARAMS):
-    return training.learn(KEY, build, params, tasks, options, folder="nowhere")
+def learn(build=lambda frozen: METHOD, tasks=TASKS, options=OPTIONS, **others):
+    given = {"params": PARAMS, "folder": "nowhere", **others}
+    return training.learn(KEY, build, given.pop("params"), tasks, options, **given)
+
+
+def scored(score):
+    return learn(score=lambda params, frozen, batch: score(batch.x[:, 0]))
+
+
+def placed(rule=replicate, mesh=MESH):
+    return learn(layout=training.Layout(mesh, rule))
 
 
 def measured(**changes):
@@ -240,10 +253,10 @@ REFUSED = [
     (lambda: training.make_mesh(fsdp=0), "make_mesh: fsdp must be an int .* got 0"),
     (lambda: training.make_mesh(data="1"), "make_mesh: data must be an int .* got '1'"),
     (lambda: training.make_mesh(tensor=None), "make_mesh: tensor must .* got None"),
-    (lambda: learn(build=METHOD, tasks=TASKS), r"function of \(frozen\), got Method"),
-    (lambda: learn(build=lambda: METHOD, tasks=TASKS), r"\(frozen\), got one of \(\)"),
+    (lambda: learn(build=METHOD), r"function of \(frozen\), got Method"),
+    (lambda: learn(build=lambda: METHOD), r"\(frozen\), got one of \(\)"),
     (
-        lambda: learn(build=lambda _: LOSS, tasks=TASKS),
+        lambda: learn(build=lambda _: LOSS),
         "Method, got function; let build return",
     ),
     (lambda: learn(params={"w": 1.0}), "tree of float arrays, got 1.0; give"),
@@ -256,8 +269,40 @@ REFUSED = [
         lambda: learn(tasks=[streams.Task("a", BATCH, BATCH)]),
         "train must be of type Rows, got Batch; .* array_rows",
     ),
+    (lambda: learn(tasks=iter(TASKS)), "tasks must be a list of tasks, got list_iter"),
+    (lambda: learn(tasks=TASKS[0]), "tasks must be a list of tasks, got Task; make"),
     (lambda: learn(tasks=STREAM), "of type Task, got Pool; .* stream_tasks"),
     (lambda: learn(options={"num_steps": 2}), "options must be of type Options, got {"),
+    (lambda: learn(folder=None), "learn: folder must be a path, got None; give"),
+    (lambda: learn(about=[1]), r"learn: about .* got \[1\]; give a dict of plain"),
+    (lambda: learn(about="hi"), "learn: about must .* got 'hi'; give a dict of plain"),
+    (lambda: learn(about={"a": X}), "learn: about must be a dict of .* not JSON"),
+    (lambda: placed(mesh=replicate), "learn: mesh must be of type Mesh, got function"),
+    (
+        lambda: placed(None),
+        r"rule must be a function of \(path, shape, mesh\), got None",
+    ),
+    (
+        lambda: placed(mesh=Mesh(MESH.devices[0], ("data", "tensor"))),
+        "mesh must have the axes data, fsdp, tensor, all Auto, got Mesh.* make_mesh",
+    ),
+    (
+        lambda: placed(mesh=Mesh(MESH.devices, AXES, axis_types=EXPLICIT)),
+        r"mesh must have .* all Auto, got Mesh.*Explicit",
+    ),
+    (
+        lambda: placed(lambda path, shape, mesh: None),
+        r"a PartitionSpec that splits params/hidden_0/bias \[4\] .* got None; see split",
+    ),
+    (
+        lambda: placed(lambda path, shape, mesh: ("fsdp",)),
+        r"got \('fsdp',\); see split",
+    ),
+    (lambda: scored(lambda x: (x, x)), "score must return a JAX array .* got tuple"),
+    (lambda: scored(lambda x: [x]), r"score must return a JAX array .* got \["),
+    (lambda: scored(lambda x: None), r"score must return a JAX array .* got None"),
+    (lambda: scored(lambda x: np.ones(x.shape)), "score must .* got ndarray; leave"),
+    (lambda: scored(lambda x: x + 1j), r"a real number .* \[256\], got complex64\[256"),
     (lambda: checkpoint.save("nowhere", 1, PARAMS, about={"a": X}), "not JSON"),
     (
         lambda: checkpoint.saving("x", about={"a": X}).__enter__(),
@@ -279,7 +324,7 @@ def test_the_wrong_object_is_named_in_one_line(call, words, tmp_path, monkeypatc
     with pytest.raises(ValueError, match=words) as error:
         call()
     assert "\n" not in str(error.value)
-    assert not list(tmp_path.rglob("*/[0-9]*"))
+    assert not list(tmp_path.iterdir())
 
 
 MATRIX, HALVES = [[1, 0, 0], [1, 1, 0], [0, 1, 1]], [0.5, 0.25, 1.0]

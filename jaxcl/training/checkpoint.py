@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
-from jaxcl.checks import check_size, shown
+from jaxcl.checks import check_kind, check_size, shown
 from jaxcl.training.processes import leads
 
 
@@ -70,7 +70,7 @@ def save(
     """
     check_size("save", least=0, step=step)
     check_size("save", keep=keep)
-    _check_plain(about)
+    check_plain("checkpoint", about)
     leaves = _leaves(tree)
     from orbax.checkpoint import v1 as orbax  # costs a second: only who saves pays
 
@@ -177,7 +177,7 @@ def restore(
             )
         note = json.loads(_note(path).read_text())
         if about is not None:
-            _check_plain(about)
+            check_plain("checkpoint", about)
             _check_about(path, note.get("about", {}), json.loads(json.dumps(about)))
         _check_same(path, note["leaves"], like)
         return Restored(step, _read(path, note["keys"], like))
@@ -204,7 +204,7 @@ def saving(
       keep: likewise.
       about: likewise.
     """
-    _check_plain(about)
+    check_plain("checkpoint", about)
     with ThreadPoolExecutor(1, "checkpoint") as writer:
         last: list[Future] = []
 
@@ -350,12 +350,18 @@ def _held(path: Path) -> bool:
         return False
 
 
-def _check_plain(about: Mapping[str, Any] | None) -> None:
-    """Refuse what no JSON file can hold, before a run has spent time on it."""
+def check_plain(who: str, about: Mapping[str, Any] | None) -> None:
+    """Refuse what no JSON file can hold, before a run has spent time on it.
+
+    Raises:
+      ValueError: naming who, and what it holds.
+    """
+    remedy = "give a dict of plain numbers and text"
+    check_kind(who, Mapping, remedy, optional=True, about=about)
     try:
         json.dumps(dict(about or {}))
     except (TypeError, ValueError) as error:
-        msg = f"checkpoint: about must be a dict of plain numbers and text: {error}."
+        msg = f"{who}: about must be a dict of plain numbers and text: {error}."
         raise ValueError(msg) from error
 
 
@@ -390,4 +396,4 @@ def _check_same(path: Path, on_disk: dict[str, str], like: PyTree) -> None:
         raise ValueError(msg)
 
 
-__all__ = ["Restored", "restore", "save", "saving", "steps"]
+__all__ = ["Restored", "check_plain", "restore", "save", "saving", "steps"]

@@ -119,14 +119,15 @@ def learn(
     Returns:
       The status, the parameters to evaluate, and the last position. A run that stopped
       because a step was not finite is ``diverged``; its last checkpoint is from before.
-      A warning tells of steps that were not finite.
+      Warnings tell of steps and of scores that were not finite.
 
     Raises:
-      ValueError: for options that cannot work, a task with fewer rows than a batch or
-        with rows unlike those of the first, a ``build`` or ``score`` that takes or returns
-        something else, a folder in which another process learns, or a checkpoint of
-        another run: of another key, another number of tasks, other options that decide
-        what comes of it, other ``frozen`` weights, or another ``about``.
+      ValueError: for an argument of another kind, options that cannot work, a task with
+        fewer rows than a batch or with rows unlike those of the first, a ``build``,
+        ``score`` or rule that takes or returns something else, a mesh of other axes, an
+        ``about`` that JSON cannot hold, a folder in which another process learns, or a
+        checkpoint of another run: of another key, another number of tasks, other options
+        that decide what comes of it, other ``frozen`` weights, or another ``about``.
 
     Step, end of task and score are traced before the first step: what is wrong with shapes
     shows then.
@@ -136,7 +137,9 @@ def learn(
     checkpoint is written there is one more copy of the state.
     """
     scored = score is not None
-    check_run(key, params, tasks, options, layout, scored=scored)
+    check_run(
+        key, params, tasks, options, layout, folder=folder, about=about, scored=scored
+    )
     first, frozen = first_rows(tasks, scored=scored), place(layout, frozen, "frozen/")
     program = compile_program(
         build,
@@ -185,6 +188,7 @@ def learn(
         with end_together():
             position, status = walk(run, position)
     warn_of_bad_steps(run, position, status)
+    warn_of_bad_scores(run, position)
     return Learned(status, program.read(position.state), position)
 
 
@@ -204,9 +208,24 @@ def warn_of_bad_steps(run: Run, position: Position, status: Status) -> None:
         )
     warnings.warn(
         f"learn: {position.num_bad} steps were not finite{where}; {became}. Look for "
-        "NaN among the rows, or lower the learning rate.",
+        "NaN among the rows and for labels or tasks beyond the outputs, or lower the "
+        "learning rate.",
         stacklevel=3,
     )
+
+
+def warn_of_bad_scores(run: Run, position: Position) -> None:
+    """Name the tasks whose score was not finite after some task, if there are any."""
+    if run.program.total is None:
+        return
+    finite = np.isfinite(position.matrix[: position.task]).all(axis=0)
+    bad = [task.name for task, fine in zip(run.tasks, finite, strict=True) if not fine]
+    if bad:
+        warnings.warn(
+            f"learn: the score on the test rows of {', '.join(map(repr, bad))} was not "
+            "finite. Look for NaN among these rows, or in what score returns.",
+            stacklevel=3,
+        )
 
 
 def walk(run: Run, position: Position) -> tuple[Position, Status]:

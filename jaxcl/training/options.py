@@ -1,5 +1,6 @@
 """How a run of the host loop is walked, what cannot be, and what is another run."""
 
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, get_args
 
@@ -9,8 +10,9 @@ from jaxtyping import PyTree
 
 from jaxcl.checks import check_key, check_kind, check_number, check_size, shown
 from jaxcl.streams.rows import Rows, Task
+from jaxcl.training.checkpoint import check_plain
 from jaxcl.training.fingerprint import fingerprint
-from jaxcl.training.parallel import Layout, check_rows
+from jaxcl.training.parallel import Layout, check_layout, check_rows
 from jaxcl.training.program import Policy
 from jaxcl.typing import Key, Params
 
@@ -37,6 +39,8 @@ def check_run(
     options: Options,
     layout: Layout | None,
     *,
+    folder: str | os.PathLike[str],
+    about: Mapping[str, Any] | None,
     scored: bool,
 ) -> None:
     """Refuse what cannot run, before any compute.
@@ -47,12 +51,28 @@ def check_run(
       tasks: likewise.
       options: likewise.
       layout: likewise.
+      folder: likewise.
+      about: likewise.
       scored: whether test rows are looked at.
 
     Raises:
       ValueError: in one line.
     """
     check_key("learn", key)
+    _check_params(params)
+    _check_options(options)
+    _check_tasks(tasks, options, scored=scored)
+    _check_layout(layout, options)
+    check_plain("learn", about)
+    if not isinstance(folder, str | os.PathLike):
+        msg = (
+            f"learn: folder must be a path, got {shown(folder)}; give each run one of "
+            "its own."
+        )
+        raise ValueError(msg)
+
+
+def _check_params(params: Params) -> None:
     leaves = jax.tree.leaves(params)
     floats = lambda leaf: (
         hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.floating)
@@ -64,8 +84,10 @@ def check_run(
             "model.init(key)."
         )
         raise ValueError(msg)
+
+
+def _check_options(options: Options) -> None:
     check_kind("learn", Options, options=options)
-    check_kind("learn", Layout, optional=True, layout=layout)
     named = lambda names: {name: getattr(options, name) for name in names.split()}
     check_size(
         "learn", **named("num_steps batch_size eval_batch_size report_every keep")
@@ -79,11 +101,10 @@ def check_run(
             f"{options.on_non_finite!r}."
         )
         raise ValueError(msg)
-    if not tasks:
-        msg = "learn: expected at least one task, got none."
-        raise ValueError(msg)
-    for task in tasks:
-        _check_task(task, options, scored=scored)
+
+
+def _check_layout(layout: Layout | None, options: Options) -> None:
+    check_kind("learn", Layout, optional=True, layout=layout)
     if layout is None and jax.process_count() > 1:
         msg = (
             f"learn: {jax.process_count()} processes share one layout, got None; give "
@@ -91,8 +112,21 @@ def check_run(
         )
         raise ValueError(msg)
     if layout is not None:
+        check_layout("learn", layout)
         sizes = options.batch_size, options.eval_batch_size
         check_rows("learn", layout, batch_size=sizes[0], eval_batch_size=sizes[1])
+
+
+def _check_tasks(tasks: Sequence[Task], options: Options, *, scored: bool) -> None:
+    if not isinstance(tasks, Sequence) or isinstance(tasks, Task):
+        came = type(tasks).__name__
+        msg = f"learn: tasks must be a list of tasks, got {came}; make one of them."
+        raise ValueError(msg)
+    if not tasks:
+        msg = "learn: expected at least one task, got none."
+        raise ValueError(msg)
+    for task in tasks:
+        _check_task(task, options, scored=scored)
 
 
 def _check_task(task: Task, options: Options, *, scored: bool) -> None:

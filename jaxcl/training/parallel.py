@@ -7,14 +7,15 @@ Rows are split over both. The third, ``tensor``, splits large parameters a secon
 """
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import NamedTuple
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
-from jaxcl.checks import check_size
+from jaxcl.checks import check_function, check_kind, check_size, shown
 from jaxcl.typing import Batch
 
 AXES = ("data", "fsdp", "tensor")
@@ -56,7 +57,7 @@ def make_mesh(
             f"are, got {data} x {fsdp} x {tensor}."
         )
         raise ValueError(msg)
-    kinds = (jax.sharding.AxisType.Auto,) * len(AXES)
+    kinds = (AxisType.Auto,) * len(AXES)
     return Mesh(devices.reshape(data, fsdp, tensor), AXES, axis_types=kinds)
 
 
@@ -98,13 +99,27 @@ def replicate(path: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
 
 
 def shardings(layout: Layout, tree: PyTree, *, prefix: str = "") -> PyTree:
-    """The placement of every leaf of a tree of arrays or of their shapes."""
+    """The placement of every leaf of a tree of arrays or of their shapes.
+
+    Raises:
+      ValueError: if the rule returns anything but a PartitionSpec that splits the leaf
+        evenly over axes of the mesh.
+    """
 
     def place(path, leaf):
         name = prefix + jax.tree_util.keystr(path, simple=True, separator="/")
-        return NamedSharding(
-            layout.mesh, layout.rule(name, tuple(leaf.shape), layout.mesh)
+        mesh, shape = layout.mesh, tuple(leaf.shape)
+        spec = layout.rule(name, shape, mesh)
+        with suppress(ValueError):  # no such axis, or parts of unequal size
+            if isinstance(spec, PartitionSpec) and len(spec) <= len(shape):
+                sharding = NamedSharding(mesh, spec)
+                sharding.shard_shape(shape)
+                return sharding
+        msg = (
+            f"learn: rule must return a PartitionSpec that splits {name} {list(shape)} "
+            f"evenly over {mesh}, got {shown(spec)}; see split_large."
         )
+        raise ValueError(msg)
 
     return jax.tree_util.tree_map_with_path(place, tree)
 
@@ -122,6 +137,23 @@ def whole(layout: Layout) -> NamedSharding:
 def num_parts(layout: Layout) -> int:
     """How many parts a batch is split into."""
     return layout.mesh.shape["data"] * layout.mesh.shape["fsdp"]
+
+
+def check_layout(who: str, layout: Layout) -> None:
+    """Refuse a mesh of other axes, and what is no mesh or no rule.
+
+    Raises:
+      ValueError: naming who, what was expected and what came.
+    """
+    mesh, rule = layout
+    check_kind(who, Mesh, "give Layout(mesh, rule)", mesh=mesh)
+    check_function(who, "path, shape, mesh", rule=rule)
+    if not {*AXES} <= {*mesh.axis_names} or {*mesh.axis_types} != {AxisType.Auto}:
+        msg = (
+            f"{who}: mesh must have the axes {', '.join(AXES)}, all Auto, got {mesh}; "
+            "make it by make_mesh()."
+        )
+        raise ValueError(msg)
 
 
 def check_rows(who: str, layout: Layout, **sizes: int) -> None:
@@ -163,6 +195,7 @@ __all__ = [
     "AXES",
     "Layout",
     "Rule",
+    "check_layout",
     "check_rows",
     "make_mesh",
     "num_parts",

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from jaxcl.checks import check_function, check_kind
+from jaxcl.checks import check_function, check_kind, shown
 from jaxcl.training.parallel import Layout, rows_sharding, shardings, whole
 from jaxcl.typing import Batch, Key, Method, MethodState, Params
 
@@ -95,16 +95,20 @@ def compile_program(
     def total(params, frozen, batch):
         assert score is not None
         scores = score(params, frozen, batch)
-        if jnp.shape(scores) != batch.weight.shape:
+        array = isinstance(scores, jax.Array)
+        real = array and not jnp.iscomplexobj(scores)
+        if not real or scores.shape != batch.weight.shape:
+            came = f"{scores.dtype}{list(scores.shape)}" if array else shown(scores)
             msg = (
-                "learn: score must return a number for each row, shape "
-                f"{list(batch.weight.shape)}, got {list(jnp.shape(scores))}; leave the "
-                "mean to the loop."
+                "learn: score must return a JAX array with a real number for each row, "
+                f"shape {list(batch.weight.shape)}, got {came}; leave the mean to the "
+                "loop."
             )
             raise ValueError(msg)
         return jnp.sum(scores * batch.weight), jnp.sum(batch.weight)
 
-    state = jax.eval_shape(start, params, frozen)
+    with _noting("build or the method's init", example):
+        state = jax.eval_shape(start, params, frozen)
     jit = _placed(layout, {"params/": params, "frozen/": frozen, "": state})
     first = jit(start, ("params/", "frozen/"), "")
     next_ = jit(step, ("", "frozen/", "whole", "whole", "rows"), ("", "whole"))

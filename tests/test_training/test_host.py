@@ -261,6 +261,28 @@ def test_a_step_that_is_not_finite_stops_is_skipped_or_is_counted(
         assert all(bool(jnp.isfinite(leaf).all()) for leaf in leaves)
 
 
+def test_labels_beyond_the_outputs_are_named_among_the_causes(tasks, tmp_path):
+    """Oracle: the warning; the network has ten outputs."""
+
+    def beyond(numbers):
+        batch = tasks[0].train.read(numbers)
+        return batch._replace(y=batch.y + 10)
+
+    given = [tasks[0]._replace(train=Rows(tasks[0].train.count, beyond))]
+    with pytest.warns(UserWarning, match="not finite.* labels or tasks beyond the out"):
+        assert run(tmp_path, given).status == "diverged"
+
+
+def test_a_score_that_is_not_finite_is_told(tasks, tmp_path):
+    """Oracle: a score that is NaN in the second task. Control: all other runs here."""
+    score = lambda params, frozen, batch: jnp.where(batch.task == 1, jnp.nan, 1.0)
+    wanted = f"the score on the test rows of {tasks[1].name!r} was not finite"
+    with pytest.warns(UserWarning, match=wanted):
+        learned = run(tmp_path, tasks, OPTIONS._replace(num_steps=1), score=score)
+    assert learned.status == "done"
+    assert np.isnan(learned.position.matrix).tolist() == [[False, True, False]] * 3
+
+
 @pytest.mark.parametrize(
     ("policy", "when"), [("stop", 3), ("stop", 17), ("skip", 5), ("continue", 17)]
 )
@@ -509,7 +531,7 @@ def test_what_is_wrong_after_a_task_is_said_before_the_first_step(tasks, tmp_pat
     for tasks, others, kind, words in (
         (unlike, {}, ValueError, r"train of task 'cut' has .*\[1, 63\].*\[1, 64\]"),
         (unseen, {}, ValueError, r"test of task 'cut' has .*\[1, 63\].*\[1, 64\]"),
-        (given, {"score": mean}, ValueError, r"shape \[32\], got \[\]; leave"),
+        (given, {"score": mean}, ValueError, r"\[32\], got float32\[\]; leave"),
         (given, {"score": lambda p, b: 0}, ValueError, r"\(params, frozen, batch\)"),
         (given, {"build": forgetful}, AttributeError, "no_such"),
         (given, {"build": lambda frozen: OPTIONS}, ValueError, "Method, got Options"),
@@ -521,6 +543,17 @@ def test_what_is_wrong_after_a_task_is_said_before_the_first_step(tasks, tmp_pat
             assert said in "".join(error.value.__notes__)
     assert read
     assert not any(read)
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_error_in_build_says_so_in_a_note(tasks, tmp_path):
+    """Oracle: the note; the error is the user's own."""
+    with pytest.raises(AttributeError, match="no_such") as error:
+        run(tmp_path / "out", tasks, build=lambda frozen: frozen.no_such)
+    said = (
+        "learn: in build or the method's init, on x float32[1, 64] and y int32[1], be"
+    )
+    assert said in "".join(error.value.__notes__)
     assert not (tmp_path / "out").exists()
 
 

@@ -74,6 +74,12 @@ def test_what_does_not_fit_the_devices_is_refused():
         make_mesh(data=3, fsdp=2)
     with pytest.raises(ValueError, match="got 1 x 16 x 1"):
         make_mesh(fsdp=16)
+    for spec in (PartitionSpec("data"), PartitionSpec("x"), PartitionSpec(None, None)):
+        layout = Layout(make_mesh(data=4, fsdp=2), lambda path, shape, mesh, s=spec: s)
+        with pytest.raises(
+            ValueError, match=r"splits bias \[3\] evenly over Mesh.* got"
+        ):
+            shardings(layout, {"bias": np.zeros(3)})
     layout = Layout(make_mesh(data=4, fsdp=2), replicate)
     check_rows("learn", layout, batch_size=16)
     with pytest.raises(
