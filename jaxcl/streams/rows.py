@@ -22,6 +22,9 @@ from jaxcl.checks import check_kind, shown
 from jaxcl.tree import at, check_batch
 from jaxcl.typing import Batch, Stream
 
+#: What a line raises that cannot be used.
+_UNUSABLE = (ValueError, LookupError, TypeError, AttributeError)
+
 
 @runtime_checkable
 class Source(Protocol):
@@ -119,65 +122,87 @@ def jsonl_rows(
 
     Args:
       path: of the file. Empty lines are passed over.
-      parse: ``record -> (x, y)``, arrays of numbers, of the same shapes for all lines; it
-        raises ``KeyError``, ``TypeError``, ``ValueError`` or the like for a record it
-        cannot use. Every batch has the dtypes that hold all lines, integers as int32.
+      parse: ``record -> (x, y)``, arrays of finite numbers, of the same shapes for all
+        lines; it raises ``KeyError``, ``TypeError``, ``ValueError`` or the like for a
+        record it cannot use. Every batch has the dtypes that hold all lines, integers
+        as int32.
       task: number of the task.
       skip_bad_lines: pass over lines that are no JSON object or cannot be used, with a
         warning that counts them and names the first.
 
     Raises:
       FileNotFoundError: if there is no such file.
-      ValueError: for a bad line (with its number), or if no line is left.
+      ValueError: for a bad line (with its number), or if no line is left; when read, for a
+        file that has changed since.
     """
     path = Path(path)
     if not path.is_file():
         msg = f"jsonl_rows: no file {path}; give the path of a JSON-lines file."
         raise FileNotFoundError(msg)
+    index = _indexed(path, parse, skip_bad_lines)
+
+    def read(numbers):
+        rows = []
+        with path.open("rb") as file:
+            for start, length, number in index.places[numbers]:
+                file.seek(start)
+                try:
+                    row = parse(_object(file.read(length)))
+                    _check_shapes(row, index.shapes, index.first)
+                except _UNUSABLE as error:
+                    msg = (
+                        f"jsonl_rows: {path} has changed since it was indexed: line "
+                        f"{number} was good and is bad ({_reason(error)}); make the rows "
+                        "anew."
+                    )
+                    raise ValueError(msg) from error
+                rows.append(row)
+        return _stacked(rows, index.dtypes, task)
+
+    return Rows(len(index.places), read)
+
+
+class _Index(NamedTuple):
+    """The good lines of a file, and what all of them have in common."""
+
+    places: np.ndarray  # [n, 3]: start, length, number of the line
+    first: int  # number of the line that set the shapes
+    shapes: PyTree
+    dtypes: PyTree
+
+
+def _indexed(path: Path, parse: Callable, skip_bad_lines: bool) -> _Index:
     places, bad, shapes, dtypes = [], [], None, None
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             if not line.strip():
                 continue
             try:
-                row = _checked(parse(_object(line)))
-                found = _shapes(row)
-                if shapes not in (None, found):
-                    msg = f"expected shapes {shapes}, got {found}"
-                    raise ValueError(msg)
-                shapes = found
+                row = _finite(_checked(parse(_object(line))))
+                if places:
+                    _check_shapes(row, shapes, places[0][2])
+                shapes = _shapes(row)
                 dtypes = _dtypes(row) if dtypes is None else _widened(dtypes, row)
-            except (ValueError, LookupError, TypeError, AttributeError) as error:
-                reason = f"{type(error).__name__}: {error}"
+            except _UNUSABLE as error:
                 if not skip_bad_lines:
                     msg = (
-                        f"jsonl_rows: {path}, line {number} is bad ({reason}); mend it, "
-                        "or pass over such lines with skip_bad_lines."
+                        f"jsonl_rows: {path}, line {number} is bad ({_reason(error)}); "
+                        "mend it, or pass over such lines with skip_bad_lines."
                     )
                     raise ValueError(msg) from error
-                bad.append(f"line {number} ({reason})")
+                bad.append(f"line {number} ({_reason(error)})")
                 continue
-            places.append((file.tell() - len(line), len(line)))
+            places.append((file.tell() - len(line), len(line), number))
     if bad:
         warnings.warn(
             f"jsonl_rows: passed over {len(bad)} bad lines of {path}, the first of them "
             f"{bad[0]}.",
-            stacklevel=2,
+            stacklevel=3,
         )
     if not places:
         msg = f"jsonl_rows: {path} has no usable line; drop the task or mend the file."
         raise ValueError(msg)
-    offsets = np.array(places)
-
-    def read(numbers):
-        with path.open("rb") as file:
-            rows = []
-            for start, length in offsets[numbers]:
-                file.seek(start)
-                rows.append(parse(json.loads(file.read(length))))
-        return _stacked(rows, dtypes, task)
-
-    return Rows(len(offsets), read)
+    return _Index(np.array(places), places[0][2], shapes, dtypes)
 
 
 def stream_tasks(stream: Stream) -> list[Task]:
@@ -220,6 +245,18 @@ def _shapes(row: tuple[PyTree, PyTree]) -> PyTree:
     return jax.tree.map(np.shape, row)
 
 
+def _check_shapes(row: tuple[PyTree, PyTree], shapes: PyTree, first: int) -> None:
+    """Refuse a row unlike that of the first line."""
+    found = _shapes(row)
+    if found != shapes:
+        msg = f"expected shapes {shapes}, as on line {first}, got {found}"
+        raise ValueError(msg)
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
+
+
 def _checked(row: Any) -> tuple[PyTree, PyTree]:
     """What ``parse`` returned, if a batch can hold it.
 
@@ -237,6 +274,15 @@ def _checked(row: Any) -> tuple[PyTree, PyTree]:
             raise TypeError(msg)
         if array.dtype.kind in "iu" and array.size and _beyond_int32(array):
             msg = f"expected integers within int32 from parse, got {shown(leaf)}"
+            raise ValueError(msg)
+    return row
+
+
+def _finite(row: tuple[PyTree, PyTree]) -> tuple[PyTree, PyTree]:
+    """The row, if it holds no NaN and no infinity, which JSON has not but Python reads."""
+    for leaf in jax.tree.leaves(row):
+        if not np.isfinite(leaf).all():
+            msg = f"expected finite numbers, got {shown(leaf)}"
             raise ValueError(msg)
     return row
 

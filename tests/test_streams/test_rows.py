@@ -65,7 +65,10 @@ def test_a_pipeline_of_grain_gives_the_rows_of_the_list():
         ("{", "JSONDecodeError"),
         ("[1, 2]", "expected an object, got list"),
         ('{"x": [1, 2]}', "'y'"),
-        ('{"x": [1], "y": 0}', "expected shapes"),
+        ('{"x": [1], "y": 0}', "expected shapes ((2,), ()), as on line 1, got ((1,)"),
+        ('{"x": [1, NaN], "y": 0}', "expected finite numbers, got [ 1. nan]"),
+        ('{"x": [1, -Infinity], "y": 0}', "expected finite numbers, got [  1. -inf]"),
+        ('{"x": [1, 1e999], "y": 0}', "expected finite numbers, got [ 1. inf]"),
     ],
 )
 def test_a_bad_line_is_named_or_counted(lines, line, reason):
@@ -81,6 +84,27 @@ def test_a_bad_line_is_named_or_counted(lines, line, reason):
     assert "line 3" in str(warned[0].message)
     assert rows.count == 5
     np.testing.assert_array_equal(rows.read(np.arange(5)).x[:, 0], range(5))
+
+
+@pytest.mark.parametrize(
+    ("now", "reason"),
+    [
+        ('{"x": [0, 0, 0], "y": 0}\n', "JSONDecodeError"),
+        ('{"x": [0, 0], "y": 0}\n', "JSONDecodeError"),
+        (
+            '{"x": [1234], "y": 0}\n' * 5,
+            r"ValueError: expected shapes \(\(2,\), \(\)\), as on line 1, got \(\(1,\)",
+        ),
+        ('{"z": [0, 0], "y": 0}\n' * 5, "KeyError: 'x'"),
+    ],
+)
+def test_a_file_that_changed_since_is_said_with_the_line(lines, now, reason):
+    """Oracle: the lines that stand there now, cut where the old ones began."""
+    rows = jsonl_rows(lines, parse, task=0)
+    lines.write_text(now)
+    wanted = rf"{lines} has changed .*: line 2 was good and is bad \({reason}.*anew"
+    with pytest.raises(ValueError, match=wanted):
+        rows.read(np.array([1]))
 
 
 def test_a_batch_of_lines_has_the_dtypes_of_the_file(tmp_path):
