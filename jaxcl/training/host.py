@@ -218,8 +218,8 @@ def warn_of_bad_scores(run: Run, position: Position) -> None:
     """Name the tasks whose score was not finite after some task, if there are any."""
     if run.program.total is None:
         return
-    finite = np.isfinite(position.matrix[: position.task]).all(axis=0)
-    bad = [task.name for task, fine in zip(run.tasks, finite, strict=True) if not fine]
+    columns = zip(run.tasks, position.matrix[: position.task].T, strict=True)
+    bad = [task.name for task, scores in columns if not np.isfinite(scores).all()]
     if bad:
         warnings.warn(
             f"learn: the score on the test rows of {', '.join(map(repr, bad))} was not "
