@@ -1,8 +1,9 @@
-"""A run that kills itself, for the test beside it.
+"""Runs that kill themselves, for the test beside it.
 
-``python killed_run.py FOLDER [MOMENT COUNT DELAY]``: the COUNT-th MOMENT (``read``,
-``save``, ``note``, ``boundary``) starts a timer of DELAY seconds, and the timer sends
-SIGKILL. Nothing is cleaned up, as when a machine goes away.
+Each line of the input, ``FOLDER [MOMENT COUNT DELAY]``, is done by a process of its own,
+whose exit status is printed: the COUNT-th MOMENT (``read``, ``save``, ``note``,
+``boundary``) starts a timer of DELAY seconds, and the timer sends SIGKILL. Nothing is
+cleaned up, as when a machine goes away.
 """
 
 import os
@@ -10,6 +11,7 @@ import signal
 import sys
 import threading
 import time
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -114,5 +116,16 @@ def wrapped(passing):
     before(host, "finish_task", "boundary")
 
 
+def serve():
+    """Fork for each line, so that all of them share one start of Python."""
+    for line in sys.stdin:
+        child = os.fork()  # safe: no device and no thread is there yet
+        if not child:
+            main(*line.split())
+            os._exit(0)
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+
+
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    warnings.filterwarnings("ignore", "os.fork", RuntimeWarning)
+    serve()

@@ -16,20 +16,32 @@ SCRIPT = Path(__file__).with_name("killed_run.py")
 COUNTS = {"read": (1, 8), "save": (1, 3), "note": (1, 3), "boundary": (1, 1)}
 
 
-def go(folder, *words):
-    """Start the run; its exit status and what it said."""
-    done = subprocess.run(
-        [sys.executable, str(SCRIPT), str(folder), *map(str, words)],
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return done.returncode, done.stderr
+@pytest.fixture
+def go(tmp_path):
+    """Does the run in a new process; tells its exit status, and what all have said."""
+    said = tmp_path / "said"
+    with (
+        said.open("w") as errors,
+        subprocess.Popen(
+            [sys.executable, str(SCRIPT)],
+            env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+        ) as runs,
+    ):
+
+        def one(*words):
+            print(*words, file=runs.stdin, flush=True)
+            return int(runs.stdout.readline()), said.read_text()
+
+        yield one
+        runs.stdin.close()
 
 
 @pytest.mark.slow
-def test_ten_kills_change_no_bit(tmp_path):
+def test_ten_kills_change_no_bit(tmp_path, go):
     """Oracle: the run left alone: every leaf of the last position, and its metrics.
 
     The moments are drawn: while rows are read and a step is computed, while a checkpoint
