@@ -20,7 +20,7 @@ from typing import Annotated, Any, NamedTuple, get_args
 
 import tyro
 
-from experiments.harness.ending import Terminated, terminable
+from experiments.harness.ending import tell_end, terminable
 from experiments.harness.errors import InputError, is_bad_input, one_line
 from experiments.harness.fields import nearest
 from experiments.harness.run_folder import (
@@ -126,13 +126,15 @@ def _run(
     with terminable():
         try:
             run(folder.config, folder)
+            records = read_records(folder)
+            lost = [r["run"] for r in records if r.get("status") == "diverged"]
+            ended = "diverged" if lost else "done"
+            mark(folder, ended, runs=len(records), diverged=lost)
+            if report is not None:
+                report(folder.config, folder)  # its page tells how the run ended
         except KeyboardInterrupt as error:
-            asked = isinstance(error, Terminated)
-            word = "terminated" if asked else "interrupted"
-            mark(folder, "failed", error=word)
-            said = f"{word}; the same command goes on from here: {folder.path}"
-            print(said, file=sys.stderr)
-            return 0 if asked else 130
+            mark(folder, "interrupted")
+            return tell_end(error, folder.path)
         except Exception as error:
             if is_bad_input(error):
                 if state == "new" and not read_records(folder):
@@ -144,11 +146,6 @@ def _run(
             mark(folder, "failed", error=traceback.format_exc())
             raise
     shutil.rmtree(folder.path / CHECKPOINTS, ignore_errors=True)
-    records = read_records(folder)
-    lost = [record["run"] for record in records if record.get("status") == "diverged"]
-    mark(folder, "diverged" if lost else "done", runs=len(records), diverged=lost)
-    if report is not None:
-        report(folder.config, folder)
     if lost:
         print(
             f"{len(lost)} of {len(records)} runs diverged: {', '.join(lost[:5])}"

@@ -1,9 +1,11 @@
 """SIGTERM, by which clusters end a job: what is at hand is saved, and nothing is wrong."""
 
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 
 class Terminated(KeyboardInterrupt):
@@ -33,4 +35,12 @@ def terminable() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-__all__ = ["Terminated", "terminable"]
+def tell_end(error: KeyboardInterrupt, folder: Path) -> int:
+    """Say how it goes on; the exit code: 0 after SIGTERM, 130 after Ctrl-C."""
+    asked = isinstance(error, Terminated)
+    word = "terminated" if asked else "interrupted"
+    print(f"{word}; the same command goes on from here: {folder}", file=sys.stderr)
+    return 0 if asked else 130
+
+
+__all__ = ["Terminated", "tell_end", "terminable"]

@@ -3,7 +3,7 @@
 ============================  ======================================================
 ``config.json``               experiment, preset and the resolved settings
 ``environment.json``          versions, machine, devices, commit, command
-``status.json``               running | done | diverged | failed, times, what happened
+``status.json``               running | done | diverged | interrupted | failed; times
 ``results.jsonl``             one line per run with its commit, only ever appended to
 ``checkpoints/``              unfinished runs; removed when all are done
 ``tables/ figures/``          made from the results
@@ -192,7 +192,8 @@ def mark(folder: RunFolder, status: str, **details: Any) -> None:
         times = {"started": first, "resumed": now, "seconds": spent, "pid": os.getpid()}
         times["clock"] = time.time()
     else:
-        spent = before.get("seconds", 0.0) + time.time() - before.get("clock", math.inf)
+        clock = time.time()
+        spent = before.get("seconds", 0.0) + clock - before.get("clock", clock)
         times = {
             "started": before.get("started", now),
             "ended": now,

@@ -310,10 +310,43 @@ def test_sigterm_is_an_end_without_error_and_the_handler_is_put_back(tmp_path, c
     assert start(tmp_path, "paper", run=end) == 0
     assert signal.getsignal(signal.SIGTERM) == before
     assert "terminated; the same command goes on" in capsys.readouterr().err
-    assert status(tmp_path)["status"] == "failed"
-    assert status(tmp_path)["error"] == "terminated"
+    assert status(tmp_path)["status"] == "interrupted"
     assert start(tmp_path, "paper") == 0
     assert status(tmp_path)["status"] == "done"
+
+
+def test_a_run_whose_report_fails_is_not_done_and_the_next_makes_the_report(tmp_path):
+    """Oracle: the status after a report that fails, and after one that does not."""
+
+    def fail(*_):
+        {}["no such column"]
+
+    with pytest.raises(KeyError):
+        start(tmp_path, "smoke", report=fail)
+    assert status(tmp_path)["status"] == "failed"
+    assert "no such column" in status(tmp_path)["error"]
+    assert start(tmp_path, "smoke", report=stop) == 130
+    assert status(tmp_path)["status"] == "interrupted"
+    seen = []
+    report = lambda *_: seen.append(status(tmp_path)["status"])
+    assert start(tmp_path, "smoke", report=report) == 0
+    assert seen == ["done"]  # what its page shows
+    assert len(lines(tmp_path)) == 1
+
+
+def test_the_time_of_a_run_is_that_between_its_marks(tmp_path, monkeypatch):
+    """Oracle: a clock set by hand; a second end adds nothing."""
+    folder = harness.RunFolder(tmp_path, "toy", "smoke", Config())
+    for clock, state, seconds in (
+        (100.0, "running", 0.0),
+        (107.0, "done", 7.0),
+        (109.0, "failed", 7.0),
+        (200.0, "running", 7.0),
+        (203.0, "done", 10.0),
+    ):
+        monkeypatch.setattr(time, "time", lambda clock=clock: clock)
+        run_folder.mark(folder, state)
+        assert harness.read_json(tmp_path / "status.json")["seconds"] == seconds
 
 
 def test_an_unfinished_run_goes_on_and_drops_a_torn_line(tmp_path):
