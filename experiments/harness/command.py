@@ -173,12 +173,8 @@ def parse(
         default = next(iter(presets.values()))
         with contextlib.suppress(TypeError):  # fields without a default
             default = kind()
-        _tyro(
-            default,
-            ["--help"],
-            f"{program} {{{','.join(presets)}}}",
-            _help(program, presets, doc, default),
-        )
+        print(_help(program, presets, doc, default))
+        _tyro(default, ["--help"], f"{program} {{{','.join(presets)}}}")
         return None
     preset, *rest = argv
     if preset not in presets:
@@ -186,15 +182,16 @@ def parse(
         raise InputError(msg)
     default = presets[preset]
     if "-h" in rest or "--help" in rest:
-        _tyro(default, ["--help"], f"{program} {preset}", doc)
+        print(f"{doc.strip()}\n")
+        _tyro(default, ["--help"], f"{program} {preset}")
         return None
     groups = flags(rest)
-    names = [field.name for field in dataclasses.fields(default)] + ["out"]
+    names = [option(field.name) for field in dataclasses.fields(default)] + ["--out"]
     for flag, _ in groups:
-        if flag not in names:
-            msg = f"unknown field --{flag}{nearest(flag, names)}"
+        if option(flag) not in names:
+            msg = f"unknown field {option(flag)}{nearest(option(flag), names)}"
             raise InputError(msg)
-    parsed = _tyro(default, rest, program, doc)
+    parsed = _tyro(default, rest, program)
     if isinstance(parsed, str):
         raise InputError(_blame(default, groups, program) or parsed)
     return Request(preset, parsed.config, parsed.out)
@@ -235,20 +232,25 @@ def flags(words: list[str]) -> list[tuple[str, list[str]]]:
     return groups
 
 
+def option(field: str) -> str:
+    """A field as it is typed: ``--replay-size``."""
+    return f"--{field.replace('_', '-')}"
+
+
 def _blame(default: Any, groups: list[tuple[str, list[str]]], program: str) -> str:
     """Which field alone is already wrong, and what it expects."""
     kinds = {field.name: field.type for field in dataclasses.fields(default)}
     for flag, values in groups:
-        if isinstance(_tyro(default, [f"--{flag}", *values], program, ""), str):
+        if isinstance(_tyro(default, [f"--{flag}", *values], program), str):
             kind = kinds.get(flag, Path)
             simple = isinstance(kind, type) and not get_args(kind)
             expected = getattr(kind, "__name__", kind) if simple else kind
             given = " ".join(values) if values else "nothing"
-            return f"--{flag}: expected {expected}, got {given!r}."
+            return f"{option(flag)}: expected {expected}, got {given!r}."
     return ""
 
 
-def _tyro(default: Any, words: list[str], program: str, doc: str) -> Any:
+def _tyro(default: Any, words: list[str], program: str) -> Any:
     """The parsed command, or the text of what was wrong with it."""
     kind = dataclasses.make_dataclass(
         "Command",
@@ -266,7 +268,7 @@ def _tyro(default: Any, words: list[str], program: str, doc: str) -> Any:
             return tyro.cli(
                 kind,
                 prog=program,
-                description=doc,
+                description="",
                 args=words,
                 default=kind(config=default),
                 config=(tyro.conf.FlagConversionOff,),
@@ -276,7 +278,7 @@ def _tyro(default: Any, words: list[str], program: str, doc: str) -> Any:
 
 
 def _help(program: str, presets: Mapping[str, Any], doc: str, default: Any) -> str:
-    """The description, with what each preset changes and how to call it."""
+    """What stands before the options: what it is, its presets, and how to call it."""
     lines = [doc.strip(), "", "presets, and how they differ from the defaults below"]
     width = max(map(len, presets)) + 4
     base = plain(default)
@@ -300,8 +302,9 @@ def _help(program: str, presets: Mapping[str, Any], doc: str, default: Any) -> s
         "examples",
         f"  {program} {first}",
         f"  {program} {first} --help    (defaults of this preset)",
-        f"  {program} {first} --{field.replace('_', '-')} {_words(value)}",
+        f"  {program} {first} {option(field)} {_words(value)}",
         f"  {program} {first} --out {OUTPUTS}/mine",
+        "",
     ]
     return "\n".join(lines)
 
@@ -315,4 +318,4 @@ def _refuse(error: Exception) -> int:
     return 2
 
 
-__all__ = ["OUTPUTS", "Request", "expect_no_words", "flags", "main", "parse"]
+__all__ = ["OUTPUTS", "Request", "expect_no_words", "flags", "main", "option", "parse"]

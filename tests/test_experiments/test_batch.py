@@ -195,7 +195,7 @@ def test_grids_and_lists_are_multiplied_out(tmp_path):
         (["class_strea", "smoke"], "did you mean class_stream?"),
         (["class_stream", "smoke"], "nothing varies"),
         (["class_stream", "smok", "--grid", "rho", "1"], "did you mean smoke?"),
-        (["class_stream", "smoke", "--grid", "roh", "1"], "did you mean rho?"),
+        (["class_stream", "smoke", "--grid", "roh", "1"], "did you mean --rho?"),
         (
             ["class_stream", "smoke", "--grid", "rho"],
             "a field and its values, got 'rho'",

@@ -112,7 +112,9 @@ def test_the_default_folder_names_experiment_preset_and_settings():
         ([], "say which preset: paper, smoke"),
         (["somke"], "unknown preset 'somke'; did you mean smoke?"),
         (["zzz"], "expected one of paper, smoke."),
-        (["smoke", "--sedes", "3"], "unknown field --sedes; did you mean seeds?"),
+        (["smoke", "--sedes", "3"], "unknown field --sedes; did you mean --seeds?"),
+        (["smoke", "--learning-raet", "1"], "did you mean --learning-rate?"),
+        (["smoke", "--learning-rate", "x"], "--learning-rate: expected float"),
         (["smoke", "--seeds", "x"], "--seeds: expected int, got 'x'."),
         (["smoke", "--seeds", "1.5"], "--seeds: expected int, got '1.5'."),
         (["smoke", "--seeds"], "--seeds: expected int, got 'nothing'."),
@@ -143,10 +145,14 @@ def test_good_words_reach_the_settings(tmp_path):
 
 @pytest.mark.parametrize("words", [["--help"], ["smoke", "--help"]])
 def test_help_teaches(capsys, words):
-    """Oracle: the fields, their comments and defaults, the presets, an example."""
-    assert command.main(PRESETS, run_all, "A toy.", words, name="toy") == 0
+    """Oracle: the fields, their comments and defaults, the presets, an example.
+
+    What the experiment is stands there as it was written.
+    """
+    doc = "A toy.\n\nWith 2,\n3 or\n\n    no end\n\nof numbers."
+    assert command.main(PRESETS, run_all, doc, words, name="toy") == 0
     said = capsys.readouterr().out
-    for needed in ("A toy.", "--learning-rate FLOAT", "size of a step", "--out"):
+    for needed in (doc, "--learning-rate FLOAT", "size of a step", "--out"):
         assert needed in said
     if len(words) == 1:
         for needed in ("seeds 1, hidden 2", "examples", "experiments.toy paper"):
