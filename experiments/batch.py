@@ -29,8 +29,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.harness.command import OUTPUTS, flags, parse
-from experiments.harness.ending import Terminated, terminable
+from experiments.harness.command import OUTPUTS, flags, option, parse
+from experiments.harness.ending import tell_end, terminable
 from experiments.harness.errors import InputError, is_bad_input, one_line
 from experiments.harness.fields import nearest
 from experiments.harness.launch import Ended, Job, run_here, run_on_cluster
@@ -80,9 +80,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             if examine(folders[name_of(settings)]) != "finished"
         ]
         return do(batch, folders, todo)
-    except KeyboardInterrupt as error:
-        print("the same command goes on from here", file=sys.stderr)
-        return 0 if isinstance(error, Terminated) else 130
     except ValueError as error:
         if not is_bad_input(error):
             raise
@@ -92,22 +89,43 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def do(batch: Batch, folders: Mapping[str, RunFolder], jobs: Sequence[Job]) -> int:
     """Run what is to be done, tell what failed, and write the table."""
-    failed = []
-    with (
-        terminable(),
-        progress(len(folders), "runs", done=len(folders) - len(jobs)) as advance,
-        closing(launch(batch, jobs)) as ended,
-    ):
-        for job, code in ended:
-            advance(1, job.name)
-            if code or state(folders[job.name].path) not in ("done", "diverged"):
-                failed.append(job)
+    with terminable():
+        try:
+            failed = run_all(batch, folders, jobs)
+        except KeyboardInterrupt as error:
+            return tell_end(error, batch.out)
     made = runs_table({name: folder.path for name, folder in folders.items()}, batch)
     write_text(batch.out / "runs.csv", to_csv(made))
     print(f"{len(folders)} runs, {len(failed)} failed: {batch.out / 'runs.csv'}")
     for job in failed:
         print(f"failed: {job.name}, see {job.log}", file=sys.stderr)
     return 1 if failed else 0
+
+
+def run_all(
+    batch: Batch, folders: Mapping[str, RunFolder], jobs: Sequence[Job]
+) -> list[Job]:
+    """Run the jobs, telling how far they are; those that failed."""
+    left, failed = list(jobs), []
+    with (
+        progress(len(folders), "runs", done=len(folders) - len(jobs)) as advance,
+        closing(launch(batch, jobs)) as ended,
+    ):
+        advance(0, at_hand(batch, left))
+        for job, code in ended:
+            left.remove(job)
+            advance(1, at_hand(batch, left))
+            if code or state(folders[job.name].path) not in ("done", "diverged"):
+                failed.append(job)
+    return failed
+
+
+def at_hand(batch: Batch, left: Sequence[Job]) -> str:
+    """What runs now, of what has not ended: the first ones, for they begin in order."""
+    if batch.on != "here":
+        return f"{len(left)} on {batch.on}" if left else ""
+    names = [job.name for job in left[: batch.parallel or 1]]
+    return "; ".join(names[:3]) + ("; ..." if len(names) > 3 else "")
 
 
 def launch(batch: Batch, jobs: Sequence[Job]) -> Ended:
@@ -270,7 +288,9 @@ def check_settings(shared: Settings, each: Sequence[Settings]) -> None:
         msg = f"batch: {own[0]} is no field of the experiment; see --help."
         raise InputError(msg)
     if both := sorted(varied & set(shared)):
-        msg = f"batch: --{both[0]}: given for all runs, and varied; leave one out."
+        msg = (
+            f"batch: {option(both[0])}: given for all runs, and varied; leave one out."
+        )
         raise InputError(msg)
     names = [name_of(one) for one in each]
     if long := [name for name in names if len(name.encode()) > 200]:
@@ -360,7 +380,7 @@ def mean_of(line: Mapping[str, Any], name: str) -> float | None:
 
 
 def state(path: Path) -> str:
-    """What became of a run: done | diverged | failed | running, or that it never began."""
+    """What became of a run, as its ``status.json`` says, or that it never began."""
     held = path / "status.json"
     return read_json(held)["status"] if held.exists() else "not begun"
 

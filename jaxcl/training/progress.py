@@ -1,5 +1,6 @@
 """How far it is: a bar on a terminal, a few plain lines in a log."""
 
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -8,7 +9,7 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-LINE_SECONDS = 30.0  # a log gets a line so often, or at every tenth of the work
+LINE_SECONDS = 30.0  # a log gets a first line, then one so often or at every tenth
 
 
 @contextmanager
@@ -64,7 +65,7 @@ def _bar(console: Console, total: int, label: str, done: int):
 
 @contextmanager
 def _lines(_console: Console, total: int, label: str, done: int):
-    said, tenth = time.monotonic(), 10 * done // max(total, 1)
+    said, tenth = -math.inf, 10 * done // max(total, 1)
 
     def update(reached: int, pace: str, note: str) -> None:
         nonlocal said, tenth

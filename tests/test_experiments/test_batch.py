@@ -121,6 +121,24 @@ def test_a_job_whose_time_is_up_is_told_by_sigterm(tmp_path):
     assert one.log.read_text() == "True\nsaved\n"
 
 
+def test_a_batch_says_what_runs_and_how_to_go_on(tmp_path, capsys, monkeypatch):
+    """Oracle: the words, before any of three runs has ended; SIGTERM comes by hand."""
+    began = []
+
+    def end(jobs, *, parallel):
+        began.append((len(jobs), parallel, capsys.readouterr().err))
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(60)
+        yield
+
+    monkeypatch.setattr(batch, "run_here", end)
+    words = ["class_stream", "smoke", "--grid", "rho", "1", "2", "3", "--parallel", "2"]
+    assert batch.main([*words, "--out", str(tmp_path)]) == 0
+    assert began == [(3, 2, "runs: 0/3 (rho=1; rho=2)\n")]
+    said = f"terminated; the same command goes on from here: {tmp_path}\n"
+    assert capsys.readouterr().err == said
+
+
 def test_a_field_comes_from_the_grid_or_from_the_list(tmp_path, capsys):
     """Oracle: exit code 2 and the field, however it is written."""
     listed = tmp_path / "each.jsonl"
@@ -129,7 +147,7 @@ def test_a_field_comes_from_the_grid_or_from_the_list(tmp_path, capsys):
     assert batch.main([*words, "--grid", "num_steps", "1", "2"]) == 2
     assert "num_steps: given by --grid and by --each" in capsys.readouterr().err
     assert batch.main([*words, "--num-steps", "2"]) == 2
-    assert "--num_steps: given for all runs, and varied" in capsys.readouterr().err
+    assert "--num-steps: given for all runs, and varied" in capsys.readouterr().err
 
 
 @pytest.mark.slow
