@@ -4,6 +4,7 @@ import json
 import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -39,6 +40,14 @@ class Lesson(NamedTuple):
     frozen: Any = ()
 
 
+class Moved(NamedTuple):
+    """How far a run has come since the last time, as a share of the whole, in words."""
+
+    run: str
+    share: Fraction
+    words: str
+
+
 class Finished(NamedTuple):
     """A run: its line, and the folder that is no longer needed."""
 
@@ -66,15 +75,17 @@ def run_trials(
     """
     done = finished(folder)
     todo = [trial for trial in trials if run_id(trial) not in done]
+    walked: dict[str, Fraction] = {}
     with progress(len(trials), "runs", done=len(trials) - len(todo)) as advance:
 
-        def receive(sent: str | Finished) -> None:
-            if isinstance(sent, str):
-                advance(0, sent)
+        def receive(sent: Moved | Finished) -> None:
+            if isinstance(sent, Moved):
+                walked[sent.run] = walked.get(sent.run, Fraction()) + sent.share
+                advance(sent.share, sent.words)
                 return
             append(folder, [sent.line])
             shutil.rmtree(sent.place, ignore_errors=True)
-            advance(1)
+            advance(1 - walked.get(sent.line["run"], 0))  # diverged, or begun earlier
 
         share_out(worker, (config, folder), todo, receive, num_workers=num_workers)
 
@@ -83,7 +94,7 @@ def learn_trial(
     trial: Trial,
     lesson: Lesson,
     folder: RunFolder,
-    send: Callable[[str | Finished], None],
+    send: Callable[[Moved | Finished], None],
     *,
     setting: str,
     fsdp: int = 1,
@@ -94,6 +105,10 @@ def learn_trial(
       KeyboardInterrupt: after a signal, when the checkpoint is on the disk.
     """
     name = run_id(trial)
+    total = len(lesson.tasks) * lesson.options.num_steps
+    told = lambda steps, words: send(
+        Moved(name, Fraction(steps, total), f"{name}, {words}")
+    )
     place = folder.path / CHECKPOINTS / name.replace("/", "-")
     learned = learn(
         lesson.key,
@@ -106,12 +121,11 @@ def learn_trial(
         score=lesson.score,
         layout=layout_of(fsdp),
         about={"run": name},
-        told=lambda steps, words: send(f"{name}, {words}"),
+        told=told,
     )
     if learned.status == "interrupted":
         raise KeyboardInterrupt
     matrix = np.round(learned.position.matrix.astype(np.float64), 4)
-    told = told_of(place, lesson.options.num_steps)
     line = {
         "run": name,
         "setting": setting,
@@ -123,7 +137,7 @@ def learn_trial(
         "final": matrix[-1],
         "matrix": matrix,
         "skipped": learned.position.num_bad,
-        **told,
+        **told_of(place, lesson.options.num_steps),
         "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
     }
     send(Finished(line, place))
@@ -172,6 +186,7 @@ def run_id(trial: Trial) -> str:
 __all__ = [
     "Finished",
     "Lesson",
+    "Moved",
     "Trial",
     "layout_of",
     "learn_trial",

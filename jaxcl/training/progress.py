@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from fractions import Fraction
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
@@ -16,16 +17,16 @@ LINE_SECONDS = 30.0  # a log gets a first line, then one so often or at every te
 def progress(total: int, label: str, *, done: int = 0) -> Iterator[Callable[..., None]]:
     """Show progress on stderr; yields ``advance(steps, note)``.
 
-    Rate and time left count from what was done here, so that a resumed run, which starts
-    at ``done``, does not look faster than it is. ``advance`` may be called from another
-    thread.
+    Steps may be fractions; the whole ones are shown. Rate and time left count from what
+    was done here, so that a resumed run, which starts at ``done``, does not look faster
+    than it is. ``advance`` may be called from another thread.
     """
     console = Console(stderr=True)
     show = _bar if console.is_terminal else _lines
     with show(console, total, label, done) as update:
         started, reached = time.monotonic(), done
 
-        def advance(steps: int = 1, note: str = "") -> None:
+        def advance(steps: int | Fraction = 1, note: str = "") -> None:
             nonlocal reached
             reached += steps
             seconds = time.monotonic() - started
@@ -34,7 +35,7 @@ def progress(total: int, label: str, *, done: int = 0) -> Iterator[Callable[...,
         yield advance
 
 
-def pace(done: int, left: int, seconds: float) -> str:
+def pace(done: int | Fraction, left: int | Fraction, seconds: float) -> str:
     """Rate and time left, such as ``2.5/s, 1:20 left``."""
     if done <= 0 or seconds <= 0:
         return ""
@@ -67,13 +68,13 @@ def _bar(console: Console, total: int, label: str, done: int):
 def _lines(_console: Console, total: int, label: str, done: int):
     said, tenth = -math.inf, 10 * done // max(total, 1)
 
-    def update(reached: int, pace: str, note: str) -> None:
+    def update(reached: int | Fraction, pace: str, note: str) -> None:
         nonlocal said, tenth
         now, reached_tenth = time.monotonic(), 10 * reached // max(total, 1)
         if reached_tenth > tenth or now - said > LINE_SECONDS:
             said, tenth = now, reached_tenth
             words = ", ".join(filter(None, (pace, note)))
-            text = f"{label}: {reached}/{total}" + (f" ({words})" if words else "")
+            text = f"{label}: {int(reached)}/{total}" + (f" ({words})" if words else "")
             print(text, file=sys.stderr, flush=True)
 
     yield update

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from fractions import Fraction
 from pathlib import Path
 from typing import Literal
 
@@ -634,10 +635,24 @@ def test_progress_on_a_terminal_is_a_bar(capsys, monkeypatch):
     monkeypatch.setenv("TERM", "xterm")
     with harness.progress(4, "runs", done=2) as advance:
         time.sleep(0.01)
-        advance(2)
+        advance(Fraction(1, 3))
+        advance(Fraction(5, 3))
     said = capsys.readouterr().err
     assert "\x1b" in said
     assert "4/4" in said
+
+
+def test_a_part_of_a_run_counts_for_the_time_left(capsys, monkeypatch):
+    """Oracle: worked out by hand; a third of one of two runs took two seconds."""
+    clock = iter([0.0, 2.0, 2.0, 6.0, 6.0])
+    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
+    with harness.progress(2, "runs") as advance:
+        advance(Fraction(1, 3))
+        advance(Fraction(2, 3))
+    assert capsys.readouterr().err.splitlines() == [
+        "runs: 0/2 (6 s each, 0:10 left)",
+        "runs: 1/2 (6 s each, 0:06 left)",
+    ]
 
 
 @pytest.mark.parametrize("place", ["file/x", "file/x/y"])
