@@ -25,7 +25,7 @@ from jaxcl.report import figures
 from jaxcl.report.lines import measure_curves
 from jaxcl.report.records import split
 from jaxcl.report.statistics import mean_interval
-from jaxcl.report.tables import Column, Table, to_csv, to_markdown
+from jaxcl.report.tables import Column, Table, interval_note, to_csv, to_markdown
 
 Record = dict[str, Any]
 
@@ -98,10 +98,9 @@ def result_table(records: list[Record], *, published: bool = True) -> Table:
         Column("minutes a run", 1),
     )
     notes: tuple[str, ...] = ()
-    if rows and max(row[2] for row in rows) > 1:
-        notes = ("Mean and 95 % t-interval over seeds.",)
-    elif rows:
-        notes = ("One run each: no interval.",)
+    if rows:
+        said = interval_note(row[2] for row in rows)
+        notes = (f"{said.capitalize()}.",)
     if lost:
         notes += (f"Diverged, never averaged in: {', '.join(r['run'] for r in lost)}.",)
     return Table(columns, tuple(rows), notes)

@@ -18,7 +18,7 @@ from jaxcl import metrics
 from jaxcl.report import figures, page
 from jaxcl.report.records import group, labels, split
 from jaxcl.report.statistics import Interval, mean_interval
-from jaxcl.report.tables import Column, Table, to_csv, to_markdown
+from jaxcl.report.tables import Column, Table, interval_note, to_csv, to_markdown
 
 Record = dict[str, Any]
 
@@ -53,11 +53,12 @@ def report_matrices(folder: RunFolder, *, title: str, claim: str) -> None:
 
 def drawings(done: Sequence[Record], title: str) -> dict[str, tuple[Figure, str]]:
     """What is drawn of finished runs, by the names of the files, each with its caption."""
+    several = max(map(len, group(done).values())) > 1
     return {
         "matrices": (
             figures.accuracy_matrix(done, title=title),
-            "Accuracy on each task (columns) after learning each task (rows), mean "
-            "over seeds.",
+            "Accuracy on each task (columns) after learning each task (rows)"
+            f"{', mean over seeds' if several else ''}.",
         ),
         "so-far": (
             figures.learning_curves(
@@ -92,7 +93,8 @@ def forgetting_table(records: Sequence[Record]) -> Table:
         Column("backward transfer", 2, 100.0),
         Column("minutes", 1),
     )
-    notes = ("Over all tasks at the end; mean and 95 % t-interval over seeds.",)
+    said = interval_note(map(len, groups.values()))
+    notes = (f"Over all tasks at the end; {said}.",)
     if lost:
         notes += (f"Diverged, never averaged in: {', '.join(r['run'] for r in lost)}.",)
     return Table(columns, rows, notes)

@@ -9,7 +9,7 @@ from experiments.plasticity.settings import IN_ONE_ORDER
 from jaxcl.report.records import curves, group, labels, split
 from jaxcl.report.statistics import mean_interval, slopes, tail_means
 from jaxcl.report.summaries import Summary, summarize
-from jaxcl.report.tables import Column, Table, summary_table
+from jaxcl.report.tables import Column, Table, interval_note, summary_table
 
 Record = dict[str, Any]
 
@@ -200,9 +200,10 @@ def fresh_table(measured: Sequence[Record]) -> Table:
         Column("slope", 2, 1e4),
         Column("second-half slope", 2, 1e4),
     )
+    said = interval_note(map(len, groups.values()), ", not corrected for their number")
     notes = (
         "Paired by seed and task with SGD that starts every task from the run's initial "
-        "parameters; mean and 95 % t-interval over seeds, not corrected for their number.",
+        f"parameters; {said}.",
         "Slopes are in points per 100 tasks: the tasks' difficulty has dropped out.",
     )
     return Table(columns, rows, notes)

@@ -10,7 +10,7 @@ from experiments.plasticity.comparisons import Record, shared
 from experiments.plasticity.correlations import ahead, logarithm, looked
 from jaxcl.report.records import curves, group, labels, split
 from jaxcl.report.statistics import Interval, mean_interval
-from jaxcl.report.tables import Column, Table
+from jaxcl.report.tables import Column, Table, interval_note
 
 #: Moments are matched whose effective ranks lie within so much of each other.
 WITHIN = 0.05
@@ -65,10 +65,11 @@ def matched_table(records: Sequence[Record], baseline: str) -> Table:
         Column("top eigenvalue, %", 1, 100.0),
         Column("accuracy on next tasks, points", 2, 100.0),
     )
+    said = interval_note(row[2] for row in rows)
     note = (
         f"Against {baseline} of the same rate and seed after the same task, at the moments "
         f"when effective ranks lie within {100 * WITHIN:g} % of each other; the weight "
-        "norm is equal at all. Means per seed, then mean and 95 % t-interval over seeds. "
+        f"norm is equal at all. Means per seed first; {said}. "
         "Moments are chosen by what the methods did, so this describes, too."
     )
     return Table(columns, tuple(rows), (note,))

@@ -49,6 +49,7 @@ from experiments.plasticity.report_parts import (
 from jaxcl.report import page
 from jaxcl.report.cells import heatmap
 from jaxcl.report.lines import learning_curves
+from jaxcl.report.records import group, split
 from jaxcl.report.summaries import grid
 from jaxcl.report.tables import measure_table, to_markdown
 
@@ -258,7 +259,8 @@ def accuracy_picture(
 ) -> page.Picture:
     """Learning curves, saved."""
     drawn = learning_curves(records, window=window_of(records))
-    caption = f"{alt} Bands are 95 % intervals over seeds."
+    several = max(map(len, group(split(records)[0]).values())) > 1
+    caption = f"{alt} Bands are 95 % intervals over seeds." if several else alt
     return picture(path, name, drawn, alt, caption)
 
 

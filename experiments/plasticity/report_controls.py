@@ -37,7 +37,7 @@ from jaxcl.report import figures, page
 from jaxcl.report.lines import learning_curves
 from jaxcl.report.records import curves, group, labels, split
 from jaxcl.report.statistics import known_means, mean_interval
-from jaxcl.report.tables import Column, Table, measure_table
+from jaxcl.report.tables import Column, Table, interval_note, measure_table
 
 BASELINE = "sgd-sphere"
 SPHERE = (BASELINE, "sam-sphere", "reverse-sphere", "noise-sphere")
@@ -161,9 +161,10 @@ def relative_table(records: Sequence[Record], checked: Sequence[str]) -> Table:
         Column("runs", 0),
         *(Column(f"{name.replace('_', ' ')}, %", 1, 100.0) for name in checked),
     )
+    said = interval_note(map(len, groups.values()), ", not corrected for their number")
     note = (
         f"Means over the stream relative to {BASELINE}, paired by seed, in per cent more; "
-        "95 % t-intervals over seeds, not corrected for their number."
+        f"{said}."
     )
     return Table(columns, rows, (note,))
 

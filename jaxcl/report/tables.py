@@ -3,7 +3,7 @@
 import csv
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -102,7 +102,9 @@ def summary_table(
         for s in summaries
         if s.diverged
     ]
-    notes = ("Mean and 95 % t-interval over seeds; tests are paired by seed.",)
+    runs = [s.mean.count for s in summaries if s.mean]
+    said = interval_note(runs, "; tests are paired by seed")
+    notes = (f"{said.capitalize()}.",)
     seeds = [s.versus.difference.count for s in summaries if s.versus]
     if fewest := min((count for count in seeds if count > 1), default=0):
         notes += (
@@ -146,10 +148,8 @@ def measure_table(
         for i, name in enumerate(names)
     )
     where = {-1: "After the last task", None: "Mean over the stream"}
-    note = (
-        f"{where.get(task, f'After task {task}')}; mean and 95 % t-interval over seeds, "
-        "diverged runs left out."
-    )
+    said = interval_note([len(split(runs)[0]) for runs in groups.values()])
+    note = f"{where.get(task, f'After task {task}')}; {said}, diverged runs left out."
     return Table((Column("setting"), Column("method"), *titles), tuple(rows), (note,))
 
 
@@ -169,10 +169,22 @@ def grid_table(grid: Grid, *, scale: float = 100.0, digits: int = 2) -> Table:
     )
     columns = (Column(grid.row_name), *(Column(n, digits, scale) for n in names))
     lost = int(grid.diverged.sum())
-    notes = (f"{grid.quantity}; mean and 95 % t-interval over seeds.",)
+    notes = (f"{grid.quantity}; {interval_note(grid.count.ravel().tolist())}.",)
     if lost:
         notes += (f"{lost} run{'s' * (lost > 1)} diverged, never averaged in.",)
     return Table(columns, rows, notes)
+
+
+def interval_note(counts: Iterable[int], also: str = "") -> str:
+    """What the intervals of a table are, by the runs behind each of its rows.
+
+    Args:
+      counts: runs behind each interval; where none has two, the note says so.
+      also: what else is to be said of intervals and tests, if there are any.
+    """
+    if max(counts, default=0) == 1:
+        return "one run each: no interval"
+    return f"mean and 95 % t-interval over seeds{also}"
 
 
 def show(value: Any, column: Column) -> str:
@@ -277,6 +289,7 @@ __all__ = [
     "Column",
     "Table",
     "grid_table",
+    "interval_note",
     "is_text_column",
     "measure_table",
     "show",

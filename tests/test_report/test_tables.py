@@ -140,6 +140,20 @@ def test_measures_are_taken_after_the_last_task():
     assert "| 2098 |" in to_markdown(measure_table(large))
 
 
+def test_one_run_each_has_no_interval_and_the_notes_say_so():
+    """Oracle: the words; with a second run of one arm there is an interval again."""
+    one, two = record("sgd", 0), record("sgd", 1)
+    for records, told in (([one], False), ([one, two], True), ([], True)):
+        notes = [measure_table(records, []).notes[0]]
+        if records:
+            notes.append(summary_table(summarize(records, baseline="sgd")).notes[0])
+            swept = grid(records, rows="learning_rate", columns="learning_rate")
+            notes.append(grid_table(swept).notes[0])
+        for note in notes:
+            assert ("95 % t-interval" in note) == told
+            assert ("ne run each: no interval" in note) != told
+
+
 def test_a_sweep_becomes_a_table():
     """Oracle: by hand."""
     table = grid_table(grid(sweep(), rows="rho", columns="learning_rate"))
