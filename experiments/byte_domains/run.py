@@ -58,7 +58,13 @@ def worker(config: Config, folder: RunFolder):
     def do(trial: Trial, send: Callable) -> None:
         lesson = lesson_of(config, trial)
         learn_trial(
-            trial, lesson, folder, send, setting="domains of text", fsdp=config.fsdp
+            trial,
+            lesson,
+            folder,
+            send,
+            setting="domains of text",
+            fsdp=config.fsdp,
+            named=True,
         )
 
     return do

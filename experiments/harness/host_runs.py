@@ -98,8 +98,11 @@ def learn_trial(
     *,
     setting: str,
     fsdp: int = 1,
+    named: bool = False,
 ) -> None:
     """Learn one trial to its end, over all devices there are, and send its line.
+
+    The line has the tasks' names if they are ``named``: if these tell more than a number.
 
     Raises:
       KeyboardInterrupt: after a signal, when the checkpoint is on the disk.
@@ -125,6 +128,7 @@ def learn_trial(
     )
     if learned.status == "interrupted":
         raise KeyboardInterrupt
+    names = {"tasks": [task.name for task in lesson.tasks]} if named else {}
     matrix = np.round(learned.position.matrix.astype(np.float64), 4)
     line = {
         "run": name,
@@ -132,6 +136,7 @@ def learn_trial(
         "arm": trial.arm,
         "hyper": dict(trial.hyper),
         "seed": trial.seed,
+        **names,
         "status": learned.status,
         "accuracy": np.diagonal(matrix),
         "final": matrix[-1],

@@ -7,10 +7,17 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import MaxNLocator
 
-from jaxcl.report.records import Record, check, group, labels, show_number, split
-from jaxcl.report.style import INK, finish, head, panels, styled
+from jaxcl.report.records import (
+    Record,
+    check,
+    group,
+    labels,
+    show_number,
+    split,
+    task_names,
+)
+from jaxcl.report.style import INK, MOST_NAMES, finish, head, panels, styled, task_axis
 from jaxcl.report.summaries import Grid
 
 
@@ -80,16 +87,14 @@ def accuracy_matrix(
             stacked = np.stack([np.array(r["matrix"], np.float64) for r in runs])
             mean = 100 * stacked.mean(axis=0)
             image = _image(ax, mean, low=0, high=100, first=1)
-            if len(mean) <= 10:
+            if len(mean) <= MOST_NAMES:
                 for i, j in np.argwhere(np.isfinite(mean)).tolist():
                     _cell(ax, image, i, j, f"{mean[i, j]:.0f}", size=8.5, first=1)
             ax.set_title(f"{key.setting}: {named[key]}" if several else named[key])
             ax.set_xlabel("evaluated on task")
             ax.set_ylabel("after learning task")
-            for axis in (ax.xaxis, ax.yaxis):
-                axis.set_major_locator(
-                    MaxNLocator(8, integer=True, steps=[1, 2, 5, 10])
-                )
+            task_axis(ax.xaxis, task_names(runs), slant=35)
+            task_axis(ax.yaxis, task_names(runs))
         figure.colorbar(image, ax=axes, label="accuracy, %", aspect=30, pad=0.02)
         finish(figure, records, title, shown="Mean over")
         return figure

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 from scipy.optimize import isotonic_regression
 
 from jaxcl.report.records import (
@@ -16,6 +15,7 @@ from jaxcl.report.records import (
     group,
     measure_names,
     split,
+    task_names,
 )
 from jaxcl.report.statistics import mean_band
 from jaxcl.report.style import (
@@ -28,6 +28,7 @@ from jaxcl.report.style import (
     one_setting,
     panels,
     styled,
+    task_axis,
 )
 
 
@@ -165,7 +166,7 @@ def _lines(
         ax.fill_between(
             task, band.low, band.high, color=colour, alpha=0.13, linewidth=0, zorder=2
         )
-    ax.xaxis.set_major_locator(MaxNLocator(8, integer=True, steps=[1, 2, 5, 10]))
+    task_axis(ax.xaxis, task_names(records) if window == 1 else None, slant=20)
     ax.margins(x=0.015)
 
 

@@ -12,6 +12,7 @@
 ``loss``            [T], optional
 ``measures``        ``{name: [T]}``, optional; a name or all of it may be null
 ``matrix``          [T, T], optional: accuracy on task j after learning task i
+``tasks``           [T], optional: names of the tasks, which figures show of a few
 ``seconds``         optional
 ``device``          optional
 ==================  ================================================================
@@ -107,8 +108,9 @@ def _check_curves(name: str, record: Record, lengths: dict) -> None:
         raise ValueError(msg)
     wanted, other = lengths.setdefault(record["setting"], (len(accuracy), name))
     curves = {"accuracy": accuracy, **_measures(record)}
-    if record.get("loss") is not None:
-        curves["loss"] = record["loss"]
+    for field in ("loss", "tasks"):
+        if record.get(field) is not None:
+            curves[field] = record[field]
     for field, values in curves.items():
         if len(values) != wanted:
             msg = (
@@ -191,6 +193,11 @@ def measure_names(records: Sequence[Record]) -> list[str]:
     return [name for name in first if all(name in _measures(r) for r in done)]
 
 
+def task_names(records: Sequence[Record]) -> list[str] | None:
+    """The names of the tasks, as the first run that has them tells; None if none does."""
+    return next((list(r["tasks"]) for r in records if r.get("tasks")), None)
+
+
 def show_number(value: Any) -> str:
     """A setting as text: ``0.01``, ``1e-05``, ``true``."""
     return f"{value:g}" if isinstance(value, float) else str(value)
@@ -228,4 +235,5 @@ __all__ = [
     "measure_names",
     "show_number",
     "split",
+    "task_names",
 ]

@@ -9,7 +9,9 @@ from typing import NamedTuple
 
 from matplotlib import rc_context
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from jaxcl.report.records import Group, Record, group, labels, split
 
@@ -27,6 +29,7 @@ COLOURS = (
     "#9a8c3c",  # olive
 )
 DAGGER = "\N{DAGGER}"  # marks groups that lost runs; the footnote says which
+MOST_NAMES = 10  # of tasks along an axis
 DASHES = ("solid", (0, (4, 1.6)), (0, (1, 1.4)), (0, (5, 1.4, 1, 1.4)))
 
 SETTINGS = {
@@ -121,6 +124,15 @@ def one_setting(who: str, records: Sequence[Record]) -> None:
         raise ValueError(msg)
 
 
+def task_axis(axis: Axis, names: Sequence[str] | None, *, slant: int = 0) -> None:
+    """Tasks along an axis: by their names if there are a few, else by their numbers."""
+    if names is None or len(names) > MOST_NAMES:
+        axis.set_major_locator(MaxNLocator(8, integer=True, steps=[1, 2, 5, 10]))
+        return
+    turned = {"rotation": slant, "ha": "right", "rotation_mode": "anchor"}
+    axis.set_ticks(range(1, len(names) + 1), names, **(turned if slant else {}))
+
+
 def head(figure: Figure, title: str) -> None:
     """The title above all panels, flush left."""
     if title:
@@ -167,6 +179,7 @@ __all__ = [
     "FAINT",
     "GRID",
     "INK",
+    "MOST_NAMES",
     "SETTINGS",
     "Look",
     "arranged",
@@ -177,4 +190,5 @@ __all__ = [
     "one_setting",
     "panels",
     "styled",
+    "task_axis",
 ]

@@ -60,6 +60,8 @@ def test_a_killed_run_ends_as_one_left_alone_and_so_does_one_on_a_mesh(name, tmp
     assert (alone / "report.html").stat().st_size > 10_000
     assert json.loads((alone / "status.json").read_text())["status"] == "done"
     assert not (alone / "checkpoints").exists()
+    names = ["sources", "documentation", "licences", "words"]
+    assert [line["tasks"] for line in read_records(alone)] == [names]
 
     often = command(name, killed, "--checkpoint-seconds", "0")
     silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}

@@ -160,6 +160,22 @@ def test_an_accuracy_matrix_is_the_mean_over_finished_runs():
         figures.accuracy_matrix([record()])
 
 
+def test_a_few_tasks_are_called_by_their_names():
+    """Oracle: the names of one run of two; eleven names are too many, and stay out."""
+    matrix = [[0.5, 0.1], [0.4, 0.6]]
+    records = [record(matrix=matrix), record(seed=1, matrix=matrix, tasks=["b", "a"])]
+    words = lambda axis: [label.get_text() for label in axis.get_ticklabels()]
+    ax = figures.accuracy_matrix(records).axes[0]
+    assert words(ax.xaxis) == words(ax.yaxis) == ["b", "a"]
+    assert words(figures.learning_curves(records).axes[0].xaxis) == ["b", "a"]
+    smooth = figures.learning_curves(records, window=2).axes[0]
+    many = [record(accuracy=[0.5] * 11, tasks=["a"] * 11)]
+    for ax in (smooth, figures.learning_curves(many).axes[0]):
+        assert "a" not in words(ax.xaxis)
+    with pytest.raises(ValueError, match="'tasks' has 1 values, expected 2"):
+        figures.accuracy_matrix([record(matrix=matrix, tasks=["a"])])
+
+
 def test_a_scatter_shows_every_run_and_the_correlation():
     """Oracle: scipy; no interval, for runs of one arm are not independent."""
     from scipy import stats
