@@ -6,7 +6,7 @@ files, one domain each, does as well. Compared: no measure against forgetting; e
 replay (ER) from a reservoir; SAM; and SAM, EWC and replay together. Accuracy is the share
 of bytes that are predicted right from those before them.
 
-    python -m experiments.byte_domains smoke               # seconds
+    python -m experiments.byte_domains smoke               # a minute, without SAM and EWC
     python -m experiments.byte_domains python              # an hour or two of a CPU's core
     python -m experiments.byte_domains python --data FOLDER
 """
@@ -78,7 +78,7 @@ class Config:
 FREE, PLACES = ("checkpoint_seconds", "workers"), ("data",)
 
 PRESETS = {
-    "smoke": Config(  # seconds; a test runs it
+    "smoke": Config(  # a minute; a test runs it
         arms=("none", "er"),
         seeds=1,
         max_bytes=20_000,

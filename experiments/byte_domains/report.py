@@ -10,16 +10,22 @@ from experiments.byte_domains.config import Config
 from experiments.harness import RunFolder, expect_no_words
 from experiments.harness.forgetting import report_matrices, write_readme
 
-CLAIM = (
-    "Kinds of text arrive one after another. Compared: no measure against forgetting, "
-    "replay, SAM, and all of SAM, EWC and replay. Accuracy is that of the next byte."
-)
+WORDS = {
+    "none": "no measure against forgetting",
+    "er": "replay",
+    "sam": "SAM",
+    "sam-ewc-er": "all of SAM, EWC and replay",
+}
 
 
 def report(config: Config, folder: RunFolder) -> None:
     """Write ``tables/``, ``figures/`` and ``report.html``."""
-    del config
-    report_matrices(folder, title="Domains of text", claim=CLAIM)
+    claim = (
+        "Kinds of text arrive one after another. Compared: "
+        f"{', '.join(WORDS[arm] for arm in config.arms)}. Accuracy is that of the next "
+        "byte."
+    )
+    report_matrices(folder, title="Domains of text", claim=claim)
 
 
 __all__ = ["report"]

@@ -5,7 +5,7 @@ forgetting; experience replay (ER) from a reservoir; and replay with SAM as the 
 and EWC as a pull on top. The host loop walks the tasks: a run killed at any moment goes
 on with the same bits when the command is given again.
 
-    python -m experiments.class_stream smoke                   # seconds, digits
+    python -m experiments.class_stream smoke                   # a minute or two, digits
     python -m experiments.class_stream cifar --data FOLDER     # CIFAR-100
 """
 
@@ -66,7 +66,7 @@ class Config:
 FREE, PLACES = ("checkpoint_seconds", "eval_batch_size", "workers"), ("data",)
 
 PRESETS = {
-    "smoke": Config(  # seconds; a test runs it
+    "smoke": Config(  # a minute or two, to compile; a test runs a part of it
         data="digits",
         seeds=1,
         num_tasks=5,

@@ -10,16 +10,20 @@ from experiments.class_stream.config import Config
 from experiments.harness import RunFolder, expect_no_words
 from experiments.harness.forgetting import report_matrices, write_readme
 
-CLAIM = (
-    "Classes arrive a few at a time. Compared: no measure against forgetting, replay, "
-    "and replay with SAM and EWC on top. Each task has outputs of its own."
-)
+WORDS = {
+    "none": "no measure against forgetting",
+    "er": "replay",
+    "sam-ewc-er": "replay with SAM and EWC on top",
+}
 
 
 def report(config: Config, folder: RunFolder) -> None:
     """Write ``tables/``, ``figures/`` and ``report.html``."""
-    del config
-    report_matrices(folder, title="A stream of classes", claim=CLAIM)
+    claim = (
+        "Classes arrive a few at a time. Compared: "
+        f"{', '.join(WORDS[arm] for arm in config.arms)}. Each task has outputs of its own."
+    )
+    report_matrices(folder, title="A stream of classes", claim=claim)
 
 
 __all__ = ["report"]
