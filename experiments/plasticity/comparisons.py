@@ -86,14 +86,13 @@ def slope_table(records: Sequence[Record], baseline: str = "sgd") -> Table:
         return made
     note = (
         f"In {' and '.join(ordered)} all seeds meet the pairs in one order: a slope there "
-        "is first of all that of the pairs' difficulty. Read the differences only, and "
-        "accuracy minus a fresh start."
+        "is first of all that of the pairs' difficulty. Read the differences only."
     )
     return made._replace(notes=(*made.notes, note))
 
 
 def verdict(records: Sequence[Record]) -> str:
-    """What the paper's arms did against SGD: a count, then a line per setting and arm."""
+    """What the paper's arms did against SGD: a sentence, counts, a line for each."""
     if not records:
         return "The paper's own arms were not run."
     found = compare(records)
@@ -105,8 +104,26 @@ def verdict(records: Sequence[Record]) -> str:
         ]
         if all(s.group.arm == "sgd" for s in here) and any(s.mean for s in here):
             lines.append(f"{setting}: only SGD has finished, nothing to compare")
-    counts = [counted(found)] if any(s.versus for s in found) else []
-    return " ".join([*counts, "; ".join(lines) + "."])
+    compared = any(s.versus for s in found)
+    words = [concluded(found), counted(found)] if compared else []
+    return " ".join([*words, "; ".join(lines) + "."])
+
+
+def concluded(summaries: Sequence[Summary]) -> str:
+    """Whether the claim held here, judged by mean accuracy, in a sentence."""
+    verdicts = [s.verdict for s in summaries if s.versus is not None]
+    total, point = len(verdicts), f"{100 * MARGIN:g} point"
+    better = verdicts.count("better")
+    held = sum(v == "worse" or v.endswith("the margin") for v in verdicts)
+    if better:
+        where = f"in {better} of {total} comparisons"
+        return f"The claim did not hold here: SAM or GNP is better than SGD {where}."
+    if held == total:
+        return f"The claim held here: neither SAM nor GNP beats SGD by {point}."
+    return (
+        f"Too few seeds to tell whether the claim held here: in {total - held} of {total} "
+        f"comparisons SAM or GNP may be better than SGD by {point} or more."
+    )
 
 
 def counted(summaries: Sequence[Summary]) -> str:
@@ -218,6 +235,7 @@ __all__ = [
     "accuracy_table",
     "by_setting",
     "compare",
+    "concluded",
     "counted",
     "fresh_table",
     "minus_fresh",

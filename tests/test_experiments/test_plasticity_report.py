@@ -165,6 +165,31 @@ def test_a_full_report_has_every_section(tmp_path, sketched):
     assert "8 not to be better by as much" in said
 
 
+@pytest.mark.parametrize(
+    ("shift", "seeds", "words"),
+    [
+        (
+            0.0,
+            3,
+            "The claim held here: neither SAM nor GNP beats SGD by 1 point.",
+        ),
+        (
+            0.1,
+            3,
+            "The claim did not hold here: SAM or GNP is better than SGD in 4 of 8 ",
+        ),
+        (0.0, 1, "Too few seeds to tell whether the claim held here: "),
+    ],
+)
+def test_the_verdict_is_a_sentence(shift, seeds, words):
+    """Oracle: SAM five points below SGD, then as many above, then without intervals."""
+    told = [r for r in every() if r["group"] == "paper" and r["seed"] < seeds]
+    for line in told:
+        more = shift if line["arm"] == "sam" else 0.0
+        line["accuracy"] = [value + more for value in line["accuracy"]]
+    assert verdict(told).startswith(words)
+
+
 in_permuted = lambda trial, setting: setting == "permuted"
 one_arm = lambda arm: lambda trial, setting: trial.arm == arm
 HALF = {"sgd": {0, 1}, "sam": {1, 2}, "gnp": {2}, "fresh": {0}, "sgd-sphere": {0, 2}}
