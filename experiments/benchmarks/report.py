@@ -46,11 +46,13 @@ class Target(NamedTuple):
 
 
 def report(config: Config, folder: RunFolder) -> None:
-    """Write ``tables/``; the README too, if these are the committed results."""
-    for name, text in tables(config, folder).items():
+    """Write and print the tables; fill the README, if these are the committed results."""
+    made = tables(config, folder)
+    for name, text in made.items():
         write_text(folder.path / "tables" / f"{name}.md", text)
     if README.parent in folder.path.resolve().parents:
         fill(README, section(config, folder))
+    print(*made.values(), sep="\n")
 
 
 def tables(config: Config, folder: RunFolder) -> dict[str, str]:

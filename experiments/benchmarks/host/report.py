@@ -14,11 +14,13 @@ Done = dict[str, list[Record]]
 
 
 def report(config: Config, folder: RunFolder) -> None:
-    """Write ``tables/``; the README too, if these are the committed results."""
-    for name, text in tables(folder).items():
+    """Write and print the tables; fill the README, if these are the committed results."""
+    made = tables(folder)
+    for name, text in made.items():
         write_text(folder.path / "tables" / f"{name}.md", text)
     if README.parent in folder.path.resolve().parents:
         fill(README, section(config, folder), folder.path.name)
+    print(*made.values(), sep="\n")
 
 
 def tables(folder: RunFolder) -> dict[str, str]:
