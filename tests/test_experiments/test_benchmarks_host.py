@@ -23,7 +23,7 @@ def start(folder, *words):
 
 
 @pytest.mark.slow
-def test_the_smoke_preset_does_every_job(tmp_path):
+def test_the_smoke_preset_does_every_job(tmp_path, capsys):
     """Oracle: the jobs asked for, and laws of what they measure."""
     assert start(tmp_path / "host") == 0
     done = {record["run"]: record for record in read_records(tmp_path / "host")}
@@ -40,6 +40,7 @@ def test_the_smoke_preset_does_every_job(tmp_path):
         assert done[f"round=0/devices/{count}"]["rows_per_second"] > 0
     text = (tmp_path / "host" / "tables" / "targets.md").read_text()
     assert "the host loop against its bare step" in text
+    assert text in capsys.readouterr().out
 
 
 def test_ratios_are_taken_within_rounds_and_costs_are_medians():
