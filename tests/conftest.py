@@ -12,6 +12,8 @@ os.environ["MPLBACKEND"] = "agg"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "jax"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+# Workers of pytest fill the cores: a program is compiled whole, not in parts side by side.
+os.environ.setdefault("XLA_FLAGS", "--xla_cpu_parallel_codegen_split_count=1")
 # XLA's pool has a thread per core: too few for eight devices that wait in it.
 os.environ.setdefault("NPROC", "18")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
