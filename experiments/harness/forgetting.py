@@ -101,10 +101,13 @@ def forgetting_table(records: Sequence[Record]) -> Table:
 
 
 def write_readme(readme: Path) -> None:
-    """Put the tables of all results beside a README between its two marks."""
-    folders = sorted(
-        path.parent for path in readme.parent.glob("results/*/results.jsonl")
-    )
+    """Put the tables of all results beside a README between its two marks.
+
+    The folder with the most runs comes first.
+    """
+    found = [path.parent for path in readme.parent.glob("results/*/results.jsonl")]
+    runs = lambda path: len(read_records(path))
+    folders = sorted(found, key=lambda path: (-runs(path), path.name))
     fill(readme, "\n".join(map(section, folders)))
 
 
