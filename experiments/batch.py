@@ -30,7 +30,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from experiments.harness.command import OUTPUTS, flags, option, parse
-from experiments.harness.ending import tell_end, terminable
+from experiments.harness.ending import ignore_more, tell_end, terminable
 from experiments.harness.errors import InputError, is_bad_input, one_line
 from experiments.harness.fields import nearest
 from experiments.harness.launch import Ended, Job, run_here, run_on_cluster
@@ -93,6 +93,7 @@ def do(batch: Batch, folders: Mapping[str, RunFolder], jobs: Sequence[Job]) -> i
         try:
             failed = run_all(batch, folders, jobs)
         except KeyboardInterrupt as error:
+            ignore_more()
             return tell_end(error, batch.out)
     made = runs_table({name: folder.path for name, folder in folders.items()}, batch)
     write_text(batch.out / "runs.csv", to_csv(made))

@@ -20,7 +20,7 @@ from typing import Annotated, Any, NamedTuple, get_args
 
 import tyro
 
-from experiments.harness.ending import tell_end, terminable
+from experiments.harness.ending import ignore_more, tell_end, terminable
 from experiments.harness.errors import InputError, is_bad_input, one_line
 from experiments.harness.fields import nearest
 from experiments.harness.run_folder import (
@@ -133,6 +133,7 @@ def _run(
             if report is not None:
                 report(folder.config, folder)  # its page tells how the run ended
         except KeyboardInterrupt as error:
+            ignore_more()
             mark(folder, "interrupted")
             return tell_end(error, folder.path)
         except Exception as error:
@@ -187,9 +188,13 @@ def parse(
         return None
     groups = flags(rest)
     names = [option(field.name) for field in dataclasses.fields(default)] + ["--out"]
-    for flag, _ in groups:
-        if option(flag) not in names:
-            msg = f"unknown field {option(flag)}{nearest(option(flag), names)}"
+    given = [option(flag) for flag, _ in groups]
+    for flag in given:
+        if flag not in names:
+            msg = f"unknown field {flag}{nearest(flag, names)}"
+            raise InputError(msg)
+        if given.count(flag) > 1:
+            msg = f"{flag}: given {given.count(flag)} times; leave one."
             raise InputError(msg)
     parsed = _tyro(default, rest, program)
     if isinstance(parsed, str):

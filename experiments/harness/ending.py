@@ -25,7 +25,7 @@ def terminable() -> Iterator[None]:
 
     def end(number, frame):
         del number, frame
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        ignore_more()
         raise Terminated
 
     before = signal.signal(signal.SIGTERM, end)
@@ -33,6 +33,15 @@ def terminable() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def ignore_more() -> None:
+    """Hear no SIGTERM from here to the end of :func:`terminable`, which is near.
+
+    After Ctrl-C too: it reaches parents as well, and these then send SIGTERM.
+    """
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def tell_end(error: KeyboardInterrupt, folder: Path) -> int:
@@ -43,4 +52,4 @@ def tell_end(error: KeyboardInterrupt, folder: Path) -> int:
     return 0 if asked else 130
 
 
-__all__ = ["Terminated", "tell_end", "terminable"]
+__all__ = ["Terminated", "ignore_more", "tell_end", "terminable"]

@@ -141,7 +141,8 @@ def learn_trial(
         "accuracy": np.diagonal(matrix),
         "final": matrix[-1],
         "matrix": matrix,
-        "skipped": learned.position.num_bad,
+        "on_non_finite": lesson.options.on_non_finite,
+        "not_finite": learned.position.num_bad,
         **told_of(place, lesson.options.num_steps),
         "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
     }

@@ -16,14 +16,11 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import PyTree
+from jaxtyping import Int, PyTree
 
 from jaxcl.checks import check_kind, shown
 from jaxcl.tree import at, check_batch
 from jaxcl.typing import Batch, Stream
-
-#: What a line raises that cannot be used.
-_UNUSABLE = (ValueError, LookupError, TypeError, AttributeError)
 
 
 @runtime_checkable
@@ -139,60 +136,57 @@ def jsonl_rows(
     if not path.is_file():
         msg = f"jsonl_rows: no file {path}; give the path of a JSON-lines file."
         raise FileNotFoundError(msg)
-    index = _indexed(path, parse, skip_bad_lines)
+    stamp = _stamp(path)
+    places, dtypes = _indexed(path, parse, skip_bad_lines)
 
     def read(numbers):
-        rows = []
         with path.open("rb") as file:
-            for start, length, number in index.places[numbers]:
+            if _stamp(path) != stamp:
+                msg = (
+                    f"jsonl_rows: {path} has changed since it was indexed; start again."
+                )
+                raise ValueError(msg)
+            rows = []
+            for start, length in places[numbers]:
                 file.seek(start)
-                try:
-                    row = parse(_object(file.read(length)))
-                    _check_shapes(row, index.shapes, index.first)
-                except _UNUSABLE as error:
-                    msg = (
-                        f"jsonl_rows: {path} has changed since it was indexed: line "
-                        f"{number} was good and is bad ({_reason(error)}); make the rows "
-                        "anew."
-                    )
-                    raise ValueError(msg) from error
-                rows.append(row)
-        return _stacked(rows, index.dtypes, task)
+                rows.append(parse(json.loads(file.read(length))))
+        return _stacked(rows, dtypes, task)
 
-    return Rows(len(index.places), read)
+    return Rows(len(places), read)
 
 
-class _Index(NamedTuple):
-    """The good lines of a file, and what all of them have in common."""
-
-    places: np.ndarray  # [n, 3]: start, length, number of the line
-    first: int  # number of the line that set the shapes
-    shapes: PyTree
-    dtypes: PyTree
+def _stamp(path: Path) -> tuple[int, int]:
+    """What changes when a file is written."""
+    found = path.stat()
+    return found.st_size, found.st_mtime_ns
 
 
-def _indexed(path: Path, parse: Callable, skip_bad_lines: bool) -> _Index:
-    places, bad, shapes, dtypes = [], [], None, None
+def _indexed(
+    path: Path, parse: Callable, skip_bad_lines: bool
+) -> tuple[Int[np.ndarray, "n 2"], PyTree]:
+    """Where each good line starts and how long it is, and the dtypes that hold them all."""
+    places, bad, first, shapes, dtypes = [], [], 0, None, None
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             if not line.strip():
                 continue
             try:
                 row = _finite(_checked(parse(_object(line))))
-                if places:
-                    _check_shapes(row, shapes, places[0][2])
-                shapes = _shapes(row)
-                dtypes = _dtypes(row) if dtypes is None else _widened(dtypes, row)
-            except _UNUSABLE as error:
+                if not places:
+                    first, shapes, dtypes = number, _shapes(row), _dtypes(row)
+                _check_shapes(row, shapes, first)
+                dtypes = _widened(dtypes, row)
+            except (ValueError, LookupError, TypeError, AttributeError) as error:
+                reason = f"{type(error).__name__}: {error}"
                 if not skip_bad_lines:
                     msg = (
-                        f"jsonl_rows: {path}, line {number} is bad ({_reason(error)}); "
-                        "mend it, or pass over such lines with skip_bad_lines."
+                        f"jsonl_rows: {path}, line {number} is bad ({reason}); mend it, "
+                        "or pass over such lines with skip_bad_lines."
                     )
                     raise ValueError(msg) from error
-                bad.append(f"line {number} ({_reason(error)})")
+                bad.append(f"line {number} ({reason})")
                 continue
-            places.append((file.tell() - len(line), len(line), number))
+            places.append((file.tell() - len(line), len(line)))
     if bad:
         warnings.warn(
             f"jsonl_rows: passed over {len(bad)} bad lines of {path}, the first of them "
@@ -202,7 +196,7 @@ def _indexed(path: Path, parse: Callable, skip_bad_lines: bool) -> _Index:
     if not places:
         msg = f"jsonl_rows: {path} has no usable line; drop the task or mend the file."
         raise ValueError(msg)
-    return _Index(np.array(places), places[0][2], shapes, dtypes)
+    return np.array(places), dtypes
 
 
 def stream_tasks(stream: Stream) -> list[Task]:
@@ -251,10 +245,6 @@ def _check_shapes(row: tuple[PyTree, PyTree], shapes: PyTree, first: int) -> Non
     if found != shapes:
         msg = f"expected shapes {shapes}, as on line {first}, got {found}"
         raise ValueError(msg)
-
-
-def _reason(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}"
 
 
 def _checked(row: Any) -> tuple[PyTree, PyTree]:

@@ -54,7 +54,8 @@ def save(
       step: position in the run, at least zero; an existing one is replaced.
       tree: arrays of any dtype, typed keys among them. Numbers become arrays.
       keep: how many checkpoints stay on disk; with two, one may be damaged. Later ones
-        than this go: they are what a run passed over as damaged and does anew.
+        than this go, unless they are held: they are what a run passed over as damaged and
+        does anew. What is no checkpoint stays.
       hold: never remove this one to make room, and do not count it among those kept.
       about: what the run is, for JSON; :func:`restore` can insist on it.
 
@@ -107,10 +108,20 @@ def _make_room(path: Path, keep: int, *, hold: bool) -> None:
     ]
     room = keep if hold else keep - 1
     kept = {str(s) for s in (step, *held, *others[max(0, len(others) - room) :])}
-    for entry in path.parent.iterdir():  # older ones, and what a kill left half-done
+    for entry in sorted(path.parent.iterdir()):  # a checkpoint goes before its note
         name = entry.name.split(".")[0]
-        if name.isdigit() and (name not in kept or "tmp" in entry.name):
+        if _is_ours(entry) and (name not in kept or "tmp" in entry.name):
             _remove(entry)
+
+
+def _is_ours(entry: Path) -> bool:
+    """Whether it is a checkpoint, its note, or what a kill left half-done of them."""
+    step, _, rest = entry.name.partition(".")
+    if not step.isdigit():
+        return False
+    if entry.is_dir():
+        return "orbax" in rest or (not rest and (entry / "orbax.checkpoint").exists())
+    return rest in ("json", "json.tmp")
 
 
 @contextmanager

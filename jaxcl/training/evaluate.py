@@ -1,6 +1,6 @@
 """Scores of parameters on tasks whose test rows are read batch by batch."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import numpy as np
@@ -19,8 +19,8 @@ def mean_scores(
     batch_size: int,
     num_rows: int | None = None,
     layout: Layout | None = None,
-) -> list[float]:
-    """The weighted mean of a score over the test rows of each task.
+) -> Iterator[float]:
+    """Yield the weighted mean of a score over the test rows of each task.
 
     Args:
       total: ``(batch) -> (sum of weight * score, sum of weight)``, jitted. All batches
@@ -42,7 +42,7 @@ def mean_scores(
         score, weight = np.sum(jax.device_get(sums), axis=0)
         return float(score / weight)
 
-    return [mean(task.test) for task in tasks]
+    return (mean(task.test) for task in tasks)
 
 
 __all__ = ["mean_scores"]

@@ -7,8 +7,7 @@ because both take their rows and keys from :mod:`jaxcl.training.order`.
 
 import sys
 import time
-import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -33,6 +32,9 @@ from jaxcl.training.position import (
     last_position,
     number_of,
     on_devices,
+    untested,
+    warn_of_bad_scores,
+    warn_of_bad_steps,
 )
 from jaxcl.training.processes import any_process, end_together, leads
 from jaxcl.training.program import Build, Program, Score, compile_program, place
@@ -92,8 +94,9 @@ def learn(
     """Learn tasks one after another; go on from the last checkpoint if there is one.
 
     A run that is killed at any moment and started again ends with the same bits as one
-    left alone. SIGTERM and SIGINT end it after the step at hand, with a checkpoint; many
-    processes, which have to agree, after the steps of the next report.
+    left alone. SIGTERM and SIGINT end it with a checkpoint after the step at hand (many
+    processes, which have to agree, after the steps of the next report), or after the end
+    of a task and the test rows of the task at hand.
 
     Args:
       key: of the run; the only source of randomness.
@@ -127,7 +130,9 @@ def learn(
         ``score`` or rule that takes or returns something else, a mesh of other axes, an
         ``about`` that JSON cannot hold, a folder in which another process learns, or a
         checkpoint of another run: of another key, another number of tasks, other options
-        that decide what comes of it, other ``frozen`` weights, or another ``about``.
+        that decide what comes of it, other ``frozen`` weights, or another ``about``; or
+        for checkpoints whose notes are lost.
+      OSError: if the disk is full or the folder cannot be written; what was saved stays.
 
     Step, end of task and score are traced before the first step: what is wrong with shapes
     shows then.
@@ -167,6 +172,7 @@ def learn(
             home / "checkpoints", begin(program, params, len(tasks)), layout, about
         )
         done = number_of(position.task, position.step, options)
+        done -= untested(position, scored=scored)  # whose line is not there yet
         known = lambda line: line["at"] <= done
         walked = position.task * options.num_steps + position.step
         quiet = not (leads() and sys.stderr.isatty()) if quiet is None else quiet
@@ -187,55 +193,23 @@ def learn(
         )
         with end_together():
             position, status = walk(run, position)
-    warn_of_bad_steps(run, position, status)
-    warn_of_bad_scores(run, position)
+    policy, diverged = options.on_non_finite, status == "diverged"
+    warn_of_bad_steps(position, tasks, policy, diverged=diverged)
+    if scored and not untested(position, scored=scored):
+        warn_of_bad_scores(position, tasks)
     return Learned(status, program.read(position.state), position)
-
-
-def warn_of_bad_steps(run: Run, position: Position, status: Status) -> None:
-    """Say what became of steps that were not finite, if there were any."""
-    if not position.num_bad:
-        return
-    became = {
-        "stop": "the run was stopped",
-        "skip": "these were skipped",
-        "continue": "the run went on all the same",
-    }[run.options.on_non_finite]
-    where = ""
-    if status == "diverged":
-        where = (
-            f", the last by step {position.step} of {run.tasks[position.task].name!r}"
-        )
-    warnings.warn(
-        f"learn: {position.num_bad} steps were not finite{where}; {became}. Look for "
-        "NaN among the rows and for labels or tasks beyond the outputs, or lower the "
-        "learning rate.",
-        stacklevel=3,
-    )
-
-
-def warn_of_bad_scores(run: Run, position: Position) -> None:
-    """Name the tasks whose score was not finite after some task, if there are any."""
-    if run.program.total is None:
-        return
-    columns = zip(run.tasks, position.matrix[: position.task].T, strict=True)
-    bad = [task.name for task, scores in columns if not np.isfinite(scores).all()]
-    if bad:
-        warnings.warn(
-            f"learn: the score on the test rows of {', '.join(map(repr, bad))} was not "
-            "finite. Look for NaN among these rows, or in what score returns.",
-            stacklevel=3,
-        )
 
 
 def walk(run: Run, position: Position) -> tuple[Position, Status]:
     """All tasks that are left, one after another."""
-    while position.task < len(run.tasks):
+    status: Status = "done"
+    if untested(position, scored=run.program.total is not None):
+        position, status = test(run, position)
+    while status == "done" and position.task < len(run.tasks):
         position, status = fit(run, position)
-        if status != "done":
-            return position, status
-        position = finish_task(run, position)
-    return position, "done"
+        if status == "done":
+            position, status = finish_task(run, position)
+    return position, status
 
 
 def fit(run: Run, position: Position) -> tuple[Position, Status]:
@@ -289,7 +263,7 @@ def take_steps(
             return here(over), "diverged"
         rest = time.monotonic()
         if look:
-            scores = evaluate(run, state, run.tasks[: index + 1])
+            scores = list(evaluate(run, state, run.tasks[: index + 1]))
             line = {"at": number_of(index, over, options), "task": index, "step": over}
             run.write(line | {"scores": scores})
         if pause:
@@ -341,28 +315,42 @@ def report(run: Run, interval: Interval, began: float) -> tuple[int, float]:
     return bad, ready
 
 
-def finish_task(run: Run, position: Position) -> Position:
+def finish_task(run: Run, position: Position) -> tuple[Position, Status]:
     """Consolidate, evaluate all tasks, and save the end of the task for good."""
-    index, matrix = position.task, position.matrix.copy()
+    index = position.task
     keys = fit_keys(task_keys(run.key, index).fit)
     state = run.program.end_task(position.state, keys.end, whole_task(run, index))
+    position = position._replace(state=state, task=index + 1, step=0)
+    position, status = test(run, position)
     number = number_of(index + 1, 0, run.options)
-    if run.program.total is not None:
-        scores = evaluate(run, state, run.tasks)
-        matrix[index] = scores
-        run.write({"at": number, "task": index, "scores": scores, "ended": True})
-        for task, value in enumerate(scores):
-            run.scalar(f"score/{task}", value, (index + 1) * run.options.num_steps)
-    position = position._replace(state=state, matrix=matrix, task=index + 1, step=0)
     run.save(number, on_devices(position, run.layout), hold=True)
-    return position
+    return position, status
 
 
-def evaluate(run: Run, state: MethodState, tasks: Sequence[Task]) -> list[float]:
+def test(run: Run, position: Position) -> tuple[Position, Status]:
+    """Evaluate all tasks after one has ended; after a signal, the run that goes on does."""
+    if run.program.total is None:
+        return position, "done"
+    scores = []
+    for score in evaluate(run, position.state, run.tasks):
+        scores.append(score)
+        (stop,) = any_process(run.interrupted())
+        if stop and len(scores) < len(run.tasks):
+            return position, "interrupted"
+    index, matrix = position.task - 1, position.matrix.copy()
+    matrix[index] = scores
+    number = number_of(index + 1, 0, run.options)
+    run.write({"at": number, "task": index, "scores": scores, "ended": True})
+    for task, value in enumerate(scores):
+        run.scalar(f"score/{task}", value, (index + 1) * run.options.num_steps)
+    return position._replace(matrix=matrix), "done"
+
+
+def evaluate(run: Run, state: MethodState, tasks: Sequence[Task]) -> Iterator[float]:
     """The mean score on the test rows of each task."""
     params, total = run.program.read(state), run.program.total
     if total is None:
-        return []
+        return iter(())
     return mean_scores(
         lambda batch: total(params, batch),
         tasks,

@@ -51,8 +51,16 @@ def metrics_file(
     with path.open("a") as file:
 
         def write(line: Mapping[str, Any]) -> None:
-            file.write(json.dumps(_plain(line), allow_nan=False) + "\n")
-            file.flush()
+            text = json.dumps(_plain(line), allow_nan=False) + "\n"
+            try:
+                file.write(text)
+                file.flush()
+            except OSError as error:
+                msg = (
+                    f"learn: {path} could not be written ({error}); make room and start "
+                    "again: it goes on from the last checkpoint."
+                )
+                raise OSError(msg) from error
 
         yield write
 

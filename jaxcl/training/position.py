@@ -1,7 +1,7 @@
 """Where a run is: everything that is saved of it, and how it is found again."""
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,10 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
+from jaxcl.streams.rows import Task
 from jaxcl.training.checkpoint import restore, steps
 from jaxcl.training.options import Options
 from jaxcl.training.parallel import Layout, whole
-from jaxcl.training.program import Program
+from jaxcl.training.program import Policy, Program
 from jaxcl.typing import MethodState, Params
 
 
@@ -36,8 +37,20 @@ def begin(program: Program, params: Params, num_tasks: int) -> Position:
 def last_position(
     place: Path, start: Position, layout: Layout | None, about: Mapping[str, Any]
 ) -> Position:
-    """Where the run in a folder of checkpoints had come to; ``start`` if nowhere."""
+    """Where the run in a folder of checkpoints had come to; ``start`` if nowhere.
+
+    Raises:
+      ValueError: for the checkpoint of another run, and for checkpoints whose notes are
+        lost: to start anew would remove them.
+    """
     if not steps(place):
+        bare = [entry.name for entry in place.glob("*") if entry.name.isdigit()]
+        if len(bare) > 1:  # a kill can leave one, in the first save
+            msg = (
+                f"learn: {place} has {len(bare)} checkpoints and none of their notes, "
+                f"such as {bare[0]}.json; bring these back, or give another folder."
+            )
+            raise ValueError(msg)
         return start
     position = on_host(restore(place, on_devices(start, layout), about=about).tree)
     if position.task == len(position.matrix):
@@ -64,9 +77,60 @@ def on_host(saved: tuple) -> Position:
     return Position(state, np.array(matrix), *map(int, numbers))
 
 
+def untested(position: Position, *, scored: bool) -> bool:
+    """Whether a signal came between the end of a task and its tests."""
+    task, step = position.task, position.step
+    over = scored and task > 0 and step == 0
+    return over and bool(np.isnan(position.matrix[task - 1]).all())
+
+
+def warn_of_bad_steps(
+    position: Position, tasks: Sequence[Task], policy: Policy, *, diverged: bool
+) -> None:
+    """Say what became of steps that were not finite, if there were any."""
+    if not position.num_bad:
+        return
+    became = {
+        "stop": "the run was stopped",
+        "skip": "these were skipped",
+        "continue": "the run went on all the same",
+    }[policy]
+    where = ""
+    if diverged:
+        where = f", the last by step {position.step} of {tasks[position.task].name!r}"
+    warnings.warn(
+        f"learn: {position.num_bad} steps were not finite{where}; {became}. Look for "
+        "NaN among the rows and for labels or tasks beyond the outputs, or lower the "
+        "learning rate.",
+        stacklevel=3,
+    )
+
+
+def warn_of_bad_scores(position: Position, tasks: Sequence[Task]) -> None:
+    """Name the tasks whose score was not finite after some task, if there are any."""
+    columns = zip(tasks, position.matrix[: position.task].T, strict=True)
+    bad = [task.name for task, scores in columns if not np.isfinite(scores).all()]
+    if bad:
+        warnings.warn(
+            f"learn: the score on the test rows of {', '.join(map(repr, bad))} was not "
+            "finite. Look for NaN among these rows, or in what score returns.",
+            stacklevel=3,
+        )
+
+
 def number_of(task: int, step: int, options: Options) -> int:
     """Every position has a number of its own, the end of a task's steps and its end too."""
     return task * (options.num_steps + 1) + step
 
 
-__all__ = ["Position", "begin", "last_position", "number_of", "on_devices", "on_host"]
+__all__ = [
+    "Position",
+    "begin",
+    "last_position",
+    "number_of",
+    "on_devices",
+    "on_host",
+    "untested",
+    "warn_of_bad_scores",
+    "warn_of_bad_steps",
+]

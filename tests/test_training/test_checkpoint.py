@@ -70,7 +70,8 @@ def test_only_the_latest_are_kept_and_the_latest_is_read(tmp_path):
     """Oracle: counting by hand."""
     for step in (1, 2, 10):
         checkpoint.save(tmp_path, step, {"x": jnp.full(2, step)})
-    (tmp_path / "11").mkdir()  # as a kill leaves it: no checksums yet
+    (tmp_path / "11").mkdir()  # as a kill leaves it: no note yet
+    (tmp_path / "11" / "orbax.checkpoint").touch()
     assert checkpoint.steps(tmp_path) == [2, 10]
     restored = checkpoint.restore(tmp_path, {"x": jnp.zeros(2, jnp.int32)})
     assert restored.step == 10
@@ -178,6 +179,23 @@ def test_what_is_held_stays_and_does_not_count(tmp_path):
     assert checkpoint.steps(tmp_path) == [1, 3, 4, 5]
 
 
+def test_what_is_no_checkpoint_stays(tmp_path):
+    """Oracle: what was put there; what a kill leaves of a save is the control."""
+    (tmp_path / "1000").mkdir()
+    others = [tmp_path / name for name in ("2024.csv", "1000/weights", "7")]
+    left = [tmp_path / "3.orbax-checkpoint-tmp", tmp_path / "3.json.tmp"]
+    for path in [*others, *left]:
+        path.write_text("kept")
+    left[0].unlink()
+    left[0].mkdir()
+    for step in range(4):
+        checkpoint.save(tmp_path, step, {"x": jnp.ones(2)}, keep=1)
+    assert [path.read_text() for path in others] == ["kept"] * 3
+    assert not any(path.exists() for path in left)
+    assert checkpoint.steps(tmp_path) == [3]
+    assert not (tmp_path / "2").exists()
+
+
 def test_a_checkpoint_of_another_run_is_refused(tmp_path):
     """Oracle: the difference that was made. What was not said is not compared."""
     tree = {"x": jnp.ones(2)}
@@ -208,11 +226,11 @@ def test_a_tree_may_be_donated_while_it_is_written(tmp_path):
 
 
 def test_a_disk_that_refuses_is_heard_of(tmp_path):
-    """Oracle: a file where the folder should be; the checkpoints before it stay."""
+    """Oracle: a file where the folder should be, and what stands in it."""
     blocked = tmp_path / "file"
     blocked.write_text("")
     with (
-        pytest.raises(OSError, match="file"),
+        pytest.raises(OSError, match=r"save: checkpoint 0 of .* could not be written"),
         checkpoint.saving(blocked / "in") as later,
     ):
         later(0, {"x": jnp.ones(2)})

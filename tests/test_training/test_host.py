@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import jax
@@ -205,6 +206,50 @@ def test_sigterm_ends_a_run_with_a_checkpoint(whole, tasks, tmp_path):
     again = run(tmp_path, tasks, options)
     assert again.status == "done"
     assert_same_bits(again.position, whole[0].position)
+
+
+@pytest.mark.parametrize("index", [0, 2])
+def test_sigterm_during_tests_ends_a_run_that_then_tests_again(
+    whole, tasks, tmp_path, index
+):
+    """Oracle: the run left alone. The signal comes while the first of three tasks is
+    tested at the end of a task, once the last one; only that one is tested to its end."""
+    tested = []
+
+    def watched(number, task):
+        def read(rows):
+            if len(rows) > 1:
+                tested.append(number)
+            if tested == [0, 1, 2] * index + [0]:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return task.test.read(rows)
+
+        return Task(task.name, task.train, Rows(task.test.count, read))
+
+    options = OPTIONS._replace(save_every=1e9, eval_batch_size=50)
+    learned = run(tmp_path, [watched(*pair) for pair in enumerate(tasks)], options)
+    assert learned.status == "interrupted"
+    assert tested == [0, 1, 2] * index + [0]
+    position = learned.position
+    assert (position.task, position.step) == (index + 1, 0)
+    assert np.isnan(position.matrix[index]).all()
+    for _ in range(1 + (index == 2)):  # the end of all is tested at every start
+        said = (
+            pytest.warns(UserWarning, match="had finished") if index else nullcontext()
+        )
+        with said:
+            learned = run(tmp_path, tasks, options)
+        assert learned.status == "done"
+        assert_same_bits(learned[1:], whole[0][1:])
+    scores = [
+        [line["scores"] for line in lines_of(folder) if "scores" in line]
+        for folder in (tmp_path, whole[1])
+    ]
+    assert scores[0] == scores[1]
+
+
+def lines_of(folder):
+    return list(map(json.loads, (folder / "metrics.jsonl").read_text().splitlines()))
 
 
 @pytest.mark.parametrize("policy", ["stop", "skip", "continue"])
@@ -456,6 +501,19 @@ def test_what_cannot_run_is_refused_before_anything_is_written(tasks, tmp_path):
         with pytest.raises(ValueError, match=words):
             run(tmp_path / "out", given, options)
     assert not (tmp_path / "out").exists()
+
+
+def test_checkpoints_that_lost_their_notes_are_refused_and_stay(tasks, tmp_path):
+    """Oracle: all that lies in the folder, before and after."""
+    run(tmp_path, tasks[:2], OPTIONS._replace(save_every=1e9))
+    for note in (tmp_path / "checkpoints").glob("*.json"):
+        note.unlink()
+    held = {path: path.is_file() and path.read_bytes() for path in tmp_path.rglob("*")}
+    with pytest.raises(ValueError, match="has 2 checkpoints and none of their notes"):
+        run(tmp_path, tasks[:1])
+    left = {path: path.is_file() and path.read_bytes() for path in tmp_path.rglob("*")}
+    assert {path for path in set(left) ^ set(held) if path.suffix != ".lock"} == set()
+    assert all(left[path] == held[path] for path in held)
 
 
 def test_the_checkpoint_of_another_run_is_refused_with_the_difference(tasks, tmp_path):

@@ -12,8 +12,8 @@ splitting costs, not what it gains.
 The committed results are read again, and the README's tables made of them, by
 
     python -m experiments.benchmarks.host full --out experiments/benchmarks/results/host
-    python -m experiments.benchmarks.host accelerator \
-        --out experiments/benchmarks/results/accelerator
+
+None of an accelerator are committed so far.
 """
 
 from dataclasses import dataclass

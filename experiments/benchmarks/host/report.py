@@ -18,8 +18,8 @@ def report(config: Config, folder: RunFolder) -> None:
     made = tables(folder)
     for name, text in made.items():
         write_text(folder.path / "tables" / f"{name}.md", text)
-    if README.parent in folder.path.resolve().parents:
-        fill(README, section(config, folder), folder.path.name)
+    if folder.path.resolve() == README.parent / "results" / "host":
+        fill(README, section(config, folder), "host")
     print(*made.values(), sep="\n")
 
 
