@@ -136,6 +136,12 @@ def check(config: Config) -> None:
         raise ValueError(msg)
     check_fields(config, may_be_zero=("checkpoint_seconds", "rho", "strength"))
     check_names("arms", config.arms, ARMS)
+    if config.replay_size > config.capacity:
+        msg = (
+            f"replay_size: at most the capacity, {config.capacity}, got "
+            f"{config.replay_size}."
+        )
+        raise ValueError(msg)
 
 
 __all__ = ["ARMS", "run"]

@@ -367,12 +367,12 @@ def check_plain(who: str, about: Mapping[str, Any] | None) -> None:
     Raises:
       ValueError: naming who, and what it holds.
     """
-    remedy = "give a dict of plain numbers and text"
+    remedy = "give a dict of finite numbers and text"
     check_kind(who, Mapping, remedy, optional=True, about=about)
     try:
-        json.dumps(dict(about or {}))
+        json.dumps(dict(about or {}), allow_nan=False)
     except (TypeError, ValueError) as error:
-        msg = f"{who}: about must be a dict of plain numbers and text: {error}."
+        msg = f"{who}: about must be a dict of finite numbers and text: {error}."
         raise ValueError(msg) from error
 
 

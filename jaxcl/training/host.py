@@ -133,13 +133,14 @@ def learn(
         that decide what comes of it, other ``frozen`` weights, or another ``about``; or
         for checkpoints whose notes are lost.
       OSError: if the disk is full or the folder cannot be written; what was saved stays.
+      ImportError: for a ``tensorboard_folder`` without ``tensorboardX``.
 
     Step, end of task and score are traced before the first step: what is wrong with shapes
     shows then.
 
     Cost: per step what the method's step costs. The next batches are read by a thread;
-    losses are fetched when they are reported, ``report_every`` steps late. While a
-    checkpoint is written there is one more copy of the state.
+    every ``report_every`` steps the loop waits for their losses. While a checkpoint is
+    written there is one more copy of the state.
     """
     scored = score is not None
     check_run(
@@ -234,14 +235,13 @@ def take_steps(
     num_bad = position.num_bad
     here = lambda over: position._replace(state=state, step=over, num_bad=num_bad)
     recent: list[StepInfo] = []
-    waiting: list[Interval] = []  # losses are over when the next interval is
     began = saved = time.monotonic()
     for step, batch in enumerate(batches, position.step):
         state, info = run.program.step(state, keys.steps, np.int32(step), batch)
         recent.append(info)
         over = step + 1
-        stop, pause, ends = False, False, over == options.num_steps
-        due = ends or over % options.report_every == 0
+        stop, pause = False, False
+        due = over == options.num_steps or over % options.report_every == 0
         look = options.eval_every and over % options.eval_every == 0
         if look:
             jax.block_until_ready(state)  # steps count as training, looking does not
@@ -249,18 +249,11 @@ def take_steps(
             old = time.monotonic() - saved >= options.save_every
             stop, old = any_process(run.interrupted(), old)
             pause = stop or old
-        last = pause or ends
-        if last or due:
-            ready = time.monotonic() if info.loss.is_ready() else None
-            waiting.append(Interval(recent, index, over, ready))
-            recent = []
-        bad = False
-        while waiting and (last or look or bad or len(waiting) > 1):
-            found, began = report(run, waiting.pop(0), began)
-            num_bad += found
-            bad |= found > 0 and options.on_non_finite == "stop"
-        if bad:
-            return here(over), "diverged"
+        if pause or due:
+            found, began = report(run, recent, index, over, began)
+            num_bad, recent = num_bad + found, []
+            if found and options.on_non_finite == "stop":
+                return here(over), "diverged"
         rest = time.monotonic()
         if look:
             scores = list(evaluate(run, state, run.tasks[: index + 1]))
@@ -276,24 +269,15 @@ def take_steps(
     return here(options.num_steps), "done"
 
 
-class Interval(NamedTuple):
-    """Steps of which the losses are still on the device."""
-
-    infos: list[StepInfo]
-    task: int
-    over: int  # steps of the task when it ended
-    ready: float | None  # when the device was through with them, if it is known
-
-
-def report(run: Run, interval: Interval, began: float) -> tuple[int, float]:
-    """Tell about some steps.
+def report(
+    run: Run, infos: Sequence[StepInfo], index: int, over: int, began: float
+) -> tuple[int, float]:
+    """Wait for some steps of a task, the last of them number ``over``, and tell about them.
 
     Returns:
       How many of them were not finite, and when the device was through with them.
     """
-    infos, index, over, ready = interval
-    seen = jax.device_get(infos)
-    ready = time.monotonic() if ready is None else ready
+    seen, ready = jax.device_get(infos), time.monotonic()
     bad, seconds = sum(not info.finite for info in seen), ready - began
     rate = len(seen) * run.options.batch_size / max(seconds, 1e-9)
     loss = float(np.mean([float(info.loss) for info in seen]))

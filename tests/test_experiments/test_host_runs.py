@@ -20,7 +20,7 @@ from experiments.byte_domains.text import as_rows, domains, first, make_task
 from experiments.class_stream import config as class_config
 from experiments.class_stream.report import report as class_report
 from experiments.class_stream.run import run as class_run
-from experiments.harness import main, read_records
+from experiments.harness import host_runs, main, read_records
 from experiments.harness.forgetting import forgetting_table, so_far
 from experiments.harness.host_runs import told_of
 
@@ -32,13 +32,24 @@ SETTINGS = {
 ONE_DEVICE = {**os.environ, "XLA_FLAGS": "", "COLUMNS": "100"}
 
 
-def words_of(name, folder, *more):
-    small = ["sam-ewc-er", "--num-tasks", "2"] if name == "class_stream" else ["er"]
-    return ["smoke", "--arms", *small, *more, "--out", str(folder)]
+FEW = [
+    "--num-tasks",
+    "2",
+    "--num-steps",
+    "3",
+    "--fisher-rows",
+    "8",
+    "--test-rows",
+    "16",
+]
+
+
+def words_of(folder, *more):
+    return ["smoke", "--arms", "er", "--num-layers", "1", *more, "--out", str(folder)]
 
 
 def command(name, folder, *more):
-    return [sys.executable, "-m", f"experiments.{name}", *words_of(name, folder, *more)]
+    return [sys.executable, "-m", f"experiments.{name}", *words_of(folder, *more)]
 
 
 def timeless(folder):
@@ -50,9 +61,9 @@ def timeless(folder):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["byte_domains"])  # a ResNet compiles for minutes
-def test_a_killed_run_ends_as_one_left_alone_and_so_does_one_on_a_mesh(name, tmp_path):
+def test_a_killed_run_ends_as_one_left_alone_and_so_does_one_on_a_mesh(tmp_path):
     """Oracle: the run left alone, on one device. The mesh has eight pretend ones."""
+    name = "byte_domains"
     alone, killed, mesh = (tmp_path / part for part in ("alone", "killed", "mesh"))
     run = {"cwd": ROOT, "env": ONE_DEVICE, "text": True, "capture_output": True}
     done = subprocess.run(command(name, alone), check=False, **run)
@@ -80,13 +91,30 @@ def test_a_killed_run_ends_as_one_left_alone_and_so_does_one_on_a_mesh(name, tmp
         np.testing.assert_allclose(ours["loss"], theirs["loss"], atol=2e-4)
 
     presets, learn, report = SETTINGS[name]
-    assert main(presets, learn, "", words_of(name, mesh), report=report, name=name) == 0
+    assert main(presets, learn, "", words_of(mesh), report=report, name=name) == 0
     lines = read_records(mesh)
     assert {line["device"].split()[0] for line in lines} == {"8"}
     assert jax.device_count() == 8
     for ours, theirs in zip(lines, read_records(alone), strict=True):
         np.testing.assert_allclose(ours["loss"], theirs["loss"], rtol=0.02)
         np.testing.assert_allclose(ours["matrix"], theirs["matrix"], atol=0.06)
+
+
+@pytest.mark.slow
+def test_a_stream_of_classes_is_learned_with_sam_ewc_and_replay(tmp_path, monkeypatch):
+    """Oracle: the contract of a line: every task tested after every task, and nothing
+    that was not finite. On one device: a ResNet compiles for minutes on eight."""
+    presets, learn, report = SETTINGS["class_stream"]
+    words = ["smoke", "--arms", "sam-ewc-er", *FEW, "--out", str(tmp_path / "run")]
+    monkeypatch.setattr(host_runs, "layout_of", lambda fsdp: None)
+    assert main(presets, learn, "", words, report=report) == 0
+    (line,) = read_records(tmp_path / "run")
+    matrix = np.array(line["matrix"])
+    assert matrix.shape == (2, 2)
+    assert ((matrix >= 0) & (matrix <= 1)).all()
+    assert line["final"] == line["matrix"][-1]
+    assert (line["on_non_finite"], line["not_finite"]) == ("stop", 0)
+    assert (tmp_path / "run" / "report.html").stat().st_size > 10_000
 
 
 @pytest.mark.slow

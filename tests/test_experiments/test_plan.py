@@ -21,7 +21,7 @@ SMALL = LlamaConfig(
     vocab_size=512,
     hidden_size=256,
     intermediate_size=768,
-    num_hidden_layers=6,
+    num_hidden_layers=3,
     num_attention_heads=4,
 )
 
