@@ -22,6 +22,9 @@ from jaxcl.checks import check_kind, shown
 from jaxcl.tree import at, check_batch
 from jaxcl.typing import Batch, Stream
 
+#: What a row raises that cannot be used.
+_UNUSABLE = (ValueError, LookupError, TypeError, AttributeError)
+
 
 @runtime_checkable
 class Source(Protocol):
@@ -83,17 +86,35 @@ def source_rows(
       task: number of the task.
 
     Raises:
-      ValueError: if there are no items; when read, for floats where the first item has
+      ValueError: if there are no items, or it has no length; for an item that cannot be
+        used (with its number), when it is read, and for floats where the first item has
         integers.
     """
+    if not isinstance(source, Source):
+        msg = (
+            f"source_rows: source must have a length and items, got {shown(source)}; make "
+            "a list of it."
+        )
+        raise ValueError(msg)
     if not len(source):
         msg = "source_rows: expected at least one item, got none; drop the task."
         raise ValueError(msg)
 
-    dtypes = _dtypes(_checked(parse(source[0])))
+    def item(number):
+        try:
+            row = _checked(parse(source[number]))
+            if number:
+                _check_shapes(row, shapes, "of item 0")
+        except _UNUSABLE as error:
+            msg = f"source_rows: item {number} is bad ({_reason(error)}); see parse."
+            raise ValueError(msg) from error
+        return row
+
+    first = item(0)
+    shapes, dtypes = _shapes(first), _dtypes(first)
 
     def read(numbers):
-        rows = [parse(source[int(number)]) for number in numbers]
+        rows = [item(int(number)) for number in numbers]
         try:
             return _stacked(rows, dtypes, task)
         except TypeError as error:
@@ -174,10 +195,10 @@ def _indexed(
                 row = _finite(_checked(parse(_object(line))))
                 if not places:
                     first, shapes, dtypes = number, _shapes(row), _dtypes(row)
-                _check_shapes(row, shapes, first)
+                _check_shapes(row, shapes, f"on line {first}")
                 dtypes = _widened(dtypes, row)
-            except (ValueError, LookupError, TypeError, AttributeError) as error:
-                reason = f"{type(error).__name__}: {error}"
+            except _UNUSABLE as error:
+                reason = _reason(error)
                 if not skip_bad_lines:
                     msg = (
                         f"jsonl_rows: {path}, line {number} is bad ({reason}); mend it, "
@@ -239,12 +260,16 @@ def _shapes(row: tuple[PyTree, PyTree]) -> PyTree:
     return jax.tree.map(np.shape, row)
 
 
-def _check_shapes(row: tuple[PyTree, PyTree], shapes: PyTree, first: int) -> None:
-    """Refuse a row unlike that of the first line."""
+def _check_shapes(row: tuple[PyTree, PyTree], shapes: PyTree, where: str) -> None:
+    """Refuse a row unlike the first."""
     found = _shapes(row)
     if found != shapes:
-        msg = f"expected shapes {shapes}, as on line {first}, got {found}"
+        msg = f"expected shapes {shapes}, as {where}, got {found}"
         raise ValueError(msg)
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
 
 
 def _checked(row: Any) -> tuple[PyTree, PyTree]:

@@ -18,18 +18,33 @@ from jaxcl.typing import Key, Params
 
 
 class Options(NamedTuple):
-    """How a run is walked. Only the first five change what comes of it."""
+    """How a run is walked. Only the first five change what comes of it.
 
-    num_steps: int  # per task
+    Attributes:
+      num_steps: of each task.
+      batch_size: rows per step.
+      on_non_finite: what becomes of a step that is not finite: ``stop`` the run, ``skip``
+        the step, or ``continue``; all are counted and told.
+      consolidate_rows: rows that ``end_task`` sees; all of the task if None.
+      eval_rows: test rows per task; all if None.
+      eval_batch_size: test rows held at once.
+      eval_every: steps between two looks at the tasks so far, besides that at all tasks
+        at the end of each; none if None.
+      report_every: steps between two lines of metrics, at each of which the loop waits.
+      save_every: seconds between two checkpoints inside a task; 0: after each step.
+      keep: checkpoints inside tasks, besides one for each task's end.
+    """
+
+    num_steps: int
     batch_size: int
     on_non_finite: Policy = "stop"
-    consolidate_rows: int | None = None  # rows that `end_task` sees; all if None
-    eval_rows: int | None = None  # test rows per task; all if None
+    consolidate_rows: int | None = None
+    eval_rows: int | None = None
     eval_batch_size: int = 256
-    eval_every: int | None = None  # steps, besides the end of each task
-    report_every: int = 10  # steps between two lines of metrics
-    save_every: float = 300.0  # seconds between two checkpoints; 0: after each step
-    keep: int = 2  # checkpoints inside tasks, besides one for each task's end
+    eval_every: int | None = None
+    report_every: int = 10
+    save_every: float = 300.0
+    keep: int = 2
 
 
 def check_run(

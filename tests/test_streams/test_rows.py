@@ -1,6 +1,7 @@
 """Rows by number: from memory, from lines of a file, from anything with items."""
 
 import gc
+import inspect
 import json
 import os
 import weakref
@@ -223,10 +224,34 @@ def test_a_parse_that_returns_no_pair_or_slips_is_named_with_the_line(tmp_path, 
         jsonl_rows(tmp_path / "a.jsonl", parse, task=0)
 
 
+@pytest.mark.parametrize(
+    ("item", "reason"),
+    [
+        ({"x": [1], "y": 0}, r"expected shapes \(\(2,\), \(\)\), as of item 0"),
+        ({"y": 0}, "KeyError: 'x'"),
+        (None, "TypeError"),
+    ],
+)
+def test_a_bad_item_is_named_when_it_is_read(item, reason):
+    """Oracle: the item that was put there; the others are the control."""
+    rows = source_rows([*WORDS[:2], item], parse, task=0)
+    assert rows.read(np.arange(2)).y.shape == (2,)
+    with pytest.raises(ValueError, match=rf"source_rows: item 2 is bad \(.*{reason}"):
+        rows.read(np.arange(3))
+
+
+def test_what_has_no_length_is_refused():
+    """Oracle: the message."""
+    with pytest.raises(ValueError, match="source_rows: source must have a length"):
+        inspect.unwrap(source_rows)(iter(WORDS), parse, task=0)
+
+
 def test_an_item_beyond_int32_is_refused_when_it_is_read():
     """Oracle: the message; narrower integers of another kind pass."""
     parse = lambda item: (np.float32([1.0]), item)
     rows = source_rows([np.int8(1), np.int64(300), 2**40], parse, task=0)
     assert rows.read(np.arange(2)).y.tolist() == [1, 300]
-    with pytest.raises(ValueError, match="must fit in int32, got 1099511627776"):
+    with pytest.raises(
+        ValueError, match=r"item 2 is bad .* int32 .*, got 1099511627776"
+    ):
         rows.read(np.arange(3))
