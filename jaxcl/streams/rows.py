@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int, PyTree
 
-from jaxcl.checks import check_kind, shown
+from jaxcl.checks import check_kind, check_size, shown
 from jaxcl.tree import at, check_batch
 from jaxcl.typing import Batch, Stream
 
@@ -86,10 +86,11 @@ def source_rows(
       task: number of the task.
 
     Raises:
-      ValueError: if there are no items, or it has no length; for an item that cannot be
-        used (with its number), when it is read, and for floats where the first item has
-        integers.
+      ValueError: for a ``task`` that is no number from 0, no items, or no length; when
+        read, for an item that cannot be used (with its number), and for floats where the
+        first item has integers.
     """
+    check_size("source_rows", least=0, task=task)
     if not isinstance(source, Source):
         msg = (
             f"source_rows: source must have a length and items, got {shown(source)}; make "
@@ -150,9 +151,10 @@ def jsonl_rows(
 
     Raises:
       FileNotFoundError: if there is no such file.
-      ValueError: for a bad line (with its number), or if no line is left; when read, for a
-        file that has changed since.
+      ValueError: for a ``task`` that is no number from 0, a bad line (with its number), or
+        if no line is left; when read, for a file that has changed since.
     """
+    check_size("jsonl_rows", least=0, task=task)
     path = Path(path)
     if not path.is_file():
         msg = f"jsonl_rows: no file {path}; give the path of a JSON-lines file."

@@ -72,7 +72,16 @@ def split_large(*, at_least: int = 2**16, whole: tuple[str, ...] = ()) -> Rule:
       at_least: entries from which a leaf is split; below it a copy on every device is
         cheaper than the talking.
       whole: parts of a path whose leaves are never split, such as ``("lora",)``.
+
+    Raises:
+      ValueError: for a size below one, or a single text, of which each letter would count.
     """
+    check_size("split_large", at_least=at_least)
+    if isinstance(whole, str):
+        msg = (
+            f"split_large: whole must be a tuple of texts, got {whole!r}; add a comma."
+        )
+        raise ValueError(msg)
 
     def rule(path, shape, mesh):
         names = path.split("/")

@@ -240,6 +240,14 @@ def test_a_bad_item_is_named_when_it_is_read(item, reason):
         rows.read(np.arange(3))
 
 
+@pytest.mark.parametrize("task", [-1, "0", None])
+def test_a_task_is_a_number(lines, task):
+    """Oracle: the message; the functions themselves, without the tests' type checks."""
+    for make, source in ((jsonl_rows, lines), (source_rows, WORDS)):
+        with pytest.raises(ValueError, match=f"{make.__name__}: task must be an int"):
+            inspect.unwrap(make)(source, parse, task=task)
+
+
 def test_what_has_no_length_is_refused():
     """Oracle: the message."""
     with pytest.raises(ValueError, match="source_rows: source must have a length"):
