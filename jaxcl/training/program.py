@@ -1,6 +1,6 @@
 """The functions of the host loop, compiled: on one device, or placed on a mesh."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple
 
@@ -109,12 +109,26 @@ def compile_program(
 
     with _noting("build or the method's init", example):
         state = jax.eval_shape(start, params, frozen)
-    jit = _placed(layout, {"params/": params, "frozen/": frozen, "": state})
-    first = jit(start, ("params/", "frozen/"), "")
-    next_ = jit(step, ("", "frozen/", "whole", "whole", "rows"), ("", "whole"))
-    last = jit(end_task, ("", "frozen/", "whole", "rows"), "")
-    reading = jit(read, ("", "frozen/"), None)
-    sums = jit(total, (None, "frozen/", "rows"), "whole") if score else None
+    spread = lambda tree, prefix="": layout and shardings(layout, tree, prefix=prefix)
+    weights, base = spread(params, "params/"), spread(frozen, "frozen/")
+    states = spread(state)
+    rows, same = layout and rows_sharding(layout), layout and whole(layout)
+
+    def jit(function, arguments, results, donate=()):
+        if layout is None:
+            return jax.jit(function, donate_argnums=donate)
+        return jax.jit(
+            function,
+            donate_argnums=donate,
+            in_shardings=arguments,
+            out_shardings=results,
+        )
+
+    first = jit(start, (weights, base), states)
+    next_ = jit(step, (states, base, same, same, rows), (states, same), donate=0)
+    last = jit(end_task, (states, base, same, rows), states, donate=0)
+    reading = jit(read, (states, base), None)
+    sums = jit(total, (None, base, rows), same) if score else None
 
     def begin(params):
         # Copies: a step may take every buffer once, and the caller keeps `params`.
@@ -161,46 +175,6 @@ def _noting(part: str, batch: Batch) -> Iterator[None]:
         x, y = jax.tree.map(kind, (batch.x, batch.y))
         error.add_note(f"learn: in {part}, on x {x} and y {y}, before the first step.")
         raise
-
-
-def _placed(layout: Layout | None, trees: Mapping[str, PyTree]) -> Callable:
-    """``jit`` that donates the state, and knows the places of arguments by name.
-
-    Args:
-      layout: where everything lives.
-      trees: by the prefix of their paths, which is their name; the state has none.
-    """
-
-    def plain(function, arguments, results):
-        del results
-        return jax.jit(function, donate_argnums=_donated(arguments))
-
-    if layout is None:
-        return plain
-    places = {
-        **{name: shardings(layout, tree, prefix=name) for name, tree in trees.items()},
-        "rows": rows_sharding(layout),
-        "whole": whole(layout),
-        None: None,
-    }
-    find = lambda name: (
-        tuple(map(find, name)) if isinstance(name, tuple) else places[name]
-    )
-
-    def placed(function, arguments, results):
-        return jax.jit(
-            function,
-            donate_argnums=_donated(arguments),
-            in_shardings=find(arguments),
-            out_shardings=find(results),
-        )
-
-    return placed
-
-
-def _donated(arguments: tuple) -> tuple[int, ...]:
-    """A state that comes back is donated; where it is only read it is not."""
-    return (0,) if arguments[0] == "" and len(arguments) > 2 else ()
 
 
 __all__ = ["Build", "Policy", "Program", "Score", "compile_program", "place"]
