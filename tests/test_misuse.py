@@ -274,8 +274,8 @@ REFUSED = [
     (lambda: learn(tasks=STREAM), "of type Task, got Pool; .* stream_tasks"),
     (lambda: learn(options={"num_steps": 2}), "options must be of type Options, got {"),
     (lambda: learn(folder=None), "learn: folder must be a path, got None; give"),
-    (lambda: learn(about=[1]), r"learn: about .* got \[1\]; give a dict of plain"),
-    (lambda: learn(about="hi"), "learn: about must .* got 'hi'; give a dict of plain"),
+    (lambda: learn(about=[1]), r"learn: about .* got \[1\]; give a dict of finite"),
+    (lambda: learn(about="hi"), "learn: about must .* got 'hi'; give a dict of finite"),
     (lambda: learn(about={"a": X}), "learn: about must be a dict of .* not JSON"),
     (lambda: placed(mesh=replicate), "learn: mesh must be of type Mesh, got function"),
     (

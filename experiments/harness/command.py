@@ -188,13 +188,10 @@ def parse(
         return None
     groups = flags(rest)
     names = [option(field.name) for field in dataclasses.fields(default)] + ["--out"]
-    given = [option(flag) for flag, _ in groups]
-    for flag in given:
-        if flag not in names:
-            msg = f"unknown field {flag}{nearest(flag, names)}"
-            raise InputError(msg)
-        if given.count(flag) > 1:
-            msg = f"{flag}: given {given.count(flag)} times; leave one."
+    # Given twice, the last one counts: a command is given anew with another --data.
+    for flag, _ in groups:
+        if option(flag) not in names:
+            msg = f"unknown field {option(flag)}{nearest(option(flag), names)}"
             raise InputError(msg)
     parsed = _tyro(default, rest, program)
     if isinstance(parsed, str):
