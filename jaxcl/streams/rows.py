@@ -320,13 +320,8 @@ def _beyond_int32(integers: np.ndarray) -> bool:
 
 def _stacked(rows: list[tuple[PyTree, PyTree]], dtypes: PyTree, task: int) -> Batch:
     def stacked(dtype, *leaves):
-        whole = dtype.kind in "iu"
-        wide = np.int64 if whole else dtype
-        made = np.stack(leaves, dtype=wide, casting="same_kind")
-        if whole and made.size and _beyond_int32(made):
-            msg = f"integers must fit in int32, got {made.max()}; number them anew"
-            raise ValueError(msg)
-        return made.astype(np.int32) if whole else made
+        narrow = np.int32 if dtype.kind in "iu" else dtype  # all fit: see _checked
+        return np.stack(leaves, dtype=narrow, casting="same_kind")
 
     x, y = jax.tree.map(stacked, dtypes, *rows)
     count = len(rows)
