@@ -13,8 +13,8 @@ os.environ.setdefault(
 )
 
 # What a step needs besides its state is set aside and given back at every step. Above 32 MB
-# glibc gives it to the system, which hands it out again page by page, zeroed: a third of a
-# step of SAM on a small decoder. Here it stays with the process.
+# glibc gives it to the system, which hands it out again page by page, zeroed, and that
+# takes time in every step. Here it stays with the process.
 with contextlib.suppress(OSError, AttributeError):  # another C library has other ways
     _libc = ctypes.CDLL("libc.so.6")
     _libc.mallopt(-3, 2**30)  # M_MMAP_THRESHOLD: from the heap, whatever its size

@@ -49,8 +49,8 @@ class Config:
     test_rows: int | None = None
     """Test images per task; all if None."""
     eval_batch_size: int = 32
-    """Images that are tested at once: so few stay in a CPU's cache, where 256 take twice
-    as long; an accelerator wants more."""
+    """Images that are tested at once: so few stay in a CPU's cache; an accelerator wants
+    more."""
     checkpoint_seconds: float = 60.0
     """Least time between two checkpoints inside a task."""
     workers: int | None = None
