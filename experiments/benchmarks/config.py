@@ -17,6 +17,10 @@ finished folder is only reported again, hence one of its own where others take p
 committed results are read again, and the README's tables made of them, by
 
     python -m experiments.benchmarks full --out experiments/benchmarks/results/speed
+
+A few minutes of a GPU have a command of their own, with a help of its own:
+
+    python -m experiments.benchmarks accelerator --minutes 8
 """
 
 from dataclasses import dataclass

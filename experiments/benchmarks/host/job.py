@@ -48,7 +48,8 @@ def make_job(config: Config, *, with_sam: bool = False, large: bool = False) -> 
     def build(frozen):
         del frozen
         gradient = sam(RHO) if with_sam else None
-        return make_method(loss, optax.adamw(1e-3), gradient=gradient)
+        optimizer, size = optax.adamw(1e-3), config.chunk_size
+        return make_method(loss, optimizer, gradient=gradient, chunk_size=size)
 
     text = np.random.default_rng(config.seed).integers(
         NUM_BYTES, size=(NUM_ROWS, config.length + 1), dtype=np.int32

@@ -1,0 +1,1 @@
+"""What one would ask a lent accelerator in a few minutes, most wanted first."""

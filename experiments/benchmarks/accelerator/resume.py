@@ -1,0 +1,141 @@
+"""A run that is killed and started again ends with the same bits as one left alone.
+
+``python -m experiments.benchmarks.accelerator.resume FOLDER PAUSE`` is that run: a few
+tasks of a small network with momentum, SAM, EWC and replay, a checkpoint after every
+step. Started again it goes on; in the end it writes its parameters.
+"""
+
+import json
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from subprocess import Popen
+
+import jax
+import numpy as np
+import optax
+
+from experiments.benchmarks.accelerator.box import Box
+from jaxcl.curvature import empirical_fisher
+from jaxcl.losses import cross_entropy, single_head
+from jaxcl.memory import reservoir
+from jaxcl.method import make_method
+from jaxcl.models import mlp
+from jaxcl.regularizers import ewc
+from jaxcl.streams import Rows, Task, permuted, stream_tasks, synthetic_images
+from jaxcl.training import Options, learn
+from jaxcl.training.checkpoint import steps
+from jaxcl.transforms import sam
+
+NUM_TASKS, NUM_STEPS = 2, 30
+PAUSE = 0.05  # seconds before each batch: time for the kill to arrive inside a task
+END, START = "end.npz", "began.json"
+
+
+def kill_and_resume(box: Box) -> None:
+    """Two runs at once: one is left alone, the other is killed inside its first task."""
+    alone, killed = box.folder / "alone", box.folder / "killed"
+    with running(alone) as left_alone:
+        with running(killed, PAUSE) as first:
+            began = time.monotonic()
+            while first.poll() is None and not steps(killed / "checkpoints"):
+                time.sleep(0.02)
+            first.kill()
+            code = first.wait()
+        box.tell(
+            "killed",
+            status="done" if code == -signal.SIGKILL else "failed",
+            exit_code=code,
+            run_seconds=time.monotonic() - began,
+            last_checkpoint=steps(killed / "checkpoints")[-1:],
+        )
+        began = time.monotonic()
+        with running(killed) as second:
+            need(second)
+        went_on = json.loads((killed / START).read_text())
+        box.tell("went on", run_seconds=time.monotonic() - began, went_on_from=went_on)
+        need(left_alone)
+    box.tell("the same bits", **compare(alone / END, killed / END))
+
+
+@contextmanager
+def running(folder: Path, pause: float = 0.0) -> Iterator[Popen]:
+    """The run in a process of its own, in the group of this one; gone afterwards."""
+    folder.mkdir(exist_ok=True)
+    run = Popen([sys.executable, "-m", __name__, str(folder), str(pause)])
+    try:
+        yield run
+    finally:
+        run.kill()
+        run.wait()
+
+
+def need(run: Popen) -> None:
+    """Wait for a run that has to end well."""
+    if run.wait():
+        msg = f"resume: a run ended with {run.returncode}."
+        raise RuntimeError(msg)
+
+
+def compare(one: Path, other: Path) -> dict[str, object]:
+    """Whether two files hold the same arrays, bit for bit, and by how much they differ."""
+    with np.load(one) as a, np.load(other) as b:
+        names = sorted({*a.files, *b.files})
+        same = [n for n in names if a[n].tobytes() == b[n].tobytes()]
+        apart = [float(np.max(np.abs(a[n] - b[n]), initial=0.0)) for n in names]
+    return {
+        "status": "done" if same == names else "failed",
+        "equal_arrays": len(same),
+        "arrays": len(names),
+        "largest_difference": max(apart),
+    }
+
+
+def main(folder: str, pause: str) -> None:
+    """Learn, from the last checkpoint if there is one, and write the parameters."""
+    home = Path(folder)
+    (home / START).write_text(json.dumps(steps(home / "checkpoints")[-1:]))
+    key = jax.random.key(0)
+    images = synthetic_images(key, num_train=256, num_test=32)
+    stream = permuted(key, images, num_tasks=NUM_TASKS)
+    model = mlp((784, 32, 10))
+    loss = cross_entropy(single_head(model.apply))
+
+    def build(frozen):
+        del frozen
+        return make_method(
+            loss,
+            optax.sgd(0.05, momentum=0.9),
+            gradient=sam(0.05),
+            regularizer=ewc(empirical_fisher(loss), 1.0),
+            memory=reservoir(64, sample_size=8),
+        )
+
+    learned = learn(
+        key,
+        build,
+        model.init(key),
+        [slower(task, float(pause)) for task in stream_tasks(stream)],
+        Options(num_steps=NUM_STEPS, batch_size=16, save_every=0.0),
+        folder=home,
+        quiet=True,
+    )
+    leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(learned.params)]
+    np.savez(home / END, *leaves)
+
+
+def slower(task: Task, pause: float) -> Task:
+    """A task whose batches come one by one, each after a pause."""
+
+    def read(numbers):
+        time.sleep(pause)
+        return task.train.read(numbers)
+
+    return Task(task.name, Rows(task.train.count, read), task.test)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

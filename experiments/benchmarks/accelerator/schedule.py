@@ -1,0 +1,142 @@
+"""Items one after another, each in a process that is killed when its time is over.
+
+An item's time is its share of what is left for it and those behind it, so what one does
+not use goes to the later ones. Its facts are passed on and written down when they come;
+how it ended is a line of its own. Items are forked from a process that has imported all
+they need, and has started no device itself: nobody else may hold it, and importing again
+for each item would take a good part of the time.
+"""
+
+import contextlib
+import json
+import multiprocessing
+import os
+import signal
+import sys
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Sequence
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+
+from experiments.benchmarks.accelerator.box import Box, make_box
+
+#: Autotuning compiles and times dozens of kernels for every product of a program. Zero
+#: takes the compiler's first choice, which costs nothing and may run slower.
+NO_AUTOTUNING = "--xla_gpu_autotune_level=0"
+FORK = multiprocessing.get_context("fork")
+STDERR = "stderr.txt"  # of an item, in its folder
+
+
+class Item(NamedTuple):
+    """One question."""
+
+    name: str
+    function: Callable[[Box], None]
+    share: float  # of the time, next to those of the items behind it
+    flags: str = NO_AUTOTUNING  # for XLA; what XLA_FLAGS says comes later and wins
+
+
+def run_items(items: Sequence[Item], seconds: float, folder: Path) -> list[dict]:
+    """Do all items in their order within so many seconds; print every line at once.
+
+    Returns:
+      The lines, which ``folder/results.jsonl`` holds, too: every fact, and for each item
+      how it ended: ``done``, ``time``, ``out of memory`` or ``failed``.
+    """
+    lines: list[dict] = []
+    end = time.monotonic() + seconds
+    with open(folder / "results.jsonl", "x", encoding="utf-8") as results:
+
+        def take(line: dict[str, Any]) -> None:
+            text = json.dumps(line)
+            print(text, flush=True)
+            results.write(f"{text}\n")
+            results.flush()
+            lines.append(line)
+
+        for place, item in enumerate(items):
+            shares = sum(other.share for other in items[place:])
+            limit = max(0.0, (end - time.monotonic()) * item.share / shares)
+            ended = run_item(item, limit, folder / item.name, take)
+            take({"item": item.name, "what": "end", **ended})
+    return lines
+
+
+def run_item(
+    item: Item, limit: float, place: Path, take: Callable[[dict], None]
+) -> dict[str, Any]:
+    """One item in a process of its own, killed with its children after so many seconds."""
+    place.mkdir()
+    started = time.monotonic()
+    left = lambda: max(0.0, started + limit - time.monotonic())
+    here, there = FORK.Pipe(duplex=False)
+    child = FORK.Process(target=work, args=(item, limit, place, there))
+    with warnings.catch_warnings():  # JAX warns of its threads, none of which are there
+        warnings.filterwarnings("ignore", "os.fork", RuntimeWarning)
+        child.start()
+    there.close()
+    ended: dict[str, Any] = {"status": "time"}
+    try:
+        while here.poll(left()):
+            line = here.recv()
+            if line.get("what") == "end":
+                ended = line
+                break
+            take(line)
+    except EOFError:  # it is gone without a word, such as by a signal
+        child.join()
+        ended = lost(child.exitcode, place / STDERR)
+    finally:
+        kill(child)
+        here.close()
+    seconds = round(time.monotonic() - started, 2)
+    return ended | {"seconds": seconds, "limit": round(limit, 2)}
+
+
+def kill(child) -> None:
+    """End a process and what it has started."""
+    with contextlib.suppress(ProcessLookupError):  # no group yet, or no longer
+        os.killpg(child.pid, signal.SIGKILL)
+    child.kill()
+    child.join()
+
+
+def work(item: Item, limit: float, place: Path, there: Connection) -> None:
+    """In the item's process: flags, files, the item itself, and how it ended."""
+    os.setpgid(0, 0)
+    with open(place / STDERR, "wb", buffering=0) as words:
+        os.dup2(words.fileno(), 1)
+        os.dup2(words.fileno(), 2)
+    given = os.environ.get("XLA_FLAGS", "")
+    os.environ["XLA_FLAGS"] = f"{item.flags} {given}".strip()
+    os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # children need room, too
+    jax.config.update("jax_enable_compilation_cache", False)  # compilation is timed
+    try:
+        item.function(make_box(item.name, limit, place, there.send))
+        ended = {"status": "done"}
+    except Exception as error:
+        traceback.print_exc()
+        ended = failure(error)
+    sys.stderr.flush()
+    there.send({"what": "end", **ended})
+
+
+def failure(error: Exception) -> dict[str, Any]:
+    """How an item ended that raised something."""
+    said = f"{type(error).__name__}: {error}"
+    memory = isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in said
+    last = said.strip().splitlines()[-1] if not memory else said.splitlines()[0]
+    return {"status": "out of memory" if memory else "failed", "error": last[:500]}
+
+
+def lost(code: int | None, log: Path) -> dict[str, Any]:
+    """How an item ended that could say nothing any more."""
+    text = log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
+    said = [line.strip() for line in text.splitlines() if line.strip()]
+    error = f"ended with exit code {code}" + (f": {said[-1]}" if said else "")
+    return {"status": "failed", "error": error[:500]}
