@@ -13,12 +13,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from subprocess import Popen
+from typing import TYPE_CHECKING
 
 import jax
 import numpy as np
 import optax
 
-from experiments.benchmarks.accelerator.box import Box
 from jaxcl.curvature import empirical_fisher
 from jaxcl.losses import cross_entropy, single_head
 from jaxcl.memory import reservoir
@@ -30,12 +30,15 @@ from jaxcl.training import Options, learn
 from jaxcl.training.checkpoint import steps
 from jaxcl.transforms import sam
 
+if TYPE_CHECKING:  # its imports would double the time that each run takes to start
+    from experiments.benchmarks.accelerator.box import Box
+
 NUM_TASKS, NUM_STEPS = 2, 30
 PAUSE = 0.05  # seconds before each batch: time for the kill to arrive inside a task
 END, START = "end.npz", "began.json"
 
 
-def kill_and_resume(box: Box) -> None:
+def kill_and_resume(box: "Box") -> None:
     """Two runs at once: one is left alone, the other is killed inside its first task."""
     alone, killed = box.folder / "alone", box.folder / "killed"
     with running(alone) as left_alone:

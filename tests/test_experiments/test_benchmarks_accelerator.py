@@ -1,0 +1,159 @@
+"""The accelerator's command: items that go wrong, and the run that is killed."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from experiments.benchmarks.accelerator import command, packed, resume
+from experiments.benchmarks.accelerator.box import Box
+from experiments.benchmarks.accelerator.items import ITEMS
+from experiments.benchmarks.accelerator.packed import Part, Timing
+
+ROOT = Path(__file__).parents[2]
+SECONDS = 40.0
+
+
+@pytest.fixture(scope="module")
+def fakes(tmp_path_factory):
+    """What the fake items printed, what they wrote, and how long it took."""
+    folder = tmp_path_factory.mktemp("fakes")
+    script = Path(__file__).with_name("fake_items.py")
+    began = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, str(script), str(folder), str(SECONDS)],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"},
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    took = time.monotonic() - began
+    return [json.loads(line) for line in done.stdout.splitlines()], folder, took
+
+
+def of(lines, item):
+    return [line for line in lines if line["item"] == item]
+
+
+def test_every_item_ends_with_a_line_that_says_how(fakes):
+    """Oracle: what each fake item does."""
+    lines, folder, _ = fakes
+    ends = {line["item"]: line for line in lines if line["what"] == "end"}
+    assert list(ends) == ["fails", "fills", "dies", "overruns", "well"]
+    statuses = [line["status"] for line in ends.values()]
+    assert statuses == ["failed", "out of memory", "failed", "time", "done"]
+    assert ends["fails"]["error"] == "no such kernel"
+    assert ends["fills"]["error"].endswith(
+        "RESOURCE_EXHAUSTED: Out of memory allocating 27 GiB"
+    )
+    assert "exit code -11" in ends["dies"]["error"]
+    assert "no such kernel" in (folder / "fails" / "stderr.txt").read_text()
+    written = (folder / "results.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in written] == lines
+
+
+def test_what_was_known_before_the_end_is_kept_and_says_where(fakes):
+    """Oracle: what the fake items tell before they go wrong."""
+    lines, _, _ = fakes
+    first, second, _ = of(lines, "overruns")
+    assert (first["what"], first["number"]) == ("before the time is over", 1)
+    assert {"device", "jax", "commit"} <= set(first)
+    assert of(lines, "fails")[0]["number"] is None  # JSON has no NaN
+    with pytest.raises(ProcessLookupError):  # the process it started went with it
+        os.kill(second["pid"], 0)
+
+
+def test_time_that_is_not_used_goes_to_the_later_items(fakes):
+    """Oracle: equal shares of what is left, by hand from the seconds that were spent."""
+    lines, _, took = fakes
+    ends = [line for line in lines if line["what"] == "end"]
+    left, count = SECONDS, len(ends)
+    for place, end in enumerate(ends):
+        assert math.isclose(end["limit"], left / (count - place), abs_tol=0.5)
+        left -= end["seconds"]
+    assert ends[-1]["limit"] > 1.2 * SECONDS / count
+    overrun = ends[3]
+    assert overrun["limit"] <= overrun["seconds"] < overrun["limit"] + 2
+    assert took < SECONDS + 40  # of which starting Python is the most
+
+
+def test_a_killed_run_ends_with_the_same_bits(tmp_path):
+    """Oracle: the run that was left alone; the kill came inside the first task."""
+    lines = []
+    tell = lambda what, **facts: lines.append({"what": what, "status": "done"} | facts)
+    resume.kill_and_resume(Box(tell, lambda: 100.0, small=True, folder=tmp_path))
+    killed, went_on, same = lines
+    assert killed["exit_code"] == -9
+    assert 0 < killed["last_checkpoint"][0] < resume.NUM_STEPS
+    assert went_on["went_on_from"] == killed["last_checkpoint"]
+    assert (same["status"], same["largest_difference"]) == ("done", 0.0)
+    assert same["equal_arrays"] == same["arrays"] == 4
+
+
+def test_other_bits_are_noticed(tmp_path):
+    """Oracle: two files that differ in one number, and in the sign of a zero."""
+    one, two = tmp_path / "one.npz", tmp_path / "two.npz"
+    np.savez(one, np.zeros(3, np.float32), np.arange(3.0))
+    np.savez(two, -np.zeros(3, np.float32), np.array([0.0, 1.0, 2.5]))
+    found = resume.compare(one, two)
+    assert (found["status"], found["equal_arrays"]) == ("failed", 0)
+    assert found["largest_difference"] == 0.5
+    assert resume.compare(one, one)["status"] == "done"
+
+
+def test_the_whole_grid_is_extrapolated_from_what_was_timed():
+    """Oracle: by hand. Of two settings and two arms, three programs of four are timed."""
+    timed = {
+        Part("long", "sgd"): Timing(1.0, 0.1),
+        Part("short", "sgd"): Timing(3.0, 0.3),
+        Part("long", "sam"): Timing(2.0, 0.2),
+    }
+    whole = packed.extrapolated(timed, {"long": 10, "short": 5}, ["sgd", "sam"])
+    np.testing.assert_allclose(whole, (1 + 2 + 3 + 2, 10 * 0.3 + 5 * 0.5))
+    first = packed.extrapolated(
+        {Part("long", "sgd"): Timing(1.0, 0.1)},
+        {"long": 10, "short": 5},
+        ["sgd", "sam"],
+    )
+    np.testing.assert_allclose(first, (4.0, 2 * 1.5))
+
+
+def test_a_pack_repeats_the_runs_of_an_arm():
+    """Oracle: the 20 runs of SGD in the preset ``paper``: two rates, ten seeds."""
+    runs = packed.pack_of(packed.GRID, "sgd", 50)
+    assert len(runs) == 50
+    assert runs[20:40] == runs[:20]
+    assert len({(trial.seed, *trial.hyper.values()) for trial in runs}) == 20
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--items", "pakcs"], "items: unknown 'pakcs'; did you mean packs?"),
+        (["--minutes", "0"], "--minutes: expected a number above 0, got 0"),
+        (["--minutes", "nan"], "--minutes: expected a number above 0, got nan"),
+        (["--out", "."], ". is there already; choose another --out."),
+    ],
+)
+def test_bad_input_is_one_line(words, message, capsys, tmp_path, monkeypatch):
+    """Oracle: exit code 2, one line, and no folder."""
+    monkeypatch.chdir(tmp_path)
+    assert command.main(words) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_help_names_every_item(capsys):
+    """Oracle: the tuple of items."""
+    with pytest.raises(SystemExit):
+        command.main(["--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert all(item.name in said for item in ITEMS)
