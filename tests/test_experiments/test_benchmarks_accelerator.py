@@ -83,8 +83,12 @@ def test_time_that_is_not_used_goes_to_the_later_items(fakes):
     assert took < SECONDS + 40  # of which starting Python is the most
 
 
-def test_a_killed_run_ends_with_the_same_bits(tmp_path):
+CHEAP = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+
+
+def test_a_killed_run_ends_with_the_same_bits(tmp_path, monkeypatch):
     """Oracle: the run that was left alone; the kill came inside the first task."""
+    monkeypatch.setenv("XLA_FLAGS", CHEAP)
     lines = []
     tell = lambda what, **facts: lines.append({"what": what, "status": "done"} | facts)
     resume.kill_and_resume(Box(tell, lambda: 100.0, small=True, folder=tmp_path))
