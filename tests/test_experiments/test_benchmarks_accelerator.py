@@ -69,6 +69,11 @@ def test_what_was_known_before_the_end_is_kept_and_says_where(fakes):
         os.kill(second["pid"], 0)
 
 
+def test_flags_are_those_of_the_item(fakes):
+    """Oracle: a flag whose effect can be counted."""
+    assert of(fakes[0], "well")[0]["devices"] == 3
+
+
 def test_time_that_is_not_used_goes_to_the_later_items(fakes):
     """Oracle: equal shares of what is left, by hand from the seconds that were spent."""
     lines, _, took = fakes

@@ -1,7 +1,7 @@
 """A few minutes of an accelerator: what is most wanted is asked first.
 
     python -m experiments.benchmarks accelerator --minutes 8
-    python -m experiments.benchmarks accelerator --minutes 2     # on a CPU: a rehearsal
+    python -m experiments.benchmarks accelerator --minutes 3     # on a CPU: a rehearsal
 
 It runs on whatever device JAX finds, with sizes for a large GPU, or small ones on a CPU.
 Every item has a process and a share of the time, and is ended when that is over; what it
@@ -10,8 +10,9 @@ is known and kept in FOLDER/results.jsonl: seconds of compiling and of running, 
 program's bytes and the most that the device held. A line ``end`` says how an item ended:
 done, time, out of memory or failed (its words are in FOLDER/ITEM/stderr.txt).
 
-Programs are compiled with --xla_gpu_autotune_level=0, or most of the time would go into
-autotuning; the last items show what that costs. Flags in XLA_FLAGS come later and win.
+Programs are compiled with --xla_gpu_autotune_level=0, since a few minutes are too few to
+try kernels for every product; the last items show what that costs. Flags in XLA_FLAGS come
+later and win. The minutes begin when Python has started.
 """
 
 import argparse

@@ -55,7 +55,7 @@ def fishers(box: Box) -> None:
 
 
 def cases(*, small: bool) -> Iterator[Case]:
-    """A fully connected network, a ResNet, a decoder; one at a time in memory."""
+    """A fully connected network, a decoder, a ResNet; one at a time in memory."""
     key, rng = jax.random.key(0), np.random.default_rng(0)
     numbers = lambda *shape: rng.normal(size=shape).astype(np.float32)
     count, wide = (64, 16) if small else (10_000, 100)
@@ -63,12 +63,6 @@ def cases(*, small: bool) -> Iterator[Case]:
     batch = as_batch(numbers(count, 784), rng.integers(10, size=count))
     loss = cross_entropy(single_head(model.apply))
     yield Case(f"mlp 784-{wide}-{wide}-10", loss, model.init(key), batch)
-
-    count, width, blocks = (8, 4, (1, 1)) if small else (512, 64, (2, 2, 2, 2))
-    model = resnet(10, width=width, blocks=blocks)
-    batch = as_batch(numbers(count, 32, 32, 3), rng.integers(10, size=count))
-    loss = cross_entropy(single_head(model.apply))
-    yield Case(f"resnet, width {width}, {blocks}", loss, model.init(key), batch)
 
     count, length, hidden, layers = (4, 16, 16, 1) if small else (64, 256, 512, 8)
     sizes = LlamaConfig(256, hidden, 8 * hidden // 3, layers, max(2, hidden // 64))
@@ -78,3 +72,9 @@ def cases(*, small: bool) -> Iterator[Case]:
     loss = token_cross_entropy(decoder.apply, decoder.apply_rows)
     name = f"llama, {layers} x {hidden}, length {length}"
     yield Case(name, loss, decoder.init(key), batch)
+
+    count, width, blocks = (8, 4, (1, 1)) if small else (512, 64, (2, 2, 2, 2))
+    model = resnet(10, width=width, blocks=blocks)
+    batch = as_batch(numbers(count, 32, 32, 3), rng.integers(10, size=count))
+    loss = cross_entropy(single_head(model.apply))
+    yield Case(f"resnet, width {width}, {blocks}", loss, model.init(key), batch)

@@ -24,9 +24,10 @@ from typing import Any, NamedTuple
 import jax
 
 from experiments.benchmarks.accelerator.box import Box, make_box
+from experiments.harness.environment import commit
 
-#: Autotuning compiles and times dozens of kernels for every product of a program. Zero
-#: takes the compiler's first choice, which costs nothing and may run slower.
+#: Autotuning compiles and times many kernels for every product of a program. Zero takes
+#: the compiler's first choice, which may run slower.
 NO_AUTOTUNING = "--xla_gpu_autotune_level=0"
 FORK = multiprocessing.get_context("fork")
 STDERR = "stderr.txt"  # of an item, in its folder
@@ -50,6 +51,7 @@ def run_items(items: Sequence[Item], seconds: float, folder: Path) -> list[dict]
     """
     lines: list[dict] = []
     end = time.monotonic() + seconds
+    commit()  # found once, and before the files can change: items inherit the answer
     with open(folder / "results.jsonl", "x", encoding="utf-8") as results:
 
         def take(line: dict[str, Any]) -> None:
@@ -103,7 +105,7 @@ def kill(child) -> None:
     with contextlib.suppress(ProcessLookupError):  # no group yet, or no longer
         os.killpg(child.pid, signal.SIGKILL)
     child.kill()
-    child.join()
+    child.join(5)  # a driver that hangs may hold it for longer than we can wait
 
 
 def work(item: Item, limit: float, place: Path, there: Connection) -> None:
