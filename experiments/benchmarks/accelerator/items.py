@@ -13,11 +13,11 @@ NO_TRITON = f"{NO_AUTOTUNING} --xla_gpu_enable_triton_gemm=false"
 #: Shares that are seconds of eight minutes, if every item uses all of its time.
 ITEMS = (
     Item("packs", packs, 110),  # runs per hour against runs in one program
-    Item("grid", grid, 120),  # the whole experiment, extrapolated
+    Item("grid", grid, 105),  # the whole experiment, extrapolated
     Item("sam", sam_step, 45),  # a SAM step against a plain one
     Item("fisher", fishers, 55),  # the one-pass Fisher on three networks
     Item("loop", host_loop, 40),  # the host loop against its bare step
-    Item("resume", kill_and_resume, 60, SAME_BITS),  # kill -9, and equal bits
+    Item("resume", kill_and_resume, 75, SAME_BITS),  # kill -9, and equal bits
     Item("parts", parts, 20),  # what a packed task consists of
     Item("no-triton", one_pack, 15, NO_TRITON),  # a pack under other flags
     Item("autotuned", one_pack, 15, ""),
