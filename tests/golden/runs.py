@@ -1,0 +1,266 @@
+"""The golden cases that train: every part of a method in a run of twenty steps.
+
+``RUNS[name]()`` returns the info of every step and what the method holds at the end.
+"""
+
+import jax
+import optax
+
+from jaxcl import averages, curvature, memory, methods
+from jaxcl import plasticity as renewals
+from jaxcl import regularizers as pulls
+from jaxcl import transforms as bends
+from jaxcl.losses import single_head
+from tests.golden.setting import (
+    LOGITS,
+    LOSS,
+    MANY_HEADS,
+    MODEL,
+    NORMED,
+    OWN_HEAD,
+    PAST_HEADS,
+    TASKS,
+    composed,
+    drawn,
+    loss_of,
+    make_tasks,
+    padded,
+    run,
+)
+
+SGD = optax.sgd(0.2)
+ADAM = optax.adam(0.02)
+REPLAY = {"capacity": 12, "sample_size": 6}
+SLOTS = {"num_tasks": 2, "capacity_per_task": 6}
+RISING = lambda count: 0.02 * (count + 1.0)
+ALL_FEATURES = lambda params, example: MODEL.features(params, example.x)
+
+# ----------------------------------------------------------------------- named methods
+
+METHODS = {
+    "plain": lambda: methods.plain(LOSS, SGD),
+    "sam": lambda: methods.sam(LOSS, SGD, rho=0.1),
+    "gnp": lambda: methods.gnp(LOSS, SGD),
+    "l2_init": lambda: methods.l2_init(LOSS, SGD, strength=0.05),
+    "ewc": lambda: methods.ewc(LOSS, SGD, strength=3.0),
+    "online_ewc": lambda: methods.ewc(LOSS, SGD, strength=3.0, decay=0.9),
+    "create_and_find": lambda: methods.create_and_find(
+        LOSS, SGD, rho=0.3, strength=3.0, num_examples=16
+    ),
+    "experience_replay": lambda: methods.experience_replay(LOSS, SGD, **REPLAY),
+    "agem": lambda: methods.agem(LOSS, SGD, **SLOTS, sample_size=6),
+    "gem": lambda: methods.gem(LOSS, SGD, **SLOTS),
+    "learning_without_forgetting": lambda: methods.learning_without_forgetting(
+        LOGITS, SGD, kept=LOGITS, strength=1.0
+    ),
+    "slow_learner": lambda: methods.slow_learner(
+        LOSS, SGD, ALL_FEATURES, decay=0.8, strength=0.5, **REPLAY
+    ),
+    "interpolation": lambda: methods.interpolation(LOSS, SGD, alpha=0.7),
+}
+#: On three tasks, so that the last one meets two past ones.
+THREE = {
+    "gem": lambda: methods.gem(LOSS, SGD, **SLOTS, margin=0.3),
+    "gem_of_sam": lambda: methods.gem(LOSS, SGD, **SLOTS, gradient=bends.sam(0.1)),
+    "agem_of_sam": lambda: methods.agem(
+        LOSS, SGD, **SLOTS, sample_size=6, gradient=bends.sam(0.1)
+    ),
+    "ewc": lambda: methods.ewc(LOSS, SGD, strength=3.0),
+}
+#: Where each task has outputs of its own.
+HEADS = {
+    "learning_without_forgetting": lambda: methods.learning_without_forgetting(
+        OWN_HEAD, SGD, kept=PAST_HEADS, strength=1.0, chunk_size=4
+    ),
+    "ewc": lambda: methods.ewc(loss_of(OWN_HEAD), SGD, strength=3.0),
+}
+#: With rows of weight zero in every batch and task.
+PADDED = {
+    "create_and_find": METHODS["create_and_find"],
+    "experience_replay": METHODS["experience_replay"],
+    "slow_learner": METHODS["slow_learner"],
+    "gem": METHODS["gem"],
+}
+CHUNKED = {
+    "experience_replay": lambda: methods.experience_replay(
+        LOSS, SGD, **REPLAY, chunk_size=4
+    ),
+    "slow_learner": lambda: methods.slow_learner(
+        LOSS, SGD, ALL_FEATURES, decay=0.8, strength=0.5, **REPLAY, chunk_size=4
+    ),
+}
+
+# -------------------------------------------------------------------- what bends a gradient
+
+MASK = {"hidden_0": True, "out": {"kernel": True, "bias": False}}
+ALIGNED = lambda s: bends.sam(s, measure=True)
+BENDS = {
+    "sam_adaptive": lambda: bends.sam(0.5, adaptive=True, measure=True),
+    "sam_masked_schedule": lambda: bends.sam(RISING, mask=MASK, measure=True),
+    "gnp": lambda: bends.gnp(0.1, alpha=0.6, measure=True),
+    "gsam": lambda: bends.gsam(0.1, 0.4),
+    "looksam": lambda: bends.looksam(0.1, k=3),
+    "friendly_sam": lambda: bends.friendly_sam(0.1),
+    "c_flat": lambda: bends.c_flat(0.1, 0.2, measure=True),
+    "reverse_sam": lambda: bends.reverse_sam(0.1),
+    "random_sam": lambda: bends.random_sam(jax.random.key(3), 0.1),
+    "adaptive_rho": lambda: bends.adaptive_rho(0.05),
+    "adaptive_strength": lambda: bends.adaptive_strength(ALIGNED, 0.1, reference=1.0),
+}
+
+
+def fisher_pull():
+    """Elastic weight consolidation on the empirical Fisher."""
+    return pulls.ewc(curvature.empirical_fisher(LOSS), 3.0)
+
+
+def everything_with(optimizer):
+    """Every kind of state that a step or the end of a task changes."""
+    return composed(
+        optimizer,
+        gradient=bends.looksam(0.1, k=2),
+        regularizer=fisher_pull(),
+        memory=memory.reservoir(12, 6),
+        average=averages.ema(0.8),
+        renewal=renewals.redo(
+            MODEL.features, MODEL.units, MODEL.init, threshold=0.3, period=5
+        ),
+    )
+
+
+OPTIONS = {
+    "adam": lambda: composed(ADAM),
+    "momentum_kept": lambda: composed(
+        optax.sgd(0.1, momentum=0.9), reset_optimizer=False
+    ),
+    "momentum_reset": lambda: composed(optax.sgd(0.1, momentum=0.9)),
+    "looksam_reset": lambda: composed(
+        SGD, gradient=bends.looksam(RISING, k=3), reset_gradient=True
+    ),
+    "replay_weight": lambda: composed(
+        SGD, memory=memory.reservoir(12, 6), replay_weight=0.5
+    ),
+    "sam_sees_penalty": lambda: composed(
+        SGD, gradient=bends.sam(0.1), regularizer=fisher_pull()
+    ),
+    "sam_without_penalty": lambda: composed(
+        SGD,
+        gradient=bends.sam(0.1),
+        regularizer=fisher_pull(),
+        perturb_penalty=False,
+    ),
+    "everything": lambda: everything_with(optax.sgd(0.1, momentum=0.9)),
+}
+
+
+# ---------------------------------------------------------------- pulls, averages, renewals
+
+PULLS = {
+    "l2": lambda: pulls.l2(0.05),
+    "l2_init": lambda: pulls.l2_init(0.05),
+    "box": lambda: pulls.box(0.1),
+    "boxed": lambda: pulls.boxed(pulls.l2(0.05), 0.1),
+    "distill": lambda: pulls.distill(LOGITS, 1.0, chunk_size=4),
+    "scaled": lambda: pulls.scaled(2.0, fisher_pull()),
+    "sum_of": lambda: pulls.sum_of(
+        pulls.l2_init(0.05), pulls.distill(LOGITS, 1.0), pulls.box(0.2)
+    ),
+    "uniform": lambda: pulls.ewc(curvature.uniform_importance(), 0.1, decay=0.0),
+    "exact": lambda: pulls.ewc(curvature.exact_fisher(LOGITS), 3.0),
+}
+AVERAGES = {
+    "ema": lambda: averages.ema(0.8),
+    "ema_warm_up": lambda: averages.ema(0.8, warm_up=True),
+    "interpolate": lambda: averages.interpolate(0.6),
+    "interpolate_with_start": lambda: averages.interpolate_with_start(0.6),
+}
+RENEWALS = {
+    "redo": lambda model: renewals.redo(
+        model.features, model.units, model.init, threshold=0.5, period=4
+    ),
+    "continual_backprop": lambda model: renewals.continual_backprop(
+        model.features, model.units, model.init, rate=0.03, maturity=3, decay=0.8
+    ),
+    "contribution": lambda model: renewals.continual_backprop(
+        model.features,
+        model.units,
+        model.init,
+        rate=0.03,
+        maturity=3,
+        decay=0.8,
+        utility=renewals.contribution,
+    ),
+    "shrink_and_perturb": lambda model: renewals.shrink_and_perturb(
+        0.95, 0.05, model.init
+    ),
+    "chain_renewals": lambda model: renewals.chain_renewals(
+        renewals.shrink_and_perturb(0.9, 0.05, model.init, period=4),
+        renewals.redo(model.features, model.units, model.init, threshold=0.5, period=6),
+    ),
+}
+
+
+def follow_slow():
+    """Features held near the slow average's, on the rows at hand."""
+    pull = pulls.follow_slow(ALL_FEATURES, 0.5, rows=lambda context: context.batch)
+    return run(composed(SGD, regularizer=pull, average=averages.ema(0.8)))
+
+
+# --------------------------------------------------------------------------------- all
+
+
+def named(kind, builders, learn):
+    """``{kind/name: () -> results}`` of a table of builders."""
+    return {
+        f"{kind}/{name}": lambda build=build: learn(build)
+        for name, build in builders.items()
+    }
+
+
+def with_part(name):
+    """Learn with plain descent and one part."""
+    return lambda build: run(lambda: composed(SGD, **{name: build()})())
+
+
+def on_three(build):
+    """Learn three tasks."""
+    return run(build, tasks=make_tasks(3), num_steps=7)
+
+
+def on_heads(build):
+    """Learn with a network that has outputs for each task."""
+    return run(build, params=drawn(MANY_HEADS))
+
+
+def on_padded(build):
+    """Learn from rows of which a fourth is padding."""
+    return run(build, tasks=padded(TASKS))
+
+
+def renewed(build):
+    """Learn by Adam with units renewed."""
+    return run(lambda: composed(ADAM, renewal=build(MODEL))())
+
+
+def renewed_pairs(build):
+    """The same where each unit has two activations and a normalisation."""
+    logits = single_head(NORMED.apply)
+    method = lambda: composed(ADAM, logits=logits, renewal=build(NORMED))()
+    return run(method, params=drawn(NORMED))
+
+
+PAIRS = {name: RENEWALS[name] for name in ("redo", "continual_backprop")}
+RUNS = {
+    **named("method", METHODS, run),
+    **named("three_tasks", THREE, on_three),
+    **named("heads", HEADS, on_heads),
+    **named("padded", PADDED, on_padded),
+    **named("chunked", CHUNKED, run),
+    **named("gradient", BENDS, with_part("gradient")),
+    **named("options", OPTIONS, lambda build: run(build())),
+    **named("regularizer", PULLS, with_part("regularizer")),
+    **named("average", AVERAGES, with_part("average")),
+    **named("renewal", RENEWALS, renewed),
+    **named("renewal_of_pairs", PAIRS, renewed_pairs),
+    "regularizer/follow_slow": follow_slow,
+}
