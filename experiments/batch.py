@@ -172,8 +172,8 @@ def folder_of(batch: Batch, settings: Settings) -> RunFolder:
         batch.experiment,
         batch.preset,
         request.config,
-        free=getattr(config, "FREE", ()),
-        places=getattr(config, "PLACES", ()),
+        cosmetic_fields=getattr(config, "COSMETIC_FIELDS", ()),
+        path_fields=getattr(config, "PATH_FIELDS", ()),
     )
 
 

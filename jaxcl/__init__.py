@@ -1,5 +1,79 @@
-"""Flatness-aware continual learning in JAX."""
+"""Flatness-aware continual learning in JAX: where to start reading.
 
+=====================  ===============================================================
+``make_method``        a learner composed of independent parts; ``methods`` names some
+``transforms``         gradient transformations for optax: SAM, GNP, A-GEM, GEM, ...
+``regularizers``       penalties and projections: EWC, box, distillation, L2
+``memory``             examples that are kept and replayed
+``averages``           slower copies of the parameters: EMA, WiSE-FT
+``plasticity``         resets of units, and measures of what a network can still learn
+``curvature``          Fisher diagonals, sharpness, the top eigenvalue of the Hessian
+``losses, metrics``    what is minimised, and what is made of accuracies
+``models``             MLP, ResNet, Llama; ``from_flax`` for modules of your own
+``data``               streams of tasks, and datasets of any size
+``training``           loops: on the device, and on the host with checkpoints
+``sharding``           meshes, and the rules by which arrays are split over them
+``report``             tables, statistics and figures
+=====================  ===============================================================
+
+A module or function is loaded when it is first used.
+"""
+
+import importlib
 from importlib.metadata import version
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from jaxcl import (
+        averages,
+        curvature,
+        data,
+        losses,
+        memory,
+        methods,
+        metrics,
+        models,
+        plasticity,
+        regularizers,
+        report,
+        sharding,
+        training,
+        transforms,
+        tree,
+    )
+    from jaxcl.method import make_method
 
 __version__ = version("jaxcl")
+
+__all__ = [
+    "averages",
+    "curvature",
+    "data",
+    "losses",
+    "make_method",
+    "memory",
+    "methods",
+    "metrics",
+    "models",
+    "plasticity",
+    "regularizers",
+    "report",
+    "sharding",
+    "training",
+    "transforms",
+    "tree",
+]
+
+
+def __getattr__(name: str):
+    """Import a module of the reading list when it is first used."""
+    if name not in __all__:
+        msg = f"module 'jaxcl' has no attribute {name!r}; it has {', '.join(__all__)}."
+        raise AttributeError(msg)
+    if name == "make_method":
+        return importlib.import_module("jaxcl.method").make_method
+    return importlib.import_module(f"jaxcl.{name}")
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

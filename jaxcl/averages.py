@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int, PyTree, ScalarLike
 
-from jaxcl.checks import check_number
+from jaxcl.errors import check_number
 from jaxcl.tree import copied, wide_dtype
 from jaxcl.typing import Average, Params
 
@@ -17,14 +17,14 @@ def no_average() -> Average:
         init=lambda params: (),
         observe=lambda state, params: state,
         read=lambda state, params: params,
-        consolidate=lambda state, params: (state, params),
+        end_task=lambda state, params: (state, params),
     )
 
 
 class EmaState(NamedTuple):
     """The running average and how often it moved."""
 
-    slow: Params  # like params, in float32 or better
+    average: Params  # like params, in float32 or better
     num_steps: Int[Array, ""]  # observations so far; int32
 
 
@@ -60,11 +60,13 @@ def ema(decay: ScalarLike, *, warm_up: bool = False) -> Average:
     def observe(state, params):
         step = state.num_steps + 1
         kept = jnp.minimum(decay, (1 + step) / (10 + step)) if warm_up else decay
-        move = lambda slow, fast: _blend(kept, slow, fast, slow.dtype)
-        return EmaState(jax.tree.map(move, state.slow, params), step)
+        move = lambda average, fast: _blend(kept, average, fast, average.dtype)
+        return EmaState(jax.tree.map(move, state.average, params), step)
 
     def read(state, params):
-        return jax.tree.map(lambda slow, p: slow.astype(p.dtype), state.slow, params)
+        return jax.tree.map(
+            lambda average, p: average.astype(p.dtype), state.average, params
+        )
 
     return no_average()._replace(init=init, observe=observe, read=read)
 
@@ -88,14 +90,14 @@ def interpolate(alpha: ScalarLike) -> Average:
     """
     check_number("interpolate", most=1.0, alpha=alpha)
 
-    def consolidate(anchor, params):
+    def end_task(anchor, params):
         mixed = _mix(alpha, anchor, params)
         return copied(mixed), mixed
 
-    return no_average()._replace(init=copied, consolidate=consolidate)
+    return no_average()._replace(init=copied, end_task=end_task)
 
 
-def interpolate_with_start(alpha: ScalarLike) -> Average:
+def wise_ft(alpha: ScalarLike) -> Average:
     r"""Evaluate between the initial and the current parameters.
 
     .. math:: s = (1 - \alpha)\, \theta_0 + \alpha\, \theta
@@ -112,7 +114,7 @@ def interpolate_with_start(alpha: ScalarLike) -> Average:
 
     Reference: Wortsman et al. 2022 (WiSE-FT), arXiv:2109.01903, equation 1.
     """
-    check_number("interpolate_with_start", most=1.0, alpha=alpha)
+    check_number("wise_ft", most=1.0, alpha=alpha)
     read = lambda start, params: _mix(alpha, start, params)
     return no_average()._replace(init=copied, read=read)
 
@@ -132,6 +134,6 @@ __all__ = [
     "EmaState",
     "ema",
     "interpolate",
-    "interpolate_with_start",
     "no_average",
+    "wise_ft",
 ]

@@ -10,7 +10,7 @@ import optax
 from jaxtyping import Array, Bool, Float, Shaped
 from jaxtyping import Key as Keys
 
-from jaxcl.checks import check_kind, check_size
+from jaxcl.errors import check_kind, check_size
 from jaxcl.tree import check_batch, num_rows, weighted_mean
 from jaxcl.typing import Batch, ExampleLoss, Key, Params
 

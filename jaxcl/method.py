@@ -28,7 +28,7 @@ from jax.random import split
 from jaxtyping import ScalarLike
 
 from jaxcl.averages import no_average
-from jaxcl.checks import (
+from jaxcl.errors import (
     as_key,
     check_function,
     check_kind,
@@ -39,7 +39,7 @@ from jaxcl.checks import (
 )
 from jaxcl.losses import row_losses
 from jaxcl.memory import after, no_memory
-from jaxcl.plasticity import no_renewal
+from jaxcl.plasticity import no_reset
 from jaxcl.regularizers import no_regularizer
 from jaxcl.tree import axpy, check_batch, norm, num_rows, safe_divide
 from jaxcl.typing import (
@@ -51,7 +51,7 @@ from jaxcl.typing import (
     Method,
     MethodState,
     Regularizer,
-    Renewal,
+    Reset,
     StepInfo,
 )
 
@@ -64,7 +64,7 @@ def make_method(
     regularizer: Regularizer | None = None,
     memory: Memory | None = None,
     average: Average | None = None,
-    renewal: Renewal | None = None,
+    reset: Reset | None = None,
     replay_weight: ScalarLike = 1.0,
     chunk_size: int | None = None,
     perturb_penalty: bool = True,
@@ -84,7 +84,7 @@ def make_method(
       regularizer: what pulls towards the past.
       memory: which examples come back.
       average: the slower copy that is evaluated.
-      renewal: what touches parameters after the update to keep them able to learn.
+      reset: what touches parameters after the update to keep them able to learn.
       replay_weight: how much the replayed loss counts next to the current one; the
         Python number 0 for methods that only look at its gradient (A-GEM, GEM).
       chunk_size: rows whose activations are held at once: gradient accumulation, for
@@ -110,13 +110,13 @@ def make_method(
     part(Regularizer, "build it, and add several by sum_of", regularizer=regularizer)
     part(Memory, "build it, such as reservoir(...)", memory=memory)
     part(Average, "build it, such as ema(...)", average=average)
-    part(Renewal, "build it, and join several by chain_renewals", renewal=renewal)
+    part(Reset, "build it, and join several by chain_resets", reset=reset)
     gradient = _transformation("gradient", gradient or optax.identity())
     optimizer = _transformation("optimizer", optimizer)
     regularizer = regularizer or no_regularizer()
     memory = memory or no_memory()
     average = average or no_average()
-    renewal = renewal or no_renewal()
+    reset = reset or no_reset()
     losses = _losses(example_loss, replay_weight, chunk_size)
 
     def init(params, example):
@@ -132,7 +132,7 @@ def make_method(
             regularizer.init(params),
             memory.init(example),
             average.init(params),
-            renewal.init(params),
+            reset.init(params),
         )
 
     def step(key, state, batch):
@@ -140,13 +140,13 @@ def make_method(
         key = as_key("step", key)
         check_batch("step", batch)
         check_size("step", rows=num_rows(batch))
-        key_loss, key_sample, key_observe, key_renew, key_replay = split(key, 5)
+        key_loss, key_sample, key_observe, key_reset, key_replay = split(key, 5)
         params = state.params
         groups = _filled(memory.sample(key_sample, state.memory), batch)
         keys = split(key_replay, groups.weight.shape)
         replay, replay_keys = _flat(groups), keys.reshape(-1)
-        slow = average.read(state.average, params)
-        context = Context(batch, replay, slow, key_loss)
+        averaged = average.read(state.average, params)
+        context = Context(batch, replay, averaged, key_loss)
 
         def penalty(params):
             return regularizer.penalty(state.regularizer, params, context)
@@ -174,19 +174,17 @@ def make_method(
         )
         params = optax.apply_updates(params, updates)
         params = regularizer.project(state.regularizer, params)
-        renewal_state, params, renewed = renewal.renew(
-            key_renew, state.renewal, params, batch
-        )
+        reset_state, params, mask = reset.reset(key_reset, state.reset, params, batch)
         return MethodState(
             params,
             gradient_state,
-            _restarted(optimizer, optimizer_state, params, renewed),
+            _restarted(optimizer, optimizer_state, params, mask),
             state.regularizer,
             memory.observe(
                 key_observe, state.memory, after((params, loss, norm(raw)), batch)
             ),
             average.observe(state.average, params),
-            renewal_state,
+            reset_state,
         ), StepInfo(loss, jnp.isfinite(loss), norm(raw))
 
     def end_task(key, state, task):
@@ -196,15 +194,15 @@ def make_method(
         key = as_key("end_task", key)
         check_batch("end_task", task)
         key_regularizer, key_memory = split(key)
-        average_state, params = average.consolidate(state.average, state.params)
+        average_state, params = average.end_task(state.average, state.params)
         return MethodState(
             params,
             gradient.init(params) if reset_gradient else state.gradient,
             optimizer.init(params) if reset_optimizer else state.optimizer,
-            regularizer.consolidate(key_regularizer, state.regularizer, params, task),
-            memory.consolidate(key_memory, state.memory, params, task),
+            regularizer.end_task(key_regularizer, state.regularizer, params, task),
+            memory.end_task(key_memory, state.memory, params, task),
             average_state,
-            state.renewal,
+            state.reset,
         )
 
     def eval_params(state):
@@ -290,19 +288,19 @@ def _flat(replay: Batch) -> Batch:
     return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), replay)
 
 
-def _restarted(optimizer, state, params, renewed):
+def _restarted(optimizer, state, params, mask):
     """The optimizer's statistics as at the start, where parameters were renewed."""
-    if renewed is None:
+    if mask is None:
         return state
     left_out = lambda leaf: isinstance(leaf, optax.MaskedNode)
 
-    def mark(leaf, renewed):
-        if left_out(leaf) or leaf.shape == renewed.shape:
-            return leaf if left_out(leaf) else renewed
+    def mark(leaf, mask):
+        if left_out(leaf) or leaf.shape == mask.shape:
+            return leaf if left_out(leaf) else mask
         msg = (
             "make_method: a renewal restarts the optimizer's statistics entry by entry; "
             f"expected them in the shapes of the parameters, got {leaf.shape} for "
-            f"{renewed.shape}; use an optimizer such as SGD or Adam."
+            f"{mask.shape}; use an optimizer such as SGD or Adam."
         )
         raise ValueError(msg)
 
@@ -310,7 +308,7 @@ def _restarted(optimizer, state, params, renewed):
         optimizer,
         mark,
         state,
-        renewed,
+        mask,
         transform_non_params=lambda _: False,
         is_leaf=left_out,
     )

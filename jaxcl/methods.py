@@ -16,11 +16,11 @@ from jaxcl.averages import ema
 from jaxcl.averages import interpolate as interpolated
 from jaxcl.curvature import Fisher, empirical_fisher
 from jaxcl.losses import Logits, cross_entropy
-from jaxcl.memory import Select, episodic, random_rows, reservoir
+from jaxcl.memory import Select, episodic, random_examples, reservoir
 from jaxcl.method import make_method
-from jaxcl.regularizers import boxed, distill, follow_slow
-from jaxcl.regularizers import ewc as ewc_pull
-from jaxcl.regularizers import l2_init as l2_init_pull
+from jaxcl.regularizers import boxed, distill, feature_distillation
+from jaxcl.regularizers import ewc as ewc_regularizer
+from jaxcl.regularizers import l2_init as l2_init_regularizer
 from jaxcl.transforms import agem as agem_gradient
 from jaxcl.transforms import gem as gem_gradient
 from jaxcl.transforms import gnp as gnp_gradient
@@ -64,8 +64,8 @@ def l2_init(
     example_loss: ExampleLoss, optimizer: Optimizer, *, strength: ScalarLike, **options
 ) -> Method:
     """Pull towards the initial parameters, to stay able to learn (arXiv:2308.11958)."""
-    pull = l2_init_pull(strength)
-    return make_method(example_loss, optimizer, regularizer=pull, **options)
+    regularizer = l2_init_regularizer(strength)
+    return make_method(example_loss, optimizer, regularizer=regularizer, **options)
 
 
 def ewc(
@@ -87,8 +87,10 @@ def ewc(
       fisher: the empirical one on all of the task's rows if absent.
       **options: for :func:`~jaxcl.method.make_method`.
     """
-    pull = ewc_pull(fisher or empirical_fisher(example_loss), strength, decay=decay)
-    return make_method(example_loss, optimizer, regularizer=pull, **options)
+    regularizer = ewc_regularizer(
+        fisher or empirical_fisher(example_loss), strength, decay=decay
+    )
+    return make_method(example_loss, optimizer, regularizer=regularizer, **options)
 
 
 def create_and_find(
@@ -112,7 +114,7 @@ def create_and_find(
         example_loss,
         optimizer,
         gradient=sam_gradient(rho, adaptive=True, eta=0.0),
-        regularizer=boxed(ewc_pull(fisher, strength, decay=decay), rho),
+        regularizer=boxed(ewc_regularizer(fisher, strength, decay=decay), rho),
         perturb_penalty=False,
         **options,
     )
@@ -138,7 +140,7 @@ def agem(
     num_tasks: int,
     capacity_per_task: int,
     sample_size: int,
-    select: Select = random_rows,
+    select: Select = random_examples,
     gradient: optax.GradientTransformation | None = None,
     **options,
 ) -> Method:
@@ -161,7 +163,7 @@ def gem(
     num_tasks: int,
     capacity_per_task: int,
     margin: ScalarLike = 0.0,
-    select: Select = random_rows,
+    select: Select = random_examples,
     gradient: optax.GradientTransformation | None = None,
     **options,
 ) -> Method:
@@ -193,10 +195,12 @@ def learning_without_forgetting(
     ``past_heads(apply, num_classes)`` where each has its own. The default strength is the
     authors' ``lambda_o = 1`` at their temperature, ``strength * temperature**2``.
     """
-    pull = distill(kept, strength, temperature=temperature, chunk_size=chunk_size)
+    regularizer = distill(
+        kept, strength, temperature=temperature, chunk_size=chunk_size
+    )
     loss = cross_entropy(logits)
     options["chunk_size"] = chunk_size
-    return make_method(loss, optimizer, regularizer=pull, **options)
+    return make_method(loss, optimizer, regularizer=regularizer, **options)
 
 
 def slow_learner(
@@ -219,7 +223,7 @@ def slow_learner(
     return make_method(
         example_loss,
         optimizer,
-        regularizer=follow_slow(features, strength, chunk_size=chunk_size),
+        regularizer=feature_distillation(features, strength, chunk_size=chunk_size),
         memory=reservoir(capacity, sample_size),
         average=ema(decay),
         chunk_size=chunk_size,

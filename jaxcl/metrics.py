@@ -20,7 +20,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Array, Float, Num
 
-from jaxcl.checks import as_numbers
+from jaxcl.errors import as_numbers
 
 #: A NumPy or JAX array, or lists of numbers.
 Matrix = Num[Array, "..."] | Num[np.ndarray, "..."] | Sequence

@@ -9,7 +9,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree, ScalarLike
 
-from jaxcl.checks import as_numbers, check_number, check_size, shown
+from jaxcl.errors import as_numbers, check_number, check_size, shown
 from jaxcl.typing import Batch
 
 

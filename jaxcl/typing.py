@@ -2,7 +2,7 @@
 
 A *batch* is rows with weights; a *stream* is tasks in order; a *method* is
 put together from a gradient transformation, an optimizer and four small records:
-:class:`Regularizer`, :class:`Memory`, :class:`Average` and :class:`Renewal`.
+:class:`Regularizer`, :class:`Memory`, :class:`Average` and :class:`Reset`.
 
 Every record holds pure functions only. What a function needs to know is an argument, what
 it changes is returned, and a state never changes structure, shape or dtype: that one
@@ -61,7 +61,9 @@ class Context(NamedTuple):
 
     batch: Batch
     replay: Batch
-    slow: Params  # the average's reading; the parameters themselves without an average
+    average: (
+        Params  # the average's reading; the parameters themselves without an average
+    )
     key: Key
 
 
@@ -79,14 +81,14 @@ class Regularizer(NamedTuple):
       init: ``(params) -> state``.
       penalty: ``(state, params, context) -> scalar``, added to the loss.
       project: ``(state, params) -> params``, applied after the optimizer's update.
-      consolidate: ``(key, state, params, task) -> state``, once at the end of a task;
+      end_task: ``(key, state, params, task) -> state``, once at the end of a task;
         ``task`` is the whole training set of the task, or the part the caller chose.
     """
 
     init: Callable[[Params], State]
     penalty: Callable[[State, Params, Context], Float[Array, ""]]
     project: Callable[[State, Params], Params]
-    consolidate: Callable[[Key, State, Params, Batch], State]
+    end_task: Callable[[Key, State, Params, Batch], State]
 
 
 class Memory(NamedTuple):
@@ -97,13 +99,13 @@ class Memory(NamedTuple):
       sample: ``(key, state) -> batch``; rows have weight 0 while the memory is empty.
         Leaves are ``[b, ...]``, or ``[T, m, ...]`` when grouped by task.
       observe: ``(key, state, batch) -> state``, after every step.
-      consolidate: ``(key, state, params, task) -> state``, once at the end of a task.
+      end_task: ``(key, state, params, task) -> state``, once at the end of a task.
     """
 
     init: Callable[[Batch], State]
     sample: Callable[[Key, State], Batch]
     observe: Callable[[Key, State, Batch], State]
-    consolidate: Callable[[Key, State, Params, Batch], State]
+    end_task: Callable[[Key, State, Params, Batch], State]
 
 
 class Average(NamedTuple):
@@ -113,23 +115,23 @@ class Average(NamedTuple):
       init: ``(params) -> state``.
       observe: ``(state, params) -> state``, after every step.
       read: ``(state, params) -> params``, what evaluation uses.
-      consolidate: ``(state, params) -> (state, params)``, once at the end of a task;
+      end_task: ``(state, params) -> (state, params)``, once at the end of a task;
         the returned parameters are where training goes on.
     """
 
     init: Callable[[Params], State]
     observe: Callable[[State, Params], State]
     read: Callable[[State, Params], Params]
-    consolidate: Callable[[State, Params], tuple[State, Params]]
+    end_task: Callable[[State, Params], tuple[State, Params]]
 
 
-class Renewal(NamedTuple):
+class Reset(NamedTuple):
     """What keeps a network able to learn by touching its parameters after a step.
 
     Attributes:
       init: ``(params) -> state``.
-      renew: ``(key, state, params, batch) -> (state, params, renewed)``, after every
-        step; ``renewed`` is a tree of booleans shaped like ``params``: there the
+      reset: ``(key, state, params, batch) -> (state, params, mask)``, after every
+        step; ``mask`` is a tree of booleans shaped like ``params``: there the
         optimizer's statistics are cleared. ``None`` means nowhere. A count that all
         parameters share goes on: Adam then no longer corrects the bias of moments that
         begin anew, and the first steps of a renewed weight are up to ``(1 - b1) /
@@ -137,7 +139,7 @@ class Renewal(NamedTuple):
     """
 
     init: Callable[[Params], State]
-    renew: Callable[[Key, State, Params, Batch], tuple[State, Params, PyTree]]
+    reset: Callable[[Key, State, Params, Batch], tuple[State, Params, PyTree]]
 
 
 class MethodState(NamedTuple):
@@ -149,7 +151,7 @@ class MethodState(NamedTuple):
     regularizer: State
     memory: State
     average: State
-    renewal: State
+    reset: State
 
 
 class StepInfo(NamedTuple):
@@ -198,15 +200,15 @@ class Model(NamedTuple):
     Attributes:
       init: ``(key) -> params``, a nested dict of arrays.
       apply: ``(params, x) -> logits [c]`` for ONE input ``x``.
-      features: ``(params, x) -> tuple`` of the hidden activations of one input, in order;
+      hidden: ``(params, x) -> tuple`` of the hidden activations of one input, in order;
         the last one is what the output layer reads.
-      units: ``units[k]`` tells where the units behind ``features[k]`` live; may be shorter
-        than ``features``, and empty for networks that unit-wise renewal does not know.
+      units: ``units[k]`` tells where the units behind ``hidden[k]`` live; may be shorter
+        than ``hidden``, and empty for networks that unit-wise renewal does not know.
     """
 
     init: Callable[[Key], Params]
     apply: Callable[[Params, Float[Array, "..."]], Float[Array, " c"]]
-    features: Callable[[Params, Float[Array, "..."]], tuple[Array, ...]]
+    hidden: Callable[[Params, Float[Array, "..."]], tuple[Array, ...]]
     units: tuple[Units, ...]
 
 
@@ -228,7 +230,7 @@ __all__ = [
     "Params",
     "PyTree",
     "Regularizer",
-    "Renewal",
+    "Reset",
     "State",
     "StepInfo",
     "Stream",

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxcl.averages import ema, interpolate, interpolate_with_start, no_average
+from jaxcl.averages import ema, interpolate, no_average, wise_ft
 from jaxcl.tree import at
 
 
@@ -41,7 +41,7 @@ def test_no_average_reads_and_returns_the_parameters_themselves():
     state = average.observe(average.init(params), params)
     assert jax.tree.leaves(state) == []
     assert average.read(state, params) is params
-    assert average.consolidate(state, params)[1] is params
+    assert average.end_task(state, params)[1] is params
 
 
 @pytest.mark.parametrize("warm_up", [False, True])
@@ -84,7 +84,7 @@ def test_ema_of_bfloat16_parameters_moves_at_a_decay_of_0_999():
     average = ema(0.999)
     state = observed(average, path)
     expected = 2 - 0.999**100
-    np.testing.assert_allclose(state.slow, expected, rtol=1e-5)
+    np.testing.assert_allclose(state.average, expected, rtol=1e-5)
     read = average.read(state, path[0])
     assert read.dtype == jnp.bfloat16
     np.testing.assert_allclose(np.asarray(read, np.float32), expected, rtol=2**-8)
@@ -100,12 +100,12 @@ def test_ema_runs_on_across_tasks():
     path = walk(3)
     average = ema(0.9)
     state = observed(average, path)
-    after, params = average.consolidate(state, at(-1, path))
+    after, params = average.end_task(state, at(-1, path))
     assert_same(after, state)
     assert_same(params, at(-1, path))
 
 
-@pytest.mark.parametrize("make", [ema, interpolate, interpolate_with_start])
+@pytest.mark.parametrize("make", [ema, interpolate, wise_ft])
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_states_keep_their_form_and_readings_that_of_the_parameters(make, dtype):
     """Oracle: shapes and dtypes of the first state and of the parameters."""
@@ -117,14 +117,14 @@ def test_states_keep_their_form_and_readings_that_of_the_parameters(make, dtype)
         start = average.init(at(0, path))
         state = observed(average, path)
         read = average.read(state, at(-1, path))
-        return start, state, average.consolidate(state, at(-1, path)), read
+        return start, state, average.end_task(state, at(-1, path)), read
 
     start, state, (after, params), read = jax.jit(run)(path)
     assert form(start) == form(state) == form(after)
     assert form(params) == form(read) == form(at(0, path))
 
 
-@pytest.mark.parametrize("make", [ema, interpolate, interpolate_with_start])
+@pytest.mark.parametrize("make", [ema, interpolate, wise_ft])
 @pytest.mark.parametrize("compiled", [False, True])
 def test_a_fresh_or_consolidated_state_can_be_donated_with_the_parameters(
     make, compiled
@@ -134,14 +134,14 @@ def test_a_fresh_or_consolidated_state_can_be_donated_with_the_parameters(
     maybe_jit = jax.jit if compiled else lambda function: function
     params = at(0, walk(0))
     init = maybe_jit(lambda params: (average.init(params), params))
-    consolidate = maybe_jit(average.consolidate)
+    end_task = maybe_jit(average.end_task)
     step = jax.jit(
         lambda state, params: (average.observe(state, params), params),
         donate_argnums=(0, 1),
     )
     expected = jax.tree.map(np.array, params)
     state, params = step(*init(params))
-    state, params = step(*consolidate(state, params))
+    state, params = step(*end_task(state, params))
     assert_same(params, expected)
     assert_same(average.read(state, params), expected)
 
@@ -152,20 +152,20 @@ def test_interpolate_goes_on_from_between_start_and_end_of_each_task():
     state = average.init(jnp.zeros(2))
     state = average.observe(state, jnp.full(2, 9.0))
     np.testing.assert_array_equal(average.read(state, jnp.full(2, 4.0)), 4.0)
-    state, params = average.consolidate(state, jnp.full(2, 4.0))
+    state, params = average.end_task(state, jnp.full(2, 4.0))
     np.testing.assert_array_equal(params, 3.0)
-    state, params = average.consolidate(state, jnp.full(2, 7.0))
+    state, params = average.end_task(state, jnp.full(2, 7.0))
     np.testing.assert_array_equal(params, 6.0)
 
 
 def test_interpolate_with_start_changes_the_reading_only():
     """Oracle: by hand; the start stays that of the first task."""
-    average = interpolate_with_start(0.75)
+    average = wise_ft(0.75)
     state = average.init(jnp.zeros(2))
     for end, expected in ((4.0, 3.0), (8.0, 6.0)):
         state = average.observe(state, jnp.full(2, end))
         np.testing.assert_array_equal(average.read(state, jnp.full(2, end)), expected)
-        state, params = average.consolidate(state, jnp.full(2, end))
+        state, params = average.end_task(state, jnp.full(2, end))
         np.testing.assert_array_equal(params, end)
 
 
@@ -175,8 +175,8 @@ def test_interpolation_at_its_ends_is_one_end_bit_for_bit():
     start, end = at(0, path), at(1, path)
     for alpha, expected in ((1, end), (0, start)):
         average = interpolate(alpha)
-        assert_same(average.consolidate(average.init(start), end)[1], expected)
-        average = interpolate_with_start(alpha)
+        assert_same(average.end_task(average.init(start), end)[1], expected)
+        average = wise_ft(alpha)
         assert_same(average.read(average.init(start), end), expected)
 
 
@@ -185,9 +185,9 @@ def test_a_grid_of_strengths_is_a_vmap():
     path = walk(4)
 
     def run(share):
-        slow = ema(share)
-        read = slow.read(observed(slow, path), at(0, path))
-        mixed = interpolate(share).consolidate(at(0, path), at(1, path))[1]
+        average = ema(share)
+        read = average.read(observed(average, path), at(0, path))
+        mixed = interpolate(share).end_task(at(0, path), at(1, path))[1]
         return read, mixed
 
     shares = jnp.array([0.0, 0.3, 1.0])
@@ -196,7 +196,7 @@ def test_a_grid_of_strengths_is_a_vmap():
         assert_close(at(i, grid), run(share), rtol=1e-6)
 
 
-@pytest.mark.parametrize("make", [ema, interpolate, interpolate_with_start])
+@pytest.mark.parametrize("make", [ema, interpolate, wise_ft])
 @pytest.mark.parametrize("share", [-0.1, 1.5, float("nan")])
 def test_a_share_outside_the_unit_interval_is_refused(make, share):
     """Oracle: the message."""

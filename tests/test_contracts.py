@@ -17,7 +17,7 @@ from jaxcl.curvature import empirical_fisher
 from jaxcl.losses import cross_entropy, single_head
 from jaxcl.models import mlp
 from jaxcl.tree import as_batch, at
-from jaxcl.typing import Average, Context, Memory, Regularizer, Renewal
+from jaxcl.typing import Average, Context, Memory, Regularizer, Reset
 
 MODEL = mlp((4, 5, 3))
 LOGITS = single_head(MODEL.apply)
@@ -36,7 +36,7 @@ REGULARIZERS = {
     "box": lambda: regularizers.box(0.5),
     "boxed": lambda: regularizers.boxed(regularizers.l2(0.1), 0.5),
     "distill": lambda: regularizers.distill(LOGITS, 1.0),
-    "follow_slow": lambda: regularizers.follow_slow(LOGITS, 1.0),
+    "feature_distillation": lambda: regularizers.feature_distillation(LOGITS, 1.0),
     "scaled": lambda: regularizers.scaled(2.0, regularizers.l2(0.1)),
     "sum_of": lambda: regularizers.sum_of(regularizers.l2(0.1), regularizers.box(0.5)),
 }
@@ -46,26 +46,26 @@ MEMORIES = {
     "episodic": lambda: memory.episodic(2, 4, 3),
     "grouped": lambda: memory.episodic(2, 4, grouped=True),
     "k-means": lambda: memory.episodic(
-        2, 3, select=memory.kmeans_rows(lambda params, x: x, num_iterations=2)
+        2, 3, select=memory.kmeans_examples(lambda params, x: x, num_iterations=2)
     ),
 }
 AVERAGES = {
     "no_average": lambda: averages.no_average(),
     "ema": lambda: averages.ema(0.9),
     "interpolate": lambda: averages.interpolate(0.5),
-    "interpolate_with_start": lambda: averages.interpolate_with_start(0.5),
+    "wise_ft": lambda: averages.wise_ft(0.5),
 }
 RENEWALS = {
-    "no_renewal": lambda: plasticity.no_renewal(),
+    "no_reset": lambda: plasticity.no_reset(),
     "shrink_and_perturb": lambda: plasticity.shrink_and_perturb(0.9, 0.1, MODEL.init),
     "redo": lambda: plasticity.redo(
-        MODEL.features, MODEL.units, MODEL.init, threshold=0.9, period=1
+        MODEL.hidden, MODEL.units, MODEL.init, threshold=0.9, period=1
     ),
     "continual_backprop": lambda: plasticity.continual_backprop(
-        MODEL.features, MODEL.units, MODEL.init, rate=0.1, maturity=0
+        MODEL.hidden, MODEL.units, MODEL.init, rate=0.1, maturity=0
     ),
-    "chain_renewals": lambda: plasticity.chain_renewals(
-        plasticity.no_renewal(), plasticity.shrink_and_perturb(0.9, 0.1, MODEL.init)
+    "chain_resets": lambda: plasticity.chain_resets(
+        plasticity.no_reset(), plasticity.shrink_and_perturb(0.9, 0.1, MODEL.init)
     ),
 }
 
@@ -79,7 +79,7 @@ def cycle(record, key, params, batch):
             context = Context(batch, batch, params, key)
             penalty = jax.value_and_grad(record.penalty, argnums=1)
             out += [penalty(state, params, context), record.project(state, params)]
-            state = record.consolidate(key, state, params, batch)
+            state = record.end_task(key, state, params, batch)
             states.append(state)
         return states, out
     if isinstance(record, Memory):
@@ -88,7 +88,7 @@ def cycle(record, key, params, batch):
         for _ in range(2):
             out.append(record.sample(key, state))
             state = record.observe(key, state, batch)
-            state = record.consolidate(key, state, params, batch)
+            state = record.end_task(key, state, params, batch)
             states.append(state)
         return states, out
     if isinstance(record, Average):
@@ -97,15 +97,15 @@ def cycle(record, key, params, batch):
         for _ in range(2):
             state = record.observe(state, params)
             out.append(record.read(state, params))
-            state, params = record.consolidate(state, params)
+            state, params = record.end_task(state, params)
             states.append(state)
         return states, [*out, params]
     state, out = record.init(params), []
     states = [state]
     for _ in range(2):
-        state, params, renewed = record.renew(key, state, params, batch)
+        state, params, mask = record.reset(key, state, params, batch)
         states.append(state)
-        out += [params, renewed]
+        out += [params, mask]
     return states, out
 
 
@@ -114,7 +114,7 @@ KINDS = {
     **dict.fromkeys(REGULARIZERS, Regularizer),
     **dict.fromkeys(MEMORIES, Memory),
     **dict.fromkeys(AVERAGES, Average),
-    **dict.fromkeys(RENEWALS, Renewal),
+    **dict.fromkeys(RENEWALS, Reset),
 }
 
 
@@ -181,7 +181,7 @@ def test_bfloat16_parameters_stay_bfloat16_and_states_keep_their_dtypes(name):
     (first, *later), out = jax.eval_shape(run, jax.random.key(2), half, BATCH)
     for state in later:
         assert kinds(state) == kinds(first)
-    if isinstance(record, Average | Renewal):
+    if isinstance(record, Average | Reset):
         params = out[-1] if isinstance(record, Average) else out[-2]
         assert kinds(params) == kinds(half)
 
@@ -206,9 +206,9 @@ def test_without_jit_the_numbers_are_the_same_and_every_state_can_be_donated(nam
     if isinstance(record, Regularizer | Average):
         state, params = give((record.init(params), params))
         if isinstance(record, Regularizer):
-            give((record.consolidate(key, state, params, BATCH), params))
+            give((record.end_task(key, state, params, BATCH), params))
         else:
-            give(record.consolidate(state, params))
+            give(record.end_task(state, params))
 
 
 @pytest.mark.parametrize("name", RENEWALS)
@@ -217,14 +217,14 @@ def test_padding_alone_renews_nothing(name):
 
     Shrink-and-perturb does not look at rows, so padding does not hold it.
     """
-    if name in ("shrink_and_perturb", "chain_renewals"):
+    if name in ("shrink_and_perturb", "chain_resets"):
         pytest.skip("acts by the count of steps, whatever the rows")
     record = RENEWALS[name]()
     key, params = jax.random.key(6), PARAMS
-    state, params, _ = jax.jit(record.renew)(key, record.init(params), params, BATCH)
-    after, kept, renewed = jax.jit(record.renew)(key, state, params, PADDING)
+    state, params, _ = jax.jit(record.reset)(key, record.init(params), params, BATCH)
+    after, kept, mask = jax.jit(record.reset)(key, state, params, PADDING)
     jax.tree.map(np.testing.assert_array_equal, kept, params)
-    assert renewed is None or not any(leaf.any() for leaf in jax.tree.leaves(renewed))
+    assert mask is None or not any(leaf.any() for leaf in jax.tree.leaves(mask))
     for new, old in zip(jax.tree.leaves(after), jax.tree.leaves(state), strict=True):
         if jnp.issubdtype(old.dtype, jnp.floating):
             np.testing.assert_array_equal(new, old)
@@ -235,10 +235,12 @@ def test_every_public_builder_is_in_the_battery():
     others = {
         "BoxState", "DistillState", "EwcState", "convert_strength",
         "largest_stable_strength", "EpisodicState", "ReservoirState", "Select", "after",
-        "class_balanced_rows", "episodic", "kmeans", "kmeans_rows", "random_rows",
-        "EmaState", "Traces", "Utility", "adaptable_contribution", "contribution",
-        "dead_share", "dormancy_score", "dormant_share", "effective_rank", "measure",
-        "renew_units", "singular_values", "srank", "stable_rank",
+        "class_balanced_examples", "episodic", "kmeans", "kmeans_examples",
+        "random_examples", "EmaState", "Traces", "Utility", "adaptable_contribution",
+        "contribution",
+        "dead_fraction", "dormancy_score", "dormant_fraction", "effective_rank",
+        "measure",
+        "reset_units", "singular_values", "srank", "stable_rank",
     }  # fmt: skip
     public = {
         name

@@ -8,14 +8,15 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 LAYERS = [
-    {"typing", "checks"},
-    {"tree", "lockstep"},
-    {"losses"},
-    {"metrics", "transforms", "curvature", "memory", "averages", "adapters", "streams"},
-    {"regularizers", "landscape", "plasticity", "models"},
+    {"errors", "typing"},
+    {"tree", "lockstep", "sharding"},
+    {"losses", "adapters"},
+    {"metrics", "transforms", "curvature", "memory", "averages", "data", "models"},
+    {"regularizers", "landscape", "plasticity"},
     {"method"},
     {"methods"},
     {"training", "interop", "report"},
+    {"runs"},
     {"cli"},
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}

@@ -21,7 +21,7 @@ from jaxcl.regularizers import boxed, ewc, l2_init, no_regularizer, sum_of
 from jaxcl.training.device import first_example, run_stream
 from jaxcl.transforms import agem, gem, gnp, sam
 from jaxcl.tree import as_batch, at
-from jaxcl.typing import Renewal, Stream
+from jaxcl.typing import Reset, Stream
 
 D, H, C, T = 6, 5, 3, 2
 
@@ -208,11 +208,11 @@ def test_renewed_parameters_lose_their_optimizer_statistics():
         "w": jnp.zeros((D, H), bool).at[:, 1].set(True),
         "v": jnp.zeros((H, C), bool),
     }
-    renewal = Renewal(lambda p: (), lambda k, s, p, b: (s, p, mask))
+    reset = Reset(lambda p: (), lambda k, s, p, b: (s, p, mask))
     batch = at(slice(8), task(1))
     states = []
-    for part in (renewal, None):
-        method = make_method(LOSS, optax.adam(0.1), renewal=part)
+    for part in (reset, None):
+        method = make_method(LOSS, optax.adam(0.1), reset=part)
         state = method.init(setting()[1], at(slice(1), batch))
         states.append(method.step(jax.random.key(0), state, batch)[0].optimizer[0])
     cleared, kept = states
@@ -231,8 +231,8 @@ def test_renewed_parameters_lose_their_optimizer_statistics():
 def test_statistics_restart_from_where_the_optimizer_begins(optimizer):
     """Oracle: `optimizer.init` at the parameters, which is not zero for these two."""
     everywhere = jax.tree.map(lambda leaf: jnp.ones(leaf.shape, bool), setting()[1])
-    renewal = Renewal(lambda p: (), lambda k, s, p, b: (s, p, everywhere))
-    method = make_method(LOSS, optimizer, renewal=renewal)
+    reset = Reset(lambda p: (), lambda k, s, p, b: (s, p, everywhere))
+    method = make_method(LOSS, optimizer, reset=reset)
     batch = at(slice(8), task(1))
     state = method.init(setting()[1], at(slice(1), batch))
     state, _ = method.step(jax.random.key(0), state, batch)
@@ -263,11 +263,11 @@ def test_statistics_of_some_leaves_restart_like_those_of_all(optimizer):
         "w": jnp.zeros((D, H), bool).at[:, 1].set(True),
         "v": jnp.ones((H, C), bool),
     }
-    renewal = Renewal(lambda p: (), lambda k, s, p, b: (s, p, mask))
+    reset = Reset(lambda p: (), lambda k, s, p, b: (s, p, mask))
     batch = at(slice(8), task(1))
 
     def moments(optimizer):
-        method = make_method(LOSS, optimizer, renewal=renewal)
+        method = make_method(LOSS, optimizer, reset=reset)
         state = method.init(setting()[1], at(slice(1), batch))
         state, _ = method.step(jax.random.key(0), state, batch)
         leaves = jax.tree.leaves(state.optimizer)
@@ -283,10 +283,10 @@ def test_statistics_of_some_leaves_restart_like_those_of_all(optimizer):
 def test_statistics_of_other_shapes_cannot_restart_and_it_is_said():
     """Oracle: the message; without a renewal the same optimizer learns."""
     everywhere = jax.tree.map(lambda leaf: jnp.ones(leaf.shape, bool), setting()[1])
-    renewal = Renewal(lambda p: (), lambda k, s, p, b: (s, p, everywhere))
+    reset = Reset(lambda p: (), lambda k, s, p, b: (s, p, everywhere))
     batch = at(slice(8), task(1))
-    for part in (None, renewal):
-        method = make_method(LOSS, optax.adafactor(0.1), renewal=part)
+    for part in (None, reset):
+        method = make_method(LOSS, optax.adafactor(0.1), reset=part)
         state = method.init(setting()[1], at(slice(1), batch))
         step = functools.partial(method.step, jax.random.key(0), state, batch)
         if part is None:

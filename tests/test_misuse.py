@@ -12,11 +12,11 @@ import pytest
 from jax.sharding import AxisType, Mesh
 
 from jaxcl import (
+    data,
     losses,
     metrics,
     plasticity,
     regularizers,
-    streams,
     training,
     transforms,
 )
@@ -30,16 +30,16 @@ from jaxcl.curvature import (
 )
 from jaxcl.memory import reservoir
 from jaxcl.method import make_method
-from jaxcl.models import mlp, purify
+from jaxcl.models import from_flax, mlp
 from jaxcl.report import records, statistics
+from jaxcl.sharding import AXES, replicate
 from jaxcl.training import checkpoint
-from jaxcl.training.parallel import AXES, replicate
 from jaxcl.tree import as_batch, at
 
 KEY, SGD = jax.random.key(0), optax.sgd(0.1)
 X, Y = np.zeros((4, 1, 3), np.uint8), np.array([0, 1, 0, 1])
-IMAGES = streams.as_images(X, Y, X, Y)
-STREAM = streams.permuted(KEY, IMAGES, num_tasks=3)
+IMAGES = data.as_images(X, Y, X, Y)
+STREAM = data.permuted(KEY, IMAGES, num_tasks=3)
 MODEL = mlp((3, 4, 2))
 PARAMS = MODEL.init(KEY)
 LOGITS = losses.single_head(MODEL.apply)
@@ -50,7 +50,7 @@ METHOD = make_method(LOSS, SGD)
 STATE = METHOD.init(PARAMS, BATCH)
 SIZES = {"num_steps": 1, "batch_size": 2}
 OPTIONS = training.Options(**SIZES)
-TASKS = streams.stream_tasks(STREAM)
+TASKS = data.stream_tasks(STREAM)
 EXPLICIT = (AxisType.Explicit,) * 3
 MESH = training.make_mesh(devices=jax.devices()[:1])
 
@@ -64,7 +64,7 @@ def untyped():
 
 
 def permuted(key=KEY, images=IMAGES, num_tasks=2, **changes):
-    return streams.permuted(key, images, num_tasks=num_tasks, **changes)
+    return data.permuted(key, images, num_tasks=num_tasks, **changes)
 
 
 def walk(key=KEY, **changes):
@@ -82,11 +82,11 @@ def scored(score):
 
 
 def placed(rule=replicate, mesh=MESH):
-    return learn(layout=training.Layout(mesh, rule))
+    return learn(sharding=training.ShardingPlan(mesh, rule))
 
 
 def measured(**changes):
-    place = (MODEL.features, PARAMS, PARAMS, BATCH)
+    place = (MODEL.hidden, PARAMS, PARAMS, BATCH)
     return plasticity.measure(KEY, LOSS, *place, **changes)
 
 
@@ -105,21 +105,24 @@ def hidden(gradient):
 
 REFUSED = [
     # streams
-    (lambda: streams.as_images(X, [[0], [1, 2]], X, Y), "lists of equal length"),
-    (lambda: streams.as_images(X, Y, X, Y, num_classes=2.0), "num_classes must"),
-    (lambda: streams.subset(PAIR), "Images, got tuple; see jaxcl.streams"),
-    (lambda: streams.subset(IMAGES, num_train=2.0), r"in \[1, 4\], got 2.0"),
+    (lambda: data.as_images(X, [[0], [1, 2]], X, Y), "lists of equal length"),
+    (lambda: data.as_images(X, Y, X, Y, num_classes=2.0), "num_classes must"),
+    (lambda: data.subset(PAIR), "Images, got tuple; see jaxcl.data"),
+    (lambda: data.subset(IMAGES, num_train=2.0), r"in \[1, 4\], got 2.0"),
     (lambda: permuted(key=0), "one JAX key, got 0"),
     (lambda: permuted(key=jax.random.split(KEY)), "one JAX key, got"),
     (lambda: permuted(images=X), "of type Images, got ndarray"),
     (lambda: permuted(num_tasks="2"), "num_tasks must be"),
     (lambda: permuted(normalise=True), r"finite \(mean, std > 0\).* got True"),
-    (lambda: streams.from_arrays([BATCH], [BATCH], num_classes=2), "train .* got list"),
-    (lambda: streams.take_tasks(STREAM, 1), "permuted-images has tasks 0 to 2, got 1"),
-    (lambda: streams.take_tasks(STREAM, [True, False, True]), "got .True, False, True"),
-    (lambda: streams.stack_plans(STREAM), "stream must be of type Stream, got Pool"),
-    (lambda: streams.validate(METHOD), "validate: .* type Stream, got Method"),
-    (lambda: streams.array_rows(PAIR), "array_rows: expected a Batch .* got tuple"),
+    (lambda: data.from_arrays([BATCH], [BATCH], num_classes=2), "train .* got list"),
+    (lambda: data.take_tasks(STREAM, 1), "permuted-images has tasks 0 to 2, got 1"),
+    (lambda: data.take_tasks(STREAM, [True, False, True]), "got .True, False, True"),
+    (lambda: data.stack_plans(STREAM), "stream must be of type Stream, got Pool"),
+    (lambda: data.validate(METHOD), "validate: .* type Stream, got Method"),
+    (
+        lambda: data.array_dataset(PAIR),
+        "array_dataset: expected a Batch .* got tuple",
+    ),
     # batches and losses
     (lambda: as_batch(1.0, 2), r"as_batch: x and y must be .* shapes \[\(\), \(\)\]"),
     (lambda: as_batch(BATCH.x, Y, weight=np.ones((4, 1))), r"weight \[n\].*\(4, 1\)"),
@@ -186,7 +189,7 @@ REFUSED = [
         lambda: reservoir(10, sample_size=20),
         "reservoir: sample_size must be at most the capacity, 10, got 20; lower",
     ),
-    (lambda: plasticity.chain_renewals([]), "of type Renewal, got"),
+    (lambda: plasticity.chain_resets([]), "of type Reset, got"),
     (
         lambda: plasticity.redo(None, MODEL.units[0], None),
         "one hidden layer, got Units",
@@ -195,7 +198,10 @@ REFUSED = [
     (lambda: plasticity.effective_rank(BATCH.x), "effective_rank: values must be sing"),
     (lambda: plasticity.stable_rank(1.0), r"stable_rank: .* \[k\], got shape \(\)"),
     (lambda: plasticity.srank(jnp.ones(3), delta=-0.1), r"delta .* \[0, 1\], got -0.1"),
-    (lambda: plasticity.dormant_share((), None, -1), "dormant_share: tau .* got -1"),
+    (
+        lambda: plasticity.dormant_fraction((), None, -1),
+        "dormant_fraction: tau .* got -1",
+    ),
     (lambda: measured(rho=-0.1), "measure: rho must be a finite number .* got -0.1"),
     (lambda: measured(tau=np.nan), "measure: tau must be a finite number .* got nan"),
     (lambda: sam_sharpness(loss_of, PARAMS, "1"), "sam_sharpness: rho .* got '1'"),
@@ -239,7 +245,10 @@ REFUSED = [
     (lambda: mlp((3, 2), activation="relu"), "a function, got 'relu'"),
     (lambda: mlp((3, 2), gain=np.nan), "mlp: gain must be a finite number .* got nan"),
     (lambda: mlp((3, 2), out_gain=-1.0), "mlp: out_gain .* at least 0, got -1.0"),
-    (lambda: purify(None), r"build must be a function \(rngs\) .* got NoneType; give"),
+    (
+        lambda: from_flax(None),
+        r"build must be a function \(rngs\) .* got NoneType; give",
+    ),
     # training
     (lambda: walk(method=STREAM, stream=METHOD), "method must .* Method, got Stream"),
     (lambda: walk(num_steps=0), "run_stream: num_steps must be an int of at least 1"),
@@ -266,17 +275,23 @@ REFUSED = [
         "params must be a tree of float arrays, got None; give",
     ),
     (
-        lambda: learn(tasks=[streams.Task("a", BATCH, BATCH)]),
-        "train must be of type Rows, got Batch; .* array_rows",
+        lambda: learn(tasks=[data.Task("a", BATCH, BATCH)]),
+        "train must be of type Dataset, got Batch; .* array_dataset",
     ),
     (lambda: learn(tasks=iter(TASKS)), "tasks must be a list of tasks, got list_iter"),
     (lambda: learn(tasks=TASKS[0]), "tasks must be a list of tasks, got Task; make"),
     (lambda: learn(tasks=STREAM), "of type Task, got Pool; .* stream_tasks"),
     (lambda: learn(options={"num_steps": 2}), "options must be of type Options, got {"),
     (lambda: learn(folder=None), "learn: folder must be a path, got None; give"),
-    (lambda: learn(about=[1]), r"learn: about .* got \[1\]; give a dict of finite"),
-    (lambda: learn(about="hi"), "learn: about must .* got 'hi'; give a dict of finite"),
-    (lambda: learn(about={"a": X}), "learn: about must be a dict of .* not JSON"),
+    (
+        lambda: learn(metadata=[1]),
+        r"learn: metadata .* got \[1\]; give a dict of finite",
+    ),
+    (
+        lambda: learn(metadata="hi"),
+        "learn: metadata must .* got 'hi'; give a dict of finite",
+    ),
+    (lambda: learn(metadata={"a": X}), "learn: metadata must be a dict of .* not JSON"),
     (lambda: placed(mesh=replicate), "learn: mesh must be of type Mesh, got function"),
     (
         lambda: placed(None),
@@ -292,21 +307,21 @@ REFUSED = [
     ),
     (
         lambda: placed(lambda path, shape, mesh: None),
-        r"a PartitionSpec that splits params/hidden_0/bias \[4\] .* got None; see split",
+        r"a PartitionSpec that splits params/hidden_0/bias \[4\] .* got None; see fsdp",
     ),
     (
         lambda: placed(lambda path, shape, mesh: ("fsdp",)),
-        r"got \('fsdp',\); see split",
+        r"got \('fsdp',\); see fsdp",
     ),
     (lambda: scored(lambda x: (x, x)), "score must return a JAX array .* got tuple"),
     (lambda: scored(lambda x: [x]), r"score must return a JAX array .* got \["),
     (lambda: scored(lambda x: None), r"score must return a JAX array .* got None"),
     (lambda: scored(lambda x: np.ones(x.shape)), "score must .* got ndarray; leave"),
     (lambda: scored(lambda x: x + 1j), r"a real number .* \[256\], got complex64\[256"),
-    (lambda: checkpoint.save("nowhere", 1, PARAMS, about={"a": X}), "not JSON"),
+    (lambda: checkpoint.save("nowhere", 1, PARAMS, metadata={"a": X}), "not JSON"),
     (
-        lambda: checkpoint.saving("x", about={"a": X}).__enter__(),
-        "about must be a dict",
+        lambda: checkpoint.saving("x", metadata={"a": X}).__enter__(),
+        "metadata must be a dict",
     ),
     (lambda: checkpoint.save("nowhere", 1.0, PARAMS), "step must be an int .* got 1.0"),
     (lambda: checkpoint.save("nowhere", 1, {"a": "b"}), r"\['a'\] must be an array"),
@@ -330,7 +345,7 @@ def test_the_wrong_object_is_named_in_one_line(call, words, tmp_path, monkeypatc
 MATRIX, HALVES = [[1, 0, 0], [1, 1, 0], [0, 1, 1]], [0.5, 0.25, 1.0]
 BOTH = [
     (lambda x, y: as_batch(x, y, weight=y), (np.ones((4, 3)), Y)),
-    (lambda y: streams.as_images(X, y, list(X), y)[:4], (Y,)),
+    (lambda y: data.as_images(X, y, list(X), y)[:4], (Y,)),
     (metrics.average_incremental_accuracy, (np.array(MATRIX, float),)),
     (metrics.forward_transfer, (np.array(MATRIX, float), np.array(HALVES))),
     (metrics.learning_curve_area, (np.array(MATRIX, float),)),

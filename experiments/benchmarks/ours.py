@@ -12,9 +12,9 @@ import optax
 
 from experiments.benchmarks.config import Config
 from jaxcl import methods
+from jaxcl.data import Images, permuted, stack_plans, synthetic_images
 from jaxcl.losses import cross_entropy, single_head
 from jaxcl.models import mlp
-from jaxcl.streams import Images, permuted, stack_plans, synthetic_images
 from jaxcl.training.device import (
     accuracies,
     first_example,

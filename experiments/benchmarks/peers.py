@@ -18,7 +18,7 @@ import numpy as np
 from experiments.benchmarks.config import Config
 from experiments.benchmarks.ours import NORMALISE, make_stream
 from experiments.harness.run_folder import plain
-from jaxcl.streams import Images
+from jaxcl.data import Images
 
 SCRIPTS = Path(__file__).parents[2] / "third_party" / "peers"
 

@@ -24,7 +24,7 @@ from experiments.harness import (
     finished,
     progress,
 )
-from jaxcl.streams import Images
+from jaxcl.data import Images
 
 #: Who does a job besides jaxcl; neighbours in a round are compared.
 OTHERS = {

@@ -75,7 +75,7 @@ class Config:
 
 
 #: Fields that cannot change a result, and those that name a folder.
-FREE, PLACES = ("checkpoint_seconds", "workers"), ("data",)
+COSMETIC_FIELDS, PATH_FIELDS = ("checkpoint_seconds", "workers"), ("data",)
 
 PRESETS = {
     "smoke": Config(  # a minute; a test runs it
@@ -98,4 +98,4 @@ PRESETS = {
 }
 
 
-__all__ = ["FREE", "PLACES", "PRESETS", "Config"]
+__all__ = ["COSMETIC_FIELDS", "PATH_FIELDS", "PRESETS", "Config"]

@@ -23,10 +23,10 @@ from experiments.harness import expect_no_words, fill, write_json, write_text
 from experiments.harness.environment import describe_environment
 from jaxcl.losses import token_cross_entropy
 from jaxcl.method import make_method
-from jaxcl.models import LlamaConfig, computed_in, llama
+from jaxcl.models import LlamaConfig, cast_compute, llama
 from jaxcl.report.tables import Column, Table, to_csv, to_markdown
-from jaxcl.training import Layout, make_mesh, split_large
-from jaxcl.training.parallel import rows_sharding, shardings, whole
+from jaxcl.sharding import batch_sharding, replicated, shardings
+from jaxcl.training import ShardingPlan, fsdp, make_mesh
 from jaxcl.transforms import sam
 from jaxcl.typing import Batch
 
@@ -98,11 +98,11 @@ def compiled(config: LlamaConfig, length: int, shape: Shape, *, scan: bool) -> A
     """The program of a step of SAM with AdamW: bfloat16 over float32 masters."""
     count = shape.data * shape.fsdp
     devices = jax.devices()[:count]
-    layout = Layout(
-        make_mesh(data=shape.data, fsdp=shape.fsdp, devices=devices), split_large()
+    sharding = ShardingPlan(
+        make_mesh(data=shape.data, fsdp=shape.fsdp, devices=devices), fsdp()
     )
     model = llama(config, scan=scan, checkpoint=True)
-    narrow = partial(computed_in, jnp.bfloat16)
+    narrow = partial(cast_compute, jnp.bfloat16)
     loss = token_cross_entropy(narrow(model.apply), narrow(model.apply_rows))
     method = make_method(loss, optax.adamw(1e-4), gradient=sam(0.05))
     tokens = jax.ShapeDtypeStruct((count, length), jnp.int32)
@@ -110,12 +110,12 @@ def compiled(config: LlamaConfig, length: int, shape: Shape, *, scan: bool) -> A
     batch = Batch(tokens, tokens, numbers.update(dtype=jnp.float32), numbers)
     params = jax.eval_shape(model.init, jax.random.key(0))
     state = jax.eval_shape(method.init, params, batch)
-    places = shardings(layout, state)
-    rows = jax.tree.map(lambda _: rows_sharding(layout), batch)
+    places = shardings(sharding, state)
+    rows = jax.tree.map(lambda _: batch_sharding(sharding), batch)
     step = jax.jit(
         method.step,
-        in_shardings=(whole(layout), places, rows),
-        out_shardings=(places, whole(layout)),
+        in_shardings=(replicated(sharding), places, rows),
+        out_shardings=(places, replicated(sharding)),
         donate_argnums=1,
     )
     key = jax.eval_shape(lambda: jax.random.key(0))

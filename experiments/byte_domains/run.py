@@ -11,24 +11,24 @@ import optax
 from experiments.byte_domains.config import Config
 from experiments.byte_domains.text import domains, make_task
 from experiments.harness import (
-    Lesson,
     RunFolder,
+    RunSpec,
     Trial,
+    check_data_hash,
     check_fields,
     check_names,
-    layout_of,
     learn_trial,
-    recognise,
     run_trials,
+    sharding_of,
     worker_count,
 )
 from jaxcl.curvature import empirical_fisher
+from jaxcl.data import Task
 from jaxcl.losses import RowLosses, token_accuracy, token_cross_entropy
 from jaxcl.memory import reservoir
 from jaxcl.method import make_method
-from jaxcl.models import LanguageModel, LlamaConfig, computed_in, llama
+from jaxcl.models import LanguageModel, LlamaConfig, cast_compute, llama
 from jaxcl.regularizers import ewc
-from jaxcl.streams import Task
 from jaxcl.training import Options
 from jaxcl.transforms import sam
 from jaxcl.typing import Method
@@ -40,11 +40,11 @@ NUM_BYTES = 256  # a token is a byte
 def run(config: Config, folder: RunFolder) -> None:
     """Do every run that is not in ``results.jsonl`` yet."""
     check(config)
-    layout_of(config.fsdp)
+    sharding_of(config.fsdp)
     texts = texts_of(config)
     tasks_of(config)  # refuses what does not fit the data
     make_model(config)
-    recognise(folder, (np.frombuffer(text, np.uint8) for text in texts.values()))
+    check_data_hash(folder, (np.frombuffer(text, np.uint8) for text in texts.values()))
     trials = [
         Trial(arm, {}, seed) for seed in range(config.seeds) for arm in config.arms
     ]
@@ -56,10 +56,10 @@ def worker(config: Config, folder: RunFolder):
     """What a process needs to do trials."""
 
     def do(trial: Trial, send: Callable) -> None:
-        lesson = lesson_of(config, trial)
+        spec = run_spec(config, trial)
         learn_trial(
             trial,
-            lesson,
+            spec,
             folder,
             send,
             setting="domains of text",
@@ -98,13 +98,13 @@ def make_model(config: Config) -> LanguageModel:
     model = llama(sizes, scan=config.scan, checkpoint=config.checkpoint)
     if not config.bfloat16:
         return model
-    narrow = functools.partial(computed_in, jnp.bfloat16)
+    narrow = functools.partial(cast_compute, jnp.bfloat16)
     return model._replace(
         apply=narrow(model.apply), apply_rows=narrow(model.apply_rows)
     )
 
 
-def lesson_of(config: Config, trial: Trial) -> Lesson:
+def run_spec(config: Config, trial: Trial) -> RunSpec:
     """Tasks, start, method and score of a trial."""
     of_seed = jax.random.fold_in(jax.random.key(config.seed), trial.seed)
     key_start, key = jax.random.split(of_seed)
@@ -123,12 +123,12 @@ def lesson_of(config: Config, trial: Trial) -> Lesson:
     options = Options(
         num_steps=config.num_steps,
         batch_size=config.batch_size,
-        consolidate_rows=config.fisher_rows,
+        end_task_examples=config.fisher_rows,
         eval_batch_size=2 * config.batch_size,
-        eval_rows=config.test_rows,
+        eval_examples=config.test_rows,
         save_every=config.checkpoint_seconds,
     )
-    return Lesson(key, build, model.init(key_start), tasks_of(config), score, options)
+    return RunSpec(key, build, model.init(key_start), tasks_of(config), score, options)
 
 
 def make_arm(config: Config, arm: str, loss: RowLosses) -> Method:

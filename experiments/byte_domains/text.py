@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxcl.streams import Task, array_rows
+from jaxcl.data import Task, array_dataset
 from jaxcl.tree import as_batch
 
 
@@ -101,7 +101,7 @@ def make_task(name: str, text: bytes, index: int, length: int) -> Task:
         )
         raise ValueError(msg)
     train, test = (as_rows(part, length) for part in parts)
-    made = [array_rows(as_batch(x, y, task=index)) for x, y in (train, test)]
+    made = [array_dataset(as_batch(x, y, task=index)) for x, y in (train, test)]
     return Task(name, *made)
 
 

@@ -63,7 +63,10 @@ class Config:
 
 
 #: Fields that cannot change a result, and those that name a folder.
-FREE, PLACES = ("checkpoint_seconds", "eval_batch_size", "workers"), ("data",)
+COSMETIC_FIELDS, PATH_FIELDS = (
+    ("checkpoint_seconds", "eval_batch_size", "workers"),
+    ("data",),
+)
 
 PRESETS = {
     "smoke": Config(  # a minute or two, to compile; a test runs a part of it
@@ -83,4 +86,4 @@ PRESETS = {
 }
 
 
-__all__ = ["FREE", "PLACES", "PRESETS", "Config"]
+__all__ = ["COSMETIC_FIELDS", "PATH_FIELDS", "PRESETS", "Config"]

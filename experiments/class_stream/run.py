@@ -9,24 +9,24 @@ import optax
 
 from experiments.class_stream.config import Config
 from experiments.harness import (
-    Lesson,
     RunFolder,
+    RunSpec,
     Trial,
+    check_data_hash,
     check_fields,
     check_names,
-    layout_of,
     learn_trial,
-    recognise,
     run_trials,
+    sharding_of,
     worker_count,
 )
 from jaxcl.curvature import empirical_fisher
+from jaxcl.data import Images, class_splits, digits, load_images, stream_tasks
 from jaxcl.losses import Logits, cross_entropy, multi_head
 from jaxcl.memory import reservoir
 from jaxcl.method import make_method
 from jaxcl.models import resnet
 from jaxcl.regularizers import ewc
-from jaxcl.streams import Images, class_splits, digits, load_images, stream_tasks
 from jaxcl.training import Options
 from jaxcl.transforms import sam
 from jaxcl.typing import Method
@@ -37,12 +37,10 @@ ARMS = ("none", "er", "sam-ewc-er")
 def run(config: Config, folder: RunFolder) -> None:
     """Do every run that is not in ``results.jsonl`` yet."""
     check(config)
-    layout_of(config.fsdp)
+    sharding_of(config.fsdp)
     images = images_of(config)
-    recognise(folder, images[:4])
-    lesson_of(
-        config, Trial(config.arms[0], {}, 0)
-    )  # refuses what does not fit the data
+    check_data_hash(folder, images[:4])
+    run_spec(config, Trial(config.arms[0], {}, 0))  # refuses what does not fit the data
     trials = [
         Trial(arm, {}, seed) for seed in range(config.seeds) for arm in config.arms
     ]
@@ -54,10 +52,8 @@ def worker(config: Config, folder: RunFolder):
     """What a process needs to do trials."""
 
     def do(trial: Trial, send: Callable) -> None:
-        lesson = lesson_of(config, trial)
-        learn_trial(
-            trial, lesson, folder, send, setting="class splits", fsdp=config.fsdp
-        )
+        spec = run_spec(config, trial)
+        learn_trial(trial, spec, folder, send, setting="class splits", fsdp=config.fsdp)
 
     return do
 
@@ -72,7 +68,7 @@ def images_of(config: Config) -> Images:
     return images._replace(train_x=deep(images.train_x), test_x=deep(images.test_x))
 
 
-def lesson_of(config: Config, trial: Trial) -> Lesson:
+def run_spec(config: Config, trial: Trial) -> RunSpec:
     """Tasks, start, method and score of a trial."""
     images = images_of(config)
     of_seed = jax.random.fold_in(jax.random.key(config.seed), trial.seed)
@@ -98,13 +94,13 @@ def lesson_of(config: Config, trial: Trial) -> Lesson:
     options = Options(
         num_steps=config.num_steps,
         batch_size=config.batch_size,
-        consolidate_rows=config.fisher_rows,
+        end_task_examples=config.fisher_rows,
         eval_batch_size=config.eval_batch_size,
-        eval_rows=config.test_rows,
+        eval_examples=config.test_rows,
         save_every=config.checkpoint_seconds,
     )
     start = model.init(key_start)
-    return Lesson(key, build, start, stream_tasks(stream), score, options)
+    return RunSpec(key, build, start, stream_tasks(stream), score, options)
 
 
 def make_arm(config: Config, arm: str, logits: Logits) -> Method:

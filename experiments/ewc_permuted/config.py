@@ -89,7 +89,7 @@ class Config:
 
 #: Fields that cannot change a result, and those that name a folder: a run is taken up
 #: again whatever the first are, and wherever the second lie.
-FREE, PLACES = ("checkpoint_seconds", "workers"), ("data",)
+COSMETIC_FIELDS, PATH_FIELDS = ("checkpoint_seconds", "workers"), ("data",)
 
 PRESETS = {
     "smoke": Config(  # seconds; a test runs it
@@ -126,4 +126,4 @@ PRESETS = {
 }
 
 
-__all__ = ["FREE", "LABELS", "PLACES", "PRESETS", "PUBLISHED", "Config"]
+__all__ = ["COSMETIC_FIELDS", "LABELS", "PATH_FIELDS", "PRESETS", "PUBLISHED", "Config"]

@@ -22,7 +22,7 @@ from experiments.harness import (
 from experiments.harness.run_folder import plain
 from jaxcl.metrics import backward_transfer, learning_accuracy
 from jaxcl.report import figures
-from jaxcl.report.lines import measure_curves
+from jaxcl.report.curves import measure_curves
 from jaxcl.report.records import split
 from jaxcl.report.statistics import mean_interval
 from jaxcl.report.tables import Column, Table, interval_note, to_csv, to_markdown

@@ -19,21 +19,21 @@ from experiments.harness import (
     CHECKPOINTS,
     RunFolder,
     append,
+    check_data_hash,
     check_fields,
     check_names,
     finished,
     progress,
     read_records,
-    recognise,
     share_out,
     worker_count,
 )
 from jaxcl.curvature import Fisher, empirical_fisher, exact_fisher, sampled_fisher
+from jaxcl.data import Images, digits, load_images, padded, permuted, validate
 from jaxcl.losses import Logits, cross_entropy, single_head
 from jaxcl.method import make_method
 from jaxcl.models import mlp
 from jaxcl.regularizers import ewc
-from jaxcl.streams import Images, digits, load_images, padded, permuted, validate
 from jaxcl.training.device import (
     accuracies,
     accuracy_row,
@@ -80,7 +80,7 @@ class Finished(NamedTuple):
 def run(config: Config, folder: RunFolder) -> None:
     """Choose the strengths, then do every run that is not in ``results.jsonl`` yet."""
     check(config)
-    recognise(folder, images_of(config))
+    check_data_hash(folder, images_of(config))
     make_stages(config)  # refuses what does not fit the data
     searching = search_trials(config)
     num_runs = len(searching) + len(config.arms) * config.seeds

@@ -9,21 +9,21 @@ reports it; ``__main__.py`` of its folder is::
 from experiments.harness.command import expect_no_words, main
 from experiments.harness.fields import check_fields, check_names, nearest
 from experiments.harness.host_runs import (
-    Lesson,
+    RunSpec,
     Trial,
-    layout_of,
     learn_trial,
     run_trials,
+    sharding_of,
 )
 from experiments.harness.readme import fill, made_on
 from experiments.harness.run_folder import (
     CHECKPOINTS,
     RunFolder,
     append,
+    check_data_hash,
     finished,
     read_json,
     read_records,
-    recognise,
     write_json,
     write_text,
 )
@@ -32,16 +32,16 @@ from jaxcl.training.progress import progress
 
 __all__ = [
     "CHECKPOINTS",
-    "Lesson",
     "RunFolder",
+    "RunSpec",
     "Trial",
     "append",
+    "check_data_hash",
     "check_fields",
     "check_names",
     "expect_no_words",
     "fill",
     "finished",
-    "layout_of",
     "learn_trial",
     "made_on",
     "main",
@@ -49,8 +49,8 @@ __all__ = [
     "progress",
     "read_json",
     "read_records",
-    "recognise",
     "run_trials",
+    "sharding_of",
     "share_out",
     "worker_count",
     "write_json",

@@ -35,7 +35,7 @@ from experiments.harness.run_folder import (
     read_json,
     read_records,
 )
-from jaxcl.training.lock import claim
+from jaxcl.training.lock import lock_folder
 
 OUTPUTS = Path("outputs")  # where folders go without --out; ignored by git
 _OUT = (
@@ -60,8 +60,8 @@ def main(
     *,
     report: Callable[[Any, RunFolder], None] | None = None,
     name: str | None = None,
-    free: tuple[str, ...] = (),
-    places: tuple[str, ...] = (),
+    cosmetic_fields: tuple[str, ...] = (),
+    path_fields: tuple[str, ...] = (),
 ) -> int:
     """Run an experiment from its command line.
 
@@ -76,8 +76,10 @@ def main(
       report: ``(config, folder) -> None``, makes tables, figures and page from the
         results; also called alone when a finished run is asked for again.
       name: of the experiment; by default the folder in which the dataclass is defined.
-      free: fields that cannot change a result: a folder may be taken up with others.
-      places: fields that name a file or folder, of which only the last component counts.
+      cosmetic_fields: fields that cannot change a result: a folder may be taken up with
+        others.
+      path_fields: fields that name a file or folder, of which only the last component
+        counts.
 
     Returns:
       The exit code.
@@ -90,12 +92,17 @@ def main(
         if request is None:  # the help was shown
             return 0
         asked = RunFolder(
-            Path(), name, request.preset, request.config, free=free, places=places
+            Path(),
+            name,
+            request.preset,
+            request.config,
+            cosmetic_fields=cosmetic_fields,
+            path_fields=path_fields,
         )
         path = request.out or default_path(asked, OUTPUTS)
         folder = asked._replace(path=path)
         examine(folder)  # refuses before anything is created
-        with claim(path, remedy="choose another --out") as made:
+        with lock_folder(path, remedy="choose another --out") as made:
             state = examine(folder)
             if state == "finished":
                 print(f"{path} is finished; making its report again.")

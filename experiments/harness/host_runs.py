@@ -13,9 +13,9 @@ import numpy as np
 
 from experiments.harness.run_folder import CHECKPOINTS, RunFolder, append, finished
 from experiments.harness.workers import share_out
-from jaxcl.streams import Task
-from jaxcl.training import Layout, Options, learn, make_mesh, split_large
-from jaxcl.training.program import Build, Score
+from jaxcl.data import Task
+from jaxcl.training import Options, ShardingPlan, fsdp, learn, make_mesh
+from jaxcl.training.compiled import Build, Score
 from jaxcl.training.progress import progress
 from jaxcl.typing import Key, Params
 
@@ -28,7 +28,7 @@ class Trial(NamedTuple):
     seed: int
 
 
-class Lesson(NamedTuple):
+class RunSpec(NamedTuple):
     """What a trial learns, and how: the arguments of :func:`jaxcl.training.learn`."""
 
     key: Key
@@ -40,7 +40,7 @@ class Lesson(NamedTuple):
     frozen: Any = ()
 
 
-class Moved(NamedTuple):
+class ProgressMessage(NamedTuple):
     """How far a run has come since the last time, as a share of the whole, in words."""
 
     run: str
@@ -78,8 +78,8 @@ def run_trials(
     walked: dict[str, Fraction] = {}
     with progress(len(trials), "runs", done=len(trials) - len(todo)) as advance:
 
-        def receive(sent: Moved | Finished) -> None:
-            if isinstance(sent, Moved):
+        def receive(sent: ProgressMessage | Finished) -> None:
+            if isinstance(sent, ProgressMessage):
                 walked[sent.run] = walked.get(sent.run, Fraction()) + sent.share
                 advance(sent.share, sent.words)
                 return
@@ -92,9 +92,9 @@ def run_trials(
 
 def learn_trial(
     trial: Trial,
-    lesson: Lesson,
+    spec: RunSpec,
     folder: RunFolder,
-    send: Callable[[Moved | Finished], None],
+    send: Callable[[ProgressMessage | Finished], None],
     *,
     setting: str,
     fsdp: int = 1,
@@ -108,28 +108,28 @@ def learn_trial(
       KeyboardInterrupt: after a signal, when the checkpoint is on the disk.
     """
     name = run_id(trial)
-    total = len(lesson.tasks) * lesson.options.num_steps
-    told = lambda steps, words: send(
-        Moved(name, Fraction(steps, total), f"{name}, {words}")
+    total = len(spec.tasks) * spec.options.num_steps
+    on_progress = lambda steps, words: send(
+        ProgressMessage(name, Fraction(steps, total), f"{name}, {words}")
     )
     place = folder.path / CHECKPOINTS / name.replace("/", "-")
-    learned = learn(
-        lesson.key,
-        lesson.build,
-        lesson.params,
-        lesson.tasks,
-        lesson.options,
+    result = learn(
+        spec.key,
+        spec.build,
+        spec.params,
+        spec.tasks,
+        spec.options,
         folder=place,
-        frozen=lesson.frozen,
-        score=lesson.score,
-        layout=layout_of(fsdp),
-        about={"run": name},
-        told=told,
+        frozen=spec.frozen,
+        score=spec.score,
+        sharding=sharding_of(fsdp),
+        metadata={"run": name},
+        on_progress=on_progress,
     )
-    if learned.status == "interrupted":
+    if result.status == "interrupted":
         raise KeyboardInterrupt
-    names = {"tasks": [task.name for task in lesson.tasks]} if named else {}
-    matrix = np.round(learned.position.matrix.astype(np.float64), 4)
+    names = {"tasks": [task.name for task in spec.tasks]} if named else {}
+    matrix = np.round(result.run_state.matrix.astype(np.float64), 4)
     line = {
         "run": name,
         "setting": setting,
@@ -137,27 +137,27 @@ def learn_trial(
         "hyper": dict(trial.hyper),
         "seed": trial.seed,
         **names,
-        "status": learned.status,
+        "status": result.status,
         "accuracy": np.diagonal(matrix),
         "final": matrix[-1],
         "matrix": matrix,
-        "on_non_finite": lesson.options.on_non_finite,
-        "not_finite": learned.position.num_bad,
-        **told_of(place, lesson.options.num_steps),
+        "on_non_finite": spec.options.on_non_finite,
+        "not_finite": result.run_state.num_bad,
+        **told_of(place, spec.options.num_steps),
         "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
     }
     send(Finished(line, place))
 
 
-def layout_of(fsdp: int) -> Layout | None:
-    """Rows over all devices, large leaves over ``fsdp`` of them; None for one device.
+def sharding_of(parts: int) -> ShardingPlan | None:
+    """Rows over all devices, large leaves over ``parts`` of them; None for one device.
 
     Raises:
-      ValueError: if ``fsdp`` does not divide the devices there are.
+      ValueError: if ``parts`` does not divide the devices there are.
     """
-    if jax.device_count() == 1 and fsdp == 1:
+    if jax.device_count() == 1 and parts == 1:
         return None
-    return Layout(make_mesh(fsdp=fsdp), split_large())
+    return ShardingPlan(make_mesh(fsdp=parts), fsdp())
 
 
 def told_of(place: Path, num_steps: int) -> dict[str, Any]:
@@ -191,11 +191,11 @@ def run_id(trial: Trial) -> str:
 
 __all__ = [
     "Finished",
-    "Lesson",
-    "Moved",
+    "ProgressMessage",
+    "RunSpec",
     "Trial",
-    "layout_of",
     "learn_trial",
     "run_id",
     "run_trials",
+    "sharding_of",
 ]

@@ -15,11 +15,11 @@ process at a time: the lock is held by the operating system, so a killed process
 on another machine, leaves none behind. A kill may tear the last line of the results; it
 is dropped, and that run is run again.
 
-What makes a configuration are its fields, without those that an experiment calls *free*
-because they cannot change a result (how many processes, how often a checkpoint). Of a field
-that is a *place*, the folder of the data, the last component of the path counts, and with
-:func:`recognise` the data that were found there. So anybody can take up a committed folder,
-on another machine, as long as their data lie in a folder of the same name.
+What makes a configuration are its fields, without the *cosmetic* ones, which cannot change
+a result (how many processes, how often a checkpoint). Of a *path* field, the folder of the
+data, the last component counts, and with :func:`check_data_hash` the data that were found
+there. So anybody can take up a committed folder, on another machine, as long as their data
+lie in a folder of the same name.
 """
 
 import dataclasses
@@ -52,8 +52,8 @@ class RunFolder(NamedTuple):
     experiment: str
     preset: str
     config: Any  # a frozen dataclass
-    free: tuple[str, ...] = ()  # fields that cannot change a result
-    places: tuple[str, ...] = ()  # fields of which the last component counts
+    cosmetic_fields: tuple[str, ...] = ()  # fields that cannot change a result
+    path_fields: tuple[str, ...] = ()  # fields of which the last component counts
 
 
 def default_path(folder: RunFolder, root: Path) -> Path:
@@ -142,7 +142,7 @@ def _tell_changes(path: Path, before: dict, now: dict) -> None:
         print(f"note: earlier lines in {path} were made otherwise: {words}")
 
 
-def recognise(folder: RunFolder, arrays: Iterable[Any]) -> None:
+def check_data_hash(folder: RunFolder, arrays: Iterable[Any]) -> None:
     """Write the checksum of the data into ``environment.json``; refuse other data later.
 
     Args:
@@ -327,8 +327,12 @@ def _numbers(array: np.ndarray) -> Any:
 
 def _identity(folder: RunFolder, config: dict[str, Any]) -> dict[str, Any]:
     """What two configurations must have in common to share a folder."""
-    kept = {name: value for name, value in config.items() if name not in folder.free}
-    for name in folder.places:
+    kept = {
+        name: value
+        for name, value in config.items()
+        if name not in folder.cosmetic_fields
+    }
+    for name in folder.path_fields:
         if kept.get(name):
             kept[name] = os.path.basename(os.path.abspath(kept[name]))
     return kept
@@ -345,6 +349,7 @@ __all__ = [
     "RunFolder",
     "append",
     "begin",
+    "check_data_hash",
     "default_path",
     "discard",
     "examine",
@@ -353,7 +358,6 @@ __all__ = [
     "plain",
     "read_json",
     "read_records",
-    "recognise",
     "write_json",
     "write_text",
 ]

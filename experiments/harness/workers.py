@@ -75,11 +75,11 @@ def share_out(
                 _give(pipe, process, todo.pop())
             for pipe in wait(list(busy)):
                 assert isinstance(pipe, Connection)
-                told = _hear(pipe, busy[pipe])
-                if told.kind == "sent":
-                    receive(told.value)
-                elif told.kind == "raised":
-                    raise told.value
+                on_progress = _hear(pipe, busy[pipe])
+                if on_progress.kind == "sent":
+                    receive(on_progress.value)
+                elif on_progress.kind == "raised":
+                    raise on_progress.value
                 else:
                     idle[pipe] = busy.pop(pipe)
 
@@ -171,12 +171,12 @@ def _serve(prepare: Callable[..., Do], args: tuple, pipe: Connection) -> None:
         try:
             do = do or prepare(*args)
             do(job, send)
-            told = Told("done")
+            on_progress = Told("done")
         except KeyboardInterrupt:  # a signal came, and what was at hand is saved
             return
         except Exception as error:
-            told = Told("raised", _portable(error))
-        pipe.send(told)
+            on_progress = Told("raised", _portable(error))
+        pipe.send(on_progress)
 
 
 def _end_with_parent() -> None:

@@ -12,7 +12,7 @@ if __name__ == "__main__":
             run,
             config.__doc__ or "",
             report=report,
-            free=config.FREE,
-            places=config.PLACES,
+            cosmetic_fields=config.COSMETIC_FIELDS,
+            path_fields=config.PATH_FIELDS,
         )
     )

@@ -64,7 +64,7 @@ def arms(config: Config, num_steps: int) -> dict[str, Arm]:
 
     def warm(value):
         """Rises linearly from zero at the start of each task."""
-        rise = max(1.0, config.warm_share * num_steps)
+        rise = max(1.0, config.warm_fraction * num_steps)
         return lambda count: value * jnp.minimum(1.0, count / rise)
 
     on_sphere = lambda model, hyper: fixed_norm()
@@ -80,13 +80,13 @@ def arms(config: Config, num_steps: int) -> dict[str, Arm]:
         ),
         Arm(
             "shrink-perturb",
-            method(renewal=lambda model, h: _shrink(config, model)),
+            method(reset=lambda model, h: _shrink(config, model)),
         ),
         Arm(
             "redo",
             method(
-                renewal=lambda model, h: redo(
-                    model.features,
+                reset=lambda model, h: redo(
+                    model.hidden,
                     model.units,
                     model.init,
                     threshold=config.dormant,
@@ -97,8 +97,8 @@ def arms(config: Config, num_steps: int) -> dict[str, Arm]:
         Arm(
             "continual-backprop",
             method(
-                renewal=lambda model, h: continual_backprop(
-                    model.features,
+                reset=lambda model, h: continual_backprop(
+                    model.hidden,
                     model.units,
                     model.init,
                     rate=config.replacement_rate,
@@ -201,7 +201,7 @@ def from_the_start() -> Average:
         init=lambda params: (copy(params), copy(params)),
         observe=lambda state, params: (state[0], params),
         read=lambda state, params: state[1],
-        consolidate=lambda state, params: (state, copy(state[0])),
+        end_task=lambda state, params: (state, copy(state[0])),
     )
 
 

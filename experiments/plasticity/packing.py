@@ -35,8 +35,8 @@ from experiments.plasticity import config as experiment
 from experiments.plasticity.arms import Trial, arms, trials
 from experiments.plasticity.run import Program, check, learn, make_program, run_id
 from experiments.plasticity.settings import Setting, load, make_setting
+from jaxcl.data import Images, synthetic_images
 from jaxcl.report.tables import Column, Table, to_markdown
-from jaxcl.streams import Images, synthetic_images
 from jaxcl.tree import at, num_tasks
 
 
@@ -230,7 +230,7 @@ command = partial(
     __doc__ or "",
     report=report,
     name="plasticity.packing",
-    places=experiment.PLACES,
+    path_fields=experiment.PATH_FIELDS,
 )
 
 __all__ = ["PRESETS", "Config", "by_arm", "command", "report", "run"]

@@ -47,8 +47,8 @@ from experiments.plasticity.report_parts import (
     window_of,
 )
 from jaxcl.report import page
-from jaxcl.report.cells import heatmap
-from jaxcl.report.lines import learning_curves
+from jaxcl.report.curves import learning_curves
+from jaxcl.report.heatmaps import heatmap
 from jaxcl.report.records import group, split
 from jaxcl.report.summaries import grid
 from jaxcl.report.tables import measure_table, to_markdown

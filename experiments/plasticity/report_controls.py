@@ -34,7 +34,7 @@ from experiments.plasticity.report_parts import (
     window_of,
 )
 from jaxcl.report import figures, page
-from jaxcl.report.lines import learning_curves
+from jaxcl.report.curves import learning_curves
 from jaxcl.report.records import curves, group, labels, split
 from jaxcl.report.statistics import known_means, mean_interval
 from jaxcl.report.tables import Column, Table, interval_note, measure_table

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from experiments.harness import write_text
 from experiments.plasticity.comparisons import Record, within
 from jaxcl.report import figures, page
-from jaxcl.report.lines import measure_curves
+from jaxcl.report.curves import measure_curves
 from jaxcl.report.records import measure_names, split
 from jaxcl.report.tables import Table, to_csv, to_markdown
 
@@ -17,7 +17,7 @@ MEASURES = (
     "sam_sharpness",
     "top_eigenvalue",
     "effective_rank",
-    "dormant_share",
+    "dormant_fraction",
     "weight_norm",
 )
 

@@ -15,11 +15,11 @@ import numpy as np
 from experiments.harness import (
     RunFolder,
     append,
+    check_data_hash,
     check_fields,
     check_names,
     finished,
     progress,
-    recognise,
     share_out,
     worker_count,
 )
@@ -70,7 +70,7 @@ class Finished(NamedTuple):
 def run(config: Config, folder: RunFolder) -> None:
     """Do every trial that is not in ``results.jsonl`` yet."""
     check(config)
-    recognise(folder, images_of(config))
+    check_data_hash(folder, images_of(config))
     settings, todo = make_settings(config), trials(config)
     num_workers = worker_count(config.workers)
     jobs = unfinished(settings, todo, finished(folder), num_workers)
@@ -125,9 +125,9 @@ MAY_BE_ZERO = (
     "replacement_rate",
     "resnet_width",
     "shrink",
-    "warm_share",
+    "warm_fraction",
 )
-SHARES = ("momentum", "shrink", "dormant", "replacement_rate", "warm_share")
+SHARES = ("momentum", "shrink", "dormant", "replacement_rate", "warm_fraction")
 
 
 def check(config: Config) -> None:
@@ -179,7 +179,7 @@ def make_program(config: Config, setting: Setting, arm: Arm) -> Program:
             figures = measure(
                 moment.key,
                 example_loss,
-                model.features,
+                model.hidden,
                 moment.params,
                 origin,
                 probe,

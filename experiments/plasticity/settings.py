@@ -8,9 +8,7 @@ import jax
 import numpy as np
 
 from experiments.plasticity.config import Config
-from jaxcl.losses import Logits, multi_head, single_head
-from jaxcl.models import mlp, resnet
-from jaxcl.streams import (
+from jaxcl.data import (
     Images,
     class_pairs,
     class_splits,
@@ -24,6 +22,8 @@ from jaxcl.streams import (
     tfds_images,
     validate,
 )
+from jaxcl.losses import Logits, multi_head, single_head
+from jaxcl.models import mlp, resnet
 from jaxcl.training.device import steps_for
 from jaxcl.tree import at, num_tasks
 from jaxcl.typing import Model, Stream

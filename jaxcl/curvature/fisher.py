@@ -17,7 +17,7 @@ on it. The empirical and the exact Fisher differ wherever the model is unsure of
 about, the given labels (Kunstner et al. 2019, arXiv:1905.12558).
 
 Cost: about one pass forward and back (``exact``: one back per class), as dense layers
-need no per-example gradients (:mod:`jaxcl.curvature.dense`). Rows are taken in chunks
+need no per-example gradients (:mod:`jaxcl.curvature.per_example`). Rows are taken in chunks
 whose sums are accumulated, so memory does not grow with the number of examples.
 """
 
@@ -26,11 +26,11 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from jaxcl.checks import check_function, check_kind
-from jaxcl.curvature.dense import (
+from jaxcl.curvature.per_example import (
     read_program,
     sum_squared_gradients,
 )
+from jaxcl.errors import check_function, check_kind
 from jaxcl.losses import Logits
 from jaxcl.tree import at, check_batch, num_rows, safe_divide, wide, wide_dtype
 from jaxcl.typing import Batch, ExampleLoss, Key, Params

@@ -6,7 +6,7 @@ import jax
 from jaxtyping import Array, Float, ScalarLike
 
 from jaxcl import tree
-from jaxcl.checks import check_number
+from jaxcl.errors import check_number
 from jaxcl.typing import Key, Params
 
 

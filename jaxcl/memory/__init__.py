@@ -2,20 +2,20 @@
 
 from jaxcl.memory.base import after, no_memory
 from jaxcl.memory.episodic import EpisodicState, episodic
-from jaxcl.memory.kmeans import kmeans, kmeans_rows
+from jaxcl.memory.kmeans import kmeans, kmeans_examples
 from jaxcl.memory.reservoir import ReservoirState, reservoir
-from jaxcl.memory.selection import Select, class_balanced_rows, random_rows
+from jaxcl.memory.selection import Select, class_balanced_examples, random_examples
 
 __all__ = [
     "EpisodicState",
     "ReservoirState",
     "Select",
     "after",
-    "class_balanced_rows",
+    "class_balanced_examples",
     "episodic",
     "kmeans",
-    "kmeans_rows",
+    "kmeans_examples",
     "no_memory",
-    "random_rows",
+    "random_examples",
     "reservoir",
 ]

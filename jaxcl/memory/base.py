@@ -17,7 +17,7 @@ def no_memory() -> Memory:
         init=lambda example: empty_rows(0, example),
         sample=lambda key, state: state,
         observe=lambda key, state, batch: state,
-        consolidate=lambda key, state, params, task: state,
+        end_task=lambda key, state, params, task: state,
     )
 
 

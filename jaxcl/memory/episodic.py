@@ -7,14 +7,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
-from jaxcl.checks import check_size
+from jaxcl.errors import check_size
 from jaxcl.memory.base import (
     check_rows,
     draw_ranks,
     empty_rows,
     no_memory,
 )
-from jaxcl.memory.selection import Select, random_rows
+from jaxcl.memory.selection import Select, random_examples
 from jaxcl.tree import at, num_rows
 from jaxcl.typing import Batch, Memory
 
@@ -32,13 +32,13 @@ def episodic(
     capacity_per_task: int,
     sample_size: int | None = None,
     *,
-    select: Select = random_rows,
+    select: Select = random_examples,
     grouped: bool = False,
     replace: bool = True,
 ) -> Memory:
     """Keep ``capacity_per_task`` rows of each finished task.
 
-    ``consolidate`` stores rows of the task that ends in slot ``tasks_seen % num_tasks``:
+    ``end_task`` stores rows of the task that ends in slot ``tasks_seen % num_tasks``:
     after ``num_tasks`` tasks the oldest slot is written over. Rows keep the ``task`` they
     came with. A task with fewer real rows than its share stores all of them and leaves
     the rest of the slot at weight zero. ``observe`` does nothing, so the current task is
@@ -102,10 +102,10 @@ def episodic(
         drawn = at((slots, rows), state.kept)
         return drawn._replace(weight=drawn.weight * real)
 
-    def consolidate(key, state, params, task):
+    def end_task(key, state, params, task):
         check_rows("episodic", 2, state.kept, task)
         task = jax.tree.map(jnp.asarray, task)
-        chosen = best_rows(key, select, params, task, capacity_per_task)
+        chosen = best_examples(key, select, params, task, capacity_per_task)
         slot = state.tasks_seen % num_tasks
         write = lambda leaf, rows: leaf.at[slot].set(rows)
         stored = jnp.sum(chosen.weight > 0, dtype=jnp.int32)
@@ -115,10 +115,10 @@ def episodic(
             state.tasks_seen + 1,
         )
 
-    return no_memory()._replace(init=init, sample=sample, consolidate=consolidate)
+    return no_memory()._replace(init=init, sample=sample, end_task=end_task)
 
 
-def best_rows(key, select: Select, params, task: Batch, capacity: int) -> Batch:
+def best_examples(key, select: Select, params, task: Batch, capacity: int) -> Batch:
     """The real rows of highest priority, best first; what is missing has weight zero."""
     priority = select(key, params, task, capacity)
     if jnp.shape(priority) != task.weight.shape:

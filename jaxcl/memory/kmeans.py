@@ -6,12 +6,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from jaxcl.checks import check_size
+from jaxcl.errors import check_size
 from jaxcl.memory.selection import Select
 from jaxcl.tree import num_rows
 
 
-def kmeans_rows(
+def kmeans_examples(
     features: Callable, *, num_iterations: int = 10, chunk_size: int = 1024
 ) -> Select:
     """Keep the row nearest to each of ``capacity`` K-means centroids of the features.
@@ -32,8 +32,8 @@ def kmeans_rows(
     Reference: the replay of Create and Find Flatness (ECAI 2023), there with the
     encoder's [CLS] vector as feature.
     """
-    check_size("kmeans_rows", num_iterations=num_iterations)
-    check_size("kmeans_rows", chunk_size=chunk_size)
+    check_size("kmeans_examples", num_iterations=num_iterations)
+    check_size("kmeans_examples", chunk_size=chunk_size)
 
     def select(key, params, task, capacity):
         key_means, key_rest = jax.random.split(key)
@@ -50,7 +50,7 @@ def kmeans_rows(
             chunk_size=chunk_size,
         )
         priority = jax.random.uniform(key_rest, (rows,))
-        best = nearest_rows(points, task.weight, centroids, chunk_size)
+        best = nearest_examples(points, task.weight, centroids, chunk_size)
         return priority.at[best].set(2.0)
 
     return select
@@ -151,7 +151,7 @@ def lloyd(
     return jax.lax.scan(improve, centroids, length=num_iterations)[0]
 
 
-def nearest_rows(
+def nearest_examples(
     points: Float[Array, "n d"],
     weight: Float[Array, " n"],
     centroids: Float[Array, "k d"],
@@ -197,4 +197,4 @@ def in_chunks(tree, chunk_size: int):
     return jax.tree.map(cut, tree)
 
 
-__all__ = ["kmeans", "kmeans_rows"]
+__all__ = ["kmeans", "kmeans_examples"]

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
-from jaxcl.checks import check_size
+from jaxcl.errors import check_size
 from jaxcl.memory.base import (
     check_rows,
     draw_ranks,

@@ -14,7 +14,7 @@ from jaxcl.typing import Batch, Key, Params
 Select = Callable[[Key, Params, Batch, int], Float[Array, " n"]]
 
 
-def random_rows(
+def random_examples(
     key: PRNGKeyArray, params: Params, task: Batch, capacity: int
 ) -> Float[Array, " n"]:
     """Every set of ``capacity`` rows is equally likely; a :data:`Select`."""
@@ -22,7 +22,7 @@ def random_rows(
     return jax.random.uniform(key, task.weight.shape)
 
 
-def class_balanced_rows(
+def class_balanced_examples(
     key: PRNGKeyArray, params: Params, task: Batch, capacity: int
 ) -> Float[Array, " n"]:
     """As many rows of each label as of any other; a :data:`Select`.
@@ -40,8 +40,8 @@ def class_balanced_rows(
     labels = leaves[0] if len(leaves) == 1 else jnp.zeros(())
     if labels.shape != task.weight.shape or not jnp.isdtype(labels.dtype, "integral"):
         msg = (
-            "class_balanced_rows: labels must be integers of shape [n], "
-            f"got {', '.join(looks)}; select by another rule, such as random_rows."
+            "class_balanced_examples: labels must be integers of shape [n], "
+            f"got {', '.join(looks)}; select by another rule, such as random_examples."
         )
         raise ValueError(msg)
 
@@ -56,4 +56,4 @@ def class_balanced_rows(
     return jax.random.uniform(key_turn, turn.shape) - turn
 
 
-__all__ = ["Select", "class_balanced_rows", "random_rows"]
+__all__ = ["Select", "class_balanced_examples", "random_examples"]

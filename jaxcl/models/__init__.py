@@ -1,20 +1,20 @@
 """What is trained: networks as pure functions of a nested dict of arrays."""
 
+from jaxcl.models.from_flax import from_flax, init_kernels
 from jaxcl.models.llama import LanguageModel, LlamaConfig, llama
 from jaxcl.models.mlp import Activation, crelu, mlp
-from jaxcl.models.precision import computed_in
-from jaxcl.models.pure import draw_kernels, purify
+from jaxcl.models.precision import cast_compute
 from jaxcl.models.resnet import resnet
 
 __all__ = [
     "Activation",
     "LanguageModel",
     "LlamaConfig",
-    "computed_in",
+    "cast_compute",
     "crelu",
-    "draw_kernels",
+    "from_flax",
+    "init_kernels",
     "llama",
     "mlp",
-    "purify",
     "resnet",
 ]

@@ -10,8 +10,8 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from jaxcl.checks import check_kind, check_number, check_size
-from jaxcl.models.pure import purify
+from jaxcl.errors import check_kind, check_number, check_size
+from jaxcl.models.from_flax import from_flax
 from jaxcl.typing import Key, Params
 
 
@@ -40,13 +40,13 @@ class LanguageModel(NamedTuple):
         has seen the tokens up to ``i`` and scores the next one.
       apply_rows: ``(params, tokens [b, n]) -> logits [b, n, v]``: the same for many, with
         all tokens as the rows of one matrix, which a ``vmap`` of ``apply`` is not.
-      features: ``(params, tokens [n]) -> [n, d]``, what the output layer reads.
+      hidden: ``(params, tokens [n]) -> [n, d]``, what the output layer reads.
     """
 
     init: Callable[[Key], Params]
     apply: Callable[[Params, Int[Array, " n"]], Float[Array, "n v"]]
     apply_rows: Callable[[Params, Int[Array, "b n"]], Float[Array, "b n v"]]
-    features: Callable[[Params, Int[Array, " n"]], Float[Array, "n d"]]
+    hidden: Callable[[Params, Int[Array, " n"]], Float[Array, "n d"]]
 
 
 def llama(
@@ -80,7 +80,7 @@ def llama(
     2020, arXiv:2002.05202 (SwiGLU); Zhang and Sennrich 2019, arXiv:1910.07467 (RMSNorm).
     """
     _check(config)
-    model = purify(
+    model = from_flax(
         lambda rngs: _Llama(config, scan=scan, checkpoint=checkpoint, rngs=rngs)
     )
 
@@ -92,12 +92,12 @@ def llama(
         _need("apply_rows", "b, n", tokens, 2)
         return model.apply(params, tokens)
 
-    def features(params, tokens):
+    def hidden(params, tokens):
         _need("features", "n", tokens, 1)
-        (states,) = model.features(params, tokens[None])
+        (states,) = model.hidden(params, tokens[None])
         return states[0]
 
-    return LanguageModel(model.init, apply, apply_rows, features)
+    return LanguageModel(model.init, apply, apply_rows, hidden)
 
 
 def _check(config: LlamaConfig) -> None:

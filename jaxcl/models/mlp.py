@@ -9,8 +9,8 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, ScalarLike
 
-from jaxcl.checks import check_kind, check_number, is_whole
-from jaxcl.models.pure import purify
+from jaxcl.errors import check_kind, check_number, is_whole
+from jaxcl.models.from_flax import from_flax
 from jaxcl.typing import Model, Units
 
 Activation = Callable[[Float[Array, " d"]], Float[Array, " k"]]
@@ -49,14 +49,14 @@ class _Mlp(nnx.Module):
                 "apply takes ONE input (vmap it over a batch), and sizes[0] is its size."
             )
             raise ValueError(msg)
-        features, h = [], x.reshape(-1)
+        hidden, h = [], x.reshape(-1)
         for k in range(self.num_hidden):
             h = getattr(self, f"hidden_{k}")(h)
             if self.layer_norm:
                 h = getattr(self, f"norm_{k}")(h)
             h = self.activation(h)
-            features.append(h)
-        return tuple(features), self.out(h)
+            hidden.append(h)
+        return tuple(hidden), self.out(h)
 
 
 def mlp(
@@ -86,7 +86,7 @@ def mlp(
 
     Returns:
       A model with ``apply(params, x)`` for one ``x`` of ``sizes[0]`` numbers, whatever its
-      shape, one entry of ``features`` ``[width]`` (``[2 width]`` with CReLU) per hidden
+      shape, one entry of ``hidden`` ``[width]`` (``[2 width]`` with CReLU) per hidden
       layer, and ``units`` to match.
 
     Raises:
@@ -123,7 +123,7 @@ def mlp(
         for k, (name, reader) in enumerate(itertools.pairwise(names))
     )
     kernel_gain = lambda path: out_gain if path[0] == "out" else gain
-    return purify(build, units, gain=kernel_gain)
+    return from_flax(build, units, gain=kernel_gain)
 
 
 def _norm_vectors(k, layer_norm):

@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
-from jaxcl.checks import check_kind
+from jaxcl.errors import check_kind
 from jaxcl.typing import Params
 
 
-def computed_in(dtype, apply: Callable[[Params, PyTree], PyTree]) -> Callable:
+def cast_compute(dtype, apply: Callable[[Params, PyTree], PyTree]) -> Callable:
     """The same network, computed in another floating type.
 
     Parameters and inputs are cast on the way in and outputs to float32 on the way out, so
@@ -25,9 +25,12 @@ def computed_in(dtype, apply: Callable[[Params, PyTree], PyTree]) -> Callable:
     Raises:
       ValueError: if ``dtype`` is no floating type.
     """
-    check_kind("computed_in", Callable, "give model.apply", apply=apply)
+    check_kind("cast_compute", Callable, "give model.apply", apply=apply)
     if not jnp.issubdtype(dtype, jnp.floating):
-        msg = f"computed_in: dtype must be a floating type, got {dtype}; give jnp.bfloat16."
+        msg = (
+            f"cast_compute: dtype must be a floating type, got {dtype}; give "
+            "jnp.bfloat16."
+        )
         raise ValueError(msg)
 
     def cast(tree, dtype):
@@ -41,4 +44,4 @@ def computed_in(dtype, apply: Callable[[Params, PyTree], PyTree]) -> Callable:
     )
 
 
-__all__ = ["computed_in"]
+__all__ = ["cast_compute"]

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxcl.models.pure import purify
+from jaxcl.models.from_flax import from_flax
 from jaxcl.typing import Model, Units
 
 
@@ -105,12 +105,12 @@ class _ResNet(nnx.Module):
             raise ValueError(msg)
         # GroupNorm takes the first of its axes for a batch, also where there is none.
         h = nnx.relu(self.norm(self.stem(x[None])))
-        features = []
+        hidden = []
         for name, _, _ in self.names:
             inner, h = getattr(self, name)(h)
-            features.append(inner[0])
+            hidden.append(inner[0])
         pooled = jnp.mean(h[0], axis=(0, 1))
-        return (*features, pooled), self.out(pooled)
+        return (*hidden, pooled), self.out(pooled)
 
 
 def _block_names(blocks):
@@ -147,7 +147,7 @@ def resnet(
 
     Returns:
       A model with ``apply(params, x)`` for one ``x [height, width, channels]``.
-      ``features`` are the activations inside each block ``[height, width, channels]``,
+      ``hidden`` are the activations inside each block ``[height, width, channels]``,
       whose channels ``units`` describes, and last the mean ``[channels]`` that the output
       layer reads.
 
@@ -195,7 +195,7 @@ def resnet(
         for name, stage, _ in _block_names(blocks)
     )
     gain = lambda path: 1.0 if path[0] == "out" else math.sqrt(2.0)
-    return purify(build, units, gain=gain)
+    return from_flax(build, units, gain=gain)
 
 
 __all__ = ["resnet"]

@@ -8,8 +8,8 @@ from jaxcl.plasticity.continual_backprop import (
     contribution,
 )
 from jaxcl.plasticity.measures import (
-    dead_share,
-    dormant_share,
+    dead_fraction,
+    dormant_fraction,
     effective_rank,
     measure,
     singular_values,
@@ -17,24 +17,24 @@ from jaxcl.plasticity.measures import (
     stable_rank,
 )
 from jaxcl.plasticity.redo import redo
-from jaxcl.plasticity.renewal import chain_renewals, no_renewal, shrink_and_perturb
-from jaxcl.plasticity.units import dormancy_score, renew_units
+from jaxcl.plasticity.reset import chain_resets, no_reset, shrink_and_perturb
+from jaxcl.plasticity.units import dormancy_score, reset_units
 
 __all__ = [
     "Traces",
     "Utility",
     "adaptable_contribution",
-    "chain_renewals",
+    "chain_resets",
     "continual_backprop",
     "contribution",
-    "dead_share",
+    "dead_fraction",
     "dormancy_score",
-    "dormant_share",
+    "dormant_fraction",
     "effective_rank",
     "measure",
-    "no_renewal",
+    "no_reset",
     "redo",
-    "renew_units",
+    "reset_units",
     "shrink_and_perturb",
     "singular_values",
     "srank",

@@ -7,17 +7,17 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, ScalarLike
 
-from jaxcl.checks import check_number
+from jaxcl.errors import check_number
 from jaxcl.lockstep import when
 from jaxcl.plasticity.units import (
     check_paths,
     check_units,
     leaf,
     mean_over_rows,
-    renew_units,
+    reset_units,
 )
 from jaxcl.tree import safe_divide
-from jaxcl.typing import Key, Params, Renewal, Units
+from jaxcl.typing import Key, Params, Reset, Units
 
 
 class Traces(NamedTuple):
@@ -67,7 +67,7 @@ def continual_backprop(
     maturity: ScalarLike = 100,
     decay: ScalarLike = 0.99,
     utility: Utility = adaptable_contribution,
-) -> Renewal:
+) -> Reset:
     r"""Replace the least useful of the mature units, ``rate`` of them per step.
 
     Each layer follows, with :math:`a_i` the age of unit :math:`i` and
@@ -112,7 +112,7 @@ def continual_backprop(
     check_number("continual_backprop", most=1.0, rate=rate, decay=decay)
     check_number("continual_backprop", maturity=maturity)
 
-    def renew(key, state, params, batch):
+    def reset(key, state, params, batch):
         hidden = jax.vmap(features, in_axes=(None, 0))(params, batch.x)
         real = jnp.any(batch.weight > 0)  # padding is no experience
         seen = tuple(
@@ -127,20 +127,20 @@ def continual_backprop(
         )
 
         def replace(operand):
-            params, renewed, state = operand
+            params, mask, state = operand
             fresh, after = init(key), []
             for layer, traces, mature in zip(units, state, eligible, strict=True):
                 worth = safe_divide(traces.utility, _since_birth(traces.age, decay))
-                mask = _lowest(worth, mature, jnp.floor(traces.pending))
+                chosen = _lowest(worth, mature, jnp.floor(traces.pending))
                 mean = _corrected_mean(layer, traces, decay)
-                params, renewed = renew_units(params, renewed, fresh, layer, mask, mean)
-                after.append(_forget(layer, traces, mask))
-            return params, renewed, tuple(after)
+                params, mask = reset_units(params, mask, fresh, layer, chosen, mean)
+                after.append(_forget(layer, traces, chosen))
+            return params, mask, tuple(after)
 
         nowhere = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, bool), params)
         due = real & jnp.any(jnp.stack([traces.pending >= 1 for traces in state]))
-        params, renewed, state = when(due, replace, (params, nowhere, state))
-        return state, params, renewed
+        params, mask, state = when(due, replace, (params, nowhere, state))
+        return state, params, mask
 
     def init_traces(params):
         for layer in units:
@@ -155,7 +155,7 @@ def continual_backprop(
             for layer in units
         )
 
-    return Renewal(init_traces, renew)
+    return Reset(init_traces, reset)
 
 
 def _observe(layer, traces, params, h, weight, decay, utility):
@@ -193,13 +193,13 @@ def _lowest(worth, eligible, count):
     return eligible & (rank < count)
 
 
-def _forget(layer, traces, mask):
+def _forget(layer, traces, chosen):
     """Traces of newborn units start over, and the counter pays for them."""
     return Traces(
-        utility=jnp.where(mask, 0.0, traces.utility),
-        mean=jnp.where(jnp.tile(mask, layer.copies), 0.0, traces.mean),
-        age=jnp.where(mask, 0, traces.age),
-        pending=traces.pending - jnp.sum(mask),
+        utility=jnp.where(chosen, 0.0, traces.utility),
+        mean=jnp.where(jnp.tile(chosen, layer.copies), 0.0, traces.mean),
+        age=jnp.where(chosen, 0, traces.age),
+        pending=traces.pending - jnp.sum(chosen),
     )
 
 

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, ScalarLike
 
 from jaxcl import tree
-from jaxcl.checks import check_number
 from jaxcl.curvature.sharpness import sam_sharpness
+from jaxcl.errors import check_number
 from jaxcl.losses import mean_loss
 from jaxcl.plasticity.units import dormancy_score, mean_over_rows
 from jaxcl.typing import Batch, ExampleLoss, Key, Params
@@ -19,7 +19,7 @@ from jaxcl.typing import Batch, ExampleLoss, Key, Params
 Features = tuple[Float[Array, "b ..."], ...]
 
 
-def dead_share(features: Features, weight: Float[Array, " b"]) -> Float[Array, ""]:
+def dead_fraction(features: Features, weight: Float[Array, " b"]) -> Float[Array, ""]:
     """Share of units, over all layers, whose activation is zero on every row.
 
     Such a ReLU unit passes no gradient back on this batch. A batch of padding lights
@@ -33,7 +33,7 @@ def dead_share(features: Features, weight: Float[Array, " b"]) -> Float[Array, "
     return _share(activity == 0, activity)
 
 
-def dormant_share(
+def dormant_fraction(
     features: Features, weight: Float[Array, " b"], tau: ScalarLike
 ) -> Float[Array, ""]:
     """Share of units, over all layers, with :func:`dormancy_score` of at most ``tau``.
@@ -43,7 +43,7 @@ def dormant_share(
 
     Reference: Sokar et al. 2023, arXiv:2302.12902, definition 3.1.
     """
-    check_number("dormant_share", tau=tau)
+    check_number("dormant_fraction", tau=tau)
     scores = [dormancy_score(mean_over_rows(jnp.abs(h), weight)) for h in features]
     score = jnp.concatenate(scores)
     return _share(score <= tau, score)
@@ -148,13 +148,14 @@ def measure(
       start: where training began.
       batch: the probe, rows ``[b, ...]``.
       rho: radius of ``sam_sharpness``, in units of the parameters.
-      tau: threshold of ``dormant_share``.
+      tau: threshold of ``dormant_fraction``.
 
     Returns:
-      float32 scalars: ``loss``, ``dead_share``, ``dormant_share``, ``effective_rank``,
-      ``stable_rank``, ``srank``, ``weight_norm``, ``distance`` (from ``start``),
-      ``grad_norm`` and ``sam_sharpness``. Costs a singular value decomposition of
-      ``[b, d]`` and a few passes over the batch; works under ``jit`` and ``vmap``.
+      float32 scalars: ``loss``, ``dead_fraction``, ``dormant_fraction``,
+      ``effective_rank``, ``stable_rank``, ``srank``, ``weight_norm``, ``distance``
+      (from ``start``), ``grad_norm`` and ``sam_sharpness``. Costs a singular value
+      decomposition of ``[b, d]`` and a few passes over the batch; works under ``jit``
+      and ``vmap``.
 
     Raises:
       ValueError: if the network has no hidden activations, or if ``rho`` or ``tau`` is
@@ -171,8 +172,8 @@ def measure(
     values = singular_values(last.reshape(last.shape[0], -1), batch.weight)
     found = {
         "loss": value,
-        "dead_share": dead_share(hidden, batch.weight),
-        "dormant_share": dormant_share(hidden, batch.weight, tau),
+        "dead_fraction": dead_fraction(hidden, batch.weight),
+        "dormant_fraction": dormant_fraction(hidden, batch.weight, tau),
         "effective_rank": effective_rank(values),
         "stable_rank": stable_rank(values),
         "srank": srank(values),
@@ -185,8 +186,8 @@ def measure(
 
 
 __all__ = [
-    "dead_share",
-    "dormant_share",
+    "dead_fraction",
+    "dormant_fraction",
     "effective_rank",
     "measure",
     "singular_values",

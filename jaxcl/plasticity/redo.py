@@ -6,16 +6,16 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ScalarLike
 
-from jaxcl.checks import check_number, check_size
+from jaxcl.errors import check_number, check_size
 from jaxcl.lockstep import when
 from jaxcl.plasticity.units import (
     check_paths,
     check_units,
     dormancy_score,
     mean_over_rows,
-    renew_units,
+    reset_units,
 )
-from jaxcl.typing import Key, Params, Renewal, Units
+from jaxcl.typing import Key, Params, Reset, Units
 
 
 def redo(
@@ -25,7 +25,7 @@ def redo(
     *,
     threshold: ScalarLike = 0.025,
     period: int = 625,
-) -> Renewal:
+) -> Reset:
     r"""Recycle dormant units every ``period`` steps.
 
     .. math:: s_i = a_i \,/\, \mathrm{mean}_k\, a_k, \qquad a_i = \mathrm{mean}_x |h_i(x)|
@@ -56,29 +56,29 @@ def redo(
     def recycle(key, params, batch):
         hidden = jax.vmap(features, in_axes=(None, 0))(params, batch.x)
         fresh = init(key)
-        renewed = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, bool), params)
+        mask = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, bool), params)
         for layer, h in zip(units, hidden, strict=False):
             activity = mean_over_rows(jnp.abs(h), batch.weight)
             activity = activity.reshape(layer.copies, layer.width).sum(axis=0)
             dormant = dormancy_score(activity) <= threshold
             # A batch of padding says nothing about anybody.
             dormant &= jnp.sum(batch.weight) > 0
-            params, renewed = renew_units(params, renewed, fresh, layer, dormant)
-        return params, renewed
+            params, mask = reset_units(params, mask, fresh, layer, dormant)
+        return params, mask
 
-    def renew(key, step, params, batch):
+    def reset(key, step, params, batch):
         step = step + 1
         nowhere = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, bool), params)
         touch = lambda operand: recycle(key, operand[0], batch)
-        params, renewed = when(step % period == 0, touch, (params, nowhere))
-        return step, params, renewed
+        params, mask = when(step % period == 0, touch, (params, nowhere))
+        return step, params, mask
 
     def init_step(params):
         for layer in units:
             check_paths("redo", layer, params)
         return jnp.zeros((), jnp.int32)
 
-    return Renewal(init_step, renew)
+    return Reset(init_step, reset)
 
 
 __all__ = ["redo"]

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PyTree
 
-from jaxcl.checks import shown
+from jaxcl.errors import shown
 from jaxcl.tree import safe_divide
 from jaxcl.typing import Params, Units
 
@@ -42,12 +42,12 @@ def replace_leaf(params: Params, path: tuple[str, ...], value: Array) -> Params:
     return {**params, head: inner}
 
 
-def renew_units(
+def reset_units(
     params: Params,
-    renewed: PyTree,
+    mask: PyTree,
     fresh: Params,
     units: Units,
-    mask: Bool[Array, " width"],
+    chosen: Bool[Array, " width"],
     mean: Float[Array, " k"] | None = None,
 ) -> tuple[Params, PyTree]:
     """Give the chosen units of one layer fresh inputs and no reader.
@@ -60,22 +60,22 @@ def renew_units(
 
     Args:
       params: nested dict of arrays.
-      renewed: booleans like ``params``; marks made so far.
+      mask: booleans like ``params``; marks made so far.
       fresh: a newly drawn network.
       units: where the layer's units live.
-      mask: [width], true for units to renew.
+      chosen: [width], true for units to renew.
       mean: [copies * width] mean activations. If given, what the chosen units passed on
         average goes to the next layer's bias, where it has one.
 
     Returns:
-      The new parameters, and ``renewed`` with every changed entry marked - except the
+      The new parameters, and ``mask`` with every changed entry marked - except the
       next layer's bias, which is moved and not renewed.
 
     Raises:
       ValueError: if a path of ``units`` leads to no array of ``params``.
     """
-    check_paths("renew_units", units, params)
-    read = jnp.tile(mask, units.copies)
+    check_paths("reset_units", units, params)
+    read = jnp.tile(chosen, units.copies)
     outgoing = leaf(params, units.outgoing)
     if mean is not None and units.shift is not None:
         passed = jnp.where(read, mean, 0.0) @ outgoing
@@ -86,18 +86,18 @@ def renew_units(
     rows = read[:, None]
     outgoing = jnp.where(rows, jnp.zeros((), outgoing.dtype), outgoing)
     params = replace_leaf(params, units.outgoing, outgoing)
-    renewed = _mark(renewed, units.outgoing, rows)
+    mask = _mark(mask, units.outgoing, rows)
 
     for path in (units.incoming, *units.vectors):
         old = leaf(params, path)
-        new = jnp.where(mask, leaf(fresh, path).astype(old.dtype), old)
+        new = jnp.where(chosen, leaf(fresh, path).astype(old.dtype), old)
         params = replace_leaf(params, path, new)
-        renewed = _mark(renewed, path, mask)
-    return params, renewed
+        mask = _mark(mask, path, chosen)
+    return params, mask
 
 
-def _mark(renewed, path, mask):
-    return replace_leaf(renewed, path, leaf(renewed, path) | mask)
+def _mark(mask, path, chosen):
+    return replace_leaf(mask, path, leaf(mask, path) | chosen)
 
 
 def check_units(who: str, units: tuple[Units, ...]) -> None:
@@ -141,6 +141,6 @@ __all__ = [
     "dormancy_score",
     "leaf",
     "mean_over_rows",
-    "renew_units",
     "replace_leaf",
+    "reset_units",
 ]

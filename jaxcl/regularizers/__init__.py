@@ -9,8 +9,8 @@ from jaxcl.regularizers.ewc import (
     ewc,
     largest_stable_strength,
 )
+from jaxcl.regularizers.feature_distillation import feature_distillation
 from jaxcl.regularizers.l2 import l2, l2_init
-from jaxcl.regularizers.slow import follow_slow
 
 __all__ = [
     "BoxState",
@@ -21,7 +21,7 @@ __all__ = [
     "convert_strength",
     "distill",
     "ewc",
-    "follow_slow",
+    "feature_distillation",
     "l2",
     "l2_init",
     "largest_stable_strength",

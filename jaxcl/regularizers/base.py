@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 from jaxtyping import ScalarLike
 
-from jaxcl.checks import check_kind, check_number
+from jaxcl.errors import check_kind, check_number
 from jaxcl.typing import Regularizer
 
 
@@ -18,7 +18,7 @@ def no_regularizer() -> Regularizer:
         del state
         return params
 
-    def consolidate(key, state, params, task):
+    def end_task(key, state, params, task):
         del key, params, task
         return state
 
@@ -26,7 +26,7 @@ def no_regularizer() -> Regularizer:
         del params
         return ()
 
-    return Regularizer(init, penalty, project, consolidate)
+    return Regularizer(init, penalty, project, end_task)
 
 
 def sum_of(*parts: Regularizer) -> Regularizer:
@@ -35,7 +35,7 @@ def sum_of(*parts: Regularizer) -> Regularizer:
     Regularizers form a monoid under ``sum_of``, with :func:`no_regularizer` (or
     ``sum_of()``) as its neutral element; projections commute only where they agree.
     The state is the tuple of the parts' states. Every part gets the same key at
-    ``consolidate``, so that how a sum is bracketed changes nothing.
+    ``end_task``, so that how a sum is bracketed changes nothing.
 
     Args:
       *parts: in the order in which their projections act.
@@ -55,11 +55,11 @@ def sum_of(*parts: Regularizer) -> Regularizer:
             params = part.project(state, params)
         return params
 
-    def consolidate(key, states, params, task):
+    def end_task(key, states, params, task):
         pairs = zip(parts, states, strict=True)
-        return tuple(part.consolidate(key, s, params, task) for part, s in pairs)
+        return tuple(part.end_task(key, s, params, task) for part, s in pairs)
 
-    return Regularizer(init, penalty, project, consolidate)
+    return Regularizer(init, penalty, project, end_task)
 
 
 def scaled(factor: ScalarLike, regularizer: Regularizer) -> Regularizer:

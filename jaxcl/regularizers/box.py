@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int, ScalarLike
 
-from jaxcl.checks import check_number
+from jaxcl.errors import check_number
 from jaxcl.regularizers.base import no_regularizer, sum_of
 from jaxcl.tree import copied, wide
 from jaxcl.typing import Params, Regularizer
@@ -58,13 +58,11 @@ def box(radius: ScalarLike) -> Regularizer:
 
         return jax.tree.map(clip, params, state.anchor)
 
-    def consolidate(key, state, params, task):
+    def end_task(key, state, params, task):
         del key, task
         return BoxState(copied(params), state.tasks_seen + 1)
 
-    return no_regularizer()._replace(
-        init=init, project=project, consolidate=consolidate
-    )
+    return no_regularizer()._replace(init=init, project=project, end_task=end_task)
 
 
 def boxed(regularizer: Regularizer, radius: ScalarLike) -> Regularizer:

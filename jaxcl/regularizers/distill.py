@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int, ScalarLike
 
-from jaxcl.checks import check_number, check_size
+from jaxcl.errors import check_number, check_size
 from jaxcl.losses import Logits, row_losses
 from jaxcl.regularizers.base import no_regularizer
 from jaxcl.tree import copied, weighted_mean
@@ -85,13 +85,11 @@ def distill(
         gaps = row_losses(divergence, params, batch, context.key, chunk_size=chunk_size)
         return strength * temperature**2 * weighted_mean(gaps, weight)
 
-    def consolidate(key, state, params, task):
+    def end_task(key, state, params, task):
         del key, task
         return DistillState(copied(params), state.tasks_seen + 1)
 
-    return no_regularizer()._replace(
-        init=init, penalty=penalty, consolidate=consolidate
-    )
+    return no_regularizer()._replace(init=init, penalty=penalty, end_task=end_task)
 
 
 __all__ = ["DistillState", "distill"]

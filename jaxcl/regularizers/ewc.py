@@ -40,8 +40,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, ScalarLike
 
-from jaxcl.checks import check_function, check_kind, check_number
 from jaxcl.curvature import Fisher, largest_entry
+from jaxcl.errors import check_function, check_kind, check_number
 from jaxcl.regularizers.base import no_regularizer
 from jaxcl.tree import copied, dot, safe_divide, subtract, wide
 from jaxcl.typing import Params, Regularizer
@@ -110,7 +110,7 @@ def ewc(
         away = jax.tree.map(jnp.square, subtract(params, state.anchor))
         return 0.5 * strength * (dot(state.fisher, away) + state.constant)
 
-    def consolidate(key, state, params, task):
+    def end_task(key, state, params, task):
         fresh = fisher(key, params, task)
         solution = copied(jax.tree.map(wide, params))
         merged = (
@@ -120,9 +120,7 @@ def ewc(
         )
         return merged._replace(tasks_seen=state.tasks_seen + 1)
 
-    return no_regularizer()._replace(
-        init=init, penalty=penalty, consolidate=consolidate
-    )
+    return no_regularizer()._replace(init=init, penalty=penalty, end_task=end_task)
 
 
 def _add_bowl(state, solution, fresh):

@@ -2,7 +2,7 @@
 
 from jaxtyping import ScalarLike
 
-from jaxcl.checks import check_number
+from jaxcl.errors import check_number
 from jaxcl.regularizers.base import no_regularizer
 from jaxcl.tree import copied, dot, subtract
 from jaxcl.typing import Regularizer

@@ -15,8 +15,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy import stats
 
-from jaxcl.report.cells import accuracy_matrix, heatmap
-from jaxcl.report.lines import learning_curves, measure_curves
+from jaxcl.report.curves import learning_curves, measure_curves
+from jaxcl.report.heatmaps import accuracy_matrix, heatmap
 from jaxcl.report.records import Record, check, curves, group, group_of, split
 from jaxcl.report.style import (
     FAINT,

@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from jaxcl.checks import check_kind
+from jaxcl.errors import check_kind
 
 Record = dict[str, Any]
 

@@ -67,7 +67,7 @@ SETTINGS = {
 }
 
 
-class Look(NamedTuple):
+class LineStyle(NamedTuple):
     """How one group is drawn."""
 
     colour: str
@@ -75,16 +75,16 @@ class Look(NamedTuple):
     zorder: float
 
 
-def looks(groups: Sequence[Group]) -> dict[Group, Look]:
+def looks(groups: Sequence[Group]) -> dict[Group, LineStyle]:
     """A colour for each arm, a dash pattern for each choice of numbers within it."""
     arms = list(dict.fromkeys(key.arm for key in groups))
-    found: dict[Group, Look] = {}
+    found: dict[Group, LineStyle] = {}
     for key in groups:
         place = arms.index(key.arm)
         colour = COLOURS[(place - 1) % len(COLOURS)] if place else INK
         kinds = dict.fromkeys(other.hyper for other in groups if other.arm == key.arm)
         number = list(kinds).index(key.hyper) + max(0, place - 1) // len(COLOURS)
-        found[key] = Look(colour, DASHES[number % len(DASHES)], 3 - 0.01 * place)
+        found[key] = LineStyle(colour, DASHES[number % len(DASHES)], 3 - 0.01 * place)
     return found
 
 
@@ -108,7 +108,7 @@ def panels(
 
 def names_and_looks(
     records: Sequence[Record],
-) -> tuple[dict[Group, str], dict[Group, Look]]:
+) -> tuple[dict[Group, str], dict[Group, LineStyle]]:
     """Names and looks by arm and numbers, the same in all settings."""
     groups = list(group(records))
     plain = {key: key._replace(setting="") for key in groups}
@@ -181,7 +181,7 @@ __all__ = [
     "INK",
     "MOST_NAMES",
     "SETTINGS",
-    "Look",
+    "LineStyle",
     "arranged",
     "finish",
     "head",

@@ -1,10 +1,11 @@
 """Who walks the stream: the device loop, the host loop, checkpoints for exact resume."""
 
+from jaxcl.sharding import ShardingPlan, fsdp, make_mesh
 from jaxcl.training.checkpoint import restore, save
 from jaxcl.training.device import (
-    Moment,
-    Observer,
+    Callback,
     TaskRecord,
+    TaskSnapshot,
     accuracies,
     accuracy_row,
     current_accuracy,
@@ -14,26 +15,26 @@ from jaxcl.training.device import (
     run_stream,
     steps_for,
 )
-from jaxcl.training.host import Learned, Options, learn
+from jaxcl.training.host import Options, TrainResult, learn
 from jaxcl.training.order import batch_order
-from jaxcl.training.parallel import Layout, make_mesh, split_large
 from jaxcl.training.processes import start_processes
-from jaxcl.training.segments import Walked, in_segments, segment_size
+from jaxcl.training.segments import StreamResult, in_segments, segment_size
 
 __all__ = [
-    "Layout",
-    "Learned",
-    "Moment",
-    "Observer",
+    "Callback",
     "Options",
+    "ShardingPlan",
+    "StreamResult",
     "TaskRecord",
-    "Walked",
+    "TaskSnapshot",
+    "TrainResult",
     "accuracies",
     "accuracy_row",
     "batch_order",
     "current_accuracy",
     "first_example",
     "fit_task",
+    "fsdp",
     "in_segments",
     "learn",
     "make_mesh",
@@ -42,7 +43,6 @@ __all__ = [
     "run_stream",
     "save",
     "segment_size",
-    "split_large",
     "start_processes",
     "steps_for",
 ]

@@ -24,8 +24,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
-from jaxcl.checks import check_kind, check_size, shown
-from jaxcl.training.processes import leads
+from jaxcl.errors import check_kind, check_size, shown
+from jaxcl.training.processes import is_primary
 
 
 class Restored(NamedTuple):
@@ -41,8 +41,8 @@ def save(
     tree: PyTree,
     *,
     keep: int = 2,
-    hold: bool = False,
-    about: Mapping[str, Any] | None = None,
+    preserve: bool = False,
+    metadata: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write ``tree`` as checkpoint ``step`` of ``folder``; keep the latest ``keep``.
 
@@ -56,14 +56,14 @@ def save(
       keep: how many checkpoints stay on disk; with two, one may be damaged. Later ones
         than this go, unless they are held: they are what a run passed over as damaged and
         does anew. What is no checkpoint stays.
-      hold: never remove this one to make room, and do not count it among those kept.
-      about: what the run is, for JSON; :func:`restore` can insist on it.
+      preserve: never remove this one to make room, and do not count it among those kept.
+      metadata: what the run is, for JSON; :func:`restore` can insist on it.
 
     Returns:
       The folder of this checkpoint.
 
     Raises:
-      ValueError: for a negative step, ``keep`` below one, an ``about`` that JSON cannot
+      ValueError: for a negative step, ``keep`` below one, ``metadata`` that JSON cannot
         hold, or a leaf that is no array or that JAX would store in fewer bits (float64
         without x64).
       OSError: if the disk is full or the folder cannot be written; the checkpoints that
@@ -71,17 +71,17 @@ def save(
     """
     check_size("save", least=0, step=step)
     check_size("save", keep=keep)
-    check_plain("checkpoint", about)
+    check_plain("checkpoint", metadata)
     leaves = _leaves(tree)
     from orbax.checkpoint import v1 as orbax  # costs a second: only who saves pays
 
     path = Path(folder).resolve() / str(step)
     with _telling(path):
-        if leads():
+        if is_primary():
             _note(path).unlink(missing_ok=True)
         data = _numbered([_data(leaf) for leaf in leaves.values()])
         orbax.save(str(path), data or {"none": jnp.zeros(1)}, overwrite=True)
-        if not leads():  # one process vouches for what all have written
+        if not is_primary():  # one process vouches for what all have written
             return path
         note = {
             "leaves": _describe(leaves),
@@ -89,24 +89,24 @@ def save(
                 n: str(jax.random.key_impl(k)) for n, k in leaves.items() if _is_key(k)
             },
             "checksums": _checksums(path),
-            "hold": hold,
-            "about": dict(about or {}),
+            "preserve": preserve,
+            "metadata": dict(metadata or {}),
         }
         partial = path.with_suffix(".json.tmp")
         partial.write_text(json.dumps(note, indent=1))
         os.replace(partial, _note(path))
-    _make_room(path, keep, hold=hold)
+    _make_room(path, keep, preserve=preserve)
     return path
 
 
-def _make_room(path: Path, keep: int, *, hold: bool) -> None:
+def _make_room(path: Path, keep: int, *, preserve: bool) -> None:
     """Remove what the checkpoint at ``path`` makes superfluous."""
     step = int(path.name)
     held = {other for other in steps(path.parent) if _held(path.parent / str(other))}
     others = [
         other for other in steps(path.parent) if other < step and other not in held
     ]
-    room = keep if hold else keep - 1
+    room = keep if preserve else keep - 1
     kept = {str(s) for s in (step, *held, *others[max(0, len(others) - room) :])}
     for entry in sorted(path.parent.iterdir()):  # a checkpoint goes before its note
         name = entry.name.split(".")[0]
@@ -148,7 +148,7 @@ def _telling(path: Path) -> Iterator[None]:
 
 
 def restore(
-    folder: str | Path, like: PyTree, *, about: Mapping[str, Any] | None = None
+    folder: str | Path, like: PyTree, *, metadata: Mapping[str, Any] | None = None
 ) -> Restored:
     """Read the latest sound checkpoint of ``folder`` into the structure of ``like``.
 
@@ -156,7 +156,7 @@ def restore(
       folder: where :func:`save` wrote.
       like: the tree that is expected: arrays or ``jax.ShapeDtypeStruct`` (what
         ``jax.eval_shape`` gives); leaves with a ``sharding`` are placed accordingly.
-      about: what the run is, as it was given to :func:`save`; not compared if absent.
+      metadata: what the run is, as it was given to :func:`save`; not compared if absent.
 
     Returns:
       The step and the tree, bits equal to what was saved. A damaged checkpoint is
@@ -166,7 +166,7 @@ def restore(
       FileNotFoundError: if there is no checkpoint at all.
       ValueError: if the tree on disk has other leaves, shapes or dtypes than ``like``
         (the message lists the differences), if it was saved by another run than
-        ``about`` says, or if every checkpoint is damaged.
+        ``metadata`` says, or if every checkpoint is damaged.
     """
     folder = Path(folder).resolve()
     found = steps(folder)
@@ -187,9 +187,10 @@ def restore(
                 stacklevel=2,
             )
         note = json.loads(_note(path).read_text())
-        if about is not None:
-            check_plain("checkpoint", about)
-            _check_about(path, note.get("about", {}), json.loads(json.dumps(about)))
+        if metadata is not None:
+            check_plain("checkpoint", metadata)
+            wanted = json.loads(json.dumps(metadata))
+            _check_metadata(path, note.get("metadata", {}), wanted)
         _check_same(path, note["leaves"], like)
         return Restored(step, _read(path, note["keys"], like))
     msg = (
@@ -201,9 +202,9 @@ def restore(
 
 @contextmanager
 def saving(
-    folder: str | Path, *, keep: int = 2, about: Mapping[str, Any] | None = None
+    folder: str | Path, *, keep: int = 2, metadata: Mapping[str, Any] | None = None
 ) -> Iterator[Callable[..., None]]:
-    """Yield a ``save(step, tree, hold=False)`` that writes while the run goes on.
+    """Yield a ``save(step, tree, preserve=False)`` that writes while the run goes on.
 
     The tree is copied on the device first, so that it may be donated right after. One
     checkpoint is written at a time: a save waits for the one before it, and the last one
@@ -213,9 +214,9 @@ def saving(
     Args:
       folder: as in :func:`save`.
       keep: likewise.
-      about: likewise.
+      metadata: likewise.
     """
-    check_plain("checkpoint", about)
+    check_plain("checkpoint", metadata)
     with ThreadPoolExecutor(1, "checkpoint") as writer:
         last: list[Future] = []
 
@@ -223,9 +224,9 @@ def saving(
             while last:
                 last.pop().result()
 
-        def later(step: int, tree: PyTree, hold: bool = False) -> None:
+        def later(step: int, tree: PyTree, preserve: bool = False) -> None:
             wait()
-            options = {"keep": keep, "hold": hold, "about": about}
+            options = {"keep": keep, "preserve": preserve, "metadata": metadata}
             if jax.process_count() > 1:  # what processes exchange must keep its order
                 save(folder, step, tree, **options)
                 return
@@ -356,27 +357,27 @@ def _read(path: Path, key_impls: dict[str, str], like: PyTree) -> PyTree:
 
 def _held(path: Path) -> bool:
     try:
-        return json.loads(_note(path).read_text()).get("hold", False)
+        return json.loads(_note(path).read_text()).get("preserve", False)
     except (OSError, ValueError):
         return False
 
 
-def check_plain(who: str, about: Mapping[str, Any] | None) -> None:
+def check_plain(who: str, metadata: Mapping[str, Any] | None) -> None:
     """Refuse what no JSON file can hold, before a run has spent time on it.
 
     Raises:
       ValueError: naming who, and what it holds.
     """
     remedy = "give a dict of finite numbers and text"
-    check_kind(who, Mapping, remedy, optional=True, about=about)
+    check_kind(who, Mapping, remedy, optional=True, metadata=metadata)
     try:
-        json.dumps(dict(about or {}), allow_nan=False)
+        json.dumps(dict(metadata or {}), allow_nan=False)
     except (TypeError, ValueError) as error:
-        msg = f"{who}: about must be a dict of finite numbers and text: {error}."
+        msg = f"{who}: metadata must be a dict of finite numbers and text: {error}."
         raise ValueError(msg) from error
 
 
-def _check_about(path: Path, held: dict[str, Any], wanted: dict[str, Any]) -> None:
+def _check_metadata(path: Path, held: dict[str, Any], wanted: dict[str, Any]) -> None:
     lines = [
         f"{name} {held.get(name, 'absent')!r}, not {wanted.get(name, 'absent')!r}"
         for name in sorted({*held, *wanted})

@@ -22,15 +22,15 @@ import jax.numpy as jnp
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from jaxcl.checks import check_key, check_kind, check_size
+from jaxcl.data.stream import task_list
+from jaxcl.errors import check_key, check_kind, check_size
 from jaxcl.losses import Logits, accuracy
-from jaxcl.streams.stream import task_list
 from jaxcl.training.order import batch_order, fit_keys, task_keys
 from jaxcl.tree import at, check_batch, num_rows, num_tasks
 from jaxcl.typing import Batch, Key, Method, MethodState, Params, Stream
 
 
-class Moment(NamedTuple):
+class TaskSnapshot(NamedTuple):
     """What an observer may look at: before a task's first step, or after its last."""
 
     key: Key
@@ -41,8 +41,8 @@ class Moment(NamedTuple):
     params: Params  # what the method evaluates
 
 
-#: ``(moment) -> pytree`` of arrays, recorded once per task.
-Observer = Callable[[Moment], Any]
+#: ``(snapshot) -> pytree`` of arrays, recorded once per task.
+Callback = Callable[[TaskSnapshot], Any]
 
 
 class TaskRecord(NamedTuple):
@@ -116,8 +116,8 @@ def run_stream(
     *,
     num_steps: int,
     batch_size: int,
-    before: Observer | None = None,
-    after: Observer | None = None,
+    before: Callback | None = None,
+    after: Callback | None = None,
     tasks: Int[Array, " k"] | None = None,
 ) -> tuple[MethodState, TaskRecord]:
     """Learn tasks in order, as one ``scan``.
@@ -148,8 +148,8 @@ def run_stream(
     check_kind("run_stream", Method, method=method)
     check_kind("run_stream", Stream, stream=stream)
     check_kind("run_stream", MethodState, "see Method.init", state=state)
-    before = before or (lambda moment: ())
-    after = after or (lambda moment: ())
+    before = before or (lambda snapshot: ())
+    after = after or (lambda snapshot: ())
     count = num_tasks(stream.plan)
     if not (tasks is None or isinstance(tasks, Tracer)):
         tasks = jnp.asarray(task_list("run_stream", stream, tasks, count) % count)
@@ -160,14 +160,16 @@ def run_stream(
         plan = at(index, stream.plan)
         task = stream.train(stream.pool, plan)
 
-        def moment(key, state):
-            return Moment(key, index, plan, task, state, method.eval_params(state))
+        def snapshot(key, state):
+            return TaskSnapshot(
+                key, index, plan, task, state, method.eval_params(state)
+            )
 
-        seen_before = before(moment(keys.before, state))
+        seen_before = before(snapshot(keys.before, state))
         state, loss, finite = fit_task(
             keys.fit, method, state, task, num_steps=num_steps, batch_size=batch_size
         )
-        seen_after = after(moment(keys.after, state))
+        seen_after = after(snapshot(keys.after, state))
         return state, TaskRecord(loss, finite, seen_before, seen_after)
 
     return jax.lax.scan(body, state, tasks)
@@ -202,7 +204,7 @@ def steps_for(num_rows: int, *, batch_size: int, num_epochs: int = 1) -> int:
 
 def current_accuracy(
     logits: Logits, stream: Stream, *, chunk_size: int | None = None
-) -> Observer:
+) -> Callback:
     """Observe the test accuracy on the task at hand: plasticity when taken after it.
 
     Args:
@@ -212,9 +214,9 @@ def current_accuracy(
     """
     check_kind("current_accuracy", Stream, stream=stream)
 
-    def observe(moment):
-        test = stream.test(stream.pool, moment.plan)
-        return accuracy(logits, moment.params, test, chunk_size=chunk_size)
+    def observe(snapshot):
+        test = stream.test(stream.pool, snapshot.plan)
+        return accuracy(logits, snapshot.params, test, chunk_size=chunk_size)
 
     return observe
 
@@ -226,7 +228,7 @@ def accuracy_row(
     every: int = 1,
     num_examples: int | None = None,
     chunk_size: int | None = None,
-) -> Observer:
+) -> Callback:
     """Observe one row of the accuracy matrix: the test accuracy on every task.
 
     A full matrix costs ``T^2`` evaluations. Two ways to pay less: ``every=k`` evaluates
@@ -248,17 +250,17 @@ def accuracy_row(
     total = num_tasks(stream.plan)
     check_size("accuracy_row", every=every)
 
-    def observe(moment):
+    def observe(snapshot):
         def evaluate(params):
             return accuracies(
                 logits, params, stream, num_examples=num_examples, chunk_size=chunk_size
             )
 
         if every == 1:
-            return evaluate(moment.params)
-        due = ((moment.index + 1) % every == 0) | (moment.index == total - 1)
+            return evaluate(snapshot.params)
+        due = ((snapshot.index + 1) % every == 0) | (snapshot.index == total - 1)
         skip = lambda _: jnp.full(total, jnp.nan)
-        return jax.lax.cond(due, evaluate, skip, moment.params)
+        return jax.lax.cond(due, evaluate, skip, snapshot.params)
 
     return observe
 
@@ -373,9 +375,9 @@ def _per_argument(in_axes: int | tuple, args: tuple) -> tuple:
 
 
 __all__ = [
-    "Moment",
-    "Observer",
+    "Callback",
     "TaskRecord",
+    "TaskSnapshot",
     "accuracies",
     "accuracy_row",
     "current_accuracy",

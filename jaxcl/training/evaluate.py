@@ -5,10 +5,10 @@ from collections.abc import Callable, Iterator, Sequence
 import jax
 import numpy as np
 
-from jaxcl.streams.rows import Rows, Task
-from jaxcl.training.feed import feed
-from jaxcl.training.parallel import Layout
-from jaxcl.training.reading import take_rows
+from jaxcl.data.dataset import Dataset, Task
+from jaxcl.sharding import ShardingPlan
+from jaxcl.training.batches import take_rows
+from jaxcl.training.prefetch import prefetch
 from jaxcl.typing import Array, Batch
 
 
@@ -18,7 +18,7 @@ def mean_scores(
     *,
     batch_size: int,
     num_rows: int | None = None,
-    layout: Layout | None = None,
+    sharding: ShardingPlan | None = None,
 ) -> Iterator[float]:
     """Yield the weighted mean of a score over the test rows of each task.
 
@@ -28,17 +28,17 @@ def mean_scores(
       tasks: what to evaluate on.
       batch_size: rows held at once.
       num_rows: the first so many test rows of each task; all if absent.
-      layout: where batches are put.
+      sharding: where batches are put.
     """
 
-    def mean(rows: Rows) -> float:
+    def mean(rows: Dataset) -> float:
         count = min(rows.count, num_rows or rows.count)
 
         def read(first):
             numbers = np.arange(first, min(first + batch_size, count))
-            return take_rows(rows, numbers, size=batch_size, layout=layout)
+            return take_rows(rows, numbers, size=batch_size, sharding=sharding)
 
-        sums = [total(batch) for batch in feed(read, range(0, count, batch_size))]
+        sums = [total(batch) for batch in prefetch(read, range(0, count, batch_size))]
         score, weight = np.sum(jax.device_get(sums), axis=0)
         return float(score / weight)
 

@@ -16,48 +16,48 @@ import jax
 import numpy as np
 from jaxtyping import Int, PyTree
 
-from jaxcl.streams.rows import Task
-from jaxcl.training.checkpoint import saving
-from jaxcl.training.evaluate import mean_scores
-from jaxcl.training.feed import feed
-from jaxcl.training.interrupt import interruptible
-from jaxcl.training.lock import claim_together
-from jaxcl.training.log import bar, metrics_file, tensorboard
-from jaxcl.training.options import Options, check_run, identity
-from jaxcl.training.order import fit_keys, task_keys
-from jaxcl.training.parallel import Layout
-from jaxcl.training.position import (
-    Position,
-    begin,
-    last_position,
-    number_of,
-    on_devices,
-    untested,
-    warn_of_bad_scores,
-    warn_of_bad_steps,
-)
-from jaxcl.training.processes import any_process, end_together, leads
-from jaxcl.training.program import Build, Program, Score, compile_program, place
-from jaxcl.training.reading import (
-    first_learned,
+from jaxcl.data.dataset import Task
+from jaxcl.sharding import ShardingPlan
+from jaxcl.training.batches import (
     first_rows,
+    first_seen,
     longest,
     shapes_of,
     take_rows,
     task_rows,
     training_order,
 )
+from jaxcl.training.checkpoint import saving
+from jaxcl.training.compiled import Build, Program, Score, compile_program, shard
+from jaxcl.training.evaluate import mean_scores
+from jaxcl.training.interrupt import interruptible
+from jaxcl.training.lock import lock_across_processes
+from jaxcl.training.logging import bar, metrics_file, tensorboard
+from jaxcl.training.options import Options, check_run, identity
+from jaxcl.training.order import fit_keys, task_keys
+from jaxcl.training.prefetch import prefetch
+from jaxcl.training.processes import any_across_processes, exit_together, is_primary
+from jaxcl.training.run_state import (
+    RunState,
+    begin,
+    latest_run_state,
+    number_of,
+    on_devices,
+    untested,
+    warn_of_bad_scores,
+    warn_of_bad_steps,
+)
 from jaxcl.typing import Batch, Key, MethodState, Params, StepInfo
 
 Status = Literal["done", "diverged", "interrupted"]
 
 
-class Learned(NamedTuple):
+class TrainResult(NamedTuple):
     """Where a run ended."""
 
     status: Status
     params: Params  # what the method evaluates
-    position: Position
+    run_state: RunState
 
 
 class Run(NamedTuple):
@@ -66,7 +66,7 @@ class Run(NamedTuple):
     key: Key
     tasks: Sequence[Task]
     options: Options
-    layout: Layout | None
+    sharding: ShardingPlan | None
     program: Program
     interrupted: Callable[[], bool]
     save: Callable[..., None]
@@ -85,12 +85,12 @@ def learn(
     folder: str | Path,
     frozen: PyTree = (),
     score: Score | None = None,
-    layout: Layout | None = None,
-    about: Mapping[str, Any] | None = None,
+    sharding: ShardingPlan | None = None,
+    metadata: Mapping[str, Any] | None = None,
     tensorboard_folder: str | Path | None = None,
     quiet: bool | None = None,
-    told: Callable[[int, str], None] | None = None,
-) -> Learned:
+    on_progress: Callable[[int, str], None] | None = None,
+) -> TrainResult:
     """Learn tasks one after another; go on from the last checkpoint if there is one.
 
     A run that is killed at any moment and started again ends with the same bits as one
@@ -111,13 +111,13 @@ def learn(
         of them, and a run on others is another run.
       score: ``(params, frozen, batch) -> [b]``, what the matrix holds; without it nothing
         is evaluated.
-      layout: devices to spread over, see :mod:`jaxcl.training.parallel`; one if absent.
-      about: what the run is (method, rates, data, path of ``frozen``): the checkpoint of
+      sharding: devices to spread over, see :mod:`jaxcl.sharding`; one if absent.
+      metadata: what the run is (method, rates, data, path of ``frozen``): the checkpoint of
         another run is refused, with what differs. What is not told here or named under
         Raises is not compared.
       tensorboard_folder: also write scalars for TensorBoard.
       quiet: no progress; by default only a terminal gets a bar.
-      told: hears of progress instead of a bar: steps, and a few words.
+      on_progress: hears of progress instead of a bar: steps, and a few words.
 
     Returns:
       The status, the parameters to evaluate, and the last position. A run that stopped
@@ -128,9 +128,9 @@ def learn(
       ValueError: for an argument of another kind, options that cannot work, a task with
         fewer rows than a batch or with rows unlike those of the first, a ``build``,
         ``score`` or rule that takes or returns something else, a mesh of other axes, an
-        ``about`` that JSON cannot hold, a folder in which another process learns, or a
+        ``metadata`` that JSON cannot hold, a folder in which another process learns, or a
         checkpoint of another run: of another key, another number of tasks, other options
-        that decide what comes of it, other ``frozen`` weights, or another ``about``; or
+        that decide what comes of it, other ``frozen`` weights, or another ``metadata``; or
         for checkpoints whose notes are lost.
       OSError: if the disk is full or the folder cannot be written; what was saved stays.
       ImportError: for a ``tensorboard_folder`` without ``tensorboardX``.
@@ -144,9 +144,16 @@ def learn(
     """
     scored = score is not None
     check_run(
-        key, params, tasks, options, layout, folder=folder, about=about, scored=scored
+        key,
+        params,
+        tasks,
+        options,
+        sharding,
+        folder=folder,
+        metadata=metadata,
+        scored=scored,
     )
-    first, frozen = first_rows(tasks, scored=scored), place(layout, frozen, "frozen/")
+    first, frozen = first_rows(tasks, scored=scored), shard(sharding, frozen, "frozen/")
     program = compile_program(
         build,
         params,
@@ -154,89 +161,93 @@ def learn(
         first.train,
         score=score,
         on_non_finite=options.on_non_finite,
-        layout=layout,
+        sharding=sharding,
     )
-    at_end = task_rows(tasks, options.consolidate_rows, layout)
-    program.rehearse(
+    at_end = task_rows(tasks, options.end_task_examples, sharding)
+    program.check_shapes(
         key,
-        shapes_of(first.train, options.batch_size, layout),
-        shapes_of(first.train, at_end, layout),
-        shapes_of(first.test, options.eval_batch_size, layout),
+        shapes_of(first.train, options.batch_size, sharding),
+        shapes_of(first.train, at_end, sharding),
+        shapes_of(first.test, options.eval_batch_size, sharding),
     )
     home = Path(folder)
-    about = identity(key, len(tasks), options, frozen, about)
+    metadata = identity(key, len(tasks), options, frozen, metadata)
     with ExitStack() as stack:
         enter = stack.enter_context
         interrupted = enter(interruptible())
-        enter(claim_together(home))
-        position = last_position(
-            home / "checkpoints", begin(program, params, len(tasks)), layout, about
+        enter(lock_across_processes(home))
+        run_state = latest_run_state(
+            home / "checkpoints", begin(program, params, len(tasks)), sharding, metadata
         )
-        done = number_of(position.task, position.step, options)
-        done -= untested(position, scored=scored)  # whose line is not there yet
+        done = number_of(run_state.task, run_state.step, options)
+        done -= untested(run_state, scored=scored)  # whose line is not there yet
         known = lambda line: line["at"] <= done
-        walked = position.task * options.num_steps + position.step
-        quiet = not (leads() and sys.stderr.isatty()) if quiet is None else quiet
+        walked = run_state.task * options.num_steps + run_state.step
+        quiet = not (is_primary() and sys.stderr.isatty()) if quiet is None else quiet
         total = len(tasks) * options.num_steps
         run = Run(
             key,
             tasks,
             options,
-            layout,
+            sharding,
             program,
             interrupted=interrupted,
-            save=enter(saving(home / "checkpoints", keep=options.keep, about=about)),
+            save=enter(
+                saving(home / "checkpoints", keep=options.keep, metadata=metadata)
+            ),
             write=enter(metrics_file(home / "metrics.jsonl", keep=known))
-            if leads()
+            if is_primary()
             else lambda line: None,
-            scalar=enter(tensorboard(tensorboard_folder if leads() else None)),
-            advance=told or enter(bar(total, done=walked, quiet=quiet)),
+            scalar=enter(tensorboard(tensorboard_folder if is_primary() else None)),
+            advance=on_progress or enter(bar(total, done=walked, quiet=quiet)),
         )
-        with end_together():
-            position, status = walk(run, position)
+        with exit_together():
+            run_state, status = walk(run, run_state)
     policy, diverged = options.on_non_finite, status == "diverged"
-    warn_of_bad_steps(position, tasks, policy, diverged=diverged)
-    if scored and not untested(position, scored=scored):
-        warn_of_bad_scores(position, tasks)
-    return Learned(status, program.read(position.state), position)
+    warn_of_bad_steps(run_state, tasks, policy, diverged=diverged)
+    if scored and not untested(run_state, scored=scored):
+        warn_of_bad_scores(run_state, tasks)
+    return TrainResult(status, program.read(run_state.state), run_state)
 
 
-def walk(run: Run, position: Position) -> tuple[Position, Status]:
+def walk(run: Run, run_state: RunState) -> tuple[RunState, Status]:
     """All tasks that are left, one after another."""
     status: Status = "done"
-    if untested(position, scored=run.program.total is not None):
-        position, status = test(run, position)
-    while status == "done" and position.task < len(run.tasks):
-        position, status = fit(run, position)
+    if untested(run_state, scored=run.program.total is not None):
+        run_state, status = test(run, run_state)
+    while status == "done" and run_state.task < len(run.tasks):
+        run_state, status = fit(run, run_state)
         if status == "done":
-            position, status = finish_task(run, position)
-    return position, status
+            run_state, status = finish_task(run, run_state)
+    return run_state, status
 
 
-def fit(run: Run, position: Position) -> tuple[Position, Status]:
+def fit(run: Run, run_state: RunState) -> tuple[RunState, Status]:
     """Walk the rest of the task at hand, step by step."""
-    options, index = run.options, position.task
+    options, index = run.options, run_state.task
     rows, order = run.tasks[index].train, training_order_of(run, index)
 
     def read(step):
-        return take_rows(rows, order[step], size=options.batch_size, layout=run.layout)
+        return take_rows(
+            rows, order[step], size=options.batch_size, sharding=run.sharding
+        )
 
-    left = range(position.step, options.num_steps)
-    with closing(feed(read, left)) as batches:
-        return take_steps(run, position, batches)
+    left = range(run_state.step, options.num_steps)
+    with closing(prefetch(read, left)) as batches:
+        return take_steps(run, run_state, batches)
 
 
 def take_steps(
-    run: Run, position: Position, batches: Iterable[Batch]
-) -> tuple[Position, Status]:
+    run: Run, run_state: RunState, batches: Iterable[Batch]
+) -> tuple[RunState, Status]:
     """A step for each batch, with reports, looks and checkpoints when they are due."""
-    options, index = run.options, position.task
-    keys, state = fit_keys(task_keys(run.key, index).fit), position.state
-    num_bad = position.num_bad
-    here = lambda over: position._replace(state=state, step=over, num_bad=num_bad)
+    options, index = run.options, run_state.task
+    keys, state = fit_keys(task_keys(run.key, index).fit), run_state.state
+    num_bad = run_state.num_bad
+    here = lambda over: run_state._replace(state=state, step=over, num_bad=num_bad)
     recent: list[StepInfo] = []
     began = saved = time.monotonic()
-    for step, batch in enumerate(batches, position.step):
+    for step, batch in enumerate(batches, run_state.step):
         state, info = run.program.step(state, keys.steps, np.int32(step), batch)
         recent.append(info)
         over = step + 1
@@ -247,7 +258,7 @@ def take_steps(
             jax.block_until_ready(state)  # steps count as training, looking does not
         if due or jax.process_count() == 1:  # many processes agree, and not every step
             old = time.monotonic() - saved >= options.save_every
-            stop, old = any_process(run.interrupted(), old)
+            stop, old = any_across_processes(run.interrupted(), old)
             pause = stop or old
         if pause or due:
             found, began = report(run, recent, index, over, began)
@@ -260,7 +271,7 @@ def take_steps(
             line = {"at": number_of(index, over, options), "task": index, "step": over}
             run.write(line | {"scores": scores})
         if pause:
-            now = on_devices(here(over), run.layout)
+            now = on_devices(here(over), run.sharding)
             run.save(number_of(index, over, options), now)
             saved = time.monotonic()
         began += time.monotonic() - rest
@@ -299,35 +310,35 @@ def report(
     return bad, ready
 
 
-def finish_task(run: Run, position: Position) -> tuple[Position, Status]:
+def finish_task(run: Run, run_state: RunState) -> tuple[RunState, Status]:
     """Consolidate, evaluate all tasks, and save the end of the task for good."""
-    index = position.task
+    index = run_state.task
     keys = fit_keys(task_keys(run.key, index).fit)
-    state = run.program.end_task(position.state, keys.end, whole_task(run, index))
-    position = position._replace(state=state, task=index + 1, step=0)
-    position, status = test(run, position)
+    state = run.program.end_task(run_state.state, keys.end, whole_task(run, index))
+    run_state = run_state._replace(state=state, task=index + 1, step=0)
+    run_state, status = test(run, run_state)
     number = number_of(index + 1, 0, run.options)
-    run.save(number, on_devices(position, run.layout), hold=True)
-    return position, status
+    run.save(number, on_devices(run_state, run.sharding), preserve=True)
+    return run_state, status
 
 
-def test(run: Run, position: Position) -> tuple[Position, Status]:
+def test(run: Run, run_state: RunState) -> tuple[RunState, Status]:
     """Evaluate all tasks after one has ended; after a signal, the run that goes on does."""
     if run.program.total is None:
-        return position, "done"
+        return run_state, "done"
     scores = []
-    for score in evaluate(run, position.state, run.tasks):
+    for score in evaluate(run, run_state.state, run.tasks):
         scores.append(score)
-        (stop,) = any_process(run.interrupted())
+        (stop,) = any_across_processes(run.interrupted())
         if stop and len(scores) < len(run.tasks):
-            return position, "interrupted"
-    index, matrix = position.task - 1, position.matrix.copy()
+            return run_state, "interrupted"
+    index, matrix = run_state.task - 1, run_state.matrix.copy()
     matrix[index] = scores
     number = number_of(index + 1, 0, run.options)
     run.write({"at": number, "task": index, "scores": scores, "ended": True})
     for task, value in enumerate(scores):
         run.scalar(f"score/{task}", value, (index + 1) * run.options.num_steps)
-    return position._replace(matrix=matrix), "done"
+    return run_state._replace(matrix=matrix), "done"
 
 
 def evaluate(run: Run, state: MethodState, tasks: Sequence[Task]) -> Iterator[float]:
@@ -339,8 +350,8 @@ def evaluate(run: Run, state: MethodState, tasks: Sequence[Task]) -> Iterator[fl
         lambda batch: total(params, batch),
         tasks,
         batch_size=run.options.eval_batch_size,
-        num_rows=run.options.eval_rows,
-        layout=run.layout,
+        num_rows=run.options.eval_examples,
+        sharding=run.sharding,
     )
 
 
@@ -358,12 +369,12 @@ def training_order_of(run: Run, index: int) -> Int[np.ndarray, "steps b"]:
 
 def whole_task(run: Run, index: int) -> Batch:
     """What ``end_task`` sees: equally many rows for all tasks, filled up with weight 0."""
-    rows, size = run.tasks[index].train, run.options.consolidate_rows
+    rows, size = run.tasks[index].train, run.options.end_task_examples
     numbers = np.arange(rows.count)
     if size and size < rows.count:
-        numbers = first_learned(training_order_of(run, index), size)
-    size = task_rows(run.tasks, size, run.layout)
-    return take_rows(rows, numbers, size=size, layout=run.layout)
+        numbers = first_seen(training_order_of(run, index), size)
+    size = task_rows(run.tasks, size, run.sharding)
+    return take_rows(rows, numbers, size=size, sharding=run.sharding)
 
 
-__all__ = ["Learned", "Options", "Position", "learn"]
+__all__ = ["Options", "RunState", "TrainResult", "learn"]

@@ -7,7 +7,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO
 
-from jaxcl.training.processes import any_process, leads
+from jaxcl.training.processes import any_across_processes, is_primary
 
 try:
     import fcntl
@@ -19,7 +19,7 @@ ATTEMPTS = 100  # a folder that is removed as often as it is made cannot be had
 
 
 @contextmanager
-def claim(path: Path, *, remedy: str = "give another folder") -> Iterator[bool]:
+def lock_folder(path: Path, *, remedy: str = "give another folder") -> Iterator[bool]:
     """Hold a folder against all other processes; yields whether it was made for this.
 
     A lock that another process deleted while this one waited for it holds nothing. So the
@@ -67,7 +67,7 @@ def claim(path: Path, *, remedy: str = "give another folder") -> Iterator[bool]:
 
 
 @contextmanager
-def claim_together(path: Path) -> Iterator[None]:
+def lock_across_processes(path: Path) -> Iterator[None]:
     """Hold the folder of a run of one or many processes: the one that leads claims it.
 
     Raises:
@@ -75,12 +75,12 @@ def claim_together(path: Path) -> Iterator[None]:
     """
     refusal = None
     with ExitStack() as stack:
-        if leads():
+        if is_primary():
             try:
-                stack.enter_context(claim(path))
+                stack.enter_context(lock_folder(path))
             except ValueError as error:
                 refusal = ValueError(f"learn: {error}")
-        (refused,) = any_process(refusal is not None)
+        (refused,) = any_across_processes(refusal is not None)
         if refused:
             raise refusal or ValueError(
                 f"learn: process 0 may not have {path}; see its words."
@@ -111,4 +111,4 @@ def _in_use(path: Path, lock: IO, remedy: str) -> str:
     return f"{path} is in use by {owner}; wait, or {remedy}."
 
 
-__all__ = ["claim", "claim_together"]
+__all__ = ["lock_across_processes", "lock_folder"]

@@ -8,12 +8,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
-from jaxcl.checks import check_key, check_kind, check_number, check_size, shown
-from jaxcl.streams.rows import Rows, Task
+from jaxcl.data.dataset import Dataset, Task
+from jaxcl.errors import check_key, check_kind, check_number, check_size, shown
+from jaxcl.sharding import ShardingPlan, check_rows, check_sharding_plan
 from jaxcl.training.checkpoint import check_plain
+from jaxcl.training.compiled import Policy
 from jaxcl.training.fingerprint import fingerprint
-from jaxcl.training.parallel import Layout, check_layout, check_rows
-from jaxcl.training.program import Policy
 from jaxcl.typing import Key, Params
 
 
@@ -25,8 +25,8 @@ class Options(NamedTuple):
       batch_size: rows per step.
       on_non_finite: what becomes of a step that is not finite: ``stop`` the run, ``skip``
         the step, or ``continue``; all are counted and told.
-      consolidate_rows: rows that ``end_task`` sees; all of the task if None.
-      eval_rows: test rows per task; all if None.
+      end_task_examples: rows that ``end_task`` sees; all of the task if None.
+      eval_examples: test rows per task; all if None.
       eval_batch_size: test rows held at once.
       eval_every: steps between two looks at the tasks so far, besides that at all tasks
         at the end of each; none if None.
@@ -38,8 +38,8 @@ class Options(NamedTuple):
     num_steps: int
     batch_size: int
     on_non_finite: Policy = "stop"
-    consolidate_rows: int | None = None
-    eval_rows: int | None = None
+    end_task_examples: int | None = None
+    eval_examples: int | None = None
     eval_batch_size: int = 256
     eval_every: int | None = None
     report_every: int = 10
@@ -52,10 +52,10 @@ def check_run(
     params: Params,
     tasks: Sequence[Task],
     options: Options,
-    layout: Layout | None,
+    sharding: ShardingPlan | None,
     *,
     folder: str | os.PathLike[str],
-    about: Mapping[str, Any] | None,
+    metadata: Mapping[str, Any] | None,
     scored: bool,
 ) -> None:
     """Refuse what cannot run, before any compute.
@@ -65,9 +65,9 @@ def check_run(
       params: likewise.
       tasks: likewise.
       options: likewise.
-      layout: likewise.
+      sharding: likewise.
       folder: likewise.
-      about: likewise.
+      metadata: likewise.
       scored: whether test rows are looked at.
 
     Raises:
@@ -77,8 +77,8 @@ def check_run(
     _check_params(params)
     _check_options(options)
     _check_tasks(tasks, options, scored=scored)
-    _check_layout(layout, options)
-    check_plain("learn", about)
+    _check_layout(sharding, options)
+    check_plain("learn", metadata)
     if not isinstance(folder, str | os.PathLike):
         msg = (
             f"learn: folder must be a path, got {shown(folder)}; give each run one of "
@@ -107,7 +107,7 @@ def _check_options(options: Options) -> None:
     check_size(
         "learn", **named("num_steps batch_size eval_batch_size report_every keep")
     )
-    maybe = named("consolidate_rows eval_rows eval_every")
+    maybe = named("end_task_examples eval_examples eval_every")
     check_size("learn", optional=True, **maybe)
     check_number("learn", infinite=True, save_every=options.save_every)
     if options.on_non_finite not in get_args(Policy):
@@ -118,18 +118,18 @@ def _check_options(options: Options) -> None:
         raise ValueError(msg)
 
 
-def _check_layout(layout: Layout | None, options: Options) -> None:
-    check_kind("learn", Layout, optional=True, layout=layout)
-    if layout is None and jax.process_count() > 1:
+def _check_layout(sharding: ShardingPlan | None, options: Options) -> None:
+    check_kind("learn", ShardingPlan, optional=True, sharding=sharding)
+    if sharding is None and jax.process_count() > 1:
         msg = (
             f"learn: {jax.process_count()} processes share one layout, got None; give "
-            "Layout(make_mesh(), split_large())."
+            "ShardingPlan(make_mesh(), fsdp())."
         )
         raise ValueError(msg)
-    if layout is not None:
-        check_layout("learn", layout)
+    if sharding is not None:
+        check_sharding_plan("learn", sharding)
         sizes = options.batch_size, options.eval_batch_size
-        check_rows("learn", layout, batch_size=sizes[0], eval_batch_size=sizes[1])
+        check_rows("learn", sharding, batch_size=sizes[0], eval_batch_size=sizes[1])
 
 
 def _check_tasks(tasks: Sequence[Task], options: Options, *, scored: bool) -> None:
@@ -146,8 +146,8 @@ def _check_tasks(tasks: Sequence[Task], options: Options, *, scored: bool) -> No
 
 def _check_task(task: Task, options: Options, *, scored: bool) -> None:
     check_kind("learn", Task, "give a list, such as stream_tasks(stream)", task=task)
-    remedy = "make them, such as by array_rows(batch)"
-    check_kind("learn", Rows, remedy, train=task.train, test=task.test)
+    remedy = "make them, such as by array_dataset(batch)"
+    check_kind("learn", Dataset, remedy, train=task.train, test=task.test)
     if task.train.count < options.batch_size:
         msg = (
             f"learn: task {task.name!r} has {task.train.count} rows, fewer than a "
@@ -167,14 +167,14 @@ def identity(
     num_tasks: int,
     options: Options,
     frozen: PyTree,
-    about: Mapping[str, Any] | None,
+    metadata: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
     """What a checkpoint must agree with for a run to go on from it."""
     decisive = dict(zip(Options._fields[:5], options[:5], strict=True))
     decisive |= {"key": jax.random.key_data(key).tolist(), "tasks": num_tasks}
     if jax.tree.leaves(frozen):
         decisive |= {"frozen": fingerprint(frozen)}
-    return dict(about or {}) | decisive  # the caller's names hide none of these
+    return dict(metadata or {}) | decisive  # the caller's names hide none of these
 
 
 __all__ = ["Options", "check_run", "identity"]

@@ -48,7 +48,7 @@ def start_processes(
 
 
 @contextmanager
-def end_together() -> Iterator[None]:
+def exit_together() -> Iterator[None]:
     """Say what an error of the network means, in a run of many processes.
 
     Raises:
@@ -68,12 +68,12 @@ def end_together() -> Iterator[None]:
         raise RuntimeError(msg) from error
 
 
-def leads() -> bool:
+def is_primary() -> bool:
     """Whether this process writes what only one may write."""
     return jax.process_index() == 0
 
 
-def any_process(*flags: bool) -> tuple[bool, ...]:
+def any_across_processes(*flags: bool) -> tuple[bool, ...]:
     """Each flag, true for all processes as soon as it is true for one.
 
     All processes must call it at the same place. Cost: one small exchange.
@@ -84,4 +84,4 @@ def any_process(*flags: bool) -> tuple[bool, ...]:
     return tuple(bool(flag) for flag in np.any(gathered, axis=0))
 
 
-__all__ = ["any_process", "end_together", "leads", "start_processes"]
+__all__ = ["any_across_processes", "exit_together", "is_primary", "start_processes"]

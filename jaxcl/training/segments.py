@@ -10,11 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int, PyTree
 
-from jaxcl.checks import check_size
+from jaxcl.errors import check_size
 from jaxcl.training.checkpoint import restore, save, steps
 
 
-class Walked(NamedTuple):
+class StreamResult(NamedTuple):
     """Where a stream ended, and what was recorded on the way."""
 
     state: PyTree
@@ -32,7 +32,7 @@ def in_segments(
     save_every: float = 60.0,
     task_axis: int = 0,
     note: Callable[[int], None] | None = None,
-) -> Walked:
+) -> StreamResult:
     """Walk a stream in segments of equal length, from its last checkpoint if it has one.
 
     The checkpoint holds the state and the record so far, so a walk that was killed at
@@ -92,7 +92,7 @@ def in_segments(
             now = np.array([seconds()], np.float32)
             save(folder, first + size, (state, record, now))
             saved = time.perf_counter()
-    return Walked(state, record, seconds())
+    return StreamResult(state, record, seconds())
 
 
 def segment_size(num_tasks: int, wanted: int) -> int:
@@ -101,4 +101,4 @@ def segment_size(num_tasks: int, wanted: int) -> int:
     return max(k for k in range(1, wanted + 1) if num_tasks % k == 0)
 
 
-__all__ = ["Walked", "in_segments", "segment_size"]
+__all__ = ["StreamResult", "in_segments", "segment_size"]

@@ -37,15 +37,15 @@ gem                 1, and 1 per task                        task_grad_fn
 ``grad_fn`` for batches that do not fit at once.
 """
 
-from jaxcl.transforms._climb import ClimbState
+from jaxcl.transforms._perturb import PerturbationState
 from jaxcl.transforms.accumulate import accumulated
 from jaxcl.transforms.across_devices import across_devices
 from jaxcl.transforms.adaptive_strength import (
     AdaptiveStrengthState,
     adaptive_rho,
     adaptive_strength,
-    climb_curvature,
-    climb_rise,
+    perturbation_curvature,
+    perturbation_rise,
 )
 from jaxcl.transforms.agem import ProjectionState, agem
 from jaxcl.transforms.c_flat import c_flat
@@ -58,9 +58,9 @@ from jaxcl.transforms.sam import RandomSamState, random_sam, reverse_sam, sam
 
 __all__ = [
     "AdaptiveStrengthState",
-    "ClimbState",
     "FriendlySamState",
     "LookSamState",
+    "PerturbationState",
     "ProjectionState",
     "RandomSamState",
     "accumulated",
@@ -69,13 +69,13 @@ __all__ = [
     "adaptive_strength",
     "agem",
     "c_flat",
-    "climb_curvature",
-    "climb_rise",
     "friendly_sam",
     "gem",
     "gnp",
     "gsam",
     "looksam",
+    "perturbation_curvature",
+    "perturbation_rise",
     "random_sam",
     "reverse_sam",
     "rho_schedule",

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import PyTree
 
-from jaxcl.transforms._climb import transformation as make
+from jaxcl.transforms._perturb import transformation as make
 from jaxcl.tree import wide
 
 

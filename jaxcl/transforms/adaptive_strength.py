@@ -7,34 +7,34 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, ScalarLike
 
-from jaxcl.checks import check_limits, check_number
-from jaxcl.transforms._climb import (
-    ClimbState,
+from jaxcl.errors import check_limits, check_number
+from jaxcl.transforms._perturb import (
     Mask,
+    PerturbationState,
     ScalarOrSchedule,
     at_step,
     check_update,
-    climber,
-    climbers,
-    climbing,
+    masked_leaves,
+    perturbation_transform,
+    perturbed_update,
     transformation,
 )
-from jaxcl.transforms.sam import take_climbed
+from jaxcl.transforms.sam import take_perturbed
 from jaxcl.tree import norm, safe_divide
 
 
-def both_gradients(state: ClimbState) -> tuple[Array, Array]:
+def both_gradients(state: PerturbationState) -> tuple[Array, Array]:
     """The slope along the gradient below and above the climb."""
     if state.alignment is None:
         msg = (
-            "climb_curvature, climb_rise: the state must know both gradients, got one "
-            "that does not; build the transformation with measure=True."
+            "perturbation_curvature, perturbation_rise: the state must know both "
+            "gradients, got one that does not; build the transformation with measure=True."
         )
         raise ValueError(msg)
     return state.grad_norm, safe_divide(state.alignment, state.grad_norm)
 
 
-def climb_curvature(state: ClimbState) -> Float[Array, ""]:
+def perturbation_curvature(state: PerturbationState) -> Float[Array, ""]:
     r"""How fast the slope grew along the last climb: :math:`\hat g^T H \hat g`.
 
     .. math:: (\langle g_p, \hat g\rangle - \|g\|) / \rho
@@ -49,7 +49,7 @@ def climb_curvature(state: ClimbState) -> Float[Array, ""]:
     return safe_divide(above - below, state.rho)
 
 
-def climb_rise(state: ClimbState) -> Float[Array, ""]:
+def perturbation_rise(state: PerturbationState) -> Float[Array, ""]:
     r"""How much the loss rose over the last climb: SAM's sharpness, by the trapezoid rule.
 
     .. math:: \rho\, (\|g\| + \langle g_p, \hat g\rangle) / 2 \approx L(w + \epsilon) - L(w)
@@ -84,14 +84,14 @@ def adaptive_rho(
       low: smallest radius.
       high: largest radius, which also bounds it where the gradient vanishes.
       mask: leaves that climb; the norm is over them.
-      measure: also log ``climbed_norm`` and ``alignment``, as in
+      measure: also log ``perturbed_norm`` and ``alignment``, as in
         :func:`jaxcl.transforms.sam`.
 
     Raises:
       ValueError: if ``target``, ``low`` or ``high`` is known to be negative or not
         finite, or an update lacks ``params`` or ``grad_fn``.
 
-    Cost: one more gradient per step. State: :class:`ClimbState`.
+    Cost: one more gradient per step. State: :class:`PerturbationState`.
     """
     check_number("adaptive_rho", schedules=True, target=target)
     check_number("adaptive_rho", low=low, high=high)
@@ -100,14 +100,14 @@ def adaptive_rho(
     def update(grads, state, params=None, *, grad_fn: Any = None, **ignored):
         del ignored
         check_update("adaptive_rho", params, grad_fn=grad_fn)
-        slope = norm(climbers("adaptive_rho", mask, params, grads))
+        slope = norm(masked_leaves("adaptive_rho", mask, params, grads))
         wanted = at_step(target, state.count) / jnp.where(slope > 0, slope, 1.0)
         radius = jnp.where(slope > 0, jnp.clip(wanted, low, high), high)
         options = {"mask": mask, "measure": measure}
-        once = climbing("adaptive_rho", radius, take_climbed, **options)
+        once = perturbed_update("adaptive_rho", radius, take_perturbed, **options)
         return once(grads, state, params, grad_fn=grad_fn)
 
-    return climber(update, measure)
+    return perturbation_transform(update, measure)
 
 
 class AdaptiveStrengthState(NamedTuple):
@@ -126,7 +126,7 @@ def adaptive_strength(
     power: ScalarLike = 1.0,
     decay: ScalarLike = 0.9,
     limits: tuple[ScalarLike, ScalarLike] = (0.1, 10.0),
-    sharpness: Callable[[ClimbState], Any] = climb_curvature,
+    sharpness: Callable[[PerturbationState], Any] = perturbation_curvature,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Scale a strength by the sharpness that its own climbs measure.
 
@@ -147,8 +147,8 @@ def adaptive_strength(
 
     Args:
       build: ``(strength) -> transformation`` whose state is a measured
-        :class:`ClimbState`; it is called at every update, with a traced strength. For
-        ``optax.inject_hyperparams`` it and ``sharpness`` are ``static_args``.
+        :class:`PerturbationState`; it is called at every update, with a traced strength.
+        For ``optax.inject_hyperparams`` it and ``sharpness`` are ``static_args``.
       base: the strength while the measurement equals ``reference``; the first one.
       reference: the sharpness that counts as ordinary, above 0, in the
         units of ``sharpness``.
@@ -156,8 +156,8 @@ def adaptive_strength(
       decay: share of the running mean kept per step.
       limits: smallest and largest multiple of ``base``. The smallest should be above 0:
         a radius of 0 measures nothing.
-      sharpness: ``(ClimbState) -> scalar``, :func:`climb_curvature` or
-        :func:`climb_rise`; negative values count as zero.
+      sharpness: ``(PerturbationState) -> scalar``, :func:`perturbation_curvature` or
+        :func:`perturbation_rise`; negative values count as zero.
 
     Raises:
       ValueError: if ``base`` or ``decay`` is known to be negative or not finite, or
@@ -195,6 +195,6 @@ __all__ = [
     "AdaptiveStrengthState",
     "adaptive_rho",
     "adaptive_strength",
-    "climb_curvature",
-    "climb_rise",
+    "perturbation_curvature",
+    "perturbation_rise",
 ]

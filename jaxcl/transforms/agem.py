@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
-from jaxcl.transforms._climb import (
+from jaxcl.transforms._perturb import (
     check_update,
     gradient_at,
     next_count,

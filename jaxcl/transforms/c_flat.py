@@ -4,18 +4,18 @@ from typing import Any
 
 import optax
 
-from jaxcl.checks import check_number, is_zero
-from jaxcl.transforms._climb import (
+from jaxcl.errors import check_number, is_zero
+from jaxcl.transforms._perturb import (
     Mask,
     ScalarOrSchedule,
     at_step,
     check_update,
-    climb,
-    climber,
-    climbers,
     gradient_at,
     logged,
+    masked_leaves,
     mix,
+    perturb,
+    perturbation_transform,
 )
 from jaxcl.tree import subtract
 
@@ -45,14 +45,14 @@ def c_flat(
         is the plain gradient and spares all others.
       strength: ``lambda`` above; a plain Python 0 spares two gradients.
       mask: leaves that climb.
-      measure: also log ``climbed_norm`` and ``alignment``, of ``g_0`` and ``g_1``.
+      measure: also log ``perturbed_norm`` and ``alignment``, of ``g_0`` and ``g_1``.
 
     Raises:
       ValueError: if a strength is known to be negative or not finite, or an update
         lacks ``params`` or ``grad_fn``.
 
-    Cost: three more gradients per step. State: :class:`ClimbState` of the first climb,
-    scalars.
+    Cost: three more gradients per step. State: :class:`PerturbationState` of the first
+    perturbation, scalars.
 
     Reference: Bian et al. 2024, arXiv:2404.00986, algorithm 1.
     """
@@ -63,8 +63,8 @@ def c_flat(
         del ignored
         check_update("c_flat", params, grad_fn=grad_fn)
         radius = at_step(rho, state.count)
-        choose = lambda tree: climbers("c_flat", mask, params, tree)
-        uphill = lambda start, direction: climb(start, radius, choose(direction))
+        choose = lambda tree: masked_leaves("c_flat", mask, params, tree)
+        uphill = lambda start, direction: perturb(start, radius, choose(direction))
         gradient = lambda point: gradient_at("c_flat", grad_fn, point, grads)
 
         first = grads if is_zero(radius) else gradient(uphill(params, grads))
@@ -78,7 +78,7 @@ def c_flat(
         weight = at_step(strength, state.count)
         return mix(1.0, first, weight, subtract(third, second)), after
 
-    return climber(update, measure)
+    return perturbation_transform(update, measure)
 
 
 __all__ = ["c_flat"]

@@ -7,26 +7,26 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import PyTree
 
-from jaxcl.checks import check_number
-from jaxcl.transforms._climb import (
-    ClimbState,
+from jaxcl.errors import check_number
+from jaxcl.transforms._perturb import (
     Mask,
+    PerturbationState,
     ScalarOrSchedule,
     at_step,
-    climb,
-    climbers,
-    climbing,
     empty_state,
+    masked_leaves,
     mix,
+    perturb,
+    perturbed_update,
     transformation,
 )
-from jaxcl.transforms.sam import take_climbed
+from jaxcl.transforms.sam import take_perturbed
 
 
 class FriendlySamState(NamedTuple):
     """Logs of the climb, and the running mean: one tree the size of the parameters."""
 
-    climb: ClimbState
+    perturbation: PerturbationState
     momentum: PyTree  # m, the mean of past gradients; zero before the first update
 
 
@@ -53,7 +53,7 @@ def friendly_sam(
       sigma: how much of the mean is taken away.
       decay: share of the mean kept per update, ``lambda`` above.
       mask: leaves that climb, as in :func:`jaxcl.transforms.sam`.
-      measure: also log ``climbed_norm`` and ``alignment`` (with ``g``, not with ``d``).
+      measure: also log ``perturbed_norm`` and ``alignment`` (with ``g``, not with ``d``).
 
     Returns:
       A transformation whose state, :class:`FriendlySamState`, holds ``m`` in the
@@ -77,21 +77,21 @@ def friendly_sam(
 
     def update(grads, state, params=None, *, grad_fn: Any = None, **ignored):
         del ignored
-        count = state.climb.count
+        count = state.perturbation.count
 
         def stray(params, radius, ascent):
             del ascent
             special = mix(1.0, grads, -1.0 * at_step(sigma, count), state.momentum)
-            return climb(
-                params, radius, climbers("friendly_sam", mask, params, special)
+            return perturb(
+                params, radius, masked_leaves("friendly_sam", mask, params, special)
             )
 
         options = {"move": stray, "mask": mask, "measure": measure}
-        once = climbing("friendly_sam", rho, take_climbed, **options)
-        climbed, logs = once(grads, state.climb, params, grad_fn=grad_fn)
+        once = perturbed_update("friendly_sam", rho, take_perturbed, **options)
+        perturbed, logs = once(grads, state.perturbation, params, grad_fn=grad_fn)
         keep = jnp.where(count > 0, at_step(decay, count), 0.0)
         momentum = mix(keep, state.momentum, 1.0 - keep, grads)
-        return climbed, FriendlySamState(logs, momentum)
+        return perturbed, FriendlySamState(logs, momentum)
 
     return transformation(init, update)
 

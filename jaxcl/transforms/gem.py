@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int, ScalarLike
 
-from jaxcl.checks import check_number
-from jaxcl.transforms._climb import (
+from jaxcl.errors import check_number
+from jaxcl.transforms._perturb import (
     check_update,
     next_count,
     transformation,

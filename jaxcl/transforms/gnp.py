@@ -5,14 +5,14 @@ from typing import Any
 
 import optax
 
-from jaxcl.checks import check_number, is_zero
-from jaxcl.transforms._climb import (
+from jaxcl.errors import check_number, is_zero
+from jaxcl.transforms._perturb import (
     Mask,
     ScalarOrSchedule,
     at_step,
-    climber,
-    climbing,
     mix,
+    perturbation_transform,
+    perturbed_update,
 )
 from jaxcl.transforms.across_devices import across_devices
 from jaxcl.tree import safe_divide
@@ -48,7 +48,7 @@ def gnp(
         two are divided at every step; where the radius is 0 there is no blend, and the
         step is the plain gradient, without the penalty.
       mask: leaves that climb.
-      measure: also log ``climbed_norm`` and ``alignment``.
+      measure: also log ``perturbed_norm`` and ``alignment``.
       axis_name: the device axis when mapped; see :func:`across_devices`.
       sync: with ``axis_name``, one climb for all devices, or one each.
 
@@ -57,7 +57,7 @@ def gnp(
         strength is known to be negative or not finite; for a penalty with
         ``r = 0`` throughout; or if an update lacks ``params`` or ``grad_fn``.
 
-    Cost: one more gradient per step. State: :class:`ClimbState`, scalars.
+    Cost: one more gradient per step. State: :class:`PerturbationState`, scalars.
 
     Reference: Zhao et al. 2022, arXiv:2202.03599, algorithm 1.
     """
@@ -76,14 +76,16 @@ def gnp(
         msg = "gnp: penalty needs r above 0, because alpha = penalty / r; got r=0."
         raise ValueError(msg)
 
-    def blend(count, grads, climbed):
+    def blend(count, grads, perturbed):
         share = at_step(strength, count)
         if alpha is None:
             share = safe_divide(share, at_step(r, count))
-        return mix(1.0 - share, grads, share, climbed)
+        return mix(1.0 - share, grads, share, perturbed)
 
     options = {"mask": mask, "measure": measure, "skip": is_zero(strength)}
-    alone = climber(climbing("gnp", r, blend, **options), measure)
+    alone = perturbation_transform(
+        perturbed_update("gnp", r, blend, **options), measure
+    )
     return alone if axis_name is None else across_devices(alone, axis_name, sync=sync)
 
 

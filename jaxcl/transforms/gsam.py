@@ -5,14 +5,14 @@ import optax
 from jax.core import Tracer
 from jaxtyping import ScalarLike
 
-from jaxcl.checks import check_number
-from jaxcl.transforms._climb import (
+from jaxcl.errors import check_number
+from jaxcl.transforms._perturb import (
     Mask,
     ScalarOrSchedule,
     at_step,
-    climber,
-    climbing,
     mix,
+    perturbation_transform,
+    perturbed_update,
 )
 from jaxcl.tree import dot, safe_divide
 
@@ -40,20 +40,22 @@ def gsam(
       ValueError: if a strength is known to be negative or not finite, or an update
         lacks ``params`` or ``grad_fn``.
 
-    Cost: one more gradient per step. State: :class:`ClimbState`, measured.
+    Cost: one more gradient per step. State: :class:`PerturbationState`, measured.
 
     Reference: Zhuang et al. 2022, arXiv:2203.08065, algorithm 1.
     """
     check_number("gsam", schedules=True, rho=rho)
     check_number("gsam", schedules=True, alpha=alpha)
 
-    def combine(count, grads, climbed):
+    def combine(count, grads, perturbed):
         share = at_step(alpha, count)
-        along = safe_divide(dot(grads, climbed), dot(climbed, climbed))
-        return mix(-1.0 * share, grads, 1.0 + share * along, climbed)
+        along = safe_divide(dot(grads, perturbed), dot(perturbed, perturbed))
+        return mix(-1.0 * share, grads, 1.0 + share * along, perturbed)
 
     # It needs both gradients at once in any case.
-    return climber(climbing("gsam", rho, combine, mask=mask, measure=True), True)
+    return perturbation_transform(
+        perturbed_update("gsam", rho, combine, mask=mask, measure=True), True
+    )
 
 
 def rho_schedule(

@@ -7,28 +7,28 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, PyTree
 
-from jaxcl.checks import check_number
+from jaxcl.errors import check_number
 from jaxcl.lockstep import when
-from jaxcl.transforms._climb import (
-    ClimbState,
+from jaxcl.transforms._perturb import (
     Mask,
+    PerturbationState,
     ScalarOrSchedule,
     at_step,
     check_update,
-    climbing,
     empty_state,
     mix,
     next_count,
+    perturbed_update,
     transformation,
 )
-from jaxcl.transforms.sam import take_climbed
+from jaxcl.transforms.sam import take_perturbed
 from jaxcl.tree import dot, norm, safe_divide, wide
 
 
 class LookSamState(NamedTuple):
     """Logs of the last climb, and what it found: one tree the size of the parameters."""
 
-    climb: ClimbState  # its count goes on at every update
+    perturbation: PerturbationState  # its count goes on at every update
     direction: PyTree  # g_v, the part of g_p across g; zero before the first climb
     height: Float[Array, ""]  # |g_v|; zero where g_v is nothing but rounding
 
@@ -62,7 +62,7 @@ def looksam(
       alpha: length of the reused direction relative to the gradient.
       mask: leaves that climb, as in :func:`jaxcl.transforms.sam`. Projections and norms
         run over all leaves.
-      measure: also log ``climbed_norm`` and ``alignment`` of the last climb.
+      measure: also log ``perturbed_norm`` and ``alignment`` of the last climb.
 
     Returns:
       A transformation whose state, :class:`LookSamState`, holds ``g_v`` in
@@ -87,39 +87,39 @@ def looksam(
         return LookSamState(empty_state(measure), nothing, jnp.zeros((), jnp.float32))
 
     options = {"mask": mask, "measure": measure}
-    always = climbing("looksam", rho, take_climbed, **options)
+    always = perturbed_update("looksam", rho, take_perturbed, **options)
 
     def update(grads, state, params=None, *, grad_fn: Any = None, **ignored):
         del ignored
         check_update("looksam", params, grad_fn=grad_fn)
         if k == 1:
-            bent, logs = always(grads, state.climb, params, grad_fn=grad_fn)
-            return bent, state._replace(climb=logs)
-        count, size = state.climb.count, norm(grads)
-        climbs = count % k == 0
+            bent, logs = always(grads, state.perturbation, params, grad_fn=grad_fn)
+            return bent, state._replace(perturbation=logs)
+        count, size = state.perturbation.count, norm(grads)
+        perturbs = count % k == 0
 
         def look(_):
-            climbed, logs = always(grads, state.climb, params, grad_fn=grad_fn)
-            along = safe_divide(dot(climbed, grads), size**2)
-            rest = mix(1.0, jax.tree.map(wide, climbed), -along, grads)
+            perturbed, logs = always(grads, state.perturbation, params, grad_fn=grad_fn)
+            along = safe_divide(dot(perturbed, grads), size**2)
+            rest = mix(1.0, jax.tree.map(wide, perturbed), -along, grads)
             height = norm(rest)
             real = height > 1e-6 * (jnp.abs(along) * size + height)
             height = jnp.where(real, height, 0.0).astype(jnp.float32)
-            logs = logs._replace(rho=state.climb.rho)
+            logs = logs._replace(rho=state.perturbation.rho)
             return along, jnp.ones_like(size), LookSamState(logs, rest, height)
 
         def reuse():
-            later = state.climb._replace(count=next_count(count))
+            later = state.perturbation._replace(count=next_count(count))
             share = at_step(alpha, count) * safe_divide(size, state.height)
-            return jnp.ones_like(size), share, state._replace(climb=later)
+            return jnp.ones_like(size), share, state._replace(perturbation=later)
 
         # Two numbers and a direction for the sum below: XLA then merges it into whatever
         # comes next, instead of writing one more tree.
-        along, share, after = when(climbs, look, reuse())
+        along, share, after = when(perturbs, look, reuse())
         bent = mix(along, grads, share, after.direction)
-        radius = jnp.where(climbs, at_step(rho, count), after.climb.rho)
-        logs = after.climb._replace(rho=radius.astype(jnp.float32))
-        return bent, after._replace(climb=logs)
+        radius = jnp.where(perturbs, at_step(rho, count), after.perturbation.rho)
+        logs = after.perturbation._replace(rho=radius.astype(jnp.float32))
+        return bent, after._replace(perturbation=logs)
 
     return transformation(init, update)
 

@@ -9,18 +9,18 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import PRNGKeyArray, ScalarLike
 
-from jaxcl.checks import check_key, check_number
-from jaxcl.transforms._climb import (
-    ClimbState,
+from jaxcl.errors import check_key, check_number
+from jaxcl.transforms._perturb import (
     Mask,
+    PerturbationState,
     ScalarOrSchedule,
     at_step,
-    climb,
-    climb_adaptively,
-    climber,
-    climbers,
-    climbing,
     empty_state,
+    masked_leaves,
+    perturb,
+    perturb_adaptively,
+    perturbation_transform,
+    perturbed_update,
     transformation,
 )
 from jaxcl.transforms.across_devices import across_devices
@@ -66,14 +66,15 @@ def sam(
       mask: leaves that climb (``True``), as a tree, a prefix of one, or a function of
         the parameters; the others stay where they are and out of the norm. Give a
         function to ``optax.inject_hyperparams`` under ``static_args``.
-      measure: also log ``climbed_norm`` and ``alignment``, from which
-        :func:`climb_curvature` and :func:`climb_rise` tell how sharp the place was. It
-        costs two passes over the gradients, which a small network on a CPU feels.
+      measure: also log ``perturbed_norm`` and ``alignment``, from which
+        :func:`perturbation_curvature` and :func:`perturbation_rise` tell how sharp the
+        place was. It costs two passes over the gradients, which a small network on a
+        CPU feels.
       axis_name: the device axis when mapped; see :func:`across_devices`.
       sync: with ``axis_name``, one climb for all devices, or (m-sharpness) one each.
 
     Returns:
-      A transformation whose state, :class:`ClimbState`, holds a few scalars. Its
+      A transformation whose state, :class:`PerturbationState`, holds a few scalars. Its
       gradients have the dtypes they came in; norms and the climb are computed in
       float32 or better. Where the gradient is zero there is no climb.
 
@@ -88,16 +89,18 @@ def sam(
     """
     check_number("sam", schedules=True, rho=rho)
     check_number("sam", eta=eta)
-    move = functools.partial(climb_adaptively, eta=eta) if adaptive else climb
+    move = functools.partial(perturb_adaptively, eta=eta) if adaptive else perturb
     options = {"move": move, "mask": mask, "measure": measure}
-    alone = climber(climbing("sam", rho, take_climbed, **options), measure)
+    alone = perturbation_transform(
+        perturbed_update("sam", rho, take_perturbed, **options), measure
+    )
     return alone if axis_name is None else across_devices(alone, axis_name, sync=sync)
 
 
-def take_climbed(count, grads, climbed):
+def take_perturbed(count, grads, perturbed):
     """The gradient at the perturbed point."""
     del count, grads
-    return climbed
+    return perturbed
 
 
 def reverse_sam(
@@ -113,26 +116,29 @@ def reverse_sam(
     Args:
       rho: radius in parameter units, at least 0; number or schedule.
       mask: leaves that take part, as in :func:`sam`.
-      measure: also log ``climbed_norm`` and ``alignment``, as in :func:`sam`.
+      measure: also log ``perturbed_norm`` and ``alignment``, as in :func:`sam`.
 
     Raises:
       ValueError: if ``rho`` is known to be negative, or an update lacks ``params`` or
         ``grad_fn``.
 
-    Cost: one more gradient per step. State: :class:`ClimbState`, whose ``rho`` is the step
-    along the gradient, ``-rho``: so :func:`climb_rise` tells how far the loss fell.
+    Cost: one more gradient per step. State: :class:`PerturbationState`, whose ``rho`` is
+    the step along the gradient, ``-rho``: so :func:`perturbation_rise` tells how far the
+    loss fell.
     """
     check_number("reverse_sam", schedules=True, rho=rho)
     down = lambda count: -1.0 * at_step(rho, count)
     options = {"mask": mask, "measure": measure}
-    return climber(climbing("reverse_sam", down, take_climbed, **options), measure)
+    return perturbation_transform(
+        perturbed_update("reverse_sam", down, take_perturbed, **options), measure
+    )
 
 
 class RandomSamState(NamedTuple):
     """A key for the directions to come, and the logs of the climb."""
 
     key: PRNGKeyArray  # of the next direction
-    climb: ClimbState
+    perturbation: PerturbationState
 
 
 def random_sam(
@@ -170,10 +176,14 @@ def random_sam(
         def wander(params, radius, ascent):
             del ascent
             noise = random_normal_like(key_now, params)
-            return climb(params, radius, climbers("random_sam", mask, params, noise))
+            return perturb(
+                params, radius, masked_leaves("random_sam", mask, params, noise)
+            )
 
-        once = climbing("random_sam", rho, take_climbed, move=wander, mask=mask)
-        grads, seen = once(grads, state.climb, params, grad_fn=grad_fn)
+        once = perturbed_update(
+            "random_sam", rho, take_perturbed, move=wander, mask=mask
+        )
+        grads, seen = once(grads, state.perturbation, params, grad_fn=grad_fn)
         return grads, RandomSamState(key_next, seen)
 
     # A copy, because a state may be donated while the key serves the next `init`.
@@ -184,4 +194,4 @@ def random_sam(
     return transformation(init, update)
 
 
-__all__ = ["ClimbState", "RandomSamState", "random_sam", "reverse_sam", "sam"]
+__all__ = ["PerturbationState", "RandomSamState", "random_sam", "reverse_sam", "sam"]

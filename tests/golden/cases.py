@@ -13,11 +13,16 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxcl import averages, curvature, losses, memory
-from jaxcl import plasticity as renewals
-from jaxcl import regularizers as pulls
-from jaxcl import transforms as bends
-from jaxcl.streams import from_arrays, stream_tasks
+from jaxcl import (
+    averages,
+    curvature,
+    losses,
+    memory,
+    plasticity,
+    regularizers,
+    transforms,
+)
+from jaxcl.data import from_arrays, stream_tasks
 from jaxcl.training import (
     Options,
     accuracy_row,
@@ -48,7 +53,7 @@ from tests.golden.setting import (
     walk_memory,
 )
 
-FEATURES = lambda params, x: MODEL.features(params, x)[-1]
+FEATURES = lambda params, x: MODEL.hidden(params, x)[-1]
 
 # ------------------------------------------------------------- gradients over many rows
 
@@ -59,9 +64,9 @@ def across_devices():
 
     def update(sync, rows):
         grad_fn = jax.grad(mean_loss(LOSS, rows))
-        bend = bends.across_devices(bends.sam(0.1), "devices", sync=sync)
-        state = bend.init(PARAMS)
-        return bend.update(grad_fn(PARAMS), state, PARAMS, grad_fn=grad_fn)[0]
+        gradient = transforms.across_devices(transforms.sam(0.1), "devices", sync=sync)
+        state = gradient.init(PARAMS)
+        return gradient.update(grad_fn(PARAMS), state, PARAMS, grad_fn=grad_fn)[0]
 
     def both(rows):
         on_each = lambda sync: jax.vmap(partial(update, sync), axis_name="devices")
@@ -77,7 +82,7 @@ def accumulated():
     def whole(params, parts):
         grad = lambda params, part: jax.grad(mean_loss(LOSS, part))(params)
         weight = jnp.array([1.0, 2.0, 3.0])
-        return bends.accumulated(grad, parts, weight=weight)(params)
+        return transforms.accumulated(grad, parts, weight=weight)(params)
 
     return program(whole)(PARAMS, parts)
 
@@ -91,10 +96,10 @@ MEMORIES = {
     "episodic_distinct": lambda: memory.episodic(2, 6, 4, replace=False),
     "episodic_grouped": lambda: memory.episodic(2, 6, 4, grouped=True),
     "class_balanced": lambda: memory.episodic(
-        2, 6, 4, select=memory.class_balanced_rows
+        2, 6, 4, select=memory.class_balanced_examples
     ),
-    "kmeans_rows": lambda: memory.episodic(
-        2, 6, 4, select=memory.kmeans_rows(FEATURES, num_iterations=3, chunk_size=8)
+    "kmeans_examples": lambda: memory.episodic(
+        2, 6, 4, select=memory.kmeans_examples(FEATURES, num_iterations=3, chunk_size=8)
     ),
 }
 
@@ -189,8 +194,8 @@ def sharpness():
             "trace": curvature.trace(fisher),
             "mean_entry": curvature.mean_entry(fisher),
             "largest_entry": curvature.largest_entry(fisher),
-            "largest_stable": pulls.largest_stable_strength(fisher, 0.1),
-            "converted": pulls.convert_strength(3.0, halved=False, ratio=0.5),
+            "largest_stable": regularizers.largest_stable_strength(fisher, 0.1),
+            "converted": regularizers.convert_strength(3.0, halved=False, ratio=0.5),
         }
 
     return look(PARAMS, ROWS)
@@ -208,8 +213,8 @@ def plasticity_measures():
     """Every measure of a network's ability to learn."""
     model, start = NORMED, drawn(NORMED)
     loss = loss_of(losses.single_head(model.apply))
-    look = lambda params, rows: renewals.measure(
-        jax.random.key(4), loss, model.features, params, start, rows
+    look = lambda params, rows: plasticity.measure(
+        jax.random.key(4), loss, model.hidden, params, start, rows
     )
     return program(look)(drawn(model, 5), ROWS)
 
@@ -298,7 +303,7 @@ def host_loop():
 
     options = Options(num_steps=8, batch_size=10, eval_batch_size=12, report_every=4)
     with tempfile.TemporaryDirectory() as folder:
-        learned = learn(
+        result = learn(
             jax.random.key(8),
             lambda frozen: build(),
             jax.tree.map(jnp.asarray, PARAMS),
@@ -309,12 +314,12 @@ def host_loop():
             quiet=True,
         )
         lines = (Path(folder) / "metrics.jsonl").read_text().splitlines()
-    told = [line for line in map(json.loads, lines) if "loss" in line]
+    on_progress = [line for line in map(json.loads, lines) if "loss" in line]
     return {
-        "params": learned.params,
-        "scores": learned.position.matrix,
-        "losses": np.array([line["loss"] for line in told], np.float32),
-        "grad_norms": np.array([line["grad_norm"] for line in told], np.float32),
+        "params": result.params,
+        "scores": result.run_state.matrix,
+        "losses": np.array([line["loss"] for line in on_progress], np.float32),
+        "grad_norms": np.array([line["grad_norm"] for line in on_progress], np.float32),
     }
 
 

@@ -5,11 +5,9 @@ import json
 import jax
 import numpy as np
 
-from tests.golden.setting import RENAMED
-
 
 def flat(name, tree):
-    """``{name/path: array}``; keys as their data, renamed fields by their old names."""
+    """``{name/path: array}``; keys as their data."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
     return {
         "/".join([name, *map(step_of, path)]): numbers(leaf) for path, leaf in leaves
@@ -20,8 +18,7 @@ def step_of(entry):
     """One step of a path as a word."""
     for kind in ("name", "key", "idx"):
         if hasattr(entry, kind):
-            word = str(getattr(entry, kind))
-            return RENAMED.get(word, word)
+            return str(getattr(entry, kind))
     raise TypeError(entry)
 
 

@@ -6,10 +6,15 @@
 import jax
 import optax
 
-from jaxcl import averages, curvature, memory, methods
-from jaxcl import plasticity as renewals
-from jaxcl import regularizers as pulls
-from jaxcl import transforms as bends
+from jaxcl import (
+    averages,
+    curvature,
+    memory,
+    methods,
+    plasticity,
+    regularizers,
+    transforms,
+)
 from jaxcl.losses import single_head
 from tests.golden.setting import (
     LOGITS,
@@ -33,7 +38,7 @@ ADAM = optax.adam(0.02)
 REPLAY = {"capacity": 12, "sample_size": 6}
 SLOTS = {"num_tasks": 2, "capacity_per_task": 6}
 RISING = lambda count: 0.02 * (count + 1.0)
-ALL_FEATURES = lambda params, example: MODEL.features(params, example.x)
+ALL_FEATURES = lambda params, example: MODEL.hidden(params, example.x)
 
 # ----------------------------------------------------------------------- named methods
 
@@ -61,9 +66,9 @@ METHODS = {
 #: On three tasks, so that the last one meets two past ones.
 THREE = {
     "gem": lambda: methods.gem(LOSS, SGD, **SLOTS, margin=0.3),
-    "gem_of_sam": lambda: methods.gem(LOSS, SGD, **SLOTS, gradient=bends.sam(0.1)),
+    "gem_of_sam": lambda: methods.gem(LOSS, SGD, **SLOTS, gradient=transforms.sam(0.1)),
     "agem_of_sam": lambda: methods.agem(
-        LOSS, SGD, **SLOTS, sample_size=6, gradient=bends.sam(0.1)
+        LOSS, SGD, **SLOTS, sample_size=6, gradient=transforms.sam(0.1)
     ),
     "ewc": lambda: methods.ewc(LOSS, SGD, strength=3.0),
 }
@@ -90,40 +95,42 @@ CHUNKED = {
     ),
 }
 
-# -------------------------------------------------------------------- what bends a gradient
+# ----------------------------------------------------------- what transforms a gradient
 
 MASK = {"hidden_0": True, "out": {"kernel": True, "bias": False}}
-ALIGNED = lambda s: bends.sam(s, measure=True)
+ALIGNED = lambda s: transforms.sam(s, measure=True)
 BENDS = {
-    "sam_adaptive": lambda: bends.sam(0.5, adaptive=True, measure=True),
-    "sam_masked_schedule": lambda: bends.sam(RISING, mask=MASK, measure=True),
-    "gnp": lambda: bends.gnp(0.1, alpha=0.6, measure=True),
-    "gsam": lambda: bends.gsam(0.1, 0.4),
-    "looksam": lambda: bends.looksam(0.1, k=3),
-    "friendly_sam": lambda: bends.friendly_sam(0.1),
-    "c_flat": lambda: bends.c_flat(0.1, 0.2, measure=True),
-    "reverse_sam": lambda: bends.reverse_sam(0.1),
-    "random_sam": lambda: bends.random_sam(jax.random.key(3), 0.1),
-    "adaptive_rho": lambda: bends.adaptive_rho(0.05),
-    "adaptive_strength": lambda: bends.adaptive_strength(ALIGNED, 0.1, reference=1.0),
+    "sam_adaptive": lambda: transforms.sam(0.5, adaptive=True, measure=True),
+    "sam_masked_schedule": lambda: transforms.sam(RISING, mask=MASK, measure=True),
+    "gnp": lambda: transforms.gnp(0.1, alpha=0.6, measure=True),
+    "gsam": lambda: transforms.gsam(0.1, 0.4),
+    "looksam": lambda: transforms.looksam(0.1, k=3),
+    "friendly_sam": lambda: transforms.friendly_sam(0.1),
+    "c_flat": lambda: transforms.c_flat(0.1, 0.2, measure=True),
+    "reverse_sam": lambda: transforms.reverse_sam(0.1),
+    "random_sam": lambda: transforms.random_sam(jax.random.key(3), 0.1),
+    "adaptive_rho": lambda: transforms.adaptive_rho(0.05),
+    "adaptive_strength": lambda: transforms.adaptive_strength(
+        ALIGNED, 0.1, reference=1.0
+    ),
 }
 
 
 def fisher_pull():
     """Elastic weight consolidation on the empirical Fisher."""
-    return pulls.ewc(curvature.empirical_fisher(LOSS), 3.0)
+    return regularizers.ewc(curvature.empirical_fisher(LOSS), 3.0)
 
 
 def everything_with(optimizer):
     """Every kind of state that a step or the end of a task changes."""
     return composed(
         optimizer,
-        gradient=bends.looksam(0.1, k=2),
+        gradient=transforms.looksam(0.1, k=2),
         regularizer=fisher_pull(),
         memory=memory.reservoir(12, 6),
         average=averages.ema(0.8),
-        renewal=renewals.redo(
-            MODEL.features, MODEL.units, MODEL.init, threshold=0.3, period=5
+        reset=plasticity.redo(
+            MODEL.hidden, MODEL.units, MODEL.init, threshold=0.3, period=5
         ),
     )
 
@@ -135,17 +142,17 @@ OPTIONS = {
     ),
     "momentum_reset": lambda: composed(optax.sgd(0.1, momentum=0.9)),
     "looksam_reset": lambda: composed(
-        SGD, gradient=bends.looksam(RISING, k=3), reset_gradient=True
+        SGD, gradient=transforms.looksam(RISING, k=3), reset_gradient=True
     ),
     "replay_weight": lambda: composed(
         SGD, memory=memory.reservoir(12, 6), replay_weight=0.5
     ),
     "sam_sees_penalty": lambda: composed(
-        SGD, gradient=bends.sam(0.1), regularizer=fisher_pull()
+        SGD, gradient=transforms.sam(0.1), regularizer=fisher_pull()
     ),
     "sam_without_penalty": lambda: composed(
         SGD,
-        gradient=bends.sam(0.1),
+        gradient=transforms.sam(0.1),
         regularizer=fisher_pull(),
         perturb_penalty=False,
     ),
@@ -153,57 +160,63 @@ OPTIONS = {
 }
 
 
-# ---------------------------------------------------------------- pulls, averages, renewals
+# --------------------------------------------------- regularizers, averages, plasticity
 
 PULLS = {
-    "l2": lambda: pulls.l2(0.05),
-    "l2_init": lambda: pulls.l2_init(0.05),
-    "box": lambda: pulls.box(0.1),
-    "boxed": lambda: pulls.boxed(pulls.l2(0.05), 0.1),
-    "distill": lambda: pulls.distill(LOGITS, 1.0, chunk_size=4),
-    "scaled": lambda: pulls.scaled(2.0, fisher_pull()),
-    "sum_of": lambda: pulls.sum_of(
-        pulls.l2_init(0.05), pulls.distill(LOGITS, 1.0), pulls.box(0.2)
+    "l2": lambda: regularizers.l2(0.05),
+    "l2_init": lambda: regularizers.l2_init(0.05),
+    "box": lambda: regularizers.box(0.1),
+    "boxed": lambda: regularizers.boxed(regularizers.l2(0.05), 0.1),
+    "distill": lambda: regularizers.distill(LOGITS, 1.0, chunk_size=4),
+    "scaled": lambda: regularizers.scaled(2.0, fisher_pull()),
+    "sum_of": lambda: regularizers.sum_of(
+        regularizers.l2_init(0.05),
+        regularizers.distill(LOGITS, 1.0),
+        regularizers.box(0.2),
     ),
-    "uniform": lambda: pulls.ewc(curvature.uniform_importance(), 0.1, decay=0.0),
-    "exact": lambda: pulls.ewc(curvature.exact_fisher(LOGITS), 3.0),
+    "uniform": lambda: regularizers.ewc(curvature.uniform_importance(), 0.1, decay=0.0),
+    "exact": lambda: regularizers.ewc(curvature.exact_fisher(LOGITS), 3.0),
 }
 AVERAGES = {
     "ema": lambda: averages.ema(0.8),
     "ema_warm_up": lambda: averages.ema(0.8, warm_up=True),
     "interpolate": lambda: averages.interpolate(0.6),
-    "interpolate_with_start": lambda: averages.interpolate_with_start(0.6),
+    "wise_ft": lambda: averages.wise_ft(0.6),
 }
-RENEWALS = {
-    "redo": lambda model: renewals.redo(
-        model.features, model.units, model.init, threshold=0.5, period=4
+RESETS = {
+    "redo": lambda model: plasticity.redo(
+        model.hidden, model.units, model.init, threshold=0.5, period=4
     ),
-    "continual_backprop": lambda model: renewals.continual_backprop(
-        model.features, model.units, model.init, rate=0.03, maturity=3, decay=0.8
+    "continual_backprop": lambda model: plasticity.continual_backprop(
+        model.hidden, model.units, model.init, rate=0.03, maturity=3, decay=0.8
     ),
-    "contribution": lambda model: renewals.continual_backprop(
-        model.features,
+    "contribution": lambda model: plasticity.continual_backprop(
+        model.hidden,
         model.units,
         model.init,
         rate=0.03,
         maturity=3,
         decay=0.8,
-        utility=renewals.contribution,
+        utility=plasticity.contribution,
     ),
-    "shrink_and_perturb": lambda model: renewals.shrink_and_perturb(
+    "shrink_and_perturb": lambda model: plasticity.shrink_and_perturb(
         0.95, 0.05, model.init
     ),
-    "chain_renewals": lambda model: renewals.chain_renewals(
-        renewals.shrink_and_perturb(0.9, 0.05, model.init, period=4),
-        renewals.redo(model.features, model.units, model.init, threshold=0.5, period=6),
+    "chain_resets": lambda model: plasticity.chain_resets(
+        plasticity.shrink_and_perturb(0.9, 0.05, model.init, period=4),
+        plasticity.redo(
+            model.hidden, model.units, model.init, threshold=0.5, period=6
+        ),
     ),
 }
 
 
-def follow_slow():
+def feature_distillation():
     """Features held near the slow average's, on the rows at hand."""
-    pull = pulls.follow_slow(ALL_FEATURES, 0.5, rows=lambda context: context.batch)
-    return run(composed(SGD, regularizer=pull, average=averages.ema(0.8)))
+    regularizer = regularizers.feature_distillation(
+        ALL_FEATURES, 0.5, rows=lambda context: context.batch
+    )
+    return run(composed(SGD, regularizer=regularizer, average=averages.ema(0.8)))
 
 
 # --------------------------------------------------------------------------------- all
@@ -237,19 +250,19 @@ def on_padded(build):
     return run(build, tasks=padded(TASKS))
 
 
-def renewed(build):
+def with_reset(build):
     """Learn by Adam with units renewed."""
-    return run(lambda: composed(ADAM, renewal=build(MODEL))())
+    return run(lambda: composed(ADAM, reset=build(MODEL))())
 
 
 def renewed_pairs(build):
     """The same where each unit has two activations and a normalisation."""
     logits = single_head(NORMED.apply)
-    method = lambda: composed(ADAM, logits=logits, renewal=build(NORMED))()
+    method = lambda: composed(ADAM, logits=logits, reset=build(NORMED))()
     return run(method, params=drawn(NORMED))
 
 
-PAIRS = {name: RENEWALS[name] for name in ("redo", "continual_backprop")}
+PAIRS = {name: RESETS[name] for name in ("redo", "continual_backprop")}
 RUNS = {
     **named("method", METHODS, run),
     **named("three_tasks", THREE, on_three),
@@ -260,7 +273,7 @@ RUNS = {
     **named("options", OPTIONS, lambda build: run(build())),
     **named("regularizer", PULLS, with_part("regularizer")),
     **named("average", AVERAGES, with_part("average")),
-    **named("renewal", RENEWALS, renewed),
+    **named("reset", RESETS, with_reset),
     **named("renewal_of_pairs", PAIRS, renewed_pairs),
-    "regularizer/follow_slow": follow_slow,
+    "regularizer/feature_distillation": feature_distillation,
 }

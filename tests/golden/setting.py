@@ -19,9 +19,6 @@ from jaxcl.typing import Batch
 
 # ------------------------------------------------------------ the library's contracts
 
-#: Names of today for those in the files, where a field was renamed: ``{new: old}``.
-RENAMED: dict[str, str] = {}
-
 batch_of = Batch  # (x, y, weight, task)
 
 
@@ -64,7 +61,7 @@ def parts_of(method, state):
         "regularizer": state.regularizer,
         "memory": state.memory,
         "average": state.average,
-        "renewal": state.renewal,
+        "reset": state.reset,
     }
     if jax.tree.leaves(state.average):
         parts["evaluated"] = method.eval_params(state)
@@ -95,7 +92,7 @@ def remember(memory, params, batches, tasks, keys):
     def one_task(state, given):
         keys, batches, task = given
         state, replays = jax.lax.scan(one_step, state, (keys[:-1], batches))
-        return memory.consolidate(keys[-1], state, params, task), replays
+        return memory.end_task(keys[-1], state, params, task), replays
 
     state = memory.init(at((0, slice(1)), tasks))
     state, replays = jax.lax.scan(one_task, state, (keys, batches, tasks))

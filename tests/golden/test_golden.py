@@ -102,10 +102,10 @@ def test_every_public_part_is_in_a_case():
         if name.islower() and not name.startswith("no_")
     }
     inside = {  # reached through others
-        "adaptable_contribution", "after", "climb_curvature", "climb_rise",
-        "dead_share", "dormancy_score", "dormant_share", "effective_rank", "mean_entry",
-        "random_rows", "renew_units", "rho_schedule", "singular_values", "srank",
-        "stable_rank",
+        "adaptable_contribution", "after", "perturbation_curvature",
+        "perturbation_rise", "dead_fraction", "dormancy_score", "dormant_fraction",
+        "effective_rank", "mean_entry", "random_examples", "reset_units",
+        "rho_schedule", "singular_values", "srank", "stable_rank",
     }  # fmt: skip
     used = set(re.findall(r"\.(\w+)", source))
     assert parts - inside - used == set()

@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments.harness import Lesson, Trial, learn_trial, main, run_trials
+from experiments.harness import RunSpec, Trial, learn_trial, main, run_trials
+from jaxcl.data import Dataset, Task, array_dataset
 from jaxcl.losses import cross_entropy, single_head
 from jaxcl.method import make_method
 from jaxcl.models import mlp
-from jaxcl.streams import Rows, Task, array_rows
 from jaxcl.training import Options
 from jaxcl.tree import as_batch
 
@@ -33,14 +33,14 @@ def run(config, folder):
 
 def worker(config, folder):
     def do(trial, send):
-        learn_trial(trial, lesson(config, trial.seed), folder, send, setting="toy")
+        learn_trial(trial, spec(config, trial.seed), folder, send, setting="toy")
 
     return do
 
 
-def lesson(config, seed):
+def spec(config, seed):
     x = np.random.default_rng(seed).normal(size=(64, 4)).astype(np.float32)
-    rows = array_rows(as_batch(x, x[:, 0] > 0))
+    rows = array_dataset(as_batch(x, x[:, 0] > 0))
     model = mlp((4, 8, 2))
     logits = single_head(model.apply)
 
@@ -53,11 +53,11 @@ def lesson(config, seed):
         right = lambda row: jnp.argmax(logits(params, row)) == row.y
         return jax.vmap(right)(batch).astype(jnp.float32)
 
-    return Lesson(
+    return RunSpec(
         jax.random.key(seed),
         lambda frozen: make_method(cross_entropy(logits), optax.adam(0.01)),
         model.init(jax.random.key(seed)),
-        [Task("sign", Rows(rows.count, slowly), rows)],
+        [Task("sign", Dataset(rows.count, slowly), rows)],
         score,
         Options(num_steps=config.num_steps, batch_size=8, save_every=1000.0),
     )
@@ -65,5 +65,7 @@ def lesson(config, seed):
 
 if __name__ == "__main__":
     presets = {"toy": Config()}
-    free = ("pause", "workers")
-    raise SystemExit(main(presets, run, "A toy.", name="toy", free=free))
+    cosmetic_fields = ("pause", "workers")
+    raise SystemExit(
+        main(presets, run, "A toy.", name="toy", cosmetic_fields=cosmetic_fields)
+    )

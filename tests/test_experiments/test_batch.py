@@ -73,8 +73,8 @@ def test_jobs_run_a_few_at_a_time_and_all_are_told(tmp_path):
         job(tmp_path, f"{n}", note.format(place=str(place), name=f"{n}", code=n % 2))
         for n in range(5)
     ]
-    told = {done.name: code for done, code in run_here(jobs, parallel=2)}
-    assert told == {f"{n}": n % 2 for n in range(5)}
+    on_progress = {done.name: code for done, code in run_here(jobs, parallel=2)}
+    assert on_progress == {f"{n}": n % 2 for n in range(5)}
     assert max(int(one.log.read_text()) for one in jobs) == 2
 
 
@@ -160,14 +160,14 @@ def test_a_cluster_runs_all_jobs_and_tells_of_those_that_failed(tmp_path):
         job(tmp_path, "bad", "raise SystemExit(3)"),
         job(tmp_path, "killed", die),
     ]
-    told = run_on_cluster(
+    on_progress = run_on_cluster(
         jobs,
         cluster="local",
         parallel=1,
         parameters={"timeout_min": 2},
         folder=tmp_path / "submitit",
     )
-    codes = {done.name: code for done, code in told}
+    codes = {done.name: code for done, code in on_progress}
     assert codes == {"good": 0, "bad": 3, "killed": 1}
     assert jobs[0].log.read_text() == "here\n"
 
@@ -176,7 +176,7 @@ def test_a_cluster_runs_all_jobs_and_tells_of_those_that_failed(tmp_path):
 @pytest.mark.parametrize("parameters", [{"tiemout_min": 1}, {"timeout_min": "long"}])
 def test_parameters_that_no_cluster_knows_are_bad_input(parameters, tmp_path):
     """Oracle: one line, nothing submitted."""
-    told = run_on_cluster(
+    on_progress = run_on_cluster(
         [job(tmp_path, "a", "pass")],
         cluster="local",
         parallel=1,
@@ -184,7 +184,7 @@ def test_parameters_that_no_cluster_knows_are_bad_input(parameters, tmp_path):
         folder=tmp_path / "submitit",
     )
     with pytest.raises(ValueError, match=r"batch: .*timeout_min|batch: .*tiemout_min"):
-        next(told)
+        next(on_progress)
     assert not list(tmp_path.rglob("*.pkl"))
 
 

@@ -25,16 +25,21 @@ def test_a_stranger_can_take_up_committed_results(path):
     name, data = held["experiment"], Path(held["config"].get("data", "")).name
     made_by = json.loads((path / "environment.json").read_text())["command"]
     settings = importlib.import_module(f"experiments.{name}.config")
-    free, places = getattr(settings, "FREE", ()), getattr(settings, "PLACES", ())
+    cosmetic_fields, path_fields = (
+        getattr(settings, "COSMETIC_FIELDS", ()),
+        getattr(settings, "PATH_FIELDS", ()),
+    )
     words = shlex.split(made_by)[3:]
-    words += ["--workers", "3"] if "workers" in free else []
-    words += ["--data", f"/somewhere/else/{data}"] if "data" in places else []
+    words += ["--workers", "3"] if "workers" in cosmetic_fields else []
+    words += ["--data", f"/somewhere/else/{data}"] if "data" in path_fields else []
 
     def look(*more):
         request = parse(name, settings.PRESETS, "", [*words, *more])
         assert request is not None
         return examine(
-            RunFolder(path, name, request.preset, request.config, free, places)
+            RunFolder(
+                path, name, request.preset, request.config, cosmetic_fields, path_fields
+            )
         )
 
     assert look() in ("unfinished", "finished")

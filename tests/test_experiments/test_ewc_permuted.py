@@ -22,9 +22,9 @@ from experiments.ewc_permuted.report import (
 from experiments.ewc_permuted.run import check, choose, make_fisher
 from experiments.harness import RunFolder, command, read_records, write_json
 from experiments.harness.run_folder import plain
+from jaxcl.data import permuted, synthetic_images
 from jaxcl.losses import single_head
 from jaxcl.models import mlp
-from jaxcl.streams import permuted, synthetic_images
 from jaxcl.training import segments
 from jaxcl.tree import at
 from jaxcl.typing import Batch
@@ -236,12 +236,12 @@ def test_tables_hold_means_and_differences():
         record("online-ewc", 1000, [0.4], [[0.4]], setting="search", status="diverged"),
     ]
     table = result_table(runs)
-    label, strength, count, mean, published, gap, learned, transfer, minutes = (
+    label, strength, count, mean, published, gap, result, transfer, minutes = (
         table.rows[0]
     )
     assert (label, strength, count, minutes) == ("EWC", "100", 2, 1.0)
     np.testing.assert_allclose([mean.mean, published, gap], [0.93, 0.9431, -0.0131])
-    np.testing.assert_allclose([learned.mean, transfer.mean], [0.955, -0.05])
+    np.testing.assert_allclose([result.mean, transfer.mean], [0.955, -0.05])
     assert "test/ewc/2" in table.notes[-1]
     assert search_table(runs).rows == (("100", 0.5, "diverged"),)
 

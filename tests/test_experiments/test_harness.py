@@ -22,7 +22,7 @@ import pytest
 from experiments import harness
 from experiments.harness import command, environment, run_folder
 from experiments.harness.errors import is_bad_input
-from jaxcl.training.lock import claim
+from jaxcl.training.lock import lock_folder
 from jaxcl.training.progress import pace
 
 ROOT = Path(__file__).parent.parent.parent
@@ -97,7 +97,9 @@ def test_the_default_folder_names_experiment_preset_and_settings():
     """Oracle: equal settings give equal names, other settings other names."""
 
     def path(config):
-        folder = harness.RunFolder(Path(), "toy", "smoke", config, free=("limit",))
+        folder = harness.RunFolder(
+            Path(), "toy", "smoke", config, cosmetic_fields=("limit",)
+        )
         return run_folder.default_path(folder, Path("o"))
 
     assert path(Config()).parent == Path("o")
@@ -266,7 +268,7 @@ def test_anybody_can_take_up_a_folder_that_differs_in_what_changes_no_result(
     tmp_path, capsys
 ):
     """Oracle: the free field, and the last component of a place; others are refused."""
-    others = {"free": ("limit",), "places": ("data",)}
+    others = {"cosmetic_fields": ("limit",), "path_fields": ("data",)}
     assert start(tmp_path, "smoke", "--limit", "1", run=stop, **others) == 130
     assert start(tmp_path, "smoke", "--limit", "2", **others) == 0
     held = json.loads((tmp_path / "run" / "config.json").read_text())
@@ -283,7 +285,7 @@ def test_a_folder_remembers_its_data(tmp_path, capsys):
     images = np.arange(6.0)
 
     def run(config, folder):
-        harness.recognise(folder, [images, np.zeros(2)])
+        harness.check_data_hash(folder, [images, np.zeros(2)])
         stop(config, folder)
 
     for _ in range(2):
@@ -452,11 +454,11 @@ def test_a_lock_that_was_deleted_meanwhile_is_not_held(tmp_path, monkeypatch):
         flock(lock, how)
 
     monkeypatch.setattr(fcntl, "flock", late)
-    with claim(path) as made:
+    with lock_folder(path) as made:
         assert made
-        with pytest.raises(ValueError, match="in use by process"), claim(path):
+        with pytest.raises(ValueError, match="in use by process"), lock_folder(path):
             pass
-    with claim(path) as made:
+    with lock_folder(path) as made:
         assert not made
 
 
@@ -660,7 +662,7 @@ def test_a_folder_that_cannot_be_made_is_one_line(tmp_path, place):
     """Oracle: a file where a folder should be; nothing is left behind."""
     (tmp_path / "file").write_text("")
     wanted = "cannot be written to; give another folder"
-    with pytest.raises(ValueError, match=wanted), claim(tmp_path / place):
+    with pytest.raises(ValueError, match=wanted), lock_folder(tmp_path / place):
         pass
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 

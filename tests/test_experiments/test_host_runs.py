@@ -106,7 +106,7 @@ def test_a_stream_of_classes_is_learned_with_sam_ewc_and_replay(tmp_path, monkey
     that was not finite. On one device: a ResNet compiles for minutes on eight."""
     presets, learn, report = SETTINGS["class_stream"]
     words = ["smoke", "--arms", "sam-ewc-er", *FEW, "--out", str(tmp_path / "run")]
-    monkeypatch.setattr(host_runs, "layout_of", lambda fsdp: None)
+    monkeypatch.setattr(host_runs, "sharding_of", lambda fsdp: None)
     assert main(presets, learn, "", words, report=report) == 0
     (line,) = read_records(tmp_path / "run")
     matrix = np.array(line["matrix"])

@@ -18,8 +18,8 @@ from experiments.plasticity.config import PRESETS, Config
 from experiments.plasticity.report import report
 from experiments.plasticity.run import MAY_BE_ZERO, check, packs, run
 from experiments.plasticity.settings import load, make_model, make_setting
+from jaxcl.data import synthetic_images
 from jaxcl.losses import cross_entropy
-from jaxcl.streams import synthetic_images
 from jaxcl.training import first_example
 from jaxcl.tree import at, norm
 

@@ -92,7 +92,7 @@ def made(trial, setting, *, diverged=False):
             "sam_sharpness": (0.01 * sharp).tolist(),
             "top_eigenvalue": looks,
             "effective_rank": own.uniform(20, 30, NUM_TASKS).tolist(),
-            "dormant_share": [0.0] * NUM_TASKS,
+            "dormant_fraction": [0.0] * NUM_TASKS,
             "weight_norm": [5.0] * NUM_TASKS,
             "grad_norm": sharp.tolist(),
         },
@@ -183,11 +183,11 @@ def test_a_full_report_has_every_section(tmp_path, sketched):
 )
 def test_the_verdict_is_a_sentence(shift, seeds, words):
     """Oracle: SAM five points below SGD, then as many above, then without intervals."""
-    told = [r for r in every() if r["group"] == "paper" and r["seed"] < seeds]
-    for line in told:
+    on_progress = [r for r in every() if r["group"] == "paper" and r["seed"] < seeds]
+    for line in on_progress:
         more = shift if line["arm"] == "sam" else 0.0
         line["accuracy"] = [value + more for value in line["accuracy"]]
-    assert verdict(told).startswith(words)
+    assert verdict(on_progress).startswith(words)
 
 
 in_permuted = lambda trial, setting: setting == "permuted"

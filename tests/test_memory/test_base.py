@@ -17,7 +17,7 @@ def test_no_memory_gives_zero_rows_whose_mean_is_zero(key):
     """Oracle: the empty sum."""
     batch = as_batch(np.ones((3, 2), np.float32), np.arange(3))
     memory = no_memory()
-    state = memory.consolidate(
+    state = memory.end_task(
         key, memory.observe(key, memory.init(batch), batch), (), batch
     )
     sample = memory.sample(key, state)

@@ -24,7 +24,7 @@ def after_tasks(memory, key, tasks):
     """The state after each number of tasks, from none to all."""
 
     def body(state, item):
-        state = memory.consolidate(item[0], state, (), item[1])
+        state = memory.end_task(item[0], state, (), item[1])
         return state, state
 
     def run(key):
@@ -161,9 +161,9 @@ def test_tasks_can_be_scanned_and_seeds_vmapped(key):
     seeds = jax.random.split(key, 2)
     many = jax.vmap(lambda key: after_tasks(memory, key, tasks)[-1])(seeds)
 
-    consolidate, state = jax.jit(memory.consolidate), memory.init(tasks[0])
+    end_task, state = jax.jit(memory.end_task), memory.init(tasks[0])
     for key_task, rows in zip(jax.random.split(seeds[1], 3), tasks, strict=True):
-        state = consolidate(key_task, state, (), rows)
+        state = end_task(key_task, state, (), rows)
     jax.tree.map(np.testing.assert_array_equal, at(1, many), state)
 
 
@@ -179,7 +179,7 @@ def test_a_wrong_task_or_selection_is_refused(key):
     memory = episodic(2, 2)
     state = memory.init(task(0))
     with pytest.raises(ValueError, match="episodic: rows must look like the example"):
-        memory.consolidate(key, state, (), task(0)._replace(x=jnp.ones((6, 3))))
+        memory.end_task(key, state, (), task(0)._replace(x=jnp.ones((6, 3))))
     memory = episodic(2, 2, select=lambda *args: args[2].x)
     with pytest.raises(ValueError, match="select must return one priority per row"):
-        memory.consolidate(key, state, (), task(0))
+        memory.end_task(key, state, (), task(0))

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxcl.memory import episodic, kmeans, kmeans_rows
-from jaxcl.memory.kmeans import lloyd, nearest_rows, spread_points
+from jaxcl.memory import episodic, kmeans, kmeans_examples
+from jaxcl.memory.kmeans import lloyd, nearest_examples, spread_points
 from jaxcl.tree import as_batch
 
 
@@ -49,7 +49,7 @@ def test_nearest_rows_equal_a_search_over_all_real_rows(chunk_size):
     real = np.flatnonzero(weight)
     expected = [real[np.argmin(np.sum((points[real] - c) ** 2, 1))] for c in centroids]
     arrays = map(jnp.asarray, (points, weight, centroids))
-    found = jax.jit(nearest_rows, static_argnums=3)(*arrays, chunk_size)
+    found = jax.jit(nearest_examples, static_argnums=3)(*arrays, chunk_size)
     assert found.tolist() == expected
 
 
@@ -93,10 +93,12 @@ def test_kmeans_rows_keep_the_middle_of_every_blob(key):
     points, blob = blobs()
     order = np.random.default_rng(3).permutation(len(points))
     task = as_batch(points[order], blob[order])
-    select = kmeans_rows(lambda params, x: params * x, num_iterations=5, chunk_size=16)
+    select = kmeans_examples(
+        lambda params, x: params * x, num_iterations=5, chunk_size=16
+    )
     memory = episodic(1, 5, select=select)
     params = jnp.float32(2.0)
-    state = jax.jit(memory.consolidate)(key, memory.init(task), params, task)
+    state = jax.jit(memory.end_task)(key, memory.init(task), params, task)
     chosen = np.asarray(state.kept.x[0])[np.argsort(state.kept.y[0])]
     np.testing.assert_array_equal(chosen, points[np.searchsorted(blob, np.arange(5))])
 
@@ -105,11 +107,9 @@ def test_rows_nearest_to_two_centroids_are_kept_once(key):
     """Law: four places, two distinct points, no padding: four different rows."""
     x = np.array([0.0, 0, 0, 1, 1, 7], np.float32)[:, None]
     task = as_batch(x, np.arange(6), weight=np.array([1.0, 1, 1, 1, 1, 0]))
-    memory = episodic(1, 4, select=kmeans_rows(lambda _, x: x))
-    consolidate = jax.vmap(
-        lambda key: memory.consolidate(key, memory.init(task), (), task)
-    )
-    state = jax.jit(consolidate)(jax.random.split(key, 20))
+    memory = episodic(1, 4, select=kmeans_examples(lambda _, x: x))
+    end_task = jax.vmap(lambda key: memory.end_task(key, memory.init(task), (), task))
+    state = jax.jit(end_task)(jax.random.split(key, 20))
     assert bool(jnp.all(state.kept.weight == 1))
     for chosen in state.kept.y[:, 0].tolist():
         assert len(set(chosen)) == 4
@@ -121,9 +121,9 @@ def test_rows_nearest_to_two_centroids_are_kept_once(key):
 def test_a_share_larger_than_the_task_and_bfloat16_features_work(key):
     """Law: all rows are kept."""
     task = as_batch(np.arange(6, dtype=np.float32).reshape(3, 2), np.arange(3))
-    select = kmeans_rows(lambda _, x: x.astype(jnp.bfloat16).reshape(2, 1))
+    select = kmeans_examples(lambda _, x: x.astype(jnp.bfloat16).reshape(2, 1))
     memory = episodic(1, 5, select=select)
-    state = jax.jit(memory.consolidate)(key, memory.init(task), (), task)
+    state = jax.jit(memory.end_task)(key, memory.init(task), (), task)
     assert sorted(state.kept.y[0].tolist()) == [0, 0, 0, 1, 2]
     assert state.filled.tolist() == [3]
 
@@ -131,9 +131,9 @@ def test_a_share_larger_than_the_task_and_bfloat16_features_work(key):
 def test_sizes_must_be_positive_ints(key):
     """Oracle: the message; the functions themselves, without the tests' type checks."""
     with pytest.raises(
-        ValueError, match="kmeans_rows: num_iterations must be an int of"
+        ValueError, match="kmeans_examples: num_iterations must be an int of"
     ):
-        inspect.unwrap(kmeans_rows)(lambda _, x: x, num_iterations=0)
+        inspect.unwrap(kmeans_examples)(lambda _, x: x, num_iterations=0)
     with pytest.raises(ValueError, match="kmeans: num_clusters must be an int"):
         inspect.unwrap(kmeans)(key, jnp.ones((3, 1)), jnp.ones(3), 2.0)
 

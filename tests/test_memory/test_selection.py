@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from jaxcl.memory import class_balanced_rows, episodic, random_rows
+from jaxcl.memory import class_balanced_examples, episodic, random_examples
 from jaxcl.tree import as_batch
 
 
 def kept(key, select, capacity, task):
     """The rows that the rule keeps, by number."""
     memory = episodic(1, capacity, select=select)
-    state = memory.consolidate(key, memory.init(task), (), task)
+    state = memory.end_task(key, memory.init(task), (), task)
     return state.kept.x[0, :, 0], state.kept.weight[0]
 
 
@@ -28,7 +28,7 @@ def labelled(labels, weight=None):
 def test_random_rows_are_uniform(key):
     """Oracle: 3 of 7 real rows, each with probability 3/7 (chi-square)."""
     task = labelled(np.zeros(8, int), weight=np.array([1.0] * 7 + [0.0]))
-    draw = jax.jit(jax.vmap(lambda key: kept(key, random_rows, 3, task)[0]))
+    draw = jax.jit(jax.vmap(lambda key: kept(key, random_examples, 3, task)[0]))
     counts = np.bincount(np.asarray(draw(jax.random.split(key, 3000)), int).ravel())
     expected = 3000 * 3 / 7
     statistic = np.sum((counts - expected) ** 2 / expected) * (6 / 7) / (1 - 3 / 7)
@@ -60,7 +60,7 @@ def test_class_balanced_rows_share_the_places_evenly(key):
         assert not set(chosen) & {11, 12}
 
     capacities = (1, 6, 9, 20)
-    draw = lambda key: [kept(key, class_balanced_rows, c, task) for c in capacities]
+    draw = lambda key: [kept(key, class_balanced_examples, c, task) for c in capacities]
     draws = jax.jit(jax.vmap(draw))(jax.random.split(key, 10))
     for capacity, (numbers, weights) in zip(capacities, draws, strict=True):
         for number, real in zip(numbers, weights, strict=True):
@@ -70,7 +70,7 @@ def test_class_balanced_rows_share_the_places_evenly(key):
 def test_class_balanced_rows_are_uniform_within_a_label_and_fair_between(key):
     """Oracle: one place of four rows, two of each label: probability 1/4 each."""
     task = labelled([3, 1, 1, 3])
-    draw = jax.jit(jax.vmap(lambda key: kept(key, class_balanced_rows, 1, task)[0]))
+    draw = jax.jit(jax.vmap(lambda key: kept(key, class_balanced_examples, 1, task)[0]))
     counts = np.bincount(np.asarray(draw(jax.random.split(key, 4000)), int).ravel())
     assert stats.chisquare(counts).pvalue > 1e-3
 
@@ -82,11 +82,11 @@ def test_class_balanced_rows_need_one_integer_per_row(key, labels):
     with pytest.raises(
         ValueError, match=r"labels must be integers of shape \[n\], got"
     ):
-        class_balanced_rows(key, (), task, 2)
+        class_balanced_examples(key, (), task, 2)
 
 
 def test_class_balanced_rows_refuse_labels_of_several_leaves(key):
     """Oracle: the message."""
     task = as_batch(jnp.ones((4, 1)), (np.ones(4, int), np.ones(4, int)))
     with pytest.raises(ValueError, match=r"got int32\(4,\), int32\(4,\)"):
-        class_balanced_rows(key, (), task, 2)
+        class_balanced_examples(key, (), task, 2)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxcl.losses import mean_loss, row_losses, token_accuracy, token_cross_entropy
-from jaxcl.models import LlamaConfig, computed_in, llama
+from jaxcl.models import LlamaConfig, cast_compute, llama
 from jaxcl.tree import as_batch
 
 SMALL = LlamaConfig(
@@ -82,7 +82,7 @@ def test_scores_are_those_of_plain_loops(tied):
     assert ("out" in params) is not tied
     found = model.apply(params, TOKENS[0])
     np.testing.assert_allclose(found, by_hand(config, params, TOKENS[0]), atol=2e-5)
-    whole = model.features(params, TOKENS[0])
+    whole = model.hidden(params, TOKENS[0])
     kernel = params["embedding"].T if tied else params["out"]["kernel"]
     np.testing.assert_allclose(whole @ kernel, found, atol=1e-5)
 
@@ -231,7 +231,7 @@ def test_kernels_meet_all_tokens_as_rows_of_one_matrix():
 def test_computing_in_bfloat16_keeps_masters_and_losses_in_float32():
     """Oracle: float32, to bfloat16's precision; exact equality is the control."""
     model, params = made()
-    narrow = computed_in(jnp.bfloat16, model.apply_rows)
+    narrow = cast_compute(jnp.bfloat16, model.apply_rows)
     exact = model.apply_rows(params, TOKENS)
     found = narrow(params, TOKENS)
     assert found.dtype == jnp.float32
@@ -243,9 +243,9 @@ def test_computing_in_bfloat16_keeps_masters_and_losses_in_float32():
     assert "bf16[3,11,16]" not in inside  # no tokens were cast
     assert "bf16[21,24]" in inside
     with pytest.raises(
-        ValueError, match="computed_in: dtype must be a floating type, got"
+        ValueError, match="cast_compute: dtype must be a floating type, got"
     ):
-        computed_in(jnp.int32, model.apply)
+        cast_compute(jnp.int32, model.apply)
 
 
 @pytest.mark.parametrize(

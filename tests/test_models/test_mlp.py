@@ -53,13 +53,13 @@ def test_apply_and_features_are_matrix_products(options, plain):
     params = jax.tree.unflatten(structure, shifted)
     xs = jax.random.normal(jax.random.key(2), (4, 3, 4))
 
-    both = lambda x: (model.features(params, x), model.apply(params, x))
-    features, logits = jax.jit(jax.vmap(both))(xs)
-    assert len(features) == 2
+    both = lambda x: (model.hidden(params, x), model.apply(params, x))
+    hidden, logits = jax.jit(jax.vmap(both))(xs)
+    assert len(hidden) == 2
     for row, x in enumerate(xs):
         hidden, expected = by_hand(params, x, **plain)
         np.testing.assert_allclose(logits[row], expected, rtol=1e-4, atol=1e-5)
-        for found, wanted in zip(features, hidden, strict=True):
+        for found, wanted in zip(hidden, hidden, strict=True):
             np.testing.assert_allclose(found[row], wanted, rtol=1e-4, atol=1e-5)
 
 
@@ -117,7 +117,7 @@ def test_a_network_without_hidden_layers_is_linear():
     x = jnp.ones((2, 2))
     expected = jnp.ones(4) @ params["out"]["kernel"]
     np.testing.assert_allclose(model.apply(params, x), expected, rtol=1e-6)
-    assert model.features(params, x) == ()
+    assert model.hidden(params, x) == ()
     assert model.units == ()
 
 

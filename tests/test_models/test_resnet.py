@@ -71,7 +71,7 @@ def test_a_batch_is_its_images_one_by_one():
 
     @jax.jit
     def compute(params, images):
-        both = lambda x: (model.features(params, x), model.apply(params, x))
+        both = lambda x: (model.hidden(params, x), model.apply(params, x))
         alone = jax.lax.map(lambda image: by_hand(params, image, 2), images)
         return jax.vmap(both)(images), alone
 
@@ -87,10 +87,10 @@ def test_units_are_the_channels_inside_each_block():
     """Oracle: shapes of the leaves that the units name."""
     model = resnet(3, width=4, blocks=(2, 1), groups=2, stem_stride=2)
     params = jax.eval_shape(model.init, jax.random.key(0))
-    features = jax.eval_shape(model.features, params, jnp.zeros((8, 8, 3)))
-    assert [h.shape for h in features] == [(4, 4, 4), (4, 4, 4), (2, 2, 8), (8,)]
+    hidden = jax.eval_shape(model.hidden, params, jnp.zeros((8, 8, 3)))
+    assert [h.shape for h in hidden] == [(4, 4, 4), (4, 4, 4), (2, 2, 8), (8,)]
     at = lambda path: params[path[0]][path[1]][path[2]]
-    for layer, h in zip(model.units, features, strict=False):
+    for layer, h in zip(model.units, hidden, strict=False):
         assert layer.width == h.shape[-1] == at(layer.incoming).shape[-1]
         assert at(layer.outgoing).shape[-2] == layer.width
         assert all(at(path).shape == (layer.width,) for path in layer.vectors)

@@ -11,7 +11,7 @@ from jaxcl.tree import as_batch
 
 
 def walk_by_hand(
-    params, batches, freshes, features, *, copies, plain, rate, maturity, eta
+    params, batches, freshes, hidden, *, copies, plain, rate, maturity, eta
 ):
     """The algorithm as published, a unit at a time, in float64."""
     params = jax.tree.map(lambda leaf: np.array(leaf, np.float64), params)
@@ -22,7 +22,7 @@ def walk_by_hand(
     f = [np.zeros(copies * w) for w in widths]
     born = []
     for t, (x, weight) in enumerate(batches):
-        hidden = [np.asarray(h, np.float64) for h in features(params, x)]
+        hidden = [np.asarray(h, np.float64) for h in hidden(params, x)]
         for k, width in enumerate(widths):
             h = hidden[k][weight > 0]
             w_in, w_out = params[names[k]]["kernel"], params[names[k + 1]]["kernel"]
@@ -68,8 +68,8 @@ def test_it_is_the_published_loop(name):
     activation, utility, rate = CASES[name]
     settings = {"rate": rate, "maturity": 2}
     model = mlp((4, 6, 5, 3), activation=activation)
-    renewal = continual_backprop(
-        model.features, model.units, model.init, decay=0.95, utility=utility, **settings
+    reset = continual_backprop(
+        model.hidden, model.units, model.init, decay=0.95, utility=utility, **settings
     )
     steps = 14
     xs = jax.random.normal(jax.random.key(1), (steps, 6, 4))
@@ -83,18 +83,18 @@ def test_it_is_the_published_loop(name):
             key, x = item
             state, params = carry
             batch = as_batch(x, jnp.zeros(6, int), weight=weight)
-            state, params, renewed = renewal.renew(key, state, params, batch)
-            return (state, params), jax.tree.map(jnp.any, renewed)
+            state, params, mask = reset.reset(key, state, params, batch)
+            return (state, params), jax.tree.map(jnp.any, mask)
 
-        carry = (renewal.init(params), params)
+        carry = (reset.init(params), params)
         (state, last), touched = jax.lax.scan(body, carry, (keys, xs))
         return state, last, touched, jax.vmap(model.init)(keys)
 
     params = model.init(jax.random.key(0))
     state, last, touched, fresh = walk(params)
     freshes = [jax.tree.map(lambda leaf, t=t: leaf[t], fresh) for t in range(steps)]
-    features = jax.jit(jax.vmap(model.features, (None, 0)))
-    single = lambda params, x: features(
+    hidden = jax.jit(jax.vmap(model.hidden, (None, 0)))
+    single = lambda params, x: hidden(
         jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), params), x
     )
     expected, born = walk_by_hand(
@@ -125,38 +125,38 @@ def test_rate_zero_touches_nothing_and_states_keep_their_shapes():
     params = model.init(jax.random.key(0))
 
     def run(rate):
-        renewal = continual_backprop(
-            model.features, model.units, model.init, rate=rate, maturity=0
+        reset = continual_backprop(
+            model.hidden, model.units, model.init, rate=rate, maturity=0
         )
-        state = renewal.init(params)
-        after, new, renewed = renewal.renew(jax.random.key(1), state, params, batch)
+        state = reset.init(params)
+        after, new, mask = reset.reset(jax.random.key(1), state, params, batch)
         assert jax.tree.structure(after) == jax.tree.structure(state)
         for a, b in zip(jax.tree.leaves(after), jax.tree.leaves(state), strict=True):
             assert (a.shape, a.dtype) == (b.shape, b.dtype)
-        return new, renewed
+        return new, mask
 
-    new, renewed = jax.jit(jax.vmap(run))(jnp.array([0.0, 0.5]))  # rates may be traced
+    new, mask = jax.jit(jax.vmap(run))(jnp.array([0.0, 0.5]))  # rates may be traced
     for a, b in zip(jax.tree.leaves(new), jax.tree.leaves(params), strict=True):
         np.testing.assert_array_equal(a[0], b)
-    assert not any(np.any(leaf[0]) for leaf in jax.tree.leaves(renewed))
+    assert not any(np.any(leaf[0]) for leaf in jax.tree.leaves(mask))
     # Control: half of four units is two, at once.
-    assert np.sum(np.all(renewed["out"]["kernel"][1], axis=-1)) == 2
+    assert np.sum(np.all(mask["out"]["kernel"][1], axis=-1)) == 2
 
 
 def test_seeds_under_vmap_are_seeds_one_by_one():
     """Law: a vmapped renewal equals single ones, also when only one of them is due."""
     model = mlp((3, 4, 2))
-    renewal = continual_backprop(
-        model.features, model.units, model.init, rate=0.1, maturity=1
+    reset = continual_backprop(
+        model.hidden, model.units, model.init, rate=0.1, maturity=1
     )
     x = jax.random.normal(jax.random.key(5), (3, 3))
     batch = as_batch(x, jnp.zeros(3, int))
 
     def run(key, pending):
         params = model.init(key)
-        (traces,) = renewal.init(params)
+        (traces,) = reset.init(params)
         traces = traces._replace(pending=pending, age=traces.age + 5)
-        return renewal.renew(key, (traces,), params, batch)
+        return reset.reset(key, (traces,), params, batch)
 
     keys, pending = jax.random.split(jax.random.key(6), 2), jnp.array([0.0, 0.9])
     program = jax.jit(jax.vmap(run)).lower(keys, pending)
@@ -174,21 +174,21 @@ def test_impossible_settings_are_refused():
     """Oracle: the documented errors."""
     model = mlp((3, 4, 2))
     with pytest.raises(ValueError, match="units"):
-        continual_backprop(model.features, (), model.init)
+        continual_backprop(model.hidden, (), model.init)
     for options in ({"rate": 2.0}, {"decay": -0.1}, {"maturity": -1}):
         with pytest.raises(ValueError, match=next(iter(options))):
-            continual_backprop(model.features, model.units, model.init, **options)
+            continual_backprop(model.hidden, model.units, model.init, **options)
 
 
 @pytest.mark.usefixtures("x64")
 def test_64_bit_numbers_change_nothing():
     """Oracle: half of four units are replaced, as in 32 bit; no cast is warned of."""
     model = mlp((3, 4, 2))
-    renewal = continual_backprop(
-        model.features, model.units, model.init, rate=0.5, maturity=0
+    reset = continual_backprop(
+        model.hidden, model.units, model.init, rate=0.5, maturity=0
     )
     params = model.init(jax.random.key(0))
     batch = as_batch(jnp.ones((2, 3)), jnp.zeros(2, int))
-    state = renewal.init(params)
-    _, _, renewed = renewal.renew(jax.random.key(1), state, params, batch)
-    assert np.sum(np.all(renewed["out"]["kernel"], axis=-1)) == 2
+    state = reset.init(params)
+    _, _, mask = reset.reset(jax.random.key(1), state, params, batch)
+    assert np.sum(np.all(mask["out"]["kernel"], axis=-1)) == 2

@@ -8,8 +8,8 @@ import pytest
 from jaxcl.losses import cross_entropy, single_head
 from jaxcl.models import mlp
 from jaxcl.plasticity import (
-    dead_share,
-    dormant_share,
+    dead_fraction,
+    dormant_fraction,
     effective_rank,
     measure,
     singular_values,
@@ -26,12 +26,12 @@ def test_dead_and_dormant_units_are_counted():
     )
     second = jnp.zeros((3, 2, 2, 1)).at[0, 1, 0, 0].set(1.0)  # one bright position
     weight = jnp.array([1.0, 1.0, 0.0])
-    features = (first, second)
-    assert dead_share(features, weight) == pytest.approx(1 / 5)
-    assert dormant_share(features, weight, 0.0) == pytest.approx(1 / 5)
-    assert dormant_share(features, weight, 0.01) == pytest.approx(2 / 5)
-    assert dead_share(features, jnp.ones(3)) == 0  # control: the third row lights all
-    assert dead_share(features, jnp.zeros(3)) == 1
+    hidden = (first, second)
+    assert dead_fraction(hidden, weight) == pytest.approx(1 / 5)
+    assert dormant_fraction(hidden, weight, 0.0) == pytest.approx(1 / 5)
+    assert dormant_fraction(hidden, weight, 0.01) == pytest.approx(2 / 5)
+    assert dead_fraction(hidden, jnp.ones(3)) == 0  # control: the third row lights all
+    assert dead_fraction(hidden, jnp.zeros(3)) == 1
 
 
 def test_ranks_are_those_of_a_matrix_with_chosen_singular_values():
@@ -87,7 +87,7 @@ def test_measure_agrees_with_each_figure_by_itself():
         found = measure(
             jax.random.key(0),
             loss,
-            model.features,
+            model.hidden,
             params,
             start,
             batch,
@@ -112,13 +112,13 @@ def test_measure_agrees_with_each_figure_by_itself():
     grad = np.asarray(jax.jit(jax.grad(plain))(flat))
     norm = np.linalg.norm(grad)
     rise = float(plain(flat + 0.1 * grad / norm)) - float(plain(flat))
-    hidden = jax.jit(jax.vmap(model.features, (None, 0)))(params, x[rows])
+    hidden = jax.jit(jax.vmap(model.hidden, (None, 0)))(params, x[rows])
     scores = [np.abs(h).mean(0) / np.abs(h).mean() for h in hidden]
     dense = np.linalg.svd(np.asarray(hidden[-1], np.float64), compute_uv=False)
     expected = {
         "loss": float(plain(flat)),
-        "dead_share": np.mean(np.concatenate(scores) == 0),
-        "dormant_share": np.mean(np.concatenate(scores) <= 0.2),
+        "dead_fraction": np.mean(np.concatenate(scores) == 0),
+        "dormant_fraction": np.mean(np.concatenate(scores) <= 0.2),
         "effective_rank": float(effective_rank(jnp.asarray(dense, jnp.float32))),
         "stable_rank": np.sum(dense**2) / dense[0] ** 2,
         "srank": np.searchsorted(np.cumsum(dense), 0.99 * dense.sum()) + 1,
@@ -140,7 +140,7 @@ def test_a_network_without_hidden_units_cannot_be_measured():
     batch = as_batch(jnp.ones((2, 3)), jnp.zeros(2, int))
     loss = cross_entropy(single_head(model.apply))
     with pytest.raises(ValueError, match="hidden activation"):
-        measure(jax.random.key(0), loss, model.features, params, params, batch)
+        measure(jax.random.key(0), loss, model.hidden, params, params, batch)
 
 
 def test_a_diverged_network_has_no_measures_rather_than_good_ones():
@@ -149,13 +149,13 @@ def test_a_diverged_network_has_no_measures_rather_than_good_ones():
     bad = (jnp.full((4, 3), jnp.nan),)
     values = jnp.array([jnp.nan, 1.0])
     for figure in (
-        dead_share(bad, weight),
-        dormant_share(bad, weight, 0.1),
+        dead_fraction(bad, weight),
+        dormant_fraction(bad, weight, 0.1),
         effective_rank(values),
         stable_rank(values),
         srank(values),
     ):
         assert jnp.isnan(figure)
     zero = (jnp.zeros((4, 3)),)
-    assert dead_share(zero, weight) == 1.0
+    assert dead_fraction(zero, weight) == 1.0
     assert effective_rank(jnp.zeros(3)) == srank(jnp.zeros(3)) == 0.0

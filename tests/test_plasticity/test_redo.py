@@ -16,18 +16,18 @@ def redo_by_hand(params, fresh, hidden, weight, threshold, copies):
     params = jax.tree.map(np.array, params)
     rows = [h[weight > 0] for h in hidden]
     names = [f"hidden_{k}" for k in range(len(hidden))] + ["out"]
-    renewed = []
+    mask = []
     for k, h in enumerate(rows):
         width = h.shape[1] // copies
         activity = [np.abs(h[:, i::width]).sum(1).mean() for i in range(width)]
         for i in range(width):
             mean = np.mean(activity)
             if (activity[i] / mean if mean else 0.0) <= threshold:
-                renewed.append((k, i))
+                mask.append((k, i))
                 params[names[k + 1]]["kernel"][i::width] = 0
                 params[names[k]]["kernel"][:, i] = fresh[names[k]]["kernel"][:, i]
                 params[names[k]]["bias"][i] = 0
-    return params, renewed
+    return params, mask
 
 
 @pytest.mark.parametrize("activation", [jax.nn.relu, crelu], ids=["relu", "crelu"])
@@ -44,14 +44,14 @@ def test_redo_is_a_loop_over_dormant_units(activation):
     x = jax.random.normal(jax.random.key(1), (6, 5)).at[5].mul(1e4)
     weight = jnp.array([1.0, 1, 1, 1, 1, 0])
     batch = as_batch(x, jnp.zeros(6, int), weight=weight)
-    renewal = redo(model.features, model.units, model.init, threshold=0.1, period=2)
+    reset = redo(model.hidden, model.units, model.init, threshold=0.1, period=2)
     key = jax.random.key(7)
 
     @jax.jit
     def twice(params):
-        state, first, marks = renewal.renew(key, renewal.init(params), params, batch)
-        _, second, after = renewal.renew(key, state, first, batch)
-        hidden = jax.vmap(model.features, (None, 0))(params, x)
+        state, first, marks = reset.reset(key, reset.init(params), params, batch)
+        _, second, after = reset.reset(key, state, first, batch)
+        hidden = jax.vmap(model.hidden, (None, 0))(params, x)
         return first, marks, second, after, hidden, model.init(key)
 
     first, marks, second, after, hidden, fresh = twice(params)
@@ -60,19 +60,19 @@ def test_redo_is_a_loop_over_dormant_units(activation):
         np.testing.assert_array_equal(a, b)
 
     hidden = [np.asarray(h) for h in hidden]
-    expected, renewed = redo_by_hand(
+    expected, mask = redo_by_hand(
         params, fresh, hidden, np.asarray(weight), 0.1, copies
     )
-    assert {(0, 1), (0, 4), (1, 0)} <= set(renewed)
-    assert len(renewed) < 14  # control: not everybody
+    assert {(0, 1), (0, 4), (1, 0)} <= set(mask)
+    assert len(mask) < 14  # control: not everybody
     for a, b in zip(jax.tree.leaves(second), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-6)
-    for k, i in renewed:
+    for k, i in mask:
         name, reader = f"hidden_{k}", ["hidden_1", "out"][k]
         assert np.all(after[name]["kernel"][:, i])
         assert after[name]["bias"][i]
         assert np.all(after[reader]["kernel"][i])
-    untouched = [i for i in range(6) if (1, i) not in renewed]
+    untouched = [i for i in range(6) if (1, i) not in mask]
     assert not np.any(after["hidden_1"]["bias"][np.array(untouched)])
     assert not np.any(after["out"]["bias"])
 
@@ -84,14 +84,12 @@ def test_marks_clear_an_optimizers_moments():
     dead = {**params["hidden_0"], "bias": jnp.array([0.0, -99.0, 0.0, 0.0])}
     params = {**params, "hidden_0": dead}
     batch = as_batch(jnp.ones((2, 3)), jnp.zeros(2, int))
-    renewal = redo(model.features, model.units, model.init, threshold=0.0, period=1)
+    reset = redo(model.hidden, model.units, model.init, threshold=0.0, period=1)
     optimizer = optax.adam(0.1)
     moments = jax.tree.map(jnp.ones_like, optimizer.init(params))
-    _, _, renewed = renewal.renew(
-        jax.random.key(0), renewal.init(params), params, batch
-    )
+    _, _, mask = reset.reset(jax.random.key(0), reset.init(params), params, batch)
     clear = lambda moment, fresh: jnp.where(fresh, 0.0, moment)
-    cleared = optax.tree.map_params(optimizer, clear, moments, renewed)[0].mu
+    cleared = optax.tree.map_params(optimizer, clear, moments, mask)[0].mu
     np.testing.assert_array_equal(cleared["hidden_0"]["kernel"][:, 1], np.zeros(3))
     np.testing.assert_array_equal(cleared["out"]["kernel"][1], np.zeros(2))
     np.testing.assert_array_equal(cleared["out"]["bias"], np.ones(2))
@@ -102,22 +100,22 @@ def test_a_silent_layer_is_renewed_and_padding_renews_nobody():
     model = mlp((3, 4, 2))
     params = model.init(jax.random.key(0))
     silent = jax.tree.map(jnp.zeros_like, params)
-    renewal = redo(model.features, model.units, model.init, period=1)
+    reset = redo(model.hidden, model.units, model.init, period=1)
     batch = as_batch(jnp.ones((2, 3)), jnp.zeros(2, int))
     padding = batch._replace(weight=jnp.zeros(2))
-    renew = jax.jit(lambda p, b: renewal.renew(jax.random.key(3), jnp.array(0), p, b))
-    _, new, renewed = renew(silent, batch)
-    assert np.all(renewed["hidden_0"]["kernel"])
+    reset = jax.jit(lambda p, b: reset.reset(jax.random.key(3), jnp.array(0), p, b))
+    _, new, mask = reset(silent, batch)
+    assert np.all(mask["hidden_0"]["kernel"])
     assert np.all(new["hidden_0"]["kernel"] != 0)
-    _, new, renewed = renew(silent, padding)
-    assert not np.any(renewed["hidden_0"]["kernel"])
+    _, new, mask = reset(silent, padding)
+    assert not np.any(mask["hidden_0"]["kernel"])
     assert not np.any(new["hidden_0"]["kernel"])
 
 
 def test_channels_of_a_residual_block_are_units_too():
     """Law: a dead channel gets fresh weights and no reader, at any position."""
     model = resnet(2, width=4, blocks=(1,), groups=2)
-    renewal = redo(model.features, model.units, model.init, threshold=0.0, period=1)
+    reset = redo(model.hidden, model.units, model.init, threshold=0.0, period=1)
     x = jax.random.normal(jax.random.key(1), (2, 4, 4, 3))
     batch = as_batch(x, jnp.zeros(2, int))
 
@@ -128,14 +126,14 @@ def test_channels_of_a_residual_block_are_units_too():
         bias = block["norm_0"]["bias"].at[2].set(-99.0)
         block = {**block, "norm_0": {**block["norm_0"], "bias": bias}}
         params = {**params, "block_0_0": block}
-        _, new, renewed = renewal.renew(jax.random.key(2), jnp.array(0), params, batch)
+        _, new, mask = reset.reset(jax.random.key(2), jnp.array(0), params, batch)
         apply = lambda p: jax.vmap(model.apply, (None, 0))(p, x)
-        return new["block_0_0"], renewed["block_0_0"], apply(params), apply(new)
+        return new["block_0_0"], mask["block_0_0"], apply(params), apply(new)
 
-    new, renewed, before, after = compute()
+    new, mask, before, after = compute()
     np.testing.assert_array_equal(new["conv_1"]["kernel"][:, :, 2], np.zeros((3, 3, 4)))
-    assert np.all(renewed["conv_0"]["kernel"][..., 2])
-    assert not np.any(renewed["conv_0"]["kernel"][..., 0])
+    assert np.all(mask["conv_0"]["kernel"][..., 2])
+    assert not np.any(mask["conv_0"]["kernel"][..., 0])
     assert new["norm_0"]["bias"][2] == 0
     # Groups are channels 0, 1 and 2, 3: the new channel shifts its neighbour's statistics.
     assert np.abs(after - before).max() > 0
@@ -145,8 +143,8 @@ def test_impossible_settings_are_refused():
     """Oracle: the documented errors."""
     model = mlp((3, 4, 2))
     with pytest.raises(ValueError, match="units"):
-        redo(model.features, (), model.init)
+        redo(model.hidden, (), model.init)
     with pytest.raises(ValueError, match="period"):
-        redo(model.features, model.units, model.init, period=0)
+        redo(model.hidden, model.units, model.init, period=0)
     with pytest.raises(ValueError, match="threshold"):
-        redo(model.features, model.units, model.init, threshold=-0.1)
+        redo(model.hidden, model.units, model.init, threshold=-0.1)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxcl.models import crelu, mlp
-from jaxcl.plasticity import continual_backprop, dormancy_score, redo, renew_units
+from jaxcl.plasticity import continual_backprop, dormancy_score, redo, reset_units
 from jaxcl.plasticity.units import mean_over_rows
 
 
@@ -26,7 +26,7 @@ def test_a_renewed_network_is_the_old_one_without_the_units(activation):
     def compute(params):
         new, marks = params, nowhere(params)
         for layer, mask in zip(model.units, masks, strict=True):
-            new, marks = renew_units(new, marks, fresh, layer, mask)
+            new, marks = reset_units(new, marks, fresh, layer, mask)
         without = params
         for layer, mask in zip(model.units, masks, strict=True):
             rows = jnp.tile(mask, layer.copies)[:, None]
@@ -67,10 +67,10 @@ def test_units_that_never_change_are_replaced_without_a_trace():
     @jax.jit
     def compute(params):
         fresh = model.init(jax.random.key(1))
-        (h,) = jax.vmap(model.features, (None, 0))(params, xs)
+        (h,) = jax.vmap(model.hidden, (None, 0))(params, xs)
         mean = mean_over_rows(h, jnp.ones(7))
-        moved = renew_units(params, nowhere(params), fresh, model.units[0], mask, mean)
-        lost = renew_units(params, nowhere(params), fresh, model.units[0], mask)
+        moved = reset_units(params, nowhere(params), fresh, model.units[0], mask, mean)
+        lost = reset_units(params, nowhere(params), fresh, model.units[0], mask)
         return [
             jax.vmap(model.apply, (None, 0))(p, xs) for p in (params, moved[0], lost[0])
         ]
@@ -106,11 +106,11 @@ def test_a_path_that_leads_nowhere_is_named_before_a_step(change, words):
 
     def begin(layer):
         for build in (redo, continual_backprop):
-            yield lambda build=build: build(model.features, (layer,), model.init).init(
+            yield lambda build=build: build(model.hidden, (layer,), model.init).init(
                 params
             )
         mask = jnp.zeros(5, bool)
-        yield lambda: renew_units(params, nowhere(params), params, layer, mask)
+        yield lambda: reset_units(params, nowhere(params), params, layer, mask)
 
     for run in begin(layer._replace(**change)):
         with pytest.raises(ValueError, match=words) as error:

@@ -10,7 +10,7 @@ from jaxcl.regularizers import (
     box,
     distill,
     ewc,
-    follow_slow,
+    feature_distillation,
     l2,
     l2_init,
     no_regularizer,
@@ -41,14 +41,14 @@ PARTS = {
     "ewc": lambda strength: ewc(NOISE, strength),
     "online": lambda strength: ewc(uniform_importance(), strength, decay=0.9),
     "distill": lambda strength: distill(apply, strength),
-    "follow_slow": lambda strength: follow_slow(apply, strength),
+    "feature_distillation": lambda strength: feature_distillation(apply, strength),
 }
 
 
 def effect(regularizer):
     """All a method can see of it after one task: value, gradient and projection."""
     state = regularizer.init(START)
-    state = regularizer.consolidate(jax.random.key(1), state, SOLUTION, BATCH)
+    state = regularizer.end_task(jax.random.key(1), state, SOLUTION, BATCH)
     penalty = lambda params: regularizer.penalty(state, params, CONTEXT)
     value, grad = jax.value_and_grad(penalty)(POINT)
     return value, grad["w"], regularizer.project(state, POINT)["w"]
@@ -134,14 +134,14 @@ def test_the_gradient_is_that_of_the_value(name):
             tree,
         )
         context = CONTEXT._replace(
-            batch=wide(BATCH), replay=wide(REPLAY), slow=wide(CONTEXT.slow)
+            batch=wide(BATCH), replay=wide(REPLAY), average=wide(CONTEXT.average)
         )
         along = wide({"w": draw(6, 3, 2)})
 
         def gap():
             part = PARTS[name](0.7)
             state = part.init(wide(START))
-            state = part.consolidate(jax.random.key(1), state, wide(SOLUTION), BATCH)
+            state = part.end_task(jax.random.key(1), state, wide(SOLUTION), BATCH)
             penalty = lambda params: part.penalty(state, params, context)
             slope = jnp.vdot(jax.grad(penalty)(wide(POINT))["w"], along["w"])
             ends = (penalty(axpy(s * 1e-5, along, wide(POINT))) for s in (1, -1))
@@ -159,6 +159,6 @@ def test_a_negative_strength_is_refused():
         with pytest.raises(ValueError, match=f"{name}: strength must be a finite"):
             part(-0.1)
     with pytest.raises(
-        ValueError, match="follow_slow: strength must be a finite number"
+        ValueError, match="feature_distillation: strength must be a finite number"
     ):
-        follow_slow(apply, -1)
+        feature_distillation(apply, -1)

@@ -11,7 +11,7 @@ AWAY = {"w": jnp.array([9.0, 9.0, 9.0, 1.05]), "b": jnp.array([-9.0])}
 
 def after_one_task(regularizer, anchor=ANCHOR):
     state = regularizer.init(jax.tree.map(jnp.zeros_like, anchor))
-    return regularizer.consolidate(jax.random.key(0), state, anchor, None)
+    return regularizer.end_task(jax.random.key(0), state, anchor, None)
 
 
 def test_the_box_is_relative_and_open_before_the_first_task():
@@ -29,7 +29,7 @@ def test_the_box_moves_with_the_last_solution():
     regularizer = box(0.1)
     state = after_one_task(regularizer)
     kept = regularizer.project(state, AWAY)
-    state = regularizer.consolidate(jax.random.key(0), state, kept, None)
+    state = regularizer.end_task(jax.random.key(0), state, kept, None)
     np.testing.assert_allclose(regularizer.project(state, AWAY)["w"][0], 2 * 1.21)
 
 
@@ -70,7 +70,7 @@ def test_any_regularizer_can_be_boxed_and_keeps_its_own_pull():
 
         def two_tasks(regularizer):
             state = after_one_task(regularizer)
-            return regularizer.consolidate(jax.random.key(0), state, second, None)
+            return regularizer.end_task(jax.random.key(0), state, second, None)
 
         state = two_tasks(both)
         assert both.penalty(state, AWAY, None) == alone.penalty(

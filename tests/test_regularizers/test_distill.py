@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxcl.regularizers import distill, follow_slow
+from jaxcl.regularizers import distill, feature_distillation
 from jaxcl.tree import as_batch, at
 from jaxcl.typing import Context
 
@@ -26,7 +26,7 @@ def logits(params, example):
 
 
 def learned(regularizer):
-    return regularizer.consolidate(None, regularizer.init(NEW), OLD, BATCH)
+    return regularizer.end_task(None, regularizer.init(NEW), OLD, BATCH)
 
 
 def soften(x, params, temperature):
@@ -94,7 +94,7 @@ def test_rows_in_chunks_give_the_same_pull(chunk_size):
     features = lambda params, example: (logits(params, example), 2 * example.x)
     for build in (
         functools.partial(distill, logits),
-        functools.partial(follow_slow, features),
+        functools.partial(feature_distillation, features),
     ):
         pulls = [build(0.5), build(0.5, chunk_size=chunk_size)]
         found = [
@@ -152,18 +152,20 @@ def test_a_temperature_that_is_not_positive_is_refused():
 def test_features_follow_the_slow_learner_on_the_replay():
     """Oracle: a weighted mean of squared gaps, by hand; the slow side is still."""
     features = lambda params, example: (logits(params, example), 2 * example.x)
-    regularizer = follow_slow(features, 0.5)
+    regularizer = feature_distillation(features, 0.5)
     value = regularizer.penalty((), NEW, CONTEXT)
     gaps = np.asarray(REPLAY.x @ (NEW["w"] - OLD["w"])) ** 2
     expected = 0.5 * np.average(gaps.mean(axis=1) / 2, weights=WEIGHT)
     np.testing.assert_allclose(value, expected, rtol=1e-5)
-    slope = jax.grad(lambda s: regularizer.penalty((), NEW, CONTEXT._replace(slow=s)))
+    slope = jax.grad(
+        lambda s: regularizer.penalty((), NEW, CONTEXT._replace(average=s))
+    )
     np.testing.assert_array_equal(slope(OLD)["w"], 0.0)
 
 
 def test_there_is_nothing_to_follow_without_replay_or_average():
     """Oracle: zero."""
-    regularizer = follow_slow(logits, 1.0)
+    regularizer = feature_distillation(logits, 1.0)
     none = CONTEXT._replace(replay=at(slice(0), REPLAY))
     assert regularizer.penalty((), NEW, none) == 0.0
-    assert regularizer.penalty((), NEW, CONTEXT._replace(slow=NEW)) == 0.0
+    assert regularizer.penalty((), NEW, CONTEXT._replace(average=NEW)) == 0.0

@@ -43,7 +43,7 @@ POINT = {"w": jnp.asarray(draw(4, 3, 2)), "b": jnp.asarray(draw(5, 2))}
 def states_after_each_task(regularizer):
     def add(state, task):
         solution, fisher = task
-        state = regularizer.consolidate(jax.random.key(0), state, solution, fisher)
+        state = regularizer.end_task(jax.random.key(0), state, solution, fisher)
         return state, state
 
     start = regularizer.init(at(0, SOLUTIONS))
@@ -94,7 +94,7 @@ def test_nothing_pulls_before_the_first_task_or_without_strength():
     state = regularizer.init(at(0, SOLUTIONS))
     value = lambda r, s: r.penalty(s, POINT, None)
     assert value(regularizer, state) == 0.0
-    seen = regularizer.consolidate(None, state, at(0, SOLUTIONS), at(0, FISHERS))
+    seen = regularizer.end_task(None, state, at(0, SOLUTIONS), at(0, FISHERS))
     assert value(regularizer, seen) > 0.0
     assert value(ewc(read_fisher, 0.0), seen) == 0.0
     assert regularizer.penalty(seen, at(0, SOLUTIONS), None) == 0.0
@@ -106,7 +106,7 @@ def test_the_anchor_does_not_drift_over_hundreds_of_equal_tasks():
     solution = {"w": jnp.asarray(draw(7, 100))}
 
     def add(state, _):
-        return regularizer.consolidate(None, state, solution, None), ()
+        return regularizer.end_task(None, state, solution, None), ()
 
     state = jax.jit(
         lambda: jax.lax.scan(add, regularizer.init(solution), length=500)[0]
@@ -130,7 +130,7 @@ def test_what_a_task_changes_is_an_argument_of_the_compiled_step():
     state = regularizer.init(at(0, SOLUTIONS))
     seen = [step(state, POINT)]
     for k in range(TASKS):  # anchors and Fishers of later tasks are not baked in
-        state = regularizer.consolidate(None, state, at(k, SOLUTIONS), at(k, FISHERS))
+        state = regularizer.end_task(None, state, at(k, SOLUTIONS), at(k, FISHERS))
         seen.append(step(state, POINT))
     double = jax.tree.map(lambda leaf: 2 * leaf, state.fisher)
     shifted = jax.tree.map(lambda leaf: leaf + 1, state.anchor)
@@ -149,7 +149,7 @@ def test_the_step_costs_the_same_after_many_tasks():
     half = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), at(0, SOLUTIONS))
     for params in (at(0, SOLUTIONS), half):
         before = jax.eval_shape(regularizer.init, params)
-        task = jax.eval_shape(regularizer.consolidate, None, before, params, params)
+        task = jax.eval_shape(regularizer.end_task, None, before, params, params)
         assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), task) == (
             jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), before)
         )
@@ -191,7 +191,7 @@ def test_the_pull_keeps_an_old_task_and_its_absence_does_not(key):
         params = {"w": jnp.zeros((3, 2))}
         state = regularizer.init(params)
         params = learn(regularizer, state, params, first)
-        state = regularizer.consolidate(key, state, params, first)
+        state = regularizer.end_task(key, state, params, first)
         params = learn(regularizer, state, params, second)
         return mean_loss(loss, params, first, key)
 
@@ -241,7 +241,7 @@ def test_a_converted_strength_gives_the_same_penalty(theirs, halved, ratio):
     fisher, away = draw(9, 6) ** 2, draw(10, 6)
     regularizer = ewc(read_fisher, convert_strength(7.0, halved=halved, ratio=ratio))
     origin = {"w": jnp.zeros(6)}
-    state = regularizer.consolidate(
+    state = regularizer.end_task(
         None, regularizer.init(origin), origin, {"w": jnp.asarray(fisher)}
     )
     ours = regularizer.penalty(state, {"w": jnp.asarray(away)}, None)
@@ -280,7 +280,7 @@ def test_the_table_of_units_is_that_of_the_other_systems(system, halved, ratio):
     regularizer = ewc(fisher, convert_strength(theirs, halved=halved, ratio=ratio))
     origin = {"w": jnp.zeros(6)}
     task = as_batch(gradients.astype(np.float32), np.zeros(12, int))
-    state = regularizer.consolidate(
+    state = regularizer.end_task(
         jax.random.key(0), regularizer.init(origin), origin, task
     )
     ours = regularizer.penalty(state, {"w": jnp.asarray(away, jnp.float32)}, None)

@@ -48,7 +48,7 @@ def learn(fisher, start, decay=None):
             ), ()
 
         params, _ = jax.lax.scan(step, params, length=int(GOLDEN["steps"]))
-        state = regularizer.consolidate(key, state, params, batch)
+        state = regularizer.end_task(key, state, params, batch)
         return (params, state), (params, fisher(key, params, batch))
 
     tasks = (jnp.asarray(GOLDEN["inputs"]), jnp.asarray(GOLDEN["labels"]))

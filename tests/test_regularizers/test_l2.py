@@ -19,7 +19,7 @@ def test_l2_init_pulls_to_the_start_for_ever(key):
     """Oracle: 0.4 / 2 * (1 + 4 + 4), before and after a task."""
     part = l2_init(0.4)
     state = part.init(START)
-    later = part.consolidate(key, state, POINT, None)
+    later = part.end_task(key, state, POINT, None)
     for now in (state, later):
         np.testing.assert_allclose(part.penalty(now, POINT, None), 1.8, rtol=1e-6)
         assert part.penalty(now, START, None) == 0.0

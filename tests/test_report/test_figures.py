@@ -8,7 +8,7 @@ import pytest
 from matplotlib.image import imread
 
 from jaxcl.report import figures
-from jaxcl.report.lines import spread
+from jaxcl.report.curves import spread
 from jaxcl.report.records import group
 from jaxcl.report.statistics import mean_band
 from jaxcl.report.style import COLOURS, INK, looks

@@ -20,12 +20,12 @@ import optax
 from orbax.checkpoint import v1 as orbax
 
 from jaxcl.curvature import empirical_fisher
+from jaxcl.data import Dataset, Task, digits, permuted, stream_tasks, subset
 from jaxcl.losses import cross_entropy, single_head
 from jaxcl.memory import reservoir
 from jaxcl.method import make_method
 from jaxcl.models import mlp
 from jaxcl.regularizers import ewc
-from jaxcl.streams import Rows, Task, digits, permuted, stream_tasks, subset
 from jaxcl.training import Options, checkpoint, host, learn
 from jaxcl.transforms import sam
 
@@ -33,17 +33,17 @@ MODEL = mlp((64, 16, 10))
 LOGITS = single_head(MODEL.apply)
 
 
-def main(folder, moment="", count="0", delay="0"):
+def main(folder, snapshot="", count="0", delay="0"):
     """Learn six tasks, saving after every step; write down how it ended."""
-    left = {moment: int(count)}
+    left = {snapshot: int(count)}
 
     def passing(name):
         left[name] = left.get(name, 0) - 1
-        if name == moment and left[name] == 0:
+        if name == snapshot and left[name] == 0:
             threading.Thread(target=die, args=(float(delay),)).start()
 
     wrapped(passing)
-    learned = learn(
+    result = learn(
         jax.random.key(3),
         build,
         MODEL.init(jax.random.key(2)),
@@ -59,7 +59,7 @@ def main(folder, moment="", count="0", delay="0"):
         if jnp.issubdtype(jnp.result_type(leaf), jax.dtypes.prng_key)
         else leaf
     )
-    leaves = [np.asarray(plain(leaf)) for leaf in jax.tree.leaves(learned.position)]
+    leaves = [np.asarray(plain(leaf)) for leaf in jax.tree.leaves(result.run_state)]
     np.savez(f"{folder}/end.npz", **{str(i): leaf for i, leaf in enumerate(leaves)})
 
 
@@ -96,20 +96,20 @@ def watched(task, passing):
             passing("read")
         return task.train.read(numbers)
 
-    return Task(task.name, Rows(task.train.count, read), task.test)
+    return Task(task.name, Dataset(task.train.count, read), task.test)
 
 
 def wrapped(passing):
     """Tell when a checkpoint begins, when its note is written, and when a task ends."""
 
-    def before(owner, name, moment):
+    def before(owner, name, snapshot):
         function = getattr(owner, name)
 
-        def told(*args, **kwargs):
-            passing(moment)
+        def on_progress(*args, **kwargs):
+            passing(snapshot)
             return function(*args, **kwargs)
 
-        setattr(owner, name, told)
+        setattr(owner, name, on_progress)
 
     before(orbax, "save", "save")
     before(checkpoint, "_checksums", "note")

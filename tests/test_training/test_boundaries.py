@@ -12,13 +12,13 @@ import optax
 import pytest
 from jax.flatten_util import ravel_pytree
 
-from jaxcl.averages import interpolate, interpolate_with_start
+from jaxcl.averages import interpolate, wise_ft
 from jaxcl.curvature import empirical_fisher
+from jaxcl.data import from_arrays
 from jaxcl.losses import cross_entropy, single_head
 from jaxcl.memory import episodic
 from jaxcl.method import make_method
 from jaxcl.regularizers import box, distill, ewc, l2_init
-from jaxcl.streams import from_arrays
 from jaxcl.training import first_example, run_stream
 from jaxcl.transforms import sam
 from jaxcl.tree import as_batch
@@ -43,7 +43,7 @@ CASES = {
     # now has weight zero. `task` numbers are no input of this network.
     "episodic": ("memory", {"memory": episodic(2, 6, 4)}, "task tasks_seen"),
     "interpolate": ("average", {"average": interpolate(0.5)}, ""),
-    "interpolate_with_start": ("average", {"average": interpolate_with_start(0.5)}, ""),
+    "wise_ft": ("average", {"average": wise_ft(0.5)}, ""),
     "momentum": ("optimizer", {"reset_optimizer": False}, ""),
     "schedule": (
         "gradient",
@@ -77,7 +77,7 @@ def test_every_leaf_that_a_boundary_writes_changes_the_next_task(stream, name):
             stream,
             state,
             tasks=tasks,
-            after=lambda moment: moment.params,
+            after=lambda snapshot: snapshot.params,
             num_steps=5,
             batch_size=8,
         )

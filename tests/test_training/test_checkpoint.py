@@ -174,7 +174,7 @@ def test_what_is_held_stays_and_does_not_count(tmp_path):
     """Oracle: the list of steps, by hand."""
     for step in range(6):
         checkpoint.save(
-            tmp_path, step, {"x": jnp.full(2, step)}, keep=2, hold=step in (1, 3)
+            tmp_path, step, {"x": jnp.full(2, step)}, keep=2, preserve=step in (1, 3)
         )
     assert checkpoint.steps(tmp_path) == [1, 3, 4, 5]
 
@@ -199,15 +199,15 @@ def test_what_is_no_checkpoint_stays(tmp_path):
 def test_a_checkpoint_of_another_run_is_refused(tmp_path):
     """Oracle: the difference that was made. What was not said is not compared."""
     tree = {"x": jnp.ones(2)}
-    checkpoint.save(tmp_path, 0, tree, about={"rate": 0.1, "sizes": (3, 4)})
+    checkpoint.save(tmp_path, 0, tree, metadata={"rate": 0.1, "sizes": (3, 4)})
     assert (
-        checkpoint.restore(tmp_path, tree, about={"rate": 0.1, "sizes": (3, 4)}).step
+        checkpoint.restore(tmp_path, tree, metadata={"rate": 0.1, "sizes": (3, 4)}).step
         == 0
     )
     assert checkpoint.restore(tmp_path, tree).step == 0
     with pytest.raises(ValueError, match=r"rate 0\.1, not 0\.2; seed 'absent', not 1"):
         checkpoint.restore(
-            tmp_path, tree, about={"rate": 0.2, "sizes": (3, 4), "seed": 1}
+            tmp_path, tree, metadata={"rate": 0.2, "sizes": (3, 4), "seed": 1}
         )
 
 

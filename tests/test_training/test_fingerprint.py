@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxcl.sharding import ShardingPlan, fsdp, make_mesh, shardings
 from jaxcl.training.fingerprint import _sums, fingerprint
-from jaxcl.training.parallel import Layout, make_mesh, shardings, split_large
 
 TREE = {
     "kernel": np.random.default_rng(0).normal(size=(8, 16)).astype(np.float32),
@@ -23,8 +23,8 @@ TREE = {
 
 def test_it_is_the_same_wherever_weights_lie():
     """Oracle: the same tree on the host, on a device, and split over eight."""
-    layout = Layout(make_mesh(data=2, fsdp=4), split_large(at_least=1))
-    split = jax.device_put(TREE, shardings(layout, TREE))
+    sharding = ShardingPlan(make_mesh(data=2, fsdp=4), fsdp(at_least=1))
+    split = jax.device_put(TREE, shardings(sharding, TREE))
     assert len(split["kernel"].sharding.device_set) == 8
     on_device = jax.tree.map(jnp.asarray, TREE)
     assert fingerprint(TREE) == fingerprint(on_device) == fingerprint(split)

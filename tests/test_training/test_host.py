@@ -13,18 +13,17 @@ import optax
 import pytest
 
 from jaxcl.curvature import exact_fisher
+from jaxcl.data import Dataset, Task, digits, permuted, stream_tasks, subset
 from jaxcl.losses import cross_entropy, single_head
 from jaxcl.memory import reservoir
 from jaxcl.method import make_method
 from jaxcl.models import mlp
 from jaxcl.regularizers import ewc
-from jaxcl.streams import Rows, Task, digits, permuted, stream_tasks, subset
+from jaxcl.sharding import ShardingPlan, fsdp, make_mesh, replicated, shardings
 from jaxcl.training import accuracy_row, first_example, host, run_stream
 from jaxcl.training.checkpoint import restore
+from jaxcl.training.compiled import shard
 from jaxcl.training.host import Options, learn
-from jaxcl.training.parallel import Layout, make_mesh, shardings, split_large
-from jaxcl.training.parallel import whole as replicated
-from jaxcl.training.program import place
 from jaxcl.transforms import sam
 
 OPTIONS = Options(
@@ -90,7 +89,7 @@ def assert_same_bits(left, right):
 
 def test_the_host_loop_ends_where_the_compiled_stream_ends(whole, stream):
     """Oracle: the device loop on the same stream and key; states and accuracies."""
-    learned, _ = whole
+    result, _ = whole
 
     @jax.jit
     def compiled(rate):
@@ -108,10 +107,10 @@ def test_the_host_loop_ends_where_the_compiled_stream_ends(whole, stream):
         )
 
     state, record = compiled(jnp.float32(0.1))
-    assert learned.status == "done"
-    np.testing.assert_allclose(learned.position.matrix, record.after, atol=1e-6)
+    assert result.status == "done"
+    np.testing.assert_allclose(result.run_state.matrix, record.after, atol=1e-6)
     for ours, theirs in zip(
-        jax.tree.leaves(learned.position.state), jax.tree.leaves(state), strict=True
+        jax.tree.leaves(result.run_state.state), jax.tree.leaves(state), strict=True
     ):
         if not jnp.issubdtype(ours.dtype, jax.dtypes.prng_key):
             np.testing.assert_allclose(ours, theirs, atol=1e-4)
@@ -120,12 +119,12 @@ def test_the_host_loop_ends_where_the_compiled_stream_ends(whole, stream):
 def test_a_mesh_of_devices_learns_what_one_device_learns(whole, tasks, tmp_path):
     """Oracle: one device. Eight pretend ones: rows over all, large leaves over two."""
     mesh = make_mesh(data=4, fsdp=2)
-    layout = Layout(mesh, split_large(at_least=256))
+    sharding = ShardingPlan(mesh, fsdp(at_least=256))
     options = OPTIONS._replace(save_every=1e9)
-    learned = run(tmp_path, tasks, options, layout=layout)
+    result = run(tmp_path, tasks, options, sharding=sharding)
     kernels = [
         leaf
-        for leaf in jax.tree.leaves(learned.position.state)
+        for leaf in jax.tree.leaves(result.run_state.state)
         if leaf.shape == (64, 8) and jnp.issubdtype(leaf.dtype, jnp.floating)
     ]
     assert len(kernels) >= 4  # parameters, momentum, Fisher, anchor
@@ -133,28 +132,28 @@ def test_a_mesh_of_devices_learns_what_one_device_learns(whole, tasks, tmp_path)
         assert leaf.addressable_shards[0].data.shape == (32, 8)
         assert len(leaf.sharding.device_set) == 8
     np.testing.assert_allclose(
-        learned.position.matrix, whole[0].position.matrix, atol=0.021
+        result.run_state.matrix, whole[0].run_state.matrix, atol=0.021
     )
     for ours, theirs in zip(
-        jax.tree.leaves(learned.position.state),
-        jax.tree.leaves(whole[0].position.state),
+        jax.tree.leaves(result.run_state.state),
+        jax.tree.leaves(whole[0].run_state.state),
         strict=True,
     ):
         if not jnp.issubdtype(ours.dtype, jax.dtypes.prng_key):
             np.testing.assert_allclose(ours, theirs, atol=1e-4)
     with pytest.warns(UserWarning, match="had finished"):  # it is only read back
-        again = run(tmp_path, tasks, options, layout=layout)
-    assert_same_bits(again.position, learned.position)
+        again = run(tmp_path, tasks, options, sharding=sharding)
+    assert_same_bits(again.run_state, result.run_state)
 
 
 def test_metrics_tell_every_step_once_and_every_score(whole):
     """Oracle: counting, and the matrix that was returned."""
-    learned, folder = whole
+    result, folder = whole
     lines = list(map(json.loads, (folder / "metrics.jsonl").read_text().splitlines()))
     reports = [line for line in lines if "loss" in line]
     assert [line["step"] for line in reports] == [2, 4, 6] * 3
     ends = [line["scores"] for line in lines if line.get("ended")]
-    np.testing.assert_allclose(ends, learned.position.matrix)
+    np.testing.assert_allclose(ends, result.run_state.matrix)
     assert [line["at"] for line in lines] == sorted(line["at"] for line in lines)
 
 
@@ -165,7 +164,7 @@ def test_a_run_that_ends_anywhere_goes_on_with_the_same_bits(
     """Oracle: the run left alone. The end comes as an error while rows are read."""
     count = 0
 
-    def breaking(rows: Rows) -> Rows:
+    def breaking(rows: Dataset) -> Dataset:
         def read(numbers):
             nonlocal count
             count += len(numbers) == OPTIONS.batch_size
@@ -174,14 +173,14 @@ def test_a_run_that_ends_anywhere_goes_on_with_the_same_bits(
                 raise KeyboardInterrupt
             return rows.read(numbers)
 
-        return Rows(rows.count, read)
+        return Dataset(rows.count, read)
 
     broken = [Task(task.name, breaking(task.train), task.test) for task in tasks]
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path, broken)
-    learned = run(tmp_path, tasks)
-    assert learned.status == "done"
-    assert_same_bits(learned.position, whole[0].position)
+    result = run(tmp_path, tasks)
+    assert result.status == "done"
+    assert_same_bits(result.run_state, whole[0].run_state)
 
 
 def test_sigterm_ends_a_run_with_a_checkpoint(whole, tasks, tmp_path):
@@ -195,17 +194,17 @@ def test_sigterm_ends_a_run_with_a_checkpoint(whole, tasks, tmp_path):
                 os.kill(os.getpid(), signal.SIGTERM)
             return rows.read(numbers)
 
-        return Rows(rows.count, read)
+        return Dataset(rows.count, read)
 
     asked = [Task(task.name, signalling(task.train), task.test) for task in tasks]
     options = OPTIONS._replace(save_every=1e9)
-    learned = run(tmp_path, asked, options)
-    assert learned.status == "interrupted"
-    assert 0 < int(learned.position.step) <= 6
-    assert int(learned.position.task) == 0
+    result = run(tmp_path, asked, options)
+    assert result.status == "interrupted"
+    assert 0 < int(result.run_state.step) <= 6
+    assert int(result.run_state.task) == 0
     again = run(tmp_path, tasks, options)
     assert again.status == "done"
-    assert_same_bits(again.position, whole[0].position)
+    assert_same_bits(again.run_state, whole[0].run_state)
 
 
 @pytest.mark.parametrize("index", [0, 2])
@@ -224,23 +223,23 @@ def test_sigterm_during_tests_ends_a_run_that_then_tests_again(
                 os.kill(os.getpid(), signal.SIGTERM)
             return task.test.read(rows)
 
-        return Task(task.name, task.train, Rows(task.test.count, read))
+        return Task(task.name, task.train, Dataset(task.test.count, read))
 
     options = OPTIONS._replace(save_every=1e9, eval_batch_size=50)
-    learned = run(tmp_path, [watched(*pair) for pair in enumerate(tasks)], options)
-    assert learned.status == "interrupted"
+    result = run(tmp_path, [watched(*pair) for pair in enumerate(tasks)], options)
+    assert result.status == "interrupted"
     assert tested == [0, 1, 2] * index + [0]
-    position = learned.position
-    assert (position.task, position.step) == (index + 1, 0)
-    assert np.isnan(position.matrix[index]).all()
+    run_state = result.run_state
+    assert (run_state.task, run_state.step) == (index + 1, 0)
+    assert np.isnan(run_state.matrix[index]).all()
     for _ in range(1 + (index == 2)):  # the end of all is tested at every start
         said = (
             pytest.warns(UserWarning, match="had finished") if index else nullcontext()
         )
         with said:
-            learned = run(tmp_path, tasks, options)
-        assert learned.status == "done"
-        assert_same_bits(learned[1:], whole[0][1:])
+            result = run(tmp_path, tasks, options)
+        assert result.status == "done"
+        assert_same_bits(result[1:], whole[0][1:])
     scores = [
         [line["scores"] for line in lines_of(folder) if "scores" in line]
         for folder in (tmp_path, whole[1])
@@ -266,11 +265,11 @@ def test_a_step_that_is_not_finite_stops_is_skipped_or_is_counted(
             bad = np.full_like(batch.x, np.nan) if len(calls) == 3 else batch.x
             return batch._replace(x=bad)
 
-        return Rows(rows.count, read)
+        return Dataset(rows.count, read)
 
     second = Task("poisoned", poisoned(tasks[1].train), tasks[1].test)
     given = [tasks[0], second, tasks[2]]
-    options = OPTIONS._replace(on_non_finite=policy, consolidate_rows=8)
+    options = OPTIONS._replace(on_non_finite=policy, end_task_examples=8)
     plain = lambda rate: make_method(cross_entropy(LOGITS), optax.sgd(rate))
     params = MODEL.init(jax.random.key(2))
     became = {
@@ -279,7 +278,7 @@ def test_a_step_that_is_not_finite_stops_is_skipped_or_is_counted(
         "continue": "steps were not finite; the run went on all the same",
     }
     with pytest.warns(UserWarning, match=became[policy]):
-        learned = learn(
+        result = learn(
             jax.random.key(3),
             plain,
             params,
@@ -291,16 +290,16 @@ def test_a_step_that_is_not_finite_stops_is_skipped_or_is_counted(
             quiet=True,
         )
     finite = all(
-        bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(learned.params)
+        bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(result.params)
     )
-    assert learned.status == ("diverged" if policy == "stop" else "done")
+    assert result.status == ("diverged" if policy == "stop" else "done")
     assert finite == (policy == "skip")
-    assert int(learned.position.num_bad) >= 1
+    assert int(result.run_state.num_bad) >= 1
     if policy == "skip":
-        assert int(learned.position.num_bad) == 1
+        assert int(result.run_state.num_bad) == 1
     if policy == "stop":
         kept = restore(
-            tmp_path / "checkpoints", host.on_devices(learned.position, None)
+            tmp_path / "checkpoints", host.on_devices(result.run_state, None)
         )
         leaves = jax.tree.leaves(kept.tree[0].params)
         assert all(bool(jnp.isfinite(leaf).all()) for leaf in leaves)
@@ -313,7 +312,7 @@ def test_labels_beyond_the_outputs_are_named_among_the_causes(tasks, tmp_path):
         batch = tasks[0].train.read(numbers)
         return batch._replace(y=batch.y + 10)
 
-    given = [tasks[0]._replace(train=Rows(tasks[0].train.count, beyond))]
+    given = [tasks[0]._replace(train=Dataset(tasks[0].train.count, beyond))]
     with pytest.warns(UserWarning, match="not finite.* labels or tasks beyond the out"):
         assert run(tmp_path, given).status == "diverged"
 
@@ -323,9 +322,9 @@ def test_a_score_that_is_not_finite_is_told(tasks, tmp_path):
     score = lambda params, frozen, batch: jnp.where(batch.task == 1, jnp.nan, 1.0)
     wanted = f"the score on the test rows of {tasks[1].name!r} was not finite"
     with pytest.warns(UserWarning, match=wanted):
-        learned = run(tmp_path, tasks, OPTIONS._replace(num_steps=1), score=score)
-    assert learned.status == "done"
-    assert np.isnan(learned.position.matrix).tolist() == [[False, True, False]] * 3
+        result = run(tmp_path, tasks, OPTIONS._replace(num_steps=1), score=score)
+    assert result.status == "done"
+    assert np.isnan(result.run_state.matrix).tolist() == [[False, True, False]] * 3
 
 
 @pytest.mark.parametrize(
@@ -342,26 +341,26 @@ def test_an_update_that_overflows_is_seen_though_its_loss_was_finite(
     )
     options = OPTIONS._replace(on_non_finite=policy)
     with pytest.warns(UserWarning, match="steps were not finite"):
-        learned = run(tmp_path, tasks, options, build=plain)
-    assert learned.status == ("diverged" if policy == "stop" else "done")
-    assert learned.position.num_bad >= 1
+        result = run(tmp_path, tasks, options, build=plain)
+    assert result.status == ("diverged" if policy == "stop" else "done")
+    assert result.run_state.num_bad >= 1
     if policy == "skip":  # the count of updates is part of what is left as it was
-        assert learned.position.num_bad == 18 - when
+        assert result.run_state.num_bad == 18 - when
     if policy != "continue":
-        like = host.on_devices(learned.position, None)
+        like = host.on_devices(result.run_state, None)
         kept = restore(tmp_path / "checkpoints", like).tree[0].params
         assert all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(kept))
 
 
 def test_start_and_frozen_weights_may_lie_on_the_mesh_already(whole, tasks, tmp_path):
     """Oracle: one device, and the caller's own parameters, which stay as they are."""
-    layout = Layout(make_mesh(data=4, fsdp=2), split_large(at_least=256))
+    sharding = ShardingPlan(make_mesh(data=4, fsdp=2), fsdp(at_least=256))
     params = MODEL.init(jax.random.key(2))
-    spread = jax.device_put(params, shardings(layout, params, prefix="params/"))
+    spread = jax.device_put(params, shardings(sharding, params, prefix="params/"))
     kernels = [leaf for leaf in jax.tree.leaves(spread) if leaf.shape == (64, 8)]
     assert kernels[0].addressable_shards[0].data.shape == (32, 8)
-    frozen = jax.device_put(jnp.float32(0.1), replicated(layout))
-    learned = learn(
+    frozen = jax.device_put(jnp.float32(0.1), replicated(sharding))
+    result = learn(
         jax.random.key(3),
         build,
         spread,
@@ -370,10 +369,10 @@ def test_start_and_frozen_weights_may_lie_on_the_mesh_already(whole, tasks, tmp_
         folder=tmp_path,
         frozen=frozen,
         score=score,
-        layout=layout,
+        sharding=sharding,
     )
     for ours, theirs in zip(
-        jax.tree.leaves(learned.params), jax.tree.leaves(whole[0].params), strict=True
+        jax.tree.leaves(result.params), jax.tree.leaves(whole[0].params), strict=True
     ):
         np.testing.assert_allclose(ours, theirs, atol=1e-4)
     jax.tree.map(np.testing.assert_array_equal, spread, params)
@@ -382,7 +381,7 @@ def test_start_and_frozen_weights_may_lie_on_the_mesh_already(whole, tasks, tmp_
 def test_frozen_weights_travel_to_the_device_once():
     """Oracle: JAX, which is told to refuse what travels unasked. Negative control: what
     was not placed."""
-    (placed,) = jax.tree.leaves(place(None, [np.ones(3, np.float32)], "frozen/"))
+    (placed,) = jax.tree.leaves(shard(None, [np.ones(3, np.float32)], "frozen/"))
     assert isinstance(placed, jax.Array)
     double = jax.jit(lambda x: 2 * x)
     with jax.transfer_guard("disallow"):
@@ -413,7 +412,7 @@ def test_one_program_serves_all_tasks(tasks, tmp_path, spread, make):
 
         return method._replace(step=step, end_task=end_task)
 
-    short = Rows(20, tasks[1].train.read)
+    short = Dataset(20, tasks[1].train.read)
     given = [tasks[0], Task("short", short, tasks[1].test), tasks[2]]
     params = MODEL.init(jax.random.key(2))
     learn(
@@ -424,7 +423,7 @@ def test_one_program_serves_all_tasks(tasks, tmp_path, spread, make):
         OPTIONS,
         folder=tmp_path,
         frozen=jnp.float32(0.1),
-        layout=Layout(make_mesh(), split_large()) if spread else None,
+        sharding=ShardingPlan(make_mesh(), fsdp()) if spread else None,
     )
     assert sorted(traces) == ["end", "step"]
     jax.tree.map(np.asarray, params)  # the caller's parameters were not donated
@@ -474,7 +473,7 @@ def test_steps_take_until_the_device_is_through_with_them(
     monkeypatch.setattr(host, "time", SimpleNamespace(monotonic=lambda: clock[0]))
     monkeypatch.setattr(host, "take_rows", take)
     monkeypatch.setattr(
-        host, "feed", lambda read, steps: (read(step) for step in steps)
+        host, "prefetch", lambda read, steps: (read(step) for step in steps)
     )
     monkeypatch.setattr(jax, "device_get", get)
     run(tmp_path, tasks, OPTIONS._replace(save_every=1e9))
@@ -484,7 +483,7 @@ def test_steps_take_until_the_device_is_through_with_them(
 
 def test_what_cannot_run_is_refused_before_anything_is_written(tasks, tmp_path):
     """Oracle: the contract, and the folder."""
-    few = [Task("few", Rows(3, tasks[0].train.read), tasks[0].test)]
+    few = [Task("few", Dataset(3, tasks[0].train.read), tasks[0].test)]
     for given, options, words in (
         (few, OPTIONS, "task 'few' has 3 rows, fewer than a batch of 8"),
         ([], OPTIONS, "at least one task"),
@@ -495,7 +494,11 @@ def test_what_cannot_run_is_refused_before_anything_is_written(tasks, tmp_path):
         ),
         (tasks, OPTIONS._replace(on_non_finite="ignore"), "stop, skip, continue"),
         (tasks, OPTIONS._replace(save_every=None), "save_every must be a number"),
-        ([tasks[0]._replace(test=Rows(0, None))], OPTIONS, "no rows to be tested on"),
+        (
+            [tasks[0]._replace(test=Dataset(0, None))],
+            OPTIONS,
+            "no rows to be tested on",
+        ),
     ):
         with pytest.raises(ValueError, match=words):
             run(tmp_path / "out", given, options)
@@ -518,20 +521,20 @@ def test_checkpoints_that_lost_their_notes_are_refused_and_stay(tasks, tmp_path)
 def test_the_checkpoint_of_another_run_is_refused_with_the_difference(tasks, tmp_path):
     """Oracle: the setting that was changed."""
     options = OPTIONS._replace(num_steps=2)
-    run(tmp_path, tasks[:1], options, about={"rate": 0.1, "base": "abc"})
+    run(tmp_path, tasks[:1], options, metadata={"rate": 0.1, "base": "abc"})
     with pytest.raises(ValueError, match=r"rate 0\.1, not 0\.2"):
-        run(tmp_path, tasks[:1], options, about={"rate": 0.2, "base": "abc"})
-    seen = options._replace(eval_rows=3)
-    with pytest.raises(ValueError, match=r"eval_rows None, not 3"):
-        run(tmp_path, tasks[:1], seen, about={"rate": 0.1, "base": "abc"})
+        run(tmp_path, tasks[:1], options, metadata={"rate": 0.2, "base": "abc"})
+    seen = options._replace(eval_examples=3)
+    with pytest.raises(ValueError, match=r"eval_examples None, not 3"):
+        run(tmp_path, tasks[:1], seen, metadata={"rate": 0.1, "base": "abc"})
     with pytest.raises(ValueError, match=r"tasks 1, not 2"):
-        run(tmp_path, tasks[:2], options, about={"rate": 0.1, "base": "abc"})
+        run(tmp_path, tasks[:2], options, metadata={"rate": 0.1, "base": "abc"})
     other = options._replace(batch_size=options.batch_size - 1)
     with pytest.raises(ValueError, match=r"batch_size"):
-        run(tmp_path, tasks[:1], other, about={"rate": 0.1, "base": "abc"})
+        run(tmp_path, tasks[:1], other, metadata={"rate": 0.1, "base": "abc"})
     kept = options._replace(keep=3)
     with pytest.warns(UserWarning, match="had finished"):
-        run(tmp_path, tasks[:1], kept, about={"rate": 0.1, "base": "abc"})
+        run(tmp_path, tasks[:1], kept, metadata={"rate": 0.1, "base": "abc"})
 
 
 def test_a_run_on_other_frozen_weights_is_refused(tasks, tmp_path):
@@ -546,17 +549,17 @@ def test_a_run_on_other_frozen_weights_is_refused(tasks, tmp_path):
 
 def test_a_folder_in_which_a_run_goes_on_is_refused(tasks, tmp_path):
     """Oracle: a second run from inside the first one, which ends all the same."""
-    told = []
+    on_progress = []
 
     def meanwhile(_steps, words):
-        if not told:
+        if not on_progress:
             wanted = f"learn: .* is in use by process {os.getpid()} on"
             with pytest.raises(ValueError, match=wanted):
                 run(tmp_path, tasks)
-        told.append(words)
+        on_progress.append(words)
 
-    assert run(tmp_path, tasks, told=meanwhile).status == "done"
-    assert told
+    assert run(tmp_path, tasks, on_progress=meanwhile).status == "done"
+    assert on_progress
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match="file cannot be written to; give another"):
         run(tmp_path / "file", tasks)
@@ -571,11 +574,11 @@ def test_what_is_wrong_after_a_task_is_said_before_the_first_step(tasks, tmp_pat
             read.append(len(index) > 1)
             return rows.read(index)
 
-        return Rows(rows.count, numbers)
+        return Dataset(rows.count, numbers)
 
     def narrow(rows):
         cut = lambda batch: batch._replace(x=batch.x[:, :63])
-        return Rows(rows.count, lambda numbers: cut(rows.read(numbers)))
+        return Dataset(rows.count, lambda numbers: cut(rows.read(numbers)))
 
     given = [Task(task.name, counted(task.train), task.test) for task in tasks]
     last = given[2]
@@ -639,7 +642,7 @@ def test_a_log_hears_nothing_unless_it_is_asked_for(tasks, tmp_path, capsys):
 
 def test_a_run_that_had_finished_is_returned_and_says_so(whole, tasks):
     """Oracle: the run itself; other starting parameters change nothing any more."""
-    learned, folder = whole
+    result, folder = whole
     other = MODEL.init(jax.random.key(77))
     with pytest.warns(UserWarning, match="had finished; its result is returned"):
         again = learn(
@@ -653,4 +656,4 @@ def test_a_run_that_had_finished_is_returned_and_says_so(whole, tasks):
             score=score,
             quiet=True,
         )
-    assert_same_bits(again.position, learned.position)
+    assert_same_bits(again.run_state, result.run_state)

@@ -54,10 +54,10 @@ def test_ten_kills_change_no_bit(tmp_path, go):
     moments = ["read"] * 4 + ["save"] * 2 + ["note"] * 2 + ["boundary"] * 2
     rng.shuffle(moments)
     seen = []
-    for moment in moments:
+    for snapshot in moments:
         # Few enough to come before the end, whatever has been done already.
-        count = rng.randint(*COUNTS[moment])
-        status, said = go(killed, moment, count, round(rng.uniform(0, 0.03), 4))
+        count = rng.randint(*COUNTS[snapshot])
+        status, said = go(killed, snapshot, count, round(rng.uniform(0, 0.03), 4))
         assert status == -9, said
         seen.append(max(steps(killed / "checkpoints"), default=-1))
     assert seen == sorted(seen)  # nothing that was on the disk is ever lost

@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxcl.streams import Rows
+from jaxcl.data import Dataset
 from jaxcl.training import batch_order
-from jaxcl.training.reading import training_order
+from jaxcl.training.batches import training_order
 
 
 def test_every_pass_is_a_fresh_order_of_the_real_rows():
@@ -41,14 +41,14 @@ def test_runs_with_different_padding_side_by_side_are_runs_alone():
 def test_the_host_draws_the_same_order_and_compiles_it_once(caplog):
     """Oracles: the bare function, and JAX's own log: tasks of other lengths compile
     nothing. Negative control: another size of batches does."""
-    rows = Rows(37, lambda numbers: numbers)
+    rows = Dataset(37, lambda numbers: numbers)
     draw = lambda seed, rows=rows, **options: training_order(
         jax.random.key(seed), rows, most=40, **options
     )
     draw(0, num_steps=9, batch_size=5)
     jax.random.key(1)
     with jax.log_compiles(), caplog.at_level("WARNING"):
-        draw(2, Rows(40, rows.read), num_steps=9, batch_size=5)
+        draw(2, Dataset(40, rows.read), num_steps=9, batch_size=5)
         found = draw(1, num_steps=9, batch_size=5)
         compiled = lambda: [m for m in caplog.messages if m.startswith("Compiling")]
         assert not compiled()

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jaxcl.training.processes import any_process, leads, start_processes
+from jaxcl.training.processes import any_across_processes, is_primary, start_processes
 
 SCRIPT = Path(__file__).parent / "two_processes.py"
 
@@ -122,8 +122,8 @@ def test_two_processes_are_one_run_and_so_is_what_goes_on_after_a_kill(tmp_path,
 
 def test_one_process_leads_and_agrees_with_itself():
     """Oracle: the flags."""
-    assert leads()
-    assert any_process(True, False) == (True, False)
+    assert is_primary()
+    assert any_across_processes(True, False) == (True, False)
 
 
 def test_processes_that_cannot_find_each_other_are_refused():

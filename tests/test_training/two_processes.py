@@ -20,14 +20,14 @@ def main(folder, devices, *rest):
     import optax
 
     from jaxcl.curvature import empirical_fisher
+    from jaxcl.data import Dataset, Task, digits, permuted, stream_tasks, subset
     from jaxcl.losses import cross_entropy, single_head
     from jaxcl.method import make_method
     from jaxcl.models import mlp
     from jaxcl.regularizers import ewc
-    from jaxcl.streams import Rows, Task, digits, permuted, stream_tasks, subset
+    from jaxcl.sharding import ShardingPlan, fsdp, make_mesh, replicated
     from jaxcl.training import Options, learn
-    from jaxcl.training.parallel import Layout, make_mesh, split_large, whole
-    from jaxcl.training.processes import leads, start_processes
+    from jaxcl.training.processes import is_primary, start_processes
     from jaxcl.transforms import random_sam
 
     *place, pace = rest if rest[-1:] == ("slow",) else (*rest, "")
@@ -47,7 +47,7 @@ def main(folder, devices, *rest):
             time.sleep(0.2 if pace else 0.0)
             return rows.read(index)
 
-        return Rows(rows.count, numbers)
+        return Dataset(rows.count, numbers)
 
     tasks = [
         Task(task.name, counted(task.train), task.test)
@@ -63,8 +63,8 @@ def main(folder, devices, *rest):
         del rate
         return jax.vmap(lambda row: jnp.argmax(logits(params, row)) == row.y)(batch)
 
-    layout = Layout(make_mesh(data=2, fsdp=2), split_large(at_least=256))
-    learned = learn(
+    sharding = ShardingPlan(make_mesh(data=2, fsdp=2), fsdp(at_least=256))
+    result = learn(
         jax.random.key(3),
         build,
         model.init(jax.random.key(2)),
@@ -73,18 +73,20 @@ def main(folder, devices, *rest):
         folder=folder,
         frozen=jnp.float32(0.01),
         score=score,
-        layout=layout,
+        sharding=sharding,
         quiet=True,
     )
-    params = jax.jit(lambda tree: tree, out_shardings=whole(layout))(learned.params)
-    if leads():
+    params = jax.jit(lambda tree: tree, out_shardings=replicated(sharding))(
+        result.params
+    )
+    if is_primary():
         np.savez(
             f"{folder}/result.npz",
-            matrix=learned.position.matrix,
+            matrix=result.run_state.matrix,
             rows_read=max(read),
             **{str(i): np.asarray(x) for i, x in enumerate(jax.tree.leaves(params))},
         )
-    print(learned.status, flush=True)
+    print(result.status, flush=True)
 
 
 if __name__ == "__main__":

@@ -114,7 +114,7 @@ def test_every_transformation_is_tried():
     """Oracle: the package's own list of what bends a gradient."""
     bends = (name for name in transforms.__all__ if name[0].islower())
     others = {"accumulated", "across_devices"}  # the wrapper itself, and for one device
-    others |= {"climb_curvature", "climb_rise", "rho_schedule"}  # numbers
+    others |= {"perturbation_curvature", "perturbation_rise", "rho_schedule"}  # numbers
     assert {*bends} - others == {*BENDS} - {"adaptive"}
 
 

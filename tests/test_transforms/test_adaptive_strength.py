@@ -6,9 +6,9 @@ import pytest
 from jaxcl.transforms import (
     adaptive_rho,
     adaptive_strength,
-    climb_curvature,
-    climb_rise,
     gnp,
+    perturbation_curvature,
+    perturbation_rise,
     reverse_sam,
     sam,
 )
@@ -28,9 +28,9 @@ quadratic = lambda w: 0.5 * w @ BOWL @ w
 bowl_grad = lambda w: jnp.asarray(BOWL, jnp.float32) @ w
 
 
-def step_on_the_bowl(climb):
+def step_on_the_bowl(perturb):
     w = jnp.asarray(START, jnp.float32)
-    return climb.update(bowl_grad(w), climb.init(w), w, grad_fn=bowl_grad)
+    return perturb.update(bowl_grad(w), perturb.init(w), w, grad_fn=bowl_grad)
 
 
 def test_the_climb_measures_curvature_and_rise_exactly_on_a_quadratic():
@@ -39,28 +39,34 @@ def test_the_climb_measures_curvature_and_rise_exactly_on_a_quadratic():
     for rho in (0.1, 1.0):
         _, state = step_on_the_bowl(sam(rho, measure=True))
         # The curvature is a difference of slopes over rho.
-        curvature = climb_curvature(state)
+        curvature = perturbation_curvature(state)
         np.testing.assert_allclose(curvature, up @ BOWL @ up, rtol=1e-5 / rho)
         rise = quadratic(START + rho * up) - quadratic(START)
-        np.testing.assert_allclose(climb_rise(state), rise, rtol=1e-5)
+        np.testing.assert_allclose(perturbation_rise(state), rise, rtol=1e-5)
 
 
 def test_going_down_is_measured_with_its_sign():
     """Oracle: the same curvature, and a loss that falls, in NumPy."""
     down, rho = -unit(BOWL @ START), 0.5
     _, state = step_on_the_bowl(reverse_sam(rho, measure=True))
-    np.testing.assert_allclose(climb_curvature(state), down @ BOWL @ down, rtol=1e-4)
+    np.testing.assert_allclose(
+        perturbation_curvature(state), down @ BOWL @ down, rtol=1e-4
+    )
     rise = quadratic(START + rho * down) - quadratic(START)
     assert rise < 0
-    np.testing.assert_allclose(climb_rise(state), rise, rtol=1e-5)
+    np.testing.assert_allclose(perturbation_rise(state), rise, rtol=1e-5)
 
 
 def test_nothing_climbed_measures_zero():
     """Oracle: zero, at a stationary point and with no radius."""
     zero = jnp.zeros(2)
-    for climb in (sam(0.1, measure=True), sam(0.0, measure=True)):
-        _, state = climb.update(zero, climb.init(zero), zero, grad_fn=jnp.sin)
-        assert float(climb_curvature(state)) == float(climb_rise(state)) == 0.0
+    for perturb in (sam(0.1, measure=True), sam(0.0, measure=True)):
+        _, state = perturb.update(zero, perturb.init(zero), zero, grad_fn=jnp.sin)
+        assert (
+            float(perturbation_curvature(state))
+            == float(perturbation_rise(state))
+            == 0.0
+        )
 
 
 def test_adaptive_rho_holds_the_first_order_rise_at_its_target():
@@ -78,8 +84,8 @@ def test_adaptive_rho_stays_within_its_limits_and_stands_still_on_a_plain():
         _, state = step_on_the_bowl(adaptive_rho(target, low=0.01, high=0.5))
         np.testing.assert_allclose(state.rho, want, rtol=1e-5)
     zero = jnp.zeros(2)
-    climb = adaptive_rho(0.1)
-    update = lambda w: climb.update(w, climb.init(zero), w, grad_fn=lambda w: w)[0]
+    perturb = adaptive_rho(0.1)
+    update = lambda w: perturb.update(w, perturb.init(zero), w, grad_fn=lambda w: w)[0]
     np.testing.assert_array_equal(update(zero), zero)
     assert np.all(np.isfinite(jax.jacobian(update)(zero)))
 
@@ -87,10 +93,10 @@ def test_adaptive_rho_stays_within_its_limits_and_stands_still_on_a_plain():
 @pytest.mark.parametrize("power", [1.0, -1.0, 0.5])
 def test_a_strength_follows_the_running_mean_of_the_measured_curvature(power):
     """Oracle: the recursion in NumPy on a landscape whose curvature changes."""
-    climb = adaptive_strength(
+    perturb = adaptive_strength(
         measuring_sam, 0.3, reference=2.0, power=power, decay=0.7, limits=(0.5, 1.5)
     )
-    found, state = run(climb, 5)
+    found, state = run(perturb, 5)
     mean, radii = [2.0], [0.3]
 
     def rule(_, w, g):
@@ -109,9 +115,9 @@ def test_a_strength_follows_the_running_mean_of_the_measured_curvature(power):
 def test_on_a_round_bowl_the_strength_settles_where_the_formula_says():
     """Oracle: curvature c everywhere, so the mean tends to c and lambda to base c / ref."""
     build = lambda strength: gnp(0.05, penalty=strength, measure=True)
-    climb = adaptive_strength(build, 0.01, reference=2.0, decay=0.5)
+    perturb = adaptive_strength(build, 0.01, reference=2.0, decay=0.5)
     round_bowl = lambda params: jax.tree.map(lambda p: 6.0 * p, params)
-    _, state = run(climb, 15, 0.01, round_bowl)
+    _, state = run(perturb, 15, 0.01, round_bowl)
     np.testing.assert_allclose(state.measured, 6.0, rtol=1e-3)
     np.testing.assert_allclose(state.strength, 0.01 * 3.0, rtol=1e-3)
 
@@ -127,20 +133,20 @@ def test_power_zero_is_the_fixed_strength():
 
 def test_a_step_that_measures_nothing_leaves_the_strength_as_it_was():
     """Oracle: the strength before."""
-    climb = adaptive_strength(measuring_sam, 0.3, reference=1.5)
+    perturb = adaptive_strength(measuring_sam, 0.3, reference=1.5)
     zero = jax.tree.map(jnp.zeros_like, tree(START))
-    _, state = climb.update(zero, climb.init(zero), zero, grad_fn=lambda p: p)
+    _, state = perturb.update(zero, perturb.init(zero), zero, grad_fn=lambda p: p)
     np.testing.assert_allclose([state.strength, state.measured], [0.3, 1.5], rtol=1e-6)
 
 
 def test_a_radius_is_warmed_up_again_when_the_state_is_made_anew():
     """Oracle: the schedule at counts 0, 1, 2, 0, 1, 2."""
-    climb = sam(lambda t: 0.1 * (t + 1))
+    perturb = sam(lambda t: 0.1 * (t + 1))
     radii, w = [], jnp.asarray(START, jnp.float32)
     for _ in range(2):
-        state = climb.init(w)
+        state = perturb.init(w)
         for _ in range(3):
-            _, state = climb.update(w, state, w, grad_fn=jnp.sin)
+            _, state = perturb.update(w, state, w, grad_fn=jnp.sin)
             radii.append(state.rho)
     np.testing.assert_allclose(radii, [0.1, 0.2, 0.3] * 2, rtol=1e-6)
 

@@ -145,7 +145,12 @@ def test_gradients_of_another_shape_are_refused_by_name():
 def test_the_battery_misses_nothing_that_is_public():
     """Oracle: the public names, less records and what is no transformation."""
     built = {name.split()[0] for name in BATTERY}
-    other = {"accumulated", "across_devices", "climb_curvature", "climb_rise"}
+    other = {
+        "accumulated",
+        "across_devices",
+        "perturbation_curvature",
+        "perturbation_rise",
+    }
     other |= {"rho_schedule"} | {n for n in transforms.__all__ if n.endswith("State")}
     assert built | other == set(transforms.__all__)
 

@@ -97,8 +97,8 @@ def test_gnp_refuses_both_strengths_or_none():
 @pytest.mark.parametrize("r", [jnp.float32(0.0), lambda count: 0.01 * count])
 def test_a_radius_of_zero_that_is_not_known_is_the_plain_gradient(r):
     """Oracle: the gradient that was given; a radius may warm up from zero."""
-    climb = gnp(r, penalty=0.1)
+    perturb = gnp(r, penalty=0.1)
     params = jnp.array([1.0, -2.0])
-    state = climb.init(params)
-    found, _ = climb.update(2 * params, state, params, grad_fn=lambda p: 2 * p)
+    state = perturb.init(params)
+    found, _ = perturb.update(2 * params, state, params, grad_fn=lambda p: 2 * p)
     np.testing.assert_array_equal(found, 2 * params)

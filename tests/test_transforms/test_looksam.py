@@ -34,7 +34,7 @@ def test_looksam_reuses_the_direction_of_every_kth_step(k):
     np.testing.assert_allclose(
         found, descend(looking(0.3, k, 0.7), 7), rtol=1e-3, atol=1e-3
     )
-    assert int(state.climb.count) == 7
+    assert int(state.perturbation.count) == 7
 
 
 def test_the_logs_are_those_of_the_last_climb():
@@ -43,7 +43,7 @@ def test_the_logs_are_those_of_the_last_climb():
     _, state = run(looksam(warm, k=3, measure=True), 2)
     below, above = slope(START), slope(START + 0.3 * unit(slope(START)))
     want = [0.3, np.linalg.norm(below), np.linalg.norm(above), below @ above]
-    np.testing.assert_allclose(jnp.stack(state.climb[1:]), want, rtol=1e-5)
+    np.testing.assert_allclose(jnp.stack(state.perturbation[1:]), want, rtol=1e-5)
 
 
 def test_looksam_at_every_step_is_sam():
@@ -83,15 +83,17 @@ def counted(calls):
 def test_the_second_gradient_is_really_skipped():
     """Oracle: a host callback inside the gradient; 7 steps with k = 3 climb at 0, 3, 6."""
     calls = []
-    climb, second = looksam(0.3, k=3), counted(calls)
+    perturb, second = looksam(0.3, k=3), counted(calls)
 
     @jax.jit
     def seven(params):
         def body(state, _):
-            grads, state = climb.update(grad_fn(params), state, params, grad_fn=second)
+            grads, state = perturb.update(
+                grad_fn(params), state, params, grad_fn=second
+            )
             return state, grads
 
-        return jax.lax.scan(body, climb.init(params), length=7)
+        return jax.lax.scan(body, perturb.init(params), length=7)
 
     jax.block_until_ready(seven(tree(START)))
     jax.effects_barrier()
@@ -100,15 +102,15 @@ def test_the_second_gradient_is_really_skipped():
 
 def test_skipping_survives_a_vmap_around_the_loop_and_around_stacked_states():
     """Oracle: the program itself; runs side by side climb together or not at all."""
-    climb = looksam(0.3, k=3)
-    step = lambda state, w: climb.update(w, state, w, grad_fn=jnp.sin)[1]
+    perturb = looksam(0.3, k=3)
+    step = lambda state, w: perturb.update(w, state, w, grad_fn=jnp.sin)[1]
 
     def loop(w):
         body = lambda state, _: (step(state, w), None)
-        return jax.lax.scan(body, climb.init(w), length=7)
+        return jax.lax.scan(body, perturb.init(w), length=7)
 
     inside = str(jax.make_jaxpr(jax.vmap(loop))(jnp.ones((2, 3))))
-    states = jax.vmap(climb.init)(jnp.ones((2, 3)))
+    states = jax.vmap(perturb.init)(jnp.ones((2, 3)))
     outside = str(jax.make_jaxpr(jax.vmap(step))(states, jnp.ones((2, 3))))
     assert "cond[" in inside
     assert "cond[" in outside

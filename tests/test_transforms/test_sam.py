@@ -63,9 +63,9 @@ def test_adaptive_sam_does_not_see_how_layers_are_scaled():
     scaled = jax.tree.map(jnp.multiply, params, factor)
     steeper = jax.tree.map(jnp.divide, grads, factor)
     for adaptive in (True, False):
-        climb = sam(0.5, adaptive=adaptive, eta=0.0)
-        point, _ = update_at(climb, grads, params)
-        other, _ = update_at(climb, steeper, scaled)
+        perturb = sam(0.5, adaptive=adaptive, eta=0.0)
+        point, _ = update_at(perturb, grads, params)
+        other, _ = update_at(perturb, steeper, scaled)
         gap = flat(jax.tree.map(jnp.multiply, point, factor)) - flat(other)
         assert (np.max(np.abs(gap)) < 1e-5) == adaptive
 
@@ -79,7 +79,7 @@ def test_sam_of_zero_is_the_plain_gradient_and_asks_for_no_other():
     plain, state = update_at(still, grads, tree(START), grad_fn=ask)
     np.testing.assert_array_equal(flat(plain), flat(grads))
     assert not asked
-    assert float(state.climbed_norm) == float(state.grad_norm) > 0
+    assert float(state.perturbed_norm) == float(state.grad_norm) > 0
     bent, _ = update_at(sam(0.1), grads, tree(START), grad_fn=ask)
     assert asked == [1]
     assert np.max(np.abs(flat(bent) - flat(grads))) > 1e-2
@@ -93,7 +93,7 @@ def test_the_logs_are_the_norms_and_the_product_of_both_gradients():
     np.testing.assert_allclose(jnp.stack(state[1:]), want, rtol=1e-5)
     _, state = run(sam(0.3))
     np.testing.assert_allclose(jnp.stack(state[1:3]), want[:2], rtol=1e-5)
-    assert state.climbed_norm is state.alignment is None
+    assert state.perturbed_norm is state.alignment is None
 
 
 # ------------------------------------------------------- where optax's own falls short
@@ -104,14 +104,18 @@ def test_a_zero_gradient_is_climbed_nowhere_and_differentiates_to_numbers():
     zero = {"w": jnp.zeros(3), "b": jnp.zeros(2)}
     square = lambda params: 0.5 * sum(jnp.vdot(p, p) for p in jax.tree.leaves(params))
 
-    def total(params, climb):
+    def total(params, perturb):
         grads = jax.grad(square)(params)
-        state = climb.init(params)
-        bent, _ = climb.update(grads, state, params, grad_fn=jax.grad(square))
+        state = perturb.init(params)
+        bent, _ = perturb.update(grads, state, params, grad_fn=jax.grad(square))
         return sum(jnp.sum(leaf) for leaf in jax.tree.leaves(bent)), bent
 
-    for climb in (sam(0.1), sam(0.1, adaptive=True), sam(0.1, adaptive=True, eta=0.0)):
-        slopes, bent = jax.grad(lambda p, c=climb: total(p, c), has_aux=True)(zero)
+    for perturb in (
+        sam(0.1),
+        sam(0.1, adaptive=True),
+        sam(0.1, adaptive=True, eta=0.0),
+    ):
+        slopes, bent = jax.grad(lambda p, c=perturb: total(p, c), has_aux=True)(zero)
         np.testing.assert_array_equal(flat(bent), 0.0)
         assert np.all(np.isfinite(flat(slopes)))
 
@@ -212,12 +216,12 @@ def test_the_radius_may_be_a_schedule_of_the_count():
 
 def test_the_radius_can_be_reached_and_changed_by_inject_hyperparams():
     """Oracle: NumPy, with the radius that was written into the state."""
-    climb = optax.inject_hyperparams(sam)(rho=0.1, adaptive=False)
+    perturb = optax.inject_hyperparams(sam)(rho=0.1, adaptive=False)
     params = tree(START)
-    state = climb.init(params)
+    state = perturb.init(params)
     state.hyperparams["rho"] = jnp.asarray(0.4)
     bent, state = jax.jit(
-        lambda s: climb.update(grad_fn(params), s, params, grad_fn=grad_fn)
+        lambda s: perturb.update(grad_fn(params), s, params, grad_fn=grad_fn)
     )(state)
     want = slope(START + 0.4 * unit(slope(START)))
     np.testing.assert_allclose(flat(bent), want, **close)
@@ -290,8 +294,8 @@ def test_with_multi_steps_every_part_of_the_batch_has_its_own_climb():
 )
 def test_masked_leaves_stay_where_they_are_and_out_of_the_norm(mask):
     """Oracle: NumPy with the first three numbers taken out of the direction."""
-    climbs = np.array([0.0] * 3 + [1.0] * 4)
-    direction = slope(START) * climbs
+    perturbs = np.array([0.0] * 3 + [1.0] * 4)
+    direction = slope(START) * perturbs
     params, grads = tree(START), grad_fn(tree(START))
     point, state = update_at(sam(0.3, mask=mask), grads, params)
     want = START + 0.3 * unit(direction)
@@ -396,14 +400,14 @@ def test_random_sam_looks_at_an_equal_distance_anywhere():
     assert abs(cosines.mean()) < 0.25
     assert cosines.std() > 0.2
     assert np.linalg.norm(steps.mean(0)) < 0.3 / 2
-    assert int(state.climb.count) == 40
+    assert int(state.perturbation.count) == 40
 
 
 def test_random_sam_moves_only_what_its_mask_lets_it():
     """Oracle: the point before."""
     params = tree(START)
-    climb = random_sam(jax.random.key(3), 0.3, mask={"bias": False, "kernel": True})
-    point, _ = update_at(climb, params, params)
+    perturb = random_sam(jax.random.key(3), 0.3, mask={"bias": False, "kernel": True})
+    point, _ = update_at(perturb, params, params)
     np.testing.assert_array_equal(point["bias"], params["bias"])
     moved = np.linalg.norm(np.asarray(point["kernel"] - params["kernel"]))
     np.testing.assert_allclose(moved, 0.3, rtol=1e-5)
@@ -415,12 +419,12 @@ def test_the_key_survives_chains_schedules_and_injection(make_key):
     accumulate = optax.MultiSteps(optax.identity(), 1).gradient_transformation()
 
     def run_all(key):
-        climbs = [
+        perturbs = [
             random_sam(key, 0.3),
             optax.inject_hyperparams(random_sam)(key, rho=0.3),
             optax.chain(random_sam(key, lambda _: 0.3), accumulate),
         ]
-        runs = [run(climb, 2, 0.1, whereabouts) for climb in climbs]
+        runs = [run(perturb, 2, 0.1, whereabouts) for perturb in perturbs]
         return runs[0][1].key, np.stack([rows for rows, _ in runs])
 
     key, found = run_all(make_key(3))
@@ -435,14 +439,14 @@ def test_the_key_survives_chains_schedules_and_injection(make_key):
 def test_a_donated_state_does_not_take_the_callers_key_along(make_key):
     """Oracle: the key itself, still there. Control: a key that is donated is deleted."""
     key = make_key(3)
-    climb = random_sam(key, 0.3)
+    perturb = random_sam(key, 0.3)
     step = lambda key: jax.random.fold_in(key, 1)  # what only passes through stays
     consume = jax.jit(
         lambda state: state._replace(key=step(state.key)), donate_argnums=0
     )
-    consume(climb.init(jnp.ones(2)))
+    consume(perturb.init(jnp.ones(2)))
     np.testing.assert_array_equal(
-        jax.random.key_data(climb.init(jnp.ones(2)).key),
+        jax.random.key_data(perturb.init(jnp.ones(2)).key),
         jax.random.key_data(make_key(3)),
     )
     other = make_key(3)

@@ -18,7 +18,7 @@ from experiments.benchmarks.host.job import Job, make_job, make_program
 from experiments.benchmarks.host.run import bare_loop
 from experiments.benchmarks.host.run import host_loop as walk
 from jaxcl.training import Options
-from jaxcl.training.reading import take_rows
+from jaxcl.training.batches import take_rows
 
 
 def sizes(box: Box) -> Config:

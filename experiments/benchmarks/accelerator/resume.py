@@ -19,11 +19,11 @@ import jax
 import numpy as np
 import optax
 
+from jaxcl.data import Dataset, Task, array_dataset
 from jaxcl.losses import cross_entropy, single_head
 from jaxcl.memory import reservoir
 from jaxcl.method import make_method
 from jaxcl.models import mlp
-from jaxcl.streams import Rows, Task, array_rows
 from jaxcl.training import Options, learn
 from jaxcl.training.checkpoint import steps
 from jaxcl.transforms import sam
@@ -130,13 +130,13 @@ def task(number: int, pause: float) -> Task:
     """Noise with labels, whose batches come one by one, each after a pause."""
     rng = np.random.default_rng(number)
     x = rng.normal(size=(256, 784)).astype(np.float32)
-    rows = array_rows(as_batch(x, rng.integers(10, size=256)))
+    rows = array_dataset(as_batch(x, rng.integers(10, size=256)))
 
     def read(numbers):
         time.sleep(pause)
         return rows.read(numbers)
 
-    return Task(f"noise {number}", Rows(rows.count, read), rows)
+    return Task(f"noise {number}", Dataset(rows.count, read), rows)
 
 
 if __name__ == "__main__":

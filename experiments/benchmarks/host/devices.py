@@ -16,17 +16,17 @@ from experiments.benchmarks.host.job import make_job, make_program
 from experiments.benchmarks.one_thread import use_all_cores
 from experiments.benchmarks.ours import timed
 from experiments.harness import expect_no_words
-from jaxcl.training import Layout, make_mesh
-from jaxcl.training.parallel import replicate
-from jaxcl.training.reading import take_rows
+from jaxcl.sharding import replicate
+from jaxcl.training import ShardingPlan, make_mesh
+from jaxcl.training.batches import take_rows
 
 
 def measure(config: Config, count: int) -> dict[str, float]:
     """Wall seconds of the steps, rows split over all devices, parameters on each."""
-    layout = Layout(make_mesh(), replicate) if count > 1 else None
+    sharding = ShardingPlan(make_mesh(), replicate) if count > 1 else None
     job, size = make_job(config), config.devices_batch_size
-    program = make_program(job, layout)
-    batch = take_rows(job.task.train, np.arange(size), size=size, layout=layout)
+    program = make_program(job, sharding)
+    batch = take_rows(job.task.train, np.arange(size), size=size, sharding=sharding)
 
     def steps(state):
         for step in range(config.devices_steps):

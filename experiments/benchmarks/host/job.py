@@ -8,12 +8,12 @@ import numpy as np
 import optax
 
 from experiments.benchmarks.host.config import Config
+from jaxcl.data import Task, array_dataset
 from jaxcl.losses import token_cross_entropy
 from jaxcl.method import make_method
 from jaxcl.models import LlamaConfig, llama
-from jaxcl.streams import Task, array_rows
-from jaxcl.training import Layout
-from jaxcl.training.program import Program, compile_program
+from jaxcl.training import ShardingPlan
+from jaxcl.training.compiled import Program, compile_program
 from jaxcl.transforms import sam
 from jaxcl.tree import as_batch, at
 from jaxcl.typing import Method, Params
@@ -54,15 +54,15 @@ def make_job(config: Config, *, with_sam: bool = False, large: bool = False) -> 
     text = np.random.default_rng(config.seed).integers(
         NUM_BYTES, size=(NUM_ROWS, config.length + 1), dtype=np.int32
     )
-    rows = array_rows(as_batch(text[:, :-1], text[:, 1:]))
+    rows = array_dataset(as_batch(text[:, :-1], text[:, 1:]))
     key = jax.random.key(config.seed)
     return Job(build, model.init(key), Task("bytes", rows, rows))
 
 
-def make_program(job: Job, layout: Layout | None = None) -> Program:
+def make_program(job: Job, sharding: ShardingPlan | None = None) -> Program:
     """The functions of the host loop for this job."""
     example = at(slice(1), job.task.train.read(np.arange(1)))
-    return compile_program(job.build, job.start, (), example, layout=layout)
+    return compile_program(job.build, job.start, (), example, sharding=sharding)
 
 
 __all__ = ["NUM_ROWS", "Job", "make_job", "make_program"]

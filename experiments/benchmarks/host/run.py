@@ -29,13 +29,13 @@ from experiments.harness import (
 )
 from experiments.harness.run_folder import plain
 from jaxcl.training import Options, restore, save
+from jaxcl.training.batches import take_rows
 from jaxcl.training.checkpoint import saving
+from jaxcl.training.compiled import Program
 from jaxcl.training.host import Run, fit
 from jaxcl.training.interrupt import interruptible
-from jaxcl.training.log import metrics_file
-from jaxcl.training.position import begin
-from jaxcl.training.program import Program
-from jaxcl.training.reading import take_rows
+from jaxcl.training.logging import metrics_file
+from jaxcl.training.run_state import begin
 
 KEY_SEED = 1  # no array before main has chosen threads and device
 
@@ -157,10 +157,10 @@ def host_loop(job: Job, program: Program, options: Options):
             scalar=lambda name, value, step: None,
             advance=lambda steps, words: None,
         )
-        position, status = fit(run, begin(program, job.start, 1))
+        run_state, status = fit(run, begin(program, job.start, 1))
     if status != "done":  # a signal came: what was timed is not the whole
         raise KeyboardInterrupt
-    return position.state
+    return run_state.state
 
 
 def prepare_checkpoint(config: Config) -> Callable[[], dict[str, Any]]:

@@ -1,0 +1,69 @@
+"""What arrives: image sets, and the streams of tasks made of them."""
+
+from jaxcl.data.classes import class_pairs, class_splits
+from jaxcl.data.dataset import (
+    Dataset,
+    Task,
+    array_dataset,
+    jsonl_dataset,
+    source_dataset,
+    stream_tasks,
+)
+from jaxcl.data.files import (
+    cifar_folder,
+    idx_folder,
+    load_images,
+    npy_folder,
+    npz_file,
+)
+from jaxcl.data.images import (
+    Images,
+    as_images,
+    digits,
+    mean_and_std,
+    only_classes,
+    padded,
+    subset,
+)
+from jaxcl.data.permuted import (
+    permuted,
+    permuted_labels,
+    rotations,
+)
+from jaxcl.data.stream import from_arrays, stack_plans, take_tasks, validate
+from jaxcl.data.synthetic import prototypes, synthetic_images
+from jaxcl.data.tfds import prepare_mnist, tfds_images
+
+__all__ = [
+    "Dataset",
+    "Images",
+    "Task",
+    "array_dataset",
+    "as_images",
+    "cifar_folder",
+    "class_pairs",
+    "class_splits",
+    "digits",
+    "from_arrays",
+    "idx_folder",
+    "jsonl_dataset",
+    "load_images",
+    "mean_and_std",
+    "npy_folder",
+    "npz_file",
+    "only_classes",
+    "padded",
+    "permuted",
+    "permuted_labels",
+    "prepare_mnist",
+    "prototypes",
+    "rotations",
+    "source_dataset",
+    "stack_plans",
+    "stream_tasks",
+    "subset",
+    "synthetic_images",
+    "take_tasks",
+    "tfds_images",
+    "validate",
+]

@@ -1,0 +1,338 @@
+"""Tasks for the host loop: rows that are read when they are needed.
+
+A task of the compiled loop is an array of rows; a task here may be larger than memory, of
+any shape, and unlike its neighbours. All it must give is random access: how many rows
+there are, and the rows of given numbers. Then the position in a stream is one number, and
+a run that was cut goes on with the very rows that came next.
+"""
+
+import functools
+import json
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Int, PyTree
+
+from jaxcl.errors import check_kind, check_size, shown
+from jaxcl.tree import at, check_batch
+from jaxcl.typing import Batch, Stream
+
+#: What a row raises that cannot be used.
+_UNUSABLE = (ValueError, LookupError, TypeError, AttributeError)
+
+
+@runtime_checkable
+class Source(Protocol):
+    """Items by number: a list, Grain's ``MapDataset``, TFDS."""
+
+    def __len__(self) -> int:
+        """How many there are."""
+        ...
+
+    def __getitem__(self, number: int, /) -> Any:
+        """One of them."""
+        ...
+
+
+class Dataset(NamedTuple):
+    """Examples by number."""
+
+    count: int
+    read: Callable[[np.ndarray], Batch]  # row numbers [b] -> host arrays [b, ...]
+
+
+class Task(NamedTuple):
+    """One task: what is learned, and what it is tested on."""
+
+    name: str
+    train: Dataset
+    test: Dataset
+
+
+def array_dataset(batch: Batch) -> Dataset:
+    """Rows that are in memory.
+
+    Args:
+      batch: leaves ``[n, ...]``. Rows of weight zero never come up.
+
+    Raises:
+      ValueError: if no row has a weight.
+    """
+    check_batch("array_dataset", batch)
+    batch = jax.tree.map(np.asarray, batch)
+    real = np.flatnonzero(batch.weight > 0)
+    if not len(real):
+        msg = "array_dataset: expected rows with a weight above 0, got none; drop the task."
+        raise ValueError(msg)
+    return Dataset(len(real), lambda numbers: at(real[numbers], batch))
+
+
+def source_dataset(
+    source: Source, parse: Callable[[Any], tuple[PyTree, PyTree]], *, task: int
+) -> Dataset:
+    """Rows of what has a length and items: a list, Grain's ``MapDataset``, TFDS.
+
+    Args:
+      source: read item by item, when a batch needs them; the first one at once.
+      parse: ``item -> (x, y)``, arrays of the same shapes for all items. Every batch has
+        the dtypes of the first item, integers as int32.
+      task: number of the task.
+
+    Raises:
+      ValueError: for a ``task`` that is no number from 0, no items, or no length; when
+        read, for an item that cannot be used (with its number), and for floats where the
+        first item has integers.
+    """
+    check_size("source_dataset", least=0, task=task)
+    if not isinstance(source, Source):
+        msg = (
+            f"source_dataset: source must have a length and items, got {shown(source)}; "
+            "make a list of it."
+        )
+        raise ValueError(msg)
+    if not len(source):
+        msg = "source_dataset: expected at least one item, got none; drop the task."
+        raise ValueError(msg)
+
+    def item(number):
+        try:
+            row = _checked(parse(source[number]))
+            if number:
+                _check_shapes(row, shapes, "of item 0")
+        except _UNUSABLE as error:
+            msg = f"source_dataset: item {number} is bad ({_reason(error)}); see parse."
+            raise ValueError(msg) from error
+        return row
+
+    first = item(0)
+    shapes, dtypes = _shapes(first), _dtypes(first)
+
+    def read(numbers):
+        rows = [item(int(number)) for number in numbers]
+        try:
+            return _stacked(rows, dtypes, task)
+        except TypeError as error:
+            msg = (
+                f"source_dataset: expected the dtypes of the first item, {dtypes}, from "
+                f"all of them ({error}); let parse cast."
+            )
+            raise ValueError(msg) from error
+
+    return Dataset(len(source), read)
+
+
+def jsonl_dataset(
+    path: str | Path,
+    parse: Callable[[dict[str, Any]], tuple[PyTree, PyTree]],
+    *,
+    task: int,
+    skip_bad_lines: bool = False,
+) -> Dataset:
+    """Rows of a file with one JSON object per line; only their places stay in memory.
+
+    Every line is read once at the start, so that a bad one is found before any compute.
+
+    Args:
+      path: of the file. Empty lines are passed over.
+      parse: ``record -> (x, y)``, arrays of finite numbers, of the same shapes for all
+        lines; it raises ``KeyError``, ``TypeError``, ``ValueError`` or the like for a
+        record it cannot use. Every batch has the dtypes that hold all lines, integers
+        as int32.
+      task: number of the task.
+      skip_bad_lines: pass over lines that are no JSON object or cannot be used, with a
+        warning that counts them and names the first.
+
+    Raises:
+      FileNotFoundError: if there is no such file.
+      ValueError: for a ``task`` that is no number from 0, a bad line (with its number), or
+        if no line is left; when read, for a file that has changed since.
+    """
+    check_size("jsonl_dataset", least=0, task=task)
+    path = Path(path)
+    if not path.is_file():
+        msg = f"jsonl_dataset: no file {path}; give the path of a JSON-lines file."
+        raise FileNotFoundError(msg)
+    stamp = _stamp(path)
+    places, dtypes = _indexed(path, parse, skip_bad_lines)
+
+    def read(numbers):
+        with path.open("rb") as file:
+            if _stamp(path) != stamp:
+                msg = (
+                    f"jsonl_dataset: {path} changed after it was indexed; start again."
+                )
+                raise ValueError(msg)
+            rows = []
+            for start, length in places[numbers]:
+                file.seek(start)
+                rows.append(parse(json.loads(file.read(length))))
+        return _stacked(rows, dtypes, task)
+
+    return Dataset(len(places), read)
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    """What changes when a file is written."""
+    found = path.stat()
+    return found.st_size, found.st_mtime_ns
+
+
+def _indexed(
+    path: Path, parse: Callable, skip_bad_lines: bool
+) -> tuple[Int[np.ndarray, "n 2"], PyTree]:
+    """Where each good line starts and how long it is, and the dtypes that hold them all."""
+    places, bad, first, shapes, dtypes = [], [], 0, None, None
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            try:
+                row = _finite(_checked(parse(_object(line))))
+                if not places:
+                    first, shapes, dtypes = number, _shapes(row), _dtypes(row)
+                _check_shapes(row, shapes, f"on line {first}")
+                dtypes = _widened(dtypes, row)
+            except _UNUSABLE as error:
+                reason = _reason(error)
+                if not skip_bad_lines:
+                    msg = (
+                        f"jsonl_dataset: {path}, line {number} is bad ({reason}); mend it, "
+                        "or pass over such lines with skip_bad_lines."
+                    )
+                    raise ValueError(msg) from error
+                bad.append(f"line {number} ({reason})")
+                continue
+            places.append((file.tell() - len(line), len(line)))
+    if bad:
+        warnings.warn(
+            f"jsonl_dataset: passed over {len(bad)} bad lines of {path}, the first of them "
+            f"{bad[0]}.",
+            stacklevel=3,
+        )
+    if not places:
+        msg = (
+            f"jsonl_dataset: {path} has no usable line; drop the task or mend the file."
+        )
+        raise ValueError(msg)
+    return np.array(places), dtypes
+
+
+def stream_tasks(stream: Stream) -> list[Task]:
+    """The tasks of a compiled stream one by one, each made when it is read.
+
+    The last training and the last test set that were read stay on the host; coming back
+    to another makes it again, by the same program.
+    """
+    check_kind("stream_tasks", Stream, stream=stream)
+
+    def split(make):
+        real = lambda pool, plan: jnp.sum(make(pool, plan).weight > 0)
+        count = jax.jit(lambda pool, plan: jax.lax.map(lambda p: real(pool, p), plan))
+        whole = jax.jit(make)
+
+        @functools.lru_cache(maxsize=1)
+        def made(index):
+            return array_dataset(whole(stream.pool, at(index, stream.plan)))
+
+        def rows(index, count):
+            return Dataset(int(count), lambda numbers: made(index).read(numbers))
+
+        counts = np.asarray(count(stream.pool, stream.plan))
+        return [rows(index, count) for index, count in enumerate(counts)]
+
+    pairs = zip(split(stream.train), split(stream.test), strict=True)
+    return [Task(f"{stream.name} {index}", *pair) for index, pair in enumerate(pairs)]
+
+
+def _object(line: bytes) -> dict[str, Any]:
+    record = json.loads(line)
+    if not isinstance(record, dict):
+        msg = f"expected an object, got {type(record).__name__}"
+        raise TypeError(msg)
+    return record
+
+
+def _shapes(row: tuple[PyTree, PyTree]) -> PyTree:
+    """The shape of every leaf, in its place."""
+    return jax.tree.map(np.shape, row)
+
+
+def _check_shapes(row: tuple[PyTree, PyTree], shapes: PyTree, where: str) -> None:
+    """Refuse a row unlike the first."""
+    found = _shapes(row)
+    if found != shapes:
+        msg = f"expected shapes {shapes}, as {where}, got {found}"
+        raise ValueError(msg)
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
+
+
+def _checked(row: Any) -> tuple[PyTree, PyTree]:
+    """What ``parse`` returned, if a batch can hold it.
+
+    Raises:
+      TypeError: for what is no ``(x, y)``, or holds text or other objects.
+      ValueError: for integers that do not fit in int32.
+    """
+    if not isinstance(row, tuple) or len(row) != 2:
+        msg = f"expected (x, y) from parse, got {shown(row)}"
+        raise TypeError(msg)
+    for leaf in jax.tree.leaves(row):
+        array = np.asarray(leaf)
+        if array.dtype.kind not in "biufcV":  # V: bfloat16 and its like
+            msg = f"expected numbers from parse, got {shown(leaf)}"
+            raise TypeError(msg)
+        if array.dtype.kind in "iu" and array.size and _beyond_int32(array):
+            msg = f"expected integers within int32 from parse, got {shown(leaf)}"
+            raise ValueError(msg)
+    return row
+
+
+def _finite(row: tuple[PyTree, PyTree]) -> tuple[PyTree, PyTree]:
+    """The row, if it holds no NaN and no infinity, which JSON has not but Python reads."""
+    for leaf in jax.tree.leaves(row):
+        if not np.isfinite(leaf).all():
+            msg = f"expected finite numbers, got {shown(leaf)}"
+            raise ValueError(msg)
+    return row
+
+
+def _dtypes(row: tuple[PyTree, PyTree]) -> tuple[PyTree, PyTree]:
+    return jax.tree.map(lambda leaf: np.asarray(leaf).dtype, row)
+
+
+def _widened(dtypes: PyTree, row: tuple[PyTree, PyTree]) -> tuple[PyTree, PyTree]:
+    """The smallest dtypes that also hold one more row."""
+    return jax.tree.map(np.promote_types, dtypes, _dtypes(row))
+
+
+def _beyond_int32(integers: np.ndarray) -> bool:
+    limits = np.iinfo(np.int32)
+    return int(integers.min()) < limits.min or int(integers.max()) > limits.max
+
+
+def _stacked(rows: list[tuple[PyTree, PyTree]], dtypes: PyTree, task: int) -> Batch:
+    def stacked(dtype, *leaves):
+        narrow = np.int32 if dtype.kind in "iu" else dtype  # all fit: see _checked
+        return np.stack(leaves, dtype=narrow, casting="same_kind")
+
+    x, y = jax.tree.map(stacked, dtypes, *rows)
+    count = len(rows)
+    return Batch(x, y, np.ones(count, np.float32), np.full(count, task, np.int32))
+
+
+__all__ = [
+    "Dataset",
+    "Task",
+    "array_dataset",
+    "jsonl_dataset",
+    "source_dataset",
+    "stream_tasks",
+]

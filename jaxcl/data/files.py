@@ -1,0 +1,249 @@
+"""Image sets in files: idx as MNIST has it, npz, pairs of npy, CIFAR's binary version.
+
+Nothing here unpickles. A missing file is a ``FileNotFoundError``, a broken one a
+``ValueError``; both say in one line which path, what was expected and what to do.
+"""
+
+import gzip
+import os
+import zipfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+
+from jaxcl.data.images import Images, as_images
+
+PathLike = str | os.PathLike[str]
+
+_NPZ_NAMES = (
+    ("x_train", "y_train", "x_test", "y_test"),
+    ("train_x", "train_y", "test_x", "test_y"),
+    ("xtr", "ytr", "xte", "yte"),
+)
+
+
+def load_images(path: PathLike) -> Images:
+    """Read whatever image set lies at a path.
+
+    Args:
+      path: an ``.npz`` file (:func:`npz_file`), or a folder with MNIST's idx files
+        (:func:`idx_folder`), with CIFAR's binary files (:func:`cifar_folder`), with
+        ``train_x.npy`` and its three fellows (:func:`npy_folder`), or with one ``.npz``.
+
+    Raises:
+      FileNotFoundError: if the path does not exist or holds none of these.
+      ValueError: if what it holds is broken.
+    """
+    path = Path(path)
+    if path.is_file():
+        return npz_file(path)
+    _need_folder("load_images", path)
+    if (path / "train.bin").exists() or (path / "data_batch_1.bin").exists():
+        return cifar_folder(path)
+    if (path / "train_x.npy").exists():
+        return npy_folder(path)
+    if any(path.glob("train-images*")):
+        return idx_folder(path)
+    archives = sorted(path.glob("*.npz"))
+    if len(archives) == 1:
+        return npz_file(archives[0])
+    msg = (
+        f"load_images: no image set in {path}: expected train-images-idx3-ubyte[.gz] and "
+        "its fellows, train.bin or data_batch_1.bin (CIFAR binary), train_x.npy and its "
+        "fellows, or one .npz file; point to the folder that holds them."
+    )
+    raise FileNotFoundError(msg)
+
+
+def idx_folder(path: PathLike) -> Images:
+    """Read the four idx files of MNIST, Fashion-MNIST or KMNIST.
+
+    Args:
+      path: folder with ``train-images-idx3-ubyte``, ``train-labels-idx1-ubyte`` and the
+        same for ``t10k``, each plain or ``.gz``; a dot may stand before ``idx``.
+
+    Returns:
+      Images ``[n, h, w]``, named after the folder.
+
+    Raises:
+      FileNotFoundError: if a file is missing.
+      ValueError: if a file is not idx, is cut short, or the files disagree.
+
+    Format: LeCun, Cortes and Burges, the MNIST database.
+    """
+    path = Path(path)
+    _need_folder("idx_folder", path)
+    train_x, train_y, test_x, test_y = (
+        _read_idx(_find_idx(path, split, kind), rank)
+        for split in ("train", "t10k")
+        for kind, rank in (("images", 3), ("labels", 1))
+    )
+    return as_images(train_x, train_y, test_x, test_y, name=path.resolve().name)
+
+
+def npz_file(path: PathLike) -> Images:
+    """Read one ``.npz`` with four arrays.
+
+    Args:
+      path: file with ``x_train, y_train, x_test, y_test``, or ``train_x, ...``, or
+        ``xtr, ytr, xte, yte``; pixels uint8.
+
+    Returns:
+      Images named after the file.
+
+    Raises:
+      FileNotFoundError: if there is no such file.
+      ValueError: if it is not an npz of plain arrays, or lacks one of the four.
+    """
+    path = Path(path)
+    if not path.is_file():
+        msg = (
+            f"npz_file: {path} does not exist: expected an .npz file with x_train, "
+            "y_train, x_test, y_test; give its path."
+        )
+        raise FileNotFoundError(msg)
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            found = sorted(archive.files)
+            names = next((n for n in _NPZ_NAMES if set(n) <= set(found)), None)
+            arrays = [archive[name] for name in names or ()]
+    except (ValueError, OSError, EOFError, AttributeError, *_BROKEN) as error:
+        raise ValueError(
+            _broken("npz_file", path, "an .npz of plain arrays")
+        ) from error
+    if not arrays:
+        msg = (
+            f"npz_file: {path} must hold x_train, y_train, x_test and y_test, got "
+            f"{', '.join(found) or 'nothing'}; rename its arrays."
+        )
+        raise ValueError(msg)
+    return as_images(*arrays, name=path.stem)
+
+
+def npy_folder(path: PathLike) -> Images:
+    """Read ``train_x.npy``, ``train_y.npy``, ``test_x.npy`` and ``test_y.npy``.
+
+    Returns:
+      Images named after the folder.
+
+    Raises:
+      FileNotFoundError: if a file is missing.
+      ValueError: if a file is not a plain array, or pixels are not uint8.
+    """
+    path = Path(path)
+    _need_folder("npy_folder", path)
+
+    def read(name):
+        file = path / f"{name}.npy"
+        _need_file("npy_folder", file, "{train,test}_{x,y}.npy")
+        try:
+            return np.load(file, allow_pickle=False)
+        except (ValueError, OSError, EOFError, *_BROKEN) as error:
+            raise ValueError(_broken("npy_folder", file, "a plain array")) from error
+
+    names = ("train_x", "train_y", "test_x", "test_y")
+    return as_images(*map(read, names), name=path.resolve().name)
+
+
+def cifar_folder(path: PathLike) -> Images:
+    """Read the binary version of CIFAR-100 (fine labels) or CIFAR-10.
+
+    Args:
+      path: folder with ``train.bin`` and ``test.bin`` (CIFAR-100), or with
+        ``data_batch_1.bin`` to ``data_batch_5.bin`` and ``test_batch.bin`` (CIFAR-10).
+
+    Returns:
+      Images ``[n, 32, 32, 3]``, named ``cifar100`` or ``cifar10``.
+
+    Raises:
+      FileNotFoundError: if a file is missing.
+      ValueError: if a file does not hold whole records.
+
+    Format: Krizhevsky 2009; the record is the label, with the coarse one before the fine
+    one in CIFAR-100, then 1,024 red, green and blue pixels each.
+    """
+    path = Path(path)
+    _need_folder("cifar_folder", path)
+    ten = (path / "data_batch_1.bin").exists()
+    train = [f"data_batch_{i}.bin" for i in range(1, 6)] if ten else ["train.bin"]
+    expected = (
+        "data_batch_1..5.bin and test_batch.bin"
+        if ten
+        else ("train.bin and test.bin (the binary version, not the pickled one)")
+    )
+    head = 1 if ten else 2
+
+    def read(name):
+        _need_file("cifar_folder", path / name, expected)
+        raw = np.fromfile(path / name, np.uint8)
+        if len(raw) == 0 or len(raw) % (head + 3072):
+            shape = f"whole records of {head + 3072} bytes, {len(raw)} bytes in all"
+            raise ValueError(_broken("cifar_folder", path / name, shape))
+        return raw.reshape(-1, head + 3072)
+
+    def arrays(records):
+        x = records[:, head:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+        return np.ascontiguousarray(x), records[:, head - 1]
+
+    return as_images(
+        *arrays(np.concatenate([read(name) for name in train])),
+        *arrays(read("test_batch.bin" if ten else "test.bin")),
+        num_classes=10 if ten else 100,
+        name="cifar10" if ten else "cifar100",
+    )
+
+
+_BROKEN = (zipfile.BadZipFile, zlib.error)
+
+
+def _broken(who: str, path: Path, expected: str) -> str:
+    return f"{who}: {path} is not {expected}; fetch or write the file again."
+
+
+def _need_folder(who: str, path: Path):
+    if not path.is_dir():
+        msg = (
+            f"{who}: {path} is not a folder: expected one with the image files; "
+            "give its path."
+        )
+        raise FileNotFoundError(msg)
+
+
+def _need_file(who: str, path: Path, expected: str):
+    if not path.is_file():
+        msg = (
+            f"{who}: {path.name} is missing in {path.parent}: expected {expected}; "
+            "put the files there or give another folder."
+        )
+        raise FileNotFoundError(msg)
+
+
+def _find_idx(folder: Path, split: str, kind: str) -> Path:
+    rank = 3 if kind == "images" else 1
+    plain = [f"{split}-{kind}{dot}idx{rank}-ubyte" for dot in "-."]
+    for name in plain + [f"{name}.gz" for name in plain]:
+        if (folder / name).is_file():
+            return folder / name
+    expected = "{train,t10k}-images-idx3-ubyte[.gz] and -labels-idx1-ubyte[.gz]"
+    _need_file("idx_folder", folder / plain[0], expected)
+    return folder / plain[0]
+
+
+def _read_idx(path: Path, rank: int) -> np.ndarray:
+    try:
+        raw = path.read_bytes()
+        raw = gzip.decompress(raw) if path.suffix == ".gz" else raw
+    except (OSError, EOFError, zlib.error) as error:
+        raise ValueError(_broken("idx_folder", path, "a whole gzip file")) from error
+    start = 4 + 4 * rank
+    body = len(raw) - start
+    header = np.frombuffer(raw[:start] if body >= 0 else b"\0" * start, ">i4")
+    sizes = header[1:].astype(int)
+    if header[0] != 0x800 + rank or min(sizes) < 0 or np.prod(sizes) != body:
+        expected = f"an idx file of unsigned bytes in {rank} dimensions"
+        raise ValueError(_broken("idx_folder", path, expected))
+    return np.frombuffer(raw, np.uint8, offset=start).reshape(header[1:])
+
+
+__all__ = ["cifar_folder", "idx_folder", "load_images", "npy_folder", "npz_file"]

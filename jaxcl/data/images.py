@@ -1,0 +1,290 @@
+"""Image sets in memory: one record, the embedded digits, and parts of a set."""
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from jaxcl.data.draws import generator
+from jaxcl.errors import as_numbers, check_kind, check_size, is_whole
+from jaxcl.typing import Key
+
+
+class Images(NamedTuple):
+    """A labelled image set as numpy arrays; build one with :func:`as_images`."""
+
+    train_x: np.ndarray  # [n, h, w] or [n, h, w, channels] uint8
+    train_y: np.ndarray  # [n] int32
+    test_x: np.ndarray  # [m, h, w] or [m, h, w, channels] uint8
+    test_y: np.ndarray  # [m] int32
+    num_classes: int
+    name: str
+
+
+def as_images(
+    train_x: ArrayLike,
+    train_y: ArrayLike,
+    test_x: ArrayLike,
+    test_y: ArrayLike,
+    *,
+    num_classes: int | None = None,
+    name: str = "images",
+) -> Images:
+    """Check four arrays and make a record of them.
+
+    Args:
+      train_x: ``[n, h, w]`` or ``[n, h, w, channels]`` uint8, pixels from 0 to 255.
+      train_y: ``[n]`` or ``[n, 1]`` integers from 0.
+      test_x: ``[m, ...]`` uint8, images of the same shape.
+      test_y: ``[m]`` or ``[m, 1]`` integers; each of the four may be a list.
+      num_classes: how many classes there are; the largest label plus one if absent.
+      name: what the set is called in logs and reports.
+
+    Returns:
+      The record, labels as int32; pixels are not copied.
+
+    Raises:
+      ValueError: if a set is empty, pixels are not uint8, shapes disagree, or a label
+        lies outside ``[0, num_classes)``.
+    """
+    check_size("as_images", optional=True, num_classes=num_classes)
+    train_x, test_x = (as_numbers("as_images", "pixels", x) for x in (train_x, test_x))
+    train_y, test_y = _labels(name, "train", train_y), _labels(name, "test", test_y)
+    for split, x, y in (("train", train_x, train_y), ("test", test_x, test_y)):
+        if x.dtype != np.uint8:
+            _fail(
+                name,
+                f"{split} pixels must be uint8 from 0 to 255, got {x.dtype}",
+                "scale and round them, or use from_arrays for other inputs",
+            )
+        if x.ndim not in (3, 4):
+            _fail(
+                name,
+                f"{split} images must be [n, h, w] or [n, h, w, channels], got "
+                f"{list(x.shape)}",
+                "reshape them",
+            )
+        if len(x) != len(y):
+            _fail(
+                name,
+                f"{split} images and labels must have the same number of rows, "
+                f"got {len(x)} and {len(y)}",
+                "pair them up",
+            )
+        if len(x) == 0:
+            _fail(
+                name, f"the {split} set must have rows, got none", "give at least one"
+            )
+    if train_x.shape[1:] != test_x.shape[1:]:
+        _fail(
+            name,
+            "train and test images must have the same shape, got "
+            f"{list(train_x.shape[1:])} and {list(test_x.shape[1:])}",
+            "crop or pad one of them",
+        )
+    low = int(min(train_y.min(), test_y.min()))
+    high = int(max(train_y.max(), test_y.max()))
+    num_classes = high + 1 if num_classes is None else num_classes
+    if low < 0 or high >= num_classes:
+        _fail(
+            name,
+            f"labels must lie in [0, {num_classes}), got {low} to {high}",
+            "renumber them or raise num_classes",
+        )
+    return Images(train_x, train_y, test_x, test_y, num_classes, name)
+
+
+def digits(*, test_fraction: float = 0.2) -> Images:
+    """The 1,797 handwritten 8x8 digits that scikit-learn carries: real, and no download.
+
+    The split is fixed and stratified: within each class, in the order of the file, an
+    even share of the rows is for testing. Pixels 0..16 become 0..255.
+
+    Args:
+      test_fraction: part of each class that is for testing, in [0.01, 0.99].
+
+    Returns:
+      Images ``[n, 8, 8]`` in 10 classes; 1,442 and 355 rows with the default share.
+
+    Raises:
+      ValueError: if ``test_fraction`` lies outside: a class would be left without train or
+        test rows.
+      ModuleNotFoundError: without scikit-learn.
+
+    Source: Alpaydin and Kaynak 1998, UCI, Optical Recognition of Handwritten Digits.
+    """
+    try:
+        from sklearn.datasets import load_digits
+    except ModuleNotFoundError as error:
+        msg = "digits: needs scikit-learn, which is not installed; pip install it."
+        raise ModuleNotFoundError(msg) from error
+    if not 0.01 <= test_fraction <= 0.99:
+        msg = (
+            f"digits: test_fraction must lie in [0.01, 0.99], got {test_fraction}; "
+            "the default is 0.2."
+        )
+        raise ValueError(msg)
+    flat, y = (np.asarray(a) for a in load_digits(return_X_y=True))
+    x = np.round(flat.reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
+    place = np.zeros(len(y), np.int64)  # how many of its class stand before a row
+    for label in range(10):
+        place[y == label] = np.arange(np.sum(y == label))
+    test = np.floor((place + 1) * test_fraction) > np.floor(place * test_fraction)
+    return as_images(
+        x[~test], y[~test], x[test], y[test], num_classes=10, name="digits"
+    )
+
+
+def subset(
+    images: Images,
+    *,
+    num_train: int | None = None,
+    num_test: int | None = None,
+    per_class: bool = False,
+    key: Key | None = None,
+) -> Images:
+    """Keep part of a set: the first rows, or random ones.
+
+    Args:
+      images: what to choose from.
+      num_train: training rows to keep; all if absent.
+      num_test: test rows to keep; all if absent.
+      per_class: whether the numbers count rows of each class instead of rows.
+      key: draws the rows without replacement; the first ones are kept if absent.
+
+    Returns:
+      The kept rows in the order they had.
+
+    Raises:
+      ValueError: if a number is below one, or more than there is.
+    """
+    check_kind("subset", Images, images=images)
+    rng = None if key is None else generator(key)
+    train = _choose(rng, images, images.train_y, num_train, per_class)
+    test = _choose(rng, images, images.test_y, num_test, per_class)
+    return images._replace(
+        train_x=images.train_x[train],
+        train_y=images.train_y[train],
+        test_x=images.test_x[test],
+        test_y=images.test_y[test],
+    )
+
+
+def only_classes(images: Images, classes: ArrayLike) -> Images:
+    """Keep some classes of a set, numbered anew from 0 in the order they are named.
+
+    Args:
+      images: what to choose from.
+      classes: the classes to keep, a list of ints, each once.
+
+    Returns:
+      The rows of these classes in the order they had; ``num_classes`` is their number.
+
+    Raises:
+      ValueError: if no class is named, one twice, or one that the set lacks in its train
+        or test rows.
+    """
+    check_kind("only_classes", Images, images=images)
+    wanted = as_numbers("only_classes", "classes", classes)
+    both = set(images.train_y.tolist()) & set(images.test_y.tolist())
+    lacking = [c for c in wanted.tolist() if not is_whole(c) or c not in both]
+    if wanted.size == 0 or len(set(wanted.tolist())) < wanted.size or lacking:
+        msg = (
+            f"only_classes: {images.name}: classes must be different ones that have train "
+            f"and test rows, got {wanted.tolist()}; "
+            f"{f'leave out {lacking}' if lacking else 'name at least one, each once'}."
+        )
+        raise ValueError(msg)
+    number = np.full(images.num_classes, -1, np.int32)
+    number[wanted] = np.arange(wanted.size)
+    train, test = number[images.train_y] >= 0, number[images.test_y] >= 0
+    return images._replace(
+        train_x=images.train_x[train],
+        train_y=number[images.train_y[train]],
+        test_x=images.test_x[test],
+        test_y=number[images.test_y[test]],
+        num_classes=wanted.size,
+    )
+
+
+def padded(images: Images, width: int = 2) -> Images:
+    """Add a black border of ``width`` pixels on every side: 28x28 becomes 32x32.
+
+    van de Ven and Tolias (arXiv:1904.07734) permute MNIST after this padding.
+
+    Raises:
+      ValueError: if ``width`` is negative.
+    """
+    check_kind("padded", Images, images=images)
+    if width < 0:
+        msg = f"padded: width must not be negative, got {width}; give pixels to add."
+        raise ValueError(msg)
+
+    def pad(x):
+        border = [(0, 0), (width, width), (width, width)] + [(0, 0)] * (x.ndim - 3)
+        return np.pad(x, border)
+
+    return images._replace(train_x=pad(images.train_x), test_x=pad(images.test_x))
+
+
+def mean_and_std(images: Images) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation of the training pixels, in units of 0..1.
+
+    Returns:
+      Two float32 arrays, ``[]`` for grey images and ``[channels]`` for colour: what the
+      streams take as ``normalise``.
+    """
+    check_kind("mean_and_std", Images, images=images)
+    axes = tuple(range(3))
+    mean = images.train_x.mean(axes, dtype=np.float64)
+    square = np.square(images.train_x, dtype=np.uint16).mean(axes, dtype=np.float64)
+    std = np.sqrt(np.maximum(square - mean**2, 0.0))
+    return np.asarray(mean / 255, np.float32), np.asarray(std / 255, np.float32)
+
+
+def _fail(name: str, problem: str, remedy: str):
+    msg = f"as_images: {name}: {problem}; {remedy}."
+    raise ValueError(msg)
+
+
+def _labels(name: str, split: str, y: ArrayLike) -> np.ndarray:
+    y = as_numbers("as_images", f"{split} labels", y)
+    if y.ndim == 2 and y.shape[1] == 1:
+        y = y[:, 0]
+    if y.ndim != 1 or not np.issubdtype(y.dtype, np.integer):
+        _fail(
+            name,
+            f"{split} labels must be [n] integers, got {y.dtype} {list(y.shape)}",
+            "give one class number a row",
+        )
+    return y.astype(np.int32)
+
+
+def _choose(rng, images: Images, y: np.ndarray, count: int | None, per_class: bool):
+    """Sorted row numbers of the kept rows."""
+    if count is None:
+        return np.arange(len(y))
+    shuffled = np.arange(len(y)) if rng is None else rng.permutation(len(y))
+    groups = [shuffled]
+    if per_class:
+        groups = [shuffled[y[shuffled] == c] for c in range(images.num_classes)]
+    least = min(len(group) for group in groups)
+    if not is_whole(count) or not 1 <= count <= least:
+        of = "of each class " if per_class else ""
+        msg = (
+            f"subset: {images.name}: rows to keep {of}must lie in [1, {least}], "
+            f"got {count}; give such an int."
+        )
+        raise ValueError(msg)
+    return np.sort(np.concatenate([group[:count] for group in groups]))
+
+
+__all__ = [
+    "Images",
+    "as_images",
+    "digits",
+    "mean_and_std",
+    "only_classes",
+    "padded",
+    "subset",
+]

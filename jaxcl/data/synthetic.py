@@ -1,0 +1,146 @@
+"""Data made from a key, for benchmarks and tests: seconds, not downloads."""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Int
+
+from jaxcl.data.draws import generator, permutations
+from jaxcl.data.images import Images, as_images
+from jaxcl.data.pixels import task_batch, task_numbers
+from jaxcl.typing import Key, Stream
+
+
+def synthetic_images(
+    key: Key,
+    *,
+    num_train: int = 10_000,
+    num_test: int = 2_000,
+    num_classes: int = 10,
+    size: int = 28,
+    noise: float | int = 0.3,
+) -> Images:
+    """Grey images like MNIST in shape, type and share of lit pixels.
+
+    A class is a smooth random pattern whose brightest fifth is lit; an image is its
+    class's pattern plus Gaussian noise, clipped to 0..255.
+
+    Args:
+      key: draws everything.
+      num_train: training images.
+      num_test: test images.
+      num_classes: classes, drawn with equal probability.
+      size: height and width in pixels.
+      noise: standard deviation in units of a lit pixel.
+
+    Returns:
+      Images ``[n, size, size]``, named ``synthetic``.
+
+    Raises:
+      ValueError: if a number is below one or ``noise`` is negative.
+    """
+    if min(num_train, num_test, num_classes, size) < 1 or noise < 0:
+        msg = (
+            "synthetic_images: num_train, num_test, num_classes and size must be at "
+            f"least 1 and noise not negative, got {num_train}, {num_test}, "
+            f"{num_classes}, {size} and {noise}; correct them."
+        )
+        raise ValueError(msg)
+    rng = generator(key)
+    field = rng.random((num_classes, size, size), np.float32)
+    for axis in (1, 2, 1, 2):
+        field = field + np.roll(field, 1, axis) + np.roll(field, -1, axis)
+    cut = np.quantile(field, 0.8, axis=(1, 2), keepdims=True)
+    patterns = (field >= cut).astype(np.float32)
+
+    def draw(count):
+        y = rng.integers(num_classes, size=count)
+        x = rng.standard_normal((count, size, size), np.float32)
+        x *= noise
+        x += patterns[y]
+        return (np.clip(x, 0, 1) * 255).astype(np.uint8), y
+
+    return as_images(
+        *draw(num_train), *draw(num_test), num_classes=num_classes, name="synthetic"
+    )
+
+
+class PrototypePool(NamedTuple):
+    """The rows that all tasks of :func:`prototypes` share."""
+
+    train_x: Array  # [n, d] float32
+    train_y: Array  # [n] int32
+    test_x: Array  # [m, d] float32
+    test_y: Array  # [m] int32
+
+
+class PrototypePlan(NamedTuple):
+    """What makes a task of :func:`prototypes`."""
+
+    task: Int[Array, " T"]
+    order: Int[Array, "T d"]  # new feature k is old feature order[k]
+
+
+def prototypes(
+    key: Key,
+    *,
+    num_tasks: int = 5,
+    num_train: int = 1_000,
+    num_test: int = 500,
+    num_features: int = 64,
+    num_classes: int = 10,
+    noise: float | int = 1.5,
+) -> Stream:
+    """Noisy points around class centres; every task permutes the features.
+
+    ``x = centre[y] + noise * n`` with standard normal ``centre`` and ``n``. The smallest
+    stream on which a network learns and forgets.
+
+    Args:
+      key: draws centres, rows and permutations.
+      num_tasks: tasks ``T``.
+      num_train: training rows of a task, the same ones in each.
+      num_test: test rows of a task.
+      num_features: features ``d``.
+      num_classes: classes, drawn with equal probability.
+      noise: standard deviation around the centres, whose own is 1.
+
+    Raises:
+      ValueError: if a number is below one.
+    """
+    if min(num_tasks, num_train, num_test, num_features, num_classes) < 1:
+        msg = (
+            "prototypes: num_tasks, num_train, num_test, num_features and num_classes "
+            f"must be at least 1, got {num_tasks}, {num_train}, {num_test}, "
+            f"{num_features} and {num_classes}; correct them."
+        )
+        raise ValueError(msg)
+    rng = generator(key)
+    order = permutations(rng, num_tasks, num_features)
+    centres = rng.standard_normal((num_classes, num_features), np.float32)
+
+    def draw(count):
+        y = rng.integers(num_classes, size=count, dtype=np.int32)
+        x = noise * rng.standard_normal((count, num_features), np.float32) + centres[y]
+        return jnp.asarray(x, jnp.float32), jnp.asarray(y)
+
+    def view(x, y, plan):
+        return task_batch(x[:, plan.order], y, plan.task)
+
+    return Stream(
+        pool=PrototypePool(*draw(num_train), *draw(num_test)),
+        plan=PrototypePlan(task_numbers(num_tasks), order),
+        train=lambda pool, plan: view(pool.train_x, pool.train_y, plan),
+        test=lambda pool, plan: view(pool.test_x, pool.test_y, plan),
+        num_classes=num_classes,
+        name="prototypes",
+    )
+
+
+__all__ = [
+    "PrototypePlan",
+    "PrototypePool",
+    "prototypes",
+    "synthetic_images",
+]

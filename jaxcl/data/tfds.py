@@ -1,0 +1,134 @@
+"""Image sets of tensorflow-datasets, without TensorFlow (extra ``data``)."""
+
+import importlib
+import io
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxcl.data.files import idx_folder
+from jaxcl.data.images import Images, as_images
+
+PathLike = str | os.PathLike[str]
+
+
+def tfds_images(name: str, data_dir: PathLike, *, download: bool = False) -> Images:
+    """Read a prepared image classification set by ``tfds.data_source``.
+
+    Args:
+      name: as tensorflow-datasets calls it: ``"mnist"``, ``"cifar100"``, ...
+      data_dir: folder of prepared sets, in array_record format. For MNIST
+        :func:`prepare_mnist` fills it from idx files, offline.
+      download: whether to download and prepare what is missing. Many stock builders
+        need TensorFlow for that; reading never does.
+
+    Returns:
+      The splits ``train`` and ``test``, columns ``image`` and ``label``, in the order
+      of the files; one channel becomes ``[n, h, w]``.
+
+    Raises:
+      ModuleNotFoundError: without the extra ``data``.
+      FileNotFoundError: if the set is not prepared and ``download`` is false.
+      ValueError: if there is no such set, or it is not one of labelled images.
+    """
+    tfds = _import_tfds("tfds_images")
+    try:
+        builder = tfds.builder(name, data_dir=data_dir, try_gcs=False)
+    except tfds.core.DatasetNotFoundError as error:
+        msg = (
+            f"tfds_images: tensorflow-datasets knows no {name!r}; "
+            "tfds.list_builders() names what it has."
+        )
+        raise ValueError(msg) from error
+    if not download and not any(Path(builder.data_path).glob("*array_record*")):
+        msg = (
+            f"tfds_images: {name} is not prepared as array_record in {data_dir}; call "
+            "prepare_mnist for MNIST, or pass download=True where there is a network."
+        )
+        raise FileNotFoundError(msg)
+    source = tfds.data_source(name, data_dir=data_dir, download=download, try_gcs=False)
+    lacking = {"train", "test"} - set(source)
+    if lacking or not {"image", "label"} <= set(builder.info.features or ()):
+        msg = (
+            f"tfds_images: {name} must have splits train and test with image and label, "
+            f"got {', '.join(source)} with {', '.join(builder.info.features or ())}; "
+            "choose a classification set."
+        )
+        raise ValueError(msg)
+    num_classes = builder.info.features["label"].num_classes
+    train, test = _arrays(source["train"]), _arrays(source["test"])
+    return as_images(*train, *test, num_classes=num_classes, name=name)
+
+
+def prepare_mnist(folder: PathLike, data_dir: PathLike) -> Path:
+    """Prepare the set ``mnist`` of tensorflow-datasets from local idx files.
+
+    Takes the stock builder's name, version and features and replaces its reading, so
+    that neither TensorFlow nor a network is needed; takes about a millisecond an image.
+
+    Args:
+      folder: the four idx files, see :func:`jaxcl.data.idx_folder`.
+      data_dir: where tensorflow-datasets keeps prepared sets.
+
+    Returns:
+      The folder of the prepared set. A set that is already there is left as it is.
+
+    Raises:
+      ModuleNotFoundError: without the extra ``data``.
+      FileNotFoundError: if an idx file is missing.
+      ValueError: if an idx file is broken.
+    """
+    tfds = _import_tfds("prepare_mnist")
+    images = idx_folder(folder)
+
+    stock = tfds.image_classification.MNIST
+
+    class Local(stock, skip_registration=True):  # pyright: ignore
+        name = "mnist"
+        pkg_dir_path = None
+
+        def _split_generators(self, dl_manager):
+            del dl_manager
+            return {
+                "train": _rows(images.train_x, images.train_y),
+                "test": _rows(images.test_x, images.test_y),
+            }
+
+    builder = Local(data_dir=data_dir, file_format="array_record")
+    builder.download_and_prepare()
+    return Path(builder.data_path)
+
+
+def _import_tfds(who: str) -> Any:
+    try:
+        for name in ("importlib_resources", "PIL"):  # tfds needs and does not ask for
+            importlib.import_module(name)
+        return importlib.import_module("tensorflow_datasets")
+    except ModuleNotFoundError as error:
+        msg = (
+            f"{who}: needs {error.name}; install the extra: pip install 'jaxcl[data]'."
+        )
+        raise ModuleNotFoundError(msg, name=error.name) from error
+
+
+def _rows(images: np.ndarray, labels: np.ndarray):
+    """Examples as the builder stores them: an image as PNG in a file is kept as it is."""
+    image_file = importlib.import_module("PIL.Image")
+
+    for i, (image, label) in enumerate(zip(images, labels, strict=True)):
+        png = io.BytesIO()
+        image_file.fromarray(image).save(png, "PNG")
+        png.seek(0)
+        yield i, {"image": png, "label": int(label)}
+
+
+def _arrays(rows) -> tuple[np.ndarray, np.ndarray]:
+    pairs = [(row["image"], row["label"]) for row in rows]
+    x = np.stack([image for image, _ in pairs])
+    x = x[..., 0] if x.shape[-1] == 1 else x
+    return x, np.asarray([label for _, label in pairs], np.int32)
+
+
+__all__ = ["prepare_mnist", "tfds_images"]

@@ -1,0 +1,99 @@
+"""Renewals that do nothing, that follow one another, and shrink-and-perturb."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import ScalarLike
+
+from jaxcl.errors import check_kind, check_number, check_size
+from jaxcl.lockstep import when
+from jaxcl.tree import wide
+from jaxcl.typing import Key, Params, Reset
+
+
+def no_reset() -> Reset:
+    """Leave the parameters alone; the neutral element of :func:`chain_resets`."""
+    return Reset(
+        init=lambda _: (),
+        reset=lambda _key, state, params, _batch: (state, params, None),
+    )
+
+
+def chain_resets(*parts: Reset) -> Reset:
+    """One renewal after another; what any of them renewed counts as renewed."""
+    for part in parts:
+        check_kind("chain_resets", Reset, "give built ones, one by one", part=part)
+
+    def reset(key, states, params, batch):
+        new_states, mask = [], None
+        for k, (part, state) in enumerate(zip(parts, states, strict=True)):
+            part_key = jax.random.fold_in(key, k)
+            state, params, touched = part.reset(part_key, state, params, batch)
+            new_states.append(state)
+            mask = _either(mask, touched)
+        return tuple(new_states), params, mask
+
+    return Reset(lambda params: tuple(part.init(params) for part in parts), reset)
+
+
+def _either(a, b):
+    if a is None or b is None:
+        return b if a is None else a
+    return jax.tree.map(jnp.logical_or, a, b)
+
+
+def shrink_and_perturb(
+    shrink: ScalarLike,
+    sigma: ScalarLike,
+    init: Callable[[Key], Params],
+    *,
+    period: int = 1,
+) -> Reset:
+    r"""Shrink the parameters and add a little of a fresh network.
+
+    .. math:: w \leftarrow p\, w + \sigma\, \xi, \qquad \xi \sim \text{init}
+
+    with :math:`p` = ``shrink``, after the optimizer's update. Vectors (biases, the scales
+    of a normalisation) start at a constant :math:`c`, so there is nothing to draw; they
+    shrink towards it, :math:`w \leftarrow c + p\,(w - c)`. The optimizer's statistics stay.
+
+    Args:
+      shrink: share of the parameters that is kept, in [0, 1]; ``1 - 1e-4`` is a usual
+        choice when it acts at every step.
+      sigma: scale of the fresh network; ``1e-2`` is a usual choice.
+      init: ``(key) -> params``, the law of the noise; a model's ``init``.
+      period: steps between two renewals. Drawing a network takes about as long as a step
+        on a small batch; with a larger ``period``, ``shrink**period`` and
+        ``sigma * sqrt(period)`` have nearly the same effect for less.
+
+    Raises:
+      ValueError: if ``period`` is below 1, ``shrink`` outside [0, 1] or ``sigma`` negative.
+
+    References:
+      Ash and Adams 2020, arXiv:1910.08475; at every step in Dohare et al. 2024, Nature 632.
+    """
+    check_size("shrink_and_perturb", period=period)
+    check_number("shrink_and_perturb", most=1.0, shrink=shrink)
+    check_number("shrink_and_perturb", sigma=sigma)
+
+    def soften(param, fresh):
+        old, drawn = wide(param), wide(fresh)  # so that bfloat16 leaves round once
+        if param.ndim > 1:
+            new = shrink * old + sigma * drawn
+        else:
+            new = drawn + shrink * (old - drawn)
+        return new.astype(param.dtype)
+
+    def reset(key, step, params, batch):
+        del batch
+        step = step + 1
+        touch = lambda params: jax.tree.map(soften, params, init(key))
+        if period > 1:
+            return step, when(step % period == 0, touch, params), None
+        return step, touch(params), None
+
+    return Reset(lambda _: jnp.zeros((), jnp.int32), reset)
+
+
+__all__ = ["chain_resets", "no_reset", "shrink_and_perturb"]

@@ -1,0 +1,72 @@
+"""Stay near the slow learner: what I-LoRA adds to replay and an average."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, PyTree, ScalarLike
+
+from jaxcl.errors import check_number, check_size
+from jaxcl.losses import row_losses
+from jaxcl.regularizers.base import no_regularizer
+from jaxcl.tree import weighted_mean
+from jaxcl.typing import Batch, Context, Params, Regularizer
+
+
+def feature_distillation(
+    features: Callable[[Params, Batch], PyTree[Array]],
+    strength: ScalarLike,
+    *,
+    rows: Callable[[Context], Batch] = lambda context: context.replay,
+    chunk_size: int | None = None,
+) -> Regularizer:
+    r"""On replayed inputs, keep features close to those of the slow parameters.
+
+    .. math:: \text{strength} \cdot
+       \text{mean} \, (h(x; \theta) - h(x; \theta_{slow}))^2
+
+    The mean is over the entries of each feature array, then over arrays, then over
+    rows; the slow side is not differentiated. Without an average the slow parameters
+    are the parameters, and without replay there are no rows: both give zero.
+
+    Args:
+      features: ``(params, example) -> array or tree of arrays`` of ONE example, such as
+        ``lambda params, example: model.features(params, example.x)[-1]``.
+      strength: loss per squared feature; the paper's gamma.
+      rows: which rows of the context to look at, the replay if absent.
+      chunk_size: rows whose activations are held at once; all if absent.
+
+    Returns:
+      A regularizer without state; a step costs one more forward pass over the rows.
+
+    Raises:
+      ValueError: if ``strength`` is a negative number or ``chunk_size`` no int of at
+        least 1.
+
+    Source: I-LoRA, arXiv:2402.18865, the second term of its loss.
+    """
+    check_number("feature_distillation", strength=strength)
+    check_size("feature_distillation", optional=True, chunk_size=chunk_size)
+
+    def penalty(state, params, context):
+        del state
+        batch = rows(context)
+        if batch.weight.shape[0] == 0:
+            return jnp.zeros(())
+
+        def gap(params, example, key):
+            del key
+            average = jax.lax.stop_gradient(features(context.average, example))
+            square = lambda a, b: jnp.mean(jnp.square(a - b))
+            gaps = jax.tree.leaves(
+                jax.tree.map(square, features(params, example), average)
+            )
+            return jnp.mean(jnp.stack(gaps))
+
+        gaps = row_losses(gap, params, batch, context.key, chunk_size=chunk_size)
+        return strength * weighted_mean(gaps, batch.weight)
+
+    return no_regularizer()._replace(penalty=penalty)
+
+
+__all__ = ["feature_distillation"]

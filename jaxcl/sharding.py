@@ -1,0 +1,218 @@
+"""Where arrays live on many devices: a mesh, and a rule from a leaf to its placement.
+
+All parallelism is placement: the step is the one of a single device, and XLA splits it. A
+mesh has three axes. Along ``data`` devices hold different rows of a batch; along ``fsdp``
+they also hold different parts of large parameters, which XLA gathers where they are used.
+Rows are split over both. The third, ``tensor``, splits large parameters a second time.
+"""
+
+from collections.abc import Callable
+from contextlib import suppress
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import PyTree
+
+from jaxcl.errors import check_function, check_kind, check_size, shown
+from jaxcl.typing import Batch
+
+AXES = ("data", "fsdp", "tensor")
+
+#: ``(path, shape, mesh) -> PartitionSpec``; ``path`` is such as ``params/dense_0/kernel``.
+PartitionRule = Callable[[str, tuple[int, ...], Mesh], PartitionSpec]
+
+
+class ShardingPlan(NamedTuple):
+    """A mesh and the rule by which leaves are placed on it."""
+
+    mesh: Mesh
+    rule: PartitionRule
+
+
+def make_mesh(
+    *, data: int | None = None, fsdp: int = 1, tensor: int = 1, devices=None
+) -> Mesh:
+    """A mesh over all devices of all processes.
+
+    Args:
+      data: devices along the first axis; what is left of them if absent.
+      fsdp: devices along the second.
+      tensor: devices along the third.
+      devices: which to use; all that JAX sees if absent.
+
+    Raises:
+      ValueError: for a number that is no int of at least 1, or if the axes do not multiply
+        to the number of devices.
+    """
+    check_size("make_mesh", optional=True, data=data)
+    check_size("make_mesh", fsdp=fsdp, tensor=tensor)
+    devices = np.asarray(jax.devices() if devices is None else devices)
+    if data is None:
+        data = max(1, devices.size // (fsdp * tensor))
+    if data * fsdp * tensor != devices.size:
+        msg = (
+            f"make_mesh: data x fsdp x tensor must be the {devices.size} devices there "
+            f"are, got {data} x {fsdp} x {tensor}."
+        )
+        raise ValueError(msg)
+    kinds = (AxisType.Auto,) * len(AXES)
+    return Mesh(devices.reshape(data, fsdp, tensor), AXES, axis_types=kinds)
+
+
+def fsdp(*, at_least: int = 2**16, replicated: tuple[str, ...] = ()) -> PartitionRule:
+    """Split every large leaf along its longest axes that can be split evenly.
+
+    The rule looks at shapes, so that optimizer statistics, anchors, Fisher diagonals and
+    averages lie where their parameters lie. What a memory remembers, the state's field
+    ``memory``, stays whole.
+
+    Args:
+      at_least: entries from which a leaf is split; below it a copy on every device is
+        cheaper than the talking.
+      replicated: parts of a path whose leaves are never split, such as ``("lora",)``.
+
+    Raises:
+      ValueError: for a size below one, or a single text, of which each letter would count.
+    """
+    check_size("fsdp", at_least=at_least)
+    if isinstance(replicated, str):
+        msg = f"fsdp: replicated must be a tuple of texts, got {replicated!r}; add a comma."
+        raise ValueError(msg)
+
+    def rule(path, shape, mesh):
+        names = path.split("/")
+        kept = names[0] == "memory" or any(
+            p in name for p in replicated for name in names
+        )
+        if kept or np.prod(shape, dtype=np.int64) < at_least:
+            return PartitionSpec()
+        spec: list[str | None] = [None] * len(shape)
+        longest = sorted(range(len(shape)), key=lambda axis: (-shape[axis], axis))
+        for name in ("fsdp", "tensor"):
+            size = mesh.shape[name]
+            for axis in longest:
+                if size > 1 and spec[axis] is None and shape[axis] % size == 0:
+                    spec[axis] = name
+                    break
+        return PartitionSpec(*spec)
+
+    return rule
+
+
+def replicate(path: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
+    """The rule that keeps everything whole on every device: pure data parallelism."""
+    del path, shape, mesh
+    return PartitionSpec()
+
+
+def shardings(plan: ShardingPlan, tree: PyTree, *, prefix: str = "") -> PyTree:
+    """The placement of every leaf of a tree of arrays or of their shapes.
+
+    Raises:
+      ValueError: if the rule returns anything but a PartitionSpec that splits the leaf
+        evenly over axes of the mesh.
+    """
+
+    def shard(path, leaf):
+        name = prefix + jax.tree_util.keystr(path, simple=True, separator="/")
+        mesh, shape = plan.mesh, tuple(leaf.shape)
+        spec = plan.rule(name, shape, mesh)
+        with suppress(ValueError):  # no such axis, or parts of unequal size
+            if isinstance(spec, PartitionSpec) and len(spec) <= len(shape):
+                sharding = NamedSharding(mesh, spec)
+                sharding.shard_shape(shape)
+                return sharding
+        msg = (
+            f"learn: rule must return a PartitionSpec that splits {name} {list(shape)} "
+            f"evenly over {mesh}, got {shown(spec)}; see fsdp."
+        )
+        raise ValueError(msg)
+
+    return jax.tree_util.tree_map_with_path(shard, tree)
+
+
+def batch_sharding(plan: ShardingPlan) -> NamedSharding:
+    """Rows split over all devices that may hold different ones."""
+    return NamedSharding(plan.mesh, PartitionSpec(("data", "fsdp")))
+
+
+def replicated(plan: ShardingPlan) -> NamedSharding:
+    """The same on every device."""
+    return NamedSharding(plan.mesh, PartitionSpec())
+
+
+def num_parts(plan: ShardingPlan) -> int:
+    """How many parts a batch is split into."""
+    return plan.mesh.shape["data"] * plan.mesh.shape["fsdp"]
+
+
+def check_sharding_plan(who: str, plan: ShardingPlan) -> None:
+    """Refuse a mesh of other axes, and what is no mesh or no rule.
+
+    Raises:
+      ValueError: naming who, what was expected and what came.
+    """
+    mesh, rule = plan
+    check_kind(who, Mesh, "give ShardingPlan(mesh, rule)", mesh=mesh)
+    check_function(who, "path, shape, mesh", rule=rule)
+    if not {*AXES} <= {*mesh.axis_names} or {*mesh.axis_types} != {AxisType.Auto}:
+        msg = (
+            f"{who}: mesh must have the axes {', '.join(AXES)}, all Auto, got {mesh}; "
+            "make it by make_mesh()."
+        )
+        raise ValueError(msg)
+
+
+def check_rows(who: str, plan: ShardingPlan, **sizes: int) -> None:
+    """Refuse batches that cannot be split evenly.
+
+    Raises:
+      ValueError: naming who and the batch.
+    """
+    parts = num_parts(plan)
+    for name, size in sizes.items():
+        if size % parts:
+            msg = (
+                f"{who}: {name} must be a multiple of the {parts} devices that share a "
+                f"batch (data x fsdp), got {size}."
+            )
+            raise ValueError(msg)
+
+
+def place_rows(plan: ShardingPlan, batch: Batch) -> Batch:
+    """Put the rows of this process's devices there; ``batch`` holds these rows only."""
+    sharding = batch_sharding(plan)
+    put = lambda leaf: jax.make_array_from_process_local_data(
+        sharding, np.asarray(leaf)
+    )
+    return jax.tree.map(put, batch)
+
+
+def own_rows(plan: ShardingPlan, numbers: np.ndarray) -> np.ndarray:
+    """Those of a batch's row numbers that this process has to read."""
+    if jax.process_count() == 1:
+        return numbers
+    index = batch_sharding(plan).addressable_devices_indices_map((len(numbers),))
+    parts = [part for part in index.values() if part is not None]
+    starts = sorted({part[0].indices(len(numbers))[:2] for part in parts})
+    return np.concatenate([numbers[start:stop] for start, stop in starts])
+
+
+__all__ = [
+    "AXES",
+    "PartitionRule",
+    "ShardingPlan",
+    "batch_sharding",
+    "check_rows",
+    "check_sharding_plan",
+    "fsdp",
+    "make_mesh",
+    "num_parts",
+    "own_rows",
+    "place_rows",
+    "replicate",
+    "replicated",
+    "shardings",
+]

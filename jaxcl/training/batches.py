@@ -1,0 +1,153 @@
+"""Which rows come when, of what shapes, and how they get to the devices."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Int
+
+from jaxcl.data.dataset import Dataset, Task
+from jaxcl.sharding import (
+    ShardingPlan,
+    batch_sharding,
+    num_parts,
+    own_rows,
+    place_rows,
+)
+from jaxcl.training.order import batch_order
+from jaxcl.tree import check_batch
+from jaxcl.typing import Batch, Key
+
+
+def take_rows(
+    rows: Dataset,
+    numbers: np.ndarray,
+    *,
+    size: int,
+    sharding: ShardingPlan | None = None,
+) -> Batch:
+    """A batch of ``size`` rows; those that are missing repeat the first with weight 0.
+
+    Args:
+      rows: where from.
+      numbers: which, at most ``size``.
+      size: rows of the batch, of all processes together.
+      sharding: where to put them; each process then reads its own part only.
+    """
+    missing = size - len(numbers)
+    filled = np.concatenate([numbers, np.repeat(numbers[:1], missing)])
+    real = np.arange(size) < len(numbers)
+    if sharding is None:
+        return _weighted(rows.read(filled), real)
+    mine = own_rows(sharding, np.arange(size))
+    return place_rows(sharding, _weighted(rows.read(filled[mine]), real[mine]))
+
+
+def _weighted(batch: Batch, real: np.ndarray) -> Batch:
+    if real.all():
+        return batch
+    return batch._replace(weight=batch.weight * real.astype(np.float32))
+
+
+class FirstRows(NamedTuple):
+    """One row of the first task to learn from, and one to be tested on."""
+
+    train: Batch
+    test: Batch
+
+
+def first_rows(tasks: Sequence[Task], *, scored: bool) -> FirstRows:
+    """The first rows of the first task; those of all others must be like them.
+
+    Args:
+      tasks: one program is to serve them all.
+      scored: whether test rows are looked at.
+
+    Raises:
+      ValueError: naming the task with rows of another shape or dtype.
+    """
+    found = []
+    for part in ("train", "test")[: 2 if scored else 1]:
+        rows = [getattr(task, part).read(np.arange(1)) for task in tasks]
+        for task, row in zip(tasks, rows, strict=True):
+            check_batch(f"learn: {part} of task {task.name!r}", row)
+            kinds = [str(shapes_of(each, 1)) for each in (row, rows[0])]
+            if kinds[0] != kinds[1]:
+                came, wanted = (_in_words(each) for each in (row, rows[0]))
+                msg = (
+                    f"learn: {part} of task {task.name!r} has rows of {came}, unlike those "
+                    f"of the first task, {wanted}; pad or cast them, as one program "
+                    "serves all tasks."
+                )
+                raise ValueError(msg)
+        found.append(rows[0])
+    return FirstRows(found[0], found[-1])
+
+
+def shapes_of(row: Batch, size: int, sharding: ShardingPlan | None = None) -> Batch:
+    """A batch of so many rows like the one that is given, without the numbers."""
+    where = None if sharding is None else batch_sharding(sharding)
+
+    def shape(leaf):
+        dtype = jax.dtypes.canonicalize_dtype(leaf.dtype)
+        return jax.ShapeDtypeStruct((size, *leaf.shape[1:]), dtype, sharding=where)
+
+    return jax.tree.map(shape, row)
+
+
+def _in_words(row: Batch) -> str:
+    kind = lambda leaf: f"{leaf.dtype}{list(leaf.shape)}"
+    x, y = (jax.tree.map(kind, shapes_of(row, 1)._asdict()[name]) for name in "xy")
+    return f"x {x} and y {y}"
+
+
+def task_rows(
+    tasks: Sequence[Task], wanted: int | None, sharding: ShardingPlan | None
+) -> int:
+    """How many rows ``end_task`` gets: those wanted, or of the longest task."""
+    parts = 1 if sharding is None else num_parts(sharding)
+    return -(-(wanted or longest(tasks)) // parts) * parts
+
+
+def longest(tasks: Sequence[Task]) -> int:
+    """Rows of the task that has most."""
+    return max(task.train.count for task in tasks)
+
+
+def training_order(
+    key: Key, rows: Dataset, *, num_steps: int, batch_size: int, most: int
+) -> Int[np.ndarray, "steps b"]:
+    """Row numbers of all batches of a task, as the compiled loop draws them.
+
+    Args:
+      key: draws the order.
+      rows: of the task.
+      num_steps: how many batches.
+      batch_size: rows of each.
+      most: rows of the longest task, for which one program is compiled.
+    """
+    weight = (np.arange(most) < rows.count).astype(np.float32)
+    return np.asarray(_order(key, weight, num_steps=num_steps, batch_size=batch_size))
+
+
+# Jitted: on its own, the loop inside compiles anew at every call.
+_order = jax.jit(batch_order, static_argnames=("num_steps", "batch_size"))
+
+
+def first_seen(order: Int[np.ndarray, "steps b"], count: int) -> Int[np.ndarray, " k"]:
+    """The first ``count`` different rows that were learned from, ascending."""
+    _, first = np.unique(order.ravel(), return_index=True)
+    return np.sort(order.ravel()[np.sort(first)[:count]])
+
+
+__all__ = [
+    "FirstRows",
+    "first_rows",
+    "first_seen",
+    "longest",
+    "shapes_of",
+    "take_rows",
+    "task_rows",
+    "training_order",
+]

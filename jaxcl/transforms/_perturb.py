@@ -1,0 +1,253 @@
+"""What the climbing transformations share: where to climb, how far, and what is logged."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Float, Int, PyTree, ScalarLike
+
+from jaxcl.errors import is_zero
+from jaxcl.tree import axpy, dot, norm, safe_divide, wide_dtype
+from jaxcl.typing import GradFn, Params
+
+#: A number, a traced number, or a schedule ``(count) -> number``.
+ScalarOrSchedule = ScalarLike | Callable[[Any], Any]
+
+#: ``True`` where a leaf takes part in the climb: a tree, a prefix of the parameters'
+#: tree or ``(params) -> tree``. Leaves are booleans or boolean arrays.
+Mask = PyTree | Callable[[Params], PyTree]
+
+
+class PerturbationState(NamedTuple):
+    """How many updates there were, and what the last one saw on its climb.
+
+    Norms and the inner product run over the leaves that the mask lets climb. The last two
+    are ``None`` unless the transformation was built with ``measure=True``.
+    """
+
+    count: Int[Array, ""]  # updates so far; what schedules are read at
+    rho: Float[Array, ""]  # radius that was asked for
+    grad_norm: Float[Array, ""]  # |g|, at the parameters
+    perturbed_norm: Float[Array, ""] | None  # |g_p|, at the perturbed point
+    alignment: Float[Array, ""] | None  # <g, g_p>
+
+
+def empty_state(measure: bool) -> PerturbationState:
+    """The state before the first update."""
+    # Each in a buffer of its own, because a state may be donated.
+    zero = lambda: jnp.zeros((), jnp.float32)
+    more = (zero(), zero()) if measure else (None, None)
+    return PerturbationState(jnp.zeros((), jnp.int32), zero(), zero(), *more)
+
+
+def next_count(count) -> Int[Array, ""]:
+    """One more update, up to the largest int32."""
+    return jnp.asarray(optax.safe_increment(count))
+
+
+def logged(count, rho, ascent, perturbed=None) -> PerturbationState:
+    """The state after an update that met ``ascent`` below and ``perturbed`` above.
+
+    What needs both gradients at once is worth asking for: on a CPU, keeping the first
+    one until the second is there can cost as much as half a gradient of a small network.
+    """
+    narrow = lambda value: jnp.asarray(value).astype(jnp.float32)
+    below = next_count(count), narrow(rho), narrow(norm(ascent))
+    if perturbed is None:
+        return PerturbationState(*below, None, None)
+    above = narrow(norm(perturbed)), narrow(dot(ascent, perturbed))
+    return PerturbationState(*below, *above)
+
+
+# ------------------------------------------------------------------ arguments
+
+
+def at_step(value: ScalarOrSchedule, count):
+    """The value of a number or schedule at an update."""
+    return value(count) if callable(value) else value
+
+
+def check_update(name: str, params: Any, **functions: Any) -> None:
+    """Refuse an update that lacks the parameters or a gradient function."""
+    if params is None:
+        msg = (
+            f"{name}: update needs params, the point to look around, got None; "
+            "call update(grads, state, params, ...)."
+        )
+        raise ValueError(msg)
+    hidden = lambda leaf: isinstance(leaf, optax.MaskedNode)
+    if any(map(hidden, jax.tree.leaves(params, is_leaf=hidden))):
+        msg = (
+            f"{name}: update needs whole parameters, got some hidden by optax.masked or "
+            f"optax.partition; take {name} out of it and give it a mask instead."
+        )
+        raise ValueError(msg)
+    for argument, function in functions.items():
+        if not callable(function):
+            msg = (
+                f"{name}: update needs {argument}, a function (params) -> grads on the "
+                f"same batch and key, got {function!r}; pass update(..., {argument}=...)."
+            )
+            raise ValueError(msg)
+
+
+def gradient_at(
+    name: str,
+    grad_fn: GradFn,
+    point: Params,
+    like: PyTree,
+    argument: str = "grad_fn",
+) -> PyTree:
+    """``grad_fn(point)``, in the dtypes of ``like``; complaints name the ``argument``."""
+    found = grad_fn(point)
+    want, got = jax.tree.structure(like), jax.tree.structure(found)
+    if want != got:
+        msg = (
+            f"{name}: {argument} must return gradients of structure {want}, got {got}; "
+            "drop what else it returns (value, aux)."
+        )
+        raise ValueError(msg)
+    shapes = [
+        (jnp.shape(f), jnp.shape(g))
+        for f, g in zip(jax.tree.leaves(found), jax.tree.leaves(like), strict=True)
+    ]
+    wrong = [pair for pair in shapes if pair[0] != pair[1]]
+    if wrong:
+        msg = (
+            f"{name}: {argument} must return gradients of the parameters' shapes, got "
+            f"{wrong[0][0]} for {wrong[0][1]}."
+        )
+        raise ValueError(msg)
+    return jax.tree.map(lambda f, g: f.astype(g.dtype), found, like)
+
+
+# ------------------------------------------------------------------ the climb
+
+
+def masked_leaves(name: str, mask: Mask | None, params: Params, tree: PyTree) -> PyTree:
+    """The leaves of ``tree`` that climb; the others are ``None`` or zero."""
+    if mask is None:
+        return tree
+    keeps = mask(params) if callable(mask) else mask
+
+    def pick(keep, part):
+        if isinstance(keep, bool | np.bool_):
+            return part if keep else None
+        return jax.tree.map(lambda leaf: jnp.where(keep, leaf, 0), part)
+
+    try:
+        return jax.tree.map(pick, keeps, tree)
+    except ValueError as error:
+        msg = (
+            f"{name}: mask must be a tree of booleans like params, or a prefix of it, "
+            f"got {jax.tree.structure(keeps)}."
+        )
+        raise ValueError(msg) from error
+
+
+def step_from(params: Params, scale, direction: PyTree) -> Params:
+    """``params + scale * direction``; parameters whose direction is ``None`` stay."""
+    return jax.tree.map(
+        lambda d, p: p if d is None else axpy(scale, d, p),
+        direction,
+        params,
+        is_leaf=lambda leaf: leaf is None,
+    )
+
+
+def perturb(params: Params, rho, direction: PyTree) -> Params:
+    """``params + rho * direction / |direction|``; no step where the direction is zero.
+
+    The norm and the sum are formed in float32 or better and rounded to the parameters'
+    dtype once.
+    """
+    return step_from(params, safe_divide(rho, norm(direction)), direction)
+
+
+def perturb_adaptively(params: Params, rho, direction: PyTree, eta) -> Params:
+    """``params + rho T^2 d / |T d|`` with ``T = |params| + eta``, for every entry."""
+
+    def stretch(d, p):
+        if d is None:
+            return None
+        dtype = wide_dtype(d, p)
+        return (jnp.abs(p.astype(dtype)) + eta) * d.astype(dtype)
+
+    none = lambda leaf: leaf is None
+    once = jax.tree.map(stretch, direction, params, is_leaf=none)
+    twice = jax.tree.map(stretch, once, params, is_leaf=none)
+    return step_from(params, safe_divide(rho, norm(once)), twice)
+
+
+def mix(weight_a, a: PyTree, weight_b, b: PyTree) -> PyTree:
+    """``weight_a * a + weight_b * b`` in float32 or better, in the dtypes of ``a``."""
+
+    def leaf(x, y):
+        dtype = wide_dtype(x, y)
+        return (weight_a * x.astype(dtype) + weight_b * y.astype(dtype)).astype(x.dtype)
+
+    return jax.tree.map(leaf, a, b)
+
+
+def perturbation_transform(
+    update: Callable[..., Any], measure: bool
+) -> optax.GradientTransformationExtraArgs:
+    """An update whose state is a :class:`PerturbationState`, as a transformation."""
+
+    def init(params):
+        del params
+        return empty_state(measure)
+
+    return transformation(init, update)
+
+
+def transformation(
+    init: Callable[..., Any], update: Callable[..., Any]
+) -> optax.GradientTransformationExtraArgs:
+    """The pair, as optax wants it."""
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def perturbed_update(
+    name: str,
+    rho: ScalarOrSchedule,
+    combine: Callable[[Any, PyTree, PyTree], PyTree],
+    *,
+    move: Callable[[Params, Any, PyTree], Params] = perturb,
+    mask: Mask | None = None,
+    measure: bool = False,
+    skip: bool = False,
+) -> Callable[..., Any]:
+    """An update that climbs once and combines the two gradients.
+
+    Args:
+      name: who complains.
+      rho: radius.
+      combine: ``(count, g, g_p) -> grads``; schedules are read at ``count``.
+      move: ``(params, rho, ascent) -> params``.
+      mask: which leaves climb.
+      measure: whether the state also tells what needs both gradients.
+      skip: take ``g`` for ``g_p``, for strengths that make the second gradient idle.
+
+    Returns:
+      ``update(grads, state, params, *, grad_fn)``, whose state is a ``PerturbationState``.
+    """
+
+    def update(grads, state, params=None, *, grad_fn: Any = None, **ignored):
+        del ignored
+        check_update(name, params, grad_fn=grad_fn)
+        radius = at_step(rho, state.count)
+        ascent = masked_leaves(name, mask, params, grads)
+        if skip or is_zero(radius):
+            perturbed = grads
+        else:
+            point = move(params, radius, ascent)
+            perturbed = gradient_at(name, grad_fn, point, grads)
+        seen = masked_leaves(name, mask, params, perturbed) if measure else None
+        after = logged(state.count, radius, ascent, seen)
+        return combine(state.count, grads, perturbed), after
+
+    return update

@@ -1,0 +1,213 @@
+"""Image sets in files: what these tests write is what is read."""
+
+import gzip
+import pickle
+
+import numpy as np
+import pytest
+
+from jaxcl.data import (
+    cifar_folder,
+    idx_folder,
+    load_images,
+    npy_folder,
+    npz_file,
+)
+
+
+@pytest.fixture
+def arrays():
+    """Train images and labels, test images and labels: 7 and 5 rows of 6x4."""
+    rng = np.random.default_rng(0)
+    x = rng.integers(0, 256, (12, 6, 4), dtype=np.uint8)
+    y = np.arange(12, dtype=np.uint8) % 4
+    return x[:7], y[:7], x[7:], y[7:]
+
+
+def write_idx(folder, arrays, dash="-", zipped=False):
+    names = [
+        (split, kind) for split in ("train", "t10k") for kind in ("images", "labels")
+    ]
+    for (split, kind), array in zip(names, arrays, strict=True):
+        header = np.array([0x800 + array.ndim, *array.shape], ">i4").tobytes()
+        raw = header + array.tobytes()
+        name = f"{split}-{kind}{dash}idx{array.ndim}-ubyte{'.gz' if zipped else ''}"
+        (folder / name).write_bytes(gzip.compress(raw) if zipped else raw)
+
+
+def assert_holds(images, arrays):
+    for found, given in zip(images[:4], arrays, strict=True):
+        np.testing.assert_array_equal(found, given)
+    assert images.train_x.dtype == np.uint8
+    assert images.train_y.dtype == np.int32
+    assert images.num_classes == 4
+
+
+@pytest.mark.parametrize("zipped", [False, True])
+@pytest.mark.parametrize("dash", ["-", "."])
+def test_idx_files_come_back(tmp_path, arrays, dash, zipped):
+    """Oracle: the arrays that were written by the format's description."""
+    write_idx(tmp_path, arrays, dash, zipped)
+    assert_holds(idx_folder(tmp_path), arrays)
+    assert_holds(load_images(tmp_path), arrays)
+    assert load_images(str(tmp_path)).name == tmp_path.name
+
+
+@pytest.mark.parametrize("names", ["x_train y_train x_test y_test", "xtr ytr xte yte"])
+def test_npz_files_come_back(tmp_path, arrays, names):
+    """Oracle: the arrays that numpy wrote."""
+    np.savez(tmp_path / "toy.npz", **dict(zip(names.split(), arrays, strict=True)))
+    assert_holds(npz_file(tmp_path / "toy.npz"), arrays)
+    assert_holds(load_images(tmp_path / "toy.npz"), arrays)
+    assert_holds(load_images(tmp_path), arrays)
+    assert load_images(tmp_path).name == "toy"
+
+
+def test_npy_files_come_back(tmp_path, arrays):
+    """Oracle: the arrays that numpy wrote."""
+    names = ("train_x", "train_y", "test_x", "test_y")
+    for name, array in zip(names, arrays, strict=True):
+        np.save(tmp_path / f"{name}.npy", array)
+    assert_holds(npy_folder(tmp_path), arrays)
+    assert_holds(load_images(tmp_path), arrays)
+
+
+@pytest.mark.parametrize("classes", [10, 100])
+def test_cifars_binary_files_come_back(tmp_path, classes):
+    """Oracle: pixels chosen by hand at known places of the record."""
+    rng = np.random.default_rng(0)
+    x = rng.integers(0, 256, (7, 32, 32, 3), dtype=np.uint8)
+    y = rng.integers(0, classes, 7).astype(np.uint8)
+
+    def write(name, rows):
+        with (tmp_path / name).open("wb") as file:
+            for image, label in zip(x[rows], y[rows], strict=True):
+                file.write(bytes([label]) if classes == 10 else bytes([17, label]))
+                for channel in range(3):
+                    file.write(image[:, :, channel].tobytes())
+
+    if classes == 10:
+        for batch in range(5):
+            write(f"data_batch_{batch + 1}.bin", slice(batch, batch + 1))
+    else:
+        write("train.bin", slice(0, 5))
+    write("test_batch.bin" if classes == 10 else "test.bin", slice(5, 7))
+    images = cifar_folder(tmp_path)
+    np.testing.assert_array_equal(np.concatenate([images.train_x, images.test_x]), x)
+    np.testing.assert_array_equal(np.concatenate([images.train_y, images.test_y]), y)
+    assert images.num_classes == classes
+    assert load_images(tmp_path).name == f"cifar{classes}"
+
+
+@pytest.mark.parametrize("load", [load_images, idx_folder, npy_folder, cifar_folder])
+def test_a_missing_folder_is_named_in_one_line(tmp_path, load):
+    """Oracle: the message."""
+    with pytest.raises(FileNotFoundError, match="nowhere is not a folder") as error:
+        load(tmp_path / "nowhere")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("load", "words"),
+    [
+        (load_images, "no image set in .*train-images-idx3-ubyte.*or one .npz"),
+        (idx_folder, "train-images-idx3-ubyte is missing in .*expected.*put the files"),
+        (npy_folder, "train_x.npy is missing in "),
+        (cifar_folder, "train.bin is missing in .*not the pickled one"),
+        (npz_file, "does not exist"),
+    ],
+)
+def test_an_empty_folder_gets_told_what_is_expected(tmp_path, load, words):
+    """Oracle: the message names the files that were looked for."""
+    with pytest.raises(FileNotFoundError, match=words) as error:
+        load(tmp_path)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("fault", ["short", "long", "magic", "empty", "not gzip"])
+def test_a_broken_idx_file_is_named(tmp_path, arrays, fault):
+    """Oracle: the message; the same file whole is read by the test above."""
+    write_idx(tmp_path, arrays)
+    path = tmp_path / "t10k-images-idx3-ubyte"
+    raw = path.read_bytes()
+    if fault == "not gzip":
+        path.unlink()
+        path = path.with_name(path.name + ".gz")
+    damaged = {
+        "short": raw[:-1],
+        "long": raw + b"0",
+        "magic": b"\0\0\x0d\x03" + raw[4:],
+        "empty": b"",
+        "not gzip": raw,
+    }
+    path.write_bytes(damaged[fault])
+    with pytest.raises(ValueError, match=rf"idx_folder: .*{path.name} is not .*again"):
+        idx_folder(tmp_path)
+
+
+def test_a_cut_cifar_file_is_named(tmp_path):
+    """Oracle: the message; 3,073 bytes are no record of 3,074."""
+    (tmp_path / "train.bin").write_bytes(bytes(3073))
+    with pytest.raises(ValueError, match=r"train.bin is not whole records of 3074"):
+        cifar_folder(tmp_path)
+
+
+class Bomb:
+    """Unpickling this leaves a trace."""
+
+    def __reduce__(self):
+        return print, ("unpickled",)
+
+
+@pytest.mark.parametrize("kind", ["npz", "npy", "pickle"])
+def test_nothing_is_ever_unpickled(tmp_path, capsys, kind):
+    """Oracle: an object whose unpickling prints; loading it in earnest does."""
+    bomb = np.array([Bomb()] * 3, dtype=object)
+    if kind == "npz":
+        path = tmp_path / "set.npz"
+        names = ("x_train", "y_train", "x_test", "y_test")
+        np.savez(path, **dict.fromkeys(names, bomb))
+    else:
+        path = tmp_path
+        for name in ("train_x", "train_y", "test_x", "test_y"):
+            np.save(path / f"{name}.npy", bomb)
+        if kind == "pickle":
+            (path / "train_x.npy").write_bytes(pickle.dumps(Bomb()))
+    with pytest.raises(ValueError, match=r"is not .*plain array"):
+        load_images(path)
+    assert "unpickled" not in capsys.readouterr().out
+    pickle.loads(pickle.dumps(Bomb()))
+    assert "unpickled" in capsys.readouterr().out
+
+
+def test_an_npz_with_other_names_is_told_which_it_needs(tmp_path, arrays):
+    """Oracle: the message lists what the file holds."""
+    np.savez(tmp_path / "odd.npz", images=arrays[0], labels=arrays[1])
+    with pytest.raises(ValueError, match=r"must hold x_train.*got images, labels"):
+        npz_file(tmp_path / "odd.npz")
+    (tmp_path / "odd.npz").write_bytes(b"PK nonsense")
+    with pytest.raises(ValueError, match=r"odd.npz is not an .npz"):
+        npz_file(tmp_path / "odd.npz")
+
+
+def test_two_archives_in_a_folder_are_not_guessed_between(tmp_path, arrays):
+    """Oracle: the message; each by itself is read."""
+    for name in ("a.npz", "b.npz"):
+        names = ("x_train", "y_train", "x_test", "y_test")
+        np.savez(tmp_path / name, **dict(zip(names, arrays, strict=True)))
+    with pytest.raises(FileNotFoundError, match="no image set"):
+        load_images(tmp_path)
+    assert load_images(tmp_path / "b.npz").name == "b"
+
+
+@pytest.mark.realdata
+def test_real_mnist_is_what_everybody_knows(realdata):
+    """Oracle: the published counts and the first labels of both files."""
+    images = load_images(realdata / "mnist")
+    assert images.train_x.shape == (60_000, 28, 28)
+    assert images.test_x.shape == (10_000, 28, 28)
+    assert images.train_y[:10].tolist() == [5, 0, 4, 1, 9, 2, 1, 3, 1, 4]
+    assert images.test_y[:10].tolist() == [7, 2, 1, 0, 4, 1, 4, 9, 5, 9]
+    counts = [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
+    assert np.bincount(images.train_y).tolist() == counts
+    np.testing.assert_allclose(images.train_x.mean() / 255, 0.1307, atol=5e-5)

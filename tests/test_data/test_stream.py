@@ -1,0 +1,239 @@
+"""Building, cutting, stacking and checking streams."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxcl.data import (
+    class_pairs,
+    digits,
+    from_arrays,
+    permuted,
+    prototypes,
+    stack_plans,
+    synthetic_images,
+    take_tasks,
+    validate,
+)
+from jaxcl.tree import as_batch, at, num_tasks
+from jaxcl.typing import Batch
+
+
+def arrays(tasks=3, rows=4, classes=5):
+    """A batch [T, n, ...] of numpy arrays."""
+    rng = np.random.default_rng(tasks * rows)
+    return Batch(
+        x=rng.standard_normal((tasks, rows, 2)).astype(np.float32),
+        y=rng.integers(0, classes, (tasks, rows)).astype(np.int32),
+        weight=np.ones((tasks, rows), np.float32),
+        task=np.repeat(np.arange(tasks, dtype=np.int32)[:, None], rows, 1),
+    )
+
+
+def made(**changes):
+    """A good stream with some training leaves replaced."""
+    train = arrays()._replace(**changes)
+    return from_arrays(train, arrays(rows=2), num_classes=5, name="made")
+
+
+def test_stacked_tasks_come_back_one_by_one():
+    """Oracle: indexing the arrays that were given."""
+    train, test = arrays(), arrays(rows=2)
+    stream = from_arrays(train, test, num_classes=5)
+    for task in range(3):
+        plan = at(task, stream.plan)
+        for found, given in zip(stream.train(stream.pool, plan), train, strict=True):
+            np.testing.assert_array_equal(found, given[task])
+        for found, given in zip(stream.test(stream.pool, plan), test, strict=True):
+            np.testing.assert_array_equal(found, given[task])
+    assert num_tasks(stream.plan) == 3
+    assert (stream.num_classes, stream.name) == (5, "arrays")
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "words"),
+    [
+        (arrays(), arrays(tasks=2), "same number of tasks, got 3 and 2"),
+        (arrays(rows=0), arrays(), "both above 0"),
+        (arrays()._replace(y=np.zeros((3, 5), int)), arrays(), "leaves of train must"),
+    ],
+)
+def test_arrays_that_are_not_stacked_alike_are_refused(train, test, words):
+    """Oracle: the message."""
+    with pytest.raises(ValueError, match=f"from_arrays: .*{words}"):
+        from_arrays(train, test, num_classes=5)
+
+
+@pytest.mark.parametrize(
+    ("tasks", "kept"),
+    [(slice(1, None), [1, 2]), ([2, 0], [2, 0]), (np.array([-1]), [2])],
+)
+def test_taken_tasks_keep_their_numbers(tasks, kept):
+    """Oracle: indexing by hand; the pool is the same object."""
+    stream = made()
+    part = take_tasks(stream, tasks)
+    assert part.plan.tolist() == kept
+    assert part.pool is stream.pool
+    assert part.train(part.pool, at(0, part.plan)).task.tolist() == [kept[0]] * 4
+
+
+def test_tasks_are_taken_from_all_seeds_at_once(key):
+    """Oracle: stacking after taking is taking after stacking."""
+    images = digits()
+    streams = [
+        permuted(jax.random.fold_in(key, seed), images, num_tasks=4, num_examples=9)
+        for seed in range(2)
+    ]
+    late = take_tasks(stack_plans(streams), slice(1, 3), axis=1)
+    early = stack_plans([take_tasks(stream, slice(1, 3)) for stream in streams])
+    for a, b in zip(*map(jax.tree.leaves, (late.plan, early.plan)), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert late.plan.rows.shape == (2, 2, 9)
+
+
+@pytest.mark.parametrize("tasks", [slice(3, 3), [], [3], [-4]])
+def test_tasks_that_do_not_exist_are_refused(tasks):
+    """Oracle: the message names the tasks there are."""
+    with pytest.raises(ValueError, match="take_tasks: made has tasks 0 to 2, got"):
+        take_tasks(made(), tasks)
+
+
+@pytest.mark.parametrize("tasks", [[False, True, True], [0.0, 1.0], [[0, 1]], 2])
+def test_masks_and_other_arrays_are_no_numbers_of_tasks(tasks):
+    """Oracle: the message; a mask read as numbers would take tasks 0 and 1."""
+    with pytest.raises(ValueError, match="take_tasks: made has tasks 0 to 2"):
+        take_tasks(made(), np.array(tasks))
+
+
+def test_stacked_plans_are_the_plans_and_share_the_first_pool(key):
+    """Oracle: indexing."""
+    images = digits()
+    streams = [
+        permuted(jax.random.fold_in(key, seed), images, num_tasks=2)
+        for seed in range(3)
+    ]
+    both = stack_plans(streams)
+    assert both.pool is streams[0].pool
+    for seed, stream in enumerate(streams):
+        np.testing.assert_array_equal(both.plan.order[seed], stream.plan.order)
+
+
+def test_streams_that_differ_in_more_than_keys_are_not_stacked(key):
+    """Oracle: the message names the difference."""
+    images = digits()
+    other = images._replace(test_x=255 - images.test_x)
+    first = permuted(key, images, num_tasks=2)
+    for streams, words in (
+        ([], "at least one"),
+        ([first, permuted(key, images, num_tasks=3)], "another plan shapes"),
+        ([first, permuted(key, other, num_tasks=2)], "another pool"),
+        ([first, class_pairs(images)], "another name"),
+    ):
+        with pytest.raises(ValueError, match=f"stack_plans: .*{words}"):
+            stack_plans(streams)
+
+
+def test_good_streams_pass(key):
+    """Oracle: the streams of this package are good, and come back as they are."""
+    images = synthetic_images(key, num_train=60, num_test=40, size=4)
+    for stream in (made(), class_pairs(images), prototypes(key, num_tasks=2)):
+        assert validate(stream) is stream
+
+
+X, Y, WEIGHT = arrays().x, arrays().y, arrays().weight
+LAST = np.arange(3)[:, None] == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"x": np.where(X > 1, np.nan, X)}, "pool must hold finite numbers only"),
+        ({"x": X[..., :1]}, "train and test inputs must have the same shape"),
+        ({"y": np.where(LAST, 5, Y)}, r"task 2 must lie in \[0, 5\), got 5 to 5"),
+        ({"y": np.where(LAST, -1, Y)}, r"train set of task 2 .* got -1 to -1"),
+        (
+            {"weight": WEIGHT * ~LAST},
+            "rows of weight above 0 in the train set of task 2",
+        ),
+        ({"weight": WEIGHT - 2 * LAST}, "weights in the train set of task 2 must be"),
+        ({"weight": WEIGHT[..., None]}, r"weight of a train batch must be \[rows\]"),
+    ],
+)
+def test_a_bad_stream_is_refused_in_one_line(changes, words):
+    """Oracle: the message; the same stream without the change passes above."""
+    with pytest.raises(ValueError, match=f"validate: made: .*{words}") as error:
+        validate(made(**changes))
+    assert "\n" not in str(error.value)
+
+
+def test_padding_may_carry_any_label():
+    """Oracle: weight 0 counts nowhere; with weight 1 the same label is refused."""
+    y = Y.copy()
+    y[1, 3] = 99
+    weight = WEIGHT.copy()
+    weight[1, 3] = 0
+    validate(made(y=y, weight=weight))
+    with pytest.raises(ValueError, match=r"task 1 must lie in"):
+        validate(made(y=y))
+
+
+def test_inputs_that_a_task_spoils_are_found():
+    """Oracle: a division by zero that the pool does not show."""
+    stream = made()
+
+    def spoiled(pool, plan):
+        batch = stream.train(pool, plan)
+        return batch._replace(x=batch.x / 0)
+
+    with pytest.raises(ValueError, match="train inputs of task 0 must hold finite"):
+        validate(stream._replace(train=spoiled))
+
+
+def test_rows_that_disagree_are_found():
+    """Oracle: a batch with one label too few."""
+    stream = made()
+
+    def short(pool, plan):
+        batch = stream.test(pool, plan)
+        return batch._replace(y=batch.y[1:])
+
+    with pytest.raises(ValueError, match=r"test batch must share one number of rows"):
+        validate(stream._replace(test=short))
+
+
+def test_plans_that_disagree_are_found():
+    """Oracle: two leaves of different length, and one of none."""
+    for plan in ((jnp.zeros(3), jnp.zeros(2)), (jnp.zeros((0, 2)),)):
+        with pytest.raises(ValueError, match="plan must share one number of tasks"):
+            validate(made()._replace(plan=plan))
+
+
+def test_token_labels_may_be_ignored_but_not_too_large():
+    """Oracle: -100 marks positions to skip in [rows, tokens]; 7 of 5 classes is wrong."""
+    tokens = np.tile(Y[..., None], (1, 1, 3))
+    tokens[0, 0, 0] = -100
+    validate(made(y=tokens))
+    tokens[2, 1] = [0, 7, -100]
+    with pytest.raises(ValueError, match=r"task 2 must lie in \[0, 5\), got 0 to 7"):
+        validate(made(y=tokens))
+
+
+def test_arrays_without_rows_are_refused():
+    """Oracle: the message; one axis is tasks, the next rows."""
+    flat = Batch(*[np.ones(3, np.float32)] * 4)
+    with pytest.raises(ValueError, match=r"from_arrays: .* \[tasks, rows\]"):
+        from_arrays(flat, flat, num_classes=2)
+
+
+def test_tasks_that_name_no_number_are_numbered():
+    """Oracle: counting; numbers that were given stay."""
+    stacked = lambda tasks: jax.tree.map(
+        lambda *leaves: np.stack(leaves),
+        *(as_batch(np.ones((4, 2)), np.zeros(4, int), task=task) for task in tasks),
+    )
+    for given, wanted in (((0, 0, 0), [0, 1, 2]), ((2, 0, 1), [2, 0, 1])):
+        made = from_arrays(stacked(given), stacked(given), num_classes=2)
+        for index, number in enumerate(wanted):
+            rows = made.train(made.pool, made.plan[index])
+            np.testing.assert_array_equal(rows.task, number)
