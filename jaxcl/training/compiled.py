@@ -1,5 +1,7 @@
 """The functions of the host loop, compiled: on one device, or placed on a mesh."""
 
+import inspect
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple
@@ -27,7 +29,8 @@ class Program(NamedTuple):
     """What a run does on the device; each part is compiled when it is first used.
 
     ``check_shapes`` traces every part that takes rows, in the shapes it will get, and keeps
-    what it traced: what is wrong with them shows before the first step.
+    what it traced: what is wrong with them shows before the first step. ``kept`` are
+    ``build`` and ``score``, to which the parts have weak references only.
     """
 
     start: Callable[[Params], MethodState]
@@ -38,6 +41,30 @@ class Program(NamedTuple):
     check_shapes: Callable[
         [Key, Batch, Batch, Batch], None
     ]  # (key, batch, task, tested)
+    kept: tuple[Callable, ...]
+
+
+class _Parts(NamedTuple):
+    """The jitted functions of a program."""
+
+    start: Any  # (params, frozen, example) -> state
+    step: Any  # (state, frozen, key, number, batch) -> (state, info)
+    end_task: Any  # (state, frozen, key, task) -> state
+    read: Any  # (state, frozen) -> params
+    total: Any  # (params, frozen, batch) -> sums of score and weight
+
+
+class _Compiled(NamedTuple):
+    """The parts of an earlier run, and what a run must have in common to use them."""
+
+    functions: list[weakref.ref]  # build, score: the same objects
+    outside: list  # what these read from outside: the same objects
+    traits: tuple  # policy, layout, trees and shapes: equal
+    parts: _Parts
+
+
+_RECENT: list[_Compiled] = []  # newest first; an entry goes away with its functions
+_MAX_RECENT = 8
 
 
 def compile_program(
@@ -52,11 +79,16 @@ def compile_program(
 ) -> Program:
     """Jit the parts of a run. The state is donated to each step.
 
+    A run like an earlier one of this process uses what was compiled for that: with the
+    same objects as ``build`` and ``score``, which read the same objects from outside
+    themselves, and with equal shapes, policy and layout. Objects that they read must not
+    be changed in place between two runs.
+
     Args:
       build: makes the method.
       params: in their shapes.
       frozen: where :func:`shard` put it; handed to every call.
-      example: a batch of one row, in its shapes.
+      example: a batch of one row.
       score: what is summed over test rows; nothing if absent.
       on_non_finite: with ``skip`` a step whose loss, gradient or parameters are not
         finite leaves the state as it was.
@@ -69,13 +101,99 @@ def compile_program(
     if score is not None:
         check_function("learn", "params, frozen, batch", score=score)
 
+    functions = [build] if score is None else [build, score]
+    inputs = params, frozen, example
+    parts = _find_parts(functions, on_non_finite, sharding, inputs)
+
+    def begin(params):
+        # Copies: a step may take every buffer once, and the caller keeps `params`.
+        placed = shard(sharding, params, "params/")
+        return jax.tree.map(jnp.copy, parts.start(placed, frozen, example))
+
+    def check_shapes(key, batch, task, tested):
+        key, number = jax.eval_shape(lambda: key), np.int32(0)
+        state = parts.start.eval_shape(*inputs)
+        with _noting("step", batch):
+            parts.step.eval_shape(state, frozen, key, number, batch)
+        with _noting("end_task", task):
+            parts.end_task.eval_shape(state, frozen, key, task)
+        if score is not None:
+            params = parts.read.eval_shape(state, frozen)
+            with _noting("score", tested):
+                parts.total.eval_shape(params, frozen, tested)
+
+    return Program(
+        begin,
+        lambda state, key, number, batch: parts.step(state, frozen, key, number, batch),
+        lambda state, key, task: parts.end_task(state, frozen, key, task),
+        lambda state: parts.read(state, frozen),
+        (lambda params, batch: parts.total(params, frozen, batch)) if score else None,
+        check_shapes,
+        tuple(functions),
+    )
+
+
+def _find_parts(
+    functions: list[Callable],
+    policy: Policy,
+    sharding: ShardingPlan | None,
+    inputs: tuple,
+) -> _Parts:
+    """The parts of a like run, or new ones.
+
+    Only those of plain functions are kept: any other callable may have a state of its own.
+    """
+    plain = all(map(inspect.isfunction, functions))
+    outside = _read_outside(functions) if plain else []
+    shapes = jax.eval_shape(lambda *trees: trees, *inputs)
+    traits = policy, sharding, *jax.tree.flatten(shapes)
+    for known in _RECENT:
+        same = _identical([find() for find in known.functions], functions)
+        if same and _identical(known.outside, outside) and known.traits == traits:
+            return known.parts
+    if not plain:
+        return _jit_parts([lambda f=f: f for f in functions], policy, sharding, inputs)
+    found = [weakref.ref(function, _forget) for function in functions]
+    parts = _jit_parts(found, policy, sharding, inputs)
+    _RECENT.insert(0, _Compiled(found, outside, traits, parts))
+    del _RECENT[_MAX_RECENT:]
+    return parts
+
+
+def _read_outside(functions: list[Callable]) -> list:
+    """The objects behind the free and global names of functions.
+
+    A loop over rates that ``build`` reads as a global is noticed by them.
+    """
+    read = map(inspect.getclosurevars, functions)
+    return [v for names in read for v in {**names.nonlocals, **names.globals}.values()]
+
+
+def _identical(left: list, right: list) -> bool:
+    pairs = zip(left, right, strict=False)
+    return len(left) == len(right) and all(a is b for a, b in pairs)
+
+
+def _forget(gone: weakref.ref) -> None:
+    _RECENT[:] = [known for known in _RECENT if gone not in known.functions]
+
+
+def _jit_parts(
+    functions: list[Callable[[], Any]],
+    policy: Policy,
+    sharding: ShardingPlan | None,
+    inputs: tuple,
+) -> _Parts:
+    """Jit what ``build`` makes and ``score``; ``functions`` return these."""
+    params, frozen, example = inputs
+
     def made(frozen):
-        method = build(frozen)
+        method = functions[0]()(frozen)
         remedy = "let build return what make_method returns"
         check_kind("learn", Method, remedy, method=method)
         return method
 
-    def start(params, frozen):
+    def start(params, frozen, example):
         return made(frozen).init(params, example)
 
     def step(state, frozen, key, number, batch):
@@ -83,7 +201,7 @@ def compile_program(
         finite = info.finite & jnp.isfinite(info.grad_norm)
         for leaf in jax.tree.leaves(after.params):
             finite &= jnp.all(jnp.isfinite(leaf))
-        if on_non_finite == "skip":
+        if policy == "skip":
             keep = lambda new, old: jnp.where(finite, new, old)
             after = jax.tree.map(keep, after, state)
         return after, info._replace(finite=finite)
@@ -95,8 +213,7 @@ def compile_program(
         return made(frozen).eval_params(state)
 
     def total(params, frozen, batch):
-        assert score is not None
-        scores = score(params, frozen, batch)
+        scores = functions[1]()(params, frozen, batch)
         array = isinstance(scores, jax.Array)
         real = array and not jnp.iscomplexobj(scores)
         if not real or scores.shape != batch.weight.shape:
@@ -110,7 +227,7 @@ def compile_program(
         return jnp.sum(scores * batch.weight), jnp.sum(batch.weight)
 
     with _noting("build or the method's init", example):
-        state = jax.eval_shape(start, params, frozen)
+        state = jax.eval_shape(start, *inputs)
     spread = lambda tree, prefix="": (
         sharding and shardings(sharding, tree, prefix=prefix)
     )
@@ -131,34 +248,12 @@ def compile_program(
             out_shardings=results,
         )
 
-    first = jit(start, (weights, base), states)
-    next_ = jit(step, (states, base, same, same, rows), (states, same), donate=0)
-    last = jit(end_task, (states, base, same, rows), states, donate=0)
-    reading = jit(read, (states, base), None)
-    sums = jit(total, (None, base, rows), same) if score else None
-
-    def begin(params):
-        # Copies: a step may take every buffer once, and the caller keeps `params`.
-        return jax.tree.map(jnp.copy, first(shard(sharding, params, "params/"), frozen))
-
-    def check_shapes(key, batch, task, tested):
-        key, number = jax.eval_shape(lambda: key), np.int32(0)
-        state = first.eval_shape(params, frozen)
-        with _noting("step", batch):
-            next_.eval_shape(state, frozen, key, number, batch)
-        with _noting("end_task", task):
-            last.eval_shape(state, frozen, key, task)
-        if sums is not None:
-            with _noting("score", tested):
-                sums.eval_shape(reading.eval_shape(state, frozen), frozen, tested)
-
-    return Program(
-        begin,
-        lambda state, key, number, batch: next_(state, frozen, key, number, batch),
-        lambda state, key, task: last(state, frozen, key, task),
-        lambda state: reading(state, frozen),
-        (lambda params, batch: sums(params, frozen, batch)) if sums else None,
-        check_shapes,
+    return _Parts(
+        jit(start, (weights, base, same), states),
+        jit(step, (states, base, same, same, rows), (states, same), donate=0),
+        jit(end_task, (states, base, same, rows), states, donate=0),
+        jit(read, (states, base), None),
+        jit(total, (None, base, rows), same),
     )
 
 

@@ -140,7 +140,9 @@ def learn(
 
     Cost: per step what the method's step costs. The next batches are read by a thread;
     every ``report_every`` steps the loop waits for their losses. While a checkpoint is
-    written there is one more copy of the state.
+    written there is one more copy of the state. A further call with the same objects as
+    ``build`` and ``score``, and equal shapes, uses the programs of the earlier one: what
+    these functions read must not be changed in place in between.
     """
     scored = score is not None
     check_run(

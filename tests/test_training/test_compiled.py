@@ -1,4 +1,8 @@
-"""The compiled parts of a run: spread over a mesh they do what one device does."""
+"""The compiled parts of a run: spread over a mesh they do what one device does, and a
+further run like an earlier one compiles nothing."""
+
+import gc
+import weakref
 
 import jax
 import jax.numpy as jnp
@@ -54,6 +58,11 @@ def task(number):
     return as_batch(x, y, weight=jnp.ones(16).at[-1].set(0.0), task=number)
 
 
+score = lambda params, frozen, batch: jax.vmap(
+    lambda row: jnp.argmax(LOGITS(params, row)) == row.y
+)(batch)
+
+
 def walked(name, sharding):
     """The state after two tasks of three steps, and the sums of a score."""
     program = compile_program(
@@ -61,9 +70,7 @@ def walked(name, sharding):
         MODEL.init(jax.random.key(0)),
         (),
         jax.tree.map(lambda leaf: leaf[:1], task(0)),
-        score=lambda params, frozen, batch: jax.vmap(
-            lambda row: jnp.argmax(LOGITS(params, row)) == row.y
-        )(batch),
+        score=score,
         sharding=sharding,
     )
     shard = (
@@ -94,3 +101,80 @@ def test_every_method_on_a_mesh_does_what_it_does_on_one_device(name):
     ):
         if not jnp.issubdtype(jnp.result_type(ours), jax.dtypes.prng_key):
             np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=2e-5)
+
+
+@pytest.fixture
+def compilations():
+    """Names of the functions that were compiled so far in the test."""
+    names = []
+
+    def count(event, _, **metadata):
+        if event == "/jax/core/compile/backend_compile_duration":
+            names.append(metadata.get("fun_name"))
+
+    jax.monitoring.register_event_duration_secs_listener(count)
+    yield names
+    jax.monitoring.unregister_event_duration_listener(count)
+
+
+def first_kernel(build, **options):
+    """The first kernel after a step and the end of a task, and after a score."""
+    rows, params = task(0), MODEL.init(jax.random.key(0))
+    example = jax.tree.map(lambda leaf: leaf[:1], rows)
+    program = compile_program(build, params, (), example, score=score, **options)
+    state = program.start(params)
+    state, _ = program.step(state, jax.random.key(1), np.int32(0), rows)
+    state = program.end_task(state, jax.random.key(2), rows)
+    params = program.read(state)
+    assert program.total(params, rows)[1] == 15
+    return np.asarray(params["hidden_0"]["kernel"])
+
+
+def test_a_run_like_an_earlier_one_compiles_nothing(compilations):
+    """Oracle: counting, and the bits of the first run. Negative control: the same words in
+    another function, another policy."""
+    build = lambda frozen: make_method(LOSS, optax.sgd(0.1))
+    another = lambda frozen: make_method(LOSS, optax.sgd(0.1))
+    want = first_kernel(build)
+    own = {f"jit({name})" for name in ("start", "step", "end_task", "read", "total")}
+    assert own <= set(compilations)
+    compilations.clear()
+    np.testing.assert_array_equal(first_kernel(build), want)
+    assert compilations == []
+    first_kernel(another)
+    assert set(compilations) == own
+    compilations.clear()
+    first_kernel(build, on_non_finite="skip")
+    assert set(compilations) == own
+
+
+def test_what_build_reads_from_outside_may_be_another_in_the_next_run():
+    """Oracle: a function that has the second rate from the start. The rate is a free name,
+    or an attribute of an object that is called."""
+    rate = 0.1
+    build = lambda frozen: make_method(LOSS, optax.sgd(rate))
+
+    class Builder:
+        rate = 0.1
+
+        def __call__(self, frozen):
+            del frozen
+            return make_method(LOSS, optax.sgd(self.rate))
+
+    builder = Builder()
+    slow = [first_kernel(build), first_kernel(builder)]
+    rate = builder.rate = 0.5
+    want = first_kernel(lambda frozen: make_method(LOSS, optax.sgd(0.5)))
+    for before, way in zip(slow, (build, builder), strict=True):
+        np.testing.assert_array_equal(first_kernel(way), want)
+        assert not np.array_equal(before, want)
+
+
+def test_no_program_keeps_its_functions_alive():
+    """Oracle: a weak reference, which is empty once nobody holds the function."""
+    build = lambda frozen: make_method(LOSS, SGD)
+    first_kernel(build)
+    found = weakref.ref(build)
+    del build
+    gc.collect()
+    assert found() is None
