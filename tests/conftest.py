@@ -12,8 +12,18 @@ os.environ["MPLBACKEND"] = "agg"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "jax"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
-# Workers of pytest fill the cores: a program is compiled whole, not in parts side by side.
-os.environ.setdefault("XLA_FLAGS", "--xla_cpu_parallel_codegen_split_count=1")
+# Nearly all programs run once, for microseconds: without optimizations and the fusion
+# emitters XLA compiles them in a sixth of the time. Workers of pytest fill the cores: a
+# program is compiled whole, not in parts side by side.
+WHOLE = "--xla_cpu_parallel_codegen_split_count=1"
+QUICK = (
+    WHOLE,
+    "--xla_backend_optimization_level=0",
+    "--xla_llvm_disable_expensive_passes=true",
+    "--xla_cpu_use_fusion_emitters=false",
+)
+flags = QUICK if os.environ["JAX_PLATFORMS"] == "cpu" else (WHOLE,)
+os.environ.setdefault("XLA_FLAGS", " ".join(flags))
 # XLA's pool has a thread per core: too few for eight devices that wait in it.
 os.environ.setdefault("NPROC", "18")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
