@@ -1,16 +1,40 @@
 """What every test stands on: pretend devices, a key, 64 bits for oracles, real data."""
 
+import hashlib
 import os
+import platform
+from contextlib import suppress
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
+MAX_KEPT = 10**9  # bytes of compiled programs
+
+
+def programs_folder() -> Path:
+    """Where compiled programs are kept for all checkouts of a user.
+
+    One folder for each kind of CPU: a program may use instructions that another lacks.
+    """
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else [platform.processor()]
+    kind = {line for line in lines if line.startswith(("model", "flags", "Features"))}
+    digest = hashlib.sha256("\n".join(sorted(kind or lines)).encode()).hexdigest()
+    home = os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()
+    folder = Path(home, "jaxcl", f"programs-{digest[:16]}")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:  # a home that cannot be written
+        folder = ROOT / ".cache" / folder.name
+    return folder
+
 
 # Before JAX is imported: no network and no windows. Compiled programs are kept: a second
 # run takes a third of the CPU time.
+PROGRAMS = programs_folder()
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["MPLBACKEND"] = "agg"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "jax"))
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(PROGRAMS))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 # Nearly all programs run once, for microseconds: without optimizations and the fusion
 # emitters XLA compiles them in a sixth of the time. Workers of pytest fill the cores: a
@@ -32,6 +56,24 @@ import jax  # noqa: E402
 import pytest  # noqa: E402
 
 jax.config.update("jax_num_cpu_devices", 8)
+
+
+def pytest_sessionfinish(session):
+    """Remove the oldest programs where they are too many, of any CPU and version of JAX.
+
+    JAX has a limit of its own, for which it looks at all files whenever it writes one.
+    """
+    if hasattr(session.config, "workerinput"):
+        return
+    found = []
+    for path in PROGRAMS.parent.glob("programs-*/*"):
+        with suppress(FileNotFoundError):  # another session removes them, too
+            found.append((path.stat().st_mtime, path.stat().st_size, path))
+    kept = 0
+    for _, size, path in sorted(found, reverse=True):
+        kept += size
+        if kept > MAX_KEPT:
+            path.unlink(missing_ok=True)
 
 
 def pytest_runtest_setup(item):
