@@ -11,10 +11,13 @@ round, and ratios are taken within rounds, so that other load on the machine hit
     python -m experiments.benchmarks smoke      # seconds, jaxcl only
     python -m experiments.benchmarks full       # and JAX by hand
     JAXCL_PEERS_PYTHON=PYTHON python -m experiments.benchmarks full --out outputs/all
+    JAXCL_BASELINE=CHECKOUT python -m experiments.benchmarks full --out outputs/change
 
-PYTHON is an interpreter with third_party/peers/requirements-avalanche.txt installed. A
-finished folder is only reported again, hence one of its own where others take part. The
-committed results are read again, and the README's tables made of them, by
+PYTHON is an interpreter with third_party/peers/requirements-avalanche.txt installed.
+CHECKOUT holds the library at an earlier commit (git worktree add CHECKOUT COMMIT): what a
+change has done to speed. A finished folder is only reported again, hence one of its own
+where others take part. The committed results are read again, and the README's tables made
+of them, by
 
     python -m experiments.benchmarks full --out experiments/benchmarks/results/speed
 

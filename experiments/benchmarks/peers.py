@@ -47,11 +47,21 @@ def write_job(path: Path, config: Config, images: Images) -> None:
 def workers(config: Config, job: Path) -> Iterator[dict[str, Ask]]:
     """The scripts, by name, ready to be asked.
 
-    Those that need PyTorch or Avalanche run if ``JAXCL_PEERS_PYTHON`` names an interpreter.
+    Those that need PyTorch or Avalanche run if ``JAXCL_PEERS_PYTHON`` names an interpreter,
+    and this library as it was if ``JAXCL_BASELINE`` names a checkout of it.
     """
     wanted = {}
     if config.by_hand:
         wanted["jax"] = (sys.executable, "speed_jax.py")
+    before = os.environ.get("JAXCL_BASELINE")
+    if before:
+        if not (Path(before) / "experiments" / "benchmarks" / "ours.py").exists():
+            msg = (
+                f"JAXCL_BASELINE: no checkout of jaxcl at {before}; make one by git "
+                "worktree add PATH COMMIT."
+            )
+            raise ValueError(msg)
+        wanted["baseline"] = (sys.executable, "speed_baseline.py", Path(before))
     theirs = os.environ.get("JAXCL_PEERS_PYTHON")
     if theirs:
         if not Path(theirs).exists():
@@ -64,16 +74,20 @@ def workers(config: Config, job: Path) -> Iterator[dict[str, Ask]]:
         wanted["avalanche"] = (theirs, "speed_avalanche.py")
     with ExitStack() as stack:
         yield {
-            name: stack.enter_context(worker(python, script, job))
-            for name, (python, script) in wanted.items()
+            name: stack.enter_context(worker(job, *how)) for name, how in wanted.items()
         }
 
 
 @contextmanager
-def worker(python: str, script: str, job: Path) -> Iterator[Ask]:
-    """One script, started; ended on the way out."""
+def worker(
+    job: Path, python: str, script: str, checkout: Path | None = None
+) -> Iterator[Ask]:
+    """One script, started, on the code of a checkout if given; ended on the way out."""
+    code = {} if checkout is None else {"PYTHONPATH": str(checkout.resolve())}
     process = subprocess.Popen(
         [python, str(SCRIPTS / script), str(job)],
+        cwd=checkout,
+        env={**os.environ, **code},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -103,6 +117,7 @@ def worker(python: str, script: str, job: Path) -> Iterator[Ask]:
     finally:
         send.close()  # the script's loop ends with its input
         process.wait()
+        answers.close()
 
 
 __all__ = ["Ask", "workers", "write_job"]

@@ -18,6 +18,7 @@ README = Path(__file__).parent / "README.md"
 
 LABELS = {
     "jaxcl": "jaxcl",
+    "baseline": "baseline",
     "jax": "JAX by hand",
     "torch": "PyTorch by hand",
     "avalanche": "Avalanche",
@@ -180,7 +181,7 @@ def targets_table(listed: Sequence[Target]) -> Table:
 
 def seconds_table(config: Config, done: Done) -> Table:
     """CPU seconds of whole streams, median and least."""
-    rows = []
+    rows, held = [], any(system == "baseline" for _, system in done)
     for job in config.jobs:
         for system in LABELS:
             records = done.get((job, system), [])
@@ -202,6 +203,7 @@ def seconds_table(config: Config, done: Done) -> Table:
                     records[0].get("compile_cpu"),
                     fmean(row[task] for task, row in enumerate(matrix)),
                     fmean(matrix[-1]),
+                    *([times_baseline(done, job, system)] if held else []),
                 )
             )
     columns = (
@@ -215,6 +217,7 @@ def seconds_table(config: Config, done: Done) -> Table:
         Column("compile, s", 2),
         Column("just learned, %", 1, 100.0),
         Column("at the end, %", 1, 100.0),
+        *([Column("x baseline")] if held else []),
     )
     note = (
         "CPU seconds of one stream: medians, and the least for training. Accuracy is a "
@@ -222,7 +225,21 @@ def seconds_table(config: Config, done: Done) -> Table:
         "the same job, and all at the end, which shows what was forgotten of it. "
         "Nothing is tuned."
     )
+    if held:
+        note += (
+            " x baseline: training against that of an earlier commit in the same round, "
+            "the median round and all of them."
+        )
     return Table(columns, tuple(rows), (note,))
+
+
+def times_baseline(done: Done, job: str, system: str) -> str | None:
+    """How many times the baseline's seconds ours are, in words; None for others."""
+    train = lambda record: sum(record["train_cpu"])
+    found = ratios(done, (job, system), (job, "baseline"), train)
+    if system != "jaxcl" or not found:
+        return None
+    return f"{median(found):.2f} ({min(found):.2f} to {max(found):.2f})"
 
 
 def ewc_table(done: Done) -> Table:

@@ -28,11 +28,14 @@ from jaxcl.data import Images
 
 #: Who does a job besides jaxcl; neighbours in a round are compared.
 OTHERS = {
-    "naive": ("jax", "torch", "avalanche", "avalanche-own-stream"),
-    "sam": ("jax",),
-    "ewc": ("torch", "avalanche"),
-    "er": ("avalanche",),
-    "agem": ("avalanche",),
+    "naive": ("baseline", "jax", "torch", "avalanche", "avalanche-own-stream"),
+    "sam": ("baseline", "jax"),
+    "gnp": ("baseline",),
+    "looksam": ("baseline",),
+    "c_flat": ("baseline",),
+    "ewc": ("baseline", "torch", "avalanche"),
+    "er": ("baseline", "avalanche"),
+    "agem": ("baseline", "avalanche"),
 }
 #: What is done in the first ``long_rounds`` rounds only.
 LONG = ("ewc-long", "avalanche-own-stream")

@@ -37,6 +37,7 @@ ENVIRONMENT = {
 def test_the_smoke_preset_does_every_job_of_ours_in_every_round(tmp_path, monkeypatch):
     """Oracle: the table of jobs; each line holds as many seconds as there are tasks."""
     monkeypatch.delenv("JAXCL_PEERS_PYTHON", raising=False)
+    monkeypatch.delenv("JAXCL_BASELINE", raising=False)
     out = tmp_path / "speed"
     argv = ["smoke", "--out", str(out)]
     assert main(config.PRESETS, run, "", argv, report=report) == 0
@@ -56,6 +57,43 @@ def test_the_smoke_preset_does_every_job_of_ours_in_every_round(tmp_path, monkey
     table = (out / "tables" / "targets.md").read_text()
     assert "SAM's step against the plain one" in table
     assert "Avalanche" not in table  # it did not run
+
+
+@pytest.mark.slow
+def test_a_baseline_does_the_same_job_in_a_process_of_its_own(tmp_path, monkeypatch):
+    """Oracle: this very checkout as the baseline, so all accuracies are the same."""
+    monkeypatch.delenv("JAXCL_PEERS_PYTHON", raising=False)
+    monkeypatch.setenv("JAXCL_BASELINE", str(README.parents[2]))
+    out = tmp_path / "speed"
+    argv = ["smoke", "--jobs", "naive", "ewc", "--rounds", "1", "--out", str(out)]
+    assert main(config.PRESETS, run, "", argv, report=report) == 0
+    done = {(r["job"], r["system"]): r for r in read_records(out)}
+    assert len(done) == 4
+    for job in ("naive", "ewc"):
+        ours, before = done[job, "jaxcl"], done[job, "baseline"]
+        assert before["accuracy"] == ours["accuracy"]
+        assert min(before["train_cpu"]) > 0
+        assert before["finite"]
+    assert "x baseline" in (out / "tables" / "seconds.md").read_text()
+
+
+def test_ours_is_held_against_the_baseline_of_the_same_round():
+    """Oracle: by hand. Round 2 has no baseline; other systems have no ratio."""
+    more = {"accuracy": [[1.0, 0.1], [0.5, 1.0]]}
+    records = [
+        line("naive", system, n, seconds, **more)
+        for system, all_seconds in {
+            "jaxcl": [1.0, 20.0, 9.0],
+            "baseline": [2.0, 10.0],
+            "jax": [1.0, 1.0, 1.0],
+        }.items()
+        for n, seconds in enumerate(all_seconds)
+    ]
+    table = seconds_table(config.Config(), by_job(records))
+    assert table.columns[-1].name == "x baseline"
+    assert [row[-1] for row in table.rows] == ["1.25 (0.50 to 2.00)", None, None]
+    alone = by_job([r for r in records if r["system"] != "baseline"])
+    assert len(seconds_table(config.Config(), alone).columns) == 10
 
 
 def test_others_take_their_turn_next_to_ours():
@@ -202,15 +240,22 @@ def test_the_readme_and_the_tables_show_what_the_results_say(tmp_path):
     assert (tmp_path / "README.md").read_text() == text
 
 
-def test_a_missing_interpreter_is_refused_before_any_work(
-    tmp_path, capsys, monkeypatch
+@pytest.mark.parametrize(
+    ("variable", "path", "message"),
+    [
+        ("JAXCL_PEERS_PYTHON", "nowhere/python", "no interpreter at nowhere/python"),
+        ("JAXCL_BASELINE", "nowhere", "no checkout of jaxcl at nowhere"),
+    ],
+)
+def test_a_missing_peer_is_refused_before_any_work(
+    tmp_path, capsys, monkeypatch, variable, path, message
 ):
     """Oracle: exit code, one line, no folder."""
     out = tmp_path / "speed"
-    monkeypatch.setenv("JAXCL_PEERS_PYTHON", "nowhere/python")
+    monkeypatch.setenv(variable, path)
     argv = ["smoke", "--out", str(out)]
     assert main(config.PRESETS, run, "", argv, report=report) == 2
-    assert "no interpreter at nowhere/python" in capsys.readouterr().err
+    assert message in capsys.readouterr().err
     assert not (out / "results.jsonl").exists()
 
 
