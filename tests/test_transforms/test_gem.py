@@ -1,3 +1,4 @@
+import importlib
 import itertools
 
 import jax
@@ -103,6 +104,139 @@ def test_gem_finds_the_optimum_of_small_problems(num_tasks, size):
     for g, r, got in zip(grads, rows, found, strict=True):
         want = cone_by_trying(g, r)
         np.testing.assert_allclose(got, want, atol=1e-4 * np.linalg.norm(g), rtol=0)
+
+
+def test_dependent_rows_may_leave_nothing_of_the_gradient_in_their_span():
+    """Oracle: by hand; rows enclose zero in the span of the first three axes."""
+    rows = jnp.array([[2.0, 2, -2, 0], [1, 2, 0, 0], [-2, -1, -1, 0], [1, 0, 1, 0]])
+    found, state = jax.jit(bend)(jnp.array([-2.0, 2, 2, -2]), rows)
+    np.testing.assert_allclose(found, [0, 0, 0, -2], atol=2e-6)
+    np.testing.assert_allclose(state.moved, np.sqrt(12 / 16), rtol=1e-6)
+
+
+def draw_dependent(kind, num_draws=80):
+    """Gradients [draws, p] and rows [draws, T, p], most of them of a rank below T."""
+    random = np.random.default_rng(len(kind))
+    normal = lambda *shape: random.normal(size=(num_draws, *shape))
+    num_tasks, size, rank = SHAPES.get(kind, (10, 20, 5))
+    rows, grads = normal(num_tasks, rank) @ normal(rank, size), normal(size)
+    if kind == "unequal":
+        rows = rows * 10.0 ** random.uniform(-6, 6, size=(num_draws, num_tasks, 1))
+    if kind == "unseen":
+        rows[:, ::2] = 0.0
+    if kind == "repeated":
+        rows[:, 5:] = rows[:, :5]
+        grads = grads - rows.sum(1)
+    if kind == "nearly repeated":
+        rows[:, 5:] = rows[:, :5] + 1e-3 * normal(5, size)
+        grads = grads - rows.sum(1)
+    if kind == "nearly opposite":
+        rows[:, 5:] = -rows[:, :5] + 0.02 * normal(5, size)
+    if kind == "enclosing":  # only zero fits in the span
+        rows[:, -1] = -np.sum(random.uniform(0.5, 2, (9, 1)) * rows[:, :-1], axis=1)
+    if kind == "whole numbers":  # exact in bfloat16
+        whole = lambda *shape: random.integers(-2, 3, size=(num_draws, *shape))
+        rows, grads = 1.0 * whole(8, 3) @ whole(3, 6), 1.0 * whole(6)
+    return grads, rows
+
+
+SHAPES = {  # T, p, rank
+    "one": (1, 3, 1),
+    "pair on a line": (2, 5, 1),
+    "plane": (3, 3, 2),
+    "space": (5, 3, 3),
+    "more tasks than parameters": (20, 4, 4),
+    "twenty of rank ten": (20, 10, 10),
+    "twenty of rank seven": (20, 40, 7),
+    "independent": (20, 40, 20),
+}
+DEPENDENT = [
+    *SHAPES,
+    *("unequal", "unseen", "repeated", "nearly repeated", "nearly opposite"),
+    *("enclosing", "whole numbers"),
+]
+bend_dependent = jax.jit(jax.vmap(bend, in_axes=(0, 0, None)))
+
+
+def check_dependent(grads, rows, *, broken, far, margin=0.0):
+    """Violations and distances, as shares of what was projected.
+
+    Rows that are close to dependent make the optimum itself a matter of rounding, so it
+    is not compared: what breaks no constraint and is as near is as good.
+    """
+    draws, num_tasks, size = rows.shape
+    more = (20 - num_tasks, 40 - size)  # of zeros, so that one program serves all
+    padded = (
+        jnp.pad(grads, [(0, 0), (0, more[1])]),
+        jnp.pad(rows, ((0, 0), *((0, n) for n in more))),
+    )
+    found = np.asarray(bend_dependent(*padded, margin)[0], np.float64)[:, :size]
+    grads, rows = np.asarray(grads, np.float64), np.asarray(rows, np.float64)
+    conflicts = 0
+    for g, r, got in zip(grads, rows, found, strict=True):
+        lengths = np.linalg.norm(r, axis=1)
+        r, lengths = r[lengths > 0], lengths[lengths > 0]
+        unit = r / lengths[:, None]
+        conflict = np.min(unit @ g) < -1e-6 * np.linalg.norm(g)
+        aim = g + conflict * margin * np.sum(r, axis=0)
+        scale = np.linalg.norm(g) + conflict * margin * np.sum(lengths)
+        assert np.min(unit @ got) >= -broken * scale
+        least = np.linalg.norm(cone_by_nnls(aim, unit) - aim)
+        assert np.linalg.norm(got - aim) <= least + far * scale
+        conflicts += conflict
+    assert conflicts > draws / 4
+
+
+@pytest.mark.parametrize("kind", DEPENDENT)
+def test_dependent_rows_are_never_made_worse(kind):
+    """Oracles: the constraints, and the distance of scipy's optimum in float64."""
+    grads, rows = draw_dependent(kind)
+    grads, rows = jnp.asarray(grads, jnp.float32), jnp.asarray(rows, jnp.float32)
+    check_dependent(grads, rows, broken=1e-4, far=1e-3)
+
+
+@pytest.mark.parametrize(
+    "kind", ["space", "unequal", "enclosing", "twenty of rank ten"]
+)
+def test_a_margin_keeps_the_constraints_of_dependent_rows(kind):
+    """Oracles: as above, for g + margin * sum of rows."""
+    grads, rows = draw_dependent(kind)
+    grads, rows = jnp.asarray(grads, jnp.float32), jnp.asarray(rows, jnp.float32)
+    check_dependent(grads, rows, broken=1e-4, far=1e-3, margin=0.5)
+
+
+def test_dependent_rows_in_float64(x64):
+    """Oracles: as above, to the digits of float64."""
+    del x64
+    for kind in DEPENDENT:
+        grads, rows = draw_dependent(kind)
+        check_dependent(jnp.asarray(grads), jnp.asarray(rows), broken=1e-11, far=1e-11)
+
+
+def test_dependent_rows_in_bfloat16():
+    """Oracles: as above, but for rounding every entry of the result once."""
+    grads, rows = draw_dependent("whole numbers")
+    grads, rows = jnp.asarray(grads, jnp.bfloat16), jnp.asarray(rows, jnp.bfloat16)
+    check_dependent(grads, rows, broken=2**-8, far=2**-8)
+
+
+def test_only_rows_close_to_dependent_cost_more_products(monkeypatch):
+    """Oracle: a host callback at each product with all rows."""
+    calls = []
+    module = importlib.import_module("jaxcl.transforms.gem")
+    product = module.over_rows
+
+    def counted(rows, tree):
+        jax.debug.callback(lambda: calls.append(1))
+        return product(rows, tree)
+
+    monkeypatch.setattr(module, "over_rows", counted)
+    program = jax.jit(lambda grads, rows: bend(grads, rows))
+    for kind in ("independent", "nearly opposite"):
+        grads, rows = draw_dependent(kind)
+        program(jnp.asarray(grads[0]), jnp.asarray(rows[0]))
+        jax.effects_barrier()
+        assert len(calls) == 1 if kind == "independent" else len(calls) > 2
 
 
 def test_a_gradient_that_no_task_objects_to_is_left_alone_bit_for_bit():
