@@ -22,14 +22,11 @@ needs_submitit = pytest.mark.skipif(
 
 
 @pytest.mark.slow
-def test_a_batch_skips_what_finished_and_names_what_failed(
-    tmp_path, capsys, monkeypatch
-):
+def test_a_batch_skips_what_finished_and_names_what_failed(tmp_path, capsys):
     """Oracle: the grid by hand, and the same command given twice.
 
     A width of 6 cannot be: the groups of the network do not divide it.
     """
-    monkeypatch.setenv("XLA_FLAGS", "")  # one device in the processes
     out = tmp_path / "widths"
     words = ["class_stream", "smoke", *TINY, "--grid", "width", "4", "6"]
     words += ["--out", str(out)]

@@ -29,7 +29,7 @@ SETTINGS = {
     "class_stream": (class_config.PRESETS, class_run, class_report),
     "byte_domains": (byte_config.PRESETS, byte_run, byte_report),
 }
-ONE_DEVICE = {**os.environ, "XLA_FLAGS": "", "COLUMNS": "100"}
+ENVIRONMENT = {**os.environ, "COLUMNS": "100"}
 
 
 FEW = [
@@ -65,7 +65,7 @@ def test_a_killed_run_ends_as_one_left_alone_and_so_does_one_on_a_mesh(tmp_path)
     """Oracle: the run left alone, on one device. The mesh has eight pretend ones."""
     name = "byte_domains"
     alone, killed, mesh = (tmp_path / part for part in ("alone", "killed", "mesh"))
-    run = {"cwd": ROOT, "env": ONE_DEVICE, "text": True, "capture_output": True}
+    run = {"cwd": ROOT, "env": ENVIRONMENT, "text": True, "capture_output": True}
     done = subprocess.run(command(name, alone), check=False, **run)
     assert done.returncode == 0, done.stderr
     assert (alone / "report.html").stat().st_size > 10_000
@@ -76,7 +76,7 @@ def test_a_killed_run_ends_as_one_left_alone_and_so_does_one_on_a_mesh(tmp_path)
 
     often = command(name, killed, "--checkpoint-seconds", "0")
     silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    with subprocess.Popen(often, cwd=ROOT, env=ONE_DEVICE, **silent) as process:
+    with subprocess.Popen(often, cwd=ROOT, env=ENVIRONMENT, **silent) as process:
         limit = time.monotonic() + 240
         while not list(killed.glob("checkpoints/*/checkpoints/*.json")):
             assert time.monotonic() < limit
@@ -124,7 +124,7 @@ def test_sigterm_saves_every_run_at_hand_and_exits_with_0(tmp_path):
     both = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
     run = {
         "cwd": ROOT,
-        "env": {**ONE_DEVICE, "PYTHONPATH": str(ROOT)},
+        "env": {**ENVIRONMENT, "PYTHONPATH": str(ROOT)},
         "text": True,
         **both,
     }

@@ -10,7 +10,7 @@ import time
 
 def main(folder, devices, *rest):
     """Learn two tasks on a mesh of four devices, and write what came of it."""
-    os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
+    os.environ["JAX_NUM_CPU_DEVICES"] = devices
     os.environ["NPROC"] = "8"
     os.environ["JAX_PLATFORMS"] = "cpu"
 
