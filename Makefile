@@ -10,7 +10,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 PYTEST ?= -n auto --maxprocesses 8
 
-.PHONY: help demo test lint types format requirements clean
+.PHONY: help demo test slow lint types format requirements clean
 
 help:  ## Show this list
 	@sed -n 's/^\([a-z]*\):.*##/\1 /p' Makefile | awk '{name = $$1; $$1 = ""; printf "  make %-13s%s\n", name, $$0}'
@@ -18,8 +18,13 @@ help:  ## Show this list
 demo: $(STAMP)  ## Run the main job on real digits: minutes on two cores
 	$(BIN)/python -m experiments.plasticity quick
 
-test: $(STAMP)  ## Run all tests; PYTEST="-x tests/test_tree.py" to choose
-	$(BIN)/python -m pytest $(PYTEST)
+test: $(STAMP)  ## Run the tests; PYTEST="-x tests/test_tree.py" to choose
+	$(BIN)/python -m pytest -m "not slow" $(PYTEST)
+
+# With programs compiled as users compile them; the other tests save the time for that.
+slow: $(STAMP)  ## Run the slow tests: kills, campaigns, many processes
+	XLA_FLAGS=--xla_cpu_parallel_codegen_split_count=1 \
+	    $(BIN)/python -m pytest -m slow $(PYTEST)
 
 lint: $(STAMP)  ## Check style and formatting
 	$(BIN)/ruff check .

@@ -1,7 +1,7 @@
 """Runs that kill themselves, for the test beside it.
 
-Each line of the input, ``FOLDER [MOMENT COUNT DELAY]``, is done by a process of its own,
-whose exit status is printed: the COUNT-th MOMENT (``read``, ``save``, ``note``,
+Each line of the input, ``FOLDER TASKS [MOMENT COUNT DELAY]``, is done by a process of its
+own, whose exit status is printed: the COUNT-th MOMENT (``read``, ``save``, ``note``,
 ``boundary``) starts a timer of DELAY seconds, and the timer sends SIGKILL. Nothing is
 cleaned up, as when a machine goes away.
 """
@@ -33,8 +33,8 @@ MODEL = mlp((64, 16, 10))
 LOGITS = single_head(MODEL.apply)
 
 
-def main(folder, snapshot="", count="0", delay="0"):
-    """Learn six tasks, saving after every step; write down how it ended."""
+def main(folder, num_tasks, snapshot="", count="0", delay="0"):
+    """Learn some tasks, saving after every step; write down how it ended."""
     left = {snapshot: int(count)}
 
     def passing(name):
@@ -47,7 +47,7 @@ def main(folder, snapshot="", count="0", delay="0"):
         jax.random.key(3),
         build,
         MODEL.init(jax.random.key(2)),
-        [watched(task, passing) for task in made()],
+        [watched(task, passing) for task in made(int(num_tasks))],
         Options(16, 8, report_every=2, eval_batch_size=32, save_every=0.0),
         folder=folder,
         frozen=jnp.float32(0.1),
@@ -85,9 +85,9 @@ def score(params, rate, batch):
     return jax.vmap(lambda row: jnp.argmax(LOGITS(params, row)) == row.y)(batch)
 
 
-def made():
+def made(num_tasks):
     images = subset(digits(), key=jax.random.key(5), num_train=64, num_test=32)
-    return stream_tasks(permuted(jax.random.key(1), images, num_tasks=6))
+    return stream_tasks(permuted(jax.random.key(1), images, num_tasks=num_tasks))
 
 
 def watched(task, passing):

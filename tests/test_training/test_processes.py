@@ -70,27 +70,36 @@ def assert_same_run(found, want):
             np.testing.assert_allclose(found[name], want[name], atol=1e-4)
 
 
-@pytest.mark.slow
-def test_two_processes_are_one_run_and_so_is_what_goes_on_after_a_kill(tmp_path, start):
-    """Oracle: one process with all four devices.
-
-    Then one of two processes is told to end, and both do, with a checkpoint; then one is
-    killed: the other must end too, with a message, and the run go on with another number
-    of processes.
-    """
-    code, said = ended(start(tmp_path / "one", 4))
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """What one process with all four devices comes to."""
+    folder = tmp_path_factory.mktemp("one")
+    code, said = ended(launch(folder, 4))
     assert code == 0, said
-    want = results(tmp_path / "one")
+    return results(folder)
 
+
+def test_two_processes_are_one_run(tmp_path, start, alone):
+    """Oracle: one process with all four devices; each of two reads half the rows."""
     port = free_port()
     both = [start(tmp_path / "two", 2, index, 2, port) for index in (0, 1)]
     for process in both:
         code, said = ended(process)
         assert code == 0, said
     found = results(tmp_path / "two")
-    assert_same_run(found, want)
-    assert found["rows_read"] <= want["rows_read"] / 2
+    assert_same_run(found, alone)
+    assert found["rows_read"] <= alone["rows_read"] / 2
 
+
+@pytest.mark.slow
+def test_processes_end_together_and_the_run_goes_on_with_another_number(
+    tmp_path, start, alone
+):
+    """Oracle: one process with all four devices.
+
+    One of two processes is told to end, and both do, with a checkpoint; then one is
+    killed: the other must end too, with a message, and the run go on with one process.
+    """
     port = free_port()
     both = [start(tmp_path / "cut", 2, index, 2, port, "slow") for index in (0, 1)]
     while not (tmp_path / "cut" / "metrics.jsonl").exists():
@@ -117,7 +126,7 @@ def test_two_processes_are_one_run_and_so_is_what_goes_on_after_a_kill(tmp_path,
     both[1].communicate()
     code, said = ended(start(tmp_path / "cut", 4))
     assert code == 0, said
-    assert_same_run(results(tmp_path / "cut"), want)
+    assert_same_run(results(tmp_path / "cut"), alone)
 
 
 def test_one_process_leads_and_agrees_with_itself():
