@@ -22,7 +22,7 @@ from jaxcl.training.batches import take_rows
 
 
 def sizes(box: Box) -> Config:
-    """The host benchmark's: steps of some 50 ms on a large GPU, of less on a CPU."""
+    """The host benchmark's: less than half a second a step on a large GPU."""
     return PRESETS["smoke" if box.small else "accelerator"]
 
 
