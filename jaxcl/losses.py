@@ -1,208 +1,258 @@
-"""Losses of one example, and what a batch makes of them."""
+"""Losses per example of a batch, and the outputs that they are made of.
+
+A *loss* is ``(params, batch, keys [b]) -> [b]``: batch-first, one number per example.
+*Outputs* are ``(params, batch, keys=None) -> [b, ...]``: they choose what of a network's
+answer belongs to an example (:func:`single_head`, :func:`heads`), and losses, metrics,
+Fishers and distillation are built from them.
+
+The row law: row ``i`` of a loss or of outputs depends on row ``i`` of the batch only. It is
+what lets a batch be split into chunks, padded, joined with a replay, or taken example by
+example for a Fisher. Batch statistics and in-batch negatives break it;
+:func:`check_rows_independent` tells.
+"""
 
 from collections.abc import Callable
-from functools import partial
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Shaped
 from jaxtyping import Key as Keys
 
-from jaxcl.errors import check_kind, check_size
-from jaxcl.tree import check_batch, num_rows, weighted_mean
-from jaxcl.typing import Batch, ExampleLoss, Key, Params
+from jaxcl.errors import check_kind, check_size, is_whole, shown
+from jaxcl.tree import by_chunks, check_batch, num_rows, weighted_mean
+from jaxcl.typing import Batch, Key, Loss, Outputs, Params
 
-#: ``(params, example) -> logits [c]`` of one example.
-Logits = Callable[[Params, Batch], Float[Array, " c"]]
-
-
-class RowLosses(NamedTuple):
-    """The loss of one example that is also known for many rows at once, and faster so.
-
-    It is an :data:`~jaxcl.typing.ExampleLoss` like any other: called, it is ``example``,
-    and what is taken example by example (a Fisher) is taken of that. Where the loss of
-    a batch is wanted, ``rows`` is computed instead of a ``vmap``.
-
-    Attributes:
-      example: ``(params, example, key) -> scalar``.
-      rows: ``(params, batch, keys [b]) -> [b]``: the same numbers.
-    """
-
-    example: ExampleLoss
-    rows: Callable[[Params, Batch, Keys[Array, " b"]], Float[Array, " b"]]
-
-    def __call__(self, params: Params, example: Batch, key: Key) -> Float[Array, ""]:
-        """The loss of one example."""
-        return self.example(params, example, key)
+#: What stands for the logit of a class that an example cannot have: large, negative and
+#: finite, so that it has probability zero and differences of two of them are no NaN.
+MASKED = -1e9
 
 
-def single_head(apply: Callable) -> Logits:
-    """All outputs are the classes, whatever the task.
+def single_head(apply: Callable) -> Outputs:
+    """All outputs of the network are the classes, whatever the task.
 
     Args:
-      apply: ``(params, x) -> logits [c]`` of one input.
+      apply: ``(params, x [b, ...], keys=None) -> logits [b, c]``.
     """
     check_kind("single_head", Callable, "give model.apply", apply=apply)
-    return lambda params, example: apply(params, example.x)
+    return lambda params, batch, keys=None: apply(params, batch.x, keys)
 
 
-def multi_head(apply: Callable, num_classes: int) -> Logits:
-    """Each task reads its own ``num_classes`` outputs: ``logits[task * c : task * c + c]``.
+def heads(apply: Callable, sizes: int | list[int] | tuple[int, ...]) -> Outputs:
+    """Each example reads the outputs of its own task: task-incremental learning.
 
-    This is the task-incremental setting: an example knows its task, and the outputs of
-    other tasks get no gradient. The network must have ``num_tasks * num_classes`` outputs;
-    for a task without outputs the logits are NaN.
-    """
-    check_kind("multi_head", Callable, "give model.apply", apply=apply)
-    check_size("multi_head", num_classes=num_classes)
+    Outputs of other tasks get no gradient. The network needs as many outputs as all heads
+    together; for a task without a head the logits are NaN.
 
-    def logits(params, example):
-        heads = _heads("multi_head", apply(params, example.x), num_classes)
-        known = (example.task >= 0) & (example.task < heads.shape[0])
-        return jnp.where(known, heads[example.task], jnp.nan)
-
-    return logits
-
-
-def past_heads(apply: Callable, num_classes: int) -> Logits:
-    """The outputs of all tasks before the example's own, for distillation.
+    Args:
+      apply: ``(params, x [b, ...], keys=None) -> [b, outputs]``.
+      sizes: classes of every task, or a list of the classes of each. Heads of unequal
+        width are filled up to the widest with :data:`MASKED`.
 
     Returns:
-      ``(params, example) -> [T, c]``: row ``t`` holds the outputs of task ``t``, and zeros,
-      which no parameter moves, from the example's own task on. What
+      Outputs ``[b, max(sizes)]``.
+
+    Raises:
+      ValueError: for sizes below one; when applied, if the outputs are not those of all
+        heads together.
+    """
+    check_kind("heads", Callable, "give model.apply", apply=apply)
+    _check_sizes("heads", sizes)
+
+    def outputs(params, batch, keys=None):
+        every = _by_task("heads", apply(params, batch.x, keys), sizes)
+        known = (batch.task >= 0) & (batch.task < every.shape[1])
+        own = jnp.take_along_axis(every, batch.task[:, None, None], axis=1)[:, 0]
+        return jnp.where(known[:, None], own, jnp.nan)
+
+    return outputs
+
+
+def past_heads(apply: Callable, sizes: int | list[int] | tuple[int, ...]) -> Outputs:
+    """The outputs of all tasks before each example's own, for distillation.
+
+    Args:
+      apply: as for :func:`heads`.
+      sizes: likewise.
+
+    Returns:
+      Outputs ``[b, T, c]``: row ``t`` holds those of task ``t``, and zeros, which no
+      parameter moves, from the example's own task on. What
       :func:`jaxcl.regularizers.distill` makes of it is a mean over all ``T`` rows: give
       ``T`` times the strength for a sum over the past tasks.
     """
     check_kind("past_heads", Callable, "give model.apply", apply=apply)
-    check_size("past_heads", num_classes=num_classes)
+    _check_sizes("past_heads", sizes)
 
-    def logits(params, example):
-        heads = _heads("past_heads", apply(params, example.x), num_classes)
-        past = jnp.arange(heads.shape[0]) < example.task
-        return jnp.where(past[:, None], heads, 0.0)
+    def outputs(params, batch, keys=None):
+        every = _by_task("past_heads", apply(params, batch.x, keys), sizes)
+        past = jnp.arange(every.shape[1]) < batch.task[:, None]
+        return jnp.where(past[:, :, None], every, 0.0)
 
-    return logits
+    return outputs
 
 
-def _heads(who: str, outputs, num_classes: int):
-    """The outputs of each task, [T, c]."""
-    if outputs.shape[-1] % num_classes:
+def _check_sizes(who: str, sizes) -> None:
+    many = list(sizes) if isinstance(sizes, list | tuple) else [sizes]
+    if not many or not all(is_whole(size) and int(size) > 0 for size in many):
         msg = (
-            f"{who}: outputs must be a multiple of num_classes={num_classes}, got "
-            f"{outputs.shape[-1]}; give the model num_tasks * num_classes outputs."
+            f"{who}: sizes must be the classes of every task, or a list of those of each, "
+            f"got {shown(sizes)}."
         )
         raise ValueError(msg)
-    return outputs.reshape(-1, num_classes)
 
 
-def cross_entropy(logits: Logits) -> ExampleLoss:
+def _by_task(who: str, scores: Array, sizes) -> Float[Array, "b T c"]:
+    """The outputs of each task, those of narrow heads filled up with MASKED."""
+    total = scores.shape[-1]
+    if is_whole(sizes):
+        if total % sizes:
+            msg = (
+                f"{who}: outputs must be a multiple of the {sizes} classes of a task, got "
+                f"{total}; give the model num_tasks * {sizes} outputs."
+            )
+            raise ValueError(msg)
+        return scores.reshape(len(scores), -1, sizes)
+    if total != sum(sizes):
+        msg = (
+            f"{who}: outputs must be those of all heads, {sum(sizes)}, got {total}; give "
+            f"the model {sum(sizes)} outputs."
+        )
+        raise ValueError(msg)
+    parts = jnp.split(scores, np.cumsum(sizes)[:-1], axis=-1)
+    fill = lambda part: jnp.pad(
+        part, [(0, 0), (0, max(sizes) - part.shape[-1])], constant_values=MASKED
+    )
+    return jnp.stack([fill(part) for part in parts], axis=1)
+
+
+def per_example(
+    loss: Callable[[Params, Batch, Key], Float[Array, ""]],
+) -> Loss:
+    """Lift a loss of one example to a batch, by ``vmap``.
+
+    Args:
+      loss: ``(params, example, key) -> scalar``, where no leaf of the example has a batch
+        axis.
+    """
+    check_kind("per_example", Callable, loss=loss)
+    return jax.vmap(loss, in_axes=(None, 0, 0))
+
+
+def of_one(loss: Loss) -> Callable[[Params, Batch, Key], Float[Array, ""]]:
+    """The inverse of :func:`per_example`: a batch of one row for one example."""
+
+    def alone(params, example, key):
+        one = jax.tree.map(lambda leaf: leaf[None], (example, key))
+        return _one_per_example(loss(params, *one), one[0])[0]
+
+    return alone
+
+
+def cross_entropy(outputs: Outputs) -> Loss:
     """Negative log-likelihood of the label: ``logsumexp(z) - z[y]``.
 
     Args:
-      logits: ``(params, example) -> [c]``; see :func:`single_head`, :func:`multi_head`.
+      outputs: ``(params, batch, keys) -> logits [b, c]``; see :func:`single_head`,
+        :func:`heads`.
 
     Returns:
-      ``(params, example, key) -> scalar`` in nats, NaN for a label that is no class. The
-      key is not used.
+      A loss in nats, NaN for a label that is no class.
     """
     check_kind(
-        "cross_entropy", Callable, "give single_head(model.apply)", logits=logits
+        "cross_entropy", Callable, "give single_head(model.apply)", outputs=outputs
     )
 
-    def example_loss(params, example, key):
-        del key
-        scores = logits(params, example)
-        label = _label("cross_entropy", scores, example)
+    def loss(params, batch, keys):
+        scores = outputs(params, batch, keys)
+        labels = _labels("cross_entropy", scores, batch)
         # NaN for a label that is no class: from the end is no way to count them.
-        label = jnp.where(label < 0, scores.shape[-1], label)
-        return optax.softmax_cross_entropy_with_integer_labels(scores, label)
+        labels = jnp.where(labels < 0, scores.shape[-1], labels)
+        return optax.softmax_cross_entropy_with_integer_labels(scores, labels)
 
-    return example_loss
+    return loss
 
 
-def _label(who: str, scores, example: Batch):
-    """The class of one example, or a ValueError where there is no one number."""
-    label = jnp.asarray(example.y)
-    integer = jnp.issubdtype(label.dtype, jnp.integer)
-    if not integer or label.shape != scores.shape[:-1]:
+def _labels(who: str, scores, batch: Batch):
+    """The classes of the examples, or a ValueError where there is not one each."""
+    labels = jnp.asarray(batch.y)
+    integer = jnp.issubdtype(labels.dtype, jnp.integer)
+    if not integer or labels.shape != scores.shape[:-1]:
         msg = (
             f"{who}: labels must be integers [n], one class number a row, got "
-            f"{label.dtype}{list(label.shape)} for one row."
+            f"{labels.dtype}{list(labels.shape)} for outputs {list(scores.shape)}."
         )
         raise ValueError(msg)
-    return label
+    return labels
 
 
-def squared_error(apply: Callable) -> ExampleLoss:
-    """Half the squared distance to the target: ``|apply(params, x) - y|^2 / 2``.
+def squared_error(outputs: Outputs) -> Loss:
+    """Half the squared distance to the target: ``|outputs - y|^2 / 2``.
 
     Args:
-      apply: ``(params, x) -> output`` of one input; the target ``y`` has its shape, and
-        neither is broadcast.
+      outputs: ``(params, batch, keys) -> [b, ...]``, such as ``single_head(model.apply)``;
+        the target ``y`` has its shape, and neither is broadcast.
     """
-    check_kind("squared_error", Callable, "give model.apply", apply=apply)
+    check_kind(
+        "squared_error", Callable, "give single_head(model.apply)", outputs=outputs
+    )
 
-    def example_loss(params, example, key):
-        del key
-        output, target = apply(params, example.x), example.y
-        if jnp.shape(output) != jnp.shape(target):
+    def loss(params, batch, keys):
+        given, target = outputs(params, batch, keys), batch.y
+        if jnp.shape(given) != jnp.shape(target):
             msg = (
-                "squared_error: output and target of an example must agree in shape, got "
-                f"{jnp.shape(output)} and {jnp.shape(target)}; reshape y, or the output."
+                "squared_error: outputs and targets must agree in shape, got "
+                f"{jnp.shape(given)} and {jnp.shape(target)}; reshape y, or the outputs."
             )
             raise ValueError(msg)
-        return 0.5 * jnp.sum(jnp.square(output - target))
+        squares = jnp.square(given - target)
+        return 0.5 * jnp.sum(squares, axis=tuple(range(1, squares.ndim)))
 
-    return example_loss
+    return loss
 
 
-def token_cross_entropy(apply: Callable, apply_rows: Callable) -> RowLosses:
+def token_cross_entropy(outputs: Outputs) -> Loss:
     """The mean negative log-likelihood of a sequence's labels, in nats per token.
 
     Args:
-      apply: ``(params, x [n]) -> logits [n, v]`` of one sequence.
-      apply_rows: ``(params, x [b, n]) -> logits [b, n, v]`` of many.
+      outputs: ``(params, batch, keys) -> logits [b, n, v]``.
 
     Returns:
       A loss of examples whose ``y [n]`` are token numbers; a label below zero counts
       nowhere (padding, or a prompt that is only read), and a sequence of such labels has
-      loss zero. Sequences count alike, whatever their length: a batch's loss is the
-      mean over its rows of each row's mean.
+      loss zero. Sequences count alike, whatever their length; for a mean over tokens give
+      each example the number of its labels as its weight.
     """
-    check_kind("token_cross_entropy", Callable, "give model.apply", apply=apply)
     check_kind(
-        "token_cross_entropy", Callable, "give model.apply_rows", apply_rows=apply_rows
+        "token_cross_entropy",
+        Callable,
+        "give single_head(model.apply)",
+        outputs=outputs,
     )
 
-    def mean(logits, labels):
-        counts = labels >= 0
+    def loss(params, batch, keys):
+        logits, counts = outputs(params, batch, keys), batch.y >= 0
         losses = optax.softmax_cross_entropy_with_integer_labels(
-            logits, jnp.where(counts, labels, 0)
+            logits, jnp.where(counts, batch.y, 0)
         )
         return _mean_of_last(losses, counts)
 
-    return RowLosses(
-        lambda params, example, key: mean(apply(params, example.x), example.y),
-        lambda params, batch, keys: mean(apply_rows(params, batch.x), batch.y),
-    )
+    return loss
 
 
-def token_accuracy(
-    apply_rows: Callable,
-) -> Callable[[Params, Batch], Float[Array, " b"]]:
-    """The share of each row's labels that score highest, in [0, 1].
+def token_accuracy(outputs: Outputs) -> Callable[[Params, Batch], Float[Array, " b"]]:
+    """The fraction of each row's labels that score highest, in [0, 1].
 
     Returns:
       ``(params, batch) -> [b]``; labels below zero count nowhere.
     """
     check_kind(
-        "token_accuracy", Callable, "give model.apply_rows", apply_rows=apply_rows
+        "token_accuracy", Callable, "give single_head(model.apply)", outputs=outputs
     )
 
     def hits(params, batch):
-        right = jnp.argmax(apply_rows(params, batch.x), axis=-1) == batch.y
+        right = jnp.argmax(outputs(params, batch), axis=-1) == batch.y
         return _mean_of_last(right, batch.y >= 0)
 
     return hits
@@ -216,18 +266,18 @@ def _mean_of_last(
     return total / jnp.maximum(jnp.sum(counts, axis=-1), 1)
 
 
-def row_losses(
-    example_loss: ExampleLoss,
+def example_losses(
+    loss: Loss,
     params: Params,
     batch: Batch,
     key: Key | Keys[Array, " b"],
     *,
     chunk_size: int | None = None,
 ) -> Float[Array, " b"]:
-    """The loss of every row; each row draws from its own key.
+    """The loss of every example; each draws from its own key.
 
     Args:
-      example_loss: ``(params, example, key) -> scalar``.
+      loss: ``(params, batch, keys [b]) -> [b]``.
       params: where.
       batch: rows ``[b, ...]``.
       key: of all rows, or ``[b]``, one for each.
@@ -235,61 +285,51 @@ def row_losses(
         accumulates chunk by chunk, each of which is computed a second time for it: the
         memory of a small batch, for four thirds of the work.
     """
-    check_size("row_losses", optional=True, chunk_size=chunk_size)
-    check_batch("row_losses", batch)
-    keys = key if key.ndim else jax.random.split(key, num_rows(batch))
-    one = jax.vmap(partial(_one_number, example_loss), in_axes=(None, 0, 0))
-    rows = example_loss.rows if isinstance(example_loss, RowLosses) else one
-    if chunk_size is None or chunk_size >= num_rows(batch):
-        return rows(params, batch, keys)
-    return _by_chunks(rows, params, (batch, keys), chunk_size)
+    check_size("example_losses", optional=True, chunk_size=chunk_size)
+    check_batch("example_losses", batch)
+    if num_rows(batch) == 0:  # no memory: many networks cannot read nothing
+        return jnp.zeros_like(batch.weight)
+    one = key.ndim == (0 if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else 1)
+    keys = jax.random.split(key, num_rows(batch)) if one else key
+
+    def losses(batch, keys):
+        return _one_per_example(loss(params, batch, keys), batch)
+
+    return by_chunks(losses, (batch, keys), chunk_size, recompute=True)
 
 
-def _one_number(example_loss, params, example, key):
-    """The loss of an example; a vector would be averaged into something else."""
-    loss = example_loss(params, example, key)
-    if jnp.shape(loss) != ():
+def _one_per_example(losses, batch: Batch):
+    """The losses; a vector per example would be averaged into something else."""
+    if jnp.shape(losses) != batch.weight.shape:
         msg = (
-            "row_losses: example_loss must return one number for one example, got shape "
-            f"{list(jnp.shape(loss))}; sum or average what it returns."
+            "loss: expected one number per example, shape "
+            f"{list(batch.weight.shape)}, got {list(jnp.shape(losses))}; sum or average "
+            "over the other axes, and lift a loss of one example by per_example."
         )
         raise ValueError(msg)
-    return loss
-
-
-def _by_chunks(rows, params, parts, size):
-    """The losses of ``size`` rows at a time, then of what is left."""
-    chunk = jax.checkpoint(lambda part: rows(params, *part))
-    total = num_rows(parts[0])
-    whole = total - total % size
-    stack = lambda leaf: leaf[:whole].reshape(-1, size, *leaf.shape[1:])
-    losses = jax.lax.map(chunk, jax.tree.map(stack, parts)).reshape(-1)
-    if whole == total:
-        return losses
-    rest = chunk(jax.tree.map(lambda leaf: leaf[whole:], parts))
-    return jnp.concatenate([losses, rest])
+    return losses
 
 
 def mean_loss(
-    example_loss: ExampleLoss,
+    loss: Loss,
     params: Params,
     batch: Batch,
     key: Key,
     *,
     chunk_size: int | None = None,
 ) -> Float[Array, ""]:
-    """Weighted mean of :func:`row_losses`; zero for a batch of padding."""
-    losses = row_losses(example_loss, params, batch, key, chunk_size=chunk_size)
+    """Weighted mean of :func:`example_losses`; zero for a batch of padding."""
+    losses = example_losses(loss, params, batch, key, chunk_size=chunk_size)
     return weighted_mean(losses, batch.weight)
 
 
 def accuracy(
-    logits: Logits, params: Params, batch: Batch, *, chunk_size: int | None = None
+    outputs: Outputs, params: Params, batch: Batch, *, chunk_size: int | None = None
 ) -> Float[Array, ""]:
-    """Weighted share of rows whose largest logit is the label, in [0, 1].
+    """Weighted fraction of rows whose largest logit is the label, in [0, 1].
 
     Args:
-      logits: ``(params, example) -> [c]``.
+      outputs: ``(params, batch) -> logits [b, c]``.
       params: what to evaluate.
       batch: rows ``[n, ...]``.
       chunk_size: rows held at once, for large sets; all if absent. One that divides ``n``
@@ -300,34 +340,62 @@ def accuracy(
       the class of its first NaN, so check finiteness apart.
     """
     check_size("accuracy", optional=True, chunk_size=chunk_size)
-    check_kind("accuracy", Callable, "give single_head(model.apply)", logits=logits)
+    check_kind("accuracy", Callable, "give single_head(model.apply)", outputs=outputs)
     check_batch("accuracy", batch)
 
-    def hit(example):
-        scores = logits(params, example)
-        label = _label("accuracy", scores, example)
-        return (jnp.argmax(scores, axis=-1) == label).astype(jnp.float32)
+    def hits(batch):
+        scores = outputs(params, batch)
+        labels = _labels("accuracy", scores, batch)
+        return (jnp.argmax(scores, axis=-1) == labels).astype(jnp.float32)
 
-    rows = num_rows(batch)
-    chunk_size = min(chunk_size or rows, rows)
-    hits = (
-        jax.vmap(hit)(batch)
-        if chunk_size == rows
-        else jax.lax.map(hit, batch, batch_size=chunk_size)
-    )
+    found = by_chunks(hits, (batch,), chunk_size)
     some = jnp.sum(batch.weight) > 0
-    return jnp.where(some, weighted_mean(hits, batch.weight), jnp.nan)
+    return jnp.where(some, weighted_mean(found, batch.weight), jnp.nan)
+
+
+def check_rows_independent(loss: Loss, params: Params, batch: Batch, key: Key) -> None:
+    """Refuse a loss whose rows depend on each other, by trying it on parts of a batch.
+
+    For tests and notebooks; not traced. Every row is computed in the batch, and again
+    beside copies of itself.
+
+    Args:
+      loss: ``(params, batch, keys) -> [b]``.
+      params: where.
+      batch: at least two different rows.
+      key: of all rows.
+
+    Raises:
+      ValueError: naming the first row whose loss changes with its neighbours by more than
+        ``1e-4`` of the largest.
+    """
+    keys = jax.random.split(key, num_rows(batch))
+    together = np.asarray(loss(params, batch, keys))
+    for row in range(num_rows(batch)):
+        same = np.full(num_rows(batch), row)
+        copies = jax.tree.map(lambda leaf, same=same: leaf[same], (batch, keys))
+        alone = np.asarray(loss(params, *copies))[row]
+        if abs(alone - together[row]) > 1e-4 * np.abs(together).max():
+            msg = (
+                f"loss: row {row} must depend on itself only, got {together[row]:.6g} in "
+                f"the batch and {alone:.6g} beside copies of itself; replace batch "
+                "statistics by GroupNorm or LayerNorm."
+            )
+            raise ValueError(msg)
 
 
 __all__ = [
-    "Logits",
-    "RowLosses",
+    "MASKED",
+    "Outputs",
     "accuracy",
+    "check_rows_independent",
     "cross_entropy",
+    "example_losses",
+    "heads",
     "mean_loss",
-    "multi_head",
+    "of_one",
     "past_heads",
-    "row_losses",
+    "per_example",
     "single_head",
     "squared_error",
     "token_accuracy",

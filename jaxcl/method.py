@@ -37,7 +37,7 @@ from jaxcl.errors import (
     is_zero,
     shown,
 )
-from jaxcl.losses import row_losses
+from jaxcl.losses import example_losses
 from jaxcl.memory import after, no_memory
 from jaxcl.plasticity import no_reset
 from jaxcl.regularizers import no_regularizer
@@ -46,7 +46,7 @@ from jaxcl.typing import (
     Average,
     Batch,
     Context,
-    ExampleLoss,
+    Loss,
     Memory,
     Method,
     MethodState,
@@ -57,7 +57,7 @@ from jaxcl.typing import (
 
 
 def make_method(
-    example_loss: ExampleLoss,
+    loss: Loss,
     optimizer: optax.GradientTransformation,
     *,
     gradient: optax.GradientTransformation | None = None,
@@ -74,7 +74,7 @@ def make_method(
     """Compose independent parts into one learner.
 
     Args:
-      example_loss: ``(params, example, key) -> scalar`` of one example.
+      loss: ``(params, batch, keys [b]) -> [b]``, one number per example.
       optimizer: turns the final gradient into an update; any optax transformation but
         a line search, which would have to move along the gradient of the loss itself.
       gradient: a transformation of the raw gradient that may call ``grad_fn(params)``,
@@ -88,8 +88,9 @@ def make_method(
       replay_weight: how much the replayed loss counts next to the current one; the
         Python number 0 for methods that only look at its gradient (A-GEM, GEM).
       chunk_size: rows whose activations are held at once: gradient accumulation, for
-        every gradient of the loss; all if absent. See :func:`jaxcl.losses.row_losses`. A
-        regularizer that looks at rows has a ``chunk_size`` of its own.
+        every gradient of the loss; all if absent. See
+        :func:`jaxcl.losses.example_losses`. A regularizer that looks at rows has a
+        ``chunk_size`` of its own.
       perturb_penalty: whether the gradient transformation sees the penalty (SAM on
         loss + penalty), or the penalty's gradient is added afterwards, taken at the
         unperturbed parameters (as Create-and-Find does).
@@ -103,9 +104,8 @@ def make_method(
     """
     check_number("make_method", replay_weight=replay_weight)
     check_size("make_method", optional=True, chunk_size=chunk_size)
-    remedy = "such as cross_entropy(logits)"
-    check_kind("make_method", Callable, remedy, example_loss=example_loss)
-    check_function("make_method", "params, example, key", example_loss=example_loss)
+    check_kind("make_method", Callable, "such as cross_entropy(outputs)", loss=loss)
+    check_function("make_method", "params, batch, keys", loss=loss)
     part = partial(check_kind, "make_method", optional=True)
     part(Regularizer, "build it, and add several by sum_of", regularizer=regularizer)
     part(Memory, "build it, such as reservoir(...)", memory=memory)
@@ -117,7 +117,7 @@ def make_method(
     memory = memory or no_memory()
     average = average or no_average()
     reset = reset or no_reset()
-    losses = _losses(example_loss, replay_weight, chunk_size)
+    losses = _losses(loss, replay_weight, chunk_size)
 
     def init(params, example):
         check_batch("init", example)
@@ -153,16 +153,16 @@ def make_method(
 
         def objective(params):
             now = batch, split(key_loss, num_rows(batch))
-            loss = losses.data(params, *now, replay, replay_keys)
-            return loss + penalty(params) if perturb_penalty else loss
+            value = losses.data(params, *now, replay, replay_keys)
+            return value + penalty(params) if perturb_penalty else value
 
         past = jax.grad(losses.replay)
-        loss, raw = jax.value_and_grad(objective)(params)
+        value, raw = jax.value_and_grad(objective)(params)
         grads, gradient_state = gradient.update(
             raw,
             state.gradient,
             params,
-            value=loss,
+            value=value,
             grad_fn=jax.grad(objective),
             replay_grad_fn=lambda params: past(params, replay, replay_keys),
             task_grad_fn=lambda params: _by_task(past, params, groups, keys),
@@ -170,7 +170,7 @@ def make_method(
         if not perturb_penalty:
             grads = axpy(1.0, jax.grad(penalty)(params), grads)
         updates, optimizer_state = optimizer.update(
-            grads, state.optimizer, params, value=loss
+            grads, state.optimizer, params, value=value
         )
         params = optax.apply_updates(params, updates)
         params = regularizer.project(state.regularizer, params)
@@ -181,11 +181,11 @@ def make_method(
             _restarted(optimizer, optimizer_state, params, mask),
             state.regularizer,
             memory.observe(
-                key_observe, state.memory, after((params, loss, norm(raw)), batch)
+                key_observe, state.memory, after((params, value, norm(raw)), batch)
             ),
             average.observe(state.average, params),
             reset_state,
-        ), StepInfo(loss, jnp.isfinite(loss), norm(raw))
+        ), StepInfo(value, jnp.isfinite(value), norm(raw))
 
     def end_task(key, state, task):
         check_kind(
@@ -218,7 +218,7 @@ class _Losses(NamedTuple):
     replay: Callable  # (params, replay, replay_keys) -> its weighted mean
 
 
-def _losses(example_loss, replay_weight, chunk_size) -> _Losses:
+def _losses(loss, replay_weight, chunk_size) -> _Losses:
     def data(params, batch, keys, replay, replay_keys):
         """L(p) over both parts in one pass, each row with its share of the mean."""
         shares, rows = _shares(batch), batch
@@ -233,7 +233,7 @@ def _losses(example_loss, replay_weight, chunk_size) -> _Losses:
     def replayed(params, replay, replay_keys):
         return jnp.sum(_shares(replay) * losses_of(params, replay, replay_keys))
 
-    losses_of = partial(row_losses, example_loss, chunk_size=chunk_size)
+    losses_of = partial(example_losses, loss, chunk_size=chunk_size)
     return _Losses(data, replayed)
 
 

@@ -1,7 +1,7 @@
 """Named methods: each a composition that its paper would recognise.
 
 They are here to be read as much as to be called; anything else is one
-:func:`~jaxcl.method.make_method` away. All take the loss of one example and an optimizer;
+:func:`~jaxcl.method.make_method` away. All take a loss and an optimizer;
 ``**options`` go on to ``make_method``: whatever a method does not set itself can be added,
 such as ``gradient=sam(rho)`` (which A-GEM and GEM then project). For a second pull or
 memory beside a method's own, call ``make_method`` with ``sum_of`` the two pulls.
@@ -15,7 +15,7 @@ from jaxtyping import ScalarLike
 from jaxcl.averages import ema
 from jaxcl.averages import interpolate as interpolated
 from jaxcl.curvature import Fisher, empirical_fisher
-from jaxcl.losses import Logits, cross_entropy
+from jaxcl.losses import cross_entropy
 from jaxcl.memory import Select, episodic, random_examples, reservoir
 from jaxcl.method import make_method
 from jaxcl.regularizers import boxed, distill, feature_distillation
@@ -25,18 +25,18 @@ from jaxcl.transforms import agem as agem_gradient
 from jaxcl.transforms import gem as gem_gradient
 from jaxcl.transforms import gnp as gnp_gradient
 from jaxcl.transforms import sam as sam_gradient
-from jaxcl.typing import ExampleLoss, Method
+from jaxcl.typing import Loss, Method, Outputs
 
 Optimizer = optax.GradientTransformation
 
 
-def plain(example_loss: ExampleLoss, optimizer: Optimizer, **options) -> Method:
+def plain(loss: Loss, optimizer: Optimizer, **options) -> Method:
     """The optimizer alone: what every other method is compared with."""
-    return make_method(example_loss, optimizer, **options)
+    return make_method(loss, optimizer, **options)
 
 
 def sam(
-    example_loss: ExampleLoss,
+    loss: Loss,
     optimizer: Optimizer,
     *,
     rho: ScalarLike = 0.05,
@@ -44,11 +44,11 @@ def sam(
 ) -> Method:
     """Sharpness-aware minimisation (arXiv:2010.01412)."""
     gradient = sam_gradient(rho)
-    return make_method(example_loss, optimizer, gradient=gradient, **options)
+    return make_method(loss, optimizer, gradient=gradient, **options)
 
 
 def gnp(
-    example_loss: ExampleLoss,
+    loss: Loss,
     optimizer: Optimizer,
     *,
     r: ScalarLike = 0.125,
@@ -57,19 +57,19 @@ def gnp(
 ) -> Method:
     """Gradient norm penalty: ``L + penalty * |grad L|`` (arXiv:2202.03599)."""
     gradient = gnp_gradient(r, penalty=penalty)
-    return make_method(example_loss, optimizer, gradient=gradient, **options)
+    return make_method(loss, optimizer, gradient=gradient, **options)
 
 
 def l2_init(
-    example_loss: ExampleLoss, optimizer: Optimizer, *, strength: ScalarLike, **options
+    loss: Loss, optimizer: Optimizer, *, strength: ScalarLike, **options
 ) -> Method:
     """Pull towards the initial parameters, to stay able to learn (arXiv:2308.11958)."""
     regularizer = l2_init_regularizer(strength)
-    return make_method(example_loss, optimizer, regularizer=regularizer, **options)
+    return make_method(loss, optimizer, regularizer=regularizer, **options)
 
 
 def ewc(
-    example_loss: ExampleLoss,
+    loss: Loss,
     optimizer: Optimizer,
     *,
     strength: ScalarLike,
@@ -80,7 +80,7 @@ def ewc(
     """Elastic weight consolidation (arXiv:1612.00796); online with ``decay``.
 
     Args:
-      example_loss: a negative log-likelihood.
+      loss: a negative log-likelihood.
       optimizer: keep ``learning_rate * strength * max(Fisher) < 2``.
       strength: in the unit of :mod:`jaxcl.regularizers.ewc`.
       decay: share of the old Fisher kept per task; separate anchors without.
@@ -88,13 +88,13 @@ def ewc(
       **options: for :func:`~jaxcl.method.make_method`.
     """
     regularizer = ewc_regularizer(
-        fisher or empirical_fisher(example_loss), strength, decay=decay
+        fisher or empirical_fisher(loss), strength, decay=decay
     )
-    return make_method(example_loss, optimizer, regularizer=regularizer, **options)
+    return make_method(loss, optimizer, regularizer=regularizer, **options)
 
 
 def create_and_find(
-    example_loss: ExampleLoss,
+    loss: Loss,
     optimizer: Optimizer,
     *,
     rho: ScalarLike = 0.65,
@@ -109,9 +109,9 @@ def create_and_find(
     clipped to ``rho * |anchor|`` around its anchor (C&F, arXiv:2309.11305). The defaults
     are the authors' for text classification with BERT; tune them elsewhere.
     """
-    fisher = empirical_fisher(example_loss, num_examples=num_examples)
+    fisher = empirical_fisher(loss, num_examples=num_examples)
     return make_method(
-        example_loss,
+        loss,
         optimizer,
         gradient=sam_gradient(rho, adaptive=True, eta=0.0),
         regularizer=boxed(ewc_regularizer(fisher, strength, decay=decay), rho),
@@ -121,7 +121,7 @@ def create_and_find(
 
 
 def experience_replay(
-    example_loss: ExampleLoss,
+    loss: Loss,
     optimizer: Optimizer,
     *,
     capacity: int,
@@ -130,11 +130,11 @@ def experience_replay(
 ) -> Method:
     """ER: each step also learns on rows of a reservoir (arXiv:1902.10486)."""
     memory = reservoir(capacity, sample_size)
-    return make_method(example_loss, optimizer, memory=memory, **options)
+    return make_method(loss, optimizer, memory=memory, **options)
 
 
 def agem(
-    example_loss: ExampleLoss,
+    loss: Loss,
     optimizer: Optimizer,
     *,
     num_tasks: int,
@@ -147,7 +147,7 @@ def agem(
     """A-GEM: never uphill on a sample of the past (arXiv:1812.00420)."""
     memory = episodic(num_tasks, capacity_per_task, sample_size, select=select)
     return make_method(
-        example_loss,
+        loss,
         optimizer,
         gradient=optax.chain(gradient or optax.identity(), agem_gradient()),
         memory=memory,
@@ -157,7 +157,7 @@ def agem(
 
 
 def gem(
-    example_loss: ExampleLoss,
+    loss: Loss,
     optimizer: Optimizer,
     *,
     num_tasks: int,
@@ -170,7 +170,7 @@ def gem(
     """GEM: not uphill on any past task, by a quadratic program (arXiv:1706.08840)."""
     memory = episodic(num_tasks, capacity_per_task, grouped=True, select=select)
     return make_method(
-        example_loss,
+        loss,
         optimizer,
         gradient=optax.chain(gradient or optax.identity(), gem_gradient(margin)),
         memory=memory,
@@ -180,10 +180,10 @@ def gem(
 
 
 def learning_without_forgetting(
-    logits: Logits,
+    outputs: Outputs,
     optimizer: Optimizer,
     *,
-    kept: Logits,
+    kept: Outputs,
     strength: ScalarLike = 0.25,
     temperature: ScalarLike = 2.0,
     chunk_size: int | None = None,
@@ -191,22 +191,22 @@ def learning_without_forgetting(
 ) -> Method:
     """LwF: on new inputs, answer as before the task began (arXiv:1606.09282).
 
-    ``kept`` are the answers to keep: ``logits`` again where tasks share their outputs,
+    ``kept`` are the answers to keep: ``outputs`` again where tasks share them,
     ``past_heads(apply, num_classes)`` where each has its own. The default strength is the
     authors' ``lambda_o = 1`` at their temperature, ``strength * temperature**2``.
     """
     regularizer = distill(
         kept, strength, temperature=temperature, chunk_size=chunk_size
     )
-    loss = cross_entropy(logits)
+    loss = cross_entropy(outputs)
     options["chunk_size"] = chunk_size
     return make_method(loss, optimizer, regularizer=regularizer, **options)
 
 
 def slow_learner(
-    example_loss: ExampleLoss,
+    loss: Loss,
     optimizer: Optimizer,
-    features: Callable,
+    hidden: Callable,
     *,
     decay: ScalarLike,
     strength: ScalarLike,
@@ -221,9 +221,9 @@ def slow_learner(
     evaluated, and on replayed inputs the features stay close to the average's.
     """
     return make_method(
-        example_loss,
+        loss,
         optimizer,
-        regularizer=feature_distillation(features, strength, chunk_size=chunk_size),
+        regularizer=feature_distillation(hidden, strength, chunk_size=chunk_size),
         memory=reservoir(capacity, sample_size),
         average=ema(decay),
         chunk_size=chunk_size,
@@ -232,11 +232,11 @@ def slow_learner(
 
 
 def interpolation(
-    example_loss: ExampleLoss, optimizer: Optimizer, *, alpha: ScalarLike, **options
+    loss: Loss, optimizer: Optimizer, *, alpha: ScalarLike, **options
 ) -> Method:
     """Wise-FT after every task: a point between its start and its end (2109.01903)."""
     average = interpolated(alpha)
-    return make_method(example_loss, optimizer, average=average, **options)
+    return make_method(loss, optimizer, average=average, **options)
 
 
 __all__ = [

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import optax
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
+from jaxtyping import Key as Keys
 
 Key = PRNGKeyArray
 Params = PyTree
@@ -67,8 +68,13 @@ class Context(NamedTuple):
     key: Key
 
 
-#: ``(params, example, key) -> scalar``: the loss of ONE example. Batches are vmaps of it.
-ExampleLoss = Callable[[Params, Batch, Key], Float[Array, ""]]
+#: ``(params, batch, keys [b]) -> [b]``: the loss of each example. Row ``i`` depends on row
+#: ``i`` only, and draws from its own key, the same in every gradient of a step.
+Loss = Callable[[Params, Batch, Keys[Array, " b"]], Float[Array, " b"]]
+
+#: ``(params, batch, keys=None) -> [b, ...]``: what of the network's answer belongs to each
+#: example, such as the logits of its task's head; ``keys`` is None for evaluation.
+Outputs = Callable[..., Float[Array, "b ..."]]
 
 #: ``(params) -> grads``: a gradient elsewhere, on the same batch and with the same key.
 GradFn = Callable[[Params], Params]
@@ -194,22 +200,35 @@ class Units(NamedTuple):
     copies: int  # activations per unit: 1, or 2 with CReLU
 
 
+def _no_hidden(params, x):
+    del params, x
+    msg = (
+        "model: it has no hidden activations; give them as from_flax(..., hidden=...) or "
+        "Model(init, apply, hidden)."
+    )
+    raise ValueError(msg)
+
+
 class Model(NamedTuple):
-    """A network as pure functions; most of the library needs only ``apply``.
+    """A network as pure functions of a batch; most of the library needs only ``apply``.
+
+    Any pair of functions will do: ``Model(init, apply)``.
 
     Attributes:
-      init: ``(key) -> params``, a nested dict of arrays.
-      apply: ``(params, x) -> logits [c]`` for ONE input ``x``.
-      hidden: ``(params, x) -> tuple`` of the hidden activations of one input, in order;
-        the last one is what the output layer reads.
-      units: ``units[k]`` tells where the units behind ``hidden[k]`` live; may be shorter
-        than ``hidden``, and empty for networks that unit-wise renewal does not know.
+      init: ``(key) -> params``, a tree of arrays.
+      apply: ``(params, x [b, ...], keys=None) -> [b, ...]``; row ``i`` depends on row ``i``
+        of ``x`` only. ``keys [b]`` are those of the rows, for dropout; None for evaluation.
+      hidden: ``(params, x) -> tuple`` of activations ``[b, ...]``, in order; the last one
+        is what the output layer reads. Optional: for measures, distillation of features,
+        and choosing examples by them.
+      units: ``units[k]`` tells where the units behind ``hidden[k]`` live; may be shorter,
+        and empty for networks that unit-wise resets do not know.
     """
 
     init: Callable[[Key], Params]
-    apply: Callable[[Params, Float[Array, "..."]], Float[Array, " c"]]
-    hidden: Callable[[Params, Float[Array, "..."]], tuple[Array, ...]]
-    units: tuple[Units, ...]
+    apply: Callable[..., Array]
+    hidden: Callable[[Params, PyTree], tuple[Array, ...]] = _no_hidden
+    units: tuple[Units, ...] = ()
 
 
 __all__ = [
@@ -218,15 +237,17 @@ __all__ = [
     "Batch",
     "Bool",
     "Context",
-    "ExampleLoss",
     "Float",
     "GradFn",
     "Int",
     "Key",
+    "Keys",
+    "Loss",
     "Memory",
     "Method",
     "MethodState",
     "Model",
+    "Outputs",
     "Params",
     "PyTree",
     "Regularizer",

@@ -36,7 +36,9 @@ REGULARIZERS = {
     "box": lambda: regularizers.box(0.5),
     "boxed": lambda: regularizers.boxed(regularizers.l2(0.1), 0.5),
     "distill": lambda: regularizers.distill(LOGITS, 1.0),
-    "feature_distillation": lambda: regularizers.feature_distillation(LOGITS, 1.0),
+    "feature_distillation": lambda: regularizers.feature_distillation(
+        MODEL.hidden, 1.0
+    ),
     "scaled": lambda: regularizers.scaled(2.0, regularizers.l2(0.1)),
     "sum_of": lambda: regularizers.sum_of(regularizers.l2(0.1), regularizers.box(0.5)),
 }

@@ -14,10 +14,10 @@ from jax.flatten_util import ravel_pytree
 
 from jaxcl.averages import ema
 from jaxcl.curvature import empirical_fisher
-from jaxcl.losses import cross_entropy, mean_loss, single_head
+from jaxcl.losses import cross_entropy, mean_loss, per_example, single_head
 from jaxcl.memory import episodic, reservoir
 from jaxcl.method import make_method
-from jaxcl.regularizers import boxed, ewc, l2_init, no_regularizer, sum_of
+from jaxcl.regularizers import boxed, distill, ewc, l2_init, no_regularizer, sum_of
 from jaxcl.training.device import first_example, run_stream
 from jaxcl.transforms import agem, gem, gnp, sam
 from jaxcl.tree import as_batch, at
@@ -26,7 +26,8 @@ from jaxcl.typing import Reset, Stream
 D, H, C, T = 6, 5, 3, 2
 
 
-def apply(params, x):
+def apply(params, x, keys=None):
+    del keys
     return jnp.tanh(x @ params["w"]) @ params["v"]
 
 
@@ -188,6 +189,31 @@ def test_replay_is_the_weighted_sum_of_both_losses():
     np.testing.assert_allclose(info.loss, both(state.params), rtol=1e-6)
 
 
+def test_no_network_is_asked_about_no_rows():
+    """Oracle: plain descent, for a network that cannot reshape an empty array."""
+
+    def flattening(params, x, keys=None):
+        return apply(params, x.reshape(x.shape[0], -1), keys)
+
+    outputs = single_head(flattening)
+    loss, batch, params = cross_entropy(outputs), at(slice(8), task(1)), setting()[1]
+    with pytest.raises((ZeroDivisionError, TypeError)):
+        flattening(params, jnp.zeros((0, D)))
+    found = []
+    for parts in (
+        {},
+        {"gradient": agem()},
+        {"regularizer": distill(outputs, 1.0, rows=lambda context: context.replay)},
+    ):
+        method = make_method(loss, SGD, **parts)
+        state = method.init(params, at(slice(1), batch))
+        state = method.end_task(jax.random.key(0), state, batch)
+        state, _ = method.step(jax.random.key(1), state, batch)
+        found.append(ravel_pytree(state.params)[0])
+    assert_law(found[1], found[0])
+    assert_law(found[2], found[0])
+
+
 def test_gem_needs_replay_grouped_by_task():
     """A flat memory is refused with advice; a grouped one learns and satisfies GEM."""
     batch = at(slice(8), task(1))
@@ -296,9 +322,9 @@ def test_statistics_of_other_shapes_cannot_restart_and_it_is_said():
                 step()
 
 
-def direction(params, x):
+def direction(params, x, keys=None):
     """A network that no row of zeros may reach: it divides by the length of its input."""
-    return apply(params, x / jnp.linalg.norm(x))
+    return apply(params, x / jnp.linalg.norm(x, axis=-1, keepdims=True), keys)
 
 
 @pytest.mark.parametrize(
@@ -336,8 +362,10 @@ def test_a_replayed_row_has_one_key_in_every_gradient():
 
     Negative control: the noise of another step is another gradient.
     """
-    noisy = lambda params, example, key: jnp.vdot(
-        params["w"], jax.random.normal(key, (D, H))
+    noisy = per_example(
+        lambda params, example, key: jnp.vdot(
+            params["w"], jax.random.normal(key, (D, H))
+        )
     )
     seen = []
 
@@ -360,6 +388,36 @@ def test_a_replayed_row_has_one_key_in_every_gradient():
     assert_law(past["w"], again["w"])
     assert_law(past["w"], by_task["w"][0])
     assert_different(past["w"], other["w"])
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+@pytest.mark.parametrize("weight", [1.0, 0.5])
+def test_no_replayed_row_has_the_key_of_a_row_of_the_batch(grouped, weight):
+    """Oracle: the draws themselves. A row writes what its key draws into the gradient, at
+    the place that its input names: all places must differ, in one step and over two."""
+    loss = per_example(
+        lambda params, example, key: (
+            params["table"][example.x] * jax.random.uniform(key, minval=1.0, maxval=2.0)
+        )
+    )
+    memory = episodic(T, 4, grouped=grouped)
+    method = make_method(loss, optax.sgd(1.0), memory=memory, replay_weight=weight)
+    rows = lambda start, stop: as_batch(
+        np.arange(start, stop, dtype=np.int32), np.zeros(stop - start, int)
+    )
+    params = {"table": jnp.zeros(16)}
+    state = method.init(params, rows(0, 1))
+    for first in (0, 4):  # two past tasks, kept whole
+        state = method.end_task(jax.random.key(first), state, rows(first, first + 4))
+    steps = []
+    for seed in (1, 2):
+        moved, _ = method.step(jax.random.key(seed), state, rows(8, 16))
+        drawn = -np.asarray(moved.params["table"]) * (1 + weight) * 8
+        drawn[:8] /= weight  # the replay counts so much next to the batch
+        assert np.all((drawn > 1) & (drawn < 2))
+        steps.append(drawn)
+    gaps = np.abs(np.subtract.outer(*[np.concatenate(steps)] * 2))
+    assert gaps[~np.eye(32, dtype=bool)].min() > 1e-5
 
 
 def test_absent_parts_leave_nothing_in_the_state():

@@ -11,8 +11,8 @@ import pytest
 from jaxcl import methods
 from jaxcl.losses import (
     cross_entropy,
+    heads,
     mean_loss,
-    multi_head,
     past_heads,
     single_head,
 )
@@ -26,8 +26,9 @@ from jaxcl.typing import MethodState
 D, C = 4, 3
 
 
-def apply(params, x):
-    return params["w"] @ x + params["b"]
+def apply(params, x, keys=None):
+    del keys
+    return x @ params["w"].T + params["b"]
 
 
 LOGITS = single_head(apply)
@@ -59,7 +60,7 @@ NAMED = {
         LOGITS, SGD, kept=LOGITS
     ),
     "slow_learner": lambda: methods.slow_learner(
-        LOSS, SGD, LOGITS, decay=0.5, strength=0.1, capacity=8, sample_size=4
+        LOSS, SGD, apply, decay=0.5, strength=0.1, capacity=8, sample_size=4
     ),
     "interpolation": lambda: methods.interpolation(LOSS, SGD, alpha=0.7),
 }
@@ -144,9 +145,9 @@ def test_lwf_keeps_the_answers_of_past_heads_where_each_task_has_its_own():
 
     Negative control: distilling the head that is being learned leaves the old one alone.
     """
-    apply = lambda params, x: x @ params
+    apply = lambda params, x, keys=None: x @ params
     start = 0.1 * jax.random.normal(jax.random.key(3), (D, 2 * C))
-    own = multi_head(apply, C)
+    own = heads(apply, C)
     second = OTHER._replace(task=jnp.ones_like(OTHER.task))
 
     def penalty_gradient(kept):

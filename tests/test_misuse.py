@@ -42,8 +42,8 @@ IMAGES = data.as_images(X, Y, X, Y)
 STREAM = data.permuted(KEY, IMAGES, num_tasks=3)
 MODEL = mlp((3, 4, 2))
 PARAMS = MODEL.init(KEY)
-LOGITS = losses.single_head(MODEL.apply)
-LOSS = losses.cross_entropy(LOGITS)
+OUTPUTS = losses.single_head(MODEL.apply)
+LOSS = losses.cross_entropy(OUTPUTS)
 BATCH = as_batch(np.ones((4, 3), np.float32), Y)
 ROW, PAIR = at(0, BATCH), (BATCH.x, BATCH.y)
 METHOD = make_method(LOSS, SGD)
@@ -98,13 +98,19 @@ RANKS = jax.tree.map(lambda leaf: leaf.ndim > 1, PARAMS)
 PARTS = {True: transforms.sam(0.1), False: optax.identity()}
 
 
-def hidden(gradient):
+def max_loss(params, example, key):
+    """A loss of one example, which per_example has not lifted."""
+    del key
+    return jnp.max(MODEL.apply(params, example.x[None]))
+
+
+def stepped(gradient):
     method = make_method(LOSS, SGD, gradient=gradient)
     return method.step(KEY, method.init(PARAMS, BATCH), BATCH)
 
 
 REFUSED = [
-    # streams
+    # data
     (lambda: data.as_images(X, [[0], [1, 2]], X, Y), "lists of equal length"),
     (lambda: data.as_images(X, Y, X, Y, num_classes=2.0), "num_classes must"),
     (lambda: data.subset(PAIR), "Images, got tuple; see jaxcl.data"),
@@ -144,24 +150,28 @@ REFUSED = [
     ),
     (lambda: as_batch(BATCH.x, Y, weight=[1, np.inf, 1, 1]), "largest .* got inf"),
     (lambda: losses.single_head(MODEL), "a function, got Model; give model.apply"),
-    (lambda: loss_of(PAIR), "row_losses: expected a Batch .* got tuple; make one with"),
-    (lambda: loss_of(ROW), r"row_losses: .* got leaves of shapes \[\(3,\), \(\)"),
-    (lambda: loss_of(BATCH._replace(y=BATCH.weight)), r"integers .* got float32\[\]"),
-    (lambda: loss_of(BATCH._replace(y=jnp.eye(4, dtype=int))), r"got int32\[4\]"),
+    (lambda: loss_of(PAIR), "example_losses: expected a Batch .* got tuple; make one"),
+    (lambda: loss_of(ROW), r"example_losses: .* got leaves of shapes \[\(3,\), \(\)"),
+    (lambda: loss_of(BATCH._replace(y=BATCH.weight)), r"integers .* got float32\[4\]"),
+    (lambda: loss_of(BATCH._replace(y=jnp.eye(4, dtype=int))), r"got int32\[4, 4\]"),
     (lambda: loss_of(BATCH, losses.cross_entropy(MODEL.apply)), "give single_head"),
-    (lambda: losses.multi_head(MODEL.apply, 0), "multi_head: num_classes .* got 0"),
-    (lambda: losses.past_heads(MODEL.apply, 2.0), "past_heads: num_classes .* got 2.0"),
+    (lambda: loss_of(BATCH, OUTPUTS), r"one number per example, .*\[4\], got \[4, 2\]"),
+    (lambda: losses.heads(MODEL.apply, 0), "heads: sizes must .* got 0"),
+    (lambda: losses.heads(MODEL.apply, "2"), "heads: sizes must .* got '2'"),
+    (lambda: losses.past_heads(MODEL.apply, 2.0), "past_heads: sizes must .* got 2.0"),
+    (lambda: losses.past_heads(MODEL.apply, [2, True]), r"sizes .* got \[2, True\]"),
     (
-        lambda: losses.past_heads(MODEL.apply, 3)(PARAMS, at(0, BATCH)),
-        "past_heads: outputs must be a multiple of num_classes=3, got 2; give",
+        lambda: losses.past_heads(MODEL.apply, 3)(PARAMS, BATCH),
+        "past_heads: outputs must be a multiple of the 3 classes .* got 2; give",
     ),
     (lambda: losses.past_heads(MODEL, 2), "past_heads: apply .* Model; give"),
-    (lambda: losses.squared_error(MODEL), "squared_error: apply .* got Model; give"),
+    (lambda: losses.per_example(MODEL), "per_example: loss must be a function, got"),
+    (lambda: losses.squared_error(MODEL), "squared_error: outputs .* got Model; give"),
     (
-        lambda: loss_of(BATCH, losses.squared_error(MODEL.apply)),
-        r"squared_error: output and target .* got \(2,\) and \(\); reshape y",
+        lambda: loss_of(BATCH, losses.squared_error(OUTPUTS)),
+        r"squared_error: outputs and targets .* \(4, 2\) and \(4,\); reshape y",
     ),
-    (lambda: losses.accuracy(MODEL, PARAMS, BATCH), "logits must be a function"),
+    (lambda: losses.accuracy(MODEL, PARAMS, BATCH), "outputs must be a function"),
     (lambda: metrics.summary([[1.0], [0.5, 1.0]]), "summary: .* lists of equal length"),
     # the parts of a method
     (lambda: transforms.sam("0.05"), "sam: rho must be a finite number .* got '0.05'"),
@@ -171,20 +181,35 @@ REFUSED = [
     (lambda: regularizers.ewc(1.0, empirical_fisher(LOSS)), "fisher must be a func"),
     (
         lambda: regularizers.ewc(LOSS, 1.0),
-        r"ewc: fisher .* \(key, params, task\), got one of \(params, example, key\)",
+        r"ewc: fisher .* \(key, params, task\), got one of \(params, batch, keys\)",
     ),
-    (lambda: regularizers.ewc(LOGITS, 1.0), r"\(key, params, task\), got one of"),
+    (lambda: regularizers.ewc(OUTPUTS, 1.0), r"\(key, params, task\), got one of"),
     (
         lambda: empirical_fisher(MODEL),
-        r"empirical_fisher: example_loss .* got Model; such as cross_entropy\(",
+        r"empirical_fisher: loss .* got Model; such as cross_entropy\(",
     ),
-    (lambda: empirical_fisher(LOGITS), r"\(params, example, key\), got one of \(par"),
-    (lambda: batched_fisher(MODEL.apply, batch_size=2), "batched_fisher: example_loss"),
+    (
+        lambda: empirical_fisher(lambda batch, params, keys: 0),
+        r"loss must be .* \(params, batch, keys\), got one of \(batch, par",
+    ),
+    (
+        lambda: empirical_fisher(max_loss)(KEY, PARAMS, BATCH),
+        r"shape \[1\], got \[\]; .* lift a loss of one example by per_example",
+    ),
+    (lambda: empirical_fisher(OUTPUTS)(KEY, PARAMS, BATCH), "one number per example"),
+    (
+        lambda: batched_fisher(OUTPUTS, batch_size=2)(KEY, PARAMS, BATCH),
+        r"one number per example, shape \[2\], got \[2, 2\]",
+    ),
+    (
+        lambda: batched_fisher(MODEL.apply, batch_size=2)(KEY, PARAMS, BATCH),
+        r"model: x must be inputs .* got a Batch; .*single_head\(",
+    ),
     (
         lambda: exact_fisher(MODEL),
-        r"exact_fisher: logits .* got Model; such as single_head\(",
+        r"exact_fisher: outputs .* got Model; such as single_head\(",
     ),
-    (lambda: sampled_fisher(LOSS), "sampled_fisher: logits .* got one of"),
+    (lambda: sampled_fisher(LOSS), "sampled_fisher: outputs .* got one of"),
     (
         lambda: reservoir(10, sample_size=20),
         "reservoir: sample_size must be at most the capacity, 10, got 20; lower",
@@ -206,10 +231,13 @@ REFUSED = [
     (lambda: measured(tau=np.nan), "measure: tau must be a finite number .* got nan"),
     (lambda: sam_sharpness(loss_of, PARAMS, "1"), "sam_sharpness: rho .* got '1'"),
     (lambda: empirical_fisher(LOSS)(KEY, PARAMS, STREAM), "fisher: .* got Stream"),
-    (lambda: make_method(MODEL, SGD), "example_loss must be a function, got Model"),
+    (
+        lambda: make_method(MODEL, SGD),
+        "make_method: loss must be a function, got Model",
+    ),
     (
         lambda: make_method(optax.squared_error, SGD),
-        r"\(params, example, key\), got one",
+        r"\(params, batch, keys\), got one",
     ),
     (lambda: METHOD.step(KEY, STATE, at(slice(0), BATCH)), "step: rows .* 1, .* got 0"),
     (lambda: make_method(LOSS, 0.1), "optimizer must be an optax .* got 0.1; build"),
@@ -232,10 +260,10 @@ REFUSED = [
     ),
     (lambda: METHOD.end_task(STATE, KEY, BATCH), "end_task: state .* got PRNGKeyArray"),
     (
-        lambda: hidden(optax.masked(transforms.sam(0.1), RANKS)),
+        lambda: stepped(optax.masked(transforms.sam(0.1), RANKS)),
         "sam: .* give it a mask",
     ),
-    (lambda: hidden(optax.partition(PARTS, RANKS)), "sam: .* whole .* give it a mask"),
+    (lambda: stepped(optax.partition(PARTS, RANKS)), "sam: .* whole .* give it a mask"),
     (lambda: METHOD.step(STATE, KEY, BATCH), "step: state must .* got PRNGKeyArray"),
     (lambda: METHOD.step(KEY, STATE, PAIR), "step: expected a Batch .* got tuple"),
     (lambda: METHOD.end_task(KEY, STATE, STREAM), "end_task: .* got Stream"),
@@ -247,7 +275,7 @@ REFUSED = [
     (lambda: mlp((3, 2), out_gain=-1.0), "mlp: out_gain .* at least 0, got -1.0"),
     (
         lambda: from_flax(None),
-        r"build must be a function \(rngs\) .* got NoneType; give",
+        r"module must be a function \(rngs\) .* got None; give",
     ),
     # training
     (lambda: walk(method=STREAM, stream=METHOD), "method must .* Method, got Stream"),
@@ -257,7 +285,7 @@ REFUSED = [
     (lambda: walk(state=PARAMS), "state must be of type MethodState, got dict"),
     (lambda: walk(tasks=[0, 3]), r"has tasks 0 to 2, got \[0, 3\]; list some"),
     (lambda: training.first_example([STREAM]), "first_example: .* got list"),
-    (lambda: training.accuracy_row(STREAM, LOGITS), "accuracy_row: .* got function"),
+    (lambda: training.accuracy_row(STREAM, OUTPUTS), "accuracy_row: .* got function"),
     (lambda: training.steps_for(8.0, batch_size=2), "num_rows must be an int"),
     (lambda: training.make_mesh(fsdp=0), "make_mesh: fsdp must be an int .* got 0"),
     (lambda: training.make_mesh(data="1"), "make_mesh: data must be an int .* got '1'"),
@@ -283,15 +311,12 @@ REFUSED = [
     (lambda: learn(tasks=STREAM), "of type Task, got Pool; .* stream_tasks"),
     (lambda: learn(options={"num_steps": 2}), "options must be of type Options, got {"),
     (lambda: learn(folder=None), "learn: folder must be a path, got None; give"),
-    (
-        lambda: learn(metadata=[1]),
-        r"learn: metadata .* got \[1\]; give a dict of finite",
-    ),
+    (lambda: learn(metadata=[1]), r"metadata must .* got \[1\]; give a dict of finite"),
     (
         lambda: learn(metadata="hi"),
         "learn: metadata must .* got 'hi'; give a dict of finite",
     ),
-    (lambda: learn(metadata={"a": X}), "learn: metadata must be a dict of .* not JSON"),
+    (lambda: learn(metadata={"a": X}), "learn: about must be a dict of .* not JSON"),
     (lambda: placed(mesh=replicate), "learn: mesh must be of type Mesh, got function"),
     (
         lambda: placed(None),
@@ -321,7 +346,7 @@ REFUSED = [
     (lambda: checkpoint.save("nowhere", 1, PARAMS, metadata={"a": X}), "not JSON"),
     (
         lambda: checkpoint.saving("x", metadata={"a": X}).__enter__(),
-        "metadata must be a dict",
+        "about must be a dict",
     ),
     (lambda: checkpoint.save("nowhere", 1.0, PARAMS), "step must be an int .* got 1.0"),
     (lambda: checkpoint.save("nowhere", 1, {"a": "b"}), r"\['a'\] must be an array"),

@@ -89,3 +89,37 @@ def test_an_inner_product_of_leaves_over_devices_gathers_nothing():
     assert "all-gather" in program(jnp.vdot)
     whole = np.asarray(leaf, np.float64)
     np.testing.assert_allclose(tree.norm({"w": leaf}), np.linalg.norm(whole), rtol=1e-6)
+
+
+@pytest.mark.parametrize("size", [None, 1, 2, 3, 7, 50])
+def test_chunks_give_what_all_rows_give(size):
+    """Oracle: the function on all rows, values and gradients; sizes that divide or not."""
+    x, y = jnp.arange(14.0).reshape(7, 2), jnp.arange(7)
+    keys = jax.random.split(jax.random.key(0), 7)
+
+    def function(x, pair):
+        y, keys = pair
+        noise = jax.vmap(jax.random.uniform)(keys)
+        return {"a": jnp.sin(x) * noise[:, None], "b": (y, x[:, 0] + y)}
+
+    wanted = function(x, (y, keys))
+    for recompute in (False, True):
+        run = lambda x, recompute=recompute: tree.by_chunks(
+            function, (x, (y, keys)), size, recompute=recompute
+        )
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), run(x), wanted
+        )
+        slope = jax.grad(lambda x, run=run: jnp.sum(run(x)["a"] ** 2))(x)
+        plain = jax.grad(lambda x: jnp.sum(function(x, (y, keys))["a"] ** 2))(x)
+        np.testing.assert_allclose(slope, plain, rtol=1e-5, atol=1e-6)
+
+
+def test_a_chunk_sees_no_more_rows_than_its_size():
+    """Oracle: the shapes that the function was traced with; no rows are no chunks."""
+    for rows, size, shapes in ((6, 3, {3}), (7, 3, {3, 1}), (2, 3, {2}), (0, 3, {0})):
+        seen = set()
+        function = lambda x, seen=seen: seen.add(len(x)) or 2 * x
+        found = tree.by_chunks(function, (jnp.arange(rows),), size)
+        np.testing.assert_array_equal(found, 2 * np.arange(rows))
+        assert seen == shapes

@@ -21,7 +21,7 @@ import optax
 
 from experiments.harness import expect_no_words, fill, write_json, write_text
 from experiments.harness.environment import describe_environment
-from jaxcl.losses import token_cross_entropy
+from jaxcl.losses import single_head, token_cross_entropy
 from jaxcl.method import make_method
 from jaxcl.models import LlamaConfig, cast_compute, llama
 from jaxcl.report.tables import Column, Table, to_csv, to_markdown
@@ -103,7 +103,7 @@ def compiled(config: LlamaConfig, length: int, shape: Shape, *, scan: bool) -> A
     )
     model = llama(config, scan=scan, checkpoint=True)
     narrow = partial(cast_compute, jnp.bfloat16)
-    loss = token_cross_entropy(narrow(model.apply), narrow(model.apply_rows))
+    loss = token_cross_entropy(single_head(narrow(model.apply)))
     method = make_method(loss, optax.adamw(1e-4), gradient=sam(0.05))
     tokens = jax.ShapeDtypeStruct((count, length), jnp.int32)
     numbers = jax.ShapeDtypeStruct((count,), jnp.int32)

@@ -24,14 +24,14 @@ from experiments.harness import (
 )
 from jaxcl.curvature import empirical_fisher
 from jaxcl.data import Task
-from jaxcl.losses import RowLosses, token_accuracy, token_cross_entropy
+from jaxcl.losses import single_head, token_accuracy, token_cross_entropy
 from jaxcl.memory import reservoir
 from jaxcl.method import make_method
-from jaxcl.models import LanguageModel, LlamaConfig, cast_compute, llama
+from jaxcl.models import LlamaConfig, cast_compute, llama
 from jaxcl.regularizers import ewc
 from jaxcl.training import Options
 from jaxcl.transforms import sam
-from jaxcl.typing import Method
+from jaxcl.typing import Loss, Method, Model
 
 ARMS = ("none", "er", "sam", "sam-ewc-er")
 NUM_BYTES = 256  # a token is a byte
@@ -85,7 +85,7 @@ def tasks_of(config: Config) -> list[Task]:
     ]
 
 
-def make_model(config: Config) -> LanguageModel:
+def make_model(config: Config) -> Model:
     """The decoder, in the precision asked for."""
     sizes = LlamaConfig(
         vocab_size=NUM_BYTES,
@@ -99,9 +99,7 @@ def make_model(config: Config) -> LanguageModel:
     if not config.bfloat16:
         return model
     narrow = functools.partial(cast_compute, jnp.bfloat16)
-    return model._replace(
-        apply=narrow(model.apply), apply_rows=narrow(model.apply_rows)
-    )
+    return model._replace(apply=narrow(model.apply))
 
 
 def run_spec(config: Config, trial: Trial) -> RunSpec:
@@ -109,8 +107,8 @@ def run_spec(config: Config, trial: Trial) -> RunSpec:
     of_seed = jax.random.fold_in(jax.random.key(config.seed), trial.seed)
     key_start, key = jax.random.split(of_seed)
     model = make_model(config)
-    loss = token_cross_entropy(model.apply, model.apply_rows)
-    hits = token_accuracy(model.apply_rows)
+    outputs = single_head(model.apply)
+    loss, hits = token_cross_entropy(outputs), token_accuracy(outputs)
 
     def build(frozen) -> Method:
         del frozen
@@ -131,7 +129,7 @@ def run_spec(config: Config, trial: Trial) -> RunSpec:
     return RunSpec(key, build, model.init(key_start), tasks_of(config), score, options)
 
 
-def make_arm(config: Config, arm: str, loss: RowLosses) -> Method:
+def make_arm(config: Config, arm: str, loss: Loss) -> Method:
     """What an arm is made of."""
     rate = optax.warmup_constant_schedule(0, config.learning_rate, config.warm_steps)
     memory = pull = gradient = None

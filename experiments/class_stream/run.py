@@ -22,14 +22,14 @@ from experiments.harness import (
 )
 from jaxcl.curvature import empirical_fisher
 from jaxcl.data import Images, class_splits, digits, load_images, stream_tasks
-from jaxcl.losses import Logits, cross_entropy, multi_head
+from jaxcl.losses import cross_entropy, heads
 from jaxcl.memory import reservoir
 from jaxcl.method import make_method
 from jaxcl.models import resnet
 from jaxcl.regularizers import ewc
 from jaxcl.training import Options
 from jaxcl.transforms import sam
-from jaxcl.typing import Method
+from jaxcl.typing import Method, Outputs
 
 ARMS = ("none", "er", "sam-ewc-er")
 
@@ -80,16 +80,16 @@ def run_spec(config: Config, trial: Trial) -> RunSpec:
         stem_stride=config.stem_stride,
         channels=images.train_x.shape[-1],
     )
-    logits = multi_head(model.apply, stream.num_classes)
+    outputs = heads(model.apply, stream.num_classes)
 
     def build(frozen) -> Method:
         del frozen
-        return make_arm(config, trial.arm, logits)
+        return make_arm(config, trial.arm, outputs)
 
     def score(params, frozen, batch):
         del frozen
-        hit = lambda row: jnp.argmax(logits(params, row)) == row.y
-        return jax.vmap(hit)(batch).astype(jnp.float32)
+        hits = jnp.argmax(outputs(params, batch), axis=-1) == batch.y
+        return hits.astype(jnp.float32)
 
     options = Options(
         num_steps=config.num_steps,
@@ -103,9 +103,9 @@ def run_spec(config: Config, trial: Trial) -> RunSpec:
     return RunSpec(key, build, start, stream_tasks(stream), score, options)
 
 
-def make_arm(config: Config, arm: str, logits: Logits) -> Method:
+def make_arm(config: Config, arm: str, outputs: Outputs) -> Method:
     """What an arm is made of."""
-    loss, optimizer = cross_entropy(logits), optax.sgd(config.learning_rate)
+    loss, optimizer = cross_entropy(outputs), optax.sgd(config.learning_rate)
     if arm == "none":
         return make_method(loss, optimizer)
     memory = reservoir(config.capacity, sample_size=config.replay_size)

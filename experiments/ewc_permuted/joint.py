@@ -3,11 +3,13 @@
 Rows are numbers of images; the pixels of a row are made when a batch reads them.
 """
 
+from functools import partial
+
+import jax
 import jax.numpy as jnp
 
-from jaxcl.losses import Logits
 from jaxcl.tree import at, num_tasks
-from jaxcl.typing import Array, Batch, Model, Stream
+from jaxcl.typing import Array, Batch, Model, Outputs, Stream
 
 
 def so_far(stream: Stream) -> Stream:
@@ -41,10 +43,11 @@ def read_row(stream: Stream, row: Array, task: Array) -> Array:
     return stream.train(pool, at(task, stream.plan)).x[0]
 
 
-def reading(model: Model, stream: Stream) -> Logits:
-    """The logits of a row of :func:`so_far`."""
-    return lambda params, example: model.apply(
-        params, read_row(stream, example.x, example.task)
+def reading(model: Model, stream: Stream) -> Outputs:
+    """The logits of rows of :func:`so_far`."""
+    read = jax.vmap(partial(read_row, stream))
+    return lambda params, batch, keys=None: model.apply(
+        params, read(batch.x, batch.task), keys
     )
 
 

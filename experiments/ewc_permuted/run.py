@@ -30,7 +30,7 @@ from experiments.harness import (
 )
 from jaxcl.curvature import Fisher, empirical_fisher, exact_fisher, sampled_fisher
 from jaxcl.data import Images, digits, load_images, padded, permuted, validate
-from jaxcl.losses import Logits, cross_entropy, single_head
+from jaxcl.losses import cross_entropy, single_head
 from jaxcl.method import make_method
 from jaxcl.models import mlp
 from jaxcl.regularizers import ewc
@@ -41,7 +41,7 @@ from jaxcl.training.device import (
     run_stream,
 )
 from jaxcl.training.segments import in_segments
-from jaxcl.typing import Key, Stream
+from jaxcl.typing import Key, Outputs, Stream
 
 PULLED = ("ewc", "online-ewc")  # the arms with a strength
 
@@ -217,16 +217,16 @@ def make_program(config: Config, arm: str, stream: Stream) -> Program:
     """Compile once what the runs of an arm share."""
     sizes = (first_example(stream).x.shape[1], *config.hidden, stream.num_classes)
     model = mlp(sizes, gain=config.gain, out_gain=config.gain)
-    logits = single_head(model.apply)
+    outputs = single_head(model.apply)
 
     def build(stream, strength):
         joint = arm == "joint"
         pull = None
         if arm in PULLED:
             decay = config.decay if arm == "online-ewc" else None
-            pull = ewc(make_fisher(config, logits), strength, decay=decay)
+            pull = ewc(make_fisher(config, outputs), strength, decay=decay)
         return make_method(
-            cross_entropy(reading(model, stream) if joint else logits),
+            cross_entropy(reading(model, stream) if joint else outputs),
             optax.adam(config.learning_rate),
             regularizer=pull,
             reset_optimizer=config.reset_optimizer,
@@ -249,7 +249,7 @@ def make_program(config: Config, arm: str, stream: Stream) -> Program:
             num_steps=config.iterations,
             batch_size=config.batch_size,
             after=accuracy_row(
-                logits, here, num_examples=config.matrix_examples, chunk_size=1000
+                outputs, here, num_examples=config.matrix_examples, chunk_size=1000
             ),
             tasks=tasks,
         )
@@ -257,25 +257,25 @@ def make_program(config: Config, arm: str, stream: Stream) -> Program:
     @jax.jit
     def final(state, pool, plan):
         here = stream._replace(pool=pool, plan=plan)
-        return accuracies(logits, state.params, here, chunk_size=1000)
+        return accuracies(outputs, state.params, here, chunk_size=1000)
 
     return Program(start, advance, final)
 
 
-def make_fisher(config: Config, logits: Logits) -> Fisher:
+def make_fisher(config: Config, outputs: Outputs) -> Fisher:
     """What measures importance at the end of a task."""
     size = config.fisher_examples
     if config.fisher == "exact":
-        return exact_fisher(logits, num_examples=size)
+        return exact_fisher(outputs, num_examples=size)
     if config.fisher == "sampled":
-        return sampled_fisher(logits, num_examples=size)
-    given = cross_entropy(logits)
+        return sampled_fisher(outputs, num_examples=size)
+    given = cross_entropy(outputs)
     if config.fisher == "empirical":
         return empirical_fisher(given, num_examples=size)
 
-    def predicted(params, example, key):
-        label = jnp.argmax(logits(params, example)).astype(example.y.dtype)
-        return given(params, example._replace(y=label), key)
+    def predicted(params, batch, keys):
+        labels = jnp.argmax(outputs(params, batch, keys), -1).astype(batch.y.dtype)
+        return given(params, batch._replace(y=labels), keys)
 
     return empirical_fisher(predicted, num_examples=size)
 

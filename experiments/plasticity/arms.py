@@ -16,7 +16,7 @@ from jaxcl.plasticity import continual_backprop, redo, shrink_and_perturb
 from jaxcl.regularizers import l2_init, no_regularizer
 from jaxcl.transforms import adaptive_rho, gnp, random_sam, reverse_sam, sam
 from jaxcl.tree import norm, safe_divide
-from jaxcl.typing import Average, ExampleLoss, Key, Method, Model, Regularizer
+from jaxcl.typing import Average, Key, Loss, Method, Model, Regularizer
 
 Hyper = dict[str, float]
 
@@ -25,7 +25,7 @@ class Arm(NamedTuple):
     """One program: a method whose numbers are arguments."""
 
     name: str
-    build: Callable[[ExampleLoss, Model, Hyper, Key], Method]  # the run's key
+    build: Callable[[Loss, Model, Hyper, Key], Method]  # the run's key
     activation: Callable = nnx.relu
     layer_norm: bool = False
 

@@ -159,18 +159,18 @@ def make_program(config: Config, setting: Setting, arm: Arm) -> Program:
     model = make_model(
         config, setting, activation=arm.activation, layer_norm=arm.layer_norm
     )
-    logits = setting.logits(model.apply)
-    example_loss = cross_entropy(logits)
+    outputs = setting.outputs(model.apply)
+    loss = cross_entropy(outputs)
 
     def start(key, hyper):
-        method = arm.build(example_loss, model, hyper, key)
+        method = arm.build(loss, model, hyper, key)
         one_seed = setting.streams._replace(plan=at(0, setting.streams.plan))
         return method.init(model.init(key), first_example(one_seed))
 
     def advance(state, key, hyper, seed, pool, plans, tasks):
-        method = arm.build(example_loss, model, hyper, key)
+        method = arm.build(loss, model, hyper, key)
         stream = setting.streams._replace(pool=pool, plan=at(seed, plans))
-        accuracy = current_accuracy(logits, stream, chunk_size=1000)
+        accuracy = current_accuracy(outputs, stream, chunk_size=1000)
         origin = model.init(key)
 
         def look(moment):
@@ -178,7 +178,7 @@ def make_program(config: Config, setting: Setting, arm: Arm) -> Program:
             probe = at(slice(config.probe_examples), moment.task)
             figures = measure(
                 moment.key,
-                example_loss,
+                loss,
                 model.hidden,
                 moment.params,
                 origin,
@@ -186,11 +186,11 @@ def make_program(config: Config, setting: Setting, arm: Arm) -> Program:
                 rho=config.rho,
                 tau=config.dormant,
             )
-            loss = lambda p: mean_loss(example_loss, p, probe, moment.key)
+            mean = lambda p: mean_loss(loss, p, probe, moment.key)
             due = (moment.index + 1) % config.probe_every == 0
             curvature = jax.lax.cond(
                 due,
-                lambda p: top_eigenvalue(moment.key, loss, p, num_steps=10),
+                lambda p: top_eigenvalue(moment.key, mean, p, num_steps=10),
                 lambda p: jnp.full((), jnp.nan),
                 moment.params,
             )

@@ -22,11 +22,11 @@ from jaxcl.data import (
     tfds_images,
     validate,
 )
-from jaxcl.losses import Logits, multi_head, single_head
+from jaxcl.losses import heads, single_head
 from jaxcl.models import mlp, resnet
 from jaxcl.training.device import steps_for
 from jaxcl.tree import at, num_tasks
-from jaxcl.typing import Model, Stream
+from jaxcl.typing import Model, Outputs, Stream
 
 SPLIT_CLASSES = 5  # classes per task of class-splits: 20 tasks of CIFAR-100
 LABEL_CLASSES = 10  # of permuted-labels: a hundred cannot be learned in one short task
@@ -42,7 +42,7 @@ class Setting(NamedTuple):
     streams: Stream  # plan leaves [s, T, ...], the pool shared by the seeds
     num_tasks: int
     num_steps: int  # per task
-    logits: Callable[[Callable], Logits]  # from `apply`
+    outputs: Callable[[Callable], Outputs]  # from `apply`
     num_inputs: int
     num_outputs: int
 
@@ -86,13 +86,13 @@ def make_setting(name: str, config: Config, images: Images) -> Setting:
         streams[0].train, streams[0].pool, at(0, streams[0].plan)
     ).weight.shape[0]
     classes = streams[0].num_classes
-    logits = multi_head_of(classes) if kind.own_heads else single_head
+    outputs = multi_head_of(classes) if kind.own_heads else single_head
     return Setting(
         name,
         stack_plans(streams),
         min(total, config.task_limit or total),
         steps_for(rows, batch_size=config.batch_size, num_epochs=config.num_epochs),
-        logits,
+        outputs,
         int(np.prod(images.train_x.shape[1:])),
         classes * (total if kind.own_heads else 1),
     )
@@ -106,9 +106,9 @@ def make_model(config: Config, setting: Setting, **options) -> Model:
     return mlp(sizes, **options)
 
 
-def multi_head_of(classes: int) -> Callable[[Callable], Logits]:
+def multi_head_of(classes: int) -> Callable[[Callable], Outputs]:
     """Each task reads its own outputs, fresh when it begins."""
-    return lambda apply: multi_head(apply, classes)
+    return lambda apply: heads(apply, classes)
 
 
 def _fewer(config: Config, images: Images, kind: Kind) -> Images:

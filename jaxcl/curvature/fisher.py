@@ -31,9 +31,9 @@ from jaxcl.curvature.per_example import (
     sum_squared_gradients,
 )
 from jaxcl.errors import check_function, check_kind
-from jaxcl.losses import Logits
+from jaxcl.losses import example_losses, of_one
 from jaxcl.tree import at, check_batch, num_rows, safe_divide, wide, wide_dtype
-from jaxcl.typing import Batch, ExampleLoss, Key, Params
+from jaxcl.typing import Batch, Key, Loss, Outputs, Params
 
 #: ``(key, params, task) -> fisher``, a tree like ``params`` in float32 or better.
 Fisher = Callable[[Key, Params, Batch], Params]
@@ -46,14 +46,12 @@ _MOST_ENTRIES = {"cpu": 2**18}
 _MOST_ENTRIES_ELSEWHERE = 2**26
 
 
-def example_gradients(
-    key: Key, example_loss: ExampleLoss, params: Params, batch: Batch
-) -> Params:
+def example_gradients(key: Key, loss: Loss, params: Params, batch: Batch) -> Params:
     """The gradient of every row's loss, one by one.
 
     Args:
       key: row ``i`` draws from ``fold_in(key, i)``.
-      example_loss: ``(params, example, key) -> scalar``.
+      loss: ``(params, batch, keys [b]) -> [b]``; each row is taken as a batch of one.
       params: where to differentiate.
       batch: rows ``[b, ...]``; weights are ignored.
 
@@ -61,11 +59,11 @@ def example_gradients(
       A tree like ``params`` with leaves ``[b, ...]``: mind the memory.
     """
     keys = _row_keys(key, jnp.arange(num_rows(batch)))
-    return jax.vmap(jax.grad(example_loss), in_axes=(None, 0, 0))(params, batch, keys)
+    return jax.vmap(jax.grad(of_one(loss)), in_axes=(None, 0, 0))(params, batch, keys)
 
 
 def empirical_fisher(
-    example_loss: ExampleLoss,
+    loss: Loss,
     *,
     num_examples: int | None = None,
     chunk_size: int | None = None,
@@ -75,8 +73,8 @@ def empirical_fisher(
     .. math:: F = \sum_n w_n (\partial \ell_n / \partial \theta)^2 \, / \sum_n w_n
 
     Args:
-      example_loss: ``(params, example, key) -> scalar``; a negative log-likelihood if the
-        result is to be a Fisher information. Any other loss works too.
+      loss: ``(params, batch, keys [b]) -> [b]``; a negative log-likelihood if the result
+        is to be a Fisher information. Any other loss works too.
       num_examples: size of a random subset of the task's real rows, drawn without
         replacement; all rows if absent.
       chunk_size: rows worked on at once; chosen by the size of the model if absent. It
@@ -86,24 +84,23 @@ def empirical_fisher(
       A :data:`Fisher`; zero for a task of padding.
 
     Raises:
-      ValueError: if ``example_loss`` is no such function, or ``num_examples`` or
+      ValueError: if ``loss`` is not such a function, or ``num_examples`` or
         ``chunk_size`` is below one.
 
     Source: Kirkpatrick et al. 2017, arXiv:1612.00796; Create-and-Find's ``F_t``.
     """
-    _check_loss("empirical_fisher", example_loss)
+    _check_loss("empirical_fisher", loss)
     _check("empirical_fisher", num_examples=num_examples, chunk_size=chunk_size)
 
     def values(params, row):
-        example, key = row
-        loss = example_loss(params, example, key)
-        return loss[None], jnp.ones(1, loss.dtype)
+        value = of_one(loss)(params, *row)
+        return value[None], jnp.ones(1, value.dtype)
 
     return _mean_square(values, num_examples, chunk_size)
 
 
 def sampled_fisher(
-    logits: Logits,
+    outputs: Outputs,
     *,
     num_draws: int = 1,
     num_examples: int | None = None,
@@ -114,7 +111,7 @@ def sampled_fisher(
     .. math:: F = E_n E_{y \sim p(\cdot | x_n)} (\partial \log p(y | x_n))^2
 
     Args:
-      logits: ``(params, example) -> [c]`` of one example.
+      outputs: ``(params, batch) -> logits [b, c]``.
       num_draws: labels per example; the expectation over them is a mean.
       num_examples: as in :func:`empirical_fisher`.
       chunk_size: as in :func:`empirical_fisher`.
@@ -124,12 +121,12 @@ def sampled_fisher(
       but at most one per class.
 
     Raises:
-      ValueError: if ``logits`` is no such function, a size is below one, or the logits of
-        one example are no vector.
+      ValueError: if ``outputs`` is not such a function, a size is below one, or the
+        outputs of one example are not a vector.
 
     Source: Martens 2020, arXiv:1412.1193, section 5.
     """
-    _check_logits("sampled_fisher", logits)
+    _check_outputs("sampled_fisher", outputs)
     _check(
         "sampled_fisher",
         num_draws=num_draws,
@@ -139,7 +136,7 @@ def sampled_fisher(
 
     def values(params, row):
         example, key = row
-        scores = _log_likelihoods("sampled_fisher", logits, params, example)
+        scores = _log_likelihoods("sampled_fisher", outputs, params, example)
         labels = jax.random.categorical(key, scores, shape=(num_draws,))
         shares = jnp.full(num_draws, 1 / num_draws, scores.dtype)
         if num_draws < scores.size:
@@ -150,7 +147,7 @@ def sampled_fisher(
 
 
 def exact_fisher(
-    logits: Logits,
+    outputs: Outputs,
     *,
     num_examples: int | None = None,
     chunk_size: int | None = None,
@@ -163,7 +160,7 @@ def exact_fisher(
     cross-entropy. The given labels are not looked at.
 
     Args:
-      logits: ``(params, example) -> [c]`` of one example.
+      outputs: ``(params, batch) -> logits [b, c]``.
       num_examples: as in :func:`empirical_fisher`.
       chunk_size: as in :func:`empirical_fisher`.
 
@@ -172,23 +169,23 @@ def exact_fisher(
       the leaves that are not plain dense layers.
 
     Raises:
-      ValueError: if ``logits`` is no such function, a size is below one, or the logits of
-        one example are no vector.
+      ValueError: if ``outputs`` is not such a function, a size is below one, or the
+        outputs of one example are not a vector.
 
     Source: Martens 2020, arXiv:1412.1193, section 5.
     """
-    _check_logits("exact_fisher", logits)
+    _check_outputs("exact_fisher", outputs)
     _check("exact_fisher", num_examples=num_examples, chunk_size=chunk_size)
 
     def values(params, row):
-        scores = _log_likelihoods("exact_fisher", logits, params, row[0])
+        scores = _log_likelihoods("exact_fisher", outputs, params, row[0])
         return scores, jnp.exp(scores)
 
     return _mean_square(values, num_examples, chunk_size)
 
 
 def batched_fisher(
-    example_loss: ExampleLoss, *, batch_size: int, num_examples: int | None = None
+    loss: Loss, *, batch_size: int, num_examples: int | None = None
 ) -> Fisher:
     r"""Mean over batches of the squared gradient of the batch's mean loss. Not a Fisher.
 
@@ -199,25 +196,25 @@ def batched_fisher(
     size ``B`` as ``g`` vanishes. Here only to compare with, and to reproduce them.
 
     Args:
-      example_loss: ``(params, example, key) -> scalar``.
+      loss: ``(params, batch, keys [b]) -> [b]``.
       batch_size: rows per batch, in the order given; the last one may be shorter.
       num_examples: as in :func:`empirical_fisher`.
 
     Raises:
-      ValueError: if ``example_loss`` is no such function, or a size is below one.
+      ValueError: if ``loss`` is not such a function, or a size is below one.
     """
-    _check_loss("batched_fisher", example_loss)
+    _check_loss("batched_fisher", loss)
     _check("batched_fisher", num_examples=num_examples, batch_size=batch_size)
 
     def fisher(key, params, task):
         check_batch("batched_fisher", task)
 
         def squared(rows, weight, keys):
-            def loss(params):
-                losses = jax.vmap(example_loss, (None, 0, 0))(params, rows, keys)
+            def mean(params):
+                losses = example_losses(loss, params, rows, keys)
                 return safe_divide(jnp.sum(weight * losses), jnp.sum(weight))
 
-            return jax.tree.map(_square, jax.grad(loss)(params)), jnp.any(weight > 0)
+            return jax.tree.map(_square, jax.grad(mean)(params)), jnp.any(weight > 0)
 
         return _mean_over_chunks(squared, key, params, task, num_examples, batch_size)
 
@@ -298,27 +295,26 @@ def _row_keys(key, index):
     return jax.vmap(jax.random.fold_in, (None, 0))(key, index)
 
 
-def _log_likelihoods(who, logits, params, example):
-    scores = logits(params, example)
-    if scores.ndim != 1:
-        msg = f"{who}: logits of one example must be a vector [c], got {scores.shape}."
+def _log_likelihoods(who, outputs, params, example):
+    scores = outputs(params, jax.tree.map(lambda leaf: leaf[None], example))
+    if scores.ndim != 2 or scores.shape[0] != 1:
+        msg = f"{who}: outputs must be logits [b, c], got {scores.shape} for one row."
         raise ValueError(msg)
-    return jax.nn.log_softmax(scores)
+    return jax.nn.log_softmax(scores[0])
 
 
 def _square(grad):
     return jnp.square(wide(grad))
 
 
-def _check_loss(who, example_loss):
-    remedy = "such as cross_entropy(logits)"
-    check_kind(who, Callable, remedy, example_loss=example_loss)
-    check_function(who, "params, example, key", example_loss=example_loss)
+def _check_loss(who, loss):
+    check_kind(who, Callable, "such as cross_entropy(outputs)", loss=loss)
+    check_function(who, "params, batch, keys", loss=loss)
 
 
-def _check_logits(who, logits):
-    check_kind(who, Callable, "such as single_head(model.apply)", logits=logits)
-    check_function(who, "params, example", logits=logits)
+def _check_outputs(who, outputs):
+    check_kind(who, Callable, "such as single_head(model.apply)", outputs=outputs)
+    check_function(who, "params, batch", outputs=outputs)
 
 
 def _check(who, **sizes):

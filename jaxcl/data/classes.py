@@ -54,7 +54,7 @@ def class_pairs(
 
     Returns:
       A stream of two outputs: for one head that all tasks share, or for
-      ``jaxcl.losses.multi_head`` with ``2 T`` outputs.
+      ``jaxcl.losses.heads`` with ``2 T`` outputs.
 
     Raises:
       ValueError: if a pair names a class twice, or one without train or test rows.

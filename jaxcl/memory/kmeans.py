@@ -8,11 +8,11 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from jaxcl.errors import check_size
 from jaxcl.memory.selection import Select
-from jaxcl.tree import num_rows
+from jaxcl.tree import by_chunks, num_rows
 
 
 def kmeans_examples(
-    features: Callable, *, num_iterations: int = 10, chunk_size: int = 1024
+    hidden: Callable, *, num_iterations: int = 10, chunk_size: int = 1024
 ) -> Select:
     """Keep the row nearest to each of ``capacity`` K-means centroids of the features.
 
@@ -20,8 +20,8 @@ def kmeans_examples(
     filled with other rows at random.
 
     Args:
-      features: ``(params, x) -> array`` of ONE input; flattened and read as float32. With
-        a :class:`jaxcl.typing.Model`, ``lambda params, x: model.features(params, x)[-1]``.
+      hidden: ``(params, x [b, ...]) -> [b, ...]``; flattened per row and read as float32.
+        With a :class:`jaxcl.typing.Model`: ``lambda *args: model.hidden(*args)[-1]``.
       num_iterations: of Lloyd's algorithm, after K-means++; see :func:`kmeans`.
       chunk_size: rows held at once: features and distances to the centroids take
         ``chunk_size`` rows of memory, besides the ``n`` feature vectors themselves.
@@ -38,9 +38,12 @@ def kmeans_examples(
     def select(key, params, task, capacity):
         key_means, key_rest = jax.random.split(key)
         rows = num_rows(task)
-        flat = lambda x: jnp.ravel(features(params, x)).astype(jnp.float32)
-        points = jax.lax.map(jax.vmap(flat), in_chunks(task.x, chunk_size))
-        points = points.reshape(-1, points.shape[-1])[:rows]
+
+        def flat(x):
+            found = hidden(params, x)
+            return found.reshape(len(found), -1).astype(jnp.float32)
+
+        points = by_chunks(flat, (task.x,), chunk_size)
         centroids = kmeans(
             key_means,
             points,

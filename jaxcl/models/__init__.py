@@ -1,14 +1,13 @@
 """What is trained: networks as pure functions of a nested dict of arrays."""
 
 from jaxcl.models.from_flax import from_flax, init_kernels
-from jaxcl.models.llama import LanguageModel, LlamaConfig, llama
+from jaxcl.models.llama import LlamaConfig, llama
 from jaxcl.models.mlp import Activation, crelu, mlp
 from jaxcl.models.precision import cast_compute
 from jaxcl.models.resnet import resnet
 
 __all__ = [
     "Activation",
-    "LanguageModel",
     "LlamaConfig",
     "cast_compute",
     "crelu",

@@ -1,127 +1,221 @@
 """Flax modules turned into pure functions, once, at the border."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
+from flax import linen, nnx
 from jax.core import Tracer
-from jaxtyping import ScalarLike
+from jaxtyping import PyTree, ScalarLike
 
-from jaxcl.errors import check_key, check_kind
+from jaxcl.errors import check_key, shown
 from jaxcl.typing import Batch, Key, Model, Params, Units
+
+Gain = Callable[[tuple[str, ...]], ScalarLike]
 
 
 def from_flax(
-    build: Callable[[nnx.Rngs], nnx.Module],
-    units: tuple[Units, ...] = (),
+    module: Callable[[nnx.Rngs], nnx.Module] | nnx.Module | linen.Module,
+    x: PyTree | None = None,
     *,
-    gain: Callable[[tuple[str, ...]], ScalarLike] | None = None,
+    hidden: Callable[[Any, PyTree], tuple] | None = None,
+    units: tuple[Units, ...] = (),
+    gain: Gain | None = None,
+    train: Mapping[str, Any] | None = None,
+    evaluate: Mapping[str, Any] | None = None,
 ) -> Model:
-    """A module as a :class:`jaxcl.typing.Model`: pure functions of a nested dict.
+    """An nnx or linen module as a :class:`jaxcl.typing.Model`.
+
+    The module is called with a batch ``x [b, ...]`` and returns ``[b, ...]``, such as
+    logits. Its parameters become a nested dict. A module with dropout gets a mask for each
+    row, from that row's key, so that a row's loss does not depend on its neighbours: while
+    training it is then vmapped over rows. Others never are.
 
     Args:
-      build: ``(rngs) -> module``. Called with one input, the module returns
-        ``(hidden, logits)``: the tuple of its hidden activations, ``()`` for none, and
-        ``[c]``. Whatever it holds besides its parameters must be static: no dropout, no
-        running statistics.
-      units: where the units behind the first features live.
+      module: an nnx module by a function ``(rngs) -> module``, such as
+        ``lambda rngs: Net(8, 3, rngs=rngs)``; a finished nnx module, whose weights
+        ``init`` then copies, whatever the key; or a linen module.
+      x: for linen, an input of one or more rows, of which only shapes and dtypes count.
+      hidden: ``(module, x) -> tuple`` of activations ``[b, ...]``, the last one what the
+        output layer reads, such as the method ``Net.hidden``.
+      units: where the units behind the first activations live.
       gain: ``(path) -> scalar``; kernels are then drawn by :func:`init_kernels` instead
         of by the module's initialisers, which compiles and runs faster.
+      train: arguments of the call while training, such as ``{"train": True}``; given for
+        linen, the module has dropout.
+      evaluate: arguments of the call for evaluation.
 
     Returns:
-      A model whose parameters are the module's ``nnx.Param``s. Building it allocates
-      nothing. ``init`` is compiled, because drawing weights eagerly takes seconds; the
-      other functions are plain and work under any transformation.
+      A model. Building it allocates nothing but a finished module's weights. ``init`` is
+      compiled, because drawing weights eagerly takes seconds; the other functions are
+      plain and work under any transformation.
 
     Raises:
-      ValueError: if ``build`` is no function, returns no module, or one that holds
-        variables besides its parameters. Applying raises it if the module returns
-        anything but ``(hidden, logits)``.
+      ValueError: for what is not such a module, a linen module without ``x``, or one that
+        holds arrays besides its parameters, such as running statistics.
     """
-    graph = _static_part(build)
+    calls = dict(train or {}), dict(evaluate or {})
+    if isinstance(module, linen.Module):
+        if x is None:
+            msg = (
+                "from_flax: a linen module needs x, an input that shows shapes and dtypes, "
+                "got None; give from_flax(module, x)."
+            )
+            raise ValueError(msg)
+        draw, apply, look = _linen(module, x, hidden, *calls, noisy=train is not None)
+    else:
+        draw, apply, look = _nnx(module, hidden, *calls)
 
     @jax.jit
     def init(key):
         check_key("model", key)
-        params = nnx.to_pure_dict(nnx.state(build(nnx.Rngs(key)), nnx.Param))
+        params = draw(key)
         return params if gain is None else init_kernels(key, params, gain)
 
-    def run(params, x):
+    model = Model(init, _of_inputs(apply), units=units)
+    return model._replace(hidden=look) if hidden else model
+
+
+def _of_inputs(apply):
+    """Refuse a whole batch, which comes where a loss was given ``apply`` as outputs."""
+
+    def checked(params, x, keys=None):
         if isinstance(x, Batch):
             msg = (
-                "model: apply takes params and ONE input, got a Batch; where logits of "
-                "an example are wanted give single_head(model.apply)."
+                "model: x must be inputs [b, ...], got a Batch; where a loss takes outputs "
+                "give single_head(model.apply)."
             )
             raise ValueError(msg)
-        return _check_outputs(nnx.merge(graph, nnx.State(params))(x))
+        return apply(params, x, keys)
 
-    def apply(params, x):
-        return run(params, x)[1]
-
-    def hidden(params, x):
-        return run(params, x)[0]
-
-    return Model(init, apply, hidden, units)
+    return checked
 
 
-def _static_part(build: Callable):
-    """All of a module but its parameters, which has to be static."""
-    if isinstance(build, nnx.Module) or not callable(build):
+def _nnx(module, hidden, train, evaluate):
+    """``(draw, apply, look)`` of an nnx module."""
+    given = isinstance(module, nnx.Module)
+    build = (lambda rngs: module) if given else module
+    if not callable(build):
         msg = (
-            f"from_flax: build must be a function (rngs) -> module, got {_outline(build)}; "
-            "give lambda rngs: Net(..., rngs=rngs)."
+            "from_flax: module must be a function (rngs) -> nnx module, an nnx or a linen "
+            f"module, got {shown(module)}; give lambda rngs: Net(..., rngs=rngs)."
         )
         raise ValueError(msg)
+    abstract = nnx.eval_shape(lambda: _checked(build(nnx.Rngs(0))))
+    weights = nnx.to_pure_dict(nnx.state(module, nnx.Param)) if given else None
+    modes = {}
+    for mode in ("train", "eval"):
+        getattr(abstract, mode)()
+        modes[mode] = nnx.split(abstract, nnx.Param, nnx.RngState, ...)
+        _refuse(nnx.to_flat_state(modes[mode][3]), abstract)
+    streams = modes["train"][2]
+    noisy = bool(jax.tree.leaves(streams))
 
-    def draw():
-        module = build(nnx.Rngs(0))
-        check_kind(
-            "from_flax", nnx.Module, "build must return an nnx one", module=module
-        )
+    def draw(key):
+        if given:
+            return jax.tree.map(jnp.array, weights)
+        return nnx.to_pure_dict(nnx.state(build(nnx.Rngs(key)), nnx.Param))
+
+    def merged(params, mode="eval", key=None):
+        key = jax.random.key(0) if key is None else key
+        return nnx.merge(modes[mode][0], nnx.State(params), _seeded(streams, key))
+
+    def apply(params, x, keys=None):
+        if keys is None:
+            return merged(params)(x, **evaluate)
+        if not noisy:
+            return merged(params, "train")(x, **train)
+
+        def row(x, key):
+            one = jax.tree.map(lambda leaf: leaf[None], x)
+            return merged(params, "train", key)(one, **train)[0]
+
+        return jax.vmap(row)(x, keys)
+
+    return draw, apply, lambda params, x: tuple(hidden(merged(params), x))
+
+
+def _checked(module):
+    if isinstance(module, nnx.Module):
         return module
-
-    module = nnx.eval_shape(draw)
-    arrays = (nnx.Variable, jax.ShapeDtypeStruct, Tracer)  # a bare array is a tracer
-    others = [
-        f"{'.'.join(map(str, path))} ({_outline(value)})"
-        for path, value in nnx.iter_graph(module)
-        if isinstance(value, arrays) and not isinstance(value, nnx.Param)
-    ]
-    if others:
-        msg = (
-            "from_flax: a module may hold no arrays but in nnx.Param, got "
-            f"{', '.join(others[:4])}; leave out dropout and running statistics."
-        )
-        raise ValueError(msg)
-    return nnx.split(module, nnx.Param)[0]
-
-
-def _check_outputs(outputs):
-    """Refuse logits alone, of which the second would be taken for all of them."""
-    pair = isinstance(outputs, tuple) and len(outputs) == 2
-    if pair and isinstance(outputs[0], tuple | list):
-        return outputs
     msg = (
-        "model: the module must return (features, logits), features a tuple of arrays, "
-        f"got {_outline(outputs)}; return (), logits for no features."
+        "from_flax: the function must return an nnx module, got "
+        f"{type(module).__name__}; return the module itself."
     )
     raise ValueError(msg)
 
 
-def _outline(value):
-    """An array as ``float32[3, 4]``, tuples part by part, other things by their type."""
-    if isinstance(value, tuple):
-        return f"({', '.join(map(_outline, value))})"
-    if isinstance(value, jax.Array | jax.ShapeDtypeStruct):
-        return f"{value.dtype}{list(value.shape)}"
-    return type(value).__name__
+def _refuse(others, module) -> None:
+    """Refuse what is neither a parameter nor randomness."""
+    arrays = (jax.Array, jax.ShapeDtypeStruct, Tracer)
+    found = {path: type(value).__name__ for path, value in others}
+    for path, value in nnx.iter_graph(module):
+        if isinstance(value, arrays):
+            found[path] = f"{value.dtype}{list(value.shape)}"
+    held = [f"{'.'.join(map(str, path))} ({kind})" for path, kind in found.items()]
+    if held:
+        msg = (
+            "from_flax: a module may hold arrays in nnx.Param only, got "
+            f"{', '.join(held[:4])}; replace running statistics (BatchNorm) by GroupNorm "
+            "or LayerNorm, whose rows do not depend on each other."
+        )
+        raise ValueError(msg)
 
 
-def init_kernels(
-    key: Key, params: Params, gain: Callable[[tuple[str, ...]], ScalarLike]
-) -> Params:
+def _seeded(streams, key: Key):
+    """The module's random streams, each begun with keys of its own made from ``key``."""
+    leaves, structure = jax.tree.flatten(streams)
+    begun = [
+        jax.random.split(jax.random.fold_in(key, number), leaf.shape)
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        else jnp.zeros(leaf.shape, leaf.dtype)
+        for number, leaf in enumerate(leaves)
+    ]
+    return jax.tree.unflatten(structure, begun)
+
+
+def _linen(module, x, hidden, train, evaluate, *, noisy):
+    """``(draw, apply, look)`` of a linen module."""
+
+    def variables(key):
+        names = ("params", "dropout")
+        rngs = dict(zip(names, jax.random.split(key), strict=True))
+        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), x)
+        return module.init(rngs, zeros, **evaluate)
+
+    others = sorted(
+        {*jax.eval_shape(lambda: variables(jax.random.key(0)))} - {"params"}
+    )
+    if others:
+        msg = (
+            f"from_flax: a module may hold params only, got {', '.join(others)}; replace "
+            "running statistics (BatchNorm) by GroupNorm or LayerNorm, whose rows do not "
+            "depend on each other."
+        )
+        raise ValueError(msg)
+
+    def apply(params, x, keys=None):
+        if keys is None:
+            return module.apply({"params": params}, x, **evaluate)
+        if not noisy:
+            return module.apply({"params": params}, x, **train)
+
+        def row(x, key):
+            one = jax.tree.map(lambda leaf: leaf[None], x)
+            rngs = {"dropout": key}
+            return module.apply({"params": params}, one, rngs=rngs, **train)[0]
+
+        return jax.vmap(row)(x, keys)
+
+    def look(params, x):
+        return tuple(module.apply({"params": params}, x, method=hidden))
+
+    return lambda key: variables(key)["params"], apply, look
+
+
+def init_kernels(key: Key, params: Params, gain: Gain) -> Params:
     """Replace every kernel by ``gain * U(-1, 1) * sqrt(3 / fan_in)``; keep the rest.
 
     A kernel is a leaf of two or more axes, ``[..., fan_out]``, and ``fan_in`` is the
@@ -131,7 +225,7 @@ def init_kernels(
 
     Args:
       key: draws the numbers.
-      params: nested dict; gives shapes and dtypes, and the values of what is no kernel.
+      params: nested dict; gives shapes and dtypes, and the values of all other leaves.
       gain: ``(path) -> scalar``; ``sqrt(2)`` is the Kaiming law for ReLU (He et al. 2015,
         arXiv:1502.01852), 1 the law of LeCun.
     """

@@ -1,6 +1,5 @@
 """A decoder for language: blocks of attention and gated units, as in Llama."""
 
-from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
@@ -8,11 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Float
 
 from jaxcl.errors import check_kind, check_number, check_size
 from jaxcl.models.from_flax import from_flax
-from jaxcl.typing import Key, Params
+from jaxcl.typing import Model
 
 
 class LlamaConfig(NamedTuple):
@@ -31,27 +30,7 @@ class LlamaConfig(NamedTuple):
     initializer_range: float = 0.02  # standard deviation of all kernels at the start
 
 
-class LanguageModel(NamedTuple):
-    """A network over tokens as pure functions of a nested dict.
-
-    Attributes:
-      init: ``(key) -> params``.
-      apply: ``(params, tokens [n]) -> logits [n, v]`` of ONE sequence; position ``i``
-        has seen the tokens up to ``i`` and scores the next one.
-      apply_rows: ``(params, tokens [b, n]) -> logits [b, n, v]``: the same for many, with
-        all tokens as the rows of one matrix, which a ``vmap`` of ``apply`` is not.
-      hidden: ``(params, tokens [n]) -> [n, d]``, what the output layer reads.
-    """
-
-    init: Callable[[Key], Params]
-    apply: Callable[[Params, Int[Array, " n"]], Float[Array, "n v"]]
-    apply_rows: Callable[[Params, Int[Array, "b n"]], Float[Array, "b n v"]]
-    hidden: Callable[[Params, Int[Array, " n"]], Float[Array, "n d"]]
-
-
-def llama(
-    config: LlamaConfig, *, scan: bool = True, checkpoint: bool = False
-) -> LanguageModel:
+def llama(config: LlamaConfig, *, scan: bool = True, checkpoint: bool = False) -> Model:
     r"""A decoder with rotary positions, grouped queries, RMSNorm and SwiGLU.
 
     .. math:: h \leftarrow h + \text{attention}(\text{norm}(h)), \quad
@@ -69,7 +48,10 @@ def llama(
         rest anew: memory of one block instead of all, for about a third more work.
 
     Returns:
-      Pure functions. A kernel is ``[num_in, num_out]``; nothing has a bias.
+      A model with ``apply(params, tokens [b, n]) -> logits [b, n, v]``: position ``i`` has
+      seen the tokens up to ``i`` and scores the next one. ``hidden`` are the states
+      ``[b, n, d]`` that the output layer reads. A kernel is ``[num_in, num_out]``;
+      nothing has a bias.
 
     Raises:
       ValueError: for sizes below one, an odd head size, or heads that the keys' number
@@ -80,24 +62,8 @@ def llama(
     2020, arXiv:2002.05202 (SwiGLU); Zhang and Sennrich 2019, arXiv:1910.07467 (RMSNorm).
     """
     _check(config)
-    model = from_flax(
-        lambda rngs: _Llama(config, scan=scan, checkpoint=checkpoint, rngs=rngs)
-    )
-
-    def apply(params, tokens):
-        _need("apply", "n", tokens, 1)
-        return model.apply(params, tokens[None])[0]
-
-    def apply_rows(params, tokens):
-        _need("apply_rows", "b, n", tokens, 2)
-        return model.apply(params, tokens)
-
-    def hidden(params, tokens):
-        _need("features", "n", tokens, 1)
-        (states,) = model.hidden(params, tokens[None])
-        return states[0]
-
-    return LanguageModel(model.init, apply, apply_rows, hidden)
+    build = lambda rngs: _Llama(config, scan=scan, checkpoint=checkpoint, rngs=rngs)
+    return from_flax(build, hidden=lambda module, tokens: (module.states(tokens),))
 
 
 def _check(config: LlamaConfig) -> None:
@@ -127,17 +93,6 @@ def _heads(config: LlamaConfig) -> tuple[int, int, int]:
     queries = config.num_attention_heads
     keys = config.num_key_value_heads or queries
     return queries, keys, config.head_dim or config.hidden_size // queries
-
-
-def _need(who, letters, tokens, ndim):
-    """Refuse tokens of another rank, or that are no integers."""
-    dtype, shape = jnp.result_type(tokens), jnp.shape(tokens)
-    if len(shape) != ndim or not jnp.issubdtype(dtype, jnp.integer):
-        msg = (
-            f"llama: {who} takes integer tokens [{letters}], got {dtype}{list(shape)}; "
-            "apply is for one sequence, apply_rows for many."
-        )
-        raise ValueError(msg)
 
 
 class _Project(nnx.Module):
@@ -219,8 +174,12 @@ class _Llama(nnx.Module):
         self.depth, self.size, self.theta = keys.size, _heads(c)[2], c.rope_theta
         self.scan, self.checkpoint = scan, checkpoint
 
-    def __call__(self, tokens):
-        shape = tokens.shape
+    def states(self, tokens):
+        """What the output layer reads, ``[b, n, d]``."""
+        shape, dtype = jnp.shape(tokens), jnp.result_type(tokens)
+        if len(shape) != 2 or not jnp.issubdtype(dtype, jnp.integer):
+            msg = f"llama: x must be integer tokens [b, n], got {dtype}{list(shape)}."
+            raise ValueError(msg)
         turns = rotations(shape[1], self.size, self.theta)
         step = lambda x, layer: layer(x, shape, turns)
         if self.checkpoint:
@@ -233,9 +192,13 @@ class _Llama(nnx.Module):
         else:
             for layer in _unstacked(self.layers, self.depth):
                 x = step(x, layer)
-        x = self.norm(x)
+        return self.norm(x).reshape(*shape, -1)
+
+    def __call__(self, tokens):
+        states = self.states(tokens)
+        x = states.reshape(-1, states.shape[-1])
         scores = x @ self.embedding[...].T if self.tied else self.out(x)
-        return (x.reshape(*shape, -1),), scores.reshape(*shape, -1)
+        return scores.reshape(*states.shape[:-1], -1)
 
 
 def _unstacked(layers, depth):
@@ -262,4 +225,4 @@ def _turned(x, turns):
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
 
 
-__all__ = ["LanguageModel", "LlamaConfig", "llama", "rotations"]
+__all__ = ["LlamaConfig", "llama", "rotations"]

@@ -13,11 +13,11 @@ from jaxcl.errors import check_kind, check_number, is_whole
 from jaxcl.models.from_flax import from_flax
 from jaxcl.typing import Model, Units
 
-Activation = Callable[[Float[Array, " d"]], Float[Array, " k"]]
+Activation = Callable[[Float[Array, "*b d"]], Float[Array, "*b k"]]
 
 
-def crelu(x: Float[Array, " d"]) -> Float[Array, " k"]:
-    """Both halves of a number, ``[max(x, 0), max(-x, 0)]``: ``[d]`` becomes ``[2 d]``.
+def crelu(x: Float[Array, "*b d"]) -> Float[Array, "*b k"]:
+    """Both halves, ``[max(x, 0), max(-x, 0)]``: ``[..., d]`` becomes ``[..., 2 d]``.
 
     One of the two always passes a gradient, so a unit cannot die.
 
@@ -42,14 +42,15 @@ class _Mlp(nnx.Module):
                 setattr(self, f"norm_{k}", nnx.LayerNorm(width, rngs=rngs))
         self.out = nnx.Linear(reads[-1], sizes[-1], rngs=rngs)
 
-    def __call__(self, x):
-        if x.size != self.num_inputs:
+    def forward(self, x):
+        """Hidden activations and outputs, each ``[b, ...]``."""
+        if x.size != x.shape[0] * self.num_inputs:
             msg = (
-                f"mlp: one input must hold {self.num_inputs} numbers, got shape {x.shape}; "
-                "apply takes ONE input (vmap it over a batch), and sizes[0] is its size."
+                f"mlp: x must hold {self.num_inputs} numbers per row, got shape {x.shape}; "
+                "apply takes a batch [b, ...], and sizes[0] is the size of a row."
             )
             raise ValueError(msg)
-        hidden, h = [], x.reshape(-1)
+        hidden, h = [], x.reshape(x.shape[0], self.num_inputs)
         for k in range(self.num_hidden):
             h = getattr(self, f"hidden_{k}")(h)
             if self.layer_norm:
@@ -57,6 +58,9 @@ class _Mlp(nnx.Module):
             h = self.activation(h)
             hidden.append(h)
         return tuple(hidden), self.out(h)
+
+    def __call__(self, x):
+        return self.forward(x)[1]
 
 
 def mlp(
@@ -76,7 +80,8 @@ def mlp(
     Args:
       sizes: widths from input to output, e.g. ``(784, 100, 100, 10)`` for 28 x 28 images,
         two hidden layers and ten classes.
-      activation: a function of a vector; :func:`crelu` doubles what the next layer reads.
+      activation: ``[b, d] -> [b, d]``, row by row; :func:`crelu` gives ``[b, 2 d]``, which
+        doubles what the next layer reads.
       layer_norm: whether to normalise before each activation (arXiv:1607.06450), the most
         robust single remedy for lost plasticity in arXiv:2303.01486.
       gain: hidden kernels are uniform with variance ``gain**2 / fan_in``: ``sqrt(2)`` is
@@ -85,15 +90,15 @@ def mlp(
         2024 (Nature 632, 768).
 
     Returns:
-      A model with ``apply(params, x)`` for one ``x`` of ``sizes[0]`` numbers, whatever its
-      shape, one entry of ``hidden`` ``[width]`` (``[2 width]`` with CReLU) per hidden
-      layer, and ``units`` to match.
+      A model with ``apply(params, x [b, ...])`` for rows of ``sizes[0]`` numbers, whatever
+      their shape, one entry of ``hidden`` ``[b, width]`` (``[b, 2 width]`` with CReLU) per
+      hidden layer, and ``units`` to match.
 
     Raises:
       ValueError: if ``sizes`` has fewer than two entries or one below 1, if a gain is
         negative or not finite, or if the activation's output is not a whole number of
-        copies of its input. Applying raises it if ``x`` does not hold ``sizes[0]``
-        numbers.
+        copies of its input. Applying raises it if the rows of ``x`` do not
+        hold ``sizes[0]`` numbers.
     """
     listed = isinstance(sizes, Sequence | np.ndarray) and not isinstance(sizes, str)
     if not listed or len(sizes) < 2 or not all(is_whole(n) and n > 0 for n in sizes):
@@ -123,7 +128,8 @@ def mlp(
         for k, (name, reader) in enumerate(itertools.pairwise(names))
     )
     kernel_gain = lambda path: out_gain if path[0] == "out" else gain
-    return from_flax(build, units, gain=kernel_gain)
+    hidden = lambda module, x: module.forward(x)[0]
+    return from_flax(build, hidden=hidden, units=units, gain=kernel_gain)
 
 
 def _norm_vectors(k, layer_norm):
@@ -132,15 +138,15 @@ def _norm_vectors(k, layer_norm):
 
 def _copies(activation):
     """How many numbers an activation makes of one."""
-    probe = jax.ShapeDtypeStruct((6,), jnp.float32)
+    probe = jax.ShapeDtypeStruct((2, 6), jnp.float32)
     shape = jax.eval_shape(activation, probe).shape
-    if len(shape) != 1 or shape[0] % 6 or not shape[0]:
+    if len(shape) != 2 or shape[0] != 2 or shape[1] % 6 or not shape[1]:
         msg = (
-            "mlp: activation must map [d] to [d] or, like crelu, to [k * d], "
-            f"got {shape} from (6,)."
+            "mlp: activation must map [b, d] to [b, d] or, like crelu, to [b, k * d], "
+            f"got {shape} from (2, 6)."
         )
         raise ValueError(msg)
-    return shape[0] // 6
+    return shape[1] // 6
 
 
 __all__ = ["Activation", "crelu", "mlp"]

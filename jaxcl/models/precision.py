@@ -4,13 +4,11 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import PyTree
 
 from jaxcl.errors import check_kind
-from jaxcl.typing import Params
 
 
-def cast_compute(dtype, apply: Callable[[Params, PyTree], PyTree]) -> Callable:
+def cast_compute(dtype, apply: Callable) -> Callable:
     """The same network, computed in another floating type.
 
     Parameters and inputs are cast on the way in and outputs to float32 on the way out, so
@@ -20,7 +18,7 @@ def cast_compute(dtype, apply: Callable[[Params, PyTree], PyTree]) -> Callable:
     Args:
       dtype: such as ``jnp.bfloat16``, which an accelerator computes faster than float32.
         A CPU does not.
-      apply: ``(params, x) -> outputs``; integers in either stay what they are.
+      apply: ``(params, x, keys=None) -> outputs``; integers stay what they are.
 
     Raises:
       ValueError: if ``dtype`` is no floating type.
@@ -39,8 +37,8 @@ def cast_compute(dtype, apply: Callable[[Params, PyTree], PyTree]) -> Callable:
         )
         return jax.tree.map(change, tree)
 
-    return lambda params, x: cast(
-        apply(cast(params, dtype), cast(x, dtype)), jnp.float32
+    return lambda params, x, keys=None: cast(
+        apply(cast(params, dtype), cast(x, dtype), keys), jnp.float32
     )
 
 

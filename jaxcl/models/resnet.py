@@ -96,21 +96,24 @@ class _ResNet(nnx.Module):
             num_in = num_out
         self.out = nnx.Linear(num_in, num_classes, rngs=rngs)
 
-    def __call__(self, x):
-        if x.ndim != 3 or x.shape[-1] != self.channels:
+    def forward(self, x):
+        """Hidden activations and outputs, each ``[b, ...]``."""
+        if x.ndim != 4 or x.shape[-1] != self.channels:
             msg = (
-                f"resnet: one input must be [height, width, {self.channels}], got shape "
-                f"{x.shape}; apply takes ONE image, vmap it over a batch."
+                f"resnet: x must be images [b, height, width, {self.channels}], got shape "
+                f"{x.shape}."
             )
             raise ValueError(msg)
-        # GroupNorm takes the first of its axes for a batch, also where there is none.
-        h = nnx.relu(self.norm(self.stem(x[None])))
+        h = nnx.relu(self.norm(self.stem(x)))
         hidden = []
         for name, _, _ in self.names:
             inner, h = getattr(self, name)(h)
-            hidden.append(inner[0])
-        pooled = jnp.mean(h[0], axis=(0, 1))
+            hidden.append(inner)
+        pooled = jnp.mean(h, axis=(1, 2))
         return (*hidden, pooled), self.out(pooled)
+
+    def __call__(self, x):
+        return self.forward(x)[1]
 
 
 def _block_names(blocks):
@@ -134,7 +137,7 @@ def resnet(
 
     A 3 x 3 stem, then ``blocks[k]`` blocks with ``width * 2**k`` channels; each stage
     after the first halves the image; the mean over positions; a linear layer. GroupNorm
-    keeps no running statistics, so the network stays a pure function of one image.
+    keeps no running statistics, so each row depends on its own image only.
     ``blocks=(2, 2, 2, 2), width=64`` has the layout of ResNet-18 with its CIFAR stem.
 
     Args:
@@ -146,14 +149,13 @@ def resnet(
       channels: channels of the image.
 
     Returns:
-      A model with ``apply(params, x)`` for one ``x [height, width, channels]``.
-      ``hidden`` are the activations inside each block ``[height, width, channels]``,
-      whose channels ``units`` describes, and last the mean ``[channels]`` that the output
-      layer reads.
+      A model with ``apply(params, x [b, height, width, channels])``. ``hidden`` are the
+      activations inside each block ``[b, height, width, channels]``, whose channels
+      ``units`` describes, and last the mean ``[b, channels]`` that the output layer reads.
 
     Raises:
       ValueError: if a size is not positive or ``groups`` does not divide ``width``.
-        Applying raises it for anything but one image with ``channels`` channels.
+        Applying raises it for anything but images with ``channels`` channels.
 
     References:
       He et al. 2016, arXiv:1512.03385; Wu and He 2018, arXiv:1803.08494.
@@ -195,7 +197,8 @@ def resnet(
         for name, stage, _ in _block_names(blocks)
     )
     gain = lambda path: 1.0 if path[0] == "out" else math.sqrt(2.0)
-    return from_flax(build, units, gain=gain)
+    hidden = lambda module, x: module.forward(x)[0]
+    return from_flax(build, hidden=hidden, units=units, gain=gain)
 
 
 __all__ = ["resnet"]

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, ScalarLike
+from jaxtyping import Array, Float, Int, PyTree, ScalarLike
 
 from jaxcl.errors import check_number
 from jaxcl.lockstep import when
@@ -59,7 +59,7 @@ def adaptable_contribution(h, mean, weight, reads, writes):
 
 
 def continual_backprop(
-    features: Callable[[Params, Array], tuple[Array, ...]],
+    hidden: Callable[[Params, PyTree], tuple[Array, ...]],
     units: tuple[Units, ...],
     init: Callable[[Key], Params],
     *,
@@ -88,8 +88,8 @@ def continual_backprop(
     makes the move void; here it has its effect.)
 
     Args:
-      features: ``(params, x) -> tuple`` of hidden activations of one input.
-      units: where the units of the first ``len(units)`` features live.
+      hidden: ``(params, x [b, ...]) -> tuple`` of hidden activations ``[b, ...]``.
+      units: where the units of the first ``len(units)`` activations live.
       init: ``(key) -> params``, draws a fresh network.
       rate: share of the mature units replaced per step, in [0, 1].
       maturity: steps during which a new unit is safe.
@@ -113,11 +113,12 @@ def continual_backprop(
     check_number("continual_backprop", maturity=maturity)
 
     def reset(key, state, params, batch):
-        hidden = jax.vmap(features, in_axes=(None, 0))(params, batch.x)
         real = jnp.any(batch.weight > 0)  # padding is no experience
         seen = tuple(
             _observe(layer, traces, params, h, batch.weight, decay, utility)
-            for layer, traces, h in zip(units, state, hidden, strict=False)
+            for layer, traces, h in zip(
+                units, state, hidden(params, batch.x), strict=False
+            )
         )
         state = jax.tree.map(lambda new, old: jnp.where(real, new, old), seen, state)
         eligible = [real & (traces.age > maturity) for traces in state]

@@ -7,14 +7,14 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, ScalarLike
+from jaxtyping import Array, Float, PyTree, ScalarLike
 
 from jaxcl import tree
 from jaxcl.curvature.sharpness import sam_sharpness
 from jaxcl.errors import check_number
 from jaxcl.losses import mean_loss
 from jaxcl.plasticity.units import dormancy_score, mean_over_rows
-from jaxcl.typing import Batch, ExampleLoss, Key, Params
+from jaxcl.typing import Batch, Key, Loss, Params
 
 Features = tuple[Float[Array, "b ..."], ...]
 
@@ -128,8 +128,8 @@ def _check_values(who, values):
 
 def measure(
     key: Key,
-    example_loss: ExampleLoss,
-    features: Callable[[Params, Array], tuple[Array, ...]],
+    loss: Loss,
+    hidden: Callable[[Params, PyTree], tuple[Array, ...]],
     params: Params,
     start: Params,
     batch: Batch,
@@ -141,9 +141,10 @@ def measure(
 
     Args:
       key: for the loss; the same for all its evaluations.
-      example_loss: ``(params, example, key) -> scalar``.
-      features: ``(params, x) -> tuple`` of hidden activations of one input. Ranks are
-        those of the last one, ``[b, d]`` (positions become columns).
+      loss: ``(params, batch, keys [b]) -> [b]``.
+      hidden: ``(params, x [b, ...]) -> tuple`` of activations ``[b, ...]``, such as
+        ``model.hidden``. Ranks are those of the last one, ``[b, d]`` (positions become
+        columns).
       params: the point to look at.
       start: where training began.
       batch: the probe, rows ``[b, ...]``.
@@ -162,25 +163,25 @@ def measure(
         negative or not finite.
     """
     check_number("measure", rho=rho, tau=tau)
-    hidden = jax.vmap(features, in_axes=(None, 0))(params, batch.x)
-    if not hidden:
-        msg = "measure: features must return at least one hidden activation, got none."
+    activations = hidden(params, batch.x)
+    if not activations:
+        msg = "measure: hidden must return at least one activation, got none."
         raise ValueError(msg)
-    loss = lambda params: mean_loss(example_loss, params, batch, key)
-    value, grads = jax.value_and_grad(loss)(params)
-    last = hidden[-1]
+    mean = lambda params: mean_loss(loss, params, batch, key)
+    value, grads = jax.value_and_grad(mean)(params)
+    last = activations[-1]
     values = singular_values(last.reshape(last.shape[0], -1), batch.weight)
     found = {
         "loss": value,
-        "dead_fraction": dead_fraction(hidden, batch.weight),
-        "dormant_fraction": dormant_fraction(hidden, batch.weight, tau),
+        "dead_fraction": dead_fraction(activations, batch.weight),
+        "dormant_fraction": dormant_fraction(activations, batch.weight, tau),
         "effective_rank": effective_rank(values),
         "stable_rank": stable_rank(values),
         "srank": srank(values),
         "weight_norm": tree.norm(params),
         "distance": tree.norm(tree.subtract(params, start)),
         "grad_norm": tree.norm(grads),
-        "sam_sharpness": sam_sharpness(loss, params, rho),
+        "sam_sharpness": sam_sharpness(mean, params, rho),
     }
     return {name: figure.astype(jnp.float32) for name, figure in found.items()}
 

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, ScalarLike
+from jaxtyping import Array, PyTree, ScalarLike
 
 from jaxcl.errors import check_number, check_size
 from jaxcl.lockstep import when
@@ -19,7 +19,7 @@ from jaxcl.typing import Key, Params, Reset, Units
 
 
 def redo(
-    features: Callable[[Params, Array], tuple[Array, ...]],
+    hidden: Callable[[Params, PyTree], tuple[Array, ...]],
     units: tuple[Units, ...],
     init: Callable[[Key], Params],
     *,
@@ -36,8 +36,8 @@ def redo(
     their sum; a channel of a convolution by its mean over positions.
 
     Args:
-      features: ``(params, x) -> tuple`` of hidden activations of one input.
-      units: where the units of the first ``len(units)`` features live.
+      hidden: ``(params, x [b, ...]) -> tuple`` of hidden activations ``[b, ...]``.
+      units: where the units of the first ``len(units)`` activations live.
       init: ``(key) -> params``, draws a fresh network.
       threshold: largest score of a dormant unit; 0 renews dead units only.
       period: steps between two renewals. All the work - one forward pass, one fresh
@@ -54,10 +54,9 @@ def redo(
     check_number("redo", threshold=threshold)
 
     def recycle(key, params, batch):
-        hidden = jax.vmap(features, in_axes=(None, 0))(params, batch.x)
         fresh = init(key)
         mask = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, bool), params)
-        for layer, h in zip(units, hidden, strict=False):
+        for layer, h in zip(units, hidden(params, batch.x), strict=False):
             activity = mean_over_rows(jnp.abs(h), batch.weight)
             activity = activity.reshape(layer.copies, layer.width).sum(axis=0)
             dormant = dormancy_score(activity) <= threshold

@@ -8,10 +8,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int, ScalarLike
 
 from jaxcl.errors import check_number, check_size
-from jaxcl.losses import Logits, row_losses
 from jaxcl.regularizers.base import no_regularizer
-from jaxcl.tree import copied, weighted_mean
-from jaxcl.typing import Batch, Context, Params, Regularizer
+from jaxcl.tree import by_chunks, copied, weighted_mean
+from jaxcl.typing import Batch, Context, Outputs, Params, Regularizer
 
 
 class DistillState(NamedTuple):
@@ -22,7 +21,7 @@ class DistillState(NamedTuple):
 
 
 def distill(
-    logits: Logits,
+    outputs: Outputs,
     strength: ScalarLike,
     *,
     temperature: ScalarLike = 2.0,
@@ -41,8 +40,9 @@ def distill(
     distillation over a memory.
 
     Args:
-      logits: ``(params, example) -> [c]`` (or ``[l, c]``, averaged over ``l``): what to
-        keep. With several heads give those of the earlier tasks, not the current one:
+      outputs: ``(params, batch) -> [b, c]`` (or ``[b, l, c]``, averaged over ``l``): what
+        to keep, in evaluation mode (without dropout). With several heads give those of
+        the earlier tasks, not the current one:
         :func:`jaxcl.losses.past_heads`. An entry of -inf stands for an answer that is
         not given, and counts nowhere.
       strength: nats per nat.
@@ -70,19 +70,21 @@ def distill(
         return DistillState(copied(params), jnp.zeros((), jnp.int32))
 
     def penalty(state, params, context):
-        def divergence(params, example, key):
-            del key
+        def divergence(batch):
             soft = lambda params: jax.nn.log_softmax(
-                logits(params, example) / temperature
+                outputs(params, batch) / temperature
             )
             kept, now = jax.lax.stop_gradient(soft(state.anchor)), soft(params)
             given = kept > -jnp.inf
             gaps = jnp.where(given, kept, 0.0) - jnp.where(given, now, 0.0)
-            return jnp.mean(jnp.sum(jnp.exp(kept) * gaps, axis=-1))
+            sums = jnp.sum(jnp.exp(kept) * gaps, axis=-1)
+            return jnp.mean(sums, axis=tuple(range(1, sums.ndim)))
 
         batch = rows(context)
+        if batch.weight.shape[0] == 0:
+            return jnp.zeros(())
         weight = batch.weight * (state.tasks_seen > 0)
-        gaps = row_losses(divergence, params, batch, context.key, chunk_size=chunk_size)
+        gaps = by_chunks(divergence, (batch,), chunk_size, recompute=True)
         return strength * temperature**2 * weighted_mean(gaps, weight)
 
     def end_task(key, state, params, task):

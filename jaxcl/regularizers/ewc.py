@@ -80,7 +80,7 @@ def ewc(
 
     Args:
       fisher: what measures importance at the end of a task, such as
-        ``empirical_fisher(example_loss)`` or ``exact_fisher(logits)``.
+        ``empirical_fisher(loss)`` or ``exact_fisher(outputs)``.
       strength: see the unit at the top of this module.
       decay: share of the old Fisher kept per task, in [0, 1]; None for separate anchors.
 
@@ -95,7 +95,7 @@ def ewc(
     Sources: Kirkpatrick et al. 2017, arXiv:1612.00796, equation 3; Huszar 2018,
     arXiv:1712.03847, on the sum; Schwarz et al. 2018, arXiv:1805.06370, section 4, online.
     """
-    check_kind("ewc", Callable, "such as empirical_fisher(example_loss)", fisher=fisher)
+    check_kind("ewc", Callable, "such as empirical_fisher(loss)", fisher=fisher)
     check_function("ewc", "key, params, task", fisher=fisher)
     check_number("ewc", strength=strength)
     check_number("ewc", most=1.0, optional=True, decay=decay)

@@ -7,14 +7,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, PyTree, ScalarLike
 
 from jaxcl.errors import check_number, check_size
-from jaxcl.losses import row_losses
 from jaxcl.regularizers.base import no_regularizer
-from jaxcl.tree import weighted_mean
+from jaxcl.tree import by_chunks, weighted_mean
 from jaxcl.typing import Batch, Context, Params, Regularizer
 
 
 def feature_distillation(
-    features: Callable[[Params, Batch], PyTree[Array]],
+    hidden: Callable[[Params, PyTree], PyTree[Array]],
     strength: ScalarLike,
     *,
     rows: Callable[[Context], Batch] = lambda context: context.replay,
@@ -30,8 +29,9 @@ def feature_distillation(
     are the parameters, and without replay there are no rows: both give zero.
 
     Args:
-      features: ``(params, example) -> array or tree of arrays`` of ONE example, such as
-        ``lambda params, example: model.features(params, example.x)[-1]``.
+      hidden: ``(params, x [b, ...]) -> [b, ...]``, or a tree of such arrays:
+        ``model.hidden`` for all layers, ``lambda *args: model.hidden(*args)[-1]`` for
+        the last.
       strength: loss per squared feature; the paper's gamma.
       rows: which rows of the context to look at, the replay if absent.
       chunk_size: rows whose activations are held at once; all if absent.
@@ -54,16 +54,14 @@ def feature_distillation(
         if batch.weight.shape[0] == 0:
             return jnp.zeros(())
 
-        def gap(params, example, key):
-            del key
-            average = jax.lax.stop_gradient(features(context.average, example))
-            square = lambda a, b: jnp.mean(jnp.square(a - b))
-            gaps = jax.tree.leaves(
-                jax.tree.map(square, features(params, example), average)
-            )
-            return jnp.mean(jnp.stack(gaps))
+        def gap(x):
+            average = jax.lax.stop_gradient(hidden(context.average, x))
+            per_row = lambda leaf: jnp.mean(leaf, axis=tuple(range(1, leaf.ndim)))
+            square = lambda a, b: per_row(jnp.square(a - b))
+            gaps = jax.tree.leaves(jax.tree.map(square, hidden(params, x), average))
+            return jnp.mean(jnp.stack(gaps), axis=0)
 
-        gaps = row_losses(gap, params, batch, context.key, chunk_size=chunk_size)
+        gaps = by_chunks(gap, (batch.x,), chunk_size, recompute=True)
         return strength * weighted_mean(gaps, batch.weight)
 
     return no_regularizer()._replace(penalty=penalty)

@@ -24,10 +24,10 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from jaxcl.data.stream import task_list
 from jaxcl.errors import check_key, check_kind, check_size
-from jaxcl.losses import Logits, accuracy
+from jaxcl.losses import accuracy
 from jaxcl.training.order import batch_order, fit_keys, task_keys
 from jaxcl.tree import at, check_batch, num_rows, num_tasks
-from jaxcl.typing import Batch, Key, Method, MethodState, Params, Stream
+from jaxcl.typing import Batch, Key, Method, MethodState, Outputs, Params, Stream
 
 
 class TaskSnapshot(NamedTuple):
@@ -203,12 +203,12 @@ def steps_for(num_rows: int, *, batch_size: int, num_epochs: int = 1) -> int:
 
 
 def current_accuracy(
-    logits: Logits, stream: Stream, *, chunk_size: int | None = None
+    outputs: Outputs, stream: Stream, *, chunk_size: int | None = None
 ) -> Callback:
     """Observe the test accuracy on the task at hand: plasticity when taken after it.
 
     Args:
-      logits: ``(params, example) -> [c]``.
+      outputs: ``(params, batch) -> logits [b, c]``.
       stream: where the test sets come from.
       chunk_size: rows held at once.
     """
@@ -216,13 +216,13 @@ def current_accuracy(
 
     def observe(snapshot):
         test = stream.test(stream.pool, snapshot.plan)
-        return accuracy(logits, snapshot.params, test, chunk_size=chunk_size)
+        return accuracy(outputs, snapshot.params, test, chunk_size=chunk_size)
 
     return observe
 
 
 def accuracy_row(
-    logits: Logits,
+    outputs: Outputs,
     stream: Stream,
     *,
     every: int = 1,
@@ -237,7 +237,7 @@ def accuracy_row(
     first rows of each test set only.
 
     Args:
-      logits: ``(params, example) -> [c]``.
+      outputs: ``(params, batch) -> logits [b, c]``.
       stream: its whole plan is evaluated, seen and unseen tasks alike.
       every: distance between evaluated rows.
       num_examples: test rows per task; all if absent.
@@ -253,7 +253,11 @@ def accuracy_row(
     def observe(snapshot):
         def evaluate(params):
             return accuracies(
-                logits, params, stream, num_examples=num_examples, chunk_size=chunk_size
+                outputs,
+                params,
+                stream,
+                num_examples=num_examples,
+                chunk_size=chunk_size,
             )
 
         if every == 1:
@@ -266,7 +270,7 @@ def accuracy_row(
 
 
 def accuracies(
-    logits: Logits,
+    outputs: Outputs,
     params: Params,
     stream: Stream,
     *,
@@ -280,7 +284,7 @@ def accuracies(
     def evaluate(plan):
         test = stream.test(stream.pool, plan)
         return accuracy(
-            logits, params, at(slice(num_examples), test), chunk_size=chunk_size
+            outputs, params, at(slice(num_examples), test), chunk_size=chunk_size
         )
 
     return jax.lax.map(evaluate, stream.plan)

@@ -171,13 +171,13 @@ def exact_fisher_of_resnet():
 
 def fisher_of_llama():
     """The empirical Fisher of a decoder on whole sequences."""
-    loss = losses.token_cross_entropy(LLAMA.apply, LLAMA.apply_rows)
+    loss = losses.token_cross_entropy(losses.single_head(LLAMA.apply))
     return importance(curvature.empirical_fisher(loss), drawn(LLAMA), sentences())
 
 
 def exact_fisher_of_llama():
     """The exact one of the last token's scores."""
-    last = losses.single_head(lambda params, x: LLAMA.apply(params, x)[-1])
+    last = losses.single_head(lambda params, x, keys: LLAMA.apply(params, x)[:, -1])
     return importance(curvature.exact_fisher(last), drawn(LLAMA), sentences())
 
 
@@ -227,12 +227,12 @@ def outputs():
 
     @program
     def compute(small, deep, decoder, rows, images, sentences):
-        many = jax.vmap(MODEL.apply, (None, 0))(small, rows.x)
-        seen = jax.vmap(RESNET.apply, (None, 0))(deep, images.x)
-        said = LLAMA.apply_rows(decoder, sentences.x)
-        token = losses.token_cross_entropy(LLAMA.apply, LLAMA.apply_rows)
-        hits = losses.token_accuracy(LLAMA.apply_rows)
-        distance = losses.squared_error(MODEL.apply)
+        many = MODEL.apply(small, rows.x)
+        seen = RESNET.apply(deep, images.x)
+        said = LLAMA.apply(decoder, sentences.x)
+        token = losses.token_cross_entropy(losses.single_head(LLAMA.apply))
+        hits = losses.token_accuracy(losses.single_head(LLAMA.apply))
+        distance = losses.squared_error(LOGITS)
         target = rows._replace(y=jnp.eye(3)[rows.y])
         return {
             "mlp": many,
@@ -298,8 +298,7 @@ def host_loop():
 
     def score(params, frozen, batch):
         del frozen
-        hit = lambda row: jnp.argmax(LOGITS(params, row)) == row.y
-        return jax.vmap(hit)(batch)
+        return jnp.argmax(LOGITS(params, batch), axis=-1) == batch.y
 
     options = Options(num_steps=8, batch_size=10, eval_batch_size=12, report_every=4)
     with tempfile.TemporaryDirectory() as folder:

@@ -38,7 +38,6 @@ ADAM = optax.adam(0.02)
 REPLAY = {"capacity": 12, "sample_size": 6}
 SLOTS = {"num_tasks": 2, "capacity_per_task": 6}
 RISING = lambda count: 0.02 * (count + 1.0)
-ALL_FEATURES = lambda params, example: MODEL.hidden(params, example.x)
 
 # ----------------------------------------------------------------------- named methods
 
@@ -59,7 +58,7 @@ METHODS = {
         LOGITS, SGD, kept=LOGITS, strength=1.0
     ),
     "slow_learner": lambda: methods.slow_learner(
-        LOSS, SGD, ALL_FEATURES, decay=0.8, strength=0.5, **REPLAY
+        LOSS, SGD, MODEL.hidden, decay=0.8, strength=0.5, **REPLAY
     ),
     "interpolation": lambda: methods.interpolation(LOSS, SGD, alpha=0.7),
 }
@@ -91,7 +90,7 @@ CHUNKED = {
         LOSS, SGD, **REPLAY, chunk_size=4
     ),
     "slow_learner": lambda: methods.slow_learner(
-        LOSS, SGD, ALL_FEATURES, decay=0.8, strength=0.5, **REPLAY, chunk_size=4
+        LOSS, SGD, MODEL.hidden, decay=0.8, strength=0.5, **REPLAY, chunk_size=4
     ),
 }
 
@@ -204,9 +203,7 @@ RESETS = {
     ),
     "chain_resets": lambda model: plasticity.chain_resets(
         plasticity.shrink_and_perturb(0.9, 0.05, model.init, period=4),
-        plasticity.redo(
-            model.hidden, model.units, model.init, threshold=0.5, period=6
-        ),
+        plasticity.redo(model.hidden, model.units, model.init, threshold=0.5, period=6),
     ),
 }
 
@@ -214,7 +211,7 @@ RESETS = {
 def feature_distillation():
     """Features held near the slow average's, on the rows at hand."""
     regularizer = regularizers.feature_distillation(
-        ALL_FEATURES, 0.5, rows=lambda context: context.batch
+        MODEL.hidden, 0.5, rows=lambda context: context.batch
     )
     return run(composed(SGD, regularizer=regularizer, average=averages.ema(0.8)))
 

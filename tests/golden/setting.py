@@ -120,7 +120,7 @@ LLAMA = llama(
     )
 )
 LOGITS = losses.single_head(MODEL.apply)
-OWN_HEAD = losses.multi_head(MANY_HEADS.apply, 3)
+OWN_HEAD = losses.heads(MANY_HEADS.apply, 3)
 PAST_HEADS = losses.past_heads(MANY_HEADS.apply, 3)
 LOSS = loss_of(LOGITS)
 

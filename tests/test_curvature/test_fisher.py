@@ -1,3 +1,5 @@
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,7 +19,8 @@ from tests.oracles import loop_fisher
 ROWS, CLASSES = 10, 3
 
 
-def apply(params, x):
+def apply(params, x, keys=None):
+    del keys
     return jnp.tanh(x @ params["in"] + params["bias"]) @ params["out"]
 
 
@@ -132,8 +135,7 @@ def test_squares_of_batch_means_are_not_the_fisher(key):
         for start in range(0, ROWS, 4):
             rows = at(slice(start, start + 4), task)
             mean = lambda p, rows=rows: (
-                jnp.sum(rows.weight * jax.vmap(lambda r: LOSS(p, r, None))(rows))
-                / jnp.sum(rows.weight)
+                jnp.sum(rows.weight * LOSS(p, rows, None)) / jnp.sum(rows.weight)
             )
             squares.append(jax.tree.map(jnp.square, jax.grad(mean)(params)))
             count += 1
@@ -146,7 +148,8 @@ def test_squares_of_batch_means_are_not_the_fisher(key):
 
     # Two rows that disagree on one input: the mean gradient vanishes at p = 1/2.
     torn = as_batch(jnp.ones((2, 1)), np.array([0, 1]))
-    loss = cross_entropy(single_head(lambda w, x: jnp.stack([w @ x, 0.0])))
+    two = lambda w, x, keys: jnp.stack([x @ w, jnp.zeros(len(x))], axis=1)
+    loss = cross_entropy(single_head(two))
     flat = jnp.zeros(1)
     np.testing.assert_allclose(empirical_fisher(loss)(key, flat, torn), 0.25)
     whole = batched_fisher(loss, batch_size=2)
@@ -158,7 +161,7 @@ def test_a_subset_holds_real_rows_once_each_and_at_random(key):
     weight = np.array([1, 0, 1, 1, 1, 0, 1, 1])
     code = 2.0 ** np.arange(8)
     task = as_batch(jnp.sqrt(code), np.zeros(8, int), weight=weight)
-    loss = lambda params, example, _: params * example.x
+    loss = lambda params, batch, keys: params * batch.x
     fisher = empirical_fisher(loss, num_examples=3, chunk_size=2)
     chosen = jax.jit(jax.vmap(fisher, (0, None, None)))
     sums = 3 * chosen(jax.random.split(key, 300), jnp.zeros(()), task)
@@ -172,6 +175,74 @@ def test_a_subset_holds_real_rows_once_each_and_at_random(key):
     np.testing.assert_allclose(everyone, code[weight == 1].mean(), rtol=1e-6)
     more = empirical_fisher(loss, num_examples=7)(key, jnp.zeros(()), task)
     np.testing.assert_allclose(more, everyone, rtol=1e-6)
+
+
+WEIGHTS = np.array([0.5, 2, 0, 1, 0.5, 2, 2, 0.25, 37, 0])
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda **more: empirical_fisher(LOSS, **more),
+        lambda **more: exact_fisher(LOGITS, **more),
+        lambda **more: sampled_fisher(LOGITS, **more),
+        lambda **more: sampled_fisher(LOGITS, num_draws=7, **more),
+    ],
+    ids=["empirical", "exact", "sampled", "sampled often"],
+)
+def test_weights_of_any_size_weigh_squares(key, build, x64):
+    """Oracle: a loop over rows, ``sum w F / sum w`` of the Fishers of each row alone."""
+    del x64
+    params, task = network(), make_task(WEIGHTS)
+    fisher = jax.jit(build(chunk_size=3))
+    total = jax.tree.map(np.zeros_like, params)
+    for i, weight in enumerate(WEIGHTS):
+        alone = task._replace(weight=jnp.zeros(ROWS).at[i].set(1.0))
+        row = fisher(key, params, alone)
+        total = jax.tree.map(lambda t, r, w=weight: t + w * r, total, row)
+    expected = jax.tree.map(lambda leaf: leaf / WEIGHTS.sum(), total)
+    found = fisher(key, params, task)
+    assert_close(found, expected, rtol=1e-6)  # weights are float32
+    ones = fisher(key, params, task._replace(weight=jnp.sign(task.weight)))
+    assert np.abs(found["in"] - ones["in"]).max() > 0.05 * ones["in"].max()  # control
+
+
+def test_weighted_squares_are_those_of_single_gradients(key, x64):
+    """Oracle: Python loops over rows, classes and batches, one gradient at a time."""
+    del x64
+    params, task = network(), make_task(WEIGHTS)
+    run = lambda fisher: jax.jit(fisher)(key, params, task)
+    loop = loop_fisher(log_likelihood, given_label, params, task, WEIGHTS)
+    assert_close(run(empirical_fisher(LOSS)), loop, rtol=1e-6)
+    loop = loop_fisher(log_likelihood, every_class, params, task, WEIGHTS)
+    assert_close(run(exact_fisher(LOGITS)), loop, rtol=1e-6)
+
+    gradient = jax.jit(jax.grad(log_likelihood))
+    squares = []
+    for start in range(0, ROWS, 4):
+        rows = range(start, min(start + 4, ROWS))
+        grads = [gradient(params, at(i, task), int(task.y[i])) for i in rows]
+        mean = lambda *leaves, own=WEIGHTS[rows]: np.average(leaves, 0, own)
+        squares.append(jax.tree.map(np.square, jax.tree.map(mean, *grads)))
+    batches = jax.tree.map(lambda *s: sum(s) / len(s), *squares)
+    assert_close(run(batched_fisher(LOSS, batch_size=4)), batches, rtol=1e-6)
+
+
+def test_a_weighted_subset_is_the_weighted_mean_of_the_rows_chosen(key):
+    """Oracle: all subsets of three real rows, one by one. The draw looks at no weight."""
+    weight = np.array([0.5, 2, 0, 1, 4])
+    squares = np.array([1.0, 10, 1e6, 100, 1000])
+    task = as_batch(jnp.sqrt(squares), np.zeros(5, int), weight=weight)
+    loss = lambda params, batch, keys: params * batch.x
+    fisher = empirical_fisher(loss, num_examples=3)
+    chosen = jax.jit(jax.vmap(fisher, (0, None, None)))
+    found = chosen(jax.random.split(key, 200), jnp.zeros(()), task)
+    subsets = [list(c) for c in itertools.combinations([0, 1, 3, 4], 3)]
+    wanted = np.array([np.average(squares[c], weights=weight[c]) for c in subsets])
+    gaps = np.abs(np.asarray(found)[:, None] / wanted - 1)
+    assert np.all(gaps.min(axis=1) < 1e-5)
+    shares = np.bincount(gaps.argmin(axis=1), minlength=4) / 200
+    assert np.all(abs(shares - 0.25) < 0.16)  # five standard errors
 
 
 def test_a_task_of_padding_has_no_importance(key):
@@ -189,9 +260,9 @@ def test_a_task_of_padding_has_no_importance(key):
 def test_a_row_draws_from_its_own_key_whatever_the_chunk(key):
     """Oracle: example_gradients; the loss drops inputs at random."""
 
-    def noisy(params, example, key):
-        kept = jax.random.bernoulli(key, 0.5, example.x.shape)
-        return LOSS(params, example._replace(x=example.x * kept), key)
+    def noisy(params, batch, keys):
+        kept = jax.vmap(lambda key: jax.random.bernoulli(key, 0.5, (4,)))(keys)
+        return LOSS(params, batch._replace(x=batch.x * kept), keys)
 
     params, task = network(), make_task()
 
@@ -272,6 +343,9 @@ def test_sizes_below_one_are_refused(build, message):
 
 def test_logits_that_are_no_vector_are_refused(key):
     """Oracle: the message."""
-    logits = lambda params, example: apply(params, example.x)[None]
-    with pytest.raises(ValueError, match=r"must be a vector \[c\], got \(1, 3\)"):
-        exact_fisher(logits)(key, network(), make_task())
+    tokens = lambda params, batch: apply(params, batch.x)[:, None]
+    for build in (exact_fisher, sampled_fisher):
+        with pytest.raises(
+            ValueError, match=r"logits \[b, c\], got \(1, 1, 3\) for one row"
+        ):
+            build(tokens)(key, network(), make_task())

@@ -2,9 +2,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
+from flax import linen, nnx
 
 from jaxcl.curvature.per_example import read_program, sum_squared_gradients
+from jaxcl.losses import cross_entropy, of_one, single_head
+from jaxcl.models import from_flax, mlp, resnet
+from jaxcl.tree import as_batch
 
 ROWS = 5
 
@@ -175,6 +178,67 @@ def test_the_shortcut_sees_through_flax_modules():
     found, expected = both_ways(apply, params, rows)
     jax.tree.map(
         lambda f, e: np.testing.assert_allclose(f, e, 2e-6, atol=1e-6), found, expected
+    )
+
+
+class Flattening(nnx.Module):
+    """Images as one vector each, in nnx; batch-first, as users write it."""
+
+    def __init__(self, rngs, rate=0.0):
+        self.first = nnx.Linear(12, 5, rngs=rngs)
+        self.last = nnx.Linear(5, 3, rngs=rngs)
+        self.drop = nnx.Dropout(rate, rngs=rngs)
+
+    def __call__(self, x):
+        return self.last(self.drop(nnx.relu(self.first(x.reshape(x.shape[0], -1)))))
+
+
+class LinenFlattening(linen.Module):
+    """The same in linen."""
+
+    @linen.compact
+    def __call__(self, x):
+        x = linen.Dense(5)(x.reshape((x.shape[0], -1)))
+        return linen.Dense(3)(linen.relu(x))
+
+
+IMAGES = draw(0, ROWS, 2, 2, 3)
+
+
+@pytest.mark.parametrize(
+    ("build", "num_dense"),
+    [
+        (lambda: from_flax(Flattening), 2),
+        (lambda: from_flax(lambda rngs: Flattening(rngs, rate=0.5)), 2),
+        (lambda: from_flax(LinenFlattening(), IMAGES), 2),
+        (lambda: mlp((12, 5, 4, 3), layer_norm=True), 3),
+        (lambda: resnet(3, width=4, blocks=(1,), groups=2), 1),  # the output layer
+    ],
+    ids=["nnx", "dropout", "linen", "mlp", "resnet"],
+)
+def test_the_shortcut_sees_through_batch_first_networks(build, num_dense):
+    """Oracle: squared gradients of every row as a batch of one, and their sum."""
+    model = build()
+    params = model.init(jax.random.key(0))
+    batch = as_batch(IMAGES, jnp.arange(ROWS) % 3)
+    one = of_one(cross_entropy(single_head(model.apply)))
+    rows = batch, jax.random.split(jax.random.key(1), ROWS)
+
+    def values(params, row):
+        value = one(params, *row)
+        return value[None], jnp.ones(1)
+
+    @jax.jit
+    def both(params):
+        program = read_program(values, params, rows)
+        assert len(program.sites) == num_dense
+        grads = jax.vmap(jax.grad(one), (None, 0, 0))(params, *rows)
+        plain = jax.tree.map(lambda grad: jnp.sum(grad**2, axis=0), grads)
+        return sum_squared_gradients(program, params, rows), plain
+
+    jax.tree.map(
+        lambda f, e: np.testing.assert_allclose(f, e, 1e-4, atol=1e-5 * e.max()),
+        *both(params),
     )
 
 

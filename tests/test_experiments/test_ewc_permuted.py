@@ -137,13 +137,15 @@ def test_the_predicted_fisher_squares_gradients_of_the_likeliest_label(key):
     model = mlp((5, 4, 3))
     params = model.init(key)
     x = jax.random.normal(key, (7, 5))
-    y = jnp.argmin(jax.vmap(lambda x: model.apply(params, x))(x), axis=1)
+    y = jnp.argmin(model.apply(params, x), axis=1)
     task = Batch(x, y, jnp.ones(7), jnp.zeros(7, jnp.int32))
 
     @jax.jit
     def squared(params, x):
-        scores = model.apply(params, x)
-        score = lambda p: jax.nn.log_softmax(model.apply(p, x))[jnp.argmax(scores)]
+        (scores,) = model.apply(params, x[None])
+        score = lambda p: jax.nn.log_softmax(model.apply(p, x[None])[0])[
+            scores.argmax()
+        ]
         return jax.tree.map(jnp.square, jax.grad(score)(params))
 
     each = [squared(params, row) for row in x]

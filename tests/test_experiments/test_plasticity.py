@@ -263,7 +263,7 @@ def test_every_arm_takes_a_step_and_keeps_the_structure_of_its_state():
         model = make_model(
             config, setting, activation=arm.activation, layer_norm=arm.layer_norm
         )
-        loss = cross_entropy(setting.logits(model.apply))
+        loss = cross_entropy(setting.outputs(model.apply))
         method = arm.build(loss, model, hyper, key)
         example = first_example(stream)
         start = method.init(model.init(key), example)

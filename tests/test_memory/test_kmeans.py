@@ -121,7 +121,7 @@ def test_rows_nearest_to_two_centroids_are_kept_once(key):
 def test_a_share_larger_than_the_task_and_bfloat16_features_work(key):
     """Law: all rows are kept."""
     task = as_batch(np.arange(6, dtype=np.float32).reshape(3, 2), np.arange(3))
-    select = kmeans_examples(lambda _, x: x.astype(jnp.bfloat16).reshape(2, 1))
+    select = kmeans_examples(lambda _, x: x.astype(jnp.bfloat16).reshape(len(x), 2, 1))
     memory = episodic(1, 5, select=select)
     state = jax.jit(memory.end_task)(key, memory.init(task), (), task)
     assert sorted(state.kept.y[0].tolist()) == [0, 0, 0, 1, 2]

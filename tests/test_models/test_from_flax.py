@@ -1,103 +1,314 @@
-"""Any nnx module as pure functions, and the one draw of all kernels."""
+"""nnx and linen modules as pure functions of a batch, and the one draw of all kernels."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
+from flax import linen, nnx
 
+from jaxcl.losses import check_rows_independent, cross_entropy, single_head
 from jaxcl.models import from_flax, init_kernels
+from jaxcl.tree import as_batch
+
+KEY = jax.random.key(4)
+X = jax.random.normal(jax.random.key(5), (6, 3))
 
 
-class Tiny(nnx.Module):
+class Net(nnx.Module):
     """One hidden layer, written as a user would."""
 
-    def __init__(self, rngs):
+    def __init__(self, rngs, **parts):
         self.first = nnx.Linear(3, 4, rngs=rngs)
         self.last = nnx.Linear(4, 2, rngs=rngs)
-
-    def __call__(self, x):
-        h = nnx.relu(self.first(x))
-        return (h,), self.last(h)
-
-
-def test_a_module_and_its_pure_functions_agree():
-    """Oracle: the module itself, called the ordinary way with the same key."""
-    model = from_flax(lambda rngs: Tiny(rngs))
-    x = jnp.array([1.0, -2.0, 0.5])
-
-    @jax.jit
-    def compare(key):
-        params = model.init(key)
-        hidden, logits = Tiny(nnx.Rngs(key))(x)
-        pure = (model.hidden(params, x), model.apply(params, x))
-        return (hidden, logits), pure
-
-    ordinary, pure = compare(jax.random.key(4))
-    for a, b in zip(jax.tree.leaves(ordinary), jax.tree.leaves(pure), strict=True):
-        np.testing.assert_array_equal(a, b)
-    assert model.units == ()
-
-
-class Other(Tiny):
-    """Tiny with one thing changed."""
-
-    def __init__(self, rngs, result=None, **parts):
-        super().__init__(rngs)
-        self.result = result
         for name, part in parts.items():
             setattr(self, name, part)
 
+    def hidden(self, x):
+        return (nnx.relu(self.first(x)),)
+
+    def __call__(self, x, scale=1.0):
+        return scale * self.last(*self.hidden(x))
+
+
+class LinenNet(linen.Module):
+    """The same in linen."""
+
+    def setup(self):
+        self.first, self.last = linen.Dense(4), linen.Dense(2)
+
+    def hidden(self, x):
+        return (linen.relu(self.first(x)),)
+
+    def __call__(self, x, scale=1.0):
+        return scale * self.last(*self.hidden(x))
+
+
+def assert_same(one, other):
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_an_nnx_module_and_its_pure_functions_agree():
+    """Oracle: the module itself, called the ordinary way with the same key."""
+    model = from_flax(lambda rngs: Net(rngs), hidden=Net.hidden)
+
+    @jax.jit
+    def compare(key):
+        params, module = model.init(key), Net(nnx.Rngs(key))
+        pure = model.apply(params, X), model.hidden(params, X)
+        return (module(X), module.hidden(X)), pure
+
+    assert_same(*compare(KEY))
+    assert model.units == ()
+    assert from_flax(Net).init(KEY).keys() == {"first", "last"}  # a class builds, too
+
+
+def test_a_finished_nnx_module_gives_its_weights_whatever_the_key():
+    """Oracle: the module itself, which stays as it was: its mode, counts and weights."""
+    module = Net(
+        nnx.Rngs(1), drop=nnx.Dropout(0.5, deterministic=True, rngs=nnx.Rngs(2))
+    )
+    model = from_flax(module, hidden=Net.hidden)
+    params = model.init(KEY)
+    assert_same(params["first"]["kernel"], module.first.kernel[...])
+    assert_same(params, model.init(jax.random.key(0)))
+    np.testing.assert_allclose(model.apply(params, X), module(X), rtol=1e-6)
+    np.testing.assert_allclose(*model.hidden(params, X), *module.hidden(X), rtol=1e-6)
+    assert module.drop.deterministic is True
+    assert module.drop.rngs.count[...] == 0
+    jax.jit(lambda tree: tree, donate_argnums=0)(params)  # given away: a copy
+    assert np.isfinite(module(X)).all()
+
+
+def test_a_linen_module_and_its_pure_functions_agree():
+    """Oracle: the module itself; one row shows shapes as well as many, or none of it."""
+    module = LinenNet()
+    shapes = jax.ShapeDtypeStruct((1, 3), jnp.float32)
+    for shown in (X, X[:1], shapes):
+        model = from_flax(module, shown, hidden=LinenNet.hidden)
+        params = model.init(KEY)
+        assert params.keys() == {"first", "last"}
+        variables = {"params": params}
+        assert_same(model.apply(params, X), module.apply(variables, X))
+        seen = module.apply(variables, X, method="hidden")
+        assert_same(model.hidden(params, X), seen)
+    assert not np.array_equal(
+        params["first"]["kernel"], model.init(jax.random.key(0))["first"]["kernel"]
+    )
+    variance = np.var(
+        from_flax(linen.Dense(400), jnp.ones((1, 300))).init(KEY)["kernel"]
+    )
+    np.testing.assert_allclose(variance, 1 / 300, rtol=0.02)  # linen's own initialiser
+
+
+@pytest.mark.parametrize("which", ["nnx", "linen"])
+def test_arguments_of_a_call_are_those_of_its_mode(which):
+    """Oracle: the network's outputs, doubled while training and halved for evaluation."""
+    modes = {"train": {"scale": 2.0}, "evaluate": {"scale": 0.5}}
+    if which == "nnx":
+        plain, scaled = from_flax(Net), from_flax(Net, **modes)
+    else:
+        plain, scaled = from_flax(LinenNet(), X), from_flax(LinenNet(), X, **modes)
+    params, keys = plain.init(KEY), jax.random.split(KEY, 6)
+    usual = plain.apply(params, X)
+    np.testing.assert_allclose(scaled.apply(params, X), 0.5 * usual, rtol=1e-6)
+    trained = scaled.apply(params, X, keys)
+    np.testing.assert_allclose(trained, 2.0 * usual, rtol=1e-5)
+
+
+def test_kernels_are_drawn_by_the_law_that_is_asked_for():
+    """Oracle: init_kernels on what the module drew; a finished module's, too."""
+    gain = lambda path: 2.0 if path[0] == "first" else 0.5
+    for module in (Net, Net(nnx.Rngs(3))):
+        drawn = from_flax(module, gain=gain).init(KEY)
+        plain = from_flax(module).init(KEY)
+        wanted = init_kernels(KEY, plain, gain)
+        np.testing.assert_allclose(
+            drawn["first"]["kernel"], wanted["first"]["kernel"], rtol=1e-6
+        )
+        assert not np.allclose(drawn["first"]["kernel"], plain["first"]["kernel"])
+
+
+def test_a_module_without_dropout_is_never_taken_row_by_row():
+    """Oracle: the shapes in the program; equal bits, whatever the keys."""
+    keys = jax.random.split(KEY, 6)
+    for model in (from_flax(Net), from_flax(LinenNet(), X)):
+        params = model.init(KEY)
+        assert_same(model.apply(params, X, keys), model.apply(params, X))
+        program = str(jax.make_jaxpr(model.apply)(params, X, keys))
+        assert "f32[6,4]" in program
+        assert "f32[6,1,4]" not in program
+
+
+# dropout
+
+
+class Dropping(nnx.Module):
+    """Two layers without activations, and units that are left out between and after."""
+
+    def __init__(self, rngs):
+        self.first = nnx.Linear(3, 40, rngs=rngs)
+        self.last = nnx.Linear(40, 2, rngs=rngs)
+        self.between = nnx.Dropout(0.5, rngs=rngs)
+        self.after = nnx.Dropout(0.2, rngs=rngs)
+
     def __call__(self, x):
-        return self.result(*super().__call__(x))
+        return self.after(self.last(self.between(self.first(x))))
+
+
+class LinenDropping(linen.Module):
+    """The same in linen."""
+
+    @linen.compact
+    def __call__(self, x, train=False):
+        drop = lambda rate, h: linen.Dropout(rate, deterministic=not train)(h)
+        h = drop(0.5, linen.Dense(40, name="first")(x))
+        return drop(0.2, linen.Dense(2, name="last")(h))
+
+
+MODES = {"train": {"train": True}, "evaluate": {"train": False}}
+DROPPING = {
+    "nnx": lambda: from_flax(Dropping),
+    "finished nnx": lambda: from_flax(Dropping(nnx.Rngs(0))),
+    "linen": lambda: from_flax(LinenDropping(), X, **MODES),
+}
+dropping = pytest.mark.parametrize("name", DROPPING)
+
+
+@dropping
+def test_a_row_s_mask_is_that_of_its_key_alone(name):
+    """Laws: same keys, same masks; neighbours do not matter; a batch of one is the row."""
+    model = DROPPING[name]()
+    params, keys = model.init(KEY), jax.random.split(KEY, 6)
+    apply = jax.jit(model.apply)
+    usual = apply(params, X, keys)
+    assert_same(apply(params, X, keys), usual)
+    others = apply(params, X.at[1:].multiply(-3.0), keys.at[1:].set(KEY))
+    assert_same(others[0], usual[0])
+    for row in range(6):
+        part = slice(row, row + 1)
+        alone = apply(params, X[part], keys[part])
+        np.testing.assert_allclose(alone[0], usual[row], rtol=1e-5, atol=1e-6)
+    loss = cross_entropy(single_head(model.apply))
+    batch = as_batch(X, jnp.array([0, 1, 1, 0, 0, 1]))
+    check_rows_independent(loss, params, batch, KEY)
+
+    # Controls: other keys are other masks, and equal rows with unequal keys differ.
+    assert np.all(np.any(apply(params, X, keys[::-1]) != usual, axis=1))
+    same = apply(params, jnp.ones((6, 3)), keys)
+    assert len(set(map(tuple, np.asarray(same)))) > 1
+
+
+@dropping
+def test_without_keys_the_network_is_evaluated(name):
+    """Oracle: the module in its own evaluation mode."""
+    model = DROPPING[name]()
+    params = model.init(KEY)
+    if name == "linen":
+        wanted = LinenDropping().apply({"params": params}, X, train=False)
+    else:
+        module = Dropping(nnx.Rngs(KEY) if name == "nnx" else nnx.Rngs(0))
+        module.eval()
+        wanted = module(X)
+    np.testing.assert_allclose(model.apply(params, X), wanted, rtol=1e-5, atol=1e-6)
+
+
+@dropping
+def test_the_mean_over_masks_of_a_linear_network_is_its_evaluation(name):
+    """Oracle: dropout keeps means; five standard errors of 4000 draws. Control: one."""
+    model = DROPPING[name]()
+    params, keys = model.init(KEY), jax.random.split(jax.random.key(6), 4000)
+    rows = jnp.tile(X[:1], (4000, 1))
+    drawn = np.asarray(jax.jit(model.apply)(params, rows, keys), np.float64)
+    error = drawn.std(axis=0) / 4000**0.5
+    wanted = np.asarray(model.apply(params, X[:1])[0])
+    assert np.all(np.abs(drawn.mean(axis=0) - wanted) < 5 * error)
+    assert np.all(error > 0)
+    # The last layer's units are left out a fifth of the time, each by itself.
+    left_out = drawn == 0
+    np.testing.assert_allclose(left_out.mean(axis=0), 0.2, atol=5 * 0.4 / 4000**0.5)
+    both = left_out.all(axis=1).mean()
+    np.testing.assert_allclose(both, 0.04, atol=5 * (0.04 * 0.96 / 4000) ** 0.5)
+
+
+def test_every_dropout_of_a_module_has_masks_of_its_own():
+    """Oracle: masks of ones read off the outputs: two by name, and a stack of layers."""
+
+    class Pair(nnx.Module):
+        def __init__(self, rngs):
+            self.one, self.two = (nnx.Dropout(0.5, rngs=rngs) for _ in range(2))
+
+            @nnx.split_rngs(splits=3)
+            @nnx.vmap
+            def stacked(rngs):
+                return nnx.Dropout(0.5, rngs=rngs)
+
+            self.stack = stacked(rngs)
+
+        def __call__(self, x):
+            each = nnx.vmap(lambda layer, x: layer(x), in_axes=(0, None))
+            return jnp.stack([self.one(x), self.two(x), *each(self.stack, x)], axis=1)
+
+    model, ones = from_flax(Pair), jnp.ones((1, 200))
+    params = model.init(KEY)
+    assert_same(model.apply(params, ones), jnp.ones((1, 5, 200)))
+    masks = np.asarray(model.apply(params, ones, KEY[None])[0])
+    assert set(np.unique(masks)) == {0.0, 2.0}
+    for k, mask in enumerate(masks):
+        for other in masks[:k]:  # 200 fair coins agree on 100, give or take 7
+            assert 60 < np.sum(mask == other) < 140
+
+
+# what is refused
+
+
+class Statistics(linen.Module):
+    """Running statistics in linen."""
+
+    @linen.compact
+    def __call__(self, x):
+        return linen.BatchNorm(use_running_average=True)(linen.Dense(2)(x))
+
+
+NORM = "replace running statistics .BatchNorm. by GroupNorm or LayerNorm"
 
 
 @pytest.mark.parametrize(
-    ("build", "words"),
+    ("give", "words"),
     [
-        (Tiny(nnx.Rngs(0)), r"function \(rngs\) -> module, got Tiny; give lambda rngs"),
         (
-            lambda rngs: nnx.relu,
-            "module must be of type Module, got .*return an nnx one",
+            (lambda rngs: nnx.relu,),
+            "must return an nnx module, got .*return the module",
         ),
-        (lambda rngs: Other(rngs, drop=nnx.Dropout(0.5, rngs=rngs)), r"drop.*RngCount"),
         (
-            lambda rngs: Other(rngs, norm=nnx.BatchNorm(4, rngs=rngs)),
-            r"norm.mean \(BatchStat\), norm.var .*; leave out dropout and running",
+            (lambda rngs: Net(rngs, norm=nnx.BatchNorm(4, rngs=rngs)),),
+            rf"norm.mean \(BatchStat\), norm.var \(BatchStat\); {NORM}",
         ),
-        (lambda rngs: Other(rngs, scale=jnp.ones(2)), r"got scale \(float32\[2\]\);"),
-        (lambda rngs: Other(rngs, k=nnx.data(jnp.ones(3))), r"got k \(float32\[3\]\);"),
+        ((Net(nnx.Rngs(0), norm=nnx.BatchNorm(4, rngs=nnx.Rngs(0))),), NORM),
+        ((lambda rngs: Net(rngs, scale=jnp.ones(2)),), r"got scale \(float32\[2\]\);"),
+        ((lambda rngs: Net(rngs, k=nnx.data(jnp.ones(3))),), r"k \(float32\[3\]\);"),
+        ((lambda rngs: Net(rngs, v=nnx.Variable(jnp.ones(3))),), r"got v \(Variable\)"),
+        ((Statistics(), X), f"may hold params only, got batch_stats; {NORM}"),
+        (
+            (LinenNet(),),
+            r"linen module needs x, .* got None; give from_flax\(module, x",
+        ),
     ],
 )
-def test_what_cannot_be_a_pure_function_is_refused_when_it_is_built(build, words):
+def test_what_cannot_be_a_pure_function_is_refused_when_it_is_built(give, words):
     """Oracle: the message, in one line; the other tests build what can."""
     with pytest.raises(ValueError, match=words) as error:
-        from_flax(build)
+        from_flax(*give)
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize(
-    ("result", "words"),
-    [
-        (lambda hidden, logits: logits, r"got float32\[2\]; return \(\), logits"),
-        (lambda hidden, logits: (hidden[0], logits), r"\(float32\[4\], float32\[2\]\)"),
-        (lambda hidden, logits: (*hidden, *hidden, logits), r"got \(float32\[4\], f"),
-    ],
-)
-def test_a_module_without_features_says_so(result, words):
-    """Oracle: the message, traced or not; control: no features at all are welcome."""
-    x = jnp.ones(3)
-    model = from_flax(lambda rngs: Other(rngs, result))
-    params = model.init(jax.random.key(0))
-    for function in (model.apply, model.hidden, jax.jit(model.apply)):
-        with pytest.raises(ValueError, match=words):
-            function(params, x)
-    with pytest.raises(ValueError, match=words):
-        jax.vmap(model.apply, (None, 0))(params, x[None])
-    none = from_flax(lambda rngs: Other(rngs, lambda hidden, logits: ((), logits)))
-    assert none.hidden(params, x) == ()
-    whole = from_flax(Tiny).apply(params, x)
-    np.testing.assert_array_equal(none.apply(params, x), whole)
+def test_a_model_without_hidden_activations_says_so():
+    """Oracle: the message."""
+    for model in (from_flax(Net), from_flax(LinenNet(), X)):
+        with pytest.raises(
+            ValueError, match=r"no hidden activations; give them as from"
+        ):
+            model.hidden(model.init(KEY), X)
 
 
 def test_kernels_are_drawn_and_everything_else_is_kept():

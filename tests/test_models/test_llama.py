@@ -5,7 +5,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxcl.losses import mean_loss, row_losses, token_accuracy, token_cross_entropy
+from jaxcl.losses import (
+    example_losses,
+    mean_loss,
+    of_one,
+    per_example,
+    single_head,
+    token_accuracy,
+    token_cross_entropy,
+)
 from jaxcl.models import LlamaConfig, cast_compute, llama
 from jaxcl.tree import as_batch
 
@@ -80,28 +88,33 @@ def test_scores_are_those_of_plain_loops(tied):
     config = SMALL._replace(tie_word_embeddings=tied)
     model, params = made(config)
     assert ("out" in params) is not tied
-    found = model.apply(params, TOKENS[0])
-    np.testing.assert_allclose(found, by_hand(config, params, TOKENS[0]), atol=2e-5)
-    whole = model.hidden(params, TOKENS[0])
+    found = model.apply(params, TOKENS)
+    for tokens, scores in zip(TOKENS, found, strict=True):
+        np.testing.assert_allclose(scores, by_hand(config, params, tokens), atol=2e-5)
+    (states,) = model.hidden(params, TOKENS)
     kernel = params["embedding"].T if tied else params["out"]["kernel"]
-    np.testing.assert_allclose(whole @ kernel, found, atol=1e-5)
+    np.testing.assert_allclose(states @ kernel, found, atol=1e-5)
 
 
-def test_many_sequences_are_each_of_them():
-    """Oracle: one sequence at a time."""
+def test_a_sequence_does_not_see_its_neighbours():
+    """The row law: a batch of one, and other neighbours. Control: another sequence."""
     model, params = made()
-    one_by_one = jnp.stack([model.apply(params, row) for row in TOKENS])
-    np.testing.assert_allclose(model.apply_rows(params, TOKENS), one_by_one, atol=1e-5)
+    together = model.apply(params, TOKENS)
+    alone = jnp.concatenate([model.apply(params, row[None]) for row in TOKENS])
+    np.testing.assert_allclose(together, alone, atol=1e-5)
+    others = model.apply(params, TOKENS.at[1:].set(0))
+    np.testing.assert_allclose(others[0], together[0], atol=1e-5)
+    assert np.abs(others[1] - together[1]).max() > 1e-2
 
 
 def test_a_position_sees_what_came_before_it_only():
     """A law: another last token changes the last scores only. The first is the control."""
     model, params = made()
-    changed = lambda place: TOKENS[0].at[place].set((TOKENS[0, place] + 1) % 11)
-    before = model.apply(params, TOKENS[0])
+    changed = lambda place: TOKENS.at[:, place].set((TOKENS[:, place] + 1) % 11)
+    before = model.apply(params, TOKENS)
     last = model.apply(params, changed(-1))
-    np.testing.assert_array_equal(before[:-1], last[:-1])
-    assert jnp.all(jnp.any(before != model.apply(params, changed(0)), axis=1))
+    np.testing.assert_array_equal(before[:, :-1], last[:, :-1])
+    assert jnp.all(jnp.any(before != model.apply(params, changed(0)), axis=2))
 
 
 @pytest.mark.parametrize("options", [{"scan": False}, {"checkpoint": True}])
@@ -112,7 +125,7 @@ def test_how_it_is_walked_changes_neither_scores_nor_gradients(options):
         np.testing.assert_array_equal(a, b)
 
     def loss(model):
-        return lambda p: jnp.sum(jnp.square(model.apply_rows(p, TOKENS)))
+        return lambda p: jnp.sum(jnp.square(model.apply(p, TOKENS)))
 
     ours, theirs = (jax.grad(loss(model))(params) for model in (other, usual))
     for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
@@ -125,7 +138,7 @@ def test_a_checkpoint_buys_memory_with_work():
 
     def compiled(checkpoint):
         model, params = made(SMALL._replace(num_hidden_layers=6), checkpoint=checkpoint)
-        loss = lambda p: jnp.sum(model.apply_rows(p, tokens))
+        loss = lambda p: jnp.sum(model.apply(p, tokens))
         return jax.jit(jax.grad(loss)).lower(params).compile()
 
     usual, kept_less = compiled(False), compiled(True)
@@ -148,8 +161,8 @@ def test_grouped_queries_are_repeated_keys():
     more = {name: {"kernel": repeated(attention[name]["kernel"])} for name in "kv"}
     layers = params["layers"] | {"attention": attention | more}
     np.testing.assert_allclose(
-        full.apply(params | {"layers": layers}, TOKENS[0]),
-        grouped.apply(params, TOKENS[0]),
+        full.apply(params | {"layers": layers}, TOKENS),
+        grouped.apply(params, TOKENS),
         atol=1e-5,
     )
 
@@ -175,38 +188,42 @@ BATCH = as_batch(TOKENS, LABELS)
 def test_the_loss_of_tokens_is_the_mean_over_labels_that_count():
     """Oracle: numpy; a sequence without labels has loss and accuracy zero."""
     model, params = made()
-    loss = token_cross_entropy(model.apply, model.apply_rows)
+    loss = token_cross_entropy(single_head(model.apply))
     key = jax.random.key(0)
-    scores = np.asarray(model.apply_rows(params, TOKENS), np.float64)
+    scores = np.asarray(model.apply(params, TOKENS), np.float64)
     logs = scores - np.log(np.exp(scores).sum(-1, keepdims=True))
     wanted = [
         -logs[0, range(6), LABELS[0, :6]].mean(),
         0.0,
         -logs[2, :, 0].mean(),
     ]
-    np.testing.assert_allclose(row_losses(loss, params, BATCH, key), wanted, rtol=1e-5)
+    found = example_losses(loss, params, BATCH, key)
+    np.testing.assert_allclose(found, wanted, rtol=1e-5)
     best = scores.argmax(-1)
     wanted = [(best[0, :6] == LABELS[0, :6]).mean(), 0.0, (best[2] == 0).mean()]
-    found = token_accuracy(model.apply_rows)(params, BATCH)
+    found = token_accuracy(single_head(model.apply))(params, BATCH)
     np.testing.assert_allclose(found, wanted, rtol=1e-6)
 
 
 @pytest.mark.parametrize("chunk_size", [None, 1, 2, 3])
 def test_rows_together_are_rows_one_by_one(chunk_size):
-    """Oracle: a vmap of the loss of one; values and gradients, whatever the chunks."""
+    """Oracle: a vmap of batches of one; values and gradients, whatever the chunks."""
     model, params = made()
-    loss = token_cross_entropy(model.apply, model.apply_rows)
+    loss = token_cross_entropy(single_head(model.apply))
     key = jax.random.key(0)
 
-    def of(loss, **options):
-        return jax.value_and_grad(lambda p: mean_loss(loss, p, BATCH, key, **options))(
-            params
-        )
+    single = per_example(of_one(loss))
 
-    together, alone = of(loss, chunk_size=chunk_size), of(loss.example)
-    rows = row_losses(loss, params, BATCH, key, chunk_size=chunk_size)
-    one_by_one = row_losses(loss.example, params, BATCH, key)
-    np.testing.assert_allclose(rows, one_by_one, rtol=1e-4)  # a mean knows no order
+    @jax.jit
+    def compare(params):
+        def of(loss, **options):
+            mean = lambda p: mean_loss(loss, p, BATCH, key, **options)
+            rows = example_losses(loss, params, BATCH, key, **options)
+            return rows, jax.grad(mean)(params)
+
+        return of(loss, chunk_size=chunk_size), of(single)
+
+    together, alone = compare(params)
     for a, b in zip(jax.tree.leaves(together), jax.tree.leaves(alone), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
 
@@ -214,7 +231,7 @@ def test_rows_together_are_rows_one_by_one(chunk_size):
 def test_kernels_meet_all_tokens_as_rows_of_one_matrix():
     """Oracle: the shapes in the program; a vmap of one sequence is the control."""
     model, params = made(scan=False)
-    loss = token_cross_entropy(model.apply, model.apply_rows)
+    loss = token_cross_entropy(single_head(model.apply))
 
     def gradient(loss):
         grad = jax.grad(lambda p: mean_loss(loss, p, BATCH, jax.random.key(0)))
@@ -222,7 +239,7 @@ def test_kernels_meet_all_tokens_as_rows_of_one_matrix():
 
     flat = "f32[21,24]"  # 3 x 7 tokens, 24 gated units
     assert flat in gradient(loss)
-    assert flat not in gradient(loss.example)
+    assert flat not in gradient(per_example(of_one(loss)))
 
 
 # numbers in a narrow type
@@ -231,13 +248,14 @@ def test_kernels_meet_all_tokens_as_rows_of_one_matrix():
 def test_computing_in_bfloat16_keeps_masters_and_losses_in_float32():
     """Oracle: float32, to bfloat16's precision; exact equality is the control."""
     model, params = made()
-    narrow = cast_compute(jnp.bfloat16, model.apply_rows)
-    exact = model.apply_rows(params, TOKENS)
-    found = narrow(params, TOKENS)
+    narrow = cast_compute(jnp.bfloat16, model.apply)
+    exact = model.apply(params, TOKENS)
+    found = jax.jit(narrow)(params, TOKENS)
     assert found.dtype == jnp.float32
     assert not np.array_equal(found, exact)
     np.testing.assert_allclose(found, exact, atol=0.03 * float(jnp.abs(exact).max()))
-    grads = jax.grad(lambda p: jnp.sum(narrow(p, TOKENS)))(params)
+    loss = lambda p: jnp.sum(narrow(p, TOKENS))
+    grads = jax.eval_shape(jax.grad(loss), params)
     assert {leaf.dtype for leaf in jax.tree.leaves(grads)} == {jnp.dtype("float32")}
     inside = str(jax.make_jaxpr(narrow)(params, TOKENS))
     assert "bf16[3,11,16]" not in inside  # no tokens were cast
@@ -268,13 +286,13 @@ def test_sizes_that_do_not_fit_are_named(change, message):
 
 
 def test_tokens_of_another_rank_are_refused():
-    """Oracle: the message."""
+    """Oracle: the message; one sequence alone is not a batch."""
     model, params = made()
-    with pytest.raises(
-        ValueError, match=r"apply takes integer tokens \[n\], got int32"
+    for x, came in (
+        (TOKENS[0], r"int32\[7\]"),
+        (jnp.zeros((2, 7)), r"float32\[2, 7\]"),
     ):
-        model.apply(params, TOKENS)
-    with pytest.raises(ValueError, match=r"apply_rows takes integer tokens \[b, n\]"):
-        model.apply_rows(params, TOKENS[0])
-    with pytest.raises(ValueError, match="got float32"):
-        model.apply(params, jnp.zeros(7))
+        words = rf"llama: x must be integer tokens \[b, n\], got {came}"
+        for function in (model.apply, model.hidden):
+            with pytest.raises(ValueError, match=words):
+                function(params, x)

@@ -10,9 +10,7 @@ from jaxcl.plasticity import adaptable_contribution, continual_backprop, contrib
 from jaxcl.tree import as_batch
 
 
-def walk_by_hand(
-    params, batches, freshes, hidden, *, copies, plain, rate, maturity, eta
-):
+def walk_by_hand(params, batches, freshes, look, *, copies, plain, rate, maturity, eta):
     """The algorithm as published, a unit at a time, in float64."""
     params = jax.tree.map(lambda leaf: np.array(leaf, np.float64), params)
     names = [*sorted(name for name in params if name.startswith("hidden")), "out"]
@@ -22,7 +20,7 @@ def walk_by_hand(
     f = [np.zeros(copies * w) for w in widths]
     born = []
     for t, (x, weight) in enumerate(batches):
-        hidden = [np.asarray(h, np.float64) for h in hidden(params, x)]
+        hidden = [np.asarray(h, np.float64) for h in look(params, x)]
         for k, width in enumerate(widths):
             h = hidden[k][weight > 0]
             w_in, w_out = params[names[k]]["kernel"], params[names[k + 1]]["kernel"]
@@ -93,15 +91,15 @@ def test_it_is_the_published_loop(name):
     params = model.init(jax.random.key(0))
     state, last, touched, fresh = walk(params)
     freshes = [jax.tree.map(lambda leaf, t=t: leaf[t], fresh) for t in range(steps)]
-    hidden = jax.jit(jax.vmap(model.hidden, (None, 0)))
-    single = lambda params, x: hidden(
+    hidden = jax.jit(model.hidden)
+    narrow = lambda params, x: hidden(
         jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), params), x
     )
     expected, born = walk_by_hand(
         params,
         [(np.asarray(x), np.asarray(weight)) for x in xs],
         freshes,
-        single,
+        narrow,
         copies=2 if activation is crelu else 1,
         plain=utility is contribution,
         eta=0.95,

@@ -106,13 +106,13 @@ def test_measure_agrees_with_each_figure_by_itself():
 
     @jax.jit
     def plain(flat):
-        logits = jax.vmap(model.apply, (None, 0))(unravel(flat), x[rows])
+        logits = model.apply(unravel(flat), x[rows])
         return -jnp.mean(jax.nn.log_softmax(logits)[jnp.arange(5), batch.y[rows]])
 
     grad = np.asarray(jax.jit(jax.grad(plain))(flat))
     norm = np.linalg.norm(grad)
     rise = float(plain(flat + 0.1 * grad / norm)) - float(plain(flat))
-    hidden = jax.jit(jax.vmap(model.hidden, (None, 0)))(params, x[rows])
+    hidden = jax.jit(model.hidden)(params, x[rows])
     scores = [np.abs(h).mean(0) / np.abs(h).mean() for h in hidden]
     dense = np.linalg.svd(np.asarray(hidden[-1], np.float64), compute_uv=False)
     expected = {
@@ -139,7 +139,7 @@ def test_a_network_without_hidden_units_cannot_be_measured():
     params = model.init(jax.random.key(0))
     batch = as_batch(jnp.ones((2, 3)), jnp.zeros(2, int))
     loss = cross_entropy(single_head(model.apply))
-    with pytest.raises(ValueError, match="hidden activation"):
+    with pytest.raises(ValueError, match="measure: hidden must return at least one"):
         measure(jax.random.key(0), loss, model.hidden, params, params, batch)
 
 

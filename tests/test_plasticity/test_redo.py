@@ -51,7 +51,7 @@ def test_redo_is_a_loop_over_dormant_units(activation):
     def twice(params):
         state, first, marks = reset.reset(key, reset.init(params), params, batch)
         _, second, after = reset.reset(key, state, first, batch)
-        hidden = jax.vmap(model.hidden, (None, 0))(params, x)
+        hidden = model.hidden(params, x)
         return first, marks, second, after, hidden, model.init(key)
 
     first, marks, second, after, hidden, fresh = twice(params)
@@ -103,11 +103,11 @@ def test_a_silent_layer_is_renewed_and_padding_renews_nobody():
     reset = redo(model.hidden, model.units, model.init, period=1)
     batch = as_batch(jnp.ones((2, 3)), jnp.zeros(2, int))
     padding = batch._replace(weight=jnp.zeros(2))
-    reset = jax.jit(lambda p, b: reset.reset(jax.random.key(3), jnp.array(0), p, b))
-    _, new, mask = reset(silent, batch)
+    run = jax.jit(lambda p, b: reset.reset(jax.random.key(3), jnp.array(0), p, b))
+    _, new, mask = run(silent, batch)
     assert np.all(mask["hidden_0"]["kernel"])
     assert np.all(new["hidden_0"]["kernel"] != 0)
-    _, new, mask = reset(silent, padding)
+    _, new, mask = run(silent, padding)
     assert not np.any(mask["hidden_0"]["kernel"])
     assert not np.any(new["hidden_0"]["kernel"])
 
@@ -127,8 +127,8 @@ def test_channels_of_a_residual_block_are_units_too():
         block = {**block, "norm_0": {**block["norm_0"], "bias": bias}}
         params = {**params, "block_0_0": block}
         _, new, mask = reset.reset(jax.random.key(2), jnp.array(0), params, batch)
-        apply = lambda p: jax.vmap(model.apply, (None, 0))(p, x)
-        return new["block_0_0"], mask["block_0_0"], apply(params), apply(new)
+        before, after = model.apply(params, x), model.apply(new, x)
+        return new["block_0_0"], mask["block_0_0"], before, after
 
     new, mask, before, after = compute()
     np.testing.assert_array_equal(new["conv_1"]["kernel"][:, :, 2], np.zeros((3, 3, 4)))

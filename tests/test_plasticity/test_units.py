@@ -33,7 +33,7 @@ def test_a_renewed_network_is_the_old_one_without_the_units(activation):
             name, leaf = layer.outgoing
             kernel = jnp.where(rows, 0.0, without[name][leaf])
             without = {**without, name: {**without[name], leaf: kernel}}
-        apply = lambda p: jax.vmap(model.apply, (None, 0))(p, xs)
+        apply = lambda p: model.apply(p, xs)
         return new, marks, apply(new), apply(without), apply(params)
 
     new, marks, found, expected, before = compute(params)
@@ -67,13 +67,11 @@ def test_units_that_never_change_are_replaced_without_a_trace():
     @jax.jit
     def compute(params):
         fresh = model.init(jax.random.key(1))
-        (h,) = jax.vmap(model.hidden, (None, 0))(params, xs)
+        (h,) = model.hidden(params, xs)
         mean = mean_over_rows(h, jnp.ones(7))
         moved = reset_units(params, nowhere(params), fresh, model.units[0], mask, mean)
         lost = reset_units(params, nowhere(params), fresh, model.units[0], mask)
-        return [
-            jax.vmap(model.apply, (None, 0))(p, xs) for p in (params, moved[0], lost[0])
-        ]
+        return [model.apply(p, xs) for p in (params, moved[0], lost[0])]
 
     before, moved, lost = compute(params)
     np.testing.assert_allclose(moved, before, rtol=1e-5, atol=1e-5)

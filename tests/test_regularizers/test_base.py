@@ -31,8 +31,12 @@ CONTEXT = Context(BATCH, REPLAY, {"w": draw(5, 3, 2)}, jax.random.key(0))
 NOISE = lambda key, *_: {"w": jax.random.uniform(key, (3, 2))}
 
 
-def apply(params, example):
-    return example.x @ params["w"]
+def hidden(params, x):
+    return x @ params["w"]
+
+
+def outputs(params, batch):
+    return hidden(params, batch.x)
 
 
 PARTS = {
@@ -40,8 +44,8 @@ PARTS = {
     "l2_init": lambda strength: l2_init(strength),
     "ewc": lambda strength: ewc(NOISE, strength),
     "online": lambda strength: ewc(uniform_importance(), strength, decay=0.9),
-    "distill": lambda strength: distill(apply, strength),
-    "feature_distillation": lambda strength: feature_distillation(apply, strength),
+    "distill": lambda strength: distill(outputs, strength),
+    "feature_distillation": lambda strength: feature_distillation(hidden, strength),
 }
 
 
@@ -161,4 +165,4 @@ def test_a_negative_strength_is_refused():
     with pytest.raises(
         ValueError, match="feature_distillation: strength must be a finite number"
     ):
-        feature_distillation(apply, -1)
+        feature_distillation(hidden, -1)

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxcl.losses import past_heads
 from jaxcl.regularizers import distill, feature_distillation
 from jaxcl.tree import as_batch, at
 from jaxcl.typing import Context
@@ -21,8 +22,17 @@ REPLAY = as_batch(draw(3, 4, 3), np.zeros(4, int), weight=WEIGHT)
 CONTEXT = Context(BATCH, REPLAY, OLD, jax.random.key(0))
 
 
-def logits(params, example):
-    return example.x @ params["w"]
+def apply(params, x, keys=None):
+    del keys
+    return x @ params["w"]
+
+
+def outputs(params, batch):
+    return apply(params, batch.x)
+
+
+def hidden(params, x):
+    return apply(params, x), 2 * x
 
 
 def learned(regularizer):
@@ -38,7 +48,7 @@ def soften(x, params, temperature):
 def test_the_penalty_is_a_softened_divergence_from_the_last_network(replayed):
     """Oracle: a loop over rows with weight, in 64-bit numpy."""
     rows = (lambda context: context.replay) if replayed else (lambda c: c.batch)
-    regularizer = distill(logits, 0.7, temperature=3.0, rows=rows)
+    regularizer = distill(outputs, 0.7, temperature=3.0, rows=rows)
     value = regularizer.penalty(learned(regularizer), NEW, CONTEXT)
     total = 0.0
     for i in (0, 2, 3):
@@ -52,7 +62,7 @@ def test_a_quarter_at_temperature_two_is_learning_without_forgetting():
     """Oracle: Li and Hoiem 2016, equation 2: cross-entropy of softened answers, in 64-bit
     numpy; equal up to the entropy of the old ones, so gradients are compared, by central
     differences."""
-    regularizer = distill(logits, 0.25, temperature=2.0)
+    regularizer = distill(outputs, 0.25, temperature=2.0)
     state = learned(regularizer)
     grad = jax.grad(lambda params: regularizer.penalty(state, params, CONTEXT))(NEW)
 
@@ -76,8 +86,8 @@ def test_a_quarter_at_temperature_two_is_learning_without_forgetting():
 
 def test_an_answer_that_is_not_given_counts_nowhere():
     """Oracle: the same penalty over the other answers alone."""
-    masked = lambda params, example: logits(params, example).at[3].set(-jnp.inf)
-    some = lambda params, example: logits(params, example)[:3]
+    masked = lambda params, batch: outputs(params, batch).at[:, 3].set(-jnp.inf)
+    some = lambda params, batch: outputs(params, batch)[:, :3]
     value, wanted = (
         distill(keep, 1.0).penalty(learned(distill(keep, 1.0)), NEW, CONTEXT)
         for keep in (masked, some)
@@ -88,13 +98,47 @@ def test_an_answer_that_is_not_given_counts_nowhere():
     assert np.isfinite(grad["w"]).all()
 
 
+def test_heads_of_unequal_width_are_distilled_each_over_its_own_classes():
+    """Oracle: a loop over rows and past tasks, each a softmax over its own outputs."""
+    sizes, tasks = [1, 2, 1], np.array([2, 0, 1, 2], np.int32)
+    batch = BATCH._replace(task=jnp.asarray(tasks))
+    regularizer = distill(past_heads(apply, sizes), 0.7, temperature=3.0)
+    context = CONTEXT._replace(batch=batch)
+    value, grad = jax.value_and_grad(regularizer.penalty, argnums=1)(
+        learned(regularizer), NEW, context
+    )
+    ends, total = np.cumsum([0, *sizes]), 0.0
+    for x, task, weight in zip(BATCH.x, tasks, WEIGHT, strict=True):
+        for t in range(task):
+            own = slice(ends[t], ends[t + 1])
+            kept, now = (soften(x, {"w": p["w"][:, own]}, 3.0) for p in (OLD, NEW))
+            total += weight * np.sum(kept * np.log(kept / now))
+    wanted = 0.7 * 9.0 * total / (3 * WEIGHT.sum())  # a mean over the three heads
+    np.testing.assert_allclose(value, wanted, rtol=1e-5)
+    assert np.isfinite(grad["w"]).all()
+    assert not np.any(grad["w"][:, [0, 3]])  # one class says nothing; the last is new
+    assert np.all(np.any(grad["w"][:, 1:3] != 0, axis=0))
+
+
+def test_answers_to_sequences_are_averaged_over_positions():
+    """Oracle: positions taken as rows, where all sequences are as long."""
+    both = as_batch(draw(7, 4, 2, 3), np.zeros(4, int), weight=WEIGHT)
+    flat = as_batch(both.x.reshape(8, 3), np.zeros(8, int), weight=np.repeat(WEIGHT, 2))
+    regularizer = distill(outputs, 0.5)
+    state = learned(regularizer)
+    found, wanted = (
+        regularizer.penalty(state, NEW, CONTEXT._replace(batch=batch))
+        for batch in (both, flat)
+    )
+    np.testing.assert_allclose(found, wanted, rtol=1e-5)
+
+
 @pytest.mark.parametrize("chunk_size", [1, 2, 3])
 def test_rows_in_chunks_give_the_same_pull(chunk_size):
     """Oracle: all rows at once, value and gradient."""
-    features = lambda params, example: (logits(params, example), 2 * example.x)
     for build in (
-        functools.partial(distill, logits),
-        functools.partial(feature_distillation, features),
+        functools.partial(distill, outputs),
+        functools.partial(feature_distillation, hidden),
     ):
         pulls = [build(0.5), build(0.5, chunk_size=chunk_size)]
         found = [
@@ -109,7 +153,7 @@ def test_rows_in_chunks_give_the_same_pull(chunk_size):
 
 def test_nothing_is_kept_before_the_first_task_nor_without_rows():
     """Oracle: zero value and gradient; also at the old network itself."""
-    regularizer = distill(logits, 1.0)
+    regularizer = distill(outputs, 1.0)
 
     def pull(state, params, context):
         both = jax.value_and_grad(regularizer.penalty, argnums=1)
@@ -129,7 +173,7 @@ def test_nothing_is_kept_before_the_first_task_nor_without_rows():
 
 def test_at_a_high_temperature_it_compares_logits():
     """Oracle: Hinton et al. 2015, section 2.1: half the variance of logit gaps."""
-    regularizer = distill(logits, 1.0, temperature=1e3)
+    regularizer = distill(outputs, 1.0, temperature=1e3)
     gaps = np.asarray(BATCH.x @ (OLD["w"] - NEW["w"]))
     expected = np.average(gaps.var(axis=1) / 2, weights=WEIGHT)
     with jax.enable_x64(True):  # the divergence is a small difference of large numbers
@@ -146,13 +190,12 @@ def test_at_a_high_temperature_it_compares_logits():
 def test_a_temperature_that_is_not_positive_is_refused():
     """Oracle: the message."""
     with pytest.raises(ValueError, match=r"distill: temperature must be .* above 0"):
-        distill(logits, 1.0, temperature=0.0)
+        distill(outputs, 1.0, temperature=0.0)
 
 
 def test_features_follow_the_slow_learner_on_the_replay():
     """Oracle: a weighted mean of squared gaps, by hand; the slow side is still."""
-    features = lambda params, example: (logits(params, example), 2 * example.x)
-    regularizer = feature_distillation(features, 0.5)
+    regularizer = feature_distillation(hidden, 0.5)
     value = regularizer.penalty((), NEW, CONTEXT)
     gaps = np.asarray(REPLAY.x @ (NEW["w"] - OLD["w"])) ** 2
     expected = 0.5 * np.average(gaps.mean(axis=1) / 2, weights=WEIGHT)
@@ -165,7 +208,7 @@ def test_features_follow_the_slow_learner_on_the_replay():
 
 def test_there_is_nothing_to_follow_without_replay_or_average():
     """Oracle: zero."""
-    regularizer = feature_distillation(logits, 1.0)
+    regularizer = feature_distillation(apply, 1.0)
     none = CONTEXT._replace(replay=at(slice(0), REPLAY))
     assert regularizer.penalty((), NEW, none) == 0.0
     assert regularizer.penalty((), NEW, CONTEXT._replace(average=NEW)) == 0.0

@@ -177,7 +177,7 @@ def test_the_pull_keeps_an_old_task_and_its_absence_does_not(key):
     inputs = jnp.asarray(draw(8, 40, 3))
     labels = (inputs[:, 0] > 0).astype(jnp.int32)
     first, second = as_batch(inputs, labels), as_batch(inputs[:, ::-1], 1 - labels)
-    loss = cross_entropy(single_head(lambda params, x: x @ params["w"]))
+    loss = cross_entropy(single_head(lambda params, x, keys: x @ params["w"]))
 
     def learn(regularizer, state, params, batch):
         objective = lambda p: (
@@ -275,7 +275,7 @@ def test_the_table_of_units_is_that_of_the_other_systems(system, halved, ratio):
         total = sum(np.mean(squares, axis=0) for _ in range(epochs))
         penalty = theirs / 2 * np.sum(total * away**2)
 
-    linear = lambda params, example, key: jnp.vdot(params["w"], example.x)
+    linear = lambda params, batch, keys: batch.x @ params["w"]
     fisher = batched_fisher(linear, batch_size=size)
     regularizer = ewc(fisher, convert_strength(theirs, halved=halved, ratio=ratio))
     origin = {"w": jnp.zeros(6)}

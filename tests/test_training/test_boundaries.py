@@ -24,7 +24,9 @@ from jaxcl.transforms import sam
 from jaxcl.tree import as_batch
 
 D, C = 4, 3
-LOGITS = single_head(lambda params, x: jnp.tanh(x @ params["w"]) @ params["v"])
+LOGITS = single_head(
+    lambda params, x, keys=None: jnp.tanh(x @ params["w"]) @ params["v"]
+)
 LOSS = cross_entropy(LOGITS)
 FISHER = empirical_fisher(LOSS)
 

@@ -45,7 +45,7 @@ METHODS = {
     "ema": lambda: make_method(LOSS, SGD, average=ema(0.9)),
     "wise-ft": lambda: methods.interpolation(LOSS, SGD, alpha=0.5),
     "redo": lambda: make_method(
-        LOSS, SGD, renewal=redo(MODEL.features, MODEL.units, MODEL.init, period=2)
+        LOSS, SGD, reset=redo(MODEL.hidden, MODEL.units, MODEL.init, period=2)
     ),
 }
 
@@ -58,9 +58,9 @@ def task(number):
     return as_batch(x, y, weight=jnp.ones(16).at[-1].set(0.0), task=number)
 
 
-score = lambda params, frozen, batch: jax.vmap(
-    lambda row: jnp.argmax(LOGITS(params, row)) == row.y
-)(batch)
+score = lambda params, frozen, batch: (
+    jnp.argmax(LOGITS(params, batch), axis=-1) == batch.y
+)
 
 
 def walked(name, sharding):

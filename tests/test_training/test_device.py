@@ -32,7 +32,8 @@ T, N, D, C = 3, 24, 6, 3
 FIT = {"num_steps": 7, "batch_size": 8}
 
 
-def apply(params, x):
+def apply(params, x, keys=None):
+    del keys
     return jnp.tanh(x @ params["w"]) @ params["v"]
 
 

@@ -61,7 +61,7 @@ def main(folder, devices, *rest):
 
     def score(params, rate, batch):
         del rate
-        return jax.vmap(lambda row: jnp.argmax(logits(params, row)) == row.y)(batch)
+        return jnp.argmax(logits(params, batch), axis=-1) == batch.y
 
     sharding = ShardingPlan(make_mesh(data=2, fsdp=2), fsdp(at_least=256))
     result = learn(

@@ -11,14 +11,14 @@ from jaxcl.curvature import empirical_fisher
 from jaxcl.losses import cross_entropy, mean_loss, single_head, token_cross_entropy
 from jaxcl.models import LlamaConfig, llama, mlp, resnet
 from jaxcl.tree import as_batch
-from jaxcl.typing import Batch, ExampleLoss, Params
+from jaxcl.typing import Batch, Loss, Params
 
 
 class Case(NamedTuple):
     """A network and its examples."""
 
     name: str
-    loss: ExampleLoss
+    loss: Loss
     params: Params
     batch: Batch
 
@@ -69,7 +69,7 @@ def cases(*, small: bool) -> Iterator[Case]:
     decoder = llama(sizes)
     text = rng.integers(256, size=(count, length + 1), dtype=np.int32)
     batch = as_batch(text[:, :-1], text[:, 1:])
-    loss = token_cross_entropy(decoder.apply, decoder.apply_rows)
+    loss = token_cross_entropy(single_head(decoder.apply))
     name = f"llama, {layers} x {hidden}, length {length}"
     yield Case(name, loss, decoder.init(key), batch)
 

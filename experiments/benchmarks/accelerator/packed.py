@@ -236,7 +236,7 @@ def steps_alone(config: packing.Config, setting: Setting, runs: int) -> Work:
     packed = pack_of(config, "sgd", runs)
     arm = arms(config, setting.num_steps)["sgd"]
     model = make_model(config, setting)
-    loss = cross_entropy(setting.logits(model.apply))
+    loss = cross_entropy(setting.outputs(model.apply))
 
     def one(key, hyper, seed, pool, plans):
         method = arm.build(loss, model, hyper, key)

@@ -9,7 +9,7 @@ import optax
 
 from experiments.benchmarks.host.config import Config
 from jaxcl.data import Task, array_dataset
-from jaxcl.losses import token_cross_entropy
+from jaxcl.losses import single_head, token_cross_entropy
 from jaxcl.method import make_method
 from jaxcl.models import LlamaConfig, llama
 from jaxcl.training import ShardingPlan
@@ -43,7 +43,7 @@ def make_job(config: Config, *, with_sam: bool = False, large: bool = False) -> 
         num_key_value_heads=max(1, config.num_heads // 2),
     )
     model = llama(sizes)
-    loss = token_cross_entropy(model.apply, model.apply_rows)
+    loss = token_cross_entropy(single_head(model.apply))
 
     def build(frozen):
         del frozen
