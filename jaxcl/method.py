@@ -5,8 +5,8 @@ One step, in the order of the code::
     replay  = memory.sample(key, memory_state)
     L(p)    = (loss(p, batch) + w * loss(p, replay)) / (1 + w)    w = 0 while empty
     R(p)    = regularizer.penalty(state, p, Context(batch, replay, slow, key))
-    perturb_penalty:   g = gradient.update(grad (L + R), grad_fn = grad (L + R), ...)
-    otherwise:         g = gradient.update(grad L,       grad_fn = grad L, ...) + grad R
+    perturb_penalty:   g = gradient.update(grad L + grad R, grad_fn = both, ...)
+    otherwise:         g = gradient.update(grad L, grad_fn = grad L, ...) + grad R
     params  = regularizer.project(state, params + optimizer.update(g))
     params  = renewal.renew(key, state, params, batch)
     memory and average observe
@@ -113,6 +113,7 @@ def make_method(
     part(Reset, "build it, and join several by chain_resets", reset=reset)
     gradient = _transformation("gradient", gradient or optax.identity())
     optimizer = _transformation("optimizer", optimizer)
+    penalised = regularizer is not None
     regularizer = regularizer or no_regularizer()
     memory = memory or no_memory()
     average = average or no_average()
@@ -153,22 +154,32 @@ def make_method(
 
         def objective(params):
             now = batch, split(key_loss, num_rows(batch))
-            value = losses.data(params, *now, replay, replay_keys)
-            return value + penalty(params) if perturb_penalty else value
+            return losses.data(params, *now, replay, replay_keys)
+
+        # Taken apart and added: one program for both is up to twice as slow on a CPU.
+        def grad_fn(params):
+            grads = jax.grad(objective)(params)
+            if not (penalised and perturb_penalty):
+                return grads
+            return axpy(1.0, jax.grad(penalty)(params), grads)
 
         past = jax.grad(losses.replay)
         value, raw = jax.value_and_grad(objective)(params)
+        if penalised:
+            cost, penalty_grads = jax.value_and_grad(penalty)(params)
+            if perturb_penalty:
+                value, raw = value + cost, axpy(1.0, penalty_grads, raw)
         grads, gradient_state = gradient.update(
             raw,
             state.gradient,
             params,
             value=value,
-            grad_fn=jax.grad(objective),
+            grad_fn=grad_fn,
             replay_grad_fn=lambda params: past(params, replay, replay_keys),
             task_grad_fn=lambda params: _by_task(past, params, groups, keys),
         )
-        if not perturb_penalty:
-            grads = axpy(1.0, jax.grad(penalty)(params), grads)
+        if penalised and not perturb_penalty:
+            grads = axpy(1.0, penalty_grads, grads)
         updates, optimizer_state = optimizer.update(
             grads, state.optimizer, params, value=value
         )
