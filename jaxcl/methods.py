@@ -14,7 +14,7 @@ from jaxtyping import ScalarLike
 
 from jaxcl.averages import ema
 from jaxcl.averages import interpolate as interpolated
-from jaxcl.curvature import Fisher, empirical_fisher
+from jaxcl.curvature import Fisher, empirical_fisher, output_sensitivity
 from jaxcl.losses import cross_entropy
 from jaxcl.memory import Select, episodic, random_examples, reservoir
 from jaxcl.method import make_method
@@ -179,6 +179,24 @@ def gem(
     )
 
 
+def memory_aware_synapses(
+    outputs: Outputs,
+    optimizer: Optimizer,
+    *,
+    strength: ScalarLike,
+    num_examples: int | None = None,
+    **options,
+) -> Method:
+    """MAS: importance from how the outputs move, without labels (arXiv:1711.09601).
+
+    ``strength`` is in the unit of :mod:`jaxcl.regularizers.ewc`: twice the paper's lambda.
+    """
+    importance = output_sensitivity(outputs, num_examples=num_examples)
+    regularizer = ewc_regularizer(importance, strength, decay=1.0)
+    loss = cross_entropy(outputs)
+    return make_method(loss, optimizer, regularizer=regularizer, **options)
+
+
 def learning_without_forgetting(
     outputs: Outputs,
     optimizer: Optimizer,
@@ -250,6 +268,7 @@ __all__ = [
     "interpolation",
     "l2_init",
     "learning_without_forgetting",
+    "memory_aware_synapses",
     "plain",
     "sam",
     "slow_learner",

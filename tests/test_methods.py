@@ -59,6 +59,9 @@ NAMED = {
     "learning_without_forgetting": lambda: methods.learning_without_forgetting(
         LOGITS, SGD, kept=LOGITS
     ),
+    "memory_aware_synapses": lambda: methods.memory_aware_synapses(
+        LOGITS, SGD, strength=0.1, num_examples=8
+    ),
     "slow_learner": lambda: methods.slow_learner(
         LOSS, SGD, apply, decay=0.5, strength=0.1, capacity=8, sample_size=4
     ),
@@ -177,6 +180,9 @@ PULLING = {
     "ewc": lambda **more: methods.ewc(LOSS, SGD, strength=1.0, **more),
     "learning_without_forgetting": lambda **more: methods.learning_without_forgetting(
         LOGITS, SGD, kept=LOGITS, **more
+    ),
+    "memory_aware_synapses": lambda **more: methods.memory_aware_synapses(
+        LOGITS, SGD, strength=1.0, **more
     ),
 }
 

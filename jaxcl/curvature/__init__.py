@@ -6,6 +6,8 @@ from jaxcl.curvature.fisher import (
     empirical_fisher,
     exact_fisher,
     example_gradients,
+    most_likely_fisher,
+    output_sensitivity,
     sampled_fisher,
 )
 from jaxcl.curvature.importance import (
@@ -26,7 +28,9 @@ __all__ = [
     "example_gradients",
     "largest_entry",
     "mean_entry",
+    "most_likely_fisher",
     "normalised",
+    "output_sensitivity",
     "sam_sharpness",
     "sampled_fisher",
     "shuffled",

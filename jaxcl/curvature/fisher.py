@@ -8,6 +8,7 @@ counts nowhere, and all share one unit, nats per squared parameter and example:
 :func:`empirical_fisher`  labels as given: ``mean_n (d log p(y_n | x_n))^2``
 :func:`sampled_fisher`    labels drawn from the model: unbiased for the exact one
 :func:`exact_fisher`      expectation over classes: ``mean_n sum_c p_c (d log p_c)^2``
+:func:`most_likely_fisher`  the label that the model finds most likely
 :func:`batched_fisher`    squared gradient of batch means: a common mistake
 ======================  ==========================================================
 
@@ -184,6 +185,79 @@ def exact_fisher(
     return _mean_square(values, num_examples, chunk_size)
 
 
+def most_likely_fisher(
+    outputs: Outputs,
+    *,
+    num_examples: int | None = None,
+    chunk_size: int | None = None,
+) -> Fisher:
+    r"""Mean squared gradient of the log-likelihood of the most likely label.
+
+    .. math:: F = E_n (\partial \log \max_c p(c | x_n))^2
+
+    What several codes of EWC compute in place of an expectation over labels: near
+    :func:`exact_fisher` where the model is sure, smaller where it is not. The given labels
+    are not looked at.
+
+    Args:
+      outputs: ``(params, batch) -> logits [b, c]``.
+      num_examples: as in :func:`empirical_fisher`.
+      chunk_size: as in :func:`empirical_fisher`.
+
+    Returns:
+      A :data:`Fisher`, at one backward pass per example.
+
+    Raises:
+      ValueError: as :func:`exact_fisher`.
+
+    Source: van de Ven 2025, arXiv:2502.11756, on the variants in use.
+    """
+    _check_outputs("most_likely_fisher", outputs)
+    _check("most_likely_fisher", num_examples=num_examples, chunk_size=chunk_size)
+
+    def values(params, row):
+        scores = _log_likelihoods("most_likely_fisher", outputs, params, row[0])
+        best = scores[jnp.argmax(scores)]
+        return best[None], jnp.ones(1, best.dtype)
+
+    return _mean_square(values, num_examples, chunk_size)
+
+
+def output_sensitivity(
+    outputs: Outputs,
+    *,
+    num_examples: int | None = None,
+    chunk_size: int | None = None,
+) -> Fisher:
+    r"""How much each parameter moves the outputs: the importance of MAS. Not a Fisher.
+
+    .. math:: \Omega = E_n \, | \partial \|f(x_n)\|_2^2 / \partial \theta |
+
+    No labels are needed. ``ewc(output_sensitivity(outputs), 2 * strength, decay=1.0)`` is
+    memory aware synapses, whose penalty has no 1/2.
+
+    Args:
+      outputs: ``(params, batch) -> [b, c]``.
+      num_examples: as in :func:`empirical_fisher`.
+      chunk_size: as in :func:`empirical_fisher`.
+
+    Returns:
+      A function like a :data:`Fisher`, at one backward pass per example.
+
+    Source: Aljundi et al. 2018, arXiv:1711.09601, equations 2 and 3, for the squared norm
+    of the outputs (section 4.1).
+    """
+    _check_outputs("output_sensitivity", outputs)
+    _check("output_sensitivity", num_examples=num_examples, chunk_size=chunk_size)
+
+    def values(params, row):
+        one = jax.tree.map(lambda leaf: leaf[None], row[0])
+        square = jnp.sum(jnp.square(outputs(params, one)))
+        return square[None], jnp.ones(1, square.dtype)
+
+    return _mean_square(values, num_examples, chunk_size, of=jnp.abs)
+
+
 def batched_fisher(
     loss: Loss, *, batch_size: int, num_examples: int | None = None
 ) -> Fisher:
@@ -221,7 +295,7 @@ def batched_fisher(
     return fisher
 
 
-def _mean_square(values, num_examples, chunk_size) -> Fisher:
+def _mean_square(values, num_examples, chunk_size, *, of=jnp.square) -> Fisher:
     """The weighted mean over rows of weighted squared gradients of ``values``."""
 
     def fisher(key, params, task):
@@ -237,7 +311,8 @@ def _mean_square(values, num_examples, chunk_size) -> Fisher:
         chunk = chunk_size or _automatic_chunk(program.num_plain * program.num_values)
 
         def squared(rows, weight, keys):
-            sums = sum_squared_gradients(program, params, (rows, keys, weight))
+            given = (rows, keys, weight)
+            sums = sum_squared_gradients(program, params, given, of=of)
             return sums, jnp.sum(weight)
 
         return _mean_over_chunks(squared, key, params, task, num_examples, chunk)
@@ -330,5 +405,7 @@ __all__ = [
     "empirical_fisher",
     "exact_fisher",
     "example_gradients",
+    "most_likely_fisher",
+    "output_sensitivity",
     "sampled_fisher",
 ]

@@ -101,7 +101,13 @@ def read_program(function: WeightedValues, params: Params, rows: PyTree) -> Prog
     return Program(jaxpr, sites, shapes[0][0], num_plain)
 
 
-def sum_squared_gradients(program: Program, params: Params, rows: PyTree) -> Params:
+def sum_squared_gradients(
+    program: Program,
+    params: Params,
+    rows: PyTree,
+    *,
+    of: Callable[[Array], Array] = jnp.square,
+) -> Params:
     r"""Sum over rows and values of the weighted squared gradients.
 
     .. math:: \sum_b \sum_m w_{bm} \, (\partial v_{bm} / \partial \theta)^2
@@ -110,6 +116,8 @@ def sum_squared_gradients(program: Program, params: Params, rows: PyTree) -> Par
       program: what :func:`read_program` made of the function, for rows of these shapes.
       params: where to differentiate.
       rows: leaves ``[b, ...]``.
+      of: another function than the square for which ``f(x d) = f(x) f(d)``: ``jnp.abs``
+        gives the sum of absolute gradients.
 
     Returns:
       A tree like ``params``, in float32 or better. Memory: ``b * m`` gradients of the
@@ -139,7 +147,7 @@ def sum_squared_gradients(program: Program, params: Params, rows: PyTree) -> Par
             values, plain, zeros, has_aux=True
         )
         grads = jax.vmap(pullback)(jnp.eye(program.num_values, dtype=values.dtype))
-        weigh = lambda grad: jnp.tensordot(weights, jnp.square(wide(grad)), axes=1)
+        weigh = lambda grad: jnp.tensordot(weights, of(wide(grad)), axes=1)
         return *jax.tree.map(weigh, grads), inputs
 
     plain_squares, deltas, inputs = jax.vmap(squares_of_row)(rows)
@@ -151,12 +159,13 @@ def sum_squared_gradients(program: Program, params: Params, rows: PyTree) -> Par
             inputs[site.leaf],
             deltas[site.equation],
             leaves[site.leaf],
+            of,
         )
     return jax.tree.unflatten(tree, [squares[i] for i in range(len(leaves))])
 
 
-def _outer(site, eqn, inputs, deltas, leaf):
-    """``(x^2)^T d^2`` [leaf.shape], given inputs and deltas, each ``[b, ...]``."""
+def _outer(site, eqn, inputs, deltas, leaf, of):
+    """``(x^2)^T d^2`` [leaf.shape], given ``x`` and ``d^2``, each ``[b, ...]``."""
     contracted, _ = eqn.params["dimension_numbers"]
     own, other = contracted[site.side], contracted[1 - site.side]
     operand = eqn.invars[site.side].aval.shape
@@ -166,7 +175,7 @@ def _outer(site, eqn, inputs, deltas, leaf):
     x = moved.reshape(len(inputs), *(operand[i] for i in own))
     d = deltas.reshape(len(deltas), *(operand[i] for i in free))
     square = jnp.tensordot(
-        jnp.square(wide(x)), d, axes=(0, 0), precision=jax.lax.Precision.HIGHEST
+        of(wide(x)), d, axes=(0, 0), precision=jax.lax.Precision.HIGHEST
     )
     square = jnp.transpose(square, np.argsort(own + free).tolist())
 

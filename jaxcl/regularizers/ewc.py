@@ -60,7 +60,11 @@ class EwcState(NamedTuple):
 
 
 def ewc(
-    fisher: Fisher, strength: ScalarLike, *, decay: ScalarLike | None = None
+    fisher: Fisher,
+    strength: ScalarLike,
+    *,
+    decay: ScalarLike | None = None,
+    running_mean: bool = False,
 ) -> Regularizer:
     r"""Hold each parameter near where past tasks left it, as firmly as it mattered.
 
@@ -74,7 +78,8 @@ def ewc(
     ``a += F_new / (F + F_new) (a_new - a)``; value and gradient are exact.
 
     With ``decay``: online EWC, one anchor (the latest solution) and
-    ``F = decay * F + F_new``.
+    ``F = decay * F + F_new``. With ``running_mean``: likewise, and after ``t`` tasks
+    ``F = (t F + F_new) / (t + 1)``, so that the strength means the same at every task.
 
     Before the first task the Fisher is zero, and so is the penalty.
 
@@ -82,7 +87,8 @@ def ewc(
       fisher: what measures importance at the end of a task, such as
         ``empirical_fisher(loss)`` or ``exact_fisher(outputs)``.
       strength: see the unit at the top of this module.
-      decay: share of the old Fisher kept per task, in [0, 1]; None for separate anchors.
+      decay: fraction of the old Fisher kept per task, in [0, 1]; None for separate anchors.
+      running_mean: take the mean of the tasks' Fishers instead of their decayed sum.
 
     Returns:
       A regularizer with :class:`EwcState`. A step costs three operations per parameter,
@@ -90,15 +96,20 @@ def ewc(
 
     Raises:
       ValueError: if ``fisher`` is no such function, such as a loss, ``strength`` is a
-        negative number, or ``decay`` one outside [0, 1].
+        negative number, ``decay`` one outside [0, 1], or both ``decay`` and
+        ``running_mean`` are given.
 
     Sources: Kirkpatrick et al. 2017, arXiv:1612.00796, equation 3; Huszar 2018,
-    arXiv:1712.03847, on the sum; Schwarz et al. 2018, arXiv:1805.06370, section 4, online.
+    arXiv:1712.03847, on the sum; Schwarz et al. 2018, arXiv:1805.06370, section 4, online;
+    the running mean is that of the code of Serra et al. 2018, arXiv:1801.01423.
     """
     check_kind("ewc", Callable, "such as empirical_fisher(loss)", fisher=fisher)
     check_function("ewc", "key, params, task", fisher=fisher)
     check_number("ewc", strength=strength)
     check_number("ewc", most=1.0, optional=True, decay=decay)
+    if running_mean and decay is not None:
+        msg = f"ewc: running_mean takes no decay, got {decay}; leave one of them out."
+        raise ValueError(msg)
 
     def init(params):
         anchor = copied(jax.tree.map(wide, params))
@@ -113,18 +124,20 @@ def ewc(
     def end_task(key, state, params, task):
         fresh = fisher(key, params, task)
         solution = copied(jax.tree.map(wide, params))
-        merged = (
-            _add_bowl(state, solution, fresh)
-            if decay is None
-            else _replace_bowl(state, solution, fresh, decay)
-        )
+        if running_mean:
+            new = 1.0 / (state.tasks_seen + 1)
+            merged = _replace(state, solution, fresh, 1.0 - new, new)
+        elif decay is None:
+            merged = _add(state, solution, fresh)
+        else:
+            merged = _replace(state, solution, fresh, decay, 1.0)
         return merged._replace(tasks_seen=state.tasks_seen + 1)
 
     return no_regularizer()._replace(init=init, penalty=penalty, end_task=end_task)
 
 
-def _add_bowl(state, solution, fresh):
-    """The bowl that is the sum of the state's and ``fresh * (params - solution)^2``."""
+def _add(state, solution, fresh):
+    """The quadratic of the state plus ``fresh * (params - solution)^2``."""
     total = jax.tree.map(jnp.add, state.fisher, fresh)
     share = jax.tree.map(safe_divide, fresh, total)
     moved = subtract(solution, state.anchor)
@@ -141,9 +154,10 @@ def _add_bowl(state, solution, fresh):
     )
 
 
-def _replace_bowl(state, solution, fresh, decay):
-    """The bowl of online EWC: the latest centre, the decayed sum of diagonals."""
-    fisher = jax.tree.map(lambda old, new: decay * old + new, state.fisher, fresh)
+def _replace(state, solution, fresh, kept, added):
+    """The quadratic of online EWC: the latest anchor, a weighted sum of diagonals."""
+    mix = lambda old, new: kept * old + added * new
+    fisher = jax.tree.map(mix, state.fisher, fresh)
     return state._replace(anchor=solution, fisher=fisher)
 
 

@@ -10,6 +10,8 @@ from jaxcl.curvature import (
     empirical_fisher,
     exact_fisher,
     example_gradients,
+    most_likely_fisher,
+    output_sensitivity,
     sampled_fisher,
 )
 from jaxcl.losses import cross_entropy, single_head
@@ -205,6 +207,34 @@ def test_weights_of_any_size_weigh_squares(key, build, x64):
     assert_close(found, expected, rtol=1e-6)  # weights are float32
     ones = fisher(key, params, task._replace(weight=jnp.sign(task.weight)))
     assert np.abs(found["in"] - ones["in"]).max() > 0.05 * ones["in"].max()  # control
+
+
+def test_the_most_likely_fisher_takes_the_label_of_highest_score(key, x64):
+    """Oracle: a Python loop over rows, one gradient of the most likely label each."""
+    del x64
+    params, task = network(), make_task(WEIGHTS)
+    best = lambda params, row: [(1.0, int(jnp.argmax(apply(params, row.x))))]
+    loop = loop_fisher(log_likelihood, best, params, task, WEIGHTS)
+    found = jax.jit(most_likely_fisher(LOGITS, chunk_size=3))(key, params, task)
+    assert_close(found, loop, rtol=1e-6)
+    given = jax.jit(empirical_fisher(LOSS))(key, params, task)
+    assert np.abs(found["in"] - given["in"]).max() > 0.05 * given["in"].max()  # control
+
+
+def test_output_sensitivity_is_the_mean_of_absolute_gradients(key, x64):
+    """Oracle: equation 2 of MAS by a Python loop over rows, one gradient at a time."""
+    del x64
+    params, task = network(), make_task(WEIGHTS)
+    square = lambda params, x: jnp.sum(jnp.square(apply(params, x)))
+    gradient = jax.jit(jax.grad(square))
+    total = jax.tree.map(np.zeros_like, params)
+    for i, weight in enumerate(WEIGHTS):
+        row = gradient(params, task.x[i])
+        add = lambda t, g, w=weight: t + w * np.abs(g)
+        total = jax.tree.map(add, total, row)
+    expected = jax.tree.map(lambda leaf: leaf / WEIGHTS.sum(), total)
+    fisher = output_sensitivity(LOGITS, chunk_size=3)
+    assert_close(jax.jit(fisher)(key, params, task), expected, rtol=1e-6)
 
 
 def test_weighted_squares_are_those_of_single_gradients(key, x64):

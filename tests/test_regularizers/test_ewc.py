@@ -80,6 +80,21 @@ def test_the_bowl_is_the_list_of_all_anchors(decay):
             )
 
 
+def test_a_running_mean_weighs_all_tasks_alike():
+    """Oracle: NumPy's mean over the tasks so far, around the latest solution."""
+    regularizer = ewc(read_fisher, STRENGTH, running_mean=True)
+    states = states_after_each_task(regularizer)
+    values, _ = value_and_gradient(regularizer)
+    for seen in range(1, TASKS + 1):
+        value = 0.0
+        for name in ("w", "b"):
+            mean = np.mean(np.asarray(FISHERS[name][:seen], np.float64), axis=0)
+            np.testing.assert_allclose(states.fisher[name][seen - 1], mean, rtol=1e-5)
+            away = np.asarray(POINT[name], np.float64) - SOLUTIONS[name][seen - 1]
+            value += STRENGTH / 2 * np.sum(mean * away**2)
+        np.testing.assert_allclose(values[seen - 1], value, rtol=1e-5)
+
+
 def test_separate_and_online_anchors_part_after_the_second_task():
     """Law: without decay one task is one bowl; negative control: two are not."""
     separate, _ = value_and_gradient(ewc(read_fisher, STRENGTH))
@@ -299,6 +314,10 @@ def test_the_table_of_units_is_that_of_the_other_systems(system, halved, ratio):
             "ewc: strength must be a finite number .*, got nan",
         ),
         ({"strength": 1.0, "decay": 1.5}, r"ewc: decay must be a number in \[0, 1\]"),
+        (
+            {"strength": 1.0, "decay": 0.5, "running_mean": True},
+            "ewc: running_mean takes no decay, got 0.5; leave",
+        ),
     ],
 )
 def test_impossible_settings_are_refused(options, message):
