@@ -316,7 +316,7 @@ REFUSED = [
         lambda: learn(metadata="hi"),
         "learn: metadata must .* got 'hi'; give a dict of finite",
     ),
-    (lambda: learn(metadata={"a": X}), "learn: about must be a dict of .* not JSON"),
+    (lambda: learn(metadata={"a": X}), "learn: metadata must be a dict of .* not JSON"),
     (lambda: placed(mesh=replicate), "learn: mesh must be of type Mesh, got function"),
     (
         lambda: placed(None),
@@ -346,7 +346,7 @@ REFUSED = [
     (lambda: checkpoint.save("nowhere", 1, PARAMS, metadata={"a": X}), "not JSON"),
     (
         lambda: checkpoint.saving("x", metadata={"a": X}).__enter__(),
-        "about must be a dict",
+        "metadata must be a dict",
     ),
     (lambda: checkpoint.save("nowhere", 1.0, PARAMS), "step must be an int .* got 1.0"),
     (lambda: checkpoint.save("nowhere", 1, {"a": "b"}), r"\['a'\] must be an array"),

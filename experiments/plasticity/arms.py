@@ -64,7 +64,7 @@ def arms(config: Config, num_steps: int) -> dict[str, Arm]:
 
     def warm(value):
         """Rises linearly from zero at the start of each task."""
-        rise = max(1.0, config.warm_fraction * num_steps)
+        rise = max(1.0, config.warm_share * num_steps)
         return lambda count: value * jnp.minimum(1.0, count / rise)
 
     on_sphere = lambda model, hyper: fixed_norm()

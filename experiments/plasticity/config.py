@@ -87,7 +87,7 @@ class Config:
     """Continual backprop: share of mature units replaced per step (Dohare et al. 2024)."""
     target_sharpness: float = 0.02
     """Rise of the loss that the tracking arm adapts its radius to. Ours."""
-    warm_fraction: float = 0.5
+    warm_share: float = 0.5
     """Share of a task's steps over which the re-warmed strengths rise. Ours."""
 
     probe_examples: int = 128

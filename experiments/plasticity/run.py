@@ -125,9 +125,9 @@ MAY_BE_ZERO = (
     "replacement_rate",
     "resnet_width",
     "shrink",
-    "warm_fraction",
+    "warm_share",
 )
-SHARES = ("momentum", "shrink", "dormant", "replacement_rate", "warm_fraction")
+SHARES = ("momentum", "shrink", "dormant", "replacement_rate", "warm_share")
 
 
 def check(config: Config) -> None:

@@ -417,8 +417,8 @@ def test_a_diverged_run_is_named_in_the_status(tmp_path, capsys):
 HOLDER = """
 import sys, time
 from pathlib import Path
-from jaxcl.training.lock import claim
-with claim(Path(sys.argv[1])):
+from jaxcl.training.lock import lock_folder
+with lock_folder(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)
 """

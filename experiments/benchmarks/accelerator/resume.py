@@ -1,8 +1,8 @@
 """A run that is killed and started again ends with the same bits as one left alone.
 
-``python -m experiments.benchmarks.accelerator.resume FOLDER PAUSE`` is that run: a few
-tasks of a small network with SAM, momentum and replay, a checkpoint after every step.
-Started again it goes on; in the end it writes its parameters.
+``main(folder, pause)``, in a process of its own, is that run: a few tasks of a small
+network with SAM, momentum and replay, a checkpoint after every step. Started again it
+goes on; in the end it writes its parameters.
 """
 
 import json
@@ -67,7 +67,8 @@ def kill_and_resume(box: "Box") -> None:
 def running(folder: Path, pause: float = 0.0) -> Iterator[Popen]:
     """The run in a process of its own, in the group of this one; gone afterwards."""
     folder.mkdir(exist_ok=True)
-    run = Popen([sys.executable, "-m", __name__, str(folder), str(pause)])
+    call = f"import sys; from {__name__} import main; main(*sys.argv[1:])"
+    run = Popen([sys.executable, "-c", call, str(folder), str(pause)])
     try:
         yield run
     finally:
@@ -137,7 +138,3 @@ def task(number: int, pause: float) -> Task:
         return rows.read(numbers)
 
     return Task(f"noise {number}", Dataset(rows.count, read), rows)
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])
