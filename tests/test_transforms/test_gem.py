@@ -107,11 +107,12 @@ def test_gem_finds_the_optimum_of_small_problems(num_tasks, size):
 
 
 def test_dependent_rows_may_leave_nothing_of_the_gradient_in_their_span():
-    """Oracle: by hand; rows enclose zero in the span of the first three axes."""
+    """Oracle: by hand; rows enclose zero in the span of the first three axes. Tolerance:
+    1e-5 of the gradient's length, 4, as for rows that do not depend on each other."""
     rows = jnp.array([[2.0, 2, -2, 0], [1, 2, 0, 0], [-2, -1, -1, 0], [1, 0, 1, 0]])
     found, state = jax.jit(bend)(jnp.array([-2.0, 2, 2, -2]), rows)
-    np.testing.assert_allclose(found, [0, 0, 0, -2], atol=2e-6)
-    np.testing.assert_allclose(state.moved, np.sqrt(12 / 16), rtol=1e-6)
+    np.testing.assert_allclose(found, [0, 0, 0, -2], atol=4e-5)
+    np.testing.assert_allclose(state.moved, np.sqrt(12 / 16), rtol=1e-5)
 
 
 def draw_dependent(kind, num_draws=80):
