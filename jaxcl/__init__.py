@@ -5,6 +5,8 @@
 ``transforms``         gradient transformations for optax: SAM, GNP, A-GEM, GEM, ...
 ``regularizers``       penalties and projections: EWC, box, distillation, L2
 ``memory``             examples that are kept and replayed
+``interleave``         replay as steps of its own, between the others
+``learners``           what is evaluated: class means, a network from memory alone
 ``averages``           slower copies of the parameters: EMA, WiSE-FT
 ``plasticity``         resets of units, and measures of what a network can still learn
 ``curvature``          Fisher diagonals, sharpness, the top eigenvalue of the Hessian
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
         averages,
         curvature,
         data,
+        learners,
         losses,
         memory,
         methods,
@@ -41,6 +44,7 @@ if TYPE_CHECKING:
         transforms,
         tree,
     )
+    from jaxcl.interleave import interleave
     from jaxcl.method import make_method
 
 __version__ = version("jaxcl")
@@ -49,6 +53,8 @@ __all__ = [
     "averages",
     "curvature",
     "data",
+    "interleave",
+    "learners",
     "losses",
     "make_method",
     "memory",
@@ -70,8 +76,8 @@ def __getattr__(name: str):
     if name not in __all__:
         msg = f"module 'jaxcl' has no attribute {name!r}; it has {', '.join(__all__)}."
         raise AttributeError(msg)
-    if name == "make_method":
-        return importlib.import_module("jaxcl.method").make_method
+    if name in (home := {"make_method": "method", "interleave": "interleave"}):
+        return getattr(importlib.import_module(f"jaxcl.{home[name]}"), name)
     return importlib.import_module(f"jaxcl.{name}")
 
 

@@ -11,16 +11,6 @@ from jaxcl.tree import copied, wide_dtype
 from jaxcl.typing import Average, Params
 
 
-def no_average() -> Average:
-    """Read the parameters themselves; the neutral element of averages."""
-    return Average(
-        init=lambda params: (),
-        observe=lambda state, params: state,
-        read=lambda state, params: params,
-        end_task=lambda state, params: (state, params),
-    )
-
-
 class EmaState(NamedTuple):
     """The running average and how often it moved."""
 
@@ -52,23 +42,25 @@ def ema(decay: ScalarLike, *, warm_up: bool = False) -> Average:
     """
     check_number("ema", most=1.0, decay=decay)
 
-    def init(params):
+    def init(params, example):
+        del example
         # Copies, so that a caller may donate the state without giving a buffer twice.
         copy = lambda leaf: jnp.array(leaf, wide_dtype(leaf), copy=True)
         return EmaState(jax.tree.map(copy, params), jnp.zeros((), jnp.int32))
 
-    def observe(state, params):
-        step = state.num_steps + 1
-        kept = jnp.minimum(decay, (1 + step) / (10 + step)) if warm_up else decay
+    def observe(key, state, step, params):
+        del key, step
+        count = state.num_steps + 1
+        kept = jnp.minimum(decay, (1 + count) / (10 + count)) if warm_up else decay
         move = lambda average, fast: _blend(kept, average, fast, average.dtype)
-        return EmaState(jax.tree.map(move, state.average, params), step)
+        return EmaState(jax.tree.map(move, state.average, params), count)
 
     def read(state, params):
         return jax.tree.map(
             lambda average, p: average.astype(p.dtype), state.average, params
         )
 
-    return no_average()._replace(init=init, observe=observe, read=read)
+    return Average(init, read, observe)
 
 
 def interpolate(alpha: ScalarLike) -> Average:
@@ -90,11 +82,12 @@ def interpolate(alpha: ScalarLike) -> Average:
     """
     check_number("interpolate", most=1.0, alpha=alpha)
 
-    def end_task(anchor, params):
-        mixed = _mix(alpha, anchor, params)
+    def end_task(key, start, params, data):
+        del key, data
+        mixed = _mix(alpha, start, params)
         return copied(mixed), mixed
 
-    return no_average()._replace(init=copied, end_task=end_task)
+    return Average(_copy_params, end_task=end_task)
 
 
 def wise_ft(alpha: ScalarLike) -> Average:
@@ -116,7 +109,12 @@ def wise_ft(alpha: ScalarLike) -> Average:
     """
     check_number("wise_ft", most=1.0, alpha=alpha)
     read = lambda start, params: _mix(alpha, start, params)
-    return no_average()._replace(init=copied, read=read)
+    return Average(_copy_params, read)
+
+
+def _copy_params(params, example):
+    del example
+    return copied(params)
 
 
 def _mix(alpha, start: PyTree, end: PyTree) -> PyTree:
@@ -134,6 +132,5 @@ __all__ = [
     "EmaState",
     "ema",
     "interpolate",
-    "no_average",
     "wise_ft",
 ]

@@ -17,10 +17,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Bool, Float, Shaped
+from jaxtyping import Array, Bool, Float, ScalarLike, Shaped
 from jaxtyping import Key as Keys
 
-from jaxcl.errors import check_kind, check_size, is_whole, shown
+from jaxcl.errors import (
+    check_kind,
+    check_number,
+    check_size,
+    is_whole,
+    is_zero,
+    shown,
+)
 from jaxcl.tree import by_chunks, check_batch, num_rows, weighted_mean
 from jaxcl.typing import Batch, Key, Loss, Outputs, Params
 
@@ -170,6 +177,45 @@ def cross_entropy(outputs: Outputs) -> Loss:
         # NaN for a label that is no class: from the end is no way to count them.
         labels = jnp.where(labels < 0, scores.shape[-1], labels)
         return optax.softmax_cross_entropy_with_integer_labels(scores, labels)
+
+    return loss
+
+
+def dark_experience_loss(
+    outputs: Outputs, alpha: ScalarLike, beta: ScalarLike = 0.0
+) -> Loss:
+    r"""The loss of replayed rows in DER: stay near the outputs stored with them.
+
+    .. math:: \alpha \, |z - f(x)|_2^2 + \beta \, \text{CE}(f(x), y)
+
+    Args:
+      outputs: ``(params, batch, keys) -> logits [b, c]``.
+      alpha: per squared logit; the authors' code takes the mean over classes, so its alpha
+        is ``c`` times this one.
+      beta: 0 for DER, above for DER++ (on the same rows; the paper draws others).
+
+    Returns:
+      A loss for ``make_method(..., replay_loss=)``, of rows whose ``stored`` are ``z``:
+      ``reservoir(..., store=outputs)``.
+
+    Source: Buzzega et al. 2020, arXiv:2004.07211, equations 5 and 6.
+    """
+    check_number("dark_experience_loss", alpha=alpha, beta=beta)
+    likely = cross_entropy(outputs)
+
+    def loss(params, batch, keys):
+        given = outputs(params, batch, keys)
+        if jnp.shape(given) != jnp.shape(batch.stored):
+            msg = (
+                "dark_experience_loss: rows must have their outputs stored, shape "
+                f"{list(jnp.shape(given))}, got {shown(batch.stored)}; build the memory "
+                "with store=outputs."
+            )
+            raise ValueError(msg)
+        squares = jnp.square(given - batch.stored)
+        far = jnp.sum(squares, axis=tuple(range(1, squares.ndim)))
+        kept = jnp.asarray(alpha * far)
+        return kept if is_zero(beta) else kept + beta * likely(params, batch, keys)
 
     return loss
 
@@ -390,6 +436,7 @@ __all__ = [
     "accuracy",
     "check_rows_independent",
     "cross_entropy",
+    "dark_experience_loss",
     "example_losses",
     "heads",
     "mean_loss",

@@ -1,15 +1,16 @@
-"""A method: gradient x optimizer x regularizer x memory x average x renewal.
+"""A method: gradient x optimizer x regularizer x memory x average x reset.
 
 One step, in the order of the code::
 
     replay  = memory.sample(key, memory_state)
     L(p)    = (loss(p, batch) + w * loss(p, replay)) / (1 + w)    w = 0 while empty
-    R(p)    = regularizer.penalty(state, p, Context(batch, replay, slow, key))
+              loss(p, batch) + w * replay_loss(p, replay)         with a loss of its own
+    R(p)    = regularizer.penalty(state, p, Context(batch, replay, keys, average, ...))
     perturb_penalty:   g = gradient.update(grad L + grad R, grad_fn = both, ...)
     otherwise:         g = gradient.update(grad L, grad_fn = grad L, ...) + grad R
     params  = regularizer.project(state, params + optimizer.update(g))
-    params  = renewal.renew(key, state, params, batch)
-    memory and average observe
+    params  = reset.reset(key, state, params, batch)
+    regularizer, memory and average observe the StepRecord
 
 Two conditions on the caller. *Build inside*: construct the method inside the function that
 is compiled, from arguments; strengths are then traced (a grid is a ``vmap``) and frozen
@@ -17,17 +18,15 @@ weights are arguments instead of literals in the program. *Gate by data*: an emp
 has weight zero and a first task has zero importance; no part needs an ``if``.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax.random import split
-from jaxtyping import ScalarLike
+from jaxtyping import Array, Float, PyTree, ScalarLike
 
-from jaxcl.averages import no_average
 from jaxcl.errors import (
     as_key,
     check_function,
@@ -39,9 +38,13 @@ from jaxcl.errors import (
 )
 from jaxcl.losses import example_losses
 from jaxcl.memory import after, no_memory
-from jaxcl.plasticity import no_reset
-from jaxcl.regularizers import no_regularizer
-from jaxcl.tree import axpy, check_batch, norm, num_rows, safe_divide
+from jaxcl.transforms.optimizers import (
+    accepting,
+    first_state,
+    restarted,
+    schedule_free_average,
+)
+from jaxcl.tree import axpy, check_batch, norm, num_rows, safe_divide, subtract
 from jaxcl.typing import (
     Average,
     Batch,
@@ -50,10 +53,18 @@ from jaxcl.typing import (
     Memory,
     Method,
     MethodState,
+    Params,
+    Progress,
     Regularizer,
     Reset,
     StepInfo,
+    StepRecord,
+    no_penalty,
 )
+
+#: ``{name: (state, step) -> scalar}``: read after every step, from the new state and the
+#: :class:`~jaxcl.typing.StepRecord`.
+StepMetrics = Mapping[str, Callable[[MethodState, StepRecord], Float[Array, ""]]]
 
 
 def make_method(
@@ -65,26 +76,34 @@ def make_method(
     memory: Memory | None = None,
     average: Average | None = None,
     reset: Reset | None = None,
+    replay_loss: Loss | None = None,
     replay_weight: ScalarLike = 1.0,
     chunk_size: int | None = None,
     perturb_penalty: bool = True,
     reset_optimizer: bool = True,
     reset_gradient: bool = False,
+    metrics: StepMetrics | None = None,
+    learners: Callable[[MethodState], Mapping[str, PyTree]] | None = None,
 ) -> Method:
     """Compose independent parts into one learner.
 
     Args:
       loss: ``(params, batch, keys [b]) -> [b]``, one number per example.
-      optimizer: turns the final gradient into an update; any optax transformation but
-        a line search, which would have to move along the gradient of the loss itself.
+      optimizer: turns the final gradient into an update; any optax transformation, but
+        no line search, which would have to move along the gradient of the loss itself.
+        It is offered ``value``, ``grad_fn(params)`` (of loss and penalty) and
+        ``progress``. The averaged parameters of a schedule-free optimizer are the default
+        learner, and where training goes on after a task.
       gradient: a transformation of the raw gradient that may call ``grad_fn(params)``,
         ``replay_grad_fn(params)`` or ``task_grad_fn(params)`` (SAM, GNP, A-GEM, GEM).
         All see the same batch and replay, and each row the same key. The identity if
         absent.
-      regularizer: what pulls towards the past.
+      regularizer: what holds parameters near the past.
       memory: which examples come back.
       average: the slower copy that is evaluated.
       reset: what touches parameters after the update to keep them able to learn.
+      replay_loss: the loss of replayed rows where it differs from that of new ones (DER).
+        It is added, not averaged with the other; both then need a pass of their own.
       replay_weight: how much the replayed loss counts next to the current one; the
         Python number 0 for methods that only look at its gradient (A-GEM, GEM).
       chunk_size: rows whose activations are held at once: gradient accumulation, for
@@ -94,9 +113,12 @@ def make_method(
       perturb_penalty: whether the gradient transformation sees the penalty (SAM on
         loss + penalty), or the penalty's gradient is added afterwards, taken at the
         unperturbed parameters (as Create-and-Find does).
-      reset_optimizer: start the optimizer anew at the end of each task.
+      reset_optimizer: start the optimizer from its first state at the end of each task.
       reset_gradient: likewise the gradient transformation, so that schedules inside it
         count from the start of the task.
+      metrics: further scalars for :class:`~jaxcl.typing.StepInfo`.
+      learners: what is evaluated, by name and the default first; if absent the average,
+        where there is one, and the parameters.
 
     Returns:
       A :class:`~jaxcl.typing.Method`. Parts that are absent leave nothing in the state
@@ -111,29 +133,26 @@ def make_method(
     part(Memory, "build it, such as reservoir(...)", memory=memory)
     part(Average, "build it, such as ema(...)", average=average)
     part(Reset, "build it, and join several by chain_resets", reset=reset)
-    gradient = _transformation("gradient", gradient or optax.identity())
-    optimizer = _transformation("optimizer", optimizer)
-    penalised = regularizer is not None
-    regularizer = regularizer or no_regularizer()
-    memory = memory or no_memory()
-    average = average or no_average()
-    reset = reset or no_reset()
-    losses = _losses(loss, replay_weight, chunk_size)
+    gradient = accepting("gradient", gradient or optax.identity())
+    optimizer = accepting("optimizer", optimizer)
+    regularizer, memory = regularizer or Regularizer(), memory or no_memory()
+    average, reset = average or Average(), reset or Reset()
+    penalised = regularizer.penalty is not no_penalty
+    data_loss = _data_loss(loss, replay_loss, replay_weight, chunk_size)
+    replayed_loss = _replayed_loss(replay_loss or loss, chunk_size)
 
     def init(params, example):
         check_batch("init", example)
-        for leaf in jax.tree.leaves(params):
-            if not hasattr(leaf, "dtype"):
-                msg = f"init: params must be a tree of arrays, got {shown(leaf)} in it."
-                raise ValueError(msg)
+        _check_params(params)
         return MethodState(
             params,
             gradient.init(params),
-            optimizer.init(params),
-            regularizer.init(params),
-            memory.init(example),
-            average.init(params),
-            reset.init(params),
+            first_state(optimizer, params),
+            regularizer.init(params, example),
+            memory.init(params, example),
+            average.init(params, example),
+            reset.init(params, example),
+            Progress(*(jnp.zeros((), jnp.int32) for _ in Progress._fields)),
         )
 
     def step(key, state, batch):
@@ -141,111 +160,173 @@ def make_method(
         key = as_key("step", key)
         check_batch("step", batch)
         check_size("step", rows=num_rows(batch))
-        key_loss, key_sample, key_observe, key_reset, key_replay = split(key, 5)
-        params = state.params
-        groups = _filled(memory.sample(key_sample, state.memory), batch)
-        keys = split(key_replay, groups.weight.shape)
-        replay, replay_keys = _flat(groups), keys.reshape(-1)
+        # New consumers are appended: the first five keys are those of committed runs.
+        key_loss, key_sample, key_memory, key_reset, key_replay, *more = split(key, 7)
+        params, progress = state.params, state.progress
+        groups = memory.sample(key_sample, state.memory)
+        group_keys = split(key_replay, groups.weight.shape)
+        rows = batch, split(key_loss, num_rows(batch))
+        replay = _flat(groups), group_keys.reshape(-1)
         averaged = average.read(state.average, params)
-        context = Context(batch, replay, averaged, key_loss)
+        context = Context(batch, replay[0], rows[1], replay[1], averaged, progress)
+
+        def objective(params):
+            return data_loss(params, *rows, *replay)
 
         def penalty(params):
             return regularizer.penalty(state.regularizer, params, context)
 
-        def objective(params):
-            now = batch, split(key_loss, num_rows(batch))
-            return losses.data(params, *now, replay, replay_keys)
-
         # Taken apart and added: one program for both is up to twice as slow on a CPU.
-        def grad_fn(params):
-            grads = jax.grad(objective)(params)
-            if not (penalised and perturb_penalty):
-                return grads
-            return axpy(1.0, jax.grad(penalty)(params), grads)
+        def data_grad(params, *ignored):
+            del ignored  # optax.contrib.sam passes the number of its inner step
+            return jax.grad(objective, has_aux=True)(params)[0]
 
-        past = jax.grad(losses.replay)
-        value, raw = jax.value_and_grad(objective)(params)
+        def full_grad(params, *ignored):
+            grads = data_grad(params, *ignored)
+            return axpy(1.0, jax.grad(penalty)(params), grads) if penalised else grads
+
+        (value, losses), data_grads = jax.value_and_grad(objective, has_aux=True)(
+            params
+        )
+        raw, total, logged = data_grads, value, {}
         if penalised:
             cost, penalty_grads = jax.value_and_grad(penalty)(params)
-            if perturb_penalty:
-                value, raw = value + cost, axpy(1.0, penalty_grads, raw)
+            total, logged = value + cost, {"penalty": cost}
+        if penalised and perturb_penalty:
+            raw = axpy(1.0, penalty_grads, raw)
+        past = jax.grad(replayed_loss)
         grads, gradient_state = gradient.update(
             raw,
             state.gradient,
             params,
-            value=value,
-            grad_fn=grad_fn,
-            replay_grad_fn=lambda params: past(params, replay, replay_keys),
-            task_grad_fn=lambda params: _by_task(past, params, groups, keys),
+            value=total if perturb_penalty else value,
+            grad_fn=full_grad if perturb_penalty else data_grad,
+            replay_grad_fn=lambda params: past(params, *replay),
+            task_grad_fn=lambda params: _by_task(past, params, groups, group_keys),
+            progress=progress,
         )
         if penalised and not perturb_penalty:
             grads = axpy(1.0, penalty_grads, grads)
         updates, optimizer_state = optimizer.update(
-            grads, state.optimizer, params, value=value
-        )
-        params = optax.apply_updates(params, updates)
-        params = regularizer.project(state.regularizer, params)
-        reset_state, params, mask = reset.reset(key_reset, state.reset, params, batch)
-        return MethodState(
+            grads,
+            state.optimizer,
             params,
+            value=total,
+            grad_fn=full_grad,
+            progress=progress,
+        )
+        new = optax.apply_updates(params, updates)
+        new = regularizer.project(state.regularizer, new)
+        reset_state, new, mask = reset.reset(key_reset, state.reset, new, batch)
+        record = StepRecord(
+            params,
+            data_grads,
+            subtract(new, params),
+            after((new, value, norm(raw)), batch),  # a write to the memory comes last
+            replay[0],
+            losses,
+            progress,
+        )
+        state = MethodState(
+            new,
             gradient_state,
-            _restarted(optimizer, optimizer_state, params, mask),
-            state.regularizer,
-            memory.observe(
-                key_observe, state.memory, after((params, value, norm(raw)), batch)
-            ),
-            average.observe(state.average, params),
+            restarted(optimizer, optimizer_state, new, mask),
+            regularizer.observe(more[0], state.regularizer, record, new),
+            memory.observe(key_memory, state.memory, record, new),
+            average.observe(more[1], state.average, record, new),
             reset_state,
-        ), StepInfo(value, jnp.isfinite(value), norm(raw))
+            progress._replace(step=progress.step + 1),
+        )
+        logged |= {"grad_norm": norm(raw)}
+        logged |= {name: read(state, record) for name, read in (metrics or {}).items()}
+        return state, StepInfo(value, jnp.isfinite(total), logged)
 
-    def end_task(key, state, task):
+    def end_task(key, state, data):
         check_kind(
-            "end_task", MethodState, "call end_task(key, state, task)", state=state
+            "end_task", MethodState, "call end_task(key, state, data)", state=state
         )
         key = as_key("end_task", key)
-        check_batch("end_task", task)
-        key_regularizer, key_memory = split(key)
-        average_state, params = average.end_task(state.average, state.params)
+        check_batch("end_task", data)
+        key_regularizer, key_memory, key_average = split(key, 3)
+        params = schedule_free_average(state) if reset_optimizer else None
+        params = state.params if params is None else params
+        average_state, params = average.end_task(
+            key_average, state.average, params, data
+        )
         return MethodState(
             params,
             gradient.init(params) if reset_gradient else state.gradient,
             optimizer.init(params) if reset_optimizer else state.optimizer,
-            regularizer.end_task(key_regularizer, state.regularizer, params, task),
-            memory.end_task(key_memory, state.memory, params, task),
+            regularizer.end_task(key_regularizer, state.regularizer, params, data),
+            memory.end_task(key_memory, state.memory, params, data),
             average_state,
             state.reset,
+            Progress(
+                state.progress.task + 1,
+                jnp.zeros((), jnp.int32),
+                state.progress.num_steps,
+            ),
         )
 
-    def eval_params(state):
-        return average.read(state.average, state.params)
+    def usual_learners(state):
+        found = {"params": state.params}
+        averaged = schedule_free_average(state)
+        if average.read is not Average().read:
+            averaged = average.read(state.average, state.params)
+        return found if averaged is None else {"average": averaged, **found}
 
-    return Method(init, step, end_task, eval_params)
-
-
-class _Losses(NamedTuple):
-    """The losses of the data; every row has a key of its own, the same in both."""
-
-    data: Callable  # (params, batch, keys, replay, replay_keys) -> L(p)
-    replay: Callable  # (params, replay, replay_keys) -> its weighted mean
+    return Method(init, step, end_task, learners or usual_learners)
 
 
-def _losses(loss, replay_weight, chunk_size) -> _Losses:
+def default_learner(method: Method, state: MethodState) -> PyTree:
+    """What a method evaluates where only one thing is: the first of its learners."""
+    return next(iter(method.learners(state).values()))
+
+
+def _data_loss(loss, replay_loss, replay_weight, chunk_size):
+    """``(params, batch, keys, replay, replay_keys) -> (L, losses [b])``."""
+    losses_of = partial(example_losses, chunk_size=chunk_size)
+
     def data(params, batch, keys, replay, replay_keys):
-        """L(p) over both parts in one pass, each row with its share of the mean."""
-        shares, rows = _shares(batch), batch
-        if num_rows(replay) and not is_zero(replay_weight):
-            weight = replay_weight * jnp.any(replay.weight > 0)
-            both = jnp.concatenate([shares, weight * _shares(replay)])
-            shares = both / (1 + weight)
+        shares, size = _shares(batch), num_rows(batch)
+        if not num_rows(replay) or is_zero(replay_weight):
+            losses = losses_of(loss, params, batch, keys)
+            return jnp.sum(shares * losses), losses
+        weight = replay_weight * jnp.any(replay.weight > 0)
+        past_shares = weight * _shares(replay)
+        if replay_loss is None and not jax.tree.leaves(batch.stored):
+            replay = replay._replace(stored=batch.stored)
+        if replay_loss is None and _alike(batch, replay):
+            # In one pass: two cost half as much again.
             join = lambda a, b: jnp.concatenate([a, b])
-            rows, keys = jax.tree.map(join, (batch, keys), (replay, replay_keys))
-        return jnp.sum(shares * losses_of(params, rows, keys))
+            both = jax.tree.map(join, (batch, keys), (replay, replay_keys))
+            shares = join(shares, past_shares) / (1 + weight)
+            losses = losses_of(loss, params, *both)
+            return jnp.sum(shares * losses), losses[:size]
+        losses = losses_of(loss, params, batch, keys)
+        past = losses_of(replay_loss or loss, params, replay, replay_keys)
+        total = jnp.sum(shares * losses) + jnp.sum(past_shares * past)
+        return total if replay_loss else total / (1 + weight), losses
 
-    def replayed(params, replay, replay_keys):
-        return jnp.sum(_shares(replay) * losses_of(params, replay, replay_keys))
+    return data
 
-    losses_of = partial(example_losses, loss, chunk_size=chunk_size)
-    return _Losses(data, replayed)
+
+def _alike(batch: Batch, replay: Batch) -> bool:
+    """Whether rows of both have one structure, and the same shapes and dtypes."""
+    look = lambda rows: jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), rows
+    )
+    return look(batch) == look(replay)
+
+
+def _replayed_loss(loss, chunk_size):
+    """``(params, replay, keys) -> scalar``: the weighted mean over replayed rows."""
+
+    def replayed(params, replay, keys):
+        losses = example_losses(loss, params, replay, keys, chunk_size=chunk_size)
+        return jnp.sum(_shares(replay) * losses)
+
+    return replayed
 
 
 def _by_task(past, params, groups: Batch, keys):
@@ -260,31 +341,18 @@ def _by_task(past, params, groups: Batch, keys):
     return jax.vmap(past, in_axes=(None, 0, 0))(params, groups, keys)
 
 
-def _filled(groups: Batch, batch: Batch) -> Batch:
-    """Rows of the batch in the empty slots of a replay, of weight zero as before.
-
-    They are computed with, whatever their weight, and zero times NaN is NaN: what a
-    network makes of a slot's zeros would be a NaN if it divides by the norm of its input.
-    """
-
-    def fill(kept, here):
-        real = jnp.expand_dims(groups.weight > 0, range(groups.weight.ndim, kept.ndim))
-        return jnp.where(real, kept, jnp.resize(here, kept.shape))
-
-    parts = (groups.x, groups.y, groups.task), (batch.x, batch.y, batch.task)
-    x, y, task = jax.tree.map(fill, *parts)
-    return Batch(x, y, groups.weight, task)
-
-
-def _transformation(name, part):
-    """An optax transformation that takes extra arguments, or a ValueError."""
-    if not {"init", "update"} <= set(dir(part)):
-        msg = (
-            f"make_method: {name} must be an optax transformation, got {shown(part)}; "
-            "build it, such as optax.sgd(0.1)."
-        )
-        raise ValueError(msg)
-    return optax.with_extra_args_support(part)
+def _check_params(params: Params) -> None:
+    """Refuse leaves that cannot be trained, by their path."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        dtype = getattr(leaf, "dtype", None)
+        if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
+            msg = (
+                "init: params must be a tree of real arrays, got "
+                f"{shown(leaf) if dtype is None else dtype} at "
+                f"{jax.tree_util.keystr(path) or 'its root'}; keep out of params what is "
+                "not trained, and give build what it needs (frozen=)."
+            )
+            raise ValueError(msg)
 
 
 def _shares(batch: Batch):
@@ -299,32 +367,4 @@ def _flat(replay: Batch) -> Batch:
     return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), replay)
 
 
-def _restarted(optimizer, state, params, mask):
-    """The optimizer's statistics as at the start, where parameters were renewed."""
-    if mask is None:
-        return state
-    left_out = lambda leaf: isinstance(leaf, optax.MaskedNode)
-
-    def mark(leaf, mask):
-        if left_out(leaf) or leaf.shape == mask.shape:
-            return leaf if left_out(leaf) else mask
-        msg = (
-            "make_method: a renewal restarts the optimizer's statistics entry by entry; "
-            f"expected them in the shapes of the parameters, got {leaf.shape} for "
-            f"{mask.shape}; use an optimizer such as SGD or Adam."
-        )
-        raise ValueError(msg)
-
-    marks = optax.tree.map_params(
-        optimizer,
-        mark,
-        state,
-        mask,
-        transform_non_params=lambda _: False,
-        is_leaf=left_out,
-    )
-    pick = lambda mark, fresh, old: jnp.where(mark, fresh, old).astype(old.dtype)
-    return jax.tree.map(pick, marks, optimizer.init(params), state)
-
-
-__all__ = ["make_method"]
+__all__ = ["StepMetrics", "default_learner", "make_method"]

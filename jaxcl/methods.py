@@ -15,17 +15,26 @@ from jaxtyping import ScalarLike
 from jaxcl.averages import ema
 from jaxcl.averages import interpolate as interpolated
 from jaxcl.curvature import Fisher, empirical_fisher, output_sensitivity
-from jaxcl.losses import cross_entropy
-from jaxcl.memory import Select, episodic, random_examples, reservoir
+from jaxcl.learners import from_memory_alone
+from jaxcl.losses import cross_entropy, dark_experience_loss
+from jaxcl.memory import (
+    Select,
+    episodic,
+    greedy_balanced,
+    random_examples,
+    reservoir,
+)
 from jaxcl.method import make_method
 from jaxcl.regularizers import boxed, distill, feature_distillation
 from jaxcl.regularizers import ewc as ewc_regularizer
 from jaxcl.regularizers import l2_init as l2_init_regularizer
+from jaxcl.regularizers import riemannian_walk as walk_regularizer
+from jaxcl.regularizers import synaptic_intelligence as si_regularizer
 from jaxcl.transforms import agem as agem_gradient
 from jaxcl.transforms import gem as gem_gradient
 from jaxcl.transforms import gnp as gnp_gradient
 from jaxcl.transforms import sam as sam_gradient
-from jaxcl.typing import Loss, Method, Outputs
+from jaxcl.typing import Key, Loss, Method, Outputs, Params
 
 Optimizer = optax.GradientTransformation
 
@@ -197,6 +206,85 @@ def memory_aware_synapses(
     return make_method(loss, optimizer, regularizer=regularizer, **options)
 
 
+def synaptic_intelligence(
+    loss: Loss,
+    optimizer: Optimizer,
+    *,
+    strength: ScalarLike,
+    damping: ScalarLike = 0.1,
+    **options,
+) -> Method:
+    """SI: importance along the path, without a pass at the end (arXiv:1703.04200)."""
+    regularizer = si_regularizer(strength, damping=damping)
+    return make_method(loss, optimizer, regularizer=regularizer, **options)
+
+
+def riemannian_walk(
+    loss: Loss,
+    optimizer: Optimizer,
+    *,
+    strength: ScalarLike,
+    fisher_decay: ScalarLike = 0.9,
+    interval: int = 10,
+    **options,
+) -> Method:
+    """RWalk: a running Fisher plus path importance (arXiv:1801.10112)."""
+    regularizer = walk_regularizer(
+        strength, fisher_decay=fisher_decay, interval=interval
+    )
+    return make_method(loss, optimizer, regularizer=regularizer, **options)
+
+
+def dark_experience_replay(
+    outputs: Outputs,
+    optimizer: Optimizer,
+    *,
+    capacity: int,
+    sample_size: int,
+    alpha: ScalarLike,
+    beta: ScalarLike = 0.0,
+    **options,
+) -> Method:
+    """DER, and DER++ with ``beta``: replay towards stored logits (arXiv:2004.07211)."""
+    memory = reservoir(capacity, sample_size, store=outputs)
+    return make_method(
+        cross_entropy(outputs),
+        optimizer,
+        memory=memory,
+        replay_loss=dark_experience_loss(outputs, alpha, beta),
+        **options,
+    )
+
+
+def gdumb(
+    key: Key,
+    init: Callable[[Key], Params],
+    loss: Loss,
+    optimizer: Optimizer,
+    *,
+    capacity: int,
+    num_classes: int,
+    num_epochs: int,
+    batch_size: int,
+    **options,
+) -> Method:
+    """GDumb: only fill a balanced memory, and train on it when asked (ECCV 2020).
+
+    ``optimizer`` is that of the training from memory; the stream itself trains nothing.
+    """
+    train = from_memory_alone(
+        key, init, loss, optimizer, num_epochs=num_epochs, batch_size=batch_size
+    )
+    return make_method(
+        loss,
+        optax.set_to_zero(),
+        memory=greedy_balanced(capacity, 1, num_classes=num_classes),
+        replay_weight=0,
+        learners=lambda state: {"from_memory": train(state)},
+        **options,
+    )
+
+
 def learning_without_forgetting(
     outputs: Outputs,
     optimizer: Optimizer,
@@ -261,8 +349,10 @@ __all__ = [
     "Optimizer",
     "agem",
     "create_and_find",
+    "dark_experience_replay",
     "ewc",
     "experience_replay",
+    "gdumb",
     "gem",
     "gnp",
     "interpolation",
@@ -270,6 +360,8 @@ __all__ = [
     "learning_without_forgetting",
     "memory_aware_synapses",
     "plain",
+    "riemannian_walk",
     "sam",
     "slow_learner",
+    "synaptic_intelligence",
 ]

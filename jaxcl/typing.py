@@ -1,8 +1,9 @@
-"""The words of the library: its data, and the contract of every part of a method.
+"""Data, models, and the contract of every part of a method.
 
 A *batch* is rows with weights; a *stream* is tasks in order; a *method* is
 put together from a gradient transformation, an optimizer and four small records:
-:class:`Regularizer`, :class:`Memory`, :class:`Average` and :class:`Reset`.
+:class:`Regularizer`, :class:`Memory`, :class:`Average` and :class:`Reset`. All four have
+``init(params, example)``; what happens in a step reaches them as a :class:`StepRecord`.
 
 Every record holds pure functions only. What a function needs to know is an argument, what
 it changes is returned, and a state never changes structure, shape or dtype: that one
@@ -12,11 +13,12 @@ Letters in shapes: ``T`` tasks, ``s`` seeds, ``n`` examples of a set, ``b`` rows
 batch, ``d`` features, ``c`` classes, ``p`` parameters, ``m`` memory rows.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
+from jaxtyping import Array, ArrayLike, Bool, Float, Int, PRNGKeyArray, PyTree
 from jaxtyping import Key as Keys
 
 Key = PRNGKeyArray
@@ -35,8 +37,9 @@ class Batch(NamedTuple):
 
     x: PyTree  # inputs, leaves [b, ...]
     y: PyTree  # labels, [b] int32 for classification
-    weight: PyTree  # [b] float32, 0 or 1
+    weight: PyTree  # [b] float32; 0 for padding, else above 0
     task: PyTree  # [b] int32, the index of the task a row comes from
+    stored: PyTree = ()  # what a memory keeps beside each row (DER: logits), [b, ...]
 
 
 class Stream(NamedTuple):
@@ -57,15 +60,43 @@ class Stream(NamedTuple):
     name: str  # what it is, for logs and reports
 
 
+class Progress(NamedTuple):
+    """Where in its stream a method is; int32 scalars, part of its state."""
+
+    task: Int[Array, ""]  # tasks that have ended
+    step: Int[Array, ""]  # steps done of the task at hand
+    num_steps: Int[
+        Array, ""
+    ]  # steps the task will have, set by the loops; 0: not known
+
+    def fraction(self) -> Float[Array, ""]:
+        """How much of the task is done, in [0, 1]; zero where its length is not known."""
+        return jnp.where(
+            self.num_steps > 0, self.step / jnp.maximum(self.num_steps, 1), 0
+        )
+
+
 class Context(NamedTuple):
     """What a penalty may look at besides its own state and the parameters."""
 
     batch: Batch
-    replay: Batch
-    average: (
-        Params  # the average's reading; the parameters themselves without an average
-    )
-    key: Key
+    replay: Batch  # rows [r, ...]; weight 0 while the memory is empty
+    keys: Keys[Array, " b"]  # of the batch's rows, the same as in the loss
+    replay_keys: Keys[Array, " r"]
+    average: Params  # the average's reading; without an average the parameters
+    progress: Progress
+
+
+class StepRecord(NamedTuple):
+    """What one step did; every part of a method observes the same record."""
+
+    params: Params  # before the step
+    grads: Params  # of the data loss alone: without penalty, not transformed
+    updates: Params  # the change really made, after projection and reset
+    batch: Batch
+    replay: Batch  # rows [r, ...]
+    losses: PyTree  # [b], of the batch, before the step
+    progress: Progress  # before the step
 
 
 #: ``(params, batch, keys [b]) -> [b]``: the loss of each example. Row ``i`` depends on row
@@ -80,72 +111,133 @@ Outputs = Callable[..., Float[Array, "b ..."]]
 GradFn = Callable[[Params], Params]
 
 
+# What a part does that leaves a field out.
+
+
+def no_state(params: Params, example: PyTree) -> State:
+    """Nothing to remember."""
+    del params, example
+    return ()
+
+
+def no_observation(key: Any, state: State, step: Any, params: Params) -> State:
+    """Learn nothing from a step."""
+    del key, step, params
+    return state
+
+
+def no_end(key: Any, state: State, params: Params, data: Any) -> State:
+    """Learn nothing from the end of a task."""
+    del key, params, data
+    return state
+
+
+def no_penalty(state: State, params: Params, context: Any) -> Float[Array, ""]:
+    """Add nothing to the loss; a method with it computes no second gradient."""
+    del state, params, context
+    return jnp.zeros(())
+
+
+def no_projection(state: State, params: Params) -> Params:
+    """Leave the parameters where the update put them."""
+    del state
+    return params
+
+
+def _read_params(state, params):
+    del state
+    return params
+
+
+def _end_average(key, state, params, data):
+    del key, data
+    return state, params
+
+
+def _no_reset(key, state, params, batch):
+    del key, batch
+    return state, params, None
+
+
 class Regularizer(NamedTuple):
-    """What pulls parameters towards the past: softly (penalty) or hard (project).
+    """What holds parameters near the past: a penalty, a projection, or both.
+
+    ``Regularizer()`` does nothing: the neutral element of
+    :func:`jaxcl.regularizers.sum_of`.
 
     Attributes:
-      init: ``(params) -> state``.
+      init: ``(params, example) -> state``; ``example`` is a batch of one real row.
       penalty: ``(state, params, context) -> scalar``, added to the loss.
       project: ``(state, params) -> params``, applied after the optimizer's update.
-      end_task: ``(key, state, params, task) -> state``, once at the end of a task;
-        ``task`` is the whole training set of the task, or the part the caller chose.
+      observe: ``(key, state, step, params) -> state``, after every step; ``step`` is the
+        :class:`StepRecord` and ``params`` are those after it.
+      end_task: ``(key, state, params, data) -> state``, once at the end of a task;
+        ``data`` is the training set of the task, or the part the caller chose.
     """
 
-    init: Callable[[Params], State]
-    penalty: Callable[[State, Params, Context], Float[Array, ""]]
-    project: Callable[[State, Params], Params]
-    end_task: Callable[[Key, State, Params, Batch], State]
+    init: Callable[[Params, Batch], State] = no_state
+    penalty: Callable[[State, Params, Context], Float[ArrayLike, ""]] = no_penalty
+    project: Callable[[State, Params], Params] = no_projection
+    observe: Callable[[Key, State, StepRecord, Params], State] = no_observation
+    end_task: Callable[[Key, State, Params, Batch], State] = no_end
 
 
 class Memory(NamedTuple):
     """Which examples are kept, and which of them come back.
 
     Attributes:
-      init: ``(example) -> state``; ``example`` is a batch of one row, for shapes only.
+      init: ``(params, example) -> state``; slots that hold nothing yet are copies of the
+        example, a batch of one real row, with weight zero.
       sample: ``(key, state) -> batch``; rows have weight 0 while the memory is empty.
-        Leaves are ``[b, ...]``, or ``[T, m, ...]`` when grouped by task.
-      observe: ``(key, state, batch) -> state``, after every step.
-      end_task: ``(key, state, params, task) -> state``, once at the end of a task.
+        Leaves are ``[r, ...]``, or ``[T, m, ...]`` when grouped by task.
+      observe: ``(key, state, step, params) -> state``, after every step.
+      end_task: ``(key, state, params, data) -> state``, once at the end of a task.
     """
 
-    init: Callable[[Batch], State]
+    init: Callable[[Params, Batch], State]
     sample: Callable[[Key, State], Batch]
-    observe: Callable[[Key, State, Batch], State]
-    end_task: Callable[[Key, State, Params, Batch], State]
+    observe: Callable[[Key, State, StepRecord, Params], State] = no_observation
+    end_task: Callable[[Key, State, Params, Batch], State] = no_end
 
 
 class Average(NamedTuple):
-    """A second, slower copy of the parameters.
+    """A second, slower copy of the parameters; ``Average()`` reads the parameters.
 
     Attributes:
-      init: ``(params) -> state``.
-      observe: ``(state, params) -> state``, after every step.
-      read: ``(state, params) -> params``, what evaluation uses.
-      end_task: ``(state, params) -> (state, params)``, once at the end of a task;
-        the returned parameters are where training goes on.
+      init: ``(params, example) -> state``.
+      read: ``(state, params) -> params``, what is evaluated; may be another tree that the
+        model's ``apply`` accepts.
+      observe: ``(key, state, step, params) -> state``, after every step.
+      end_task: ``(key, state, params, data) -> (state, params)``, once at the end of a
+        task; the returned parameters are where training goes on.
     """
 
-    init: Callable[[Params], State]
-    observe: Callable[[State, Params], State]
-    read: Callable[[State, Params], Params]
-    end_task: Callable[[State, Params], tuple[State, Params]]
+    init: Callable[[Params, Batch], State] = no_state
+    read: Callable[[State, Params], Params] = _read_params
+    observe: Callable[[Key, State, StepRecord, Params], State] = no_observation
+    end_task: Callable[[Key, State, Params, Batch], tuple[State, Params]] = _end_average
 
 
 class Reset(NamedTuple):
     """What keeps a network able to learn by touching its parameters after a step.
 
+    ``Reset()`` does nothing: the neutral element of
+    :func:`jaxcl.plasticity.chain_resets`.
+
     Attributes:
-      init: ``(params) -> state``.
+      init: ``(params, example) -> state``.
       reset: ``(key, state, params, batch) -> (state, params, mask)``, after every
         step; ``mask`` is a tree of booleans shaped like ``params``: there the
         optimizer's statistics are cleared. ``None`` means nowhere. A count that all
         parameters share goes on: Adam then no longer corrects the bias of moments that
-        begin anew, and the first steps of a renewed weight are up to ``(1 - b1) /
+        begin from zero, and the first steps of a reset weight are up to ``(1 - b1) /
         sqrt(1 - b2)`` learning rates long, 3.2 by default.
     """
 
-    init: Callable[[Params], State]
-    reset: Callable[[Key, State, Params, Batch], tuple[State, Params, PyTree]]
+    init: Callable[[Params, Batch], State] = no_state
+    reset: Callable[[Key, State, Params, Batch], tuple[State, Params, PyTree]] = (
+        _no_reset
+    )
 
 
 class MethodState(NamedTuple):
@@ -158,30 +250,32 @@ class MethodState(NamedTuple):
     memory: State
     average: State
     reset: State
+    progress: Progress
 
 
 class StepInfo(NamedTuple):
-    """What one step tells the reader; nothing here feeds the next step."""
+    """What one step reports; nothing here feeds the next step."""
 
-    loss: Float[Array, ""]  # data loss, before the update; plus penalty where perturbed
-    finite: Bool[Array, ""]  # whether that loss is a number; loops look at the rest
-    grad_norm: Float[Array, ""]  # of the gradient before its transformation
+    loss: Float[Array, ""]  # data loss (batch and replay), before the update
+    finite: Bool[Array, ""]  # whether loss and penalty are; loops look at the rest
+    metrics: Mapping[str, Float[Array, ""]]  # grad_norm, penalty, and the user's own
 
 
 class Method(NamedTuple):
-    """A learner for a stream of tasks: three pure functions and a reading.
+    """A learner for a stream of tasks: four pure functions.
 
     Attributes:
-      init: ``(params, example) -> state``.
+      init: ``(params, example) -> state``; ``example`` is a batch of one real row.
       step: ``(key, state, batch) -> (state, info)``.
-      end_task: ``(key, state, task) -> state``.
-      eval_params: ``(state) -> params``, the parameters to evaluate.
+      end_task: ``(key, state, data) -> state``.
+      learners: ``(state) -> {name: pytree}``: what is evaluated, the default one first.
+        Each value stands for the parameters in ``apply``.
     """
 
     init: Callable[[Params, Batch], MethodState]
     step: Callable[[Key, MethodState, Batch], tuple[MethodState, StepInfo]]
     end_task: Callable[[Key, MethodState, Batch], MethodState]
-    eval_params: Callable[[MethodState], Params]
+    learners: Callable[[MethodState], Mapping[str, PyTree]]
 
 
 class Units(NamedTuple):
@@ -249,11 +343,18 @@ __all__ = [
     "Model",
     "Outputs",
     "Params",
+    "Progress",
     "PyTree",
     "Regularizer",
     "Reset",
     "State",
     "StepInfo",
+    "StepRecord",
     "Stream",
     "Units",
+    "no_end",
+    "no_observation",
+    "no_penalty",
+    "no_projection",
+    "no_state",
 ]

@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxcl.averages import ema, interpolate, no_average, wise_ft
+from jaxcl.averages import ema, interpolate, wise_ft
 from jaxcl.tree import at
+from jaxcl.typing import Average
 
 
 def walk(length, dtype=jnp.float32):
@@ -22,8 +23,10 @@ def walk(length, dtype=jnp.float32):
 
 def observed(average, path):
     """The state after all of the path."""
-    observe = lambda state, params: (average.observe(state, params), None)
-    return jax.lax.scan(observe, average.init(at(0, path)), at(slice(1, None), path))[0]
+    observe = lambda state, params: (average.observe(None, state, (), params), None)
+    return jax.lax.scan(
+        observe, average.init(at(0, path), ()), at(slice(1, None), path)
+    )[0]
 
 
 def assert_same(a, b):
@@ -34,14 +37,14 @@ def assert_close(a, b, **tolerance):
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, **tolerance), a, b)
 
 
-def test_no_average_reads_and_returns_the_parameters_themselves():
+def test_an_average_of_defaults_reads_and_returns_the_parameters_themselves():
     """Oracle: identity of the objects."""
     params = at(0, walk(0))
-    average = no_average()
-    state = average.observe(average.init(params), params)
+    average = Average()
+    state = average.observe(None, average.init(params, ()), (), params)
     assert jax.tree.leaves(state) == []
     assert average.read(state, params) is params
-    assert average.end_task(state, params)[1] is params
+    assert average.end_task(None, state, params, ())[1] is params
 
 
 @pytest.mark.parametrize("warm_up", [False, True])
@@ -100,7 +103,7 @@ def test_ema_runs_on_across_tasks():
     path = walk(3)
     average = ema(0.9)
     state = observed(average, path)
-    after, params = average.end_task(state, at(-1, path))
+    after, params = average.end_task(None, state, at(-1, path), ())
     assert_same(after, state)
     assert_same(params, at(-1, path))
 
@@ -114,10 +117,10 @@ def test_states_keep_their_form_and_readings_that_of_the_parameters(make, dtype)
     form = lambda tree: jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), tree)
 
     def run(path):
-        start = average.init(at(0, path))
+        start = average.init(at(0, path), ())
         state = observed(average, path)
         read = average.read(state, at(-1, path))
-        return start, state, average.end_task(state, at(-1, path)), read
+        return start, state, average.end_task(None, state, at(-1, path), ()), read
 
     start, state, (after, params), read = jax.jit(run)(path)
     assert form(start) == form(state) == form(after)
@@ -133,10 +136,10 @@ def test_a_fresh_or_consolidated_state_can_be_donated_with_the_parameters(
     average = make(0.5)
     maybe_jit = jax.jit if compiled else lambda function: function
     params = at(0, walk(0))
-    init = maybe_jit(lambda params: (average.init(params), params))
-    end_task = maybe_jit(average.end_task)
+    init = maybe_jit(lambda params: (average.init(params, ()), params))
+    end_task = maybe_jit(lambda *given: average.end_task(None, *given, ()))
     step = jax.jit(
-        lambda state, params: (average.observe(state, params), params),
+        lambda state, params: (average.observe(None, state, (), params), params),
         donate_argnums=(0, 1),
     )
     expected = jax.tree.map(np.array, params)
@@ -149,23 +152,23 @@ def test_a_fresh_or_consolidated_state_can_be_donated_with_the_parameters(
 def test_interpolate_goes_on_from_between_start_and_end_of_each_task():
     """Oracle: by hand, two tasks: start 0, end 4, so 3 at 3/4; start 3, end 7, so 6."""
     average = interpolate(0.75)
-    state = average.init(jnp.zeros(2))
-    state = average.observe(state, jnp.full(2, 9.0))
+    state = average.init(jnp.zeros(2), ())
+    state = average.observe(None, state, (), jnp.full(2, 9.0))
     np.testing.assert_array_equal(average.read(state, jnp.full(2, 4.0)), 4.0)
-    state, params = average.end_task(state, jnp.full(2, 4.0))
+    state, params = average.end_task(None, state, jnp.full(2, 4.0), ())
     np.testing.assert_array_equal(params, 3.0)
-    state, params = average.end_task(state, jnp.full(2, 7.0))
+    state, params = average.end_task(None, state, jnp.full(2, 7.0), ())
     np.testing.assert_array_equal(params, 6.0)
 
 
 def test_interpolate_with_start_changes_the_reading_only():
     """Oracle: by hand; the start stays that of the first task."""
     average = wise_ft(0.75)
-    state = average.init(jnp.zeros(2))
+    state = average.init(jnp.zeros(2), ())
     for end, expected in ((4.0, 3.0), (8.0, 6.0)):
-        state = average.observe(state, jnp.full(2, end))
+        state = average.observe(None, state, (), jnp.full(2, end))
         np.testing.assert_array_equal(average.read(state, jnp.full(2, end)), expected)
-        state, params = average.end_task(state, jnp.full(2, end))
+        state, params = average.end_task(None, state, jnp.full(2, end), ())
         np.testing.assert_array_equal(params, end)
 
 
@@ -175,9 +178,11 @@ def test_interpolation_at_its_ends_is_one_end_bit_for_bit():
     start, end = at(0, path), at(1, path)
     for alpha, expected in ((1, end), (0, start)):
         average = interpolate(alpha)
-        assert_same(average.end_task(average.init(start), end)[1], expected)
+        assert_same(
+            average.end_task(None, average.init(start, ()), end, ())[1], expected
+        )
         average = wise_ft(alpha)
-        assert_same(average.read(average.init(start), end), expected)
+        assert_same(average.read(average.init(start, ()), end), expected)
 
 
 def test_a_grid_of_strengths_is_a_vmap():
@@ -187,7 +192,7 @@ def test_a_grid_of_strengths_is_a_vmap():
     def run(share):
         average = ema(share)
         read = average.read(observed(average, path), at(0, path))
-        mixed = interpolate(share).end_task(at(0, path), at(1, path))[1]
+        mixed = interpolate(share).end_task(None, at(0, path), at(1, path), ())[1]
         return read, mixed
 
     shares = jnp.array([0.0, 0.3, 1.0])

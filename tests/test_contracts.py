@@ -17,7 +17,8 @@ from jaxcl.curvature import empirical_fisher
 from jaxcl.losses import cross_entropy, single_head
 from jaxcl.models import mlp
 from jaxcl.tree import as_batch, at
-from jaxcl.typing import Average, Context, Memory, Regularizer, Reset
+from jaxcl.typing import Average, Memory, Regularizer, Reset
+from tests.steps import context, seen
 
 MODEL = mlp((4, 5, 3))
 LOGITS = single_head(MODEL.apply)
@@ -28,7 +29,7 @@ BATCH = as_batch(X, jnp.arange(6) % 3)
 PADDING = BATCH._replace(weight=jnp.zeros(6))
 
 REGULARIZERS = {
-    "no_regularizer": lambda: regularizers.no_regularizer(),
+    "no_regularizer": lambda: Regularizer(),
     "l2": lambda: regularizers.l2(0.1),
     "l2_init": lambda: regularizers.l2_init(0.1),
     "ewc": lambda: regularizers.ewc(empirical_fisher(LOSS), 1.0),
@@ -40,11 +41,18 @@ REGULARIZERS = {
         MODEL.hidden, 1.0
     ),
     "scaled": lambda: regularizers.scaled(2.0, regularizers.l2(0.1)),
+    "synaptic_intelligence": lambda: regularizers.synaptic_intelligence(1.0),
+    "riemannian_walk": lambda: regularizers.riemannian_walk(1.0, interval=1),
     "sum_of": lambda: regularizers.sum_of(regularizers.l2(0.1), regularizers.box(0.5)),
 }
 MEMORIES = {
     "no_memory": lambda: memory.no_memory(),
     "reservoir": lambda: memory.reservoir(8, 4),
+    "reservoir with outputs": lambda: memory.reservoir(8, 4, store=LOGITS),
+    "greedy_balanced": lambda: memory.greedy_balanced(5, 4, num_classes=3),
+    "class_balanced_reservoir": lambda: memory.class_balanced_reservoir(
+        5, 4, num_classes=3
+    ),
     "episodic": lambda: memory.episodic(2, 4, 3),
     "grouped": lambda: memory.episodic(2, 4, grouped=True),
     "k-means": lambda: memory.episodic(
@@ -52,13 +60,13 @@ MEMORIES = {
     ),
 }
 AVERAGES = {
-    "no_average": lambda: averages.no_average(),
+    "no_average": lambda: Average(),
     "ema": lambda: averages.ema(0.9),
     "interpolate": lambda: averages.interpolate(0.5),
     "wise_ft": lambda: averages.wise_ft(0.5),
 }
 RENEWALS = {
-    "no_reset": lambda: plasticity.no_reset(),
+    "no_reset": lambda: Reset(),
     "shrink_and_perturb": lambda: plasticity.shrink_and_perturb(0.9, 0.1, MODEL.init),
     "redo": lambda: plasticity.redo(
         MODEL.hidden, MODEL.units, MODEL.init, threshold=0.9, period=1
@@ -67,42 +75,45 @@ RENEWALS = {
         MODEL.hidden, MODEL.units, MODEL.init, rate=0.1, maturity=0
     ),
     "chain_resets": lambda: plasticity.chain_resets(
-        plasticity.no_reset(), plasticity.shrink_and_perturb(0.9, 0.1, MODEL.init)
+        Reset(), plasticity.shrink_and_perturb(0.9, 0.1, MODEL.init)
     ),
 }
 
 
 def cycle(record, key, params, batch):
     """Everything a record can do, twice; ``(states, results)``."""
+    change = jax.tree.map(lambda leaf: 0.1 * leaf, params)
+    step = seen(batch, params, grads=params, updates=change)
     if isinstance(record, Regularizer):
-        state, out = record.init(params), []
+        state, out = record.init(params, at(slice(1), batch)), []
         states = [state]
         for _ in range(2):
-            context = Context(batch, batch, params, key)
+            look = context(batch, batch, params)
             penalty = jax.value_and_grad(record.penalty, argnums=1)
-            out += [penalty(state, params, context), record.project(state, params)]
+            out += [penalty(state, params, look), record.project(state, params)]
+            state = record.observe(key, state, step, params)
             state = record.end_task(key, state, params, batch)
             states.append(state)
         return states, out
     if isinstance(record, Memory):
-        state, out = record.init(at(slice(1), batch)), []
+        state, out = record.init(params, at(slice(1), batch)), []
         states = [state]
         for _ in range(2):
             out.append(record.sample(key, state))
-            state = record.observe(key, state, batch)
+            state = record.observe(key, state, step, params)
             state = record.end_task(key, state, params, batch)
             states.append(state)
         return states, out
     if isinstance(record, Average):
-        state, out = record.init(params), []
+        state, out = record.init(params, at(slice(1), batch)), []
         states = [state]
         for _ in range(2):
-            state = record.observe(state, params)
+            state = record.observe(key, state, step, params)
             out.append(record.read(state, params))
-            state, params = record.end_task(state, params)
+            state, params = record.end_task(key, state, params, batch)
             states.append(state)
         return states, [*out, params]
-    state, out = record.init(params), []
+    state, out = record.init(params, at(slice(1), batch)), []
     states = [state]
     for _ in range(2):
         state, params, mask = record.reset(key, state, params, batch)
@@ -198,11 +209,9 @@ def test_every_state_can_be_donated_beside_the_parameters(name):
         lambda tree: jax.tree.map(lambda leaf: leaf + 0, tree), donate_argnums=0
     )
     record, params = CASES[name](), jax.tree.map(jnp.copy, PARAMS)
-    state, params = give((record.init(params), params))
-    if isinstance(record, Regularizer):
-        give((record.end_task(jax.random.key(2), state, params, BATCH), params))
-    else:
-        give(record.end_task(state, params))
+    state, params = give((record.init(params, at(slice(1), BATCH)), params))
+    ended = record.end_task(jax.random.key(2), state, params, BATCH)
+    give((ended, params) if isinstance(record, Regularizer) else ended)
 
 
 @pytest.mark.parametrize("name", RENEWALS)
@@ -215,7 +224,9 @@ def test_padding_alone_renews_nothing(name):
         pytest.skip("acts by the count of steps, whatever the rows")
     record = RENEWALS[name]()
     key, params = jax.random.key(6), PARAMS
-    state, params, _ = jax.jit(record.reset)(key, record.init(params), params, BATCH)
+    state, params, _ = jax.jit(record.reset)(
+        key, record.init(params, BATCH), params, BATCH
+    )
     after, kept, mask = jax.jit(record.reset)(key, state, params, PADDING)
     jax.tree.map(np.testing.assert_array_equal, kept, params)
     assert mask is None or not any(leaf.any() for leaf in jax.tree.leaves(mask))
@@ -227,7 +238,8 @@ def test_padding_alone_renews_nothing(name):
 def test_every_public_builder_is_in_the_battery():
     """Oracle: the packages' own lists."""
     others = {
-        "BoxState", "DistillState", "EwcState", "convert_strength",
+        "BoxState", "DistillState", "EwcState", "SynapticState", "WalkState",
+        "BalancedState", "convert_strength",
         "largest_stable_strength", "EpisodicState", "ReservoirState", "Select", "after",
         "class_balanced_examples", "episodic", "kmeans", "kmeans_examples",
         "random_examples", "EmaState", "Traces", "Utility", "adaptable_contribution",

@@ -14,6 +14,7 @@ LAYERS = [
     {"metrics", "transforms", "curvature", "memory", "averages", "data", "models"},
     {"regularizers", "landscape", "plasticity"},
     {"method"},
+    {"learners", "interleave"},
     {"methods"},
     {"training", "interop", "report"},
     {"runs"},

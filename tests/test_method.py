@@ -16,12 +16,12 @@ from jaxcl.averages import ema
 from jaxcl.curvature import empirical_fisher
 from jaxcl.losses import cross_entropy, mean_loss, per_example, single_head
 from jaxcl.memory import episodic, reservoir
-from jaxcl.method import make_method
-from jaxcl.regularizers import boxed, distill, ewc, l2_init, no_regularizer, sum_of
+from jaxcl.method import default_learner, make_method
+from jaxcl.regularizers import boxed, distill, ewc, l2_init, sum_of
 from jaxcl.training.device import first_example, run_stream
 from jaxcl.transforms import agem, gem, gnp, sam
 from jaxcl.tree import as_batch, at
-from jaxcl.typing import Reset, Stream
+from jaxcl.typing import Regularizer, Reset, Stream, no_state
 
 D, H, C, T = 6, 5, 3, 2
 
@@ -64,7 +64,7 @@ def learned(method):
     def walk(key):
         state = method.init(params, first_example(stream))
         state, _ = run_stream(key, method, stream, state, num_steps=12, batch_size=8)
-        return ravel_pytree(method.eval_params(state))[0]
+        return ravel_pytree(default_learner(method, state))[0]
 
     return np.asarray(walk(jax.random.key(3)))
 
@@ -234,7 +234,7 @@ def test_renewed_parameters_lose_their_optimizer_statistics():
         "w": jnp.zeros((D, H), bool).at[:, 1].set(True),
         "v": jnp.zeros((H, C), bool),
     }
-    reset = Reset(lambda p: (), lambda k, s, p, b: (s, p, mask))
+    reset = Reset(no_state, lambda k, s, p, b: (s, p, mask))
     batch = at(slice(8), task(1))
     states = []
     for part in (reset, None):
@@ -257,7 +257,7 @@ def test_renewed_parameters_lose_their_optimizer_statistics():
 def test_statistics_restart_from_where_the_optimizer_begins(optimizer):
     """Oracle: `optimizer.init` at the parameters, which is not zero for these two."""
     everywhere = jax.tree.map(lambda leaf: jnp.ones(leaf.shape, bool), setting()[1])
-    reset = Reset(lambda p: (), lambda k, s, p, b: (s, p, everywhere))
+    reset = Reset(no_state, lambda k, s, p, b: (s, p, everywhere))
     method = make_method(LOSS, optimizer, reset=reset)
     batch = at(slice(8), task(1))
     state = method.init(setting()[1], at(slice(1), batch))
@@ -289,7 +289,7 @@ def test_statistics_of_some_leaves_restart_like_those_of_all(optimizer):
         "w": jnp.zeros((D, H), bool).at[:, 1].set(True),
         "v": jnp.ones((H, C), bool),
     }
-    reset = Reset(lambda p: (), lambda k, s, p, b: (s, p, mask))
+    reset = Reset(no_state, lambda k, s, p, b: (s, p, mask))
     batch = at(slice(8), task(1))
 
     def moments(optimizer):
@@ -309,7 +309,7 @@ def test_statistics_of_some_leaves_restart_like_those_of_all(optimizer):
 def test_statistics_of_other_shapes_cannot_restart_and_it_is_said():
     """Oracle: the message; without a renewal the same optimizer learns."""
     everywhere = jax.tree.map(lambda leaf: jnp.ones(leaf.shape, bool), setting()[1])
-    reset = Reset(lambda p: (), lambda k, s, p, b: (s, p, everywhere))
+    reset = Reset(no_state, lambda k, s, p, b: (s, p, everywhere))
     batch = at(slice(8), task(1))
     for part in (None, reset):
         method = make_method(LOSS, optax.adafactor(0.1), reset=part)
@@ -421,12 +421,12 @@ def test_no_replayed_row_has_the_key_of_a_row_of_the_batch(grouped, weight):
 
 
 def test_absent_parts_leave_nothing_in_the_state():
-    """Oracle: counting leaves. Plain descent carries its parameters alone."""
+    """Oracle: counting leaves. Plain descent carries its parameters and its progress."""
     batch = at(slice(8), task(1))
     params = setting()[1]
     state = MAKE().init(params, at(slice(1), batch))
     kept = [leaf for leaf in jax.tree.leaves(state) if leaf.size]
-    assert len(kept) == len(jax.tree.leaves(params))
+    assert len(kept) == len(jax.tree.leaves(params)) + 3
 
 
 def test_the_optimizer_and_the_gradient_restart_where_asked():
@@ -447,16 +447,20 @@ def test_the_optimizer_and_the_gradient_restart_where_asked():
         assert int(state.gradient.count) == (0 if reset else 1)
 
 
-def test_the_penalty_is_part_of_the_reported_loss_only_where_it_is_perturbed():
-    """Oracle: data loss and penalty by hand."""
+def test_loss_and_penalty_are_reported_apart():
+    """Oracle: data loss and penalty by hand, wherever the penalty acts."""
     params, batch, key = setting()[1], at(slice(8), task(1)), jax.random.key(0)
-    constant = no_regularizer()._replace(penalty=lambda s, p, c: jnp.asarray(7.0))
+    constant = Regularizer(penalty=lambda s, p, c: jnp.asarray(7.0))
     data = mean_loss(LOSS, params, batch, key)
-    for perturb, expected in ((True, data + 7.0), (False, data)):
+    for perturb in (True, False):
         method = MAKE(regularizer=constant, perturb_penalty=perturb)
         state = method.init(params, at(slice(1), batch))
         info = method.step(key, state, batch)[1]
-        np.testing.assert_allclose(info.loss, expected, rtol=1e-6)
+        np.testing.assert_allclose(info.loss, data, rtol=1e-6)
+        assert float(info.metrics["penalty"]) == 7.0
+    assert set(MAKE().step(key, MAKE().init(params, batch), batch)[1].metrics) == {
+        "grad_norm"
+    }
 
 
 def test_accumulated_gradients_learn_what_whole_batches_learn():

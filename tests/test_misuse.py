@@ -244,7 +244,7 @@ REFUSED = [
     (lambda: make_method(LOSS, SGD, gradient=transforms.sam), "got function"),
     (lambda: make_method(LOSS, SGD, regularizer=[]), "Regularizer, .* sum_of"),
     (lambda: make_method(LOSS, SGD, memory=ema(0.9)), "memory must .* got Average"),
-    (lambda: METHOD.init(MODEL, BATCH), "init: params must be a tree of arrays"),
+    (lambda: METHOD.init(MODEL, BATCH), "init: params must be a tree of real arrays"),
     (lambda: METHOD.init(PARAMS, STREAM), "init: expected a Batch .* got Stream"),
     (
         lambda: transforms.random_sam(0, 0.1),

@@ -14,6 +14,7 @@ from experiments.benchmarks.config import Config
 from jaxcl import methods
 from jaxcl.data import Images, permuted, stack_plans, synthetic_images
 from jaxcl.losses import cross_entropy, single_head
+from jaxcl.method import default_learner
 from jaxcl.models import mlp
 from jaxcl.training.device import (
     accuracies,
@@ -115,7 +116,7 @@ def make_program(config: Config, images: Images, name: str, num_tasks: int) -> P
 
     def test(state, pool, plan):
         here = stream._replace(pool=pool, plan=plan)
-        return accuracies(logits, build().eval_params(state), here)
+        return accuracies(logits, default_learner(build(), state), here)
 
     key, shared = jax.random.key(config.seed), (stream.pool, stream.plan)
     start, first = compiled(start, key)

@@ -13,7 +13,7 @@ from experiments.plasticity.config import Config
 from jaxcl.method import make_method
 from jaxcl.models import crelu
 from jaxcl.plasticity import continual_backprop, redo, shrink_and_perturb
-from jaxcl.regularizers import l2_init, no_regularizer
+from jaxcl.regularizers import l2_init
 from jaxcl.transforms import adaptive_rho, gnp, random_sam, reverse_sam, sam
 from jaxcl.tree import norm, safe_divide
 from jaxcl.typing import Average, Key, Loss, Method, Model, Regularizer
@@ -198,10 +198,10 @@ def from_the_start() -> Average:
     """
     copy = lambda params: jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), params)
     return Average(
-        init=lambda params: (copy(params), copy(params)),
-        observe=lambda state, params: (state[0], params),
+        init=lambda params, example: (copy(params), copy(params)),
         read=lambda state, params: state[1],
-        end_task=lambda state, params: (state, copy(state[0])),
+        observe=lambda key, state, step, params: (state[0], params),
+        end_task=lambda key, state, params, data: (state, copy(state[0])),
     )
 
 
@@ -212,7 +212,7 @@ def fixed_norm() -> Regularizer:
         scale = safe_divide(start, norm(params))
         return jax.tree.map(lambda leaf: scale * leaf, params)
 
-    return no_regularizer()._replace(init=norm, project=project)
+    return Regularizer(lambda params, example: norm(params), project=project)
 
 
 def _shrink(config: Config, model: Model):

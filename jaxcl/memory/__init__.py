@@ -1,5 +1,10 @@
 """What is remembered as data: which examples are kept, and which of them come back."""
 
+from jaxcl.memory.balanced import (
+    BalancedState,
+    class_balanced_reservoir,
+    greedy_balanced,
+)
 from jaxcl.memory.base import after, no_memory
 from jaxcl.memory.episodic import EpisodicState, episodic
 from jaxcl.memory.kmeans import kmeans, kmeans_examples
@@ -7,12 +12,15 @@ from jaxcl.memory.reservoir import ReservoirState, reservoir
 from jaxcl.memory.selection import Select, class_balanced_examples, random_examples
 
 __all__ = [
+    "BalancedState",
     "EpisodicState",
     "ReservoirState",
     "Select",
     "after",
     "class_balanced_examples",
+    "class_balanced_reservoir",
     "episodic",
+    "greedy_balanced",
     "kmeans",
     "kmeans_examples",
     "no_memory",

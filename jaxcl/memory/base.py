@@ -10,14 +10,11 @@ from jaxcl.typing import Batch, Memory
 def no_memory() -> Memory:
     """Keep nothing: samples have zero rows, so every mean over them is zero.
 
-    The neutral element of memories, and the start of others: ``no_memory()._replace(...)``.
-    XLA removes whatever is computed from zero rows.
+    The neutral element of memories. XLA removes whatever is computed from zero rows.
     """
     return Memory(
-        init=lambda example: empty_rows(0, example),
+        init=lambda params, example: blank_rows(0, example),
         sample=lambda key, state: state,
-        observe=lambda key, state, batch: state,
-        end_task=lambda key, state, params, task: state,
     )
 
 
@@ -31,7 +28,8 @@ def after(results: PyTree, batch: Batch) -> Batch:
 
         replay = memory.sample(key_sample, state)
         params, loss = ...  # made from batch and replay
-        state = memory.observe(key_observe, state, after((params, loss), batch))
+        step = StepRecord(..., batch=after((params, loss), batch), ...)
+        state = memory.observe(key_observe, state, step, params)
 
     Args:
       results: numeric leaves; all that the sample went into, or its use elsewhere may
@@ -44,24 +42,31 @@ def after(results: PyTree, batch: Batch) -> Batch:
     """
     # By index: a leaf that is split over devices would be gathered to be raveled.
     firsts = [leaf[(0,) * leaf.ndim] for leaf in jax.tree.leaves(results) if leaf.size]
-    token = sum((first.astype(jnp.float32) for first in firsts), jnp.zeros(()))
+    none = jnp.zeros((), jnp.float32)  # 32 bits also where float64 is on
+    token = sum((first.astype(jnp.float32) for first in firsts), none)
     bits = jax.lax.bitcast_convert_type(token, jnp.uint32)
     zero = (bits * bits & 2).astype(batch.weight.dtype)
     return batch._replace(weight=batch.weight + zero)
 
 
-def empty_rows(num_rows: int | tuple[int, ...], example: Batch) -> Batch:
-    """Rows of zeros (weight zero too) that look like the one row of ``example``.
+def blank_rows(num_rows: int | tuple[int, ...], example: Batch) -> Batch:
+    """Copies of the first row of ``example``, of weight zero.
+
+    They are computed with, whatever their weight, and zero times NaN is NaN: what a
+    network makes of zeros would be a NaN if it divides by the norm of its input.
 
     Args:
       num_rows: how many, or the leading axes.
-      example: leaves ``[1, ...]``, arrays or anything with a shape and a dtype.
+      example: leaves ``[1, ...]``, or more rows of which the first is taken.
     """
     lead = num_rows if isinstance(num_rows, tuple) else (num_rows,)
-    zeros = lambda leaf: jnp.zeros(
-        (*lead, *leaf.shape[1:]), jax.dtypes.canonicalize_dtype(leaf.dtype)
-    )
-    return jax.tree.map(zeros, example)
+
+    def copies(leaf):
+        row = jnp.asarray(leaf)[0]
+        return jnp.broadcast_to(row, (*lead, *row.shape))
+
+    rows = jax.tree.map(copies, example)
+    return rows._replace(weight=jnp.zeros_like(rows.weight))
 
 
 def draw_ranks(
@@ -105,9 +110,9 @@ def check_rows(who: str, lead: int, kept: Batch, batch: Batch) -> None:
       kept: leaves ``[m, ...]`` or ``[T, m, ...]``.
       batch: leaves ``[b, ...]``.
     """
-    look = lambda axes, tree: jax.tree.map(
+    look = lambda axes, rows: jax.tree.map(
         lambda leaf: f"{jax.dtypes.canonicalize_dtype(leaf.dtype)}{leaf.shape[axes:]}",
-        tree,
+        rows._replace(stored=()),  # the memory's own
     )
     expected, came = look(lead, kept), look(1, batch)
     if expected != came:
@@ -118,4 +123,4 @@ def check_rows(who: str, lead: int, kept: Batch, batch: Batch) -> None:
         raise ValueError(msg)
 
 
-__all__ = ["after", "check_rows", "draw_ranks", "empty_rows", "no_memory"]
+__all__ = ["after", "blank_rows", "check_rows", "draw_ranks", "no_memory"]

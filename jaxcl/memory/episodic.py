@@ -9,10 +9,9 @@ from jaxtyping import Array, Int
 
 from jaxcl.errors import check_size
 from jaxcl.memory.base import (
+    blank_rows,
     check_rows,
     draw_ranks,
-    empty_rows,
-    no_memory,
 )
 from jaxcl.memory.selection import Select, random_examples
 from jaxcl.tree import at, num_rows
@@ -78,9 +77,10 @@ def episodic(
     check_size("episodic", capacity_per_task=capacity_per_task)
     check_size("episodic", optional=True, sample_size=sample_size)
 
-    def init(example):
+    def init(params, example):
+        del params
         return EpisodicState(
-            empty_rows((num_tasks, capacity_per_task), example),
+            blank_rows((num_tasks, capacity_per_task), example),
             jnp.zeros(num_tasks, jnp.int32),
             jnp.zeros((), jnp.int32),
         )
@@ -102,10 +102,10 @@ def episodic(
         drawn = at((slots, rows), state.kept)
         return drawn._replace(weight=drawn.weight * real)
 
-    def end_task(key, state, params, task):
-        check_rows("episodic", 2, state.kept, task)
-        task = jax.tree.map(jnp.asarray, task)
-        chosen = best_examples(key, select, params, task, capacity_per_task)
+    def end_task(key, state, params, data):
+        check_rows("episodic", 2, state.kept, data)
+        data = jax.tree.map(jnp.asarray, data)
+        chosen = best_examples(key, select, params, data, capacity_per_task)
         slot = state.tasks_seen % num_tasks
         write = lambda leaf, rows: leaf.at[slot].set(rows)
         stored = jnp.sum(chosen.weight > 0, dtype=jnp.int32)
@@ -115,11 +115,14 @@ def episodic(
             state.tasks_seen + 1,
         )
 
-    return no_memory()._replace(init=init, sample=sample, end_task=end_task)
+    return Memory(init, sample, end_task=end_task)
 
 
 def best_examples(key, select: Select, params, task: Batch, capacity: int) -> Batch:
-    """The real rows of highest priority, best first; what is missing has weight zero."""
+    """The real rows of highest priority, best first.
+
+    Missing ones are copies of others, of weight zero.
+    """
     priority = select(key, params, task, capacity)
     if jnp.shape(priority) != task.weight.shape:
         msg = (
@@ -130,10 +133,10 @@ def best_examples(key, select: Select, params, task: Batch, capacity: int) -> Ba
     allowed = (task.weight > 0) & ~jnp.isnan(priority)
     width = min(capacity, num_rows(task))
     best, rows = jax.lax.top_k(jnp.where(allowed, priority, -jnp.inf), width)
+    best = jnp.pad(best, (0, capacity - width), constant_values=-jnp.inf)
+    rows = jnp.where(best > -jnp.inf, jnp.pad(rows, (0, capacity - width)), rows[0])
     chosen = at(rows, task)
-    chosen = chosen._replace(weight=chosen.weight * (best > -jnp.inf))
-    missing = lambda leaf: [(0, capacity - width)] + [(0, 0)] * (leaf.ndim - 1)
-    return jax.tree.map(lambda leaf: jnp.pad(leaf, missing(leaf)), chosen)
+    return chosen._replace(weight=chosen.weight * (best > -jnp.inf))
 
 
 __all__ = ["EpisodicState", "episodic"]

@@ -1,20 +1,20 @@
 """Every example of the past is equally likely to be kept."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Int
+from jaxtyping import Array, Int, PyTree
 
 from jaxcl.errors import check_size
 from jaxcl.memory.base import (
+    blank_rows,
     check_rows,
     draw_ranks,
-    empty_rows,
-    no_memory,
 )
 from jaxcl.tree import at
-from jaxcl.typing import Batch, Memory
+from jaxcl.typing import Batch, Memory, Params
 
 
 class ReservoirState(NamedTuple):
@@ -24,7 +24,13 @@ class ReservoirState(NamedTuple):
     seen: Int[Array, ""]  # real rows offered so far, may exceed m; int32
 
 
-def reservoir(capacity: int, sample_size: int, *, replace: bool = True) -> Memory:
+def reservoir(
+    capacity: int,
+    sample_size: int,
+    *,
+    replace: bool = True,
+    store: Callable[[Params, Batch], PyTree] | None = None,
+) -> Memory:
     """Keep a uniform sample of everything seen, without knowing where tasks end.
 
     After ``n`` real rows each of them is kept with probability ``min(1, capacity / n)``,
@@ -46,6 +52,9 @@ def reservoir(capacity: int, sample_size: int, *, replace: bool = True) -> Memor
       replace: whether a sample may hold a row twice. If not, a memory with fewer rows
         than ``sample_size`` gives each once, and the other rows of the sample weight
         zero; drawing then loops over the sample.
+      store: ``(params, batch) -> [b, ...]``, kept beside each row as ``stored``, such as
+        the logits of DER; at the parameters before the step, and one more forward pass a
+        step.
 
     Raises:
       ValueError: if a size is not a positive int known before tracing, if a sample is
@@ -64,8 +73,12 @@ def reservoir(capacity: int, sample_size: int, *, replace: bool = True) -> Memor
         )
         raise ValueError(msg)
 
-    def init(example):
-        return ReservoirState(empty_rows(capacity, example), jnp.zeros((), jnp.int32))
+    def keep(params, batch):
+        return batch._replace(stored=store(params, batch)) if store else batch
+
+    def init(params, example):
+        kept = blank_rows(capacity, keep(params, example))
+        return ReservoirState(kept, jnp.zeros((), jnp.int32))
 
     def sample(key, state):
         filled = jnp.minimum(state.seen, capacity)
@@ -73,7 +86,9 @@ def reservoir(capacity: int, sample_size: int, *, replace: bool = True) -> Memor
         drawn = at(rows, state.kept)
         return drawn._replace(weight=drawn.weight * real)
 
-    def observe(key, state, batch):
+    def observe(key, state, step, params):
+        del params
+        batch = step.batch
         check_rows("reservoir", 1, state.kept, batch)
         real = batch.weight > 0
         arrival = state.seen + jnp.cumsum(real, dtype=jnp.int32) - real
@@ -83,10 +98,10 @@ def reservoir(capacity: int, sample_size: int, *, replace: bool = True) -> Memor
         beaten = jnp.any(jnp.triu(slot[:, None] == slot, k=1), axis=1)
         slot = jnp.where(beaten, capacity, slot)  # out of range, hence dropped
         write = lambda leaf, rows: leaf.at[slot].set(rows, mode="drop")
-        kept = jax.tree.map(write, state.kept, batch)
+        kept = jax.tree.map(write, state.kept, keep(step.params, batch))
         return ReservoirState(kept, state.seen + jnp.sum(real, dtype=jnp.int32))
 
-    return no_memory()._replace(init=init, sample=sample, observe=observe)
+    return Memory(init, sample, observe)
 
 
 __all__ = ["ReservoirState", "reservoir"]

@@ -17,7 +17,7 @@ from jaxcl.plasticity.measures import (
     stable_rank,
 )
 from jaxcl.plasticity.redo import redo
-from jaxcl.plasticity.reset import chain_resets, no_reset, shrink_and_perturb
+from jaxcl.plasticity.reset import chain_resets, shrink_and_perturb
 from jaxcl.plasticity.units import dormancy_score, reset_units
 
 __all__ = [
@@ -32,7 +32,6 @@ __all__ = [
     "dormant_fraction",
     "effective_rank",
     "measure",
-    "no_reset",
     "redo",
     "reset_units",
     "shrink_and_perturb",

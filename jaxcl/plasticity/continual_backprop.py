@@ -143,7 +143,8 @@ def continual_backprop(
         params, mask, state = when(due, replace, (params, nowhere, state))
         return state, params, mask
 
-    def init_traces(params):
+    def init_traces(params, example):
+        del example
         for layer in units:
             check_paths("continual_backprop", layer, params)
         return tuple(

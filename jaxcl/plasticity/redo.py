@@ -72,12 +72,13 @@ def redo(
         params, mask = when(step % period == 0, touch, (params, nowhere))
         return step, params, mask
 
-    def init_step(params):
+    def init_counter(params, example):
+        del example
         for layer in units:
             check_paths("redo", layer, params)
         return jnp.zeros((), jnp.int32)
 
-    return Reset(init_step, reset)
+    return Reset(init_counter, reset)
 
 
 __all__ = ["redo"]

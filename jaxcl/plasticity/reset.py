@@ -1,4 +1,4 @@
-"""Renewals that do nothing, that follow one another, and shrink-and-perturb."""
+"""Resets that follow one another, and shrink-and-perturb."""
 
 from collections.abc import Callable
 
@@ -12,16 +12,8 @@ from jaxcl.tree import wide
 from jaxcl.typing import Key, Params, Reset
 
 
-def no_reset() -> Reset:
-    """Leave the parameters alone; the neutral element of :func:`chain_resets`."""
-    return Reset(
-        init=lambda _: (),
-        reset=lambda _key, state, params, _batch: (state, params, None),
-    )
-
-
 def chain_resets(*parts: Reset) -> Reset:
-    """One renewal after another; what any of them renewed counts as renewed."""
+    """One reset after another; what any of them reset counts as reset."""
     for part in parts:
         check_kind("chain_resets", Reset, "give built ones, one by one", part=part)
 
@@ -34,7 +26,10 @@ def chain_resets(*parts: Reset) -> Reset:
             mask = _either(mask, touched)
         return tuple(new_states), params, mask
 
-    return Reset(lambda params: tuple(part.init(params) for part in parts), reset)
+    def init(params, example):
+        return tuple(part.init(params, example) for part in parts)
+
+    return Reset(init, reset)
 
 
 def _either(a, b):
@@ -93,7 +88,7 @@ def shrink_and_perturb(
             return step, when(step % period == 0, touch, params), None
         return step, touch(params), None
 
-    return Reset(lambda _: jnp.zeros((), jnp.int32), reset)
+    return Reset(lambda params, example: jnp.zeros((), jnp.int32), reset)
 
 
-__all__ = ["chain_resets", "no_reset", "shrink_and_perturb"]
+__all__ = ["chain_resets", "shrink_and_perturb"]

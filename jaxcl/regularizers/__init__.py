@@ -1,6 +1,6 @@
 """What is remembered as a pull: soft penalties and hard projections."""
 
-from jaxcl.regularizers.base import no_regularizer, scaled, sum_of
+from jaxcl.regularizers.base import scaled, sum_of
 from jaxcl.regularizers.box import BoxState, box, boxed
 from jaxcl.regularizers.distill import DistillState, distill
 from jaxcl.regularizers.ewc import (
@@ -11,11 +11,19 @@ from jaxcl.regularizers.ewc import (
 )
 from jaxcl.regularizers.feature_distillation import feature_distillation
 from jaxcl.regularizers.l2 import l2, l2_init
+from jaxcl.regularizers.path import (
+    SynapticState,
+    WalkState,
+    riemannian_walk,
+    synaptic_intelligence,
+)
 
 __all__ = [
     "BoxState",
     "DistillState",
     "EwcState",
+    "SynapticState",
+    "WalkState",
     "box",
     "boxed",
     "convert_strength",
@@ -25,7 +33,8 @@ __all__ = [
     "l2",
     "l2_init",
     "largest_stable_strength",
-    "no_regularizer",
+    "riemannian_walk",
     "scaled",
     "sum_of",
+    "synaptic_intelligence",
 ]

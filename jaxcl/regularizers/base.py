@@ -1,41 +1,19 @@
-"""The neutral regularizer, and what makes regularizers an algebra."""
+"""Sums and multiples of regularizers."""
 
 import jax.numpy as jnp
 from jaxtyping import ScalarLike
 
 from jaxcl.errors import check_kind, check_number
-from jaxcl.typing import Regularizer
-
-
-def no_regularizer() -> Regularizer:
-    """Nothing pulls: an empty state, penalty zero, parameters as they are."""
-
-    def penalty(state, params, context):
-        del state, params, context
-        return jnp.zeros(())
-
-    def project(state, params):
-        del state
-        return params
-
-    def end_task(key, state, params, task):
-        del key, params, task
-        return state
-
-    def init(params):
-        del params
-        return ()
-
-    return Regularizer(init, penalty, project, end_task)
+from jaxcl.typing import Regularizer, no_penalty
 
 
 def sum_of(*parts: Regularizer) -> Regularizer:
-    """All the pulls at once: penalties add, projections follow one another.
+    """All of them at once: penalties add, projections follow one another.
 
-    Regularizers form a monoid under ``sum_of``, with :func:`no_regularizer` (or
-    ``sum_of()``) as its neutral element; projections commute only where they agree.
-    The state is the tuple of the parts' states. Every part gets the same key at
-    ``end_task``, so that how a sum is bracketed changes nothing.
+    Regularizers form a monoid under ``sum_of``, with ``Regularizer()`` (or ``sum_of()``)
+    as its neutral element; projections commute only where they agree. The state is the
+    tuple of the parts' states. Every part gets the same keys, so that how a sum is
+    bracketed changes nothing.
 
     Args:
       *parts: in the order in which their projections act.
@@ -43,8 +21,8 @@ def sum_of(*parts: Regularizer) -> Regularizer:
     for part in parts:
         check_kind("sum_of", Regularizer, "give built ones, one by one", part=part)
 
-    def init(params):
-        return tuple(part.init(params) for part in parts)
+    def init(params, example):
+        return tuple(part.init(params, example) for part in parts)
 
     def penalty(states, params, context):
         pairs = zip(parts, states, strict=True)
@@ -55,11 +33,17 @@ def sum_of(*parts: Regularizer) -> Regularizer:
             params = part.project(state, params)
         return params
 
-    def end_task(key, states, params, task):
+    def observe(key, states, step, params):
         pairs = zip(parts, states, strict=True)
-        return tuple(part.end_task(key, s, params, task) for part, s in pairs)
+        return tuple(part.observe(key, s, step, params) for part, s in pairs)
 
-    return Regularizer(init, penalty, project, end_task)
+    def end_task(key, states, params, data):
+        pairs = zip(parts, states, strict=True)
+        return tuple(part.end_task(key, s, params, data) for part, s in pairs)
+
+    free = all(part.penalty is no_penalty for part in parts)
+    cost = no_penalty if free else penalty
+    return Regularizer(init, cost, project, observe, end_task)
 
 
 def scaled(factor: ScalarLike, regularizer: Regularizer) -> Regularizer:
@@ -69,6 +53,8 @@ def scaled(factor: ScalarLike, regularizer: Regularizer) -> Regularizer:
       ValueError: if ``factor`` is known to be negative or not finite.
     """
     check_number("scaled", factor=factor)
+    if regularizer.penalty is no_penalty:
+        return regularizer
 
     def penalty(state, params, context):
         return factor * regularizer.penalty(state, params, context)
@@ -76,4 +62,4 @@ def scaled(factor: ScalarLike, regularizer: Regularizer) -> Regularizer:
     return regularizer._replace(penalty=penalty)
 
 
-__all__ = ["no_regularizer", "scaled", "sum_of"]
+__all__ = ["scaled", "sum_of"]

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int, ScalarLike
 
 from jaxcl.errors import check_number
-from jaxcl.regularizers.base import no_regularizer, sum_of
+from jaxcl.regularizers.base import sum_of
 from jaxcl.tree import copied, wide
 from jaxcl.typing import Params, Regularizer
 
@@ -44,7 +44,8 @@ def box(radius: ScalarLike) -> Regularizer:
     """
     check_number("box", infinite=True, radius=radius)
 
-    def init(params):
+    def init(params, example):
+        del example
         return BoxState(copied(params), jnp.zeros((), jnp.int32))
 
     def project(state, params):
@@ -58,11 +59,11 @@ def box(radius: ScalarLike) -> Regularizer:
 
         return jax.tree.map(clip, params, state.anchor)
 
-    def end_task(key, state, params, task):
-        del key, task
+    def end_task(key, state, params, data):
+        del key, data
         return BoxState(copied(params), state.tasks_seen + 1)
 
-    return no_regularizer()._replace(init=init, project=project, end_task=end_task)
+    return Regularizer(init, project=project, end_task=end_task)
 
 
 def boxed(regularizer: Regularizer, radius: ScalarLike) -> Regularizer:

@@ -8,7 +8,6 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int, ScalarLike
 
 from jaxcl.errors import check_number, check_size
-from jaxcl.regularizers.base import no_regularizer
 from jaxcl.tree import by_chunks, copied, weighted_mean
 from jaxcl.typing import Batch, Context, Outputs, Params, Regularizer
 
@@ -66,7 +65,8 @@ def distill(
     check_number("distill", above=True, temperature=temperature)
     check_size("distill", optional=True, chunk_size=chunk_size)
 
-    def init(params):
+    def init(params, example):
+        del example
         return DistillState(copied(params), jnp.zeros((), jnp.int32))
 
     def penalty(state, params, context):
@@ -87,11 +87,11 @@ def distill(
         gaps = by_chunks(divergence, (batch,), chunk_size, recompute=True)
         return strength * temperature**2 * weighted_mean(gaps, weight)
 
-    def end_task(key, state, params, task):
-        del key, task
+    def end_task(key, state, params, data):
+        del key, data
         return DistillState(copied(params), state.tasks_seen + 1)
 
-    return no_regularizer()._replace(init=init, penalty=penalty, end_task=end_task)
+    return Regularizer(init, penalty, end_task=end_task)
 
 
 __all__ = ["DistillState", "distill"]

@@ -42,7 +42,6 @@ from jaxtyping import Array, Float, Int, ScalarLike
 
 from jaxcl.curvature import Fisher, largest_entry
 from jaxcl.errors import check_function, check_kind, check_number
-from jaxcl.regularizers.base import no_regularizer
 from jaxcl.tree import copied, dot, safe_divide, subtract, wide
 from jaxcl.typing import Params, Regularizer
 
@@ -111,7 +110,8 @@ def ewc(
         msg = f"ewc: running_mean takes no decay, got {decay}; leave one of them out."
         raise ValueError(msg)
 
-    def init(params):
+    def init(params, example):
+        del example
         anchor = copied(jax.tree.map(wide, params))
         zeros = jax.tree.map(jnp.zeros_like, anchor)
         return EwcState(anchor, zeros, jnp.zeros(()), jnp.zeros((), jnp.int32))
@@ -121,8 +121,8 @@ def ewc(
         away = jax.tree.map(jnp.square, subtract(params, state.anchor))
         return 0.5 * strength * (dot(state.fisher, away) + state.constant)
 
-    def end_task(key, state, params, task):
-        fresh = fisher(key, params, task)
+    def end_task(key, state, params, data):
+        fresh = fisher(key, params, data)
         solution = copied(jax.tree.map(wide, params))
         if running_mean:
             new = 1.0 / (state.tasks_seen + 1)
@@ -133,7 +133,7 @@ def ewc(
             merged = _replace(state, solution, fresh, decay, 1.0)
         return merged._replace(tasks_seen=state.tasks_seen + 1)
 
-    return no_regularizer()._replace(init=init, penalty=penalty, end_task=end_task)
+    return Regularizer(init, penalty, end_task=end_task)
 
 
 def _add(state, solution, fresh):

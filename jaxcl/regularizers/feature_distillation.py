@@ -7,7 +7,6 @@ import jax.numpy as jnp
 from jaxtyping import Array, PyTree, ScalarLike
 
 from jaxcl.errors import check_number, check_size
-from jaxcl.regularizers.base import no_regularizer
 from jaxcl.tree import by_chunks, weighted_mean
 from jaxcl.typing import Batch, Context, Params, Regularizer
 
@@ -64,7 +63,7 @@ def feature_distillation(
         gaps = by_chunks(gap, (batch.x,), chunk_size, recompute=True)
         return strength * weighted_mean(gaps, batch.weight)
 
-    return no_regularizer()._replace(penalty=penalty)
+    return Regularizer(penalty=penalty)
 
 
 __all__ = ["feature_distillation"]

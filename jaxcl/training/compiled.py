@@ -12,7 +12,9 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from jaxcl.errors import check_function, check_kind, shown
+from jaxcl.method import default_learner
 from jaxcl.sharding import ShardingPlan, batch_sharding, replicated, shardings
+from jaxcl.training.device import with_num_steps
 from jaxcl.typing import Batch, Key, Method, MethodState, Params
 
 #: ``(frozen) -> method``: called while tracing, so that nothing is baked in.
@@ -34,7 +36,7 @@ class Program(NamedTuple):
     """
 
     start: Callable[[Params], MethodState]
-    step: Callable[..., Any]  # (state, key, number, batch) -> (state, info)
+    step: Callable[..., Any]  # (state, key, number, num_steps, batch) -> (state, info)
     end_task: Callable[..., MethodState]  # (state, key, task) -> state
     read: Callable[[MethodState], Params]
     total: Callable[..., Any] | None  # (params, batch) -> sums of score and weight
@@ -48,7 +50,7 @@ class _Parts(NamedTuple):
     """The jitted functions of a program."""
 
     start: Any  # (params, frozen, example) -> state
-    step: Any  # (state, frozen, key, number, batch) -> (state, info)
+    step: Any  # (state, frozen, key, number, num_steps, batch) -> (state, info)
     end_task: Any  # (state, frozen, key, task) -> state
     read: Any  # (state, frozen) -> params
     total: Any  # (params, frozen, batch) -> sums of score and weight
@@ -114,7 +116,7 @@ def compile_program(
         key, number = jax.eval_shape(lambda: key), np.int32(0)
         state = parts.start.eval_shape(*inputs)
         with _noting("step", batch):
-            parts.step.eval_shape(state, frozen, key, number, batch)
+            parts.step.eval_shape(state, frozen, key, number, number, batch)
         with _noting("end_task", task):
             parts.end_task.eval_shape(state, frozen, key, task)
         if score is not None:
@@ -124,7 +126,7 @@ def compile_program(
 
     return Program(
         begin,
-        lambda state, key, number, batch: parts.step(state, frozen, key, number, batch),
+        lambda state, *given: parts.step(state, frozen, *given),
         lambda state, key, task: parts.end_task(state, frozen, key, task),
         lambda state: parts.read(state, frozen),
         (lambda params, batch: parts.total(params, frozen, batch)) if score else None,
@@ -196,9 +198,10 @@ def _jit_parts(
     def start(params, frozen, example):
         return made(frozen).init(params, example)
 
-    def step(state, frozen, key, number, batch):
+    def step(state, frozen, key, number, num_steps, batch):
+        state = with_num_steps(state, num_steps)
         after, info = made(frozen).step(jax.random.fold_in(key, number), state, batch)
-        finite = info.finite & jnp.isfinite(info.grad_norm)
+        finite = info.finite & jnp.isfinite(info.metrics["grad_norm"])
         for leaf in jax.tree.leaves(after.params):
             finite &= jnp.all(jnp.isfinite(leaf))
         if policy == "skip":
@@ -210,7 +213,7 @@ def _jit_parts(
         return made(frozen).end_task(key, state, task)
 
     def read(state, frozen):
-        return made(frozen).eval_params(state)
+        return default_learner(made(frozen), state)
 
     def total(params, frozen, batch):
         scores = functions[1]()(params, frozen, batch)
@@ -250,7 +253,7 @@ def _jit_parts(
 
     return _Parts(
         jit(start, (weights, base, same), states),
-        jit(step, (states, base, same, same, rows), (states, same), donate=0),
+        jit(step, (states, base, same, same, same, rows), (states, same), donate=0),
         jit(end_task, (states, base, same, rows), states, donate=0),
         jit(read, (states, base), None),
         jit(total, (None, base, rows), same),

@@ -20,11 +20,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.core import Tracer
-from jaxtyping import Array, Bool, Float, Int, PyTree
+from jaxtyping import Array, Bool, Float, Int, PyTree, ScalarLike
 
 from jaxcl.data.stream import task_list
 from jaxcl.errors import check_key, check_kind, check_size
 from jaxcl.losses import accuracy
+from jaxcl.method import default_learner
 from jaxcl.training.order import batch_order, fit_keys, task_keys
 from jaxcl.tree import at, check_batch, num_rows, num_tasks
 from jaxcl.typing import Batch, Key, Method, MethodState, Outputs, Params, Stream
@@ -38,7 +39,7 @@ class TaskSnapshot(NamedTuple):
     plan: PyTree  # the task's part of the stream's plan
     task: Batch  # its training set
     state: MethodState
-    params: Params  # what the method evaluates
+    params: Params  # what the method evaluates: its default learner
 
 
 #: ``(snapshot) -> pytree`` of arrays, recorded once per task.
@@ -48,7 +49,7 @@ Callback = Callable[[TaskSnapshot], Any]
 class TaskRecord(NamedTuple):
     """What is written down per task; leaves gain a leading ``[T]`` in a stream."""
 
-    loss: Float[Array, ""]  # mean over the task's steps of the loss before each update
+    loss: Float[Array, ""]  # mean over the task's steps, before each: loss and penalty
     finite: Bool[Array, ""]  # every loss of the task and all parameters are numbers
     before: PyTree  # what `before` observed
     after: PyTree  # what `after` observed
@@ -87,7 +88,7 @@ def fit_task(
             f"{batch_size} for {num_rows(task)} rows; lower batch_size."
         )
         raise ValueError(msg)
-    keys = fit_keys(key)
+    keys, state = fit_keys(key), with_num_steps(state, num_steps)
     order = batch_order(
         keys.order, task.weight, num_steps=num_steps, batch_size=batch_size
     )
@@ -97,7 +98,8 @@ def fit_task(
         step, rows = item
         key = jax.random.fold_in(keys.steps, step)
         state, info = method.step(key, state, at(rows, task))
-        return (state, total + info.loss, finite & info.finite), None
+        loss = info.loss + info.metrics.get("penalty", 0.0)
+        return (state, total + loss, finite & info.finite), None
 
     start = (state, jnp.zeros(()), jnp.ones((), bool))
     (state, total, finite), _ = jax.lax.scan(
@@ -106,6 +108,12 @@ def fit_task(
     for leaf in jax.tree.leaves(state.params):
         finite &= jnp.all(jnp.isfinite(leaf))
     return method.end_task(keys.end, state, task), total / num_steps, finite
+
+
+def with_num_steps(state: MethodState, num_steps: ScalarLike) -> MethodState:
+    """The state of a method that is told how long the task at hand will be."""
+    count = jnp.asarray(num_steps, jnp.int32)
+    return state._replace(progress=state.progress._replace(num_steps=count))
 
 
 def run_stream(
@@ -162,7 +170,7 @@ def run_stream(
 
         def snapshot(key, state):
             return TaskSnapshot(
-                key, index, plan, task, state, method.eval_params(state)
+                key, index, plan, task, state, default_learner(method, state)
             )
 
         seen_before = before(snapshot(keys.before, state))
@@ -176,13 +184,10 @@ def run_stream(
 
 
 def first_example(stream: Stream) -> Batch:
-    """A batch of one row in the shapes of the stream, for ``method.init``.
-
-    Only shapes and dtypes are those of the stream; the values are zeros.
-    """
+    """A batch of one row, the first real one of the stream, for ``method.init``."""
     check_kind("first_example", Stream, stream=stream)
-    task = jax.eval_shape(stream.train, stream.pool, at(0, stream.plan))
-    return jax.tree.map(lambda leaf: jnp.zeros((1, *leaf.shape[1:]), leaf.dtype), task)
+    task = stream.train(stream.pool, at(0, stream.plan))
+    return at(jnp.argmax(task.weight > 0)[None], task)
 
 
 def steps_for(num_rows: int, *, batch_size: int, num_epochs: int = 1) -> int:

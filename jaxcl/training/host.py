@@ -250,7 +250,9 @@ def take_steps(
     recent: list[StepInfo] = []
     began = saved = time.monotonic()
     for step, batch in enumerate(batches, run_state.step):
-        state, info = run.program.step(state, keys.steps, np.int32(step), batch)
+        state, info = run.program.step(
+            state, keys.steps, np.int32(step), np.int32(options.num_steps), batch
+        )
         recent.append(info)
         over = step + 1
         stop, pause = False, False
@@ -300,7 +302,7 @@ def report(
             "task": index,
             "step": over,
             "loss": loss,
-            "grad_norm": float(seen[-1].grad_norm),
+            **{name: float(value) for name, value in seen[-1].metrics.items()},
             "seconds": round(seconds, 6),
             "examples_per_second": round(rate, 1),
             "not_finite": bad,

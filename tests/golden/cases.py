@@ -23,6 +23,7 @@ from jaxcl import (
     transforms,
 )
 from jaxcl.data import from_arrays, stream_tasks
+from jaxcl.method import default_learner
 from jaxcl.training import (
     Options,
     accuracy_row,
@@ -278,7 +279,7 @@ def device_loop():
         )
         return {
             "params": state.params,
-            "evaluated": method.eval_params(state),
+            "evaluated": default_learner(method, state),
             "loss": record.loss,
             "finite": record.finite,
             "scores": record.after,

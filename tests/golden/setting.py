@@ -12,10 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxcl import losses
-from jaxcl.method import make_method
+from jaxcl.method import default_learner, make_method
 from jaxcl.models import LlamaConfig, crelu, llama, mlp, resnet
 from jaxcl.tree import at
 from jaxcl.typing import Batch
+from tests.steps import seen
 
 # ------------------------------------------------------------ the library's contracts
 
@@ -40,11 +41,7 @@ def start(method, params, example):
 def step(method, key, state, batch):
     """``(state, info)`` after one step."""
     state, info = method.step(key, state, batch)
-    return state, {
-        "loss": info.loss,
-        "finite": info.finite,
-        "grad_norm": info.grad_norm,
-    }
+    return state, {"loss": info.loss, "finite": info.finite, **info.metrics}
 
 
 def end_task(method, key, state, task):
@@ -64,7 +61,7 @@ def parts_of(method, state):
         "reset": state.reset,
     }
     if jax.tree.leaves(state.average):
-        parts["evaluated"] = method.eval_params(state)
+        parts["evaluated"] = default_learner(method, state)
     return parts
 
 
@@ -87,14 +84,14 @@ def remember(memory, params, batches, tasks, keys):
     def one_step(state, given):
         key, batch = given
         replay = memory.sample(key, state)
-        return memory.observe(key, state, batch), replay
+        return memory.observe(key, state, seen(batch, params), params), replay
 
     def one_task(state, given):
         keys, batches, task = given
         state, replays = jax.lax.scan(one_step, state, (keys[:-1], batches))
         return memory.end_task(keys[-1], state, params, task), replays
 
-    state = memory.init(at((0, slice(1)), tasks))
+    state = memory.init(params, at((0, slice(1)), tasks))
     state, replays = jax.lax.scan(one_task, state, (keys, batches, tasks))
     return {"state": state, "replays": at((slice(None), slice(-2, None)), replays)}
 

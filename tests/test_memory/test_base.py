@@ -11,15 +11,15 @@ from scipy import stats
 from jaxcl.memory import after, no_memory
 from jaxcl.memory.base import draw_ranks
 from jaxcl.tree import as_batch, weighted_mean
+from tests.steps import seen
 
 
 def test_no_memory_gives_zero_rows_whose_mean_is_zero(key):
     """Oracle: the empty sum."""
     batch = as_batch(np.ones((3, 2), np.float32), np.arange(3))
     memory = no_memory()
-    state = memory.end_task(
-        key, memory.observe(key, memory.init(batch), batch), (), batch
-    )
+    state = memory.observe(key, memory.init((), batch), seen(batch), ())
+    state = memory.end_task(key, state, (), batch)
     sample = memory.sample(key, state)
     assert sample.x.shape == (0, 2)
     assert sample.y.dtype == jnp.int32

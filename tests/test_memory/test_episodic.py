@@ -10,6 +10,7 @@ from scipy import stats
 
 from jaxcl.memory import episodic
 from jaxcl.tree import as_batch, at
+from tests.steps import seen
 
 
 def task(index, weight=None):
@@ -28,7 +29,7 @@ def after_tasks(memory, key, tasks):
         return state, state
 
     def run(key):
-        start = memory.init(tasks[0])
+        start = memory.init((), tasks[0])
         items = jax.random.split(key, len(tasks)), stack(tasks)
         states = jax.lax.scan(body, start, items)[1]
         return [start] + [at(i, states) for i in range(len(tasks))]
@@ -51,7 +52,7 @@ def test_each_task_fills_its_slot_and_the_oldest_is_written_over(key):
     _, *states = after_tasks(memory, key, [task(i) for i in range(3)])
     kept = [memory.sample(key, state) for state in states]
     assert [int(state.tasks_seen) for state in states] == [1, 2, 3]
-    assert kept[0].y.tolist() == [[6, 5], [0, 0]]
+    assert kept[0].y.tolist() == [[6, 5], [1, 1]]  # copies of the example
     assert kept[0].weight.tolist() == [[1, 1], [0, 0]]
     assert kept[1].y.tolist() == [[6, 5], [106, 105]]
     assert kept[1].task.tolist() == [[0, 0], [1, 1]]
@@ -62,9 +63,11 @@ def test_each_task_fills_its_slot_and_the_oldest_is_written_over(key):
 def test_steps_change_nothing(key):
     """Oracle: the state before."""
     memory = episodic(2, 2)
-    state = memory.init(task(0))
+    state = memory.init((), task(0))
     jax.tree.map(
-        np.testing.assert_array_equal, memory.observe(key, state, task(0)), state
+        np.testing.assert_array_equal,
+        memory.observe(key, state, seen(task(0)), ()),
+        state,
     )
 
 
@@ -161,7 +164,7 @@ def test_tasks_can_be_scanned_and_seeds_vmapped(key):
     seeds = jax.random.split(key, 2)
     many = jax.vmap(lambda key: after_tasks(memory, key, tasks)[-1])(seeds)
 
-    end_task, state = jax.jit(memory.end_task), memory.init(tasks[0])
+    end_task, state = jax.jit(memory.end_task), memory.init((), tasks[0])
     for key_task, rows in zip(jax.random.split(seeds[1], 3), tasks, strict=True):
         state = end_task(key_task, state, (), rows)
     jax.tree.map(np.testing.assert_array_equal, at(1, many), state)
@@ -177,7 +180,7 @@ def test_sizes_must_be_positive_ints(sizes):
 def test_a_wrong_task_or_selection_is_refused(key):
     """Oracle: the message."""
     memory = episodic(2, 2)
-    state = memory.init(task(0))
+    state = memory.init((), task(0))
     with pytest.raises(ValueError, match="episodic: rows must look like the example"):
         memory.end_task(key, state, (), task(0)._replace(x=jnp.ones((6, 3))))
     memory = episodic(2, 2, select=lambda *args: args[2].x)

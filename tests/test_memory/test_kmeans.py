@@ -98,7 +98,7 @@ def test_kmeans_rows_keep_the_middle_of_every_blob(key):
     )
     memory = episodic(1, 5, select=select)
     params = jnp.float32(2.0)
-    state = jax.jit(memory.end_task)(key, memory.init(task), params, task)
+    state = jax.jit(memory.end_task)(key, memory.init((), task), params, task)
     chosen = np.asarray(state.kept.x[0])[np.argsort(state.kept.y[0])]
     np.testing.assert_array_equal(chosen, points[np.searchsorted(blob, np.arange(5))])
 
@@ -108,7 +108,9 @@ def test_rows_nearest_to_two_centroids_are_kept_once(key):
     x = np.array([0.0, 0, 0, 1, 1, 7], np.float32)[:, None]
     task = as_batch(x, np.arange(6), weight=np.array([1.0, 1, 1, 1, 1, 0]))
     memory = episodic(1, 4, select=kmeans_examples(lambda _, x: x))
-    end_task = jax.vmap(lambda key: memory.end_task(key, memory.init(task), (), task))
+    end_task = jax.vmap(
+        lambda key: memory.end_task(key, memory.init((), task), (), task)
+    )
     state = jax.jit(end_task)(jax.random.split(key, 20))
     assert bool(jnp.all(state.kept.weight == 1))
     for chosen in state.kept.y[:, 0].tolist():
@@ -123,7 +125,7 @@ def test_a_share_larger_than_the_task_and_bfloat16_features_work(key):
     task = as_batch(np.arange(6, dtype=np.float32).reshape(3, 2), np.arange(3))
     select = kmeans_examples(lambda _, x: x.astype(jnp.bfloat16).reshape(len(x), 2, 1))
     memory = episodic(1, 5, select=select)
-    state = jax.jit(memory.end_task)(key, memory.init(task), (), task)
+    state = jax.jit(memory.end_task)(key, memory.init((), task), (), task)
     assert sorted(state.kept.y[0].tolist()) == [0, 0, 0, 1, 2]
     assert state.filled.tolist() == [3]
 

@@ -12,6 +12,7 @@ from scipy import stats
 from jaxcl.memory import after, reservoir
 from jaxcl.tree import as_batch
 from jaxcl.typing import Batch
+from tests.steps import seen
 
 
 def rows(first, weight):
@@ -23,14 +24,22 @@ def rows(first, weight):
 
 def offered(memory, key, batches):
     """The state after all batches, leaves [steps, b, ...]."""
-    observe = lambda state, item: (memory.observe(item[0], state, item[1]), None)
-    state = memory.init(jax.tree.map(lambda leaf: leaf[0, :1], batches))
+    observe = lambda state, item: (
+        memory.observe(item[0], state, seen(item[1]), ()),
+        None,
+    )
+    state = memory.init((), jax.tree.map(lambda leaf: leaf[0, :1], batches))
     keys = jax.random.split(key, batches.weight.shape[0])
     return jax.lax.scan(observe, state, (keys, batches))[0]
 
 
 def stack(batches):
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *batches)
+
+
+def observing(memory):
+    """``(key, state, batch) -> state``."""
+    return lambda key, state, batch: memory.observe(key, state, seen(batch), ())
 
 
 def test_inclusion_is_uniform_over_positions_across_batches(key):
@@ -68,7 +77,10 @@ def test_inserting_a_batch_equals_inserting_its_rows_one_by_one(key):
     """Oracle: algorithm R as a Python loop, fed the same lottery numbers."""
     capacity, memory = 3, reservoir(3, 1)
     store, seen = [0] * capacity, 0
-    state, observe = memory.init(rows(0, np.ones(1))), jax.jit(memory.observe)
+    state, observe = (
+        memory.init((), rows(0, np.ones(1))),
+        jax.jit(observing(memory)),
+    )
     randint = jax.jit(lambda key, top: jax.random.randint(key, (6,), 0, top))
     generator = np.random.default_rng(0)
     for step in range(6):
@@ -93,8 +105,11 @@ def test_samples_hold_stored_rows_only_and_weigh_nothing_while_empty(key):
     """Oracle: membership, and counting by hand."""
     for replace, expected in ((True, 6), (False, 3)):
         memory = reservoir(8, 6, replace=replace)
-        sample_fn, observe = jax.jit(memory.sample), jax.jit(memory.observe)
-        state = memory.init(rows(0, np.ones(1)))
+        sample_fn, observe = (
+            jax.jit(memory.sample),
+            jax.jit(observing(memory)),
+        )
+        state = memory.init((), rows(0, np.ones(1)))
         assert sample_fn(key, state).weight.tolist() == [0] * 6
         state = observe(key, state, rows(5, [0, 0, 0, 0]))
         assert sample_fn(key, state).weight.tolist() == [0] * 6
@@ -129,7 +144,7 @@ def walk(key, state, batches, memory, order):
         replay = memory.sample(key, state)
         total = total + jnp.sum(replay.weight[:, None] * replay.x)
         batch = after(total, batch) if order else batch
-        return (memory.observe(key, state, batch), total), None
+        return (memory.observe(key, state, seen(batch), ()), total), None
 
     keys = jax.random.split(key, batches.weight.shape[0])
     return jax.lax.scan(body, (state, jnp.zeros(())), (keys, batches))[0]
@@ -144,7 +159,7 @@ def store_copies(capacity, order):
         jnp.ones((5, 4)),
         jnp.zeros((5, 4), jnp.int32),
     )
-    state = memory.init(jax.tree.map(lambda leaf: leaf[0, :1], batches))
+    state = memory.init((), jax.tree.map(lambda leaf: leaf[0, :1], batches))
     program = jax.jit(
         lambda key, state: walk(key, state, batches, memory, order), donate_argnums=1
     )
@@ -167,7 +182,7 @@ def test_order_changes_nothing_but_speed_and_runs_vmap_like_single_ones(key):
     batches = batches._replace(task=batches.y * 0)
 
     def run(key, order):
-        state = memory.init(jax.tree.map(lambda leaf: leaf[0, :1], batches))
+        state = memory.init((), jax.tree.map(lambda leaf: leaf[0, :1], batches))
         return walk(key, state, batches, memory, order)
 
     def compare(key):
@@ -188,7 +203,7 @@ def test_sizes_must_be_positive_ints(sizes):
 def test_rows_that_look_different_from_the_example_are_refused(key):
     """Oracle: the message."""
     memory = reservoir(4, 2)
-    state = memory.init(rows(0, np.ones(1)))
+    state = memory.init((), rows(0, np.ones(1)))
     good = rows(0, np.ones(2))
     for bad in (
         good._replace(x=good.x["a"]),
@@ -198,4 +213,4 @@ def test_rows_that_look_different_from_the_example_are_refused(key):
         with pytest.raises(
             ValueError, match="reservoir: rows must look like the example"
         ):
-            memory.observe(key, state, bad)
+            memory.observe(key, state, seen(bad), ())

@@ -13,7 +13,7 @@ from jaxcl.tree import as_batch
 def kept(key, select, capacity, task):
     """The rows that the rule keeps, by number."""
     memory = episodic(1, capacity, select=select)
-    state = memory.end_task(key, memory.init(task), (), task)
+    state = memory.end_task(key, memory.init((), task), (), task)
     return state.kept.x[0, :, 0], state.kept.weight[0]
 
 

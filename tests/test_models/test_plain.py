@@ -15,7 +15,7 @@ from jaxcl.averages import ema
 from jaxcl.curvature import empirical_fisher
 from jaxcl.losses import accuracy, check_rows_independent, cross_entropy, single_head
 from jaxcl.memory import reservoir
-from jaxcl.method import make_method
+from jaxcl.method import default_learner, make_method
 from jaxcl.regularizers import ewc
 from jaxcl.transforms import sam
 from jaxcl.tree import as_batch, at
@@ -87,7 +87,7 @@ def learned(name):
             step = lambda state, key, task=task: method.step(key, state, task)
             state, _ = jax.lax.scan(step, state, jax.random.split(key, 4))
             state = method.end_task(key, state, task)
-        read = method.eval_params(state)
+        read = default_learner(method, state)
         return state, read, accuracy(outputs, read, SECOND)
 
     return run(jax.random.key(1))

@@ -84,7 +84,7 @@ def test_it_is_the_published_loop(name):
             state, params, mask = reset.reset(key, state, params, batch)
             return (state, params), jax.tree.map(jnp.any, mask)
 
-        carry = (reset.init(params), params)
+        carry = (reset.init(params, ()), params)
         (state, last), touched = jax.lax.scan(body, carry, (keys, xs))
         return state, last, touched, jax.vmap(model.init)(keys)
 
@@ -126,7 +126,7 @@ def test_rate_zero_touches_nothing_and_states_keep_their_shapes():
         reset = continual_backprop(
             model.hidden, model.units, model.init, rate=rate, maturity=0
         )
-        state = reset.init(params)
+        state = reset.init(params, ())
         after, new, mask = reset.reset(jax.random.key(1), state, params, batch)
         assert jax.tree.structure(after) == jax.tree.structure(state)
         for a, b in zip(jax.tree.leaves(after), jax.tree.leaves(state), strict=True):
@@ -152,7 +152,7 @@ def test_seeds_under_vmap_are_seeds_one_by_one():
 
     def run(key, pending):
         params = model.init(key)
-        (traces,) = reset.init(params)
+        (traces,) = reset.init(params, ())
         traces = traces._replace(pending=pending, age=traces.age + 5)
         return reset.reset(key, (traces,), params, batch)
 
@@ -187,6 +187,6 @@ def test_64_bit_numbers_change_nothing():
     )
     params = model.init(jax.random.key(0))
     batch = as_batch(jnp.ones((2, 3)), jnp.zeros(2, int))
-    state = reset.init(params)
+    state = reset.init(params, ())
     _, _, mask = reset.reset(jax.random.key(1), state, params, batch)
     assert np.sum(np.all(mask["out"]["kernel"], axis=-1)) == 2

@@ -49,7 +49,7 @@ def test_redo_is_a_loop_over_dormant_units(activation):
 
     @jax.jit
     def twice(params):
-        state, first, marks = reset.reset(key, reset.init(params), params, batch)
+        state, first, marks = reset.reset(key, reset.init(params, ()), params, batch)
         _, second, after = reset.reset(key, state, first, batch)
         hidden = model.hidden(params, x)
         return first, marks, second, after, hidden, model.init(key)
@@ -87,7 +87,7 @@ def test_marks_clear_an_optimizers_moments():
     reset = redo(model.hidden, model.units, model.init, threshold=0.0, period=1)
     optimizer = optax.adam(0.1)
     moments = jax.tree.map(jnp.ones_like, optimizer.init(params))
-    _, _, mask = reset.reset(jax.random.key(0), reset.init(params), params, batch)
+    _, _, mask = reset.reset(jax.random.key(0), reset.init(params, ()), params, batch)
     clear = lambda moment, fresh: jnp.where(fresh, 0.0, moment)
     cleared = optax.tree.map_params(optimizer, clear, moments, mask)[0].mu
     np.testing.assert_array_equal(cleared["hidden_0"]["kernel"][:, 1], np.zeros(3))

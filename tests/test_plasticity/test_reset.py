@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from jaxcl.models import mlp
-from jaxcl.plasticity import chain_resets, no_reset, redo, shrink_and_perturb
+from jaxcl.plasticity import chain_resets, redo, shrink_and_perturb
 from jaxcl.tree import as_batch
+from jaxcl.typing import Reset
 
 MODEL = mlp((3, 4, 2), layer_norm=True)
 BATCH = as_batch(jnp.ones((2, 3)), jnp.zeros(2, int))
@@ -26,9 +27,11 @@ def assert_equal(a, b, **tolerance):
 
 def test_no_renewal_changes_nothing():
     """Law: neutral element; the state is empty."""
-    reset = no_reset()
+    reset = Reset()
     params = start()
-    state, new, mask = reset.reset(jax.random.key(0), reset.init(params), params, BATCH)
+    state, new, mask = reset.reset(
+        jax.random.key(0), reset.init(params, ()), params, BATCH
+    )
     assert state == ()
     assert new is params
     assert mask is None
@@ -38,7 +41,7 @@ def test_shrink_and_perturb_follows_its_formula():
     """Oracle: p w + sigma xi with the model's own draw; constants pull vectors."""
     reset = shrink_and_perturb(0.9, 0.2, MODEL.init)
     params, key = start(), jax.random.key(5)
-    step, new, mask = jax.jit(reset.reset)(key, reset.init(params), params, BATCH)
+    step, new, mask = jax.jit(reset.reset)(key, reset.init(params, ()), params, BATCH)
     xi = MODEL.init(key)
     for name in ("hidden_0", "out"):
         kernel = 0.9 * params[name]["kernel"] + 0.2 * xi[name]["kernel"]
@@ -55,7 +58,7 @@ def test_neutral_strengths_are_neutral_and_traced_strengths_work():
 
     def once(shrink, sigma):
         reset = shrink_and_perturb(shrink, sigma, MODEL.init)
-        return reset.reset(jax.random.key(1), reset.init(params), params, BATCH)[1]
+        return reset.reset(jax.random.key(1), reset.init(params, ()), params, BATCH)[1]
 
     grid = jax.jit(jax.vmap(once))(jnp.array([1.0, 0.5]), jnp.array([0.0, 0.0]))
     assert_equal(jax.tree.map(lambda leaf: leaf[0], grid), params)
@@ -76,10 +79,10 @@ def test_a_period_waits_and_then_acts_once():
             state, params, _ = slow.reset(key, state, params, BATCH)
             return (state, params), params
 
-        found = jax.lax.scan(body, (slow.init(params), params), keys)[1]
+        found = jax.lax.scan(body, (slow.init(params, ()), params), keys)[1]
         expected = [params]
         for k, acts in enumerate([0, 0, 1, 0, 0, 1, 0]):
-            state, last = fast.init(params), expected[-1]
+            state, last = fast.init(params, ()), expected[-1]
             new = fast.reset(keys[k], state, last, BATCH)[1]
             expected.append(new if acts else last)
         return found, jax.tree.map(lambda *rows: jnp.stack(rows), *expected[1:])
@@ -108,7 +111,7 @@ def test_periodic_work_stays_conditional_under_vmap():
 def test_a_chain_is_one_after_another_with_its_own_keys():
     """Oracle: the parts called by hand; marks of any part are marks of the chain."""
     parts = (
-        no_reset(),
+        Reset(),
         shrink_and_perturb(0.5, 0.1, MODEL.init),
         redo(MODEL.hidden, MODEL.units, MODEL.init, period=1),
         shrink_and_perturb(0.5, 0.1, MODEL.init),
@@ -120,11 +123,11 @@ def test_a_chain_is_one_after_another_with_its_own_keys():
 
     @jax.jit
     def compare(params):
-        chained = chain.reset(key, chain.init(params), params, BATCH)
+        chained = chain.reset(key, chain.init(params, ()), params, BATCH)
         by_hand = params
         for k, part in enumerate(parts):
             part_key = jax.random.fold_in(key, k)
-            state = part.init(by_hand)
+            state = part.init(by_hand, ())
             _, by_hand, marks = part.reset(part_key, state, by_hand, BATCH)
             if k == 2:
                 touched = marks
@@ -157,7 +160,7 @@ def test_bfloat16_parameters_round_once(shape):
     draw = lambda seed: jax.random.normal(jax.random.key(seed), shape, jnp.bfloat16)
     reset = shrink_and_perturb(0.99, 0.3, lambda key: draw(1))
     old = draw(0)
-    _, new, _ = reset.reset(jax.random.key(2), reset.init(old), old, BATCH)
+    _, new, _ = reset.reset(jax.random.key(2), reset.init(old, ()), old, BATCH)
     w, xi = np.asarray(old, np.float32), np.asarray(draw(1), np.float32)
     p, sigma = np.float32(0.99), np.float32(0.3)
     exact = p * w + sigma * xi if len(shape) > 1 else xi + p * (w - xi)

@@ -105,7 +105,7 @@ def test_a_path_that_leads_nowhere_is_named_before_a_step(change, words):
     def begin(layer):
         for build in (redo, continual_backprop):
             yield lambda build=build: build(model.hidden, (layer,), model.init).init(
-                params
+                params, ()
             )
         mask = jnp.zeros(5, bool)
         yield lambda: reset_units(params, nowhere(params), params, layer, mask)

@@ -13,12 +13,12 @@ from jaxcl.regularizers import (
     feature_distillation,
     l2,
     l2_init,
-    no_regularizer,
     scaled,
     sum_of,
 )
 from jaxcl.tree import as_batch, axpy
-from jaxcl.typing import Context
+from jaxcl.typing import Regularizer
+from tests.steps import context
 
 
 def draw(seed, *shape):
@@ -27,7 +27,7 @@ def draw(seed, *shape):
 
 START, SOLUTION, POINT = ({"w": draw(seed, 3, 2)} for seed in range(3))
 BATCH, REPLAY = (as_batch(draw(s, 4, 3), np.arange(4) % 2) for s in (3, 4))
-CONTEXT = Context(BATCH, REPLAY, {"w": draw(5, 3, 2)}, jax.random.key(0))
+CONTEXT = context(BATCH, REPLAY, {"w": draw(5, 3, 2)})
 NOISE = lambda key, *_: {"w": jax.random.uniform(key, (3, 2))}
 
 
@@ -51,7 +51,7 @@ PARTS = {
 
 def effect(regularizer):
     """All a method can see of it after one task: value, gradient and projection."""
-    state = regularizer.init(START)
+    state = regularizer.init(START, ())
     state = regularizer.end_task(jax.random.key(1), state, SOLUTION, BATCH)
     penalty = lambda params: regularizer.penalty(state, params, CONTEXT)
     value, grad = jax.value_and_grad(penalty)(POINT)
@@ -68,9 +68,9 @@ def assert_same(one, other, rtol=0.0):
 
 def test_the_neutral_regularizer_does_nothing_and_holds_nothing():
     """Oracle: zero value, zero gradient, unchanged parameters, no state."""
-    assert_same(effect(no_regularizer()), NOTHING)
+    assert_same(effect(Regularizer()), NOTHING)
     assert_same(effect(sum_of()), NOTHING)
-    assert jax.tree.leaves(sum_of(no_regularizer()).init(START)) == []
+    assert jax.tree.leaves(sum_of(Regularizer()).init(START, ())) == []
 
 
 @pytest.mark.parametrize("name", PARTS)
@@ -88,7 +88,7 @@ def test_sums_form_a_monoid_and_projections_follow_one_another():
     a, b, c = ewc(NOISE, 2.0), sum_of(l2_init(0.3), box(0.1)), box(0.2)
     terms = {
         "a": a,
-        "none + a": sum_of(no_regularizer(), a),
+        "none + a": sum_of(Regularizer(), a),
         "a + ()": sum_of(a, sum_of()),
         "(a + b) + c": sum_of(sum_of(a, b), c),
         "a + (b + c)": sum_of(a, sum_of(b, c)),
@@ -110,9 +110,9 @@ def test_sums_form_a_monoid_and_projections_follow_one_another():
 
 def test_projections_of_a_sum_act_in_order():
     """Oracle: two toy projections that do not commute."""
-    add = no_regularizer()._replace(project=lambda _, params: params + 1)
-    double = no_regularizer()._replace(project=lambda _, params: params * 2)
-    both = lambda *parts: sum_of(*parts).project(sum_of(*parts).init(0), 3)
+    add = Regularizer(project=lambda _, params: params + 1)
+    double = Regularizer(project=lambda _, params: params * 2)
+    both = lambda *parts: sum_of(*parts).project(sum_of(*parts).init(0, ()), 3)
     assert both(add, double) == 8
     assert both(double, add) == 7
 
@@ -144,7 +144,7 @@ def test_the_gradient_is_that_of_the_value(name):
 
         def gap():
             part = PARTS[name](0.7)
-            state = part.init(wide(START))
+            state = part.init(wide(START), ())
             state = part.end_task(jax.random.key(1), state, wide(SOLUTION), BATCH)
             penalty = lambda params: part.penalty(state, params, context)
             slope = jnp.vdot(jax.grad(penalty)(wide(POINT))["w"], along["w"])

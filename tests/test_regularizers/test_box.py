@@ -3,21 +3,22 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxcl.regularizers import box, boxed, ewc, l2, no_regularizer, sum_of
+from jaxcl.regularizers import box, boxed, ewc, l2, sum_of
+from jaxcl.typing import Regularizer
 
 ANCHOR = {"w": jnp.array([2.0, -2.0, 0.0, 1.0]), "b": jnp.array([4.0])}
 AWAY = {"w": jnp.array([9.0, 9.0, 9.0, 1.05]), "b": jnp.array([-9.0])}
 
 
 def after_one_task(regularizer, anchor=ANCHOR):
-    state = regularizer.init(jax.tree.map(jnp.zeros_like, anchor))
+    state = regularizer.init(jax.tree.map(jnp.zeros_like, anchor), ())
     return regularizer.end_task(jax.random.key(0), state, anchor, None)
 
 
 def test_the_box_is_relative_and_open_before_the_first_task():
     """Oracle: clipped by hand; a parameter of zero stays zero."""
     regularizer = box(0.1)
-    first = regularizer.init(ANCHOR)
+    first = regularizer.init(ANCHOR, ())
     np.testing.assert_array_equal(regularizer.project(first, AWAY)["w"], AWAY["w"])
     kept = regularizer.project(after_one_task(regularizer), AWAY)
     np.testing.assert_allclose(kept["w"], [2.2, -1.8, 0.0, 1.05], rtol=1e-6)
@@ -65,7 +66,7 @@ def test_any_regularizer_can_be_boxed_and_keeps_its_own_pull():
     """
     importance = lambda _, params, __: jax.tree.map(jnp.ones_like, params)
     second = jax.tree.map(lambda leaf: leaf + 1.0, ANCHOR)
-    for part in (ewc(importance, 2.0), l2(2.0), no_regularizer()):
+    for part in (ewc(importance, 2.0), l2(2.0), Regularizer()):
         both, alone = boxed(part, 0.1), sum_of(part)
 
         def two_tasks(regularizer):

@@ -8,7 +8,7 @@ import pytest
 from jaxcl.losses import past_heads
 from jaxcl.regularizers import distill, feature_distillation
 from jaxcl.tree import as_batch, at
-from jaxcl.typing import Context
+from tests.steps import context
 
 
 def draw(seed, *shape):
@@ -19,7 +19,7 @@ OLD, NEW = {"w": draw(0, 3, 4)}, {"w": draw(1, 3, 4)}
 WEIGHT = np.array([1.0, 0.0, 1.0, 1.0])
 BATCH = as_batch(draw(2, 4, 3), np.zeros(4, int), weight=WEIGHT)
 REPLAY = as_batch(draw(3, 4, 3), np.zeros(4, int), weight=WEIGHT)
-CONTEXT = Context(BATCH, REPLAY, OLD, jax.random.key(0))
+CONTEXT = context(BATCH, REPLAY, OLD)
 
 
 def apply(params, x, keys=None):
@@ -36,7 +36,7 @@ def hidden(params, x):
 
 
 def learned(regularizer):
-    return regularizer.end_task(None, regularizer.init(NEW), OLD, BATCH)
+    return regularizer.end_task(None, regularizer.init(NEW, ()), OLD, BATCH)
 
 
 def soften(x, params, temperature):
@@ -164,7 +164,7 @@ def test_nothing_is_kept_before_the_first_task_nor_without_rows():
     empty = CONTEXT._replace(batch=BATCH._replace(weight=jnp.zeros(4)))
     none = CONTEXT._replace(batch=at(slice(0), BATCH))
     run = jax.jit(pull)
-    assert run(regularizer.init(OLD), NEW, CONTEXT) == (0.0, 0.0)
+    assert run(regularizer.init(OLD, ()), NEW, CONTEXT) == (0.0, 0.0)
     assert run(state, NEW, empty) == (0.0, 0.0)
     assert run(state, NEW, none) == (0.0, 0.0)
     np.testing.assert_allclose(run(state, OLD, CONTEXT), (0.0, 0.0), atol=1e-6)

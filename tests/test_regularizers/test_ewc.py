@@ -46,7 +46,7 @@ def states_after_each_task(regularizer):
         state = regularizer.end_task(jax.random.key(0), state, solution, fisher)
         return state, state
 
-    start = regularizer.init(at(0, SOLUTIONS))
+    start = regularizer.init(at(0, SOLUTIONS), ())
     return jax.lax.scan(add, start, (SOLUTIONS, FISHERS))[1]
 
 
@@ -106,7 +106,7 @@ def test_separate_and_online_anchors_part_after_the_second_task():
 def test_nothing_pulls_before_the_first_task_or_without_strength():
     """Oracle: zero, exactly; negative control: with both there is a pull."""
     regularizer = ewc(read_fisher, STRENGTH)
-    state = regularizer.init(at(0, SOLUTIONS))
+    state = regularizer.init(at(0, SOLUTIONS), ())
     value = lambda r, s: r.penalty(s, POINT, None)
     assert value(regularizer, state) == 0.0
     seen = regularizer.end_task(None, state, at(0, SOLUTIONS), at(0, FISHERS))
@@ -124,7 +124,7 @@ def test_the_anchor_does_not_drift_over_hundreds_of_equal_tasks():
         return regularizer.end_task(None, state, solution, None), ()
 
     state = jax.jit(
-        lambda: jax.lax.scan(add, regularizer.init(solution), length=500)[0]
+        lambda: jax.lax.scan(add, regularizer.init(solution, ()), length=500)[0]
     )()
     np.testing.assert_array_equal(state.anchor["w"], solution["w"])
     np.testing.assert_array_equal(state.fisher["w"], 500.0)
@@ -142,7 +142,7 @@ def test_what_a_task_changes_is_an_argument_of_the_compiled_step():
         grads = jax.grad(regularizer.penalty, argnums=1)(state, params, None)
         return axpy(-0.01, grads, params), regularizer.penalty(state, params, None)
 
-    state = regularizer.init(at(0, SOLUTIONS))
+    state = regularizer.init(at(0, SOLUTIONS), ())
     seen = [step(state, POINT)]
     for k in range(TASKS):  # anchors and Fishers of later tasks are not baked in
         state = regularizer.end_task(None, state, at(k, SOLUTIONS), at(k, FISHERS))
@@ -163,7 +163,7 @@ def test_the_step_costs_the_same_after_many_tasks():
     regularizer = ewc(read_fisher, STRENGTH)
     half = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), at(0, SOLUTIONS))
     for params in (at(0, SOLUTIONS), half):
-        before = jax.eval_shape(regularizer.init, params)
+        before = jax.eval_shape(regularizer.init, params, ())
         task = jax.eval_shape(regularizer.end_task, None, before, params, params)
         assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), task) == (
             jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), before)
@@ -204,7 +204,7 @@ def test_the_pull_keeps_an_old_task_and_its_absence_does_not(key):
     def old_loss(strength):
         regularizer = ewc(empirical_fisher(loss), strength)
         params = {"w": jnp.zeros((3, 2))}
-        state = regularizer.init(params)
+        state = regularizer.init(params, ())
         params = learn(regularizer, state, params, first)
         state = regularizer.end_task(key, state, params, first)
         params = learn(regularizer, state, params, second)
@@ -257,7 +257,7 @@ def test_a_converted_strength_gives_the_same_penalty(theirs, halved, ratio):
     regularizer = ewc(read_fisher, convert_strength(7.0, halved=halved, ratio=ratio))
     origin = {"w": jnp.zeros(6)}
     state = regularizer.end_task(
-        None, regularizer.init(origin), origin, {"w": jnp.asarray(fisher)}
+        None, regularizer.init(origin, ()), origin, {"w": jnp.asarray(fisher)}
     )
     ours = regularizer.penalty(state, {"w": jnp.asarray(away)}, None)
     np.testing.assert_allclose(ours, theirs(7.0, fisher, away), rtol=1e-5)
@@ -296,7 +296,7 @@ def test_the_table_of_units_is_that_of_the_other_systems(system, halved, ratio):
     origin = {"w": jnp.zeros(6)}
     task = as_batch(gradients.astype(np.float32), np.zeros(12, int))
     state = regularizer.end_task(
-        jax.random.key(0), regularizer.init(origin), origin, task
+        jax.random.key(0), regularizer.init(origin, ()), origin, task
     )
     ours = regularizer.penalty(state, {"w": jnp.asarray(away, jnp.float32)}, None)
     np.testing.assert_allclose(ours, penalty, rtol=1e-5)

@@ -53,7 +53,7 @@ def learn(fisher, start, decay=None):
         return (params, state), (params, fisher(key, params, batch))
 
     tasks = (jnp.asarray(GOLDEN["inputs"]), jnp.asarray(GOLDEN["labels"]))
-    return jax.lax.scan(one_task, (start, regularizer.init(start)), tasks)[1]
+    return jax.lax.scan(one_task, (start, regularizer.init(start, ())), tasks)[1]
 
 
 def largest_gap(found, prefix):

@@ -18,7 +18,7 @@ def test_l2_pulls_to_zero_with_the_half():
 def test_l2_init_pulls_to_the_start_for_ever(key):
     """Oracle: 0.4 / 2 * (1 + 4 + 4), before and after a task."""
     part = l2_init(0.4)
-    state = part.init(START)
+    state = part.init(START, ())
     later = part.end_task(key, state, POINT, None)
     for now in (state, later):
         np.testing.assert_allclose(part.penalty(now, POINT, None), 1.8, rtol=1e-6)

@@ -81,7 +81,9 @@ def walked(name, sharding):
         rows = shard(task(number))
         for step in range(3):
             key = jax.random.key(9)
-            state, info = program.step(state, key, np.int32(3 * number + step), rows)
+            state, info = program.step(
+                state, key, np.int32(3 * number + step), np.int32(3), rows
+            )
             losses.append(float(info.loss))
         state = program.end_task(state, jax.random.key(number), rows)
     return state, losses, program.total(program.read(state), shard(task(0)))
@@ -123,7 +125,7 @@ def first_kernel(build, **options):
     example = jax.tree.map(lambda leaf: leaf[:1], rows)
     program = compile_program(build, params, (), example, score=score, **options)
     state = program.start(params)
-    state, _ = program.step(state, jax.random.key(1), np.int32(0), rows)
+    state, _ = program.step(state, jax.random.key(1), np.int32(0), np.int32(3), rows)
     state = program.end_task(state, jax.random.key(2), rows)
     params = program.read(state)
     assert program.total(params, rows)[1] == 15

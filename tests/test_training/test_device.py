@@ -11,7 +11,7 @@ from jaxcl.averages import ema
 from jaxcl.curvature import empirical_fisher
 from jaxcl.losses import accuracy, cross_entropy, single_head
 from jaxcl.memory import reservoir
-from jaxcl.method import make_method
+from jaxcl.method import default_learner, make_method
 from jaxcl.regularizers import ewc
 from jaxcl.training.device import (
     accuracies,
@@ -148,7 +148,7 @@ def test_a_scanned_stream_equals_a_python_loop_over_tasks(stream):
     for t in range(T):
         key_fit = jax.random.split(jax.random.fold_in(key, t), 3)[0]
         by_hand, _, _ = fit(key_fit, by_hand, at(t, stream.plan[0]))
-        params = method.eval_params(by_hand)
+        params = default_learner(method, by_hand)
         tests = [at(j, stream.plan[1]) for j in range(T)]
         rows.append([float(accuracy(LOGITS, params, test)) for test in tests])
     assert_same(state.params, by_hand.params, atol=1e-5)
@@ -181,7 +181,7 @@ def test_a_vmapped_run_equals_the_run_alone_and_compiles_once(stream):
         method = full_method(strength)
         state = method.init(init(key), first_example(stream))
         state, record = run_stream(key, method, stream, state, **FIT)
-        return method.eval_params(state), record.loss
+        return default_learner(method, state), record.loss
 
     keys, strengths = jax.random.split(jax.random.key(6), 3), jnp.array([0.0, 3.0, 9.0])
     together = jax.jit(over_runs(run))

@@ -1,0 +1,85 @@
+"""Replay as optimizer steps of its own, now and then between the others."""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jax.random import split
+
+from jaxcl.errors import as_key, check_kind, check_size
+from jaxcl.lockstep import when
+from jaxcl.memory import after
+from jaxcl.tree import subtract
+from jaxcl.typing import Memory, Method, State, StepRecord
+
+
+class InterleavedState(NamedTuple):
+    """What stands in the method's memory."""
+
+    own: State  # the method's, of the memory it was built with (none, as a rule)
+    replay: State  # of the memory that the further steps draw from
+
+
+def interleave(method: Method, memory: Memory, *, every: int) -> Method:
+    """Take a step on rows of a memory after every ``every`` steps on new rows.
+
+    The further step is a step of the method like any other, on a batch of ``sample_size``
+    rows: with its own optimizer update, penalty and gradient transformation. It is left
+    out while the memory is empty, and skipped at all other steps, also under ``vmap``.
+
+    Args:
+      method: what learns; build it without a memory.
+      memory: which examples come back; ``sample`` must give rows ``[r, ...]``. What it
+        observes of a step is the batch, the parameters and the change, not the gradient.
+      every: steps between two replays. Counted within a task.
+
+    Returns:
+      A method whose info is that of the step on new rows. A step number of
+      :class:`~jaxcl.typing.Progress` counts new batches only.
+
+    Source: the replay of C&F (arXiv:2309.11305), taken from MbPA++ (d'Autume et al. 2019,
+    arXiv:1906.01076), where one step in a hundred or more is a replay.
+    """
+    check_kind("interleave", Method, "give what make_method returns", method=method)
+    check_kind("interleave", Memory, "such as reservoir(...)", memory=memory)
+    check_size("interleave", every=every)
+
+    def init(params, example):
+        state = method.init(params, example)
+        replay = memory.init(params, example)
+        return state._replace(memory=InterleavedState(state.memory, replay))
+
+    def step(key, state, batch):
+        key_step, key_replay, key_sample, key_observe = split(as_key("step", key), 4)
+        own, replay = state.memory
+        before = state._replace(memory=own)
+        stepped, info = method.step(key_step, before, batch)
+        rows = memory.sample(key_sample, replay)._replace(stored=batch.stored)
+        due = (stepped.progress.step % every == 0) & jnp.any(rows.weight > 0)
+        again = lambda state: method.step(key_replay, state, rows)[0]
+        new = when(due, again, stepped)._replace(progress=stepped.progress)
+        record = StepRecord(
+            before.params,
+            (),
+            subtract(new.params, before.params),
+            after((new.params, info.loss), batch),
+            rows,
+            (),
+            before.progress,
+        )
+        replay = memory.observe(key_observe, replay, record, new.params)
+        return new._replace(memory=InterleavedState(new.memory, replay)), info
+
+    def end_task(key, state, data):
+        key_method, key_memory = split(as_key("end_task", key))
+        own, replay = state.memory
+        ended = method.end_task(key_method, state._replace(memory=own), data)
+        replay = memory.end_task(key_memory, replay, ended.params, data)
+        return ended._replace(memory=InterleavedState(ended.memory, replay))
+
+    def learners(state):
+        return method.learners(state._replace(memory=state.memory.own))
+
+    return Method(init, step, end_task, learners)
+
+
+__all__ = ["InterleavedState", "interleave"]

@@ -1,0 +1,168 @@
+"""What may be evaluated in place of the parameters: made from what a memory keeps.
+
+Each function here returns ``(state) -> pytree``, to be named in
+``make_method(..., learners=lambda state: {"nearest_mean": of(state), ...})``.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Bool, Float
+
+from jaxcl.errors import check_key, check_size
+from jaxcl.losses import MASKED
+from jaxcl.method import make_method
+from jaxcl.tree import at, by_chunks, num_rows, safe_divide
+from jaxcl.typing import Batch, Key, Loss, MethodState, Outputs, Params
+
+
+class NearestMean(NamedTuple):
+    """A network whose last layer is replaced by the class means of its features."""
+
+    params: Params
+    means: Float[Array, "c d"]  # of unit length
+    known: Bool[Array, " c"]  # classes of which the memory has an example
+
+
+def nearest_mean(
+    hidden: Callable, num_classes: int, *, chunk_size: int | None = None
+) -> Callable[[MethodState], NearestMean]:
+    r"""Class means of the features of the examples in memory, as in iCaRL.
+
+    .. math:: \mu_c = \overline{\textstyle\sum_{y_i = c} w_i \overline{h(x_i)}},
+       \qquad \bar v = v / |v|
+
+    Evaluate it with :func:`nearest_mean_outputs`.
+
+    Args:
+      hidden: ``(params, x [b, ...]) -> [b, ...]``, flattened per row; with a
+        :class:`~jaxcl.typing.Model`: ``lambda *args: model.hidden(*args)[-1]``.
+      num_classes: classes that labels count.
+      chunk_size: rows held at once; all if absent.
+
+    Source: Rebuffi et al. 2017, arXiv:1611.07725, algorithm 1.
+    """
+    check_size("nearest_mean", num_classes=num_classes)
+
+    def learner(state):
+        rows = kept_rows(state)
+        features = by_chunks(
+            lambda x: _unit_features(hidden, state.params, x), (rows.x,), chunk_size
+        )
+        member = jax.nn.one_hot(rows.y, num_classes, axis=0) * rows.weight
+        return NearestMean(
+            state.params, _unit(member @ features), jnp.any(member > 0, axis=1)
+        )
+
+    return learner
+
+
+def nearest_mean_outputs(outputs: Outputs, hidden: Callable) -> Outputs:
+    r"""Outputs that read parameters as ever, and a :class:`NearestMean` by distance.
+
+    Args:
+      outputs: what the parameters are read by.
+      hidden: as for :func:`nearest_mean`.
+
+    Returns:
+      Outputs; of a :class:`NearestMean` they are :math:`-|\bar h(x) - \mu_c|^2`, and for
+      a class that the memory does not know :data:`jaxcl.losses.MASKED`.
+
+    Source: Rebuffi et al. 2017, arXiv:1611.07725, equation 2.
+    """
+
+    def scores(params, batch, keys=None):
+        if not isinstance(params, NearestMean):
+            return outputs(params, batch, keys)
+        features = _unit_features(hidden, params.params, batch.x)
+        gaps = features[:, None] - params.means
+        return jnp.where(params.known, -jnp.sum(jnp.square(gaps), axis=-1), MASKED)
+
+    return scores
+
+
+def from_memory_alone(
+    key: Key,
+    init: Callable[[Key], Params],
+    loss: Loss,
+    optimizer: optax.GradientTransformation,
+    *,
+    num_epochs: int,
+    batch_size: int,
+) -> Callable[[MethodState], Params]:
+    """A fresh network, trained on nothing but the examples in memory: GDumb.
+
+    Args:
+      key: draws the network and the order of rows.
+      init: ``(key) -> params``.
+      loss: ``(params, batch, keys [b]) -> [b]``.
+      optimizer: any of optax.
+      num_epochs: passes over the memory. All of it is paid at each evaluation.
+      batch_size: rows per step, at most those that the memory can hold.
+
+    Returns:
+      ``(state) -> params``; where the memory is empty, the fresh network.
+
+    Source: Prabhu et al. 2020, "GDumb: a simple approach that questions our progress in
+    continual learning", ECCV.
+    """
+    check_key("from_memory_alone", key)
+    check_size("from_memory_alone", num_epochs=num_epochs, batch_size=batch_size)
+
+    def learner(state):
+        rows = kept_rows(state)
+        size = min(batch_size, num_rows(rows))
+        steps = -(-num_rows(rows) // size)
+        key_init, key_order, key_steps = jax.random.split(key, 3)
+        method = make_method(loss, optimizer)
+        start = method.init(init(key_init), at(slice(1), rows))
+
+        def epoch(state, key):
+            # Real rows first, in random order: all batches but one are full of them.
+            lots = jax.random.uniform(key, rows.weight.shape) - 2 * (rows.weight > 0)
+            order = jnp.resize(jnp.argsort(lots), (steps, size))
+
+            def step(state, index):
+                batch = at(index, rows)
+                key = jax.random.fold_in(key_steps, state.progress.step)
+                new, _ = method.step(key, state, batch)
+                real = jnp.any(batch.weight > 0)
+                return jax.tree.map(
+                    lambda a, b: jnp.where(real, a, b), new, state
+                ), None
+
+            return jax.lax.scan(step, state, order)[0], None
+
+        keys = jax.random.split(key_order, num_epochs)
+        return jax.lax.scan(epoch, start, keys)[0].params
+
+    return learner
+
+
+def kept_rows(state: MethodState) -> Batch:
+    """All rows that a method's memory holds, ``[m, ...]``; weight 0 where it is empty."""
+    kept = state.memory.kept
+    if kept.weight.ndim == 1:
+        return kept
+    return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), kept)
+
+
+def _unit_features(hidden, params, x):
+    found = hidden(params, x)
+    return _unit(found.reshape(len(found), -1).astype(jnp.float32))
+
+
+def _unit(vectors):
+    return safe_divide(vectors, jnp.linalg.norm(vectors, axis=-1, keepdims=True))
+
+
+__all__ = [
+    "NearestMean",
+    "from_memory_alone",
+    "kept_rows",
+    "nearest_mean",
+    "nearest_mean_outputs",
+]

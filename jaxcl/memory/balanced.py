@@ -1,0 +1,162 @@
+"""Memories that hold as many rows of each class as they can."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Int
+
+from jaxcl.errors import check_size
+from jaxcl.memory.base import blank_rows, check_rows, draw_ranks
+from jaxcl.tree import at
+from jaxcl.typing import Batch, Memory
+
+
+class BalancedState(NamedTuple):
+    """The rows in store, and what is known of the classes."""
+
+    kept: Batch  # leaves [m, ...]; the first `filled` rows hold something
+    filled: Int[Array, ""]
+    seen: Int[Array, " c"]  # real rows offered so far of each class; int32
+    full: Bool[
+        Array, " c"
+    ]  # classes that were the largest one when the memory was full
+
+
+def greedy_balanced(capacity: int, sample_size: int, *, num_classes: int) -> Memory:
+    """Keep a row while its class has less than its part of the memory: GDumb's sampler.
+
+    A row is kept if its class has fewer than ``capacity / classes seen`` rows; where the
+    memory is full it takes the place of a random row of the largest class. Rows of weight
+    zero are never kept.
+
+    Args:
+      capacity: ``m``, how many rows are kept.
+      sample_size: rows per sample, drawn uniformly with replacement; of weight zero while
+        the memory is empty.
+      num_classes: labels are integers below it.
+
+    Returns:
+      A memory with :class:`BalancedState`. A step costs ``b * m`` integer operations.
+
+    Raises:
+      ValueError: if a size is no positive int, or (while tracing) if rows do not look
+        like the example.
+
+    Source: Prabhu et al. 2020, "GDumb", ECCV, algorithm 1.
+    """
+
+    def choose(key, label, counts, state):
+        del key
+        known = jnp.sum((state.seen > 0) | (jnp.arange(num_classes) == label))
+        wanted = counts[label] * known < capacity
+        return wanted, jnp.argmax(counts)
+
+    return _balanced("greedy_balanced", capacity, sample_size, num_classes, choose)
+
+
+def class_balanced_reservoir(
+    capacity: int, sample_size: int, *, num_classes: int
+) -> Memory:
+    """Keep a uniform sample of each class, as many of each as there were: CBRS.
+
+    While there is room every row is kept. Then a row of a class that never was the
+    largest takes the place of a random row of the largest class; a row of any other class
+    ``c`` takes that of a random row of its own with probability ``m_c / n_c``, kept rows
+    over rows seen.
+
+    Args:
+      capacity: as for :func:`greedy_balanced`, like the others.
+      sample_size: likewise.
+      num_classes: likewise.
+
+    Source: Chrysakis and Moens 2020, "Online continual learning from imbalanced data",
+    ICML, algorithm 1.
+    """
+
+    def choose(key, label, counts, state):
+        kept, seen = counts[label], state.seen[label] + 1
+        lucky = jax.random.uniform(key) * seen <= kept
+        own = state.full[label]
+        return jnp.where(own, lucky, True), jnp.where(own, label, jnp.argmax(counts))
+
+    return _balanced(
+        "class_balanced_reservoir", capacity, sample_size, num_classes, choose
+    )
+
+
+def _balanced(who, capacity, sample_size, num_classes, choose) -> Memory:
+    """A memory in which ``choose`` decides whether a row is kept, and at whose expense.
+
+    Args:
+      who: for messages.
+      capacity: rows.
+      sample_size: rows.
+      num_classes: classes.
+      choose: ``(key, label, counts [c], state) -> (keep, class that gives a row)``, the
+        second one where the memory is full.
+    """
+    check_size(who, capacity=capacity, sample_size=sample_size, num_classes=num_classes)
+
+    def init(params, example):
+        del params
+        _check_labels(who, example)
+        return BalancedState(
+            blank_rows(capacity, example),
+            jnp.zeros((), jnp.int32),
+            jnp.zeros(num_classes, jnp.int32),
+            jnp.zeros(num_classes, bool),
+        )
+
+    def sample(key, state):
+        rows, real = draw_ranks(key, state.filled, sample_size, replace=True)
+        drawn = at(rows, state.kept)
+        return drawn._replace(weight=drawn.weight * real)
+
+    def place(carry, row):
+        """The slot of one row; ``capacity`` if it is not kept."""
+        labels, state = carry
+        key, label, real = row
+        key_choice, key_slot = jax.random.split(key)
+        there = jnp.arange(capacity) < state.filled
+        counts = jnp.zeros(num_classes, jnp.int32).at[labels].add(there)
+        full = state.filled == capacity
+        largest = full & (counts == jnp.max(counts))
+        state = state._replace(full=state.full | largest)
+        keep, giver = choose(key_choice, label, counts, state)
+        drawn = jax.random.randint(key_slot, (), 0, jnp.maximum(counts[giver], 1))
+        given = jnp.searchsorted(jnp.cumsum(there & (labels == giver)), drawn + 1)
+        slot = jnp.where(full, given, state.filled)
+        slot = jnp.where(keep & real, slot, capacity)  # out of range, hence dropped
+        state = state._replace(
+            filled=state.filled + (keep & real & ~full),
+            seen=state.seen.at[label].add(real),
+        )
+        return (labels.at[slot].set(label, mode="drop"), state), slot
+
+    def observe(key, state, step, params):
+        del params
+        batch, small = step.batch, state._replace(kept=())
+        check_rows(who, 1, state.kept, batch)
+        keys = jax.random.split(key, batch.weight.shape)
+        rows = keys, batch.y, batch.weight > 0
+        (_, small), slot = jax.lax.scan(place, (state.kept.y, small), rows)
+        # Of two rows that went to one slot the later one stays.
+        beaten = jnp.any(jnp.triu(slot[:, None] == slot, k=1), axis=1)
+        slot = jnp.where(beaten, capacity, slot)
+        write = lambda leaf, rows: leaf.at[slot].set(rows, mode="drop")
+        return small._replace(kept=jax.tree.map(write, state.kept, batch))
+
+    return Memory(init, sample, observe)
+
+
+def _check_labels(who: str, example: Batch) -> None:
+    leaves = jax.tree.leaves(example.y)
+    if len(leaves) == 1 and leaves[0].ndim == 1 and leaves[0].dtype == jnp.int32:
+        return
+    looks = ", ".join(f"{leaf.dtype}{list(leaf.shape)}" for leaf in leaves)
+    msg = f"{who}: labels must be int32 [n], got {looks}; take reservoir instead."
+    raise ValueError(msg)
+
+
+__all__ = ["BalancedState", "class_balanced_reservoir", "greedy_balanced"]

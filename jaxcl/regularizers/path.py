@@ -1,0 +1,214 @@
+r"""Importance gathered on the way: how much loss each parameter's moves took away.
+
+Both regularizers here are quadratic penalties in the unit of
+:mod:`jaxcl.regularizers.ewc`, ``strength / 2 * sum_i importance_i (params - anchor)_i^2``,
+so ``strength`` is twice the coefficient of their papers, which have no 1/2. They need no
+pass over the data at the end of a task, and their state does not grow with the tasks.
+
+What a step took away is, to first order, :math:`-g \cdot \Delta\theta` with the gradient of
+the data loss alone and the change really made: :class:`jaxcl.typing.StepRecord` has both.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Int, ScalarLike
+
+from jaxcl.errors import check_number, check_size
+from jaxcl.tree import copied, dot, safe_divide, subtract, wide
+from jaxcl.typing import Params, Regularizer
+
+
+class SynapticState(NamedTuple):
+    """Trees like the parameters, in float32 or better."""
+
+    importance: Params  # Omega: the sum over past tasks
+    anchor: Params  # the parameters at the end of the last task, or at the start
+    path: Params  # omega: loss taken away so far in this task
+
+
+def synaptic_intelligence(
+    strength: ScalarLike, *, damping: ScalarLike = 0.1
+) -> Regularizer:
+    r"""SI: a parameter matters by the loss its path took away, per squared distance.
+
+    .. math::
+       \omega = \sum_t -g_t \, \Delta\theta_t, \qquad
+       \Omega \leftarrow \Omega +
+       \frac{\max(\omega, 0)}{(\theta_{end} - \theta_{start})^2 + \xi}
+
+    A negative :math:`\omega`, a parameter that moved uphill, counts as zero, as in the
+    authors' code.
+
+    Args:
+      strength: twice the paper's c.
+      damping: :math:`\xi`, above zero; keeps parameters that hardly moved finite.
+
+    Returns:
+      A regularizer with :class:`SynapticState`; a step costs two passes over the
+      parameters more than EWC's.
+
+    Raises:
+      ValueError: if ``strength`` is a negative number or ``damping`` not positive.
+
+    Source: Zenke et al. 2017, arXiv:1703.04200, equations 3 to 5.
+    """
+    check_number("synaptic_intelligence", strength=strength)
+    check_number("synaptic_intelligence", above=True, damping=damping)
+
+    def init(params, example):
+        del example
+        start = _wide_copy(params)
+        return SynapticState(_zeros(start), start, _zeros(start))
+
+    def penalty(state, params, context):
+        del context
+        return _quadratic(strength, state.importance, params, state.anchor)
+
+    def observe(key, state, step, params):
+        del key, params
+        path = jax.tree.map(jnp.add, state.path, _taken_away(step))
+        return state._replace(path=path)
+
+    def end_task(key, state, params, data):
+        del key, data
+        now = _wide_copy(params)
+
+        def add(importance, path, end, start):
+            gain = jnp.maximum(path, 0) / (jnp.square(end - start) + damping)
+            return importance + gain
+
+        importance = jax.tree.map(add, state.importance, state.path, now, state.anchor)
+        return SynapticState(importance, now, _zeros(now))
+
+    return Regularizer(init, penalty, observe=observe, end_task=end_task)
+
+
+class WalkState(NamedTuple):
+    """Trees like the parameters, in float32 or better."""
+
+    importance: Params  # of the last task's end: Fisher and score, normalised
+    anchor: Params  # the parameters at the end of the last task, or at the start
+    fisher: Params  # running mean of squared gradients
+    score: Params  # path score: half of what earlier tasks left, plus this task's
+    taken: Params  # loss taken away since the last addition to the score
+    since: Params  # the parameters at that time
+    count: Int[Array, ""]  # steps so far; int32
+
+
+def riemannian_walk(
+    strength: ScalarLike,
+    *,
+    fisher_decay: ScalarLike = 0.9,
+    interval: int = 10,
+    damping: ScalarLike = 1e-12,
+) -> Regularizer:
+    r"""RWalk: a running Fisher plus a path score, loss taken away per distance walked.
+
+    Every ``interval`` steps a parameter's score gains
+
+    .. math:: \max\Big(0, \frac{\sum_t -g_t \, \Delta\theta_t}
+       {\tfrac12 F\, (\theta_t - \theta_{t - interval})^2 + \epsilon}\Big)
+
+    where :math:`F \leftarrow a F + (1 - a)\, g^2` with the gradient of each step's mean
+    loss. At the end of a task both are divided by their largest entry and added up to the
+    importance, and half of the score goes on into the next task (the paper's average of
+    scores).
+
+    Args:
+      strength: twice the paper's lambda.
+      fisher_decay: a in [0, 1], kept per step; one minus the paper's alpha.
+      interval: steps between two additions to the score; the paper's Delta t.
+      damping: epsilon, above zero.
+
+    Returns:
+      A regularizer with :class:`WalkState`.
+
+    Raises:
+      ValueError: if a number is out of its range.
+
+    Source: Chaudhry et al. 2018, arXiv:1801.10112, section 4.
+    """
+    check_number("riemannian_walk", strength=strength)
+    check_number("riemannian_walk", most=1.0, fisher_decay=fisher_decay)
+    check_number("riemannian_walk", above=True, damping=damping)
+    check_size("riemannian_walk", interval=interval)
+
+    def init(params, example):
+        del example
+        start = _wide_copy(params)
+        zeros = [_zeros(start) for _ in range(4)]
+        importance, fisher, score, taken = zeros
+        count = jnp.zeros((), jnp.int32)
+        since = copied(start)
+        return WalkState(importance, start, fisher, score, taken, since, count)
+
+    def penalty(state, params, context):
+        del context
+        return _quadratic(strength, state.importance, params, state.anchor)
+
+    def observe(key, state, step, params):
+        del key
+        count = state.count + 1
+        due = count % interval == 0
+        follow = lambda old, grad: (
+            fisher_decay * old + (1 - fisher_decay) * jnp.square(wide(grad))
+        )
+        fisher = jax.tree.map(follow, state.fisher, step.grads)
+        taken = jax.tree.map(jnp.add, state.taken, _taken_away(step))
+
+        def add(score, taken, fisher, now, since):
+            walked = 0.5 * fisher * jnp.square(wide(now) - since) + damping
+            return jnp.where(due, score + jnp.maximum(taken / walked, 0), score)
+
+        score = jax.tree.map(add, state.score, taken, fisher, params, state.since)
+        again = lambda new, old: jnp.where(due, new, old)
+        return state._replace(
+            fisher=fisher,
+            score=score,
+            taken=jax.tree.map(lambda leaf: jnp.where(due, 0, leaf), taken),
+            since=jax.tree.map(lambda p, old: again(wide(p), old), params, state.since),
+            count=count,
+        )
+
+    def end_task(key, state, params, data):
+        del key, data
+        both = _by_largest(state.fisher), _by_largest(state.score)
+        return state._replace(
+            importance=jax.tree.map(jnp.add, *both),
+            anchor=_wide_copy(params),
+            score=jax.tree.map(lambda leaf: 0.5 * leaf, state.score),
+            taken=_zeros(state.taken),
+            since=_wide_copy(params),
+        )
+
+    return Regularizer(init, penalty, observe=observe, end_task=end_task)
+
+
+def _taken_away(step):
+    """``-g * change`` of each parameter: what a step took away, to first order."""
+    return jax.tree.map(lambda g, move: -wide(g) * wide(move), step.grads, step.updates)
+
+
+def _quadratic(strength, importance, params, anchor):
+    away = jax.tree.map(jnp.square, subtract(params, anchor))
+    return 0.5 * strength * dot(importance, away)
+
+
+def _by_largest(tree: Params) -> Params:
+    """The tree divided by its largest entry; zero stays zero."""
+    tops = [jnp.max(leaf, initial=0) for leaf in jax.tree.leaves(tree)]
+    largest = jnp.max(jnp.stack(tops), initial=0) if tops else jnp.zeros(())
+    return jax.tree.map(lambda leaf: safe_divide(leaf, largest), tree)
+
+
+def _wide_copy(params: Params) -> Params:
+    return copied(jax.tree.map(wide, params))
+
+
+def _zeros(tree: Params) -> Params:
+    return jax.tree.map(jnp.zeros_like, tree)
+
+
+__all__ = ["SynapticState", "WalkState", "riemannian_walk", "synaptic_intelligence"]
