@@ -1,4 +1,4 @@
-"""LookSAM: climb every k-th step and reuse the direction it revealed in between."""
+"""LookSAM: SAM's gradient at every k-th step, a part of it reused in between."""
 
 from typing import Any, NamedTuple
 
@@ -22,14 +22,14 @@ from jaxcl.transforms._perturb import (
     transformation,
 )
 from jaxcl.transforms.sam import take_perturbed
-from jaxcl.tree import dot, norm, safe_divide, wide
+from jaxcl.tree import dot, norm, safe_divide, wide, wide_dtype
 
 
 class LookSamState(NamedTuple):
-    """Logs of the last climb, and what it found: one tree the size of the parameters."""
+    """Logs of the last perturbed update and its direction, a tree like the parameters."""
 
     perturbation: PerturbationState  # its count goes on at every update
-    direction: PyTree  # g_v, the part of g_p across g; zero before the first climb
+    direction: PyTree  # g_v, the part of g_p orthogonal to g; zero at the start
     height: Float[Array, ""]  # |g_v|; zero where g_v is nothing but rounding
 
 
@@ -41,28 +41,40 @@ def looksam(
     mask: Mask | None = None,
     measure: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Sharpness-aware at every ``k``-th step, nearly free at the others.
+    r"""SAM's gradient at every ``k``-th step, and an estimate of it at the others.
 
     .. math::
         t \equiv 0 \pmod k:&\quad g' = g_p = \nabla L(w + \rho\, g / \|g\|), \qquad
             g_v = g_p - \langle g_p, \hat g\rangle\, \hat g \\
         \text{otherwise}:&\quad g' = g + \alpha \frac{\|g\|}{\|g_v\|}\, g_v
 
-    The first update climbs. ``k=1`` is :func:`jaxcl.transforms.sam`. Norms are global,
-    not per tensor. A ``g_v`` below the rounding of ``g_p`` counts as zero, so that
-    noise is never scaled up to the length of a gradient.
+    The first update perturbs. ``k=1`` is :func:`jaxcl.transforms.sam`. Norms are global,
+    not per tensor. A ``g_v`` below the rounding of ``g_p`` (8 times that of its sums, or
+    once that of the dtype it is stored in) counts as zero, so that noise is never scaled
+    up to the length of a gradient.
+
+    **In a stream of tasks, set** ``reset_gradient=True`` **in**
+    :func:`jaxcl.method.make_method`. The reused part is ``alpha * |g|`` long however old
+    ``g_v`` is. At a change of task ``|g|`` grows suddenly, while ``g_v`` is still that of
+    the old task until the next update that perturbs: these steps are long ones along
+    directions that the old task depends on. This is the published algorithm, which knows
+    no tasks. On the five permuted tasks of ``experiments/benchmarks``, of which SAM keeps
+    100 %, ``k=5`` and ``alpha=0.7`` end with an average accuracy of 90 %, and with
+    ``reset_gradient=True`` of 99.9 % (means of five seeds, measured by the slow test
+    ``test_looksam_forgets_unless_each_task_restarts_it``). A number of steps per task
+    that ``k`` divides also starts every task with an update that perturbs.
 
     The second gradient is really skipped, also under a ``vmap`` over runs that march in
     step (see :mod:`jaxcl.lockstep`).
 
     Args:
       rho: radius in parameter units; number or schedule of the update count.
-      k: steps from one climb to the next, at least 1; a Python int, and for
+      k: steps from one perturbed update to the next, at least 1; a Python int, and for
         ``optax.inject_hyperparams`` one of the ``static_args``.
       alpha: length of the reused direction relative to the gradient.
-      mask: leaves that climb, as in :func:`jaxcl.transforms.sam`. Projections and norms
-        run over all leaves.
-      measure: also log ``perturbed_norm`` and ``alignment`` of the last climb.
+      mask: leaves that are perturbed, as in :func:`jaxcl.transforms.sam`. Projections and
+        norms run over all leaves.
+      measure: also log ``perturbed_norm`` and ``alignment`` of the last perturbed update.
 
     Returns:
       A transformation whose state, :class:`LookSamState`, holds ``g_v`` in
@@ -84,7 +96,8 @@ def looksam(
 
     def init(params):
         nothing = jax.tree.map(lambda leaf: jnp.zeros_like(wide(leaf)), params)
-        return LookSamState(empty_state(measure), nothing, jnp.zeros((), jnp.float32))
+        height = jnp.zeros((), wide_dtype(*jax.tree.leaves(params)))
+        return LookSamState(empty_state(measure), nothing, height)
 
     options = {"mask": mask, "measure": measure}
     always = perturbed_update("looksam", rho, take_perturbed, **options)
@@ -103,8 +116,8 @@ def looksam(
             along = safe_divide(dot(perturbed, grads), size**2)
             rest = mix(1.0, jax.tree.map(wide, perturbed), -along, grads)
             height = norm(rest)
-            real = height > 1e-6 * (jnp.abs(along) * size + height)
-            height = jnp.where(real, height, 0.0).astype(jnp.float32)
+            real = height > _rounding(size, grads) * (jnp.abs(along) * size + height)
+            height = jnp.where(real, height, 0.0).astype(state.height.dtype)
             logs = logs._replace(rho=state.perturbation.rho)
             return along, jnp.ones_like(size), LookSamState(logs, rest, height)
 
@@ -122,6 +135,12 @@ def looksam(
         return bent, after._replace(perturbation=logs)
 
     return transformation(init, update)
+
+
+def _rounding(size: Array, grads: PyTree) -> float:
+    """Relative error of gradients: of sums in the dtype of ``size``, and of each leaf."""
+    eps = lambda array: float(jnp.finfo(array.dtype).eps)
+    return max([8 * eps(size), *map(eps, jax.tree.leaves(grads))])
 
 
 __all__ = ["LookSamState", "looksam"]

@@ -37,6 +37,70 @@ def test_looksam_reuses_the_direction_of_every_kth_step(k):
     assert int(state.perturbation.count) == 7
 
 
+def test_two_hundred_steps_on_noisy_gradients_are_those_of_the_paper(x64):
+    """Oracle: algorithm 1 of arXiv:2203.02714 in NumPy, all in float64.
+
+    Every step has another linear term, as another batch would, so that gradients do not
+    vanish. Negative control: other strengths end elsewhere.
+    """
+    del x64
+    tilts = np.random.default_rng(1).normal(size=(200, 7))
+
+    def paper(rho, k, alpha):
+        w, rows, g_v = START.copy(), [], None
+        for t, tilt in enumerate(tilts):
+            g = slope(w) + tilt
+            if t % k == 0:
+                g_s = slope(w + rho * g / np.linalg.norm(g)) + tilt
+                cosine = g @ g_s / (np.linalg.norm(g) * np.linalg.norm(g_s))
+                g_v = g_s - np.linalg.norm(g_s) * cosine * g / np.linalg.norm(g)
+            else:
+                g_s = g + alpha * np.linalg.norm(g) / np.linalg.norm(g_v) * g_v
+            w = w - 0.05 * g_s
+            rows.append(w)
+        return np.stack(rows)
+
+    perturb = looksam(0.3, k=5, alpha=0.7)
+
+    def body(carry, tilt):
+        state, w = carry
+        gradient = lambda w: jax.grad(lambda w: wavy.loss([w]))(w) + tilt
+        grads, state = perturb.update(gradient(w), state, w, grad_fn=gradient)
+        w = w - 0.05 * grads
+        return (state, w), w
+
+    start = jnp.asarray(START)
+    _, found = jax.lax.scan(body, (perturb.init(start), start), jnp.asarray(tilts))
+    np.testing.assert_allclose(found, paper(0.3, 5, 0.7), rtol=1e-8, atol=1e-8)
+    for other in ((0.3, 5, 0.6), (0.3, 4, 0.7), (0.2, 5, 0.7)):
+        assert np.max(np.abs(found[-1] - paper(*other)[-1])) > 1e-3
+
+
+def test_after_a_change_of_task_the_old_direction_is_as_long_as_the_new_gradient():
+    """Oracle: closed form, on two tasks that depend on different parameters.
+
+    The old task has the gradient `slopes * w` in the first two parameters, the new one
+    a constant in the last. Negative control: a state that starts again moves nothing of
+    the old task.
+    """
+    rho, alpha, slopes = 0.1, 0.7, np.array([2.0, 0.5, 0.0])
+    w = np.array([0.01, 0.01, 1.0])
+    old = lambda w: jnp.asarray(slopes, jnp.float32) * w
+    new = lambda w: jnp.array([0.0, 0.0, 50.0])
+    point, perturb = jnp.asarray(w, jnp.float32), looksam(rho, k=5, alpha=alpha)
+    fresh = perturb.init(point)
+    _, stale = perturb.update(old(point), fresh, point, grad_fn=old)
+
+    g = slopes * w
+    g_p = slopes * (w + rho * unit(g))
+    moved = alpha * 50.0 * unit(g_p - (g_p @ unit(g)) * unit(g))
+    found, _ = perturb.update(new(point), stale, point, grad_fn=new)
+    np.testing.assert_allclose(found, moved + np.array([0, 0, 50.0]), rtol=1e-4)
+    assert np.linalg.norm(found[:2]) > 1e3 * np.linalg.norm(g)
+    again, _ = perturb.update(new(point), fresh, point, grad_fn=new)
+    np.testing.assert_array_equal(again, [0, 0, 50.0])
+
+
 def test_the_logs_are_those_of_the_last_climb():
     """Oracle: NumPy at step 0, the last that climbed; the radius is that of then, too."""
     warm = lambda t: 0.3 + t
@@ -68,6 +132,21 @@ def test_a_direction_that_is_only_rounding_counts_as_none():
     second = START - 0.1 * (START + 0.3 * unit(START))
     np.testing.assert_allclose(found[1], second, rtol=1e-5)
     assert float(state.height) == 0.0
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+def test_what_a_narrow_dtype_rounds_is_no_direction(dtype):
+    """Oracle: on |w|^2 / 2 both gradients are parallel, whatever they are rounded to.
+
+    Negative control: where they are not, the same dtype keeps the direction.
+    """
+    w = jnp.asarray(np.random.default_rng(2).normal(size=1000), dtype)
+    perturb = looksam(0.3, k=2)
+    _, state = perturb.update(w, perturb.init(w), w, grad_fn=lambda w: w)
+    assert float(state.height) == 0.0
+    steep = lambda w: w * jnp.linspace(0.0, 3.0, 1000).astype(w.dtype)
+    _, state = perturb.update(w, perturb.init(w), w, grad_fn=steep)
+    assert float(state.height) > 0.1
 
 
 def counted(calls):
