@@ -34,6 +34,7 @@ JOBS = (
     "sam",
     "gnp",
     "looksam",
+    "looksam_reset",
     "c_flat",
     "ewc",
     "er",

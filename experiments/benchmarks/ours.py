@@ -69,7 +69,9 @@ def make_methods(config: Config, num_tasks: int) -> dict[str, Callable[[], Metho
     """What is timed, by name."""
     loss = cross_entropy(single_head(make_model(config).apply))
     optimizer = optax.sgd(config.learning_rate)
-    bent = lambda gradient: lambda: methods.plain(loss, optimizer, gradient=gradient)
+    bent = lambda gradient, **options: (
+        lambda: methods.plain(loss, optimizer, gradient=gradient, **options)
+    )
     return {
         "naive": lambda: methods.plain(loss, optimizer),
         "ewc": lambda: methods.ewc(loss, optimizer, strength=config.strength),
@@ -86,6 +88,7 @@ def make_methods(config: Config, num_tasks: int) -> dict[str, Callable[[], Metho
         "sam": bent(sam(config.rho)),
         "gnp": bent(gnp(config.rho, alpha=0.5)),
         "looksam": bent(looksam(config.rho, k=5)),
+        "looksam_reset": bent(looksam(config.rho, k=5), reset_gradient=True),
         "c_flat": bent(c_flat()),
     }
 

@@ -29,6 +29,7 @@ NAMES = {
     "sam": "SAM",
     "gnp": "GNP",
     "looksam": "LookSAM, k = 5",
+    "looksam_reset": "LookSAM, restarted by task",
     "c_flat": "C-Flat",
     "ewc": "EWC",
     "er": "experience replay",

@@ -32,6 +32,7 @@ OTHERS = {
     "sam": ("baseline", "jax"),
     "gnp": ("baseline",),
     "looksam": ("baseline",),
+    "looksam_reset": ("baseline",),
     "c_flat": ("baseline",),
     "ewc": ("baseline", "torch", "avalanche"),
     "er": ("baseline", "avalanche"),

@@ -2,9 +2,11 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from experiments.benchmarks import config
+from experiments.benchmarks.ours import learn, make_images, make_program, make_stream
 from experiments.benchmarks.report import (
     README,
     Target,
@@ -219,6 +221,34 @@ def test_tasks_that_were_learned_and_forgotten_are_told_from_others():
     done = by_job([line("looksam", "jaxcl", 0, 1.0, accuracy=matrix)])
     (row,) = seconds_table(config.Config(), done).rows
     assert row[-2:] == (1.0, 0.75)
+
+
+@pytest.mark.slow
+def test_looksam_forgets_unless_each_task_restarts_it():
+    """Oracle: the README and LookSAM's docstring, whose numbers are these.
+
+    Five seeds of the full stream: its images, permutations, networks and batches.
+    Negative control: SAM, which reuses no direction, keeps everything.
+    """
+    learned, kept = [], {}
+    for name in ("looksam", "looksam_reset", "sam"):
+        matrices = []
+        for seed in range(5):
+            full = config.Config(seed=seed)
+            images = make_images(full)
+            if seed == 0:
+                program = make_program(full, images, name, full.num_tasks)
+            stream = make_stream(full, images, num_tasks=full.num_tasks)
+            done = learn(full, program._replace(stream=stream))
+            matrices.append(done["accuracy"])
+        matrices = 100 * np.asarray(matrices)
+        learned.append(matrices.diagonal(axis1=1, axis2=2).mean())
+        kept[name] = matrices[:, -1].mean()
+    assert min(learned) > 99.9
+    # The last bit of one step decides on several points of one seed.
+    assert kept["looksam"] == pytest.approx(90, abs=4)
+    assert kept["looksam_reset"] == pytest.approx(99.9, abs=0.5)
+    assert kept["sam"] == pytest.approx(100, abs=0.1)
 
 
 def test_the_readme_and_the_tables_show_what_the_results_say(tmp_path):
