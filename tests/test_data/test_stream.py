@@ -51,6 +51,19 @@ def test_stacked_tasks_come_back_one_by_one():
     assert (stream.num_classes, stream.name) == (5, "arrays")
 
 
+def test_tasks_that_say_no_number_are_numbered_in_both_splits():
+    """Oracle: the place in the stack; numbers that were given stay (control)."""
+    unsaid = [part._replace(task=0 * part.task) for part in (arrays(), arrays(rows=2))]
+    stream = from_arrays(*unsaid, num_classes=5)
+    for task in range(3):
+        plan = at(task, stream.plan)
+        assert stream.train(stream.pool, plan).task.tolist() == [task] * 4
+        assert stream.test(stream.pool, plan).task.tolist() == [task] * 2
+    said = [part._replace(task=part.task[::-1]) for part in (arrays(), arrays(rows=2))]
+    pool = from_arrays(*said, num_classes=5).pool
+    assert pool.train.task[:, 0].tolist() == pool.test.task[:, 0].tolist() == [2, 1, 0]
+
+
 @pytest.mark.parametrize(
     ("train", "test", "words"),
     [

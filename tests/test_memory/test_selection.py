@@ -67,6 +67,21 @@ def test_class_balanced_rows_share_the_places_evenly(key):
             check(capacity, number, real)
 
 
+def test_padding_with_the_label_of_a_class_takes_no_turn_of_it(key):
+    """Oracle: two places each, for labels with two and ten real rows.
+
+    Nine rows of padding repeat the label of the small class, as padding by copies does.
+    """
+    labels = np.array([0] * 11 + [1] * 10)
+    weight = np.ones(21)
+    weight[:9] = 0
+    task = labelled(labels, weight)
+    draw = jax.jit(jax.vmap(lambda key: kept(key, class_balanced_examples, 4, task)[0]))
+    for number in np.asarray(draw(jax.random.split(key, 20)), int):
+        assert set(number) >= {9, 10}
+        np.testing.assert_array_equal(np.bincount(labels[number]), [2, 2])
+
+
 def test_class_balanced_rows_are_uniform_within_a_label_and_fair_between(key):
     """Oracle: one place of four rows, two of each label: probability 1/4 each."""
     task = labelled([3, 1, 1, 3])

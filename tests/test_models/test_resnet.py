@@ -82,6 +82,35 @@ def test_a_batch_is_its_images_one_by_one():
     assert np.abs(logits[0] - logits[1]).max() > 1e-2
 
 
+def test_kernels_have_the_variance_that_their_fan_in_asks_for():
+    """Oracle: 2 / fan_in before a ReLU or a norm, 1 / fan_in in the output layer.
+
+    The fan-ins are written out: 9 or 1 positions times the channels that come in.
+    """
+    model = resnet(50, width=32, blocks=(1, 1), groups=4)
+    params = jax.jit(model.init)(jax.random.key(0))
+    fan_ins = {
+        ("stem",): 9 * 3,
+        ("block_0_0", "conv_0"): 9 * 32,
+        ("block_0_0", "conv_1"): 9 * 32,
+        ("block_1_0", "conv_0"): 9 * 32,
+        ("block_1_0", "conv_1"): 9 * 64,
+        ("block_1_0", "conv_skip"): 32,
+        ("out",): 64,
+    }
+    is_kernel = lambda path: path[-1].key == "kernel"
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    found = {tuple(k.key for k in p[:-1]): leaf for p, leaf in leaves if is_kernel(p)}
+    assert found.keys() == fan_ins.keys()
+    for name, kernel in found.items():
+        gain = 1 if name == ("out",) else 2
+        # A uniform law's variance has the relative standard error sqrt(0.8 / draws).
+        error = (0.8 / kernel.size) ** 0.5
+        np.testing.assert_allclose(
+            jnp.mean(kernel**2), gain / fan_ins[name], rtol=5 * error, err_msg=str(name)
+        )
+
+
 def test_units_are_the_channels_inside_each_block():
     """Oracle: shapes of the leaves that the units name."""
     model = resnet(3, width=4, blocks=(2, 1), groups=2, stem_stride=2)

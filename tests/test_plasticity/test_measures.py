@@ -62,6 +62,16 @@ def test_ranks_are_those_of_a_matrix_with_chosen_singular_values():
     assert count == 3  # 7 of 7.05 is 99.3 %
 
 
+def test_singular_values_weigh_a_row_by_the_root_of_its_weight():
+    """Oracle: numpy's SVD of rows scaled by 2 and 0.5, for weights of 4 and 0.25."""
+    matrix = np.random.default_rng(3).normal(size=(6, 4)).astype(np.float32)
+    weight = np.array([4.0, 0.25, 1.0, 4.0, 0.25, 0.0], np.float32)
+    scale = np.array([2.0, 0.5, 1.0, 2.0, 0.5, 0.0])
+    want = np.linalg.svd(scale[:, None] * matrix.astype(np.float64), compute_uv=False)
+    found = jax.jit(singular_values)(matrix, weight)
+    np.testing.assert_allclose(found, want, rtol=1e-5)
+
+
 @pytest.mark.parametrize("rank", [1, 3])
 def test_equal_directions_count_as_their_number(rank):
     """Oracle: r equal singular values have rank r by every definition."""

@@ -73,6 +73,10 @@ def test_tail_means_take_a_tenth_but_at_least_one():
     curves = np.arange(40.0).reshape(2, 20)
     np.testing.assert_array_equal(tail_means(curves), [18.5, 38.5])
     np.testing.assert_array_equal(tail_means(curves[:, :3]), [2, 22])
+    # The nearest number of tasks: a tenth of 14 is one, of 16 or 19 two.
+    np.testing.assert_array_equal(tail_means(curves[:, :14]), [13, 33])
+    np.testing.assert_array_equal(tail_means(curves[:, :16]), [14.5, 34.5])
+    np.testing.assert_array_equal(tail_means(curves[:, :19]), [17.5, 37.5])
 
 
 def test_unknown_values_are_left_out_of_a_mean():
@@ -142,6 +146,24 @@ def test_holm_rejects_what_the_step_down_procedure_rejects():
                 break
             rejected.add(int(place))
         assert set(np.flatnonzero(holm(p_values) <= 0.05)) == rejected
+
+
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_a_difference_beyond_the_margin_is_no_equality_on_either_side(sign):
+    """Oracle: scipy's larger one-sided test is close to 1; 1 where nothing varies."""
+    baseline = draws(10)
+    values = baseline + sign * 0.5 + 0.01 * draws(10, seed=1)
+    difference = values - baseline
+    sides = (
+        stats.ttest_1samp(difference, -0.1, alternative="greater").pvalue,
+        stats.ttest_1samp(difference, 0.1, alternative="less").pvalue,
+    )
+    found = equivalence(values, baseline, 0.1)
+    np.testing.assert_allclose(found, max(sides))
+    assert found > 0.99
+    assert equivalence(np.full(3, sign * 0.5), np.zeros(3), 0.1) == 1
+    # Control: a wider margin holds the same difference.
+    assert equivalence(values, baseline, 1.0) < 0.01
 
 
 def test_equivalence_is_two_one_sided_tests():

@@ -38,6 +38,26 @@ def test_a_summary_holds_means_slopes_and_the_paired_test():
     ].verdict == ("worse")
 
 
+def test_a_difference_that_the_correction_takes_back_is_not_shown():
+    """Oracle: scipy's p-value of 0.03, which Holm doubles for two arms.
+
+    Negative control: alone, the same arm is better.
+    """
+    seeds = np.arange(6.0)
+    gap = (seeds - seeds.mean()) / np.std(seeds, ddof=1)  # mean 0, deviation 1
+    gap = 0.01 * (gap + stats.t.isf(0.015, 5) / 6**0.5)
+    base = np.linspace(0.5, 0.6, 6)
+    rows = lambda values: [[value] * 2 for value in values]
+    sgd, sam = runs("sgd", rows(base)), runs("sam", rows(base + gap))
+    other = runs("gnp", rows(base + 0.001 * (-1.0) ** seeds))
+    raw = stats.ttest_rel(base + gap, base).pvalue
+    np.testing.assert_allclose(raw, 0.03, rtol=1e-6)
+    assert summarize([*sgd, *sam], baseline="sgd")[1].verdict == "better"
+    found = summarize([*sgd, *sam, *other], baseline="sgd")[1]
+    np.testing.assert_allclose(found.p_t, 2 * raw)
+    assert found.verdict == "no difference shown"
+
+
 def test_diverged_runs_count_nowhere_and_are_named():
     """Oracle: the summary without them; only the counts and names differ."""
     finished = noisy("sam", 0.01)[:4]
