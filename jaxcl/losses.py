@@ -127,6 +127,8 @@ def _by_task(who: str, scores: Array, sizes) -> Float[Array, "b T c"]:
             f"the model {sum(sizes)} outputs."
         )
         raise ValueError(msg)
+    if len(set(sizes)) == 1:  # nothing to fill up
+        return scores.reshape(len(scores), -1, sizes[0])
     parts = jnp.split(scores, np.cumsum(sizes)[:-1], axis=-1)
     fill = lambda part: jnp.pad(
         part, [(0, 0), (0, max(sizes) - part.shape[-1])], constant_values=MASKED

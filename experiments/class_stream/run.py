@@ -21,7 +21,14 @@ from experiments.harness import (
     worker_count,
 )
 from jaxcl.curvature import empirical_fisher
-from jaxcl.data import Images, class_splits, digits, load_images, stream_tasks
+from jaxcl.data import (
+    Images,
+    class_splits,
+    digits,
+    load_images,
+    split_sizes,
+    stream_tasks,
+)
 from jaxcl.losses import cross_entropy, heads
 from jaxcl.memory import reservoir
 from jaxcl.method import make_method
@@ -80,7 +87,7 @@ def run_spec(config: Config, trial: Trial) -> RunSpec:
         stem_stride=config.stem_stride,
         channels=images.train_x.shape[-1],
     )
-    outputs = heads(model.apply, stream.num_classes)
+    outputs = heads(model.apply, split_sizes(images.num_classes, config.num_tasks))
 
     def build(frozen) -> Method:
         del frozen

@@ -1,6 +1,6 @@
 """What arrives: image sets, and the streams of tasks made of them."""
 
-from jaxcl.data.classes import class_pairs, class_splits
+from jaxcl.data.classes import class_pairs, class_splits, split_sizes
 from jaxcl.data.dataset import (
     Dataset,
     Task,
@@ -59,6 +59,7 @@ __all__ = [
     "prototypes",
     "rotations",
     "source_dataset",
+    "split_sizes",
     "stack_plans",
     "stream_tasks",
     "subset",

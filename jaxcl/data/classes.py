@@ -18,7 +18,7 @@ from jaxcl.data.pixels import (
     task_batch,
     task_numbers,
 )
-from jaxcl.errors import check_kind
+from jaxcl.errors import check_kind, is_whole, shown
 from jaxcl.typing import Key, Stream
 
 
@@ -26,7 +26,7 @@ class GroupPlan(NamedTuple):
     """What makes a task of some classes."""
 
     task: Int[Array, " T"]
-    classes: Int[Array, "T k"]  # in the order of their new labels
+    classes: Int[Array, "T k"]  # in the order of their new labels; -1 fills up
     train_rows: Int[Array, "T n"]
     train_count: Int[Array, " T"]  # rows from here on are padding
     test_rows: Int[Array, "T m"]
@@ -83,56 +83,115 @@ def class_splits(
     key: Key,
     images: Images,
     *,
-    num_tasks: int,
+    num_tasks: int | None = None,
+    sizes: Sequence[int] | np.ndarray | None = None,
     shuffle_classes: bool = True,
     relabel: bool = True,
     truncate: bool = False,
     flat: bool = True,
     normalise: Normalise | None = None,
 ) -> Stream:
-    """The classes are dealt out: every task has ``num_classes / T`` of them.
+    """The classes are dealt out, each to one task: an even split, or one by ``sizes``.
+
+    All tasks have the rows of the largest, so that one program learns them all: with a
+    base task of 50 classes and others of 10, those consist of padding for four fifths.
 
     Args:
       key: draws which classes meet in which task.
       images: where the classes come from.
-      num_tasks: tasks ``T``; must divide the number of classes.
+      num_tasks: tasks ``T``, as even as the number of classes allows; see
+        :func:`split_sizes`.
+      sizes: classes of every task instead, such as ``(50, 10, 10, 10, 10, 10)``. Where
+        their sum is smaller than the number of classes, the remaining ones never appear.
       shuffle_classes: whether the classes come in random order instead of 0, 1, 2, ...
       relabel: whether labels count from 0 within each task (for a head of its own, or
         one that all share) instead of being the class in the whole set
         (class-incremental).
-      truncate: whether tasks are cut to the fewest rows that ``num_classes / T`` classes
-        can have, instead of padded to the most with weight 0. Both sizes depend on the
-        images only, so that seeds can be stacked.
+      truncate: whether tasks are cut to the fewest rows that ``min(sizes)`` classes can
+        have, instead of padded to the most that ``max(sizes)`` can have with weight 0.
+        Both numbers depend on the images only, so that seeds can be stacked.
       flat: see :func:`permuted`.
       normalise: see :func:`permuted`.
 
     Returns:
-      A stream of ``num_classes / T`` outputs with ``relabel``, else ``num_classes``.
+      A stream of ``max(sizes)`` outputs with ``relabel``, else ``num_classes``. With a
+      head for each task the model has ``sum(sizes)`` outputs, read by
+      ``jaxcl.losses.heads(model.apply, sizes)``.
 
     Raises:
-      ValueError: if ``num_tasks`` does not divide the classes, or a class has no rows.
+      ValueError: unless one of ``num_tasks`` and ``sizes`` is given, for more tasks than
+        classes, sizes that are no ints above 0 or sum to more than the classes, or a class
+        without rows.
     """
     check_kind("class_splits", Images, images=images)
-    need_tasks("class_splits", num_tasks)
-    width, rest = divmod(images.num_classes, num_tasks)
-    if rest:
-        msg = (
-            f"class_splits: num_tasks must divide the {images.num_classes} classes, got "
-            f"{num_tasks}; choose a divisor."
-        )
-        raise ValueError(msg)
+    sizes = _sizes(images.num_classes, num_tasks, sizes)
+    width = min(sizes) if truncate else max(sizes)
     classes = np.arange(images.num_classes)
-    sizes = []
+    rows = []
     for y in (images.train_y, images.test_y):
         counts = np.sort(_class_counts("class_splits", images, y, classes))
-        sizes.append(int((counts[:width] if truncate else counts[-width:]).sum()))
+        rows.append(int((counts[:width] if truncate else counts[-width:]).sum()))
     order = generator(key).permutation(classes) if shuffle_classes else classes
-    groups = order.astype(np.int32).reshape(num_tasks, width)
-    return _groups(images, groups, sizes, relabel, flat, normalise, f"split{num_tasks}")
+    ends = np.cumsum(sizes)
+    groups = np.full((len(sizes), max(sizes)), -1, np.int32)
+    for group, end, size in zip(groups, ends, sizes, strict=True):
+        group[:size] = order[end - size : end]
+    return _groups(images, groups, rows, relabel, flat, normalise, f"split{len(sizes)}")
+
+
+def split_sizes(num_classes: int, num_tasks: int) -> tuple[int, ...]:
+    """Classes of every task, as even as possible: the first tasks have one more.
+
+    Args:
+      num_classes: to be dealt out.
+      num_tasks: tasks ``T``.
+
+    Returns:
+      ``T`` sizes that sum to ``num_classes``, such as ``(4, 3, 3)`` for ten classes in
+      three tasks: what ``jaxcl.losses.heads`` takes.
+
+    Raises:
+      ValueError: unless ``num_tasks`` is an int in ``[1, num_classes]``.
+    """
+    need_tasks("class_splits", num_tasks)
+    if num_tasks > num_classes:
+        msg = (
+            f"class_splits: num_tasks must be at most the {num_classes} classes, got "
+            f"{num_tasks}; ask for fewer."
+        )
+        raise ValueError(msg)
+    width, more = divmod(num_classes, num_tasks)
+    return (width + 1,) * more + (width,) * (num_tasks - more)
+
+
+def _sizes(num_classes: int, num_tasks, sizes) -> tuple[int, ...]:
+    """Classes of every task, from the one argument of the two that is given."""
+    if (num_tasks is None) == (sizes is None):
+        msg = (
+            f"class_splits: expected either num_tasks or sizes, got {shown(num_tasks)} and "
+            f"{shown(sizes)}; give one of them."
+        )
+        raise ValueError(msg)
+    if sizes is None:
+        return split_sizes(num_classes, num_tasks)
+    listed = isinstance(sizes, Sequence | np.ndarray) and len(sizes)
+    if not listed or not all(is_whole(size) and size > 0 for size in sizes):
+        msg = (
+            "class_splits: sizes must be the classes of every task, ints above 0, got "
+            f"{shown(sizes)}; give such as (50, 10, 10)."
+        )
+        raise ValueError(msg)
+    if sum(sizes) > num_classes:
+        msg = (
+            f"class_splits: sizes must sum to at most the {num_classes} classes, got "
+            f"{sum(sizes)}; make some smaller."
+        )
+        raise ValueError(msg)
+    return tuple(map(int, sizes))
 
 
 def _groups(images, groups, sizes, relabel, flat, normalise, kind) -> Stream:
-    """Tasks of class groups ``[T, k]``, with ``sizes`` train and test rows."""
+    """Tasks of class groups ``[T, k]``, -1 in narrow ones, with ``sizes`` rows."""
     pool, finish = as_pool(images), finisher(images, flat, normalise)
 
     def batch(x, y, rows, count, plan):
@@ -185,4 +244,4 @@ def _class_counts(who: str, images: Images, y: np.ndarray, classes: np.ndarray):
     return counts
 
 
-__all__ = ["GroupPlan", "class_pairs", "class_splits"]
+__all__ = ["GroupPlan", "class_pairs", "class_splits", "split_sizes"]

@@ -1,10 +1,24 @@
 """Streams that show some classes at a time, against numpy loops."""
 
+import inspect
+
 import jax
 import numpy as np
+import optax
 import pytest
 
-from jaxcl.data import as_images, class_pairs, class_splits, stack_plans
+from jaxcl.data import (
+    as_images,
+    class_pairs,
+    class_splits,
+    split_sizes,
+    stack_plans,
+    validate,
+)
+from jaxcl.losses import cross_entropy, heads
+from jaxcl.method import make_method
+from jaxcl.models import mlp
+from jaxcl.training import accuracy_row, first_example, run_stream
 
 
 def made_up(classes=4):
@@ -103,6 +117,118 @@ def test_splits_deal_out_every_class_once(key, relabel, truncate):
     assert stream.num_classes == (2 if relabel else 6)
 
 
+@pytest.mark.parametrize("truncate", [False, True])
+def test_even_splits_are_those_of_one_permutation_cut_in_equal_parts(key, truncate):
+    """Oracle: the split in NumPy, before sizes could differ; equal in every number."""
+    images = made_up(6)
+    plan = class_splits(key, images, num_tasks=3, truncate=truncate).plan
+    words = np.asarray(jax.random.key_data(key)).tolist()
+    groups = np.random.default_rng(words).permutation(np.arange(6)).reshape(3, 2)
+    np.testing.assert_array_equal(plan.classes, groups)
+    assert plan.classes.dtype == np.int32
+    parts = (plan.train_rows, plan.train_count), (plan.test_rows, plan.test_count)
+    for y, (rows, counts) in zip((images.train_y, images.test_y), parts, strict=True):
+        each = sorted(np.sum(y == c) for c in range(6))
+        size = sum(each[:2] if truncate else each[-2:])
+        for task, group in enumerate(groups):
+            found = [i for i in range(len(y)) if y[i] in group][:size]
+            assert counts[task] == len(found)
+            padding = [found[0]] * (size - len(found))
+            assert rows[task].tolist() == found + padding
+    by_sizes = class_splits(key, images, sizes=(2, 2, 2), truncate=truncate).plan
+    jax.tree.map(np.testing.assert_array_equal, plan, by_sizes)
+
+
+@pytest.mark.parametrize("relabel", [True, False])
+@pytest.mark.parametrize("truncate", [False, True])
+@pytest.mark.parametrize("sizes", [(3, 2, 2), (1, 4), (2, 1, 1)])
+def test_tasks_of_unequal_sizes_hold_the_rows_of_a_loop(key, sizes, relabel, truncate):
+    """Oracle: a loop over rows; the width is that of the widest or narrowest task."""
+    images = made_up(7)
+    stream = class_splits(key, images, sizes=sizes, relabel=relabel, truncate=truncate)
+    assert stream.plan.classes.shape == (len(sizes), max(sizes))
+    groups = [[c for c in row if c >= 0] for row in stream.plan.classes.tolist()]
+    assert tuple(map(len, groups)) == sizes
+    dealt = [c for group in groups for c in group]
+    assert len(set(dealt)) == sum(sizes)
+    train, test = tasks_of(stream)
+    width = min(sizes) if truncate else max(sizes)
+    ordered = lambda first: sorted(first + c for c in range(7))
+    rows = [
+        sum(ordered(n)[:width] if truncate else ordered(n)[-width:]) for n in (5, 2)
+    ]
+    for task, group in enumerate(groups):
+        labels = {c: group.index(c) if relabel else c for c in group}
+        assert_rows(train, task, images, "train", group, labels, rows[0])
+        assert_rows(test, task, images, "test", group, labels, rows[1])
+    assert stream.num_classes == (max(sizes) if relabel else 7)
+    assert validate(stream) is stream
+
+
+def test_a_number_of_tasks_deals_the_classes_as_evenly_as_it_can(key):
+    """Oracle: written out by hand; the parts of one split are those of its sizes."""
+    assert split_sizes(10, 3) == (4, 3, 3)
+    assert split_sizes(10, 4) == (3, 3, 2, 2)
+    assert split_sizes(10, 5) == (2,) * 5
+    assert split_sizes(3, 3) == (1, 1, 1)
+    images = made_up(7)
+    plans = [
+        class_splits(key, images, **given).plan
+        for given in ({"num_tasks": 3}, {"sizes": (3, 2, 2)})
+    ]
+    jax.tree.map(np.testing.assert_array_equal, *plans)
+    plain = class_splits(key, images, num_tasks=3, shuffle_classes=False).plan
+    assert plain.classes.tolist() == [[0, 1, 2], [3, 4, -1], [5, 6, -1]]
+
+
+def test_heads_of_unequal_sizes_learn_tasks_of_unequal_sizes(key):
+    """Oracle: a NumPy loop that scores each task on its own slice of the outputs.
+
+    Control: the labels of the widest task do not fit the head of a narrow one.
+    """
+    images, sizes = easy(key, classes=10), split_sizes(10, 3)
+    stream = class_splits(key, images, num_tasks=3)
+    model = mlp((images.train_x[0].size, 16, sum(sizes)))
+
+    @jax.jit
+    def learn(key, pool, plan):
+        given = stream._replace(pool=pool, plan=plan)
+        outputs = heads(model.apply, sizes)
+        method = make_method(cross_entropy(outputs), optax.sgd(0.3))
+        state = method.init(model.init(key), first_example(given))
+        row = accuracy_row(outputs, given)
+        options = {"num_steps": 60, "batch_size": 10, "after": row}
+        return run_stream(key, method, given, state, **options)
+
+    state, record = learn(key, stream.pool, stream.plan)
+    assert bool(record.finite.all())
+    _, test = tasks_of(stream)
+    ends = np.cumsum(sizes)
+    expected = []
+    for task, (end, size) in enumerate(zip(ends, sizes, strict=True)):
+        logits = np.asarray(model.apply(state.params, test.x[task]))[
+            :, end - size : end
+        ]
+        hits = logits.argmax(1) == test.y[task]
+        expected.append(hits[test.weight[task] > 0].mean())
+    np.testing.assert_allclose(record.after[-1], expected, rtol=1e-6)
+    assert min(np.diagonal(record.after)) > 0.9
+    assert (test.weight == 0).any()
+    assert test.y.max() == max(sizes) - 1 >= min(sizes)
+
+
+def easy(key, *, classes):
+    """Images of one bright pixel a class, in noise."""
+    rng = np.random.default_rng(np.asarray(jax.random.key_data(key)))
+    sets = []
+    for rows in (12, 5):
+        y = rng.permutation(np.repeat(np.arange(classes), rows))
+        x = rng.integers(0, 60, (len(y), 4, 4), dtype=np.uint8)
+        x.reshape(len(y), -1)[np.arange(len(y)), y] = 255
+        sets += [x, y]
+    return as_images(*sets, name="easy")
+
+
 def test_classes_come_in_order_unless_shuffled(key):
     """Oracle: the natural order; 5040 others make a chance agreement unlikely."""
     images = made_up(8)
@@ -143,7 +269,25 @@ def test_splits_of_all_seeds_have_one_shape(key):
             lambda _, i: class_pairs(i._replace(num_classes=6)),
             "class 4 of toy lacks some",
         ),
-        (lambda k, i: class_splits(k, i, num_tasks=3), "divide the 4 classes, got 3"),
+        (
+            lambda k, i: class_splits(k, i, num_tasks=5),
+            "num_tasks must be at most the 4 classes, got 5",
+        ),
+        (
+            lambda k, i: class_splits(k, i),
+            "either num_tasks or sizes, got None and None",
+        ),
+        (
+            lambda k, i: class_splits(k, i, num_tasks=2, sizes=(2, 2)),
+            r"either num_tasks or sizes, got 2 and \(2, 2\)",
+        ),
+        (lambda k, i: class_splits(k, i, sizes=(3, 2)), "at most the 4 classes, got 5"),
+        (lambda k, i: class_splits(k, i, sizes=(3, 0)), r"above 0, got \(3, 0\)"),
+        (lambda k, i: class_splits(k, i, sizes=()), r"above 0, got \(\)"),
+        (
+            lambda k, i: inspect.unwrap(class_splits)(k, i, sizes=2),
+            "sizes must be the classes of every task",
+        ),
         (lambda k, i: class_splits(k, i, num_tasks=0), "num_tasks must be at least 1"),
         (
             lambda k, i: class_splits(k, i._replace(num_classes=5), num_tasks=5),

@@ -164,7 +164,7 @@ def begun(folder):
     ("name", "words", "message"),
     [
         ("class_stream", ["--data", ""], "data: name the images"),
-        ("class_stream", ["--num-tasks", "3"], "num_tasks must divide the 10 classes"),
+        ("class_stream", ["--num-tasks", "11"], "num_tasks must be at most the 10"),
         ("class_stream", ["--arms", "ers"], "arms: unknown 'ers'; did you mean er?"),
         ("class_stream", ["--width", "6"], "groups must divide width"),
         ("class_stream", ["--data", "no/such"], "no/such"),
