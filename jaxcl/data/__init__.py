@@ -30,7 +30,13 @@ from jaxcl.data.permuted import (
     permuted_labels,
     rotations,
 )
-from jaxcl.data.stream import from_arrays, stack_plans, take_tasks, validate
+from jaxcl.data.stream import (
+    from_arrays,
+    stack_plans,
+    stack_tasks,
+    take_tasks,
+    validate,
+)
 from jaxcl.data.synthetic import prototypes, synthetic_images
 from jaxcl.data.tfds import prepare_mnist, tfds_images
 
@@ -61,6 +67,7 @@ __all__ = [
     "source_dataset",
     "split_sizes",
     "stack_plans",
+    "stack_tasks",
     "stream_tasks",
     "subset",
     "synthetic_images",

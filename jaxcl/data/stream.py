@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from jaxcl.errors import as_numbers, check_kind, check_size
-from jaxcl.tree import at, lists_as_arrays, num_tasks
+from jaxcl.errors import as_numbers, check_kind, check_size, shown
+from jaxcl.tree import at, check_batch, lists_as_arrays, num_rows, num_tasks
 from jaxcl.typing import Array, Batch, PyTree, Stream
 
 
@@ -27,7 +27,8 @@ def from_arrays(
     """A stream whose tasks are already there, stacked.
 
     Args:
-      train: leaves ``[T, n, ...]``, arrays or lists; give short tasks rows of weight 0.
+      train: leaves ``[T, n, ...]``, arrays or lists. Short tasks are filled up with rows
+        of weight 0; :func:`stack_tasks` does that.
         Where all rows say task 0, as :func:`jaxcl.tree.as_batch` does unless told, they
         are numbered by their task.
       test: leaves ``[T, m, ...]``.
@@ -69,6 +70,78 @@ def from_arrays(
         num_classes=num_classes,
         name=name,
     )
+
+
+def stack_tasks(
+    tasks: Sequence[tuple[Batch, Batch]], *, num_classes: int, name: str = "tasks"
+) -> Stream:
+    """A stream of tasks that may have unequal numbers of rows.
+
+    Shorter tasks are filled up to the longest with copies of their first real row, of
+    weight 0. All tasks are held on the device at once; for data that do not fit, see
+    :class:`jaxcl.data.Task`.
+
+    Args:
+      tasks: ``(train, test)`` for every task, leaves ``[n, ...]`` and ``[m, ...]`` with
+        ``n`` and ``m`` of its own; see :func:`jaxcl.tree.as_batch`. Where all rows say
+        task 0 they are numbered by their task.
+      num_classes: outputs that the model needs.
+      name: what the stream is called in logs and reports.
+
+    Raises:
+      ValueError: naming the task, if rows differ from those of task 0 in shape or dtype,
+        or none has a weight above 0.
+    """
+    pairs = [pair for pair in tasks if isinstance(pair, tuple) and len(pair) == 2]
+    if not pairs or len(pairs) < len(tasks):
+        msg = (
+            "stack_tasks: tasks must be a list of pairs (train, test), got "
+            f"{shown(tasks) if len(tasks) == 0 else 'something else in it'}; make the "
+            "batches with jaxcl.tree.as_batch."
+        )
+        raise ValueError(msg)
+    train, test = (
+        _stacked(split, [lists_as_arrays("stack_tasks", pair[k]) for pair in pairs])
+        for k, split in enumerate(("train", "test"))
+    )
+    return from_arrays(train, test, num_classes=num_classes, name=name)
+
+
+def _stacked(split: str, batches: list[Batch]) -> Batch:
+    """Batches of unequal lengths, filled up to the longest: leaves ``[T, n, ...]``."""
+    for task, batch in enumerate(batches):
+        check_batch(f"stack_tasks: {split} of task {task}", batch)
+        found, wanted = _row_words(batch), _row_words(batches[0])
+        if found != wanted:
+            msg = (
+                f"stack_tasks: {split} rows of task {task} must be like those of task 0, "
+                f"{wanted}, got {found}; pad or cast them."
+            )
+            raise ValueError(msg)
+        if not np.any(np.asarray(batch.weight) > 0):
+            msg = (
+                f"stack_tasks: {split} of task {task} must have rows of weight above 0, "
+                f"got none in {num_rows(batch)}; leave the task out."
+            )
+            raise ValueError(msg)
+    size = max(map(num_rows, batches))
+
+    def fill(batch):
+        count, first = num_rows(batch), int(np.argmax(np.asarray(batch.weight) > 0))
+        rows = np.concatenate([np.arange(count), np.full(size - count, first)])
+        filled = at(rows, jax.tree.map(np.asarray, batch))
+        weight = np.where(np.arange(size) < count, filled.weight, 0)
+        return filled._replace(weight=weight.astype(np.float32))
+
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *map(fill, batches))
+
+
+def _row_words(batch: Batch) -> str:
+    """Shapes and dtypes of a row, as they will be on the device."""
+    dtype = lambda leaf: jax.dtypes.canonicalize_dtype(leaf.dtype)
+    kind = lambda leaf: f"{dtype(leaf)}{list(leaf.shape[1:])}"
+    x, y = jax.tree.map(kind, (batch.x, batch.y))
+    return f"x {x} and y {y}"
 
 
 def _numbered(tasks: Batch) -> Batch:
@@ -305,4 +378,11 @@ def _same_arrays(a: PyTree, b: PyTree) -> bool:
     )
 
 
-__all__ = ["from_arrays", "stack_plans", "take_tasks", "task_list", "validate"]
+__all__ = [
+    "from_arrays",
+    "stack_plans",
+    "stack_tasks",
+    "take_tasks",
+    "task_list",
+    "validate",
+]

@@ -1,8 +1,11 @@
 """Building, cutting, stacking and checking streams."""
 
+import inspect
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from jaxcl.data import (
@@ -12,10 +15,16 @@ from jaxcl.data import (
     permuted,
     prototypes,
     stack_plans,
+    stack_tasks,
+    stream_tasks,
     synthetic_images,
     take_tasks,
     validate,
 )
+from jaxcl.losses import cross_entropy, single_head
+from jaxcl.method import make_method
+from jaxcl.models import mlp
+from jaxcl.training import first_example, run_stream
 from jaxcl.tree import as_batch, at, num_tasks
 from jaxcl.typing import Batch
 
@@ -250,3 +259,109 @@ def test_tasks_that_name_no_number_are_numbered():
         for index, number in enumerate(wanted):
             rows = made.train(made.pool, made.plan[index])
             np.testing.assert_array_equal(rows.task, number)
+
+
+def rows_of(task, count, *, weight=None, classes=3):
+    """A batch of its own task, inputs drawn from the number of the task and of rows."""
+    rng = np.random.default_rng([task, count])
+    x = rng.standard_normal((count, 2)).astype(np.float32)
+    return as_batch(x, rng.integers(0, classes, count), weight=weight, task=task)
+
+
+def test_tasks_of_unequal_lengths_are_filled_up_with_a_real_row():
+    """Oracle: the batches themselves; padding is the first row whose weight is not 0."""
+    weights = [None, [0, 2, 1], None]
+    trains = [rows_of(t, n, weight=weights[t]) for t, n in enumerate((2, 3, 5))]
+    tests = [rows_of(t, n) for t, n in enumerate((4, 1, 2))]
+    pairs = list(zip(trains, tests, strict=True))
+    stream = validate(stack_tasks(pairs, num_classes=3, name="uneven"))
+    assert (stream.num_classes, stream.name) == (3, "uneven")
+    for split, given, size in (("train", trains, 5), ("test", tests, 4)):
+        make = getattr(stream, split)
+        for task, batch in enumerate(given):
+            found, count = make(stream.pool, stream.plan[task]), len(batch.weight)
+            first = 1 if batch is trains[1] else 0
+            for new, old in zip(found, batch, strict=True):
+                assert len(new) == size
+                np.testing.assert_array_equal(new[:count], old)
+            assert not np.any(found.weight[count:])
+            for new, old in zip(found[:2], batch[:2], strict=True):
+                np.testing.assert_array_equal(
+                    new[count:], np.stack([old[first]] * size)[count:]
+                )
+            assert found.task.tolist() == [task] * size
+
+
+def test_stacked_tasks_come_apart_again():
+    """Law: stream_tasks gives back the real rows, and the tasks are numbered."""
+    pairs = [(rows_of(0, n), rows_of(0, n + 1)) for n in (3, 2)]
+    for number, task in enumerate(stream_tasks(stack_tasks(pairs, num_classes=3))):
+        for rows, batch in zip((task.train, task.test), pairs[number], strict=True):
+            assert rows.count == len(batch.weight)
+            found = rows.read(np.arange(rows.count))
+            np.testing.assert_array_equal(found.x, batch.x)
+            np.testing.assert_array_equal(found.y, batch.y)
+            assert found.task.tolist() == [number] * rows.count
+
+
+def test_a_short_task_is_learned_as_if_it_were_alone(key):
+    """Law: the bits of a stream of that task alone; another row is the control."""
+    short, other, long = rows_of(0, 6), rows_of(0, 7), rows_of(1, 11)
+    model = mlp((2, 4, 3))
+
+    @jax.jit
+    def learn(key, pool, plan):
+        given = stream._replace(pool=pool, plan=plan)
+        loss = cross_entropy(single_head(model.apply))
+        method = make_method(loss, optax.sgd(0.1))
+        state = method.init(model.init(key), first_example(given))
+        return run_stream(key, method, given, state, num_steps=9, batch_size=4)
+
+    ends = []
+    for pairs in ([short, long], [short], [other]):
+        stream = stack_tasks([(train, short) for train in pairs], num_classes=3)
+        first = take_tasks(stream, [0])
+        ends.append(learn(key, first.pool, first.plan)[0].params)
+    jax.tree.map(np.testing.assert_array_equal, ends[0], ends[1])
+    same = jax.tree.map(np.array_equal, ends[1], ends[2])
+    assert not all(jax.tree.leaves(same))
+
+
+@pytest.mark.parametrize(
+    ("train", "words"),
+    [
+        (
+            rows_of(1, 3)._replace(x=np.ones((3, 4), np.float32)),
+            r"train rows of task 1 must be like those of task 0, x float32\[2\] and y "
+            r"int32\[\], got x float32\[4\] and y int32\[\]; pad or cast",
+        ),
+        (rows_of(1, 3)._replace(x=np.ones((3, 2), np.int8)), r"got x int8\[2\] and y"),
+        (
+            rows_of(1, 3)._replace(x={"a": np.ones((3, 2), np.float32)}),
+            r"got x {'a': 'float32\[2\]'} and y",
+        ),
+        (
+            rows_of(1, 3, weight=[0, 0, 0]),
+            "train of task 1 must have rows of weight abo",
+        ),
+        (
+            rows_of(1, 3)._replace(y=np.zeros(2, int)),
+            "train of task 1: expected a Batch",
+        ),
+    ],
+)
+def test_tasks_that_cannot_be_stacked_are_named_in_one_line(train, words):
+    """Oracle: the message; without the change the tasks are stacked."""
+    stack_tasks([(rows_of(0, 2), rows_of(0, 2))] * 2, num_classes=3)
+    with pytest.raises(ValueError, match=f"stack_tasks: .*{words}") as error:
+        stack_tasks(
+            [(rows_of(0, 2), rows_of(0, 2)), (train, rows_of(1, 2))], num_classes=3
+        )
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("tasks", [[], [rows_of(0, 2)], [(rows_of(0, 2),)]])
+def test_what_is_no_list_of_pairs_is_not_stacked(tasks):
+    """Oracle: the message; the function itself, without the tests' type checks."""
+    with pytest.raises(ValueError, match=r"stack_tasks: tasks must be a list of pairs"):
+        inspect.unwrap(stack_tasks)(tasks, num_classes=3)
