@@ -25,6 +25,7 @@ from jaxcl.data.images import (
     padded,
     subset,
 )
+from jaxcl.data.joint import joint
 from jaxcl.data.permuted import (
     permuted,
     permuted_labels,
@@ -52,6 +53,7 @@ __all__ = [
     "digits",
     "from_arrays",
     "idx_folder",
+    "joint",
     "jsonl_dataset",
     "load_images",
     "mean_and_std",
