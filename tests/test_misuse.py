@@ -67,6 +67,18 @@ def permuted(key=KEY, images=IMAGES, num_tasks=2, **changes):
     return data.permuted(key, images, num_tasks=num_tasks, **changes)
 
 
+def split(**given):
+    return data.class_splits(KEY, IMAGES, **given)
+
+
+def stacked(tasks):
+    return data.stack_tasks(tasks, num_classes=2)
+
+
+def parted(rows, fraction=0.5, key=KEY):
+    return data.train_valid_split(key, rows, valid_fraction=fraction)
+
+
 def walk(key=KEY, **changes):
     given = {"method": METHOD, "stream": STREAM, "state": STATE, **SIZES, **changes}
     return training.run_stream(key, **given)
@@ -128,6 +140,33 @@ REFUSED = [
     (
         lambda: data.array_dataset(PAIR),
         "array_dataset: expected a Batch .* got tuple",
+    ),
+    (lambda: split(sizes=2), "class_splits: sizes must be the classes .* got 2; give"),
+    (lambda: split(sizes=[1.0, 1.0]), r"sizes must be .* got \[1.0, 1.0\]; give such"),
+    (
+        lambda: split(num_tasks=1.0),
+        "class_splits: num_tasks must be at least 1, got 1.0",
+    ),
+    (lambda: stacked([]), r"stack_tasks: tasks must be a list of pairs .* got \[\]; m"),
+    (lambda: stacked([BATCH, BATCH]), "stack_tasks: .* something else in it; make the"),
+    (lambda: stacked([(BATCH,)]), "stack_tasks: tasks must be a list of pairs"),
+    (
+        lambda: stacked([PAIR]),
+        "train of task 0: expected a Batch .* got ArrayImpl|ndarr",
+    ),
+    (lambda: data.joint(IMAGES), "joint: stream must be of type Stream, got Images"),
+    (lambda: parted(PAIR), "train_valid_split: expected a Batch .* got tuple"),
+    (
+        lambda: parted(BATCH, "0.1"),
+        r"valid_fraction must be a number .* got '0.1'; 0.1",
+    ),
+    (lambda: parted(BATCH, key=0), "train_valid_split: key must be one JAX"),
+    (lambda: data.random_rows(0, BATCH, 2), "random_rows: key must be one JAX key"),
+    (lambda: data.random_rows(KEY, PAIR, 2), "random_rows: expected a Batch .* tuple"),
+    (lambda: data.random_rows(KEY, BATCH, 0), "random_rows: count must be an int"),
+    (
+        lambda: data.random_row_numbers(KEY, 0, 2),
+        "random_row_numbers: num_rows must be an int of at least 1, .* got 0",
     ),
     # batches and losses
     (lambda: as_batch(1.0, 2), r"as_batch: x and y must be .* shapes \[\(\), \(\)\]"),

@@ -38,6 +38,7 @@ from jaxcl.data.stream import (
     take_tasks,
     validate,
 )
+from jaxcl.data.subsets import random_row_numbers, random_rows, train_valid_split
 from jaxcl.data.synthetic import prototypes, synthetic_images
 from jaxcl.data.tfds import prepare_mnist, tfds_images
 
@@ -65,6 +66,8 @@ __all__ = [
     "permuted_labels",
     "prepare_mnist",
     "prototypes",
+    "random_row_numbers",
+    "random_rows",
     "rotations",
     "source_dataset",
     "split_sizes",
@@ -75,5 +78,6 @@ __all__ = [
     "synthetic_images",
     "take_tasks",
     "tfds_images",
+    "train_valid_split",
     "validate",
 ]

@@ -47,11 +47,16 @@ class Dataset(NamedTuple):
 
 
 class Task(NamedTuple):
-    """One task: what is learned, and what it is tested on."""
+    """One task: what is learned, and what it is tested on.
+
+    ``valid`` is for choosing hyperparameters; :func:`jaxcl.data.train_valid_split` takes it
+    from the training set.
+    """
 
     name: str
     train: Dataset
     test: Dataset
+    valid: Dataset | None = None
 
 
 def array_dataset(batch: Batch) -> Dataset:

@@ -1,7 +1,5 @@
 """Building, cutting, stacking and checking streams."""
 
-import inspect
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -358,10 +356,3 @@ def test_tasks_that_cannot_be_stacked_are_named_in_one_line(train, words):
             [(rows_of(0, 2), rows_of(0, 2)), (train, rows_of(1, 2))], num_classes=3
         )
     assert "\n" not in str(error.value)
-
-
-@pytest.mark.parametrize("tasks", [[], [rows_of(0, 2)], [(rows_of(0, 2),)]])
-def test_what_is_no_list_of_pairs_is_not_stacked(tasks):
-    """Oracle: the message; the function itself, without the tests' type checks."""
-    with pytest.raises(ValueError, match=r"stack_tasks: tasks must be a list of pairs"):
-        inspect.unwrap(stack_tasks)(tasks, num_classes=3)

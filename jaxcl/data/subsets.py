@@ -1,0 +1,172 @@
+"""Parts of a data set drawn by a key: rows for validation, and some rows to evaluate on."""
+
+from collections.abc import Iterator
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Int
+
+from jaxcl.data.dataset import Dataset
+from jaxcl.data.draws import generator
+from jaxcl.errors import check_key, check_size, shown
+from jaxcl.tree import at, check_batch, num_rows
+from jaxcl.typing import Batch, Key
+
+#: Rows in memory, or rows by number.
+_Rows = TypeVar("_Rows", Batch, Dataset)
+
+
+def train_valid_split(
+    key: Key, data: _Rows, *, valid_fraction: float, stratify: bool = False
+) -> tuple[_Rows, _Rows]:
+    """Split rows at random into a training and a validation set.
+
+    Every row that counts is in one of the two, in the order it had; rows of weight 0 are
+    in neither. The validation set has ``valid_fraction * n`` rows to the nearest whole
+    number, at least one and at most ``n - 1``::
+
+        train, valid = train_valid_split(key, task.train, valid_fraction=0.1)
+        task = task._replace(train=train, valid=valid)
+
+    Args:
+      key: draws the rows, on the host.
+      data: a batch, leaves ``[n, ...]``, or a dataset, of which only numbers of rows are
+        drawn.
+      valid_fraction: part of the rows that is for validation, in (0, 1).
+      stratify: whether each class has its share of the validation set, to within one row;
+        ``y`` must be class numbers ``[n]``. A dataset is read once for them.
+
+    Returns:
+      ``(train, valid)``, of the kind of ``data``.
+
+    Raises:
+      ValueError: for a fraction outside (0, 1), fewer than two rows, or labels of another
+        shape or dtype with ``stratify``.
+    """
+    check_key("train_valid_split", key)
+    number = isinstance(valid_fraction, int | float | np.number)
+    if not number or not 0 < valid_fraction < 1:
+        msg = (
+            "train_valid_split: valid_fraction must be a number in (0, 1), got "
+            f"{shown(valid_fraction)}; 0.1 keeps a tenth for validation."
+        )
+        raise ValueError(msg)
+    if isinstance(data, Dataset):
+        rows = np.arange(data.count)
+    else:
+        check_batch("train_valid_split", data)
+        rows = np.flatnonzero(np.asarray(data.weight) > 0)
+    if len(rows) < 2:
+        msg = (
+            "train_valid_split: needs at least two rows of weight above 0, got "
+            f"{len(rows)}; one each for training and validation."
+        )
+        raise ValueError(msg)
+    labels = _labels(data, rows) if stratify else np.zeros(len(rows), np.int32)
+    chosen = _choose(generator(key), labels, valid_fraction)
+    return _take(data, rows[~chosen]), _take(data, rows[chosen])
+
+
+def _choose(rng, labels: np.ndarray, fraction: float) -> np.ndarray:
+    """Which rows are for validation, booleans [n]."""
+    count = min(max(int(fraction * len(labels) + 0.5), 1), len(labels) - 1)
+    _, group, sizes = np.unique(labels, return_inverse=True, return_counts=True)
+    share = count * sizes / len(labels)
+    quota = np.floor(share).astype(int)
+    # Largest remainders: each class gets its share to within one row, all get `count`.
+    quota[np.argsort(quota - share, kind="stable")[: count - quota.sum()]] += 1
+    order = rng.permutation(len(labels))
+    chosen = np.zeros(len(labels), bool)
+    for number, size in enumerate(quota):
+        chosen[order[group[order] == number][:size]] = True
+    return chosen
+
+
+def _take(data, rows: np.ndarray) -> Any:
+    if isinstance(data, Dataset):
+        return Dataset(len(rows), lambda numbers: data.read(rows[numbers]))
+    return at(rows, data)
+
+
+def _labels(data, rows: np.ndarray) -> np.ndarray:
+    """The classes of some rows."""
+    parts = [np.asarray(y) for y in _read_labels(data, rows)]
+    first = parts[0]
+    if first.ndim != 1 or first.dtype.kind not in "iu":
+        msg = (
+            "train_valid_split: to stratify, y must be class numbers [n], got "
+            f"{first.dtype}{list(first.shape)}; leave stratify out."
+        )
+        raise ValueError(msg)
+    return np.concatenate(parts)
+
+
+def _read_labels(data, rows: np.ndarray, size: int = 1024) -> Iterator:
+    """The labels of some rows, of ``size`` rows at a time where they are read."""
+    if not isinstance(data, Dataset):
+        yield at(rows, data).y
+        return
+    for start in range(0, len(rows), size):
+        yield data.read(rows[start : start + size]).y
+
+
+def random_rows(key: Key, batch: Batch, count: int) -> Batch:
+    """Draw some rows of a batch without replacement; each is as likely as any other.
+
+    For an evaluation on fewer rows than there are: the first rows of a file are often
+    unlike the rest. One key always draws the same rows, and with fewer of them the first
+    ones of those; padding at the end of the batch changes nothing. Costs a partial sort.
+
+    Args:
+      key: draws the rows; may be traced.
+      batch: leaves ``[n, ...]``. Rows of weight 0 are not drawn, others whatever their
+        weight.
+      count: rows to draw, known before tracing.
+
+    Returns:
+      A batch of ``count`` rows, in random order. Where there are fewer real ones, copies
+      of a real row fill it up, with weight 0.
+
+    Raises:
+      ValueError: for a ``count`` below one, or what is no batch.
+    """
+    check_size("random_rows", count=count)
+    check_batch("random_rows", batch)
+    real = jnp.asarray(batch.weight) > 0
+    draws = _draws("random_rows", key, num_rows(batch))
+    draws = jnp.where(real, draws, 2.0)  # padding comes last
+    _, rows = jax.lax.top_k(-draws, min(count, num_rows(batch)))
+    rows = jnp.pad(rows, (0, count - len(rows)))
+    counts = real[rows] & (jnp.arange(count) < num_rows(batch))
+    drawn = at(jnp.where(counts, rows, rows[0]), batch)
+    return drawn._replace(weight=jnp.where(counts, drawn.weight, 0))
+
+
+def random_row_numbers(key: Key, num_rows: int, count: int) -> Int[np.ndarray, " k"]:
+    """The numbers of the rows that :func:`random_rows` draws, for a dataset.
+
+    Args:
+      key: draws the rows, on the host.
+      num_rows: of the dataset, all of them real.
+      count: rows to draw.
+
+    Returns:
+      ``[min(count, num_rows)]`` different numbers below ``num_rows``, in random order.
+
+    Raises:
+      ValueError: for a number below one.
+    """
+    check_size("random_row_numbers", num_rows=num_rows, count=count)
+    draws = np.asarray(_draws("random_row_numbers", key, num_rows))
+    return np.argsort(draws, kind="stable")[:count]
+
+
+def _draws(who: str, key: Key, size: int):
+    """A number in [0, 1) for each row; a row's number does not depend on ``size``."""
+    check_key(who, key)
+    return jax.random.uniform(key, (size,), jnp.float32)
+
+
+__all__ = ["random_row_numbers", "random_rows", "train_valid_split"]
