@@ -310,6 +310,10 @@ REFUSED = [
     (lambda: mlp(("64", 10)), r"mlp: sizes must be .* got \('64', 10\); "),
     (lambda: MODEL.init(0), r"model: key must be one JAX key, got .*int32"),
     (lambda: mlp((3, 2), activation="relu"), "a function, got 'relu'"),
+    (
+        lambda: mlp((3, 2), init="torch"),
+        "mlp: init must be a function, got 'torch'; su",
+    ),
     (lambda: mlp((3, 2), gain=np.nan), "mlp: gain must be a finite number .* got nan"),
     (lambda: mlp((3, 2), out_gain=-1.0), "mlp: out_gain .* at least 0, got -1.0"),
     (

@@ -1,6 +1,6 @@
 """What is trained: networks as pure functions of a nested dict of arrays."""
 
-from jaxcl.models.from_flax import from_flax, init_kernels
+from jaxcl.models.from_flax import from_flax, init_kernels, init_like_torch
 from jaxcl.models.llama import LlamaConfig, llama
 from jaxcl.models.mlp import Activation, crelu, mlp
 from jaxcl.models.precision import cast_compute
@@ -13,6 +13,7 @@ __all__ = [
     "crelu",
     "from_flax",
     "init_kernels",
+    "init_like_torch",
     "llama",
     "mlp",
     "resnet",

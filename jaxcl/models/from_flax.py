@@ -229,19 +229,69 @@ def init_kernels(key: Key, params: Params, gain: Gain) -> Params:
       gain: ``(path) -> scalar``; ``sqrt(2)`` is the Kaiming law for ReLU (He et al. 2015,
         arXiv:1502.01852), 1 the law of LeCun.
     """
+
+    def bound(names, leaf):
+        return gain(names) * math.sqrt(3.0 / _fan_in(leaf)) if leaf.ndim > 1 else None
+
+    return _draw_uniform(key, params, bound)
+
+
+def init_like_torch(key: Key, params: Params) -> Params:
+    r"""Draw kernels and biases as PyTorch's ``nn.Linear`` and ``nn.Conv2d`` do by default.
+
+    .. math:: W, b \sim U\left(-1 / \sqrt{\text{fan\_in}}, 1 / \sqrt{\text{fan\_in}}\right)
+
+    The variance is ``1 / (3 fan_in)``, a sixth of that of the Kaiming law for ReLU:
+    ``kaiming_uniform_(a=sqrt(5))``. ``mlp`` takes it as ``init``; for another model take
+    ``model._replace(init=lambda key: init_like_torch(key, model.init(key)))``.
+
+    Args:
+      key: draws the numbers, all in one draw.
+      params: nested dict; leaves called ``kernel [..., fan_out]`` and a ``bias`` beside
+        one are replaced in their shapes and dtypes, others (norms, embeddings) are kept.
+
+    Source: ``reset_parameters`` of ``torch.nn.Linear`` and ``torch.nn.Conv2d``.
+    """
+    fan_in = {
+        _names(path)[:-1]: _fan_in(leaf)
+        for path, leaf in jax.tree.leaves_with_path(params)
+        if _names(path)[-1] == "kernel"
+    }
+
+    def bound(names, leaf):
+        del leaf
+        beside = names[-1] in ("kernel", "bias") and names[:-1] in fan_in
+        return 1 / math.sqrt(fan_in[names[:-1]]) if beside else None
+
+    return _draw_uniform(key, params, bound)
+
+
+def _draw_uniform(key: Key, params: Params, bound: Callable) -> Params:
+    """Leaves of ``bound(names, leaf) * U(-1, 1)``, cut from one draw; kept where None."""
     leaves, structure = jax.tree.flatten_with_path(params)
-    sizes = [leaf.size if leaf.ndim > 1 else 0 for _, leaf in leaves]
+    bounds = [bound(_names(path), leaf) for path, leaf in leaves]
+    sizes = [
+        0 if scale is None else leaf.size
+        for (_, leaf), scale in zip(leaves, bounds, strict=True)
+    ]
     numbers = jax.random.uniform(key, (sum(sizes),), minval=-1.0, maxval=1.0)
     drawn, start = [], 0
-    for (path, leaf), size in zip(leaves, sizes, strict=True):
+    for (_, leaf), scale, size in zip(leaves, bounds, sizes, strict=True):
         if size:
-            names = tuple(entry.key for entry in path)
-            bound = gain(names) * math.sqrt(3.0 / (leaf.size / leaf.shape[-1]))
             piece = jnp.reshape(numbers[start : start + size], leaf.shape)
-            leaf = (bound * piece).astype(leaf.dtype)
+            leaf = (scale * piece).astype(leaf.dtype)
         drawn.append(leaf)
         start += size
     return jax.tree.unflatten(structure, drawn)
 
 
-__all__ = ["from_flax", "init_kernels"]
+def _names(path) -> tuple[str, ...]:
+    return tuple(entry.key for entry in path)
+
+
+def _fan_in(kernel) -> float:
+    """How many numbers each output of a kernel ``[..., fan_out]`` reads."""
+    return kernel.size / kernel.shape[-1]
+
+
+__all__ = ["from_flax", "init_kernels", "init_like_torch"]

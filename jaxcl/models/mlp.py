@@ -1,5 +1,6 @@
 """Fully connected networks, the workhorse of permuted and split image streams."""
 
+import functools
 import itertools
 from collections.abc import Callable, Sequence
 
@@ -11,7 +12,7 @@ from jaxtyping import Array, Float, ScalarLike
 
 from jaxcl.errors import check_kind, check_number, is_whole
 from jaxcl.models.from_flax import from_flax
-from jaxcl.typing import Model, Units
+from jaxcl.typing import Key, Model, Params, Units
 
 Activation = Callable[[Float[Array, "*b d"]], Float[Array, "*b k"]]
 
@@ -30,17 +31,18 @@ def crelu(x: Float[Array, "*b d"]) -> Float[Array, "*b k"]:
 class _Mlp(nnx.Module):
     """Linear, LayerNorm if wanted, activation, and again; a linear layer ends it."""
 
-    def __init__(self, sizes, copies, activation, layer_norm, *, rngs):
+    def __init__(self, sizes, copies, activation, layer_norm, bias, *, rngs):
         self.num_inputs = sizes[0]
         self.num_hidden = len(sizes) - 2
         self.activation = activation
         self.layer_norm = layer_norm
         reads = [sizes[0], *(copies * width for width in sizes[1:-1])]
+        linear = functools.partial(nnx.Linear, use_bias=bias, rngs=rngs)
         for k, width in enumerate(sizes[1:-1]):
-            setattr(self, f"hidden_{k}", nnx.Linear(reads[k], width, rngs=rngs))
+            setattr(self, f"hidden_{k}", linear(reads[k], width))
             if layer_norm:
                 setattr(self, f"norm_{k}", nnx.LayerNorm(width, rngs=rngs))
-        self.out = nnx.Linear(reads[-1], sizes[-1], rngs=rngs)
+        self.out = linear(reads[-1], sizes[-1])
 
     def forward(self, x):
         """Hidden activations and outputs, each ``[b, ...]``."""
@@ -68,8 +70,10 @@ def mlp(
     *,
     activation: Activation = nnx.relu,
     layer_norm: bool = False,
-    gain: ScalarLike = 2**0.5,
-    out_gain: ScalarLike = 1.0,
+    bias: bool = True,
+    gain: ScalarLike | None = None,
+    out_gain: ScalarLike | None = None,
+    init: Callable[[Key, Params], Params] | None = None,
 ) -> Model:
     """A multilayer perceptron that flattens its input.
 
@@ -84,10 +88,14 @@ def mlp(
         doubles what the next layer reads.
       layer_norm: whether to normalise before each activation (arXiv:1607.06450), the most
         robust single remedy for lost plasticity in arXiv:2303.01486.
-      gain: hidden kernels are uniform with variance ``gain**2 / fan_in``: ``sqrt(2)`` is
-        the Kaiming law for ReLU, 1 the law of LeCun. Biases start at zero.
-      out_gain: the same for the last kernel. Both defaults are those of Dohare et al.
-        2024 (Nature 632, 768).
+      bias: whether linear layers have a ``bias``; that of a LayerNorm stays.
+      gain: hidden kernels are uniform with variance ``gain**2 / fan_in``: ``sqrt(2)``, the
+        default, is the Kaiming law for ReLU, 1 the law of LeCun. Biases start at zero.
+      out_gain: the same for the last kernel, 1 by default. Both defaults are those of
+        Dohare et al. 2024 (Nature 632, 768).
+      init: ``(key, params) -> params`` instead of the gains, such as
+        :func:`init_like_torch`; of ``params`` it gets all shapes and dtypes, and the
+        values of norms.
 
     Returns:
       A model with ``apply(params, x [b, ...])`` for rows of ``sizes[0]`` numbers, whatever
@@ -96,9 +104,9 @@ def mlp(
 
     Raises:
       ValueError: if ``sizes`` has fewer than two entries or one below 1, if a gain is
-        negative or not finite, or if the activation's output is not a whole number of
-        copies of its input. Applying raises it if the rows of ``x`` do not
-        hold ``sizes[0]`` numbers.
+        negative, not finite or given beside ``init``, or if the activation's output is not
+        a whole number of copies of its input. Applying raises it if the rows of ``x`` do
+        not hold ``sizes[0]`` numbers.
     """
     listed = isinstance(sizes, Sequence | np.ndarray) and not isinstance(sizes, str)
     if not listed or len(sizes) < 2 or not all(is_whole(n) and n > 0 for n in sizes):
@@ -108,32 +116,47 @@ def mlp(
         )
         raise ValueError(msg)
     sizes = tuple(map(int, sizes))
-    check_number("mlp", gain=gain, out_gain=out_gain)
+    check_number("mlp", optional=True, gain=gain, out_gain=out_gain)
+    check_kind("mlp", Callable, "such as init_like_torch", optional=True, init=init)
+    if init is not None and not (gain is None and out_gain is None):
+        msg = (
+            "mlp: expected either init or gains, got both; let init draw the kernels, or "
+            "leave it out."
+        )
+        raise ValueError(msg)
     check_kind("mlp", Callable, "such as flax.nnx.relu", activation=activation)
     copies = _copies(activation)
 
     def build(rngs):
-        return _Mlp(sizes, copies, activation, layer_norm, rngs=rngs)
+        return _Mlp(sizes, copies, activation, layer_norm, bias, rngs=rngs)
 
     names = [f"hidden_{k}" for k in range(len(sizes) - 2)] + ["out"]
     units = tuple(
         Units(
             incoming=(name, "kernel"),
-            vectors=((name, "bias"), *_norm_vectors(k, layer_norm)),
+            vectors=_vectors(name, k, bias=bias, layer_norm=layer_norm),
             outgoing=(reader, "kernel"),
-            shift=(reader, "bias"),
+            shift=(reader, "bias") if bias else None,
             width=sizes[k + 1],
             copies=copies,
         )
         for k, (name, reader) in enumerate(itertools.pairwise(names))
     )
+    gain = 2**0.5 if gain is None else gain
+    out_gain = 1.0 if out_gain is None else out_gain
     kernel_gain = lambda path: out_gain if path[0] == "out" else gain
     hidden = lambda module, x: module.forward(x)[0]
-    return from_flax(build, hidden=hidden, units=units, gain=kernel_gain)
+    model = from_flax(build, hidden=hidden, units=units, gain=kernel_gain)
+    if init is None:
+        return model
+    return model._replace(init=jax.jit(lambda key: init(key, model.init(key))))
 
 
-def _norm_vectors(k, layer_norm):
-    return ((f"norm_{k}", "scale"), (f"norm_{k}", "bias")) if layer_norm else ()
+def _vectors(name: str, k: int, *, bias: bool, layer_norm: bool):
+    """The paths of what layer ``k`` has one of for each unit."""
+    own = ((name, "bias"),) if bias else ()
+    norm = ((f"norm_{k}", "scale"), (f"norm_{k}", "bias")) if layer_norm else ()
+    return own + norm
 
 
 def _copies(activation):
