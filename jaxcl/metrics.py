@@ -2,7 +2,9 @@ r"""What a stream of tasks did to a learner, read from its accuracy matrix.
 
 ``R[i, j]`` is the accuracy on the test set of task ``j`` after learning tasks ``0 .. i``, a
 share in [0, 1]; ``T`` tasks give a matrix [T, T]. Entries that were not measured are NaN.
-In the formulas tasks count from 1, as in the papers.
+In the formulas tasks count from 1, as in the papers. A matrix of errors or losses, of which
+less is better, is read with its sign changed: ``forgetting(-errors)`` is positive where
+errors have grown; :func:`summary` does so with ``lower_is_better``.
 
 Two layers. The functions on arrays are the formulas: they take a NumPy or JAX matrix (or
 lists), or a stack [..., T, T] of them, work under ``jit`` and ``vmap``, and give NaN where
@@ -220,7 +222,9 @@ class Metric(NamedTuple):
     reason: str | None  # None where there is a value
 
 
-def summary(matrix, *, untrained=None, joint=None) -> dict[str, Metric]:
+def summary(
+    matrix, *, untrained=None, joint=None, lower_is_better: bool = False
+) -> dict[str, Metric]:
     """All metrics of one stream, and the reasons for those that are not defined.
 
     Runs on the host, in float64. What a formula needs and nobody measured makes that
@@ -233,6 +237,12 @@ def summary(matrix, *, untrained=None, joint=None) -> dict[str, Metric]:
         transfer.
       joint: accuracies [T] of networks trained on all tasks so far, for the
         intransigence.
+      lower_is_better: the entries of all three are errors or losses of any finite size
+        instead. Every formula reads them with their sign changed, so that changes have
+        the sense they have for accuracies: positive forgetting and intransigence are
+        losses, positive transfer is a gain. Levels keep the sign of the entries: under
+        ``average_accuracy`` stands the average error, and under ``minimum_accuracy`` the
+        largest.
 
     Returns:
       A :class:`Metric` for each name: the functions of this module but the learning
@@ -240,9 +250,10 @@ def summary(matrix, *, untrained=None, joint=None) -> dict[str, Metric]:
 
     Raises:
       ValueError: if the matrix is not square or empty, a row has the wrong length, or an
-        entry lies outside [0, 1].
+        entry lies outside [0, 1]; with ``lower_is_better``, if one is infinite.
     """
-    matrix = _shares("the accuracy matrix", matrix)
+    read_in = _errors if lower_is_better else _shares
+    matrix = read_in("the accuracy matrix", matrix)
     if matrix.ndim != 2:
         msg = (
             f"summary: the accuracy matrix must have shape [T, T], got {matrix.shape}; "
@@ -253,7 +264,7 @@ def summary(matrix, *, untrained=None, joint=None) -> dict[str, Metric]:
 
     def read_with(formula, least, name, row):
         if row is not None:
-            row = _shares(f"the {name} row", row)
+            row = read_in(f"the {name} row", row)
             if row.ndim != 1:
                 msg = f"summary: {name} must have shape [T], got {row.shape}."
                 raise ValueError(msg)
@@ -263,6 +274,8 @@ def summary(matrix, *, untrained=None, joint=None) -> dict[str, Metric]:
     metrics = {formula.__name__: _read(formula, n, matrix) for formula, n in _OF_MATRIX}
     metrics["forward_transfer"] = read_with(forward_transfer, 2, "untrained", untrained)
     metrics["intransigence"] = read_with(intransigence, 1, "joint", joint)
+    if lower_is_better:
+        metrics |= {name: _negated(metrics[name]) for name in _LEVELS}
     return metrics
 
 
@@ -282,6 +295,22 @@ _OF_MATRIX = (
     (minimum_accuracy, 2),
     (worst_case_accuracy, 1),
 )
+
+
+#: Metrics in the units and with the sign of the entries; all others are changes.
+_LEVELS = (
+    "average_accuracy",
+    "average_incremental_accuracy",
+    "learning_accuracy",
+    "minimum_accuracy",
+    "worst_case_accuracy",
+)
+
+
+def _negated(metric: Metric) -> Metric:
+    """Minus the value, if there is one; never minus zero."""
+    value = metric.value
+    return metric if value is None else metric._replace(value=0.0 - value)
 
 
 def _read(formula: Callable, least: int, matrix: np.ndarray) -> Metric:
@@ -362,10 +391,22 @@ def _shares(what: str, values) -> np.ndarray:
     if wrong.size:
         msg = (
             f"summary: {what} must hold shares in [0, 1], got {wrong[0]:g}; "
-            "divide percentages by 100."
+            "divide percentages by 100, or give lower_is_better=True for errors."
         )
         raise ValueError(msg)
     return values
+
+
+def _errors(what: str, values) -> np.ndarray:
+    """Errors in float64 with their sign changed; a ValueError if one is infinite."""
+    values = as_numbers("summary", what, values).astype(np.float64)
+    if np.isinf(values).any():
+        msg = (
+            f"summary: {what} must hold finite errors, or NaN where none was measured, got "
+            f"{values[np.isinf(values)][0]:g}; leave diverged runs out."
+        )
+        raise ValueError(msg)
+    return -values
 
 
 __all__ = [

@@ -210,6 +210,73 @@ def test_an_entry_that_was_not_measured_spoils_only_what_reads_it():
                 assert report[name] == full[name], name
 
 
+LEVELS = {name for name in BY_HAND if name.endswith("accuracy")}
+
+
+@pytest.mark.parametrize("tasks", [2, 3, 7])
+def test_errors_are_read_with_their_sign_changed(tasks):
+    """Oracle: loops over the negated matrix; levels come back as errors."""
+    case = [10 * part for part in random_case(tasks)]
+    matrix, untrained, joint = case
+    found = summary(matrix, untrained=untrained, joint=joint, lower_is_better=True)
+    expected = by_loops(*(-part for part in case))
+    expected |= {name: -expected[name] for name in LEVELS}
+    assert_equal_values({k: m.value for k, m in found.items()}, expected, rtol=1e-12)
+
+
+def test_an_error_that_grows_is_forgotten_and_one_that_falls_is_gained():
+    """Oracle: by hand, squared errors of two tasks; accuracies 1 - E are the control."""
+    errors = np.array([[2.0, 9.0], [5.0, 1.0]])
+    given = {"untrained": [8.0, 10.0], "joint": [1.5, 0.5]}
+    found = summary(errors, **given, lower_is_better=True)
+    by_hand = {
+        "average_accuracy": 3.0,
+        "average_incremental_accuracy": 2.5,
+        "learning_accuracy": 1.5,
+        "backward_transfer": -3.0,
+        "forgetting": 3.0,
+        "forgetting_from_initial": 3.0,
+        "minimum_accuracy": 5.0,
+        "worst_case_accuracy": 3.0,
+        "forward_transfer": 1.0,
+        "intransigence": 0.5,
+    }
+    assert_equal_values({k: m.value for k, m in found.items()}, by_hand, rtol=1e-12)
+    shares = {name: 1 - np.array(row) / 10 for name, row in given.items()}
+    control = summary(1 - errors / 10, **shares)
+    for name in set(by_hand) - LEVELS:
+        np.testing.assert_allclose(control[name].value, by_hand[name] / 10)
+
+
+def test_errors_of_zero_and_gaps_keep_their_meaning():
+    """Oracle: no minus zero in a report, and the reasons of a matrix of accuracies."""
+    report = summary(np.zeros((2, 2)), lower_is_better=True)
+    for name in LEVELS:
+        assert not np.signbit(report[name].value)
+    lower = np.where(np.tri(3), 9 * HAND, np.nan)
+    found, shares = (
+        {name: metric.reason for name, metric in summary(matrix, **options).items()}
+        for matrix, options in (
+            (lower, {"lower_is_better": True, "joint": [9.0, np.nan, 7.0]}),
+            (lower / 9, {"joint": [0.9, np.nan, 0.7]}),
+        )
+    )
+    assert found == shares
+    assert found["forgetting"] == "R[0, 1] was not measured"
+
+
+@pytest.mark.parametrize("value", [np.inf, -np.inf])
+def test_infinite_errors_are_refused(value):
+    """Oracle: the message; the same number is no gap."""
+    errors = np.array([[value, 1.0], [1.0, 1.0]])
+    with pytest.raises(
+        ValueError, match=r"matrix must hold finite errors, .* got -?inf"
+    ):
+        summary(errors, lower_is_better=True)
+    with pytest.raises(ValueError, match="the joint row must hold finite errors"):
+        summary(np.ones((2, 2)), joint=[1.0, value], lower_is_better=True)
+
+
 def test_the_first_of_many_gaps_is_named_and_gaps_in_rows_are_found():
     """Oracle: by hand, on a matrix that knows seen tasks only."""
     lower = np.where(np.tri(3), HAND, np.nan)
@@ -243,7 +310,7 @@ def test_a_summary_is_json():
         (np.ones(3), r"shape \[T, T\], got \(3,\)"),
         (np.ones((5, 2, 2)), "summarise seeds one by one"),
         (np.ones((0, 0)), "needs 1 or more tasks, got 0"),
-        (HAND * 100, r"shares in \[0, 1\], got 90; divide percentages by 100"),
+        (HAND * 100, r"shares in \[0, 1\], got 90; divide .* lower_is_better=True"),
         (HAND - 0.5, r"shares in \[0, 1\], got -0.3"),
         (np.full((2, 2), np.inf), r"shares in \[0, 1\], got inf"),
     ],
