@@ -7,7 +7,7 @@ Tolerances are relative to the largest entry of each array. Where sums are forme
 another order, as another processor or another version of XLA does, float32 entries move by
 some 1e-7 of the largest one, also over twenty steps. Some cases amplify that, because they
 divide by what is left of nearly equal numbers (LookSAM's direction, the rise of a loss) or
-pass through a decoder. Compiled for SSE4.2 instead of AVX2, these moved by at most 7.1e-6
+pass through a decoder. Compiled for SSE4.2 instead of AVX2, these moved by at most 1.1e-5
 and all others by at most 5.8e-7. Integers and booleans must agree exactly.
 """
 
@@ -35,7 +35,7 @@ from tests.golden.files import compare, deviation, flat, load, save
 from tests.golden.setting import composed, run
 
 WANTED = load(COMMITTED)
-USUAL, AMPLIFIED = 1e-6, 1e-5
+USUAL, AMPLIFIED = 1e-6, 3e-5
 AMPLIFYING = {
     "fisher/llama",
     "fisher/llama_exact",

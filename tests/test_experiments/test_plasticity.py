@@ -231,7 +231,7 @@ def test_the_sphere_keeps_the_norm():
     start = {"a": np.array([3.0, 4.0], np.float32)}
     sphere = fixed_norm()
     moved = {"a": np.array([6.0, 2.0], np.float32)}
-    kept = sphere.project(sphere.init(start), moved)
+    kept = sphere.project(sphere.init(start, ()), moved)
     np.testing.assert_allclose(norm(kept), 5.0, rtol=1e-6)
     np.testing.assert_allclose(kept["a"][0] / kept["a"][1], 3.0, rtol=1e-6)
 

@@ -16,8 +16,7 @@ Other programs print other numbers under these names; see :func:`forgetting`. Ke
 matrix, the untrained and the joint row, and any dialect can be computed later.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Array, Float, Num
@@ -37,7 +36,7 @@ def average_accuracy(matrix: Matrix) -> Value:
 
     Reference: Lopez-Paz and Ranzato 2017, arXiv:1706.08840, equation 2.
     """
-    matrix, _ = _tasks("average_accuracy", matrix)
+    matrix, _ = accuracies_of("average_accuracy", matrix)
     return matrix[..., -1, :].mean(-1)
 
 
@@ -48,7 +47,7 @@ def average_incremental_accuracy(matrix: Matrix) -> Value:
 
     Reference: Rebuffi et al. 2017 (iCaRL), arXiv:1611.07725, section 4.
     """
-    matrix, tasks = _tasks("average_incremental_accuracy", matrix)
+    matrix, tasks = accuracies_of("average_incremental_accuracy", matrix)
     rows, columns = np.tril_indices(tasks)
     share = (1 / (tasks * (rows + 1))).astype(matrix.dtype)
     return (matrix[..., rows, columns] * share).sum(-1)
@@ -59,8 +58,8 @@ def learning_accuracy(matrix: Matrix) -> Value:
 
     Reference: Riemer et al. 2019 (MER), arXiv:1810.11910, section 5.
     """
-    matrix, _ = _tasks("learning_accuracy", matrix)
-    return _diagonal(matrix).mean(-1)
+    matrix, _ = accuracies_of("learning_accuracy", matrix)
+    return diagonal(matrix).mean(-1)
 
 
 def backward_transfer(matrix: Matrix) -> Value:
@@ -74,8 +73,8 @@ def backward_transfer(matrix: Matrix) -> Value:
     Reference: Lopez-Paz and Ranzato 2017, arXiv:1706.08840, equation 3. (Their code
     divides by ``T``.)
     """
-    matrix, _ = _tasks("backward_transfer", matrix, least=2)
-    return (matrix[..., -1, :-1] - _diagonal(matrix)[..., :-1]).mean(-1)
+    matrix, _ = accuracies_of("backward_transfer", matrix, least=2)
+    return (matrix[..., -1, :-1] - diagonal(matrix)[..., :-1]).mean(-1)
 
 
 def forward_transfer(matrix: Matrix, untrained: Matrix) -> Value:
@@ -94,9 +93,9 @@ def forward_transfer(matrix: Matrix, untrained: Matrix) -> Value:
 
     Reference: Lopez-Paz and Ranzato 2017, arXiv:1706.08840, equation 4.
     """
-    matrix, tasks = _tasks("forward_transfer", matrix, least=2)
-    untrained = _row("forward_transfer", "untrained", untrained, tasks)
-    before = _diagonal(matrix, offset=1)
+    matrix, tasks = accuracies_of("forward_transfer", matrix, least=2)
+    untrained = row_of("forward_transfer", "untrained", untrained, tasks)
+    before = diagonal(matrix, offset=1)
     return (before - untrained[..., 1:]).mean(-1)
 
 
@@ -116,7 +115,7 @@ def forgetting(matrix: Matrix) -> Value:
     Reference: Chaudhry et al. 2018, arXiv:1801.10112, section 3.2; as restated in
     arXiv:1812.00420, equations 2 and 3.
     """
-    matrix, _ = _tasks("forgetting", matrix, least=2)
+    matrix, _ = accuracies_of("forgetting", matrix, least=2)
     return (matrix[..., :-1, :-1].max(-2) - matrix[..., -1, :-1]).mean(-1)
 
 
@@ -130,7 +129,7 @@ def forgetting_from_initial(matrix: Matrix) -> Value:
     Raises:
       ValueError: with fewer than two tasks.
     """
-    matrix, _ = _tasks("forgetting_from_initial", matrix, least=2)
+    matrix, _ = accuracies_of("forgetting_from_initial", matrix, least=2)
     return -backward_transfer(matrix)
 
 
@@ -151,9 +150,9 @@ def intransigence(matrix: Matrix, joint: Matrix) -> Value:
 
     Reference: Chaudhry et al. 2018, arXiv:1801.10112, section 3.2, averaged over ``k``.
     """
-    matrix, tasks = _tasks("intransigence", matrix)
-    joint = _row("intransigence", "joint", joint, tasks)
-    return (joint - _diagonal(matrix)).mean(-1)
+    matrix, tasks = accuracies_of("intransigence", matrix)
+    joint = row_of("intransigence", "joint", joint, tasks)
+    return (joint - diagonal(matrix)).mean(-1)
 
 
 def minimum_accuracy(matrix: Matrix) -> Value:
@@ -169,7 +168,7 @@ def minimum_accuracy(matrix: Matrix) -> Value:
 
     Reference: De Lange et al. 2023, arXiv:2205.13452, section 3.
     """
-    matrix, tasks = _tasks("minimum_accuracy", matrix, least=2)
+    matrix, tasks = accuracies_of("minimum_accuracy", matrix, least=2)
     columns = np.arange(tasks - 1)
     rows = np.maximum(np.arange(1, tasks)[:, None], columns + 1)  # those below repeat
     return matrix[..., rows, columns].min(-2).mean(-1)
@@ -184,7 +183,7 @@ def worst_case_accuracy(matrix: Matrix) -> Value:
 
     Reference: De Lange et al. 2023, arXiv:2205.13452, section 3.
     """
-    matrix, tasks = _tasks("worst_case_accuracy", matrix)
+    matrix, tasks = accuracies_of("worst_case_accuracy", matrix)
     last = matrix[..., -1, -1]
     if tasks == 1:
         return last
@@ -205,7 +204,7 @@ def learning_curve_area(curves: Matrix) -> Value:
 
     Reference: Chaudhry et al. 2019, arXiv:1812.00420, equations 4 and 5.
     """
-    curves = _floats("learning_curve_area", "curves", curves)
+    curves = as_floats("learning_curve_area", "curves", curves)
     if curves.ndim < 2 or 0 in curves.shape:
         msg = (
             "learning_curve_area: curves must have shape [..., T, beta + 1], "
@@ -215,147 +214,20 @@ def learning_curve_area(curves: Matrix) -> Value:
     return curves.mean((-2, -1))
 
 
-class Metric(NamedTuple):
-    """A number, or the reason why there is none."""
-
-    value: float | None
-    reason: str | None  # None where there is a value
-
-
-def summary(
-    matrix, *, untrained=None, joint=None, lower_is_better: bool = False
-) -> dict[str, Metric]:
-    """All metrics of one stream, and the reasons for those that are not defined.
-
-    Runs on the host, in float64. What a formula needs and nobody measured makes that
-    metric undefined, not the others.
-
-    Args:
-      matrix: accuracies [T, T] in [0, 1], NaN where not measured; anything that NumPy
-        can read.
-      untrained: accuracies [T] of the network before the first task, for the forward
-        transfer.
-      joint: accuracies [T] of networks trained on all tasks so far, for the
-        intransigence.
-      lower_is_better: the entries of all three are errors or losses of any finite size
-        instead. Every formula reads them with their sign changed, so that changes have
-        the sense they have for accuracies: positive forgetting and intransigence are
-        losses, positive transfer is a gain. Levels keep the sign of the entries: under
-        ``average_accuracy`` stands the average error, and under ``minimum_accuracy`` the
-        largest.
-
-    Returns:
-      A :class:`Metric` for each name: the functions of this module but the learning
-      curve. :func:`as_json` makes it plain.
-
-    Raises:
-      ValueError: if the matrix is not square or empty, a row has the wrong length, or an
-        entry lies outside [0, 1]; with ``lower_is_better``, if one is infinite.
-    """
-    read_in = _errors if lower_is_better else _shares
-    matrix = read_in("the accuracy matrix", matrix)
-    if matrix.ndim != 2:
-        msg = (
-            f"summary: the accuracy matrix must have shape [T, T], got {matrix.shape}; "
-            "summarise seeds one by one."
-        )
-        raise ValueError(msg)
-    _, tasks = _tasks("summary", matrix)
-
-    def read_with(formula, least, name, row):
-        if row is not None:
-            row = read_in(f"the {name} row", row)
-            if row.ndim != 1:
-                msg = f"summary: {name} must have shape [T], got {row.shape}."
-                raise ValueError(msg)
-            _row("summary", name, row, tasks)
-        return _read_with(formula, least, matrix, name, row)
-
-    metrics = {formula.__name__: _read(formula, n, matrix) for formula, n in _OF_MATRIX}
-    metrics["forward_transfer"] = read_with(forward_transfer, 2, "untrained", untrained)
-    metrics["intransigence"] = read_with(intransigence, 1, "joint", joint)
-    if lower_is_better:
-        metrics |= {name: _negated(metrics[name]) for name in _LEVELS}
-    return metrics
-
-
-def as_json(metrics: Mapping[str, Metric]) -> dict[str, dict[str, float | str | None]]:
-    """The same as plain dictionaries: ``{name: {"value": ..., "reason": ...}}``."""
-    return {name: metric._asdict() for name, metric in metrics.items()}
-
-
-#: Formulas that read the matrix alone, and the least number of tasks they make sense for.
-_OF_MATRIX = (
-    (average_accuracy, 1),
-    (average_incremental_accuracy, 1),
-    (learning_accuracy, 1),
-    (backward_transfer, 2),
-    (forgetting, 2),
-    (forgetting_from_initial, 2),
-    (minimum_accuracy, 2),
-    (worst_case_accuracy, 1),
-)
-
-
-#: Metrics in the units and with the sign of the entries; all others are changes.
-_LEVELS = (
-    "average_accuracy",
-    "average_incremental_accuracy",
-    "learning_accuracy",
-    "minimum_accuracy",
-    "worst_case_accuracy",
-)
-
-
-def _negated(metric: Metric) -> Metric:
-    """Minus the value, if there is one; never minus zero."""
-    value = metric.value
-    return metric if value is None else metric._replace(value=0.0 - value)
-
-
-def _read(formula: Callable, least: int, matrix: np.ndarray) -> Metric:
-    """The value of a formula, or the first thing that it lacks."""
-    tasks = matrix.shape[0]
-    if tasks < least:
-        return Metric(None, f"needs {least} or more tasks, got {tasks}")
-    value = float(formula(matrix))
-    if np.isfinite(value):
-        return Metric(value, None)
-    i, j = _first_gap(formula, np.isnan(matrix))
-    return Metric(None, f"R[{i}, {j}] was not measured")
-
-
-def _read_with(formula: Callable, least: int, matrix, name: str, row) -> Metric:
-    """Likewise for a formula that reads a further row."""
-    if row is None:
-        return Metric(None, f"needs the {name} accuracies: pass {name}=")
-    if len(row) >= least and np.isnan(formula(np.zeros_like(matrix), row)):
-        return Metric(None, f"an entry of {name} was not measured")
-    return _read(lambda r: formula(r, np.nan_to_num(row)), least, matrix)
-
-
-def _first_gap(formula: Callable, gaps: np.ndarray) -> tuple[int, int]:
-    """The first NaN entry that makes a formula NaN, by trying rows, then columns."""
-    one = np.eye(gaps.shape[0], dtype=bool)
-    spoils = lambda only: np.isnan(formula(np.where(only & gaps, np.nan, 0.0)))
-    i = int(np.argmax(spoils(one[:, :, None])))
-    j = int(np.argmax(spoils(one[i][:, None] & one[:, None, :])))
-    return i, j
-
-
-def _diagonal(matrix, offset=0):
+def diagonal(matrix: Floats, offset: int = 0) -> Floats:
+    """The entries ``R[j, j + offset]`` of each matrix."""
     return matrix.diagonal(offset, -2, -1)
 
 
-def _floats(who: str, what: str, values) -> Floats:
+def as_floats(who: str, what: str, values) -> Floats:
     """An array of floats: sums of shares in integers would be cut."""
     values = values if hasattr(values, "dtype") else as_numbers(who, what, values)
     return values.astype(float) if values.dtype.kind in "biu" else values
 
 
-def _tasks(who: str, matrix, least: int = 1) -> tuple[Floats, int]:
+def accuracies_of(who: str, matrix, least: int = 1) -> tuple[Floats, int]:
     """Accuracies [..., T, T] as an array, and ``T``; or a ValueError."""
-    matrix = _floats(who, "the accuracy matrix", matrix)
+    matrix = as_floats(who, "the accuracy matrix", matrix)
     shape = matrix.shape
     if len(shape) < 2 or shape[-1] != shape[-2]:
         msg = (
@@ -372,8 +244,9 @@ def _tasks(who: str, matrix, least: int = 1) -> tuple[Floats, int]:
     return matrix, shape[-1]
 
 
-def _row(who: str, name: str, row, tasks: int) -> Floats:
-    row = _floats(who, name, row)
+def row_of(who: str, name: str, row, tasks: int) -> Floats:
+    """A row with one accuracy a task, as an array; or a ValueError."""
+    row = as_floats(who, name, row)
     if row.shape[-1:] != (tasks,):
         msg = (
             f"{who}: {name} must have one accuracy for each of the {tasks} tasks, "
@@ -383,41 +256,16 @@ def _row(who: str, name: str, row, tasks: int) -> Floats:
     return row
 
 
-def _shares(what: str, values) -> np.ndarray:
-    """Accuracies in float64; a ValueError if one is outside [0, 1] beyond rounding."""
-    values = as_numbers("summary", what, values).astype(np.float64)
-    known = values[~np.isnan(values)]
-    wrong = known[(known < -1e-6) | (known > 1 + 1e-6)]
-    if wrong.size:
-        msg = (
-            f"summary: {what} must hold shares in [0, 1], got {wrong[0]:g}; "
-            "divide percentages by 100, or give lower_is_better=True for errors."
-        )
-        raise ValueError(msg)
-    return values
-
-
-def _errors(what: str, values) -> np.ndarray:
-    """Errors in float64 with their sign changed; a ValueError if one is infinite."""
-    values = as_numbers("summary", what, values).astype(np.float64)
-    if np.isinf(values).any():
-        msg = (
-            f"summary: {what} must hold finite errors, or NaN where none was measured, got "
-            f"{values[np.isinf(values)][0]:g}; leave diverged runs out."
-        )
-        raise ValueError(msg)
-    return -values
-
-
 __all__ = [
     "Floats",
     "Matrix",
-    "Metric",
     "Value",
-    "as_json",
+    "accuracies_of",
+    "as_floats",
     "average_accuracy",
     "average_incremental_accuracy",
     "backward_transfer",
+    "diagonal",
     "forgetting",
     "forgetting_from_initial",
     "forward_transfer",
@@ -425,6 +273,6 @@ __all__ = [
     "learning_accuracy",
     "learning_curve_area",
     "minimum_accuracy",
-    "summary",
+    "row_of",
     "worst_case_accuracy",
 ]

@@ -1,0 +1,236 @@
+"""What is measured on data: numbers per example with what is made of their means.
+
+A :class:`RowMetric` is exact under padding, in chunks and on many devices, because only
+weighted sums over examples are added up. A :class:`TaskMetric` sees a whole data set on the
+host, for what needs one: generated text, rankings.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, PyTree
+
+from jaxcl.errors import check_size
+from jaxcl.losses import cross_entropy, squared_error
+from jaxcl.tree import by_chunks, safe_divide
+from jaxcl.typing import Batch, Key, Outputs
+
+#: ``{name: value}``; a value is a scalar, or an array for ``finish`` to reduce.
+Values = Mapping[str, Array]
+
+_NO_KEYS: Any = None  # of losses that are evaluated: nothing is drawn
+
+
+def _as_they_are(means: Values) -> Values:
+    return means
+
+
+class RowMetric(NamedTuple):
+    """Numbers of each example, and what is made of their weighted means.
+
+    Attributes:
+      rows: ``(params, frozen, batch) -> {name: [b, ...]}``; ``params`` are those of a
+        learner, ``frozen`` what :func:`jaxcl.training.learn` was given.
+      finish: ``({name: mean [...]}) -> {name: scalar}``; the means themselves if absent.
+    """
+
+    rows: Callable[[PyTree, PyTree, Batch], Values]
+    finish: Callable[[Values], Values] = _as_they_are
+
+
+class TaskMetric(NamedTuple):
+    """Numbers of a data set, computed on the host; for the host loop only.
+
+    Attributes:
+      names: of what it returns.
+      of_data: ``(key, params, frozen, dataset) -> {name: float}``, with a
+        :class:`jaxcl.data.Dataset`.
+    """
+
+    names: tuple[str, ...]
+    of_data: Callable[[Key, PyTree, PyTree, Any], Mapping[str, float]]
+
+
+def evaluate(
+    metrics: Sequence[RowMetric],
+    params: PyTree,
+    batch: Batch,
+    *,
+    frozen: PyTree = (),
+    chunk_size: int | None = None,
+) -> dict[str, Float[Array, ""]]:
+    """All metrics on a batch of any size; may be traced.
+
+    Args:
+      metrics: their names must differ.
+      params: what to evaluate.
+      batch: rows ``[n, ...]``; those of weight zero count nowhere.
+      frozen: handed to the metrics.
+      chunk_size: rows held at once; all if absent.
+
+    Returns:
+      ``{name: [] float}``; NaN without a row that counts.
+    """
+    check_size("evaluate", optional=True, chunk_size=chunk_size)
+    found = {}
+    for metric in metrics:
+        rows = by_chunks(
+            lambda part, metric=metric: metric.rows(params, frozen, part),
+            (batch,),
+            chunk_size,
+        )
+        total = jnp.sum(batch.weight)
+        sums = weighted_sums(rows, batch)
+        mean = lambda leaf, total=total: jnp.where(total > 0, leaf / total, jnp.nan)
+        found |= metric.finish(jax.tree.map(mean, sums))
+    return found
+
+
+def weighted_sums(rows: Values, batch: Batch) -> dict[str, Array]:
+    """``sum_i w_i v_i`` of every value ``[b, ...]``, or a ValueError for what is none."""
+
+    def total(name, values):
+        shape = jnp.shape(values)
+        if shape[:1] != batch.weight.shape or jnp.iscomplexobj(values):
+            msg = (
+                "metrics: rows must return a real number or array for each example, "
+                f"shape [{batch.weight.shape[0]}, ...], got {name!r} of shape "
+                f"{list(shape)}; leave the mean to the loop."
+            )
+            raise ValueError(msg)
+        values = values.astype(jnp.promote_types(values.dtype, jnp.float32))
+        return jnp.tensordot(batch.weight, values, 1, precision="highest")
+
+    if not isinstance(rows, Mapping):
+        msg = (
+            "metrics: rows must return {name: values [b]}, got "
+            f"{type(rows).__name__}; give it a name."
+        )
+        raise ValueError(msg)
+    return {name: total(name, values) for name, values in rows.items()}
+
+
+def classification(outputs: Outputs) -> RowMetric:
+    """``accuracy`` in [0, 1] and ``loss``, the mean negative log-likelihood in nats.
+
+    Args:
+      outputs: ``(params, batch) -> logits [b, c]``; labels are integers.
+    """
+    likely = cross_entropy(lambda params, batch, keys: outputs(params, batch))
+
+    def rows(params, frozen, batch):
+        del frozen
+        right = jnp.argmax(outputs(params, batch), axis=-1) == batch.y
+        return {"accuracy": right, "loss": likely(params, batch, _NO_KEYS)}
+
+    return RowMetric(rows)
+
+
+def macro_f1(outputs: Outputs, num_classes: int) -> RowMetric:
+    r"""``macro_f1`` in [0, 1]: the mean over classes of ``2 tp / (2 tp + fp + fn)``.
+
+    A class that is neither a label nor an answer counts as zero, as in scikit-learn
+    where it is listed among the labels.
+
+    Args:
+      outputs: ``(params, batch) -> logits [b, c]``.
+      num_classes: ``c``.
+    """
+    check_size("macro_f1", num_classes=num_classes)
+
+    def rows(params, frozen, batch):
+        del frozen
+        answer = jnp.argmax(outputs(params, batch), axis=-1)
+        said, true = (jax.nn.one_hot(y, num_classes) for y in (answer, batch.y))
+        return {"hits": said * true, "said": said, "true": true}
+
+    def finish(means):
+        scores = safe_divide(2 * means["hits"], means["said"] + means["true"])
+        return {"macro_f1": jnp.mean(scores)}
+
+    return RowMetric(rows, finish)
+
+
+def tokens(outputs: Outputs) -> RowMetric:
+    """``loss`` in nats a token, ``perplexity``, and ``token_accuracy`` in [0, 1].
+
+    Means are over the tokens of all examples, each weighing as much as its example;
+    labels below zero count nowhere.
+
+    Args:
+      outputs: ``(params, batch) -> logits [b, n, v]``; labels are ``[b, n]``.
+    """
+
+    def rows(params, frozen, batch):
+        del frozen
+        logits, counts = outputs(params, batch), batch.y >= 0
+        labels = jnp.where(counts, batch.y, 0)
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+        right = jnp.argmax(logits, axis=-1) == labels
+        add = lambda values: jnp.sum(
+            jnp.where(counts, values, 0), axis=-1, dtype=jnp.float32
+        )
+        return {"loss": add(losses), "right": add(right), "tokens": add(1.0)}
+
+    def finish(means):
+        loss = means["loss"] / means["tokens"]
+        return {
+            "loss": loss,
+            "perplexity": jnp.exp(loss),
+            "token_accuracy": means["right"] / means["tokens"],
+        }
+
+    return RowMetric(rows, finish)
+
+
+def regression(outputs: Outputs) -> RowMetric:
+    r"""``mse``, ``rmse``, ``mae`` per entry of the target, and ``r2``.
+
+    :math:`R^2 = 1 - \sum (f - y)^2 / \sum (y - \bar y)^2`, over all entries, each with the
+    mean of its place; NaN where the targets are constant.
+
+    Args:
+      outputs: ``(params, batch) -> [b, ...]``, in the shape of the target.
+    """
+    shapes = squared_error(lambda params, batch, keys: outputs(params, batch))
+
+    def rows(params, frozen, batch):
+        del frozen
+        half = shapes(params, batch, _NO_KEYS)  # refuses targets of another shape
+        entries = max(batch.y.size // max(len(batch.y), 1), 1)
+        away = jnp.abs(outputs(params, batch) - batch.y).reshape(len(batch.y), -1)
+        target = batch.y.reshape(len(batch.y), -1).astype(away.dtype)
+        return {
+            "mse": 2 * half / entries,
+            "mae": jnp.mean(away, axis=-1),
+            "target": target,
+            "square": jnp.square(target),
+        }
+
+    def finish(means):
+        spread = jnp.mean(means["square"] - jnp.square(means["target"]))
+        explained = jnp.where(spread > 0, 1 - means["mse"] / spread, jnp.nan)
+        return {
+            "mse": means["mse"],
+            "rmse": jnp.sqrt(means["mse"]),
+            "mae": means["mae"],
+            "r2": explained,
+        }
+
+    return RowMetric(rows, finish)
+
+
+__all__ = [
+    "RowMetric",
+    "TaskMetric",
+    "Values",
+    "classification",
+    "evaluate",
+    "macro_f1",
+    "regression",
+    "tokens",
+    "weighted_sums",
+]

@@ -1,0 +1,179 @@
+"""All formulas of one stream at once, and why those are missing that are not defined."""
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxcl.errors import as_numbers
+from jaxcl.metrics.matrix import (
+    accuracies_of,
+    average_accuracy,
+    average_incremental_accuracy,
+    backward_transfer,
+    forgetting,
+    forgetting_from_initial,
+    forward_transfer,
+    intransigence,
+    learning_accuracy,
+    minimum_accuracy,
+    row_of,
+    worst_case_accuracy,
+)
+
+
+class Metric(NamedTuple):
+    """A number, or the reason why there is none."""
+
+    value: float | None
+    reason: str | None  # None where there is a value
+
+
+def summary(
+    matrix, *, untrained=None, joint=None, lower_is_better: bool = False
+) -> dict[str, Metric]:
+    """All metrics of one stream, and the reasons for those that are not defined.
+
+    Runs on the host, in float64. What a formula needs and nobody measured makes that
+    metric undefined, not the others.
+
+    Args:
+      matrix: accuracies [T, T] in [0, 1], NaN where not measured; anything that NumPy
+        can read.
+      untrained: accuracies [T] of the network before the first task, for the forward
+        transfer.
+      joint: accuracies [T] of networks trained on all tasks so far, for the
+        intransigence.
+      lower_is_better: the entries of all three are errors or losses of any finite size
+        instead. Every formula reads them with their sign changed, so that changes have
+        the sense they have for accuracies: positive forgetting and intransigence are
+        losses, positive transfer is a gain. Levels keep the sign of the entries: under
+        ``average_accuracy`` stands the average error, and under ``minimum_accuracy`` the
+        largest.
+
+    Returns:
+      A :class:`Metric` for each name: the functions of this module but the learning
+      curve. :func:`as_json` makes it plain.
+
+    Raises:
+      ValueError: if the matrix is not square or empty, a row has the wrong length, or an
+        entry lies outside [0, 1]; with ``lower_is_better``, if one is infinite.
+    """
+    read_in = _errors if lower_is_better else _shares
+    matrix = read_in("the accuracy matrix", matrix)
+    if matrix.ndim != 2:
+        msg = (
+            f"summary: the accuracy matrix must have shape [T, T], got {matrix.shape}; "
+            "summarise seeds one by one."
+        )
+        raise ValueError(msg)
+    _, tasks = accuracies_of("summary", matrix)
+
+    def read_with(formula, least, name, row):
+        if row is not None:
+            row = read_in(f"the {name} row", row)
+            if row.ndim != 1:
+                msg = f"summary: {name} must have shape [T], got {row.shape}."
+                raise ValueError(msg)
+            row_of("summary", name, row, tasks)
+        return _read_with(formula, least, matrix, name, row)
+
+    metrics = {formula.__name__: _read(formula, n, matrix) for formula, n in _OF_MATRIX}
+    metrics["forward_transfer"] = read_with(forward_transfer, 2, "untrained", untrained)
+    metrics["intransigence"] = read_with(intransigence, 1, "joint", joint)
+    if lower_is_better:
+        metrics |= {name: _negated(metrics[name]) for name in _LEVELS}
+    return metrics
+
+
+def as_json(metrics: Mapping[str, Metric]) -> dict[str, dict[str, float | str | None]]:
+    """The same as plain dictionaries: ``{name: {"value": ..., "reason": ...}}``."""
+    return {name: metric._asdict() for name, metric in metrics.items()}
+
+
+#: Formulas that read the matrix alone, and the least number of tasks they make sense for.
+_OF_MATRIX = (
+    (average_accuracy, 1),
+    (average_incremental_accuracy, 1),
+    (learning_accuracy, 1),
+    (backward_transfer, 2),
+    (forgetting, 2),
+    (forgetting_from_initial, 2),
+    (minimum_accuracy, 2),
+    (worst_case_accuracy, 1),
+)
+
+
+#: Metrics in the units and with the sign of the entries; all others are changes.
+_LEVELS = (
+    "average_accuracy",
+    "average_incremental_accuracy",
+    "learning_accuracy",
+    "minimum_accuracy",
+    "worst_case_accuracy",
+)
+
+
+def _negated(metric: Metric) -> Metric:
+    """Minus the value, if there is one; never minus zero."""
+    value = metric.value
+    return metric if value is None else metric._replace(value=0.0 - value)
+
+
+def _read(formula: Callable, least: int, matrix: np.ndarray) -> Metric:
+    """The value of a formula, or the first thing that it lacks."""
+    tasks = matrix.shape[0]
+    if tasks < least:
+        return Metric(None, f"needs {least} or more tasks, got {tasks}")
+    value = float(formula(matrix))
+    if np.isfinite(value):
+        return Metric(value, None)
+    i, j = _first_gap(formula, np.isnan(matrix))
+    return Metric(None, f"R[{i}, {j}] was not measured")
+
+
+def _read_with(formula: Callable, least: int, matrix, name: str, row) -> Metric:
+    """Likewise for a formula that reads a further row."""
+    if row is None:
+        return Metric(None, f"needs the {name} accuracies: pass {name}=")
+    if len(row) >= least and np.isnan(formula(np.zeros_like(matrix), row)):
+        return Metric(None, f"an entry of {name} was not measured")
+    return _read(lambda r: formula(r, np.nan_to_num(row)), least, matrix)
+
+
+def _first_gap(formula: Callable, gaps: np.ndarray) -> tuple[int, int]:
+    """The first NaN entry that makes a formula NaN, by trying rows, then columns."""
+    one = np.eye(gaps.shape[0], dtype=bool)
+    spoils = lambda only: np.isnan(formula(np.where(only & gaps, np.nan, 0.0)))
+    i = int(np.argmax(spoils(one[:, :, None])))
+    j = int(np.argmax(spoils(one[i][:, None] & one[:, None, :])))
+    return i, j
+
+
+def _shares(what: str, values) -> np.ndarray:
+    """Accuracies in float64; a ValueError if one is outside [0, 1] beyond rounding."""
+    values = as_numbers("summary", what, values).astype(np.float64)
+    known = values[~np.isnan(values)]
+    wrong = known[(known < -1e-6) | (known > 1 + 1e-6)]
+    if wrong.size:
+        msg = (
+            f"summary: {what} must hold shares in [0, 1], got {wrong[0]:g}; "
+            "divide percentages by 100, or give lower_is_better=True for errors."
+        )
+        raise ValueError(msg)
+    return values
+
+
+def _errors(what: str, values) -> np.ndarray:
+    """Errors in float64 with their sign changed; a ValueError if one is infinite."""
+    values = as_numbers("summary", what, values).astype(np.float64)
+    if np.isinf(values).any():
+        msg = (
+            f"summary: {what} must hold finite errors, or NaN where none was measured, got "
+            f"{values[np.isinf(values)][0]:g}; leave diverged runs out."
+        )
+        raise ValueError(msg)
+    return -values
+
+
+__all__ = ["Metric", "as_json", "summary"]
