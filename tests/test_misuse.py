@@ -30,6 +30,7 @@ from jaxcl.curvature import (
 )
 from jaxcl.memory import reservoir
 from jaxcl.method import make_method
+from jaxcl.metrics import RowMetric
 from jaxcl.models import from_flax, mlp
 from jaxcl.report import records, statistics
 from jaxcl.sharding import AXES, replicate
@@ -90,7 +91,8 @@ def learn(build=lambda frozen: METHOD, tasks=TASKS, options=OPTIONS, **others):
 
 
 def scored(score):
-    return learn(score=lambda params, frozen, batch: score(batch.x[:, 0]))
+    rows = lambda params, frozen, batch: {"odd": score(batch.x[:, 0])}
+    return learn(metrics=RowMetric(rows))
 
 
 def placed(rule=replicate, mesh=MESH):
@@ -353,7 +355,7 @@ REFUSED = [
     (lambda: learn(tasks=TASKS[0]), "tasks must be a list of tasks, got Task; make"),
     (lambda: learn(tasks=STREAM), "of type Task, got Pool; .* stream_tasks"),
     (lambda: learn(options={"num_steps": 2}), "options must be of type Options, got {"),
-    (lambda: learn(folder=None), "learn: folder must be a path, got None; give"),
+    (lambda: learn(folder=3), "learn: folder must be a path, got 3; give"),
     (lambda: learn(metadata=[1]), r"metadata must .* got \[1\]; give a dict of finite"),
     (
         lambda: learn(metadata="hi"),
@@ -381,11 +383,14 @@ REFUSED = [
         lambda: placed(lambda path, shape, mesh: ("fsdp",)),
         r"got \('fsdp',\); see fsdp",
     ),
-    (lambda: scored(lambda x: (x, x)), "score must return a JAX array .* got tuple"),
-    (lambda: scored(lambda x: [x]), r"score must return a JAX array .* got \["),
-    (lambda: scored(lambda x: None), r"score must return a JAX array .* got None"),
-    (lambda: scored(lambda x: np.ones(x.shape)), "score must .* got ndarray; leave"),
-    (lambda: scored(lambda x: x + 1j), r"a real number .* \[256\], got complex64\[256"),
+    (lambda: scored(lambda x: (x, x)), "rows must return a JAX array .* got tuple"),
+    (lambda: scored(lambda x: [x]), r"rows must return a JAX array .* got \["),
+    (lambda: scored(lambda x: None), r"rows must return a JAX array .* got None"),
+    (lambda: scored(lambda x: np.ones(x.shape)), "rows must .* for 'odd'; leave"),
+    (
+        lambda: scored(lambda x: x + 1j),
+        r"a real number .* \[256, ...\], got complex64\[256",
+    ),
     (lambda: checkpoint.save("nowhere", 1, PARAMS, metadata={"a": X}), "not JSON"),
     (
         lambda: checkpoint.saving("x", metadata={"a": X}).__enter__(),

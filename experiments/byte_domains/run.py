@@ -27,6 +27,7 @@ from jaxcl.data import Task
 from jaxcl.losses import single_head, token_accuracy, token_cross_entropy
 from jaxcl.memory import reservoir
 from jaxcl.method import make_method
+from jaxcl.metrics import RowMetric
 from jaxcl.models import LlamaConfig, cast_compute, llama
 from jaxcl.regularizers import ewc
 from jaxcl.training import Options
@@ -103,7 +104,7 @@ def make_model(config: Config) -> Model:
 
 
 def run_spec(config: Config, trial: Trial) -> RunSpec:
-    """Tasks, start, method and score of a trial."""
+    """Tasks, start, method and metrics of a trial."""
     of_seed = jax.random.fold_in(jax.random.key(config.seed), trial.seed)
     key_start, key = jax.random.split(of_seed)
     model = make_model(config)
@@ -114,9 +115,9 @@ def run_spec(config: Config, trial: Trial) -> RunSpec:
         del frozen
         return make_arm(config, trial.arm, loss)
 
-    def score(params, frozen, batch):
+    def rows(params, frozen, batch):
         del frozen
-        return hits(params, batch)
+        return {"token_accuracy": hits(params, batch)}
 
     options = Options(
         num_steps=config.num_steps,
@@ -124,9 +125,12 @@ def run_spec(config: Config, trial: Trial) -> RunSpec:
         end_task_examples=config.fisher_rows,
         eval_batch_size=2 * config.batch_size,
         eval_examples=config.test_rows,
+        eval_start=False,
         save_every=config.checkpoint_seconds,
     )
-    return RunSpec(key, build, model.init(key_start), tasks_of(config), score, options)
+    return RunSpec(
+        key, build, model.init(key_start), tasks_of(config), RowMetric(rows), options
+    )
 
 
 def make_arm(config: Config, arm: str, loss: Loss) -> Method:

@@ -101,8 +101,8 @@ def make_task(name: str, text: bytes, index: int, length: int) -> Task:
         )
         raise ValueError(msg)
     train, test = (as_rows(part, length) for part in parts)
-    made = [array_dataset(as_batch(x, y, task=index)) for x, y in (train, test)]
-    return Task(name, *made)
+    rows = lambda x, y: array_dataset(as_batch(x, y, task=index))
+    return Task(name, rows(*train), rows(*test))
 
 
 def as_rows(text: bytes, length: int) -> tuple[np.ndarray, np.ndarray]:

@@ -4,7 +4,6 @@ import functools
 from collections.abc import Callable
 
 import jax
-import jax.numpy as jnp
 import optax
 
 from experiments.class_stream.config import Config
@@ -32,6 +31,7 @@ from jaxcl.data import (
 from jaxcl.losses import cross_entropy, heads
 from jaxcl.memory import reservoir
 from jaxcl.method import make_method
+from jaxcl.metrics import classification
 from jaxcl.models import resnet
 from jaxcl.regularizers import ewc
 from jaxcl.training import Options
@@ -76,7 +76,7 @@ def images_of(config: Config) -> Images:
 
 
 def run_spec(config: Config, trial: Trial) -> RunSpec:
-    """Tasks, start, method and score of a trial."""
+    """Tasks, start, method and metrics of a trial."""
     images = images_of(config)
     of_seed = jax.random.fold_in(jax.random.key(config.seed), trial.seed)
     key_stream, key_start, key = jax.random.split(of_seed, 3)
@@ -93,21 +93,19 @@ def run_spec(config: Config, trial: Trial) -> RunSpec:
         del frozen
         return make_arm(config, trial.arm, outputs)
 
-    def score(params, frozen, batch):
-        del frozen
-        hits = jnp.argmax(outputs(params, batch), axis=-1) == batch.y
-        return hits.astype(jnp.float32)
-
     options = Options(
         num_steps=config.num_steps,
         batch_size=config.batch_size,
         end_task_examples=config.fisher_rows,
         eval_batch_size=config.eval_batch_size,
         eval_examples=config.test_rows,
+        eval_start=False,
         save_every=config.checkpoint_seconds,
     )
     start = model.init(key_start)
-    return RunSpec(key, build, start, stream_tasks(stream), score, options)
+    return RunSpec(
+        key, build, start, stream_tasks(stream), classification(outputs), options
+    )
 
 
 def make_arm(config: Config, arm: str, outputs: Outputs) -> Method:

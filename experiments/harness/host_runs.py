@@ -15,8 +15,10 @@ from experiments.harness.run_folder import CHECKPOINTS, RunFolder, append, finis
 from experiments.harness.workers import share_out
 from jaxcl.data import Task
 from jaxcl.training import Options, ShardingPlan, fsdp, learn, make_mesh
-from jaxcl.training.compiled import Build, Score
+from jaxcl.training.compiled import Build, Metrics
+from jaxcl.training.options import steps_of
 from jaxcl.training.progress import progress
+from jaxcl.training.results import Results
 from jaxcl.typing import Key, Params
 
 
@@ -35,7 +37,7 @@ class RunSpec(NamedTuple):
     build: Build
     params: Params
     tasks: Sequence[Task]
-    score: Score
+    metrics: Metrics
     options: Options
     frozen: Any = ()
 
@@ -108,7 +110,8 @@ def learn_trial(
       KeyboardInterrupt: after a signal, when the checkpoint is on the disk.
     """
     name = run_id(trial)
-    total = len(spec.tasks) * spec.options.num_steps
+    lengths = [steps_of(task, spec.options) for task in spec.tasks]
+    total = sum(lengths)
     on_progress = lambda steps, words: send(
         ProgressMessage(name, Fraction(steps, total), f"{name}, {words}")
     )
@@ -121,7 +124,7 @@ def learn_trial(
         spec.options,
         folder=place,
         frozen=spec.frozen,
-        score=spec.score,
+        metrics=spec.metrics,
         sharding=sharding_of(fsdp),
         metadata={"run": name},
         on_progress=on_progress,
@@ -129,7 +132,7 @@ def learn_trial(
     if result.status == "interrupted":
         raise KeyboardInterrupt
     names = {"tasks": [task.name for task in spec.tasks]} if named else {}
-    matrix = np.round(result.run_state.matrix.astype(np.float64), 4)
+    matrix = np.round(accuracies_of(result.results), 4)
     line = {
         "run": name,
         "setting": setting,
@@ -142,11 +145,17 @@ def learn_trial(
         "final": matrix[-1],
         "matrix": matrix,
         "on_non_finite": spec.options.on_non_finite,
-        "not_finite": result.run_state.num_bad,
-        **told_of(place, spec.options.num_steps),
+        "not_finite": int(result.run_state.num_bad),
+        **told_of(place, lengths),
         "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
     }
     send(Finished(line, place))
+
+
+def accuracies_of(results: Results) -> np.ndarray:
+    """The matrix [T, T] of the first metric and the default learner."""
+    learners = next(iter(results.values()))
+    return next(iter(learners.values()))[1:]
 
 
 def sharding_of(parts: int) -> ShardingPlan | None:
@@ -160,7 +169,7 @@ def sharding_of(parts: int) -> ShardingPlan | None:
     return ShardingPlan(make_mesh(fsdp=parts), fsdp())
 
 
-def told_of(place: Path, num_steps: int) -> dict[str, Any]:
+def told_of(place: Path, lengths: Sequence[int]) -> dict[str, Any]:
     """Mean training loss of each task, and seconds of steps, of a run.
 
     Both are read from its metrics, which hold every step once, however often the run
@@ -177,7 +186,7 @@ def told_of(place: Path, num_steps: int) -> dict[str, Any]:
         steps = step - (before[1] if task == before[0] else 0)
         seconds += line["seconds"]
         mean = math.nan if line["loss"] is None else line["loss"]
-        losses[task] = losses.get(task, 0.0) + steps * mean / num_steps
+        losses[task] = losses.get(task, 0.0) + steps * mean / lengths[task]
         before = task, step
     rounded = [round(loss, 4) for loss in losses.values()]
     return {"loss": rounded, "seconds": round(seconds, 1)}

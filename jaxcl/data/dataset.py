@@ -49,14 +49,17 @@ class Dataset(NamedTuple):
 class Task(NamedTuple):
     """One task: what is learned, and what it is tested on.
 
-    ``valid`` is for choosing hyperparameters; :func:`jaxcl.data.train_valid_split` takes it
-    from the training set.
+    ``valid`` is for choosing hyperparameters and for stopping early;
+    :func:`jaxcl.data.train_valid_split` takes it from the training set. ``num_steps`` or
+    ``num_epochs`` are for tasks of their own length.
     """
 
     name: str
     train: Dataset
     test: Dataset
     valid: Dataset | None = None
+    num_steps: int | None = None
+    num_epochs: int | None = None
 
 
 def array_dataset(batch: Batch) -> Dataset:

@@ -13,13 +13,13 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, PyTree
 
-from jaxcl.errors import check_size
+from jaxcl.errors import check_size, shown
 from jaxcl.losses import cross_entropy, squared_error
 from jaxcl.tree import by_chunks, safe_divide
 from jaxcl.typing import Batch, Key, Outputs
 
 #: ``{name: value}``; a value is a scalar, or an array for ``finish`` to reduce.
-Values = Mapping[str, Array]
+Values = Mapping[str, Any]
 
 _NO_KEYS: Any = None  # of losses that are evaluated: nothing is drawn
 
@@ -93,12 +93,17 @@ def weighted_sums(rows: Values, batch: Batch) -> dict[str, Array]:
     """``sum_i w_i v_i`` of every value ``[b, ...]``, or a ValueError for what is none."""
 
     def total(name, values):
-        shape = jnp.shape(values)
-        if shape[:1] != batch.weight.shape or jnp.iscomplexobj(values):
+        array = isinstance(values, jax.Array)
+        came = f"{values.dtype}{list(values.shape)}" if array else shown(values)
+        if (
+            not array
+            or values.shape[:1] != batch.weight.shape
+            or jnp.iscomplexobj(values)
+        ):
             msg = (
-                "metrics: rows must return a real number or array for each example, "
-                f"shape [{batch.weight.shape[0]}, ...], got {name!r} of shape "
-                f"{list(shape)}; leave the mean to the loop."
+                "metrics: rows must return a JAX array with a real number for each "
+                f"example, shape [{batch.weight.shape[0]}, ...], got {came} for "
+                f"{name!r}; leave the mean to the loop."
             )
             raise ValueError(msg)
         values = values.astype(jnp.promote_types(values.dtype, jnp.float32))

@@ -15,13 +15,14 @@ from jaxcl.training.device import (
     run_stream,
     steps_for,
 )
-from jaxcl.training.host import Options, TrainResult, learn
+from jaxcl.training.host import EarlyStopping, Options, TrainResult, learn
 from jaxcl.training.order import batch_order
 from jaxcl.training.processes import start_processes
 from jaxcl.training.segments import StreamResult, in_segments, segment_size
 
 __all__ = [
     "Callback",
+    "EarlyStopping",
     "Options",
     "ShardingPlan",
     "StreamResult",

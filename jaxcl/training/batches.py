@@ -1,6 +1,6 @@
 """Which rows come when, of what shapes, and how they get to the devices."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -57,32 +57,42 @@ class FirstRows(NamedTuple):
     test: Batch
 
 
-def first_rows(tasks: Sequence[Task], *, scored: bool) -> FirstRows:
+def first_rows(
+    tasks: Sequence[Task], evaluation: Mapping[str, Dataset], *, measured: bool
+) -> FirstRows:
     """The first rows of the first task; those of all others must be like them.
 
     Args:
       tasks: one program is to serve them all.
-      scored: whether test rows are looked at.
+      evaluation: further sets to be tested on.
+      measured: whether test rows are looked at.
 
     Raises:
       ValueError: naming the task with rows of another shape or dtype.
     """
-    found = []
-    for part in ("train", "test")[: 2 if scored else 1]:
-        rows = [getattr(task, part).read(np.arange(1)) for task in tasks]
-        for task, row in zip(tasks, rows, strict=True):
-            check_batch(f"learn: {part} of task {task.name!r}", row)
-            kinds = [str(shapes_of(each, 1)) for each in (row, rows[0])]
-            if kinds[0] != kinds[1]:
-                came, wanted = (_in_words(each) for each in (row, rows[0]))
-                msg = (
-                    f"learn: {part} of task {task.name!r} has rows of {came}, unlike those "
-                    f"of the first task, {wanted}; pad or cast them, as one program "
-                    "serves all tasks."
-                )
-                raise ValueError(msg)
-        found.append(rows[0])
-    return FirstRows(found[0], found[-1])
+    trained = {f"train of task {task.name!r}": task.train for task in tasks}
+    tested = {f"test of task {task.name!r}": task.test for task in tasks}
+    valid = {f"valid of task {task.name!r}": task.valid for task in tasks if task.valid}
+    sets = {f"evaluation set {name!r}": rows for name, rows in evaluation.items()}
+    first = _alike_rows(trained)
+    return FirstRows(first, _alike_rows(tested | valid | sets) if measured else first)
+
+
+def _alike_rows(parts: Mapping[str, Dataset]) -> Batch:
+    """The first row of the first part; those of the others have its shapes and dtypes."""
+    rows = {name: part.read(np.arange(1)) for name, part in parts.items()}
+    first = next(iter(rows.values()))
+    for name, row in rows.items():
+        check_batch(f"learn: {name}", row)
+        kinds = [str(shapes_of(each, 1)) for each in (row, first)]
+        if kinds[0] != kinds[1]:
+            came, wanted = (_in_words(each) for each in (row, first))
+            msg = (
+                f"learn: {name} has rows of {came}, unlike those of the first task, "
+                f"{wanted}; pad or cast them, as one program serves all tasks."
+            )
+            raise ValueError(msg)
+    return first
 
 
 def shapes_of(row: Batch, size: int, sharding: ShardingPlan | None = None) -> Batch:

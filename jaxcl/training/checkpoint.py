@@ -24,15 +24,21 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
-from jaxcl.errors import check_kind, check_size, shown
+from jaxcl.errors import check_size, shown
+from jaxcl.training.identity import check_metadata, check_plain
 from jaxcl.training.processes import is_primary
 
 
 class Restored(NamedTuple):
-    """A tree read back, and the step under which it was saved."""
+    """A tree read back, the step under which it was saved, and the notes beside it."""
 
     step: int
     tree: PyTree
+    notes: Mapping[str, Any]
+
+
+#: Arrays by the names of their places, such as ``.state.params['w']``.
+Leaves = dict[str, jax.Array]
 
 
 def save(
@@ -43,6 +49,7 @@ def save(
     keep: int = 2,
     preserve: bool = False,
     metadata: Mapping[str, Any] | None = None,
+    notes: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write ``tree`` as checkpoint ``step`` of ``folder``; keep the latest ``keep``.
 
@@ -58,6 +65,7 @@ def save(
         does anew. What is no checkpoint stays.
       preserve: never remove this one to make room, and do not count it among those kept.
       metadata: what the run is, for JSON; :func:`restore` can insist on it.
+      notes: what else is known, for JSON; :func:`restore` returns it.
 
     Returns:
       The folder of this checkpoint.
@@ -91,6 +99,7 @@ def save(
             "checksums": _checksums(path),
             "preserve": preserve,
             "metadata": dict(metadata or {}),
+            "notes": dict(notes or {}),
         }
         partial = path.with_suffix(".json.tmp")
         partial.write_text(json.dumps(note, indent=1))
@@ -190,9 +199,9 @@ def restore(
         if metadata is not None:
             check_plain("checkpoint", metadata)
             wanted = json.loads(json.dumps(metadata))
-            _check_metadata(path, note.get("metadata", {}), wanted)
+            check_metadata(path, note.get("metadata", {}), wanted)
         _check_same(path, note["leaves"], like)
-        return Restored(step, _read(path, note["keys"], like))
+        return Restored(step, _read(path, note["keys"], like), note.get("notes", {}))
     msg = (
         f"restore: every checkpoint of {folder} is damaged: {', '.join(damaged)}; bring "
         "one back, or start in a new folder."
@@ -204,7 +213,7 @@ def restore(
 def saving(
     folder: str | Path, *, keep: int = 2, metadata: Mapping[str, Any] | None = None
 ) -> Iterator[Callable[..., None]]:
-    """Yield a ``save(step, tree, preserve=False)`` that writes while the run goes on.
+    """Yield a ``save(step, tree, preserve=False, notes=None)`` that writes meanwhile.
 
     The tree is copied on the device first, so that it may be donated right after. One
     checkpoint is written at a time: a save waits for the one before it, and the last one
@@ -224,9 +233,15 @@ def saving(
             while last:
                 last.pop().result()
 
-        def later(step: int, tree: PyTree, preserve: bool = False) -> None:
+        def later(
+            step: int,
+            tree: PyTree,
+            preserve: bool = False,
+            notes: Mapping[str, Any] | None = None,
+        ) -> None:
             wait()
-            options = {"keep": keep, "preserve": preserve, "metadata": metadata}
+            options = {"keep": keep, "preserve": preserve}
+            options |= {"metadata": metadata, "notes": notes}
             if jax.process_count() > 1:  # what processes exchange must keep its order
                 save(folder, step, tree, **options)
                 return
@@ -355,40 +370,37 @@ def _read(path: Path, key_impls: dict[str, str], like: PyTree) -> PyTree:
     return jax.tree.unflatten(jax.tree.structure(like), parts)
 
 
+def read_leaves(path: Path) -> Leaves:
+    """All leaves of one checkpoint by the names of their places, on the host's device.
+
+    Raises:
+      ValueError: if it is damaged.
+    """
+    from orbax.checkpoint import v1 as orbax
+
+    reason = _damage(path)
+    if reason:
+        msg = f"restore: {path} is damaged ({reason}); name an earlier one."
+        raise ValueError(msg)
+    note = json.loads(_note(path).read_text())
+    stored = orbax.load(str(path))
+    found = {}
+    for number, (name, look) in enumerate(note["leaves"].items()):
+        dtype, _, shape = look.rstrip("]").partition("[")
+        value = stored.get(str(number))
+        if name in note["keys"] and value is not None:
+            value = jax.random.wrap_key_data(value, impl=note["keys"][name])
+        elif value is None:
+            value = jnp.zeros([int(n) for n in shape.split(",") if n], dtype)
+        found[name] = jnp.asarray(value) if name not in note["keys"] else value
+    return found
+
+
 def _held(path: Path) -> bool:
     try:
         return json.loads(_note(path).read_text()).get("preserve", False)
     except (OSError, ValueError):
         return False
-
-
-def check_plain(who: str, metadata: Mapping[str, Any] | None) -> None:
-    """Refuse what no JSON file can hold, before a run has spent time on it.
-
-    Raises:
-      ValueError: naming who, and what it holds.
-    """
-    remedy = "give a dict of finite numbers and text"
-    check_kind(who, Mapping, remedy, optional=True, metadata=metadata)
-    try:
-        json.dumps(dict(metadata or {}), allow_nan=False)
-    except (TypeError, ValueError) as error:
-        msg = f"{who}: metadata must be a dict of finite numbers and text: {error}."
-        raise ValueError(msg) from error
-
-
-def _check_metadata(path: Path, held: dict[str, Any], wanted: dict[str, Any]) -> None:
-    lines = [
-        f"{name} {held.get(name, 'absent')!r}, not {wanted.get(name, 'absent')!r}"
-        for name in sorted({*held, *wanted})
-        if held.get(name) != wanted.get(name)
-    ]
-    if lines:
-        msg = (
-            f"restore: {path} is of another run: {'; '.join(lines[:8])}. Resume with its "
-            "settings, or start in a new folder."
-        )
-        raise ValueError(msg)
 
 
 def _check_same(path: Path, on_disk: dict[str, str], like: PyTree) -> None:
@@ -408,4 +420,12 @@ def _check_same(path: Path, on_disk: dict[str, str], like: PyTree) -> None:
         raise ValueError(msg)
 
 
-__all__ = ["Restored", "check_plain", "restore", "save", "saving", "steps"]
+__all__ = [
+    "Leaves",
+    "Restored",
+    "read_leaves",
+    "restore",
+    "save",
+    "saving",
+    "steps",
+]

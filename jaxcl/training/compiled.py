@@ -2,17 +2,17 @@
 
 import inspect
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import PyTree
 
 from jaxcl.errors import check_function, check_kind, shown
-from jaxcl.method import default_learner
+from jaxcl.metrics.evaluation import RowMetric, TaskMetric, weighted_sums
 from jaxcl.sharding import ShardingPlan, batch_sharding, replicated, shardings
 from jaxcl.training.device import with_num_steps
 from jaxcl.typing import Batch, Key, Method, MethodState, Params
@@ -20,8 +20,8 @@ from jaxcl.typing import Batch, Key, Method, MethodState, Params
 #: ``(frozen) -> method``: called while tracing, so that nothing is baked in.
 Build = Callable[[PyTree], Method]
 
-#: ``(params, frozen, batch) -> [b]``: how well each row is answered, such as 0 or 1.
-Score = Callable[[Params, PyTree, Batch], Float[Array, " b"]]
+#: What is measured on test rows: one metric, or several whose names differ.
+Metrics = RowMetric | TaskMetric | Sequence[RowMetric | TaskMetric]
 
 #: What becomes of a step that is not finite.
 Policy = Literal["stop", "skip", "continue"]
@@ -32,17 +32,19 @@ class Program(NamedTuple):
 
     ``check_shapes`` traces every part that takes rows, in the shapes it will get, and keeps
     what it traced: what is wrong with them shows before the first step. ``kept`` are
-    ``build`` and ``score``, to which the parts have weak references only.
+    ``build`` and the metrics, to which the parts have weak references only.
     """
 
     start: Callable[[Params], MethodState]
     step: Callable[..., Any]  # (state, key, number, num_steps, batch) -> (state, info)
     end_task: Callable[..., MethodState]  # (state, key, task) -> state
-    read: Callable[[MethodState], Params]
-    total: Callable[..., Any] | None  # (params, batch) -> sums of score and weight
-    check_shapes: Callable[
-        [Key, Batch, Batch, Batch], None
-    ]  # (key, batch, task, tested)
+    read: Callable[[MethodState], dict[str, PyTree]]  # the learners
+    total: Callable[..., Any]  # (params, batch) -> (sums of each row metric, weight)
+    check_shapes: Callable[[Key, Batch, Batch], None]  # (key, batch, task)
+    metrics: tuple[RowMetric | TaskMetric, ...]
+    metric_names: tuple[str, ...]
+    learner_names: tuple[str, ...]
+    frozen: PyTree
     kept: tuple[Callable, ...]
 
 
@@ -52,14 +54,14 @@ class _Parts(NamedTuple):
     start: Any  # (params, frozen, example) -> state
     step: Any  # (state, frozen, key, number, num_steps, batch) -> (state, info)
     end_task: Any  # (state, frozen, key, task) -> state
-    read: Any  # (state, frozen) -> params
-    total: Any  # (params, frozen, batch) -> sums of score and weight
+    read: Any  # (state, frozen) -> {learner: params}
+    total: Any  # (params, frozen, batch) -> (sums of each row metric, weight)
 
 
 class _Compiled(NamedTuple):
     """The parts of an earlier run, and what a run must have in common to use them."""
 
-    functions: list[weakref.ref]  # build, score: the same objects
+    functions: list[weakref.ref]  # build, rows of metrics: the same objects
     outside: list  # what these read from outside: the same objects
     traits: tuple  # policy, layout, trees and shapes: equal
     parts: _Parts
@@ -75,14 +77,15 @@ def compile_program(
     frozen: PyTree,
     example: Batch,
     *,
-    score: Score | None = None,
+    tested: Batch,
+    metrics: Metrics = (),
     on_non_finite: Policy = "stop",
     sharding: ShardingPlan | None = None,
 ) -> Program:
     """Jit the parts of a run. The state is donated to each step.
 
     A run like an earlier one of this process uses what was compiled for that: with the
-    same objects as ``build`` and ``score``, which read the same objects from outside
+    same objects as ``build`` and metrics, which read the same objects from outside
     themselves, and with equal shapes, policy and layout. Objects that they read must not
     be changed in place between two runs.
 
@@ -91,19 +94,22 @@ def compile_program(
       params: in their shapes.
       frozen: where :func:`shard` put it; handed to every call.
       example: a batch of one row.
-      score: what is summed over test rows; nothing if absent.
+      tested: a batch of test rows, in its shapes.
+      metrics: what is measured on test rows.
       on_non_finite: with ``skip`` a step whose loss, gradient or parameters are not
         finite leaves the state as it was.
       sharding: where everything lives; inputs and outputs keep their places.
 
     Raises:
-      ValueError: if ``build`` or ``score`` takes or returns something else.
+      ValueError: if ``build`` or a metric takes or returns something else.
     """
     check_function("learn", "frozen", build=build)
-    if score is not None:
-        check_function("learn", "params, frozen, batch", score=score)
+    metrics = _listed(metrics)
+    row_metrics = [metric for metric in metrics if isinstance(metric, RowMetric)]
+    for metric in row_metrics:
+        check_function("learn", "params, frozen, batch", rows=metric.rows)
 
-    functions = [build] if score is None else [build, score]
+    functions = [build, *(metric.rows for metric in row_metrics)]
     inputs = params, frozen, example
     parts = _find_parts(functions, on_non_finite, sharding, inputs)
 
@@ -112,27 +118,70 @@ def compile_program(
         placed = shard(sharding, params, "params/")
         return jax.tree.map(jnp.copy, parts.start(placed, frozen, example))
 
-    def check_shapes(key, batch, task, tested):
+    def check_shapes(key, batch, task):
         key, number = jax.eval_shape(lambda: key), np.int32(0)
         state = parts.start.eval_shape(*inputs)
         with _noting("step", batch):
             parts.step.eval_shape(state, frozen, key, number, number, batch)
         with _noting("end_task", task):
             parts.end_task.eval_shape(state, frozen, key, task)
-        if score is not None:
-            params = parts.read.eval_shape(state, frozen)
-            with _noting("score", tested):
-                parts.total.eval_shape(params, frozen, tested)
+        for learner in parts.read.eval_shape(state, frozen).values():
+            with _noting("metrics", tested):
+                parts.total.eval_shape(learner, frozen, tested)
 
+    learners, names = _names(parts, metrics, inputs, tested)
     return Program(
         begin,
         lambda state, *given: parts.step(state, frozen, *given),
         lambda state, key, task: parts.end_task(state, frozen, key, task),
         lambda state: parts.read(state, frozen),
-        (lambda params, batch: parts.total(params, frozen, batch)) if score else None,
+        lambda params, batch: parts.total(params, frozen, batch),
         check_shapes,
+        metrics,
+        names,
+        learners,
+        frozen,
         tuple(functions),
     )
+
+
+def _listed(metrics: Metrics) -> tuple[RowMetric | TaskMetric, ...]:
+    """The metrics, or a ValueError for anything else."""
+    one = isinstance(metrics, RowMetric | TaskMetric)
+    found = (metrics,) if one else metrics
+    if not isinstance(found, Sequence) or not all(
+        isinstance(metric, RowMetric | TaskMetric) for metric in found
+    ):
+        msg = (
+            "learn: metrics must be a RowMetric, a TaskMetric or a list of them, got "
+            f"{shown(metrics)}; such as jaxcl.metrics.classification(outputs)."
+        )
+        raise ValueError(msg)
+    return tuple(found)
+
+
+def _names(parts, metrics, inputs, tested) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The names of learners and of metrics, known by tracing."""
+    state = parts.start.eval_shape(*inputs)
+    learners = parts.read.eval_shape(state, inputs[1])
+    first = next(iter(learners.values()))
+    with _noting("metrics", tested):
+        sums, _ = parts.total.eval_shape(first, inputs[1], tested)
+    names: list[str] = []
+    sums = iter(sums)
+    for metric in metrics:
+        if isinstance(metric, TaskMetric):
+            names += metric.names
+        else:
+            names += jax.eval_shape(metric.finish, next(sums))
+    twice = {name for name in names if names.count(name) > 1}
+    if twice:
+        msg = (
+            f"learn: metrics must have different names, got {min(twice)!r} twice; leave "
+            "one out, or rename it."
+        )
+        raise ValueError(msg)
+    return tuple(learners), tuple(names)
 
 
 def _find_parts(
@@ -186,7 +235,7 @@ def _jit_parts(
     sharding: ShardingPlan | None,
     inputs: tuple,
 ) -> _Parts:
-    """Jit what ``build`` makes and ``score``; ``functions`` return these."""
+    """Jit what ``build`` makes and the metrics; ``functions`` return these."""
     params, frozen, example = inputs
 
     def made(frozen):
@@ -213,21 +262,11 @@ def _jit_parts(
         return made(frozen).end_task(key, state, task)
 
     def read(state, frozen):
-        return default_learner(made(frozen), state)
+        return dict(made(frozen).learners(state))
 
     def total(params, frozen, batch):
-        scores = functions[1]()(params, frozen, batch)
-        array = isinstance(scores, jax.Array)
-        real = array and not jnp.iscomplexobj(scores)
-        if not real or scores.shape != batch.weight.shape:
-            came = f"{scores.dtype}{list(scores.shape)}" if array else shown(scores)
-            msg = (
-                "learn: score must return a JAX array with a real number for each row, "
-                f"shape {list(batch.weight.shape)}, got {came}; leave the mean to the "
-                "loop."
-            )
-            raise ValueError(msg)
-        return jnp.sum(scores * batch.weight), jnp.sum(batch.weight)
+        sums = [weighted_sums(f()(params, frozen, batch), batch) for f in functions[1:]]
+        return sums, jnp.sum(batch.weight)
 
     with _noting("build or the method's init", example):
         state = jax.eval_shape(start, *inputs)
@@ -282,4 +321,4 @@ def _noting(part: str, batch: Batch) -> Iterator[None]:
         raise
 
 
-__all__ = ["Build", "Policy", "Program", "Score", "compile_program", "shard"]
+__all__ = ["Build", "Metrics", "Policy", "Program", "compile_program", "shard"]

@@ -1,48 +1,108 @@
-"""Scores of parameters on tasks whose test rows are read batch by batch."""
+"""Metrics of learners on data sets whose rows are read batch by batch."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import PyTree
 
-from jaxcl.data.dataset import Dataset, Task
+from jaxcl.data.dataset import Dataset
+from jaxcl.data.subsets import random_row_numbers
+from jaxcl.metrics.evaluation import RowMetric, TaskMetric
 from jaxcl.sharding import ShardingPlan
 from jaxcl.training.batches import take_rows
+from jaxcl.training.compiled import Program
 from jaxcl.training.prefetch import prefetch
-from jaxcl.typing import Array, Batch
+from jaxcl.typing import Key
+
+#: ``{metric: {learner: value}}`` on one data set.
+Measured = dict[str, dict[str, float]]
+
+#: Draws the rows of a test set that is too large, the same ones in every run.
+EVAL_SEED = 0
 
 
-def mean_scores(
-    total: Callable[[Batch], tuple[Array, Array]],
-    tasks: Sequence[Task],
+def measure(
+    key: Key,
+    program: Program,
+    learners: Mapping[str, PyTree],
+    rows: Dataset,
     *,
     batch_size: int,
     num_rows: int | None = None,
     sharding: ShardingPlan | None = None,
-) -> Iterator[float]:
-    """Yield the weighted mean of a score over the test rows of each task.
+) -> Measured:
+    """All metrics of all learners on one data set.
 
     Args:
-      total: ``(batch) -> (sum of weight * score, sum of weight)``, jitted. All batches
-        have ``batch_size`` rows, the last of a task filled up with weight 0.
-      tasks: what to evaluate on.
+      key: of metrics of whole data sets.
+      program: has the metrics.
+      learners: what is evaluated, by name.
+      rows: on which; all batches have ``batch_size`` rows, the last one filled up with
+        weight 0.
       batch_size: rows held at once.
-      num_rows: the first so many test rows of each task; all if absent.
+      num_rows: how many rows, at random; all if absent.
       sharding: where batches are put.
     """
+    numbers = chosen_rows(rows, num_rows)
+    found: Measured = {name: {} for name in program.metric_names}
+    if any(isinstance(metric, RowMetric) for metric in program.metrics):
+        for learner, values in _row_values(
+            program, learners, rows, numbers, batch_size, sharding
+        ).items():
+            for name, value in values.items():
+                found[name][learner] = value
+    for place, metric in enumerate(program.metrics):
+        if isinstance(metric, TaskMetric):
+            own = jax.random.fold_in(key, place)
+            part = subset_of(rows, numbers)
+            for learner, params in learners.items():
+                values = metric.of_data(own, params, program.frozen, part)
+                for name in metric.names:
+                    found[name][learner] = float(values[name])
+    return found
 
-    def mean(rows: Dataset) -> float:
-        count = min(rows.count, num_rows or rows.count)
 
-        def read(first):
-            numbers = np.arange(first, min(first + batch_size, count))
-            return take_rows(rows, numbers, size=batch_size, sharding=sharding)
-
-        sums = [total(batch) for batch in prefetch(read, range(0, count, batch_size))]
-        score, weight = np.sum(jax.device_get(sums), axis=0)
-        return float(score / weight)
-
-    return (mean(task.test) for task in tasks)
+def chosen_rows(rows: Dataset, num_rows: int | None) -> np.ndarray:
+    """Numbers of the rows to be looked at."""
+    if num_rows is None or num_rows >= rows.count:
+        return np.arange(rows.count)
+    return random_row_numbers(jax.random.key(EVAL_SEED), rows.count, num_rows)
 
 
-__all__ = ["mean_scores"]
+def subset_of(rows: Dataset, numbers: np.ndarray) -> Dataset:
+    """Some rows of a data set, as one."""
+    return Dataset(len(numbers), lambda index: rows.read(numbers[index]))
+
+
+def _row_values(
+    program, learners, rows, numbers, batch_size, sharding
+) -> dict[str, dict[str, float]]:
+    """``{learner: {metric: value}}`` of what is averaged over rows."""
+
+    def read(first):
+        here = numbers[first : first + batch_size]
+        return take_rows(rows, here, size=batch_size, sharding=sharding)
+
+    sums: dict[str, list[Any]] = {name: [] for name in learners}
+    for batch in prefetch(read, range(0, len(numbers), batch_size)):
+        for name, params in learners.items():
+            sums[name].append(program.total(params, batch))
+
+    def finish(parts: Sequence[Any]) -> dict[str, float]:
+        # In float64 on the host: sums of many batches round once.
+        add = lambda *leaves: np.sum(np.asarray(leaves, np.float64), axis=0)
+        totals, weight = jax.tree.map(add, *jax.device_get(parts))
+        values: dict[str, float] = {}
+        row_metrics = [m for m in program.metrics if isinstance(m, RowMetric)]
+        for metric, total in zip(row_metrics, totals, strict=True):
+            means = {name: value / weight for name, value in total.items()}
+            for name, value in metric.finish(means).items():
+                values[name] = float(value)
+        return values
+
+    return {name: finish(parts) for name, parts in sums.items()}
+
+
+__all__ = ["EVAL_SEED", "Measured", "chosen_rows", "measure", "subset_of"]

@@ -6,73 +6,61 @@ because both take their rows and keys from :mod:`jaxcl.training.order`.
 """
 
 import sys
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
-import jax
 import numpy as np
-from jaxtyping import Int, PyTree
+from jaxtyping import PyTree
 
-from jaxcl.data.dataset import Task
+from jaxcl.data.dataset import Dataset, Task
+from jaxcl.errors import check_kind
 from jaxcl.sharding import ShardingPlan
-from jaxcl.training.batches import (
-    first_rows,
-    first_seen,
-    longest,
-    shapes_of,
-    take_rows,
-    task_rows,
-    training_order,
-)
+from jaxcl.training.batches import first_rows, shapes_of, task_rows
 from jaxcl.training.checkpoint import saving
-from jaxcl.training.compiled import Build, Program, Score, compile_program, shard
-from jaxcl.training.evaluate import mean_scores
+from jaxcl.training.compiled import Build, Metrics, Program, compile_program, shard
+from jaxcl.training.identity import identity
 from jaxcl.training.interrupt import interruptible
 from jaxcl.training.lock import lock_across_processes
 from jaxcl.training.logging import bar, metrics_file, tensorboard
-from jaxcl.training.options import Options, check_run, identity
-from jaxcl.training.order import fit_keys, task_keys
-from jaxcl.training.prefetch import prefetch
-from jaxcl.training.processes import any_across_processes, exit_together, is_primary
+from jaxcl.training.options import EarlyStopping, Options, check_run, steps_of
+from jaxcl.training.processes import exit_together, is_primary
+from jaxcl.training.results import (
+    Results,
+    check_tasks_go_on,
+    describe,
+    empty_results,
+    notes_of,
+    recall,
+    warn_of_bad_scores,
+)
 from jaxcl.training.run_state import (
     RunState,
     begin,
     latest_run_state,
     number_of,
-    on_devices,
     untested,
-    warn_of_bad_scores,
+    warn_if_finished,
     warn_of_bad_steps,
 )
-from jaxcl.typing import Batch, Key, MethodState, Params, StepInfo
-
-Status = Literal["done", "diverged", "interrupted"]
+from jaxcl.training.start import started_from
+from jaxcl.training.walk import Run, Status, walk_tasks
+from jaxcl.typing import Key, Params
 
 
 class TrainResult(NamedTuple):
     """Where a run ended."""
 
     status: Status
-    params: Params  # what the method evaluates
+    learners: dict[str, PyTree]  # what the method evaluates, the default first
+    results: Results  # {metric: {learner: [T + 1, E]}}
     run_state: RunState
 
-
-class Run(NamedTuple):
-    """What a run has besides its position: its inputs, its program, all its effects."""
-
-    key: Key
-    tasks: Sequence[Task]
-    options: Options
-    sharding: ShardingPlan | None
-    program: Program
-    interrupted: Callable[[], bool]
-    save: Callable[..., None]
-    write: Callable[[Mapping[str, Any]], None]
-    scalar: Callable[[str, float, int], None]
-    advance: Callable[..., None]
+    @property
+    def params(self) -> PyTree:
+        """The default learner: the parameters to use."""
+        return next(iter(self.learners.values()))
 
 
 def learn(
@@ -82,14 +70,18 @@ def learn(
     tasks: Sequence[Task],
     options: Options,
     *,
-    folder: str | Path,
+    folder: str | Path | None,
     frozen: PyTree = (),
-    score: Score | None = None,
+    metrics: Metrics = (),
+    evaluation: Mapping[str, Dataset] | None = None,
+    start: str | Path | None = None,
+    fresh: Sequence[str] = (),
     sharding: ShardingPlan | None = None,
     metadata: Mapping[str, Any] | None = None,
     tensorboard_folder: str | Path | None = None,
     quiet: bool | None = None,
     on_progress: Callable[[int, str], None] | None = None,
+    on_report: Callable[[Mapping[str, Any]], None] | None = None,
 ) -> TrainResult:
     """Learn tasks one after another; go on from the last checkpoint if there is one.
 
@@ -97,6 +89,10 @@ def learn(
     left alone. SIGTERM and SIGINT end it with a checkpoint after the step at hand (many
     processes, which have to agree, after the steps of the next report), or after the end
     of a task and the test rows of the task at hand.
+
+    A stream may grow: the same call with more tasks at the end goes on from where the run
+    had come to. Parts of a method whose state has a row for each task (``episodic``) must
+    have room for all from the start.
 
     Args:
       key: of the run; the only source of randomness.
@@ -106,11 +102,18 @@ def learn(
       tasks: in order; rows may differ in number from task to task, not in shape.
       options: see :class:`Options`.
       folder: gets ``checkpoints/`` and ``metrics.jsonl``; created if absent. A run has one
-        of its own; one that had finished there is returned, with a warning.
+        of its own; one that had finished there is returned, with a warning. None writes
+        nothing.
       frozen: weights that are used and never trained. The checkpoints hold a fingerprint
         of them, and a run on others is another run.
-      score: ``(params, frozen, batch) -> [b]``, what the matrix holds; without it nothing
-        is evaluated.
+      metrics: what is measured on test rows, such as
+        :func:`jaxcl.metrics.classification`; nothing is evaluated without.
+      evaluation: data sets that are only evaluated on, by name.
+      start: folder of a finished run, or a checkpoint in it, ``FOLDER/checkpoints/NUMBER``:
+        learning begins with all its state in place of ``params``. Rows and keys are those
+        of this run.
+      fresh: parts of the state that begin anew with ``start``, by the field of
+        :class:`~jaxcl.typing.MethodState`, such as ``("memory",)``.
       sharding: devices to spread over, see :mod:`jaxcl.sharding`; one if absent.
       metadata: what the run is (method, rates, data, path of ``frozen``): the checkpoint of
         another run is refused, with what differs. What is not told here or named under
@@ -118,50 +121,111 @@ def learn(
       tensorboard_folder: also write scalars for TensorBoard.
       quiet: no progress; by default only a terminal gets a bar.
       on_progress: hears of progress instead of a bar: steps, and a few words.
+      on_report: called with each line of ``metrics.jsonl``, for other loggers.
 
     Returns:
-      The status, the parameters to evaluate, and the last position. A run that stopped
-      because a step was not finite is ``diverged``; its last checkpoint is from before.
-      Warnings tell of steps and of scores that were not finite.
+      The status, the learners, the results ``{metric: {learner: [T + 1, E]}}`` (row 0
+      before the first task; columns are tasks, then ``evaluation``), and the last
+      position. A run that stopped because a step was not finite is ``diverged``; its last
+      checkpoint is from before. Warnings tell of steps and of scores that were not finite.
 
     Raises:
       ValueError: for an argument of another kind, options that cannot work, a task with
-        fewer rows than a batch or with rows unlike those of the first, a ``build``,
-        ``score`` or rule that takes or returns something else, a mesh of other axes, an
-        ``metadata`` that JSON cannot hold, a folder in which another process learns, or a
-        checkpoint of another run: of another key, another number of tasks, other options
-        that decide what comes of it, other ``frozen`` weights, or another ``metadata``; or
-        for checkpoints whose notes are lost.
+        rows unlike those of the first, a ``build``, metric or rule that takes or returns
+        something else, a mesh of other axes, ``metadata`` that JSON cannot hold, a folder
+        in which another process learns, or a checkpoint of another run: of another key,
+        other tasks, other options that decide what comes of it, other ``frozen`` weights,
+        or another ``metadata``; or for checkpoints whose notes are lost.
       OSError: if the disk is full or the folder cannot be written; what was saved stays.
       ImportError: for a ``tensorboard_folder`` without ``tensorboardX``.
 
-    Step, end of task and score are traced before the first step: what is wrong with shapes
-    shows then.
+    Step, end of task and metrics are traced before the first step: what is wrong with
+    shapes shows then.
 
     Cost: per step what the method's step costs. The next batches are read by a thread;
     every ``report_every`` steps the loop waits for their losses. While a checkpoint is
     written there is one more copy of the state. A further call with the same objects as
-    ``build`` and ``score``, and equal shapes, uses the programs of the earlier one: what
+    ``build`` and metrics, and equal shapes, uses the programs of the earlier one: what
     these functions read must not be changed in place in between.
     """
-    scored = score is not None
+    evaluation, measured = dict(evaluation or {}), bool(metrics)
     check_run(
         key,
         params,
         tasks,
         options,
         sharding,
+        evaluation=evaluation,
         folder=folder,
         metadata=metadata,
-        scored=scored,
+        measured=measured,
     )
-    first, frozen = first_rows(tasks, scored=scored), shard(sharding, frozen, "frozen/")
+    check_kind("learn", Callable, optional=True, on_report=on_report)
+    frozen = shard(sharding, frozen, "frozen/")
+    program = _checked_program(
+        key, build, params, tasks, options, frozen, metrics, evaluation, sharding
+    )
+    metadata = identity(key, options, frozen, metadata)
+    described = [describe(task, options) for task in tasks]
+    sizes = len(tasks), len(evaluation)
+    results = empty_results(program.metric_names, program.learner_names, *sizes)
+    home = None if folder is None else Path(folder)
+    with ExitStack() as stack:
+        enter = stack.enter_context
+        interrupted = enter(interruptible())
+        if home is not None:
+            enter(lock_across_processes(home))
+        state, notes = program.start(params), {}
+        if start is not None:
+            state = started_from(start, state, fresh)
+        run_state = begin(state, options)
+        if home is not None:
+            place = home / "checkpoints"
+            run_state, notes = latest_run_state(place, run_state, sharding, metadata)
+        check_tasks_go_on(notes.get("tasks", ()), described, folder)
+        recall(results, notes, tuple(evaluation))
+        warn_if_finished(run_state, tasks, home)
+        save, write = _writers(
+            enter, home, run_state, tasks, options, metadata, on_report
+        )
+        run = Run(
+            key,
+            tasks,
+            evaluation,
+            options,
+            sharding,
+            program,
+            results,
+            np.zeros((len(tasks) + 1, sum(sizes)), bool),
+            lambda: notes_of(results, described, tuple(evaluation)),
+            interrupted,
+            save,
+            write,
+            enter(tensorboard(tensorboard_folder if is_primary() else None)),
+            on_progress or enter(_bar(run_state, tasks, options, quiet)),
+        )
+        with exit_together():
+            run_state, status = walk_tasks(run, run_state)
+    policy, diverged = options.on_non_finite, status == "diverged"
+    warn_of_bad_steps(run_state, tasks, policy, diverged=diverged)
+    names = [*(task.name for task in tasks), *evaluation]
+    warn_of_bad_scores(results, names, run.measured)
+    return TrainResult(status, program.read(run_state.state), results, run_state)
+
+
+def _checked_program(
+    key, build, params, tasks, options, frozen, metrics, evaluation, sharding
+) -> Program:
+    """The program of a run, all of whose parts have been traced in their shapes."""
+    measured = bool(metrics)
+    first = first_rows(tasks, evaluation if measured else {}, measured=measured)
     program = compile_program(
         build,
         params,
         frozen,
         first.train,
-        score=score,
+        tested=shapes_of(first.test, options.eval_batch_size, sharding),
+        metrics=metrics,
         on_non_finite=options.on_non_finite,
         sharding=sharding,
     )
@@ -170,215 +234,43 @@ def learn(
         key,
         shapes_of(first.train, options.batch_size, sharding),
         shapes_of(first.train, at_end, sharding),
-        shapes_of(first.test, options.eval_batch_size, sharding),
     )
-    home = Path(folder)
-    metadata = identity(key, len(tasks), options, frozen, metadata)
-    with ExitStack() as stack:
-        enter = stack.enter_context
-        interrupted = enter(interruptible())
-        enter(lock_across_processes(home))
-        run_state = latest_run_state(
-            home / "checkpoints", begin(program, params, len(tasks)), sharding, metadata
+    stopping = options.early_stopping
+    if stopping is not None and stopping.metric not in program.metric_names:
+        msg = (
+            f"learn: early_stopping watches {stopping.metric!r}, got metrics "
+            f"{list(program.metric_names)}; name one of them."
         )
-        done = number_of(run_state.task, run_state.step, options)
-        done -= untested(run_state, scored=scored)  # whose line is not there yet
-        known = lambda line: line["at"] <= done
-        walked = run_state.task * options.num_steps + run_state.step
-        quiet = not (is_primary() and sys.stderr.isatty()) if quiet is None else quiet
-        total = len(tasks) * options.num_steps
-        run = Run(
-            key,
-            tasks,
-            options,
-            sharding,
-            program,
-            interrupted=interrupted,
-            save=enter(
-                saving(home / "checkpoints", keep=options.keep, metadata=metadata)
-            ),
-            write=enter(metrics_file(home / "metrics.jsonl", keep=known))
-            if is_primary()
-            else lambda line: None,
-            scalar=enter(tensorboard(tensorboard_folder if is_primary() else None)),
-            advance=on_progress or enter(bar(total, done=walked, quiet=quiet)),
-        )
-        with exit_together():
-            run_state, status = walk(run, run_state)
-    policy, diverged = options.on_non_finite, status == "diverged"
-    warn_of_bad_steps(run_state, tasks, policy, diverged=diverged)
-    if scored and not untested(run_state, scored=scored):
-        warn_of_bad_scores(run_state, tasks)
-    return TrainResult(status, program.read(run_state.state), run_state)
+        raise ValueError(msg)
+    return program
 
 
-def walk(run: Run, run_state: RunState) -> tuple[RunState, Status]:
-    """All tasks that are left, one after another."""
-    status: Status = "done"
-    if untested(run_state, scored=run.program.total is not None):
-        run_state, status = test(run, run_state)
-    while status == "done" and run_state.task < len(run.tasks):
-        run_state, status = fit(run, run_state)
-        if status == "done":
-            run_state, status = finish_task(run, run_state)
-    return run_state, status
+def _writers(enter, home, run_state, tasks, options, metadata, on_report):
+    """What saves a checkpoint, and what writes a line of metrics."""
+    hear = on_report or (lambda line: None)
+    if home is None:
+        return (lambda *given, **others: None), hear
+    # Whose line of results is not there yet writes it again.
+    done = number_of(run_state, tasks, options) - untested(run_state)
+    save = enter(saving(home / "checkpoints", keep=options.keep, metadata=metadata))
+    if not is_primary():
+        return save, hear
+    known = lambda line: line["at"] <= done
+    append = enter(metrics_file(home / "metrics.jsonl", keep=known))
+
+    def write(line):
+        append(line)
+        hear(line)
+
+    return save, write
 
 
-def fit(run: Run, run_state: RunState) -> tuple[RunState, Status]:
-    """Walk the rest of the task at hand, step by step."""
-    options, index = run.options, run_state.task
-    rows, order = run.tasks[index].train, training_order_of(run, index)
-
-    def read(step):
-        return take_rows(
-            rows, order[step], size=options.batch_size, sharding=run.sharding
-        )
-
-    left = range(run_state.step, options.num_steps)
-    with closing(prefetch(read, left)) as batches:
-        return take_steps(run, run_state, batches)
+def _bar(run_state, tasks, options, quiet):
+    """The progress of all steps."""
+    quiet = not (is_primary() and sys.stderr.isatty()) if quiet is None else quiet
+    lengths = [steps_of(task, options) for task in tasks]
+    done = sum(lengths[: run_state.task]) + int(run_state.step)
+    return bar(sum(lengths), done=done, quiet=quiet)
 
 
-def take_steps(
-    run: Run, run_state: RunState, batches: Iterable[Batch]
-) -> tuple[RunState, Status]:
-    """A step for each batch, with reports, looks and checkpoints when they are due."""
-    options, index = run.options, run_state.task
-    keys, state = fit_keys(task_keys(run.key, index).fit), run_state.state
-    num_bad = run_state.num_bad
-    here = lambda over: run_state._replace(state=state, step=over, num_bad=num_bad)
-    recent: list[StepInfo] = []
-    began = saved = time.monotonic()
-    for step, batch in enumerate(batches, run_state.step):
-        state, info = run.program.step(
-            state, keys.steps, np.int32(step), np.int32(options.num_steps), batch
-        )
-        recent.append(info)
-        over = step + 1
-        stop, pause = False, False
-        due = over == options.num_steps or over % options.report_every == 0
-        look = options.eval_every and over % options.eval_every == 0
-        if look:
-            jax.block_until_ready(state)  # steps count as training, looking does not
-        if due or jax.process_count() == 1:  # many processes agree, and not every step
-            old = time.monotonic() - saved >= options.save_every
-            stop, old = any_across_processes(run.interrupted(), old)
-            pause = stop or old
-        if pause or due:
-            found, began = report(run, recent, index, over, began)
-            num_bad, recent = num_bad + found, []
-            if found and options.on_non_finite == "stop":
-                return here(over), "diverged"
-        rest = time.monotonic()
-        if look:
-            scores = list(evaluate(run, state, run.tasks[: index + 1]))
-            line = {"at": number_of(index, over, options), "task": index, "step": over}
-            run.write(line | {"scores": scores})
-        if pause:
-            now = on_devices(here(over), run.sharding)
-            run.save(number_of(index, over, options), now)
-            saved = time.monotonic()
-        began += time.monotonic() - rest
-        if stop:
-            return here(over), "interrupted"
-    return here(options.num_steps), "done"
-
-
-def report(
-    run: Run, infos: Sequence[StepInfo], index: int, over: int, began: float
-) -> tuple[int, float]:
-    """Wait for some steps of a task, the last of them number ``over``, and tell about them.
-
-    Returns:
-      How many of them were not finite, and when the device was through with them.
-    """
-    seen, ready = jax.device_get(infos), time.monotonic()
-    bad, seconds = sum(not info.finite for info in seen), ready - began
-    rate = len(seen) * run.options.batch_size / max(seconds, 1e-9)
-    loss = float(np.mean([float(info.loss) for info in seen]))
-    run.write(
-        {
-            "at": number_of(index, over, run.options),
-            "task": index,
-            "step": over,
-            "loss": loss,
-            **{name: float(value) for name, value in seen[-1].metrics.items()},
-            "seconds": round(seconds, 6),
-            "examples_per_second": round(rate, 1),
-            "not_finite": bad,
-        }
-    )
-    run.scalar("loss", loss, index * run.options.num_steps + over)
-    name = run.tasks[index].name
-    run.advance(len(seen), f"{name}, loss {loss:.4g}, {rate:.3g} examples/s")
-    return bad, ready
-
-
-def finish_task(run: Run, run_state: RunState) -> tuple[RunState, Status]:
-    """Consolidate, evaluate all tasks, and save the end of the task for good."""
-    index = run_state.task
-    keys = fit_keys(task_keys(run.key, index).fit)
-    state = run.program.end_task(run_state.state, keys.end, whole_task(run, index))
-    run_state = run_state._replace(state=state, task=index + 1, step=0)
-    run_state, status = test(run, run_state)
-    number = number_of(index + 1, 0, run.options)
-    run.save(number, on_devices(run_state, run.sharding), preserve=True)
-    return run_state, status
-
-
-def test(run: Run, run_state: RunState) -> tuple[RunState, Status]:
-    """Evaluate all tasks after one has ended; after a signal, the run that goes on does."""
-    if run.program.total is None:
-        return run_state, "done"
-    scores = []
-    for score in evaluate(run, run_state.state, run.tasks):
-        scores.append(score)
-        (stop,) = any_across_processes(run.interrupted())
-        if stop and len(scores) < len(run.tasks):
-            return run_state, "interrupted"
-    index, matrix = run_state.task - 1, run_state.matrix.copy()
-    matrix[index] = scores
-    number = number_of(index + 1, 0, run.options)
-    run.write({"at": number, "task": index, "scores": scores, "ended": True})
-    for task, value in enumerate(scores):
-        run.scalar(f"score/{task}", value, (index + 1) * run.options.num_steps)
-    return run_state._replace(matrix=matrix), "done"
-
-
-def evaluate(run: Run, state: MethodState, tasks: Sequence[Task]) -> Iterator[float]:
-    """The mean score on the test rows of each task."""
-    params, total = run.program.read(state), run.program.total
-    if total is None:
-        return iter(())
-    return mean_scores(
-        lambda batch: total(params, batch),
-        tasks,
-        batch_size=run.options.eval_batch_size,
-        num_rows=run.options.eval_examples,
-        sharding=run.sharding,
-    )
-
-
-def training_order_of(run: Run, index: int) -> Int[np.ndarray, "steps b"]:
-    """The rows of all batches of a task."""
-    options = run.options
-    return training_order(
-        fit_keys(task_keys(run.key, index).fit).order,
-        run.tasks[index].train,
-        num_steps=options.num_steps,
-        batch_size=options.batch_size,
-        most=longest(run.tasks),
-    )
-
-
-def whole_task(run: Run, index: int) -> Batch:
-    """What ``end_task`` sees: equally many rows for all tasks, filled up with weight 0."""
-    rows, size = run.tasks[index].train, run.options.end_task_examples
-    numbers = np.arange(rows.count)
-    if size and size < rows.count:
-        numbers = first_seen(training_order_of(run, index), size)
-    size = task_rows(run.tasks, size, run.sharding)
-    return take_rows(rows, numbers, size=size, sharding=run.sharding)
-
-
-__all__ = ["Options", "RunState", "TrainResult", "learn"]
+__all__ = ["EarlyStopping", "Options", "RunState", "TrainResult", "learn"]

@@ -2,49 +2,89 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import PyTree
 
 from jaxcl.data.dataset import Dataset, Task
 from jaxcl.errors import check_key, check_kind, check_number, check_size, shown
 from jaxcl.sharding import ShardingPlan, check_rows, check_sharding_plan
-from jaxcl.training.checkpoint import check_plain
 from jaxcl.training.compiled import Policy
-from jaxcl.training.fingerprint import fingerprint
+from jaxcl.training.identity import check_plain
 from jaxcl.typing import Key, Params
 
 
-class Options(NamedTuple):
-    """How a run is walked. Only the first five change what comes of it.
+class EarlyStopping(NamedTuple):
+    """End a task when its validation rows no longer get better, and go back to the best.
 
     Attributes:
-      num_steps: of each task.
-      batch_size: rows per step.
+      metric: name of what is watched, of the default learner, at every ``eval_every``.
+      patience: looks without a better value after which the task ends.
+      lower_is_better: for errors and losses.
+    """
+
+    metric: str
+    patience: int = 3
+    lower_is_better: bool = False
+
+
+class Options(NamedTuple):
+    """How a run is walked.
+
+    Only ``num_steps``, ``batch_size``, ``on_non_finite``, ``end_task_examples`` and
+    ``early_stopping`` change what is learned.
+
+    Attributes:
+      num_steps: of each task that does not say its own; None if all do.
+      batch_size: rows per step. A task with fewer has them all in every batch, which is
+        filled up with rows of weight 0.
       on_non_finite: what becomes of a step that is not finite: ``stop`` the run, ``skip``
-        the step, or ``continue``; all are counted and told.
+        the step, or ``continue``; all are counted and reported.
       end_task_examples: rows that ``end_task`` sees; all of the task if None.
-      eval_examples: test rows per task; all if None.
+      eval_examples: test rows per task, drawn at random and the same for every run; all
+        if None.
       eval_batch_size: test rows held at once.
-      eval_every: steps between two looks at the tasks so far, besides that at all tasks
-        at the end of each; none if None.
+      eval_tasks: at the ends of tasks, look at ``all`` tasks or at those ``seen``.
+      eval_every_tasks: tasks between two such looks; there is one at the end in any case.
+      eval_start: whether to look before the first task, too.
+      eval_every: steps between two looks at the tasks so far, besides those at the ends;
+        none if None.
+      early_stopping: end tasks early by their validation rows; needs ``eval_every``.
       report_every: steps between two lines of metrics, at each of which the loop waits.
       save_every: seconds between two checkpoints inside a task; 0: after each step.
       keep: checkpoints inside tasks, besides one for each task's end.
     """
 
-    num_steps: int
+    num_steps: int | None
     batch_size: int
     on_non_finite: Policy = "stop"
     end_task_examples: int | None = None
     eval_examples: int | None = None
     eval_batch_size: int = 256
+    eval_tasks: Literal["all", "seen"] = "all"
+    eval_every_tasks: int = 1
+    eval_start: bool = True
     eval_every: int | None = None
+    early_stopping: EarlyStopping | None = None
     report_every: int = 10
     save_every: float = 300.0
     keep: int = 2
+
+
+def steps_of(task: Task, options: Options) -> int:
+    """Steps of a task: its own, those of its epochs, or those of the options."""
+    if task.num_steps is not None:
+        return task.num_steps
+    if task.num_epochs is not None:
+        return -(-task.num_epochs * task.train.count // options.batch_size)
+    if options.num_steps is None:
+        msg = (
+            f"learn: task {task.name!r} has no number of steps; give it num_steps or "
+            "num_epochs, or give Options.num_steps for all."
+        )
+        raise ValueError(msg)
+    return options.num_steps
 
 
 def check_run(
@@ -54,9 +94,10 @@ def check_run(
     options: Options,
     sharding: ShardingPlan | None,
     *,
-    folder: str | os.PathLike[str],
+    evaluation: Mapping[str, Dataset],
+    folder: str | os.PathLike[str] | None,
     metadata: Mapping[str, Any] | None,
-    scored: bool,
+    measured: bool,
 ) -> None:
     """Refuse what cannot run, before any compute.
 
@@ -66,9 +107,10 @@ def check_run(
       tasks: likewise.
       options: likewise.
       sharding: likewise.
+      evaluation: likewise.
       folder: likewise.
       metadata: likewise.
-      scored: whether test rows are looked at.
+      measured: whether test rows are looked at.
 
     Raises:
       ValueError: in one line.
@@ -76,13 +118,16 @@ def check_run(
     check_key("learn", key)
     _check_params(params)
     _check_options(options)
-    _check_tasks(tasks, options, scored=scored)
+    _check_tasks(tasks, options, measured=measured)
+    check_kind("learn", Mapping, "give {name: dataset}", evaluation=evaluation)
+    for name, rows in evaluation.items():
+        check_kind("learn", Dataset, f"as evaluation[{name!r}]", evaluation=rows)
     _check_layout(sharding, options)
     check_plain("learn", metadata)
-    if not isinstance(folder, str | os.PathLike):
+    if not isinstance(folder, str | os.PathLike | None):
         msg = (
             f"learn: folder must be a path, got {shown(folder)}; give each run one of "
-            "its own."
+            "its own, or None to write nothing."
         )
         raise ValueError(msg)
 
@@ -104,18 +149,28 @@ def _check_params(params: Params) -> None:
 def _check_options(options: Options) -> None:
     check_kind("learn", Options, options=options)
     named = lambda names: {name: getattr(options, name) for name in names.split()}
-    check_size(
-        "learn", **named("num_steps batch_size eval_batch_size report_every keep")
-    )
-    maybe = named("end_task_examples eval_examples eval_every")
+    sizes = named("batch_size eval_batch_size eval_every_tasks report_every keep")
+    check_size("learn", **sizes)
+    maybe = named("num_steps end_task_examples eval_examples eval_every")
     check_size("learn", optional=True, **maybe)
     check_number("learn", infinite=True, save_every=options.save_every)
-    if options.on_non_finite not in get_args(Policy):
-        msg = (
-            f"learn: on_non_finite must be one of {', '.join(get_args(Policy))}, got "
-            f"{options.on_non_finite!r}."
-        )
-        raise ValueError(msg)
+    choices = {"on_non_finite": get_args(Policy), "eval_tasks": ("all", "seen")}
+    for name, allowed in choices.items():
+        if getattr(options, name) not in allowed:
+            msg = (
+                f"learn: {name} must be one of {', '.join(allowed)}, got "
+                f"{getattr(options, name)!r}."
+            )
+            raise ValueError(msg)
+    if options.early_stopping is not None:
+        check_kind("learn", EarlyStopping, early_stopping=options.early_stopping)
+        check_size("learn", patience=options.early_stopping.patience)
+        if options.eval_every is None:
+            msg = (
+                "learn: early_stopping looks at every eval_every steps, got None; set "
+                "it, such as to a tenth of a task."
+            )
+            raise ValueError(msg)
 
 
 def _check_layout(sharding: ShardingPlan | None, options: Options) -> None:
@@ -132,7 +187,7 @@ def _check_layout(sharding: ShardingPlan | None, options: Options) -> None:
         check_rows("learn", sharding, batch_size=sizes[0], eval_batch_size=sizes[1])
 
 
-def _check_tasks(tasks: Sequence[Task], options: Options, *, scored: bool) -> None:
+def _check_tasks(tasks: Sequence[Task], options: Options, *, measured: bool) -> None:
     if not isinstance(tasks, Sequence) or isinstance(tasks, Task):
         came = type(tasks).__name__
         msg = f"learn: tasks must be a list of tasks, got {came}; make one of them."
@@ -141,40 +196,33 @@ def _check_tasks(tasks: Sequence[Task], options: Options, *, scored: bool) -> No
         msg = "learn: expected at least one task, got none."
         raise ValueError(msg)
     for task in tasks:
-        _check_task(task, options, scored=scored)
+        _check_task(task, options, measured=measured)
 
 
-def _check_task(task: Task, options: Options, *, scored: bool) -> None:
+def _check_task(task: Task, options: Options, *, measured: bool) -> None:
     check_kind("learn", Task, "give a list, such as stream_tasks(stream)", task=task)
     remedy = "make them, such as by array_dataset(batch)"
     check_kind("learn", Dataset, remedy, train=task.train, test=task.test)
-    if task.train.count < options.batch_size:
-        msg = (
-            f"learn: task {task.name!r} has {task.train.count} rows, fewer than a "
-            f"batch of {options.batch_size}; lower batch_size or drop the task."
-        )
+    check_kind("learn", Dataset, remedy, optional=True, valid=task.valid)
+    check_size(
+        "learn", optional=True, num_steps=task.num_steps, num_epochs=task.num_epochs
+    )
+    steps_of(task, options)
+    if task.train.count < 1:
+        msg = f"learn: task {task.name!r} has no rows to learn from; drop the task."
         raise ValueError(msg)
-    if scored and task.test.count < 1:
+    if measured and task.test.count < 1:
         msg = (
             f"learn: task {task.name!r} has no rows to be tested on; give it some, or "
-            "drop the task or score."
+            "drop the task or the metrics."
+        )
+        raise ValueError(msg)
+    if options.early_stopping is not None and task.valid is None:
+        msg = (
+            f"learn: early_stopping needs validation rows, task {task.name!r} has none; "
+            "give it valid=, such as by train_valid_split."
         )
         raise ValueError(msg)
 
 
-def identity(
-    key: Key,
-    num_tasks: int,
-    options: Options,
-    frozen: PyTree,
-    metadata: Mapping[str, Any] | None,
-) -> dict[str, Any]:
-    """What a checkpoint must agree with for a run to go on from it."""
-    decisive = dict(zip(Options._fields[:5], options[:5], strict=True))
-    decisive |= {"key": jax.random.key_data(key).tolist(), "tasks": num_tasks}
-    if jax.tree.leaves(frozen):
-        decisive |= {"frozen": fingerprint(frozen)}
-    return dict(metadata or {}) | decisive  # the caller's names hide none of these
-
-
-__all__ = ["Options", "check_run", "identity"]
+__all__ = ["EarlyStopping", "Options", "check_run", "steps_of"]

@@ -8,30 +8,54 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
 
 from jaxcl.data.dataset import Task
 from jaxcl.sharding import ShardingPlan, replicated
 from jaxcl.training.checkpoint import restore, steps
-from jaxcl.training.compiled import Policy, Program
-from jaxcl.training.options import Options
-from jaxcl.typing import MethodState, Params
+from jaxcl.training.compiled import Policy
+from jaxcl.training.options import Options, steps_of
+from jaxcl.typing import MethodState
+
+
+class Best(NamedTuple):
+    """The best of a task so far, for stopping early."""
+
+    value: Any  # [] float32; NaN before the first look
+    looks: Any  # [] int32, looks since
+    state: MethodState
 
 
 class RunState(NamedTuple):
-    """Everything that a run is: what is saved, and what it goes on from."""
+    """Where a run is: what a checkpoint holds, and what it goes on from."""
 
     state: MethodState
-    matrix: Float[np.ndarray, "T T"]  # score on task j after task i; NaN if not known
-    task: int  # the task at hand
-    step: int  # steps done of it
-    num_bad: int  # steps so far that were not finite
+    task: Any  # [] int32: tasks that have ended, hence the number of the one at hand
+    step: Any  # [] int32: steps done of the task at hand
+    num_bad: Any  # [] int32: steps so far that were not finite
+    evaluated: (
+        Any  # [] int32: ends of tasks that are evaluated, the start counts as one
+    )
+    best: Best | tuple[()] = ()  # with early stopping
 
 
-def begin(program: Program, params: Params, num_tasks: int) -> RunState:
-    """The position before the first step."""
-    matrix = np.full((num_tasks, num_tasks), np.nan, np.float32)
-    return RunState(program.start(params), matrix, 0, 0, 0)
+def begin(state: MethodState, options: Options) -> RunState:
+    """Before the first step."""
+    best = new_best(state) if options.early_stopping else ()
+    zero = np.int32(0)
+    return RunState(state, zero, zero, zero, zero, best)
+
+
+def new_best(state: MethodState) -> Best:
+    """Before the first look at a task."""
+    copy = jax.tree.map(jnp.copy, state)
+    return Best(np.float32(np.nan), np.int32(0), copy)
+
+
+class Found(NamedTuple):
+    """What the latest checkpoint of a folder holds."""
+
+    run_state: RunState
+    notes: Mapping[str, Any]  # results and tasks, from JSON; empty at the start
 
 
 def latest_run_state(
@@ -39,12 +63,12 @@ def latest_run_state(
     start: RunState,
     sharding: ShardingPlan | None,
     metadata: Mapping[str, Any],
-) -> RunState:
+) -> Found:
     """Where the run in a folder of checkpoints had come to; ``start`` if nowhere.
 
     Raises:
       ValueError: for the checkpoint of another run, and for checkpoints whose notes are
-        lost: to start anew would remove them.
+        lost: to start from nothing would remove them.
     """
     if not steps(place):
         bare = [entry.name for entry in place.glob("*") if entry.name.isdigit()]
@@ -54,39 +78,62 @@ def latest_run_state(
                 f"such as {bare[0]}.json; bring these back, or give another folder."
             )
             raise ValueError(msg)
-        return start
-    run_state = on_host(
-        restore(place, on_devices(start, sharding), metadata=metadata).tree
-    )
-    if run_state.task == len(run_state.matrix):
+        return Found(start, {})
+    restored = restore(place, on_devices(start, sharding), metadata=metadata)
+    return Found(on_host(restored.tree), restored.notes)
+
+
+def on_devices(run_state: RunState, sharding: ShardingPlan | None) -> RunState:
+    """What a checkpoint holds: arrays, the small ones the same on all devices."""
+    if sharding is None:
+        put = jnp.asarray
+    else:
+        whole = replicated(sharding)
+        put = lambda x: jax.make_array_from_process_local_data(whole, np.asarray(x))
+    return _with_numbers(run_state, put)
+
+
+def on_host(run_state: RunState) -> RunState:
+    """The same with its numbers on the host."""
+    return _with_numbers(run_state, lambda number: np.asarray(number)[()])
+
+
+def _with_numbers(run_state: RunState, convert) -> RunState:
+    numbers = {
+        name: convert(getattr(run_state, name))
+        for name in ("task", "step", "num_bad", "evaluated")
+    }
+    best = run_state.best
+    if isinstance(best, Best):
+        best = best._replace(value=convert(best.value), looks=convert(best.looks))
+    return run_state._replace(**numbers, best=best)
+
+
+def number_of(run_state: RunState, tasks: Sequence[Task], options: Options) -> int:
+    """Every position has a number of its own, the end of a task's steps and its end too."""
+    return position(int(run_state.task), int(run_state.step), tasks, options)
+
+
+def position(task: int, step: int, tasks: Sequence[Task], options: Options) -> int:
+    """Likewise, of a task and a step of it."""
+    return sum(steps_of(past, options) + 1 for past in tasks[:task]) + step
+
+
+def untested(run_state: RunState) -> bool:
+    """Whether the tests at the end of the last task, or at the start, are to be done."""
+    return bool(run_state.step == 0 and run_state.evaluated <= run_state.task)
+
+
+def warn_if_finished(
+    run_state: RunState, tasks: Sequence[Task], home: Path | None
+) -> None:
+    """Say that a run had come to its end before."""
+    if run_state.task == len(tasks) and not untested(run_state):
         warnings.warn(
-            f"learn: the run in {place.parent} had finished; its result is returned "
-            "and nothing is learned. For another run give another folder.",
+            f"learn: the run in {home} had finished; its result is returned and nothing "
+            "is learned. For another run give another folder, for a longer one more tasks.",
             stacklevel=3,
         )
-    return run_state
-
-
-def on_devices(run_state: RunState, sharding: ShardingPlan | None) -> tuple:
-    """What a checkpoint holds of a position: arrays, the same on all devices."""
-    small = run_state.matrix, *(np.array(number, np.int32) for number in run_state[2:])
-    if sharding is None:
-        return run_state.state, *map(jnp.asarray, small)
-    put = lambda x: jax.make_array_from_process_local_data(replicated(sharding), x)
-    return run_state.state, *map(put, small)
-
-
-def on_host(saved: tuple) -> RunState:
-    """The position that a checkpoint held."""
-    state, matrix, *numbers = saved
-    return RunState(state, np.array(matrix), *map(int, numbers))
-
-
-def untested(run_state: RunState, *, scored: bool) -> bool:
-    """Whether a signal came between the end of a task and its tests."""
-    task, step = run_state.task, run_state.step
-    over = scored and task > 0 and step == 0
-    return over and bool(np.isnan(run_state.matrix[task - 1]).all())
 
 
 def warn_of_bad_steps(
@@ -111,31 +158,18 @@ def warn_of_bad_steps(
     )
 
 
-def warn_of_bad_scores(run_state: RunState, tasks: Sequence[Task]) -> None:
-    """Name the tasks whose score was not finite after some task, if there are any."""
-    columns = zip(tasks, run_state.matrix[: run_state.task].T, strict=True)
-    bad = [task.name for task, scores in columns if not np.isfinite(scores).all()]
-    if bad:
-        warnings.warn(
-            f"learn: the score on the test rows of {', '.join(map(repr, bad))} was not "
-            "finite. Look for NaN among these rows, or in what score returns.",
-            stacklevel=3,
-        )
-
-
-def number_of(task: int, step: int, options: Options) -> int:
-    """Every position has a number of its own, the end of a task's steps and its end too."""
-    return task * (options.num_steps + 1) + step
-
-
 __all__ = [
+    "Best",
+    "Found",
     "RunState",
     "begin",
     "latest_run_state",
+    "new_best",
     "number_of",
     "on_devices",
     "on_host",
+    "position",
     "untested",
-    "warn_of_bad_scores",
+    "warn_if_finished",
     "warn_of_bad_steps",
 ]

@@ -69,7 +69,7 @@ def in_segments(
     record = jax.tree.map(whole, jax.eval_shape(lambda s: walk(s, 0)[1], state))
     done, spent = 0, np.zeros(1, np.float32)
     if steps(folder):
-        done, (state, record, spent) = restore(folder, (state, record, spent))
+        done, (state, record, spent), _ = restore(folder, (state, record, spent))
         record = jax.tree.map(np.array, record)
         if done % size:
             msg = (

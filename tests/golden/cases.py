@@ -18,6 +18,7 @@ from jaxcl import (
     curvature,
     losses,
     memory,
+    metrics,
     plasticity,
     regularizers,
     transforms,
@@ -297,10 +298,6 @@ def host_loop():
         average=averages.ema(0.8),
     )
 
-    def score(params, frozen, batch):
-        del frozen
-        return jnp.argmax(LOGITS(params, batch), axis=-1) == batch.y
-
     options = Options(num_steps=8, batch_size=10, eval_batch_size=12, report_every=4)
     with tempfile.TemporaryDirectory() as folder:
         result = learn(
@@ -310,14 +307,14 @@ def host_loop():
             stream_tasks(stream()),
             options,
             folder=folder,
-            score=score,
+            metrics=metrics.classification(LOGITS),
             quiet=True,
         )
         lines = (Path(folder) / "metrics.jsonl").read_text().splitlines()
     on_progress = [line for line in map(json.loads, lines) if "loss" in line]
     return {
         "params": result.params,
-        "scores": result.run_state.matrix,
+        "scores": np.float32(result.results["accuracy"]["average"][1:]),
         "losses": np.array([line["loss"] for line in on_progress], np.float32),
         "grad_norms": np.array([line["grad_norm"] for line in on_progress], np.float32),
     }

@@ -4,7 +4,6 @@ import time
 from dataclasses import dataclass
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -12,6 +11,7 @@ from experiments.harness import RunSpec, Trial, learn_trial, main, run_trials
 from jaxcl.data import Dataset, Task, array_dataset
 from jaxcl.losses import cross_entropy, single_head
 from jaxcl.method import make_method
+from jaxcl.metrics import classification
 from jaxcl.models import mlp
 from jaxcl.training import Options
 from jaxcl.tree import as_batch
@@ -48,17 +48,12 @@ def spec(config, seed):
         time.sleep(config.pause)
         return rows.read(numbers)
 
-    def score(params, frozen, batch):
-        del frozen
-        right = jnp.argmax(logits(params, batch), axis=-1) == batch.y
-        return right.astype(jnp.float32)
-
     return RunSpec(
         jax.random.key(seed),
         lambda frozen: make_method(cross_entropy(logits), optax.adam(0.01)),
         model.init(jax.random.key(seed)),
         [Task("sign", Dataset(rows.count, slowly), rows)],
-        score,
+        classification(logits),
         Options(num_steps=config.num_steps, batch_size=8, save_every=1000.0),
     )
 

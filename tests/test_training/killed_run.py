@@ -24,9 +24,10 @@ from jaxcl.data import Dataset, Task, digits, permuted, stream_tasks, subset
 from jaxcl.losses import cross_entropy, single_head
 from jaxcl.memory import reservoir
 from jaxcl.method import make_method
+from jaxcl.metrics import classification
 from jaxcl.models import mlp
 from jaxcl.regularizers import ewc
-from jaxcl.training import Options, checkpoint, host, learn
+from jaxcl.training import Options, checkpoint, learn, walk
 from jaxcl.transforms import sam
 
 MODEL = mlp((64, 16, 10))
@@ -51,7 +52,7 @@ def main(folder, num_tasks, snapshot="", count="0", delay="0"):
         Options(16, 8, report_every=2, eval_batch_size=32, save_every=0.0),
         folder=folder,
         frozen=jnp.float32(0.1),
-        score=score,
+        metrics=classification(LOGITS),
         quiet=True,
     )
     plain = lambda leaf: (
@@ -78,11 +79,6 @@ def build(rate):
         regularizer=ewc(empirical_fisher(loss), 10.0),
         memory=reservoir(16, sample_size=4),
     )
-
-
-def score(params, rate, batch):
-    del rate
-    return jnp.argmax(LOGITS(params, batch), axis=-1) == batch.y
 
 
 def made(num_tasks):
@@ -113,7 +109,7 @@ def wrapped(passing):
 
     before(orbax, "save", "save")
     before(checkpoint, "_checksums", "note")
-    before(host, "finish_task", "boundary")
+    before(walk, "finish_task", "boundary")
 
 
 def serve():

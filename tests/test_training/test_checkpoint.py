@@ -50,7 +50,7 @@ def test_a_restored_carry_has_the_same_bits_and_structure(tmp_path):
     saved = carry()
     checkpoint.save(tmp_path, 3, saved)
     for like in (saved, jax.eval_shape(lambda: saved)):
-        step, tree = checkpoint.restore(tmp_path, like)
+        step, tree, _ = checkpoint.restore(tmp_path, like)
         assert step == 3
         assert bits(tree) == bits(saved)
         assert jax.tree.structure(tree) == jax.tree.structure(saved)
@@ -100,7 +100,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, damage):
     if damage == "metadata":
         latest.with_suffix(".json").write_text("{")
     with pytest.warns(UserWarning, match="went back to 1"):
-        step, tree = checkpoint.restore(tmp_path, carry())
+        step, tree, _ = checkpoint.restore(tmp_path, carry())
     assert step == 1
     assert bits(tree) == bits(carry(1))
 

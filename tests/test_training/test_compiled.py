@@ -14,6 +14,7 @@ from jaxcl import methods
 from jaxcl.averages import ema
 from jaxcl.losses import cross_entropy, past_heads, single_head
 from jaxcl.method import make_method
+from jaxcl.metrics import classification
 from jaxcl.models import mlp
 from jaxcl.plasticity import redo
 from jaxcl.sharding import ShardingPlan, fsdp, make_mesh, place_rows
@@ -58,19 +59,18 @@ def task(number):
     return as_batch(x, y, weight=jnp.ones(16).at[-1].set(0.0), task=number)
 
 
-score = lambda params, frozen, batch: (
-    jnp.argmax(LOGITS(params, batch), axis=-1) == batch.y
-)
+METRIC = classification(LOGITS)
 
 
 def walked(name, sharding):
-    """The state after two tasks of three steps, and the sums of a score."""
+    """The state after two tasks of three steps, and the sums of a metric."""
     program = compile_program(
         lambda frozen: METHODS[name](),
         MODEL.init(jax.random.key(0)),
         (),
         jax.tree.map(lambda leaf: leaf[:1], task(0)),
-        score=score,
+        tested=task(0),
+        metrics=METRIC,
         sharding=sharding,
     )
     shard = (
@@ -86,7 +86,11 @@ def walked(name, sharding):
             )
             losses.append(float(info.loss))
         state = program.end_task(state, jax.random.key(number), rows)
-    return state, losses, program.total(program.read(state), shard(task(0)))
+    return (
+        state,
+        losses,
+        program.total(next(iter(program.read(state).values())), shard(task(0))),
+    )
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -120,14 +124,16 @@ def compilations():
 
 
 def first_kernel(build, **options):
-    """The first kernel after a step and the end of a task, and after a score."""
+    """The first kernel after a step and the end of a task, and what is measured."""
     rows, params = task(0), MODEL.init(jax.random.key(0))
     example = jax.tree.map(lambda leaf: leaf[:1], rows)
-    program = compile_program(build, params, (), example, score=score, **options)
+    program = compile_program(
+        build, params, (), example, tested=example, metrics=METRIC, **options
+    )
     state = program.start(params)
     state, _ = program.step(state, jax.random.key(1), np.int32(0), np.int32(3), rows)
     state = program.end_task(state, jax.random.key(2), rows)
-    params = program.read(state)
+    params = program.read(state)["params"]
     assert program.total(params, rows)[1] == 15
     return np.asarray(params["hidden_0"]["kernel"])
 

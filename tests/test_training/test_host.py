@@ -17,17 +17,24 @@ from jaxcl.data import Dataset, Task, digits, permuted, stream_tasks, subset
 from jaxcl.losses import cross_entropy, single_head
 from jaxcl.memory import reservoir
 from jaxcl.method import make_method
+from jaxcl.metrics import RowMetric
 from jaxcl.models import mlp
 from jaxcl.regularizers import ewc
 from jaxcl.sharding import ShardingPlan, fsdp, make_mesh, replicated, shardings
-from jaxcl.training import accuracy_row, first_example, host, run_stream
+from jaxcl.training import accuracy_row, first_example, run_stream, walk
 from jaxcl.training.checkpoint import restore
 from jaxcl.training.compiled import shard
 from jaxcl.training.host import Options, learn
+from jaxcl.training.run_state import on_devices
 from jaxcl.transforms import sam
 
 OPTIONS = Options(
-    num_steps=6, batch_size=8, report_every=2, eval_batch_size=32, save_every=0.0
+    num_steps=6,
+    batch_size=8,
+    report_every=2,
+    eval_batch_size=32,
+    eval_start=False,
+    save_every=0.0,
 )
 MODEL = mlp((64, 8, 10))
 LOGITS = single_head(MODEL.apply)
@@ -44,9 +51,16 @@ def build(frozen):
     )
 
 
-def score(params, frozen, batch):
+@RowMetric
+def METRIC(params, frozen, batch):
+    """Whether a row is answered rightly."""
     del frozen
-    return jnp.argmax(LOGITS(params, batch), axis=-1) == batch.y
+    return {"accuracy": jnp.argmax(LOGITS(params, batch), axis=-1) == batch.y}
+
+
+def matrix_of(result):
+    """Accuracies after each task."""
+    return result.results["accuracy"]["params"][1:]
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +76,7 @@ def tasks(stream):
 
 def run(folder, tasks, options=OPTIONS, **others):
     params = MODEL.init(jax.random.key(2))
-    given = {"frozen": jnp.float32(0.1), "score": score, "quiet": True, **others}
+    given = {"frozen": jnp.float32(0.1), "metrics": METRIC, "quiet": True, **others}
     method = given.pop("build", build)
     return learn(
         jax.random.key(3), method, params, tasks, options, folder=folder, **given
@@ -107,7 +121,7 @@ def test_the_host_loop_ends_where_the_compiled_stream_ends(whole, stream):
 
     state, record = compiled(jnp.float32(0.1))
     assert result.status == "done"
-    np.testing.assert_allclose(result.run_state.matrix, record.after, atol=1e-6)
+    np.testing.assert_allclose(matrix_of(result), record.after, atol=1e-6)
     for ours, theirs in zip(
         jax.tree.leaves(result.run_state.state), jax.tree.leaves(state), strict=True
     ):
@@ -130,9 +144,7 @@ def test_a_mesh_of_devices_learns_what_one_device_learns(whole, tasks, tmp_path)
     for leaf in kernels:
         assert leaf.addressable_shards[0].data.shape == (32, 8)
         assert len(leaf.sharding.device_set) == 8
-    np.testing.assert_allclose(
-        result.run_state.matrix, whole[0].run_state.matrix, atol=0.021
-    )
+    np.testing.assert_allclose(matrix_of(result), matrix_of(whole[0]), atol=0.021)
     for ours, theirs in zip(
         jax.tree.leaves(result.run_state.state),
         jax.tree.leaves(whole[0].run_state.state),
@@ -151,8 +163,8 @@ def test_metrics_tell_every_step_once_and_every_score(whole):
     lines = list(map(json.loads, (folder / "metrics.jsonl").read_text().splitlines()))
     reports = [line for line in lines if "loss" in line]
     assert [line["step"] for line in reports] == [2, 4, 6] * 3
-    ends = [line["scores"] for line in lines if line.get("ended")]
-    np.testing.assert_allclose(ends, result.run_state.matrix)
+    ends = [line["results"]["accuracy"]["params"] for line in lines if "ended" in line]
+    np.testing.assert_allclose(ends, matrix_of(result))
     assert [line["at"] for line in lines] == sorted(line["at"] for line in lines)
 
 
@@ -188,8 +200,8 @@ def test_sigterm_ends_a_run_with_a_checkpoint(whole, tasks, tmp_path):
 
     def signalling(rows):
         def read(numbers):
-            calls.append(1)
-            if len(calls) == 4:
+            calls.extend([1] * (len(numbers) > 1))  # not the looks at one row
+            if len(calls) == 1:
                 os.kill(os.getpid(), signal.SIGTERM)
             return rows.read(numbers)
 
@@ -230,17 +242,15 @@ def test_sigterm_during_tests_ends_a_run_that_then_tests_again(
     assert tested == [0, 1, 2] * index + [0]
     run_state = result.run_state
     assert (run_state.task, run_state.step) == (index + 1, 0)
-    assert np.isnan(run_state.matrix[index]).all()
-    for _ in range(1 + (index == 2)):  # the end of all is tested at every start
-        said = (
-            pytest.warns(UserWarning, match="had finished") if index else nullcontext()
-        )
-        with said:
+    assert np.isnan(matrix_of(result)[index]).all()
+    for again in (False, True):
+        warned = pytest.warns(UserWarning, match="had finished")
+        with warned if again else nullcontext():
             result = run(tmp_path, tasks, options)
         assert result.status == "done"
         assert_same_bits(result[1:], whole[0][1:])
     scores = [
-        [line["scores"] for line in lines_of(folder) if "scores" in line]
+        [line["results"] for line in lines_of(folder) if "results" in line]
         for folder in (tmp_path, whole[1])
     ]
     assert scores[0] == scores[1]
@@ -260,8 +270,8 @@ def test_a_step_that_is_not_finite_stops_is_skipped_or_is_counted(
     def poisoned(rows):
         def read(numbers):
             batch = rows.read(numbers)
-            calls.append(len(numbers))
-            bad = np.full_like(batch.x, np.nan) if len(calls) == 3 else batch.x
+            calls.extend([1] * (len(numbers) > 1))  # not the looks at one row
+            bad = np.full_like(batch.x, np.nan) if len(calls) == 2 else batch.x
             return batch._replace(x=bad)
 
         return Dataset(rows.count, read)
@@ -285,7 +295,7 @@ def test_a_step_that_is_not_finite_stops_is_skipped_or_is_counted(
             options,
             folder=tmp_path,
             frozen=jnp.float32(0.1),
-            score=score,
+            metrics=METRIC,
             quiet=True,
         )
     finite = all(
@@ -297,10 +307,8 @@ def test_a_step_that_is_not_finite_stops_is_skipped_or_is_counted(
     if policy == "skip":
         assert int(result.run_state.num_bad) == 1
     if policy == "stop":
-        kept = restore(
-            tmp_path / "checkpoints", host.on_devices(result.run_state, None)
-        )
-        leaves = jax.tree.leaves(kept.tree[0].params)
+        kept = restore(tmp_path / "checkpoints", on_devices(result.run_state, None))
+        leaves = jax.tree.leaves(kept.tree.state.params)
         assert all(bool(jnp.isfinite(leaf).all()) for leaf in leaves)
 
 
@@ -318,12 +326,17 @@ def test_labels_beyond_the_outputs_are_named_among_the_causes(tasks, tmp_path):
 
 def test_a_score_that_is_not_finite_is_told(tasks, tmp_path):
     """Oracle: a score that is NaN in the second task. Control: all other runs here."""
-    score = lambda params, frozen, batch: jnp.where(batch.task == 1, jnp.nan, 1.0)
-    wanted = f"the score on the test rows of {tasks[1].name!r} was not finite"
+    odd = lambda params, frozen, batch: {
+        "odd": jnp.where(batch.task == 1, jnp.nan, 1.0)
+    }
+    wanted = f"measured on the test rows of {tasks[1].name!r} was not finite"
     with pytest.warns(UserWarning, match=wanted):
-        result = run(tmp_path, tasks, OPTIONS._replace(num_steps=1), score=score)
+        result = run(
+            tmp_path, tasks, OPTIONS._replace(num_steps=1), metrics=RowMetric(odd)
+        )
     assert result.status == "done"
-    assert np.isnan(result.run_state.matrix).tolist() == [[False, True, False]] * 3
+    found = result.results["odd"]["params"][1:]
+    assert np.isnan(found).tolist() == [[False, True, False]] * 3
 
 
 @pytest.mark.parametrize(
@@ -346,8 +359,8 @@ def test_an_update_that_overflows_is_seen_though_its_loss_was_finite(
     if policy == "skip":  # the count of updates is part of what is left as it was
         assert result.run_state.num_bad == 18 - when
     if policy != "continue":
-        like = host.on_devices(result.run_state, None)
-        kept = restore(tmp_path / "checkpoints", like).tree[0].params
+        like = on_devices(result.run_state, None)
+        kept = restore(tmp_path / "checkpoints", like).tree.state.params
         assert all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(kept))
 
 
@@ -367,7 +380,7 @@ def test_start_and_frozen_weights_may_lie_on_the_mesh_already(whole, tasks, tmp_
         OPTIONS._replace(save_every=1e9),
         folder=tmp_path,
         frozen=frozen,
-        score=score,
+        metrics=METRIC,
         sharding=sharding,
     )
     for ours, theirs in zip(
@@ -442,9 +455,9 @@ def test_looking_and_saving_slow_no_training_down(tasks, tmp_path, monkeypatch, 
 
         return slow
 
-    monkeypatch.setattr(host, "time", SimpleNamespace(monotonic=lambda: clock[0]))
-    monkeypatch.setattr(host, "evaluate", hour(host.evaluate))
-    monkeypatch.setattr(host, "on_devices", hour(host.on_devices))
+    monkeypatch.setattr(walk, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    monkeypatch.setattr(walk, "measured_on", hour(walk.measured_on))
+    monkeypatch.setattr(walk, "on_devices", hour(walk.on_devices))
     run(tmp_path, tasks, OPTIONS._replace(**others))
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
     rates = [json.loads(line).get("examples_per_second") for line in lines]
@@ -459,7 +472,7 @@ def test_steps_take_until_the_device_is_through_with_them(
     """Oracle: a clock that moves an hour a step, when the loop waits for the device, or
     when it hands the step over and that waits itself."""
     clock = [0.0]
-    device_get, take_rows = jax.device_get, host.take_rows
+    device_get, take_rows = jax.device_get, walk.take_rows
 
     def get(infos):
         clock[0] += 3600.0 * len(infos) if waits else 0.0
@@ -469,10 +482,10 @@ def test_steps_take_until_the_device_is_through_with_them(
         clock[0] += 0.0 if waits else 3600.0
         return take_rows(*args, **options)
 
-    monkeypatch.setattr(host, "time", SimpleNamespace(monotonic=lambda: clock[0]))
-    monkeypatch.setattr(host, "take_rows", take)
+    monkeypatch.setattr(walk, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    monkeypatch.setattr(walk, "take_rows", take)
     monkeypatch.setattr(
-        host, "prefetch", lambda read, steps: (read(step) for step in steps)
+        walk, "prefetch", lambda read, steps: (read(step) for step in steps)
     )
     monkeypatch.setattr(jax, "device_get", get)
     run(tmp_path, tasks, OPTIONS._replace(save_every=1e9))
@@ -482,9 +495,9 @@ def test_steps_take_until_the_device_is_through_with_them(
 
 def test_what_cannot_run_is_refused_before_anything_is_written(tasks, tmp_path):
     """Oracle: the contract, and the folder."""
-    few = [Task("few", Dataset(3, tasks[0].train.read), tasks[0].test)]
+    few = [Task("few", Dataset(0, tasks[0].train.read), tasks[0].test)]
     for given, options, words in (
-        (few, OPTIONS, "task 'few' has 3 rows, fewer than a batch of 8"),
+        (few, OPTIONS, "task 'few' has no rows to learn from"),
         ([], OPTIONS, "at least one task"),
         (
             tasks,
@@ -526,8 +539,9 @@ def test_the_checkpoint_of_another_run_is_refused_with_the_difference(tasks, tmp
     seen = options._replace(eval_examples=3)
     with pytest.raises(ValueError, match=r"eval_examples None, not 3"):
         run(tmp_path, tasks[:1], seen, metadata={"rate": 0.1, "base": "abc"})
-    with pytest.raises(ValueError, match=r"tasks 1, not 2"):
-        run(tmp_path, tasks[:2], options, metadata={"rate": 0.1, "base": "abc"})
+    other = [tasks[0]._replace(name="other")]
+    with pytest.raises(ValueError, match=r"task 0 has name .*, got 'other'; the tasks"):
+        run(tmp_path, other, options, metadata={"rate": 0.1, "base": "abc"})
     other = options._replace(batch_size=options.batch_size - 1)
     with pytest.raises(ValueError, match=r"batch_size"):
         run(tmp_path, tasks[:1], other, metadata={"rate": 0.1, "base": "abc"})
@@ -586,12 +600,13 @@ def test_what_is_wrong_after_a_task_is_said_before_the_first_step(tasks, tmp_pat
     forgetful = lambda frozen: build(frozen)._replace(
         end_task=lambda key, state, task: state._replace(params=state.no_such)
     )
-    mean = lambda *place: jnp.mean(score(*place))
+    mean = RowMetric(lambda *given: jax.tree.map(jnp.mean, METRIC.rows(*given)))
+    two = RowMetric(lambda params, batch: {})
     for tasks, others, kind, words in (
         (unlike, {}, ValueError, r"train of task 'cut' has .*\[1, 63\].*\[1, 64\]"),
         (unseen, {}, ValueError, r"test of task 'cut' has .*\[1, 63\].*\[1, 64\]"),
-        (given, {"score": mean}, ValueError, r"\[32\], got float32\[\]; leave"),
-        (given, {"score": lambda p, b: 0}, ValueError, r"\(params, frozen, batch\)"),
+        (given, {"metrics": mean}, ValueError, r"\[32, ...\], got float32\[\] for"),
+        (given, {"metrics": two}, ValueError, r"\(params, frozen, batch\)"),
         (given, {"build": forgetful}, AttributeError, "no_such"),
         (given, {"build": lambda frozen: OPTIONS}, ValueError, "Method, got Options"),
     ):
@@ -652,7 +667,7 @@ def test_a_run_that_had_finished_is_returned_and_says_so(whole, tasks):
             OPTIONS._replace(save_every=1e9),
             folder=folder,
             frozen=jnp.float32(0.1),
-            score=score,
+            metrics=METRIC,
             quiet=True,
         )
     assert_same_bits(again.run_state, result.run_state)

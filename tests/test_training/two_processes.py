@@ -23,6 +23,7 @@ def main(folder, devices, *rest):
     from jaxcl.data import Dataset, Task, digits, permuted, stream_tasks, subset
     from jaxcl.losses import cross_entropy, single_head
     from jaxcl.method import make_method
+    from jaxcl.metrics import classification
     from jaxcl.models import mlp
     from jaxcl.regularizers import ewc
     from jaxcl.sharding import ShardingPlan, fsdp, make_mesh, replicated
@@ -59,10 +60,6 @@ def main(folder, devices, *rest):
         bent = random_sam(jax.random.key(9), 0.05)  # its state holds a key
         return make_method(loss, optax.adam(rate), gradient=bent, regularizer=pull)
 
-    def score(params, rate, batch):
-        del rate
-        return jnp.argmax(logits(params, batch), axis=-1) == batch.y
-
     sharding = ShardingPlan(make_mesh(data=2, fsdp=2), fsdp(at_least=256))
     result = learn(
         jax.random.key(3),
@@ -72,7 +69,7 @@ def main(folder, devices, *rest):
         Options(20, 8, report_every=50, eval_batch_size=16, save_every=0),
         folder=folder,
         frozen=jnp.float32(0.01),
-        score=score,
+        metrics=classification(logits),
         sharding=sharding,
         quiet=True,
     )
@@ -82,7 +79,7 @@ def main(folder, devices, *rest):
     if is_primary():
         np.savez(
             f"{folder}/result.npz",
-            matrix=result.run_state.matrix,
+            matrix=result.results["accuracy"]["params"][1:],
             rows_read=max(read),
             **{str(i): np.asarray(x) for i, x in enumerate(jax.tree.leaves(params))},
         )

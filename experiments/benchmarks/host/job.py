@@ -62,7 +62,9 @@ def make_job(config: Config, *, with_sam: bool = False, large: bool = False) -> 
 def make_program(job: Job, sharding: ShardingPlan | None = None) -> Program:
     """The functions of the host loop for this job."""
     example = at(slice(1), job.task.train.read(np.arange(1)))
-    return compile_program(job.build, job.start, (), example, sharding=sharding)
+    return compile_program(
+        job.build, job.start, (), example, tested=example, sharding=sharding
+    )
 
 
 __all__ = ["NUM_ROWS", "Job", "make_job", "make_program"]

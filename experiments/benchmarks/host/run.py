@@ -32,10 +32,10 @@ from jaxcl.training import Options, restore, save
 from jaxcl.training.batches import take_rows
 from jaxcl.training.checkpoint import saving
 from jaxcl.training.compiled import Program
-from jaxcl.training.host import Run, fit
 from jaxcl.training.interrupt import interruptible
 from jaxcl.training.logging import metrics_file
 from jaxcl.training.run_state import begin
+from jaxcl.training.walk import Run, fit
 
 KEY_SEED = 1  # no array before main has chosen threads and device
 
@@ -137,7 +137,9 @@ def bare_loop(config: Config, job: Job, program: Program):
     numbers = np.arange(config.batch_size)
     batch = take_rows(job.task.train, numbers, size=config.batch_size)
     for step in range(config.num_steps):
-        state, _ = program.step(state, key, np.int32(step), batch)
+        state, _ = program.step(
+            state, key, np.int32(step), np.int32(config.num_steps), batch
+        )
     return state
 
 
@@ -148,16 +150,20 @@ def host_loop(job: Job, program: Program, options: Options):
         run = Run(
             jax.random.key(KEY_SEED),
             [job.task],
+            {},
             options,
             None,
             program,
+            results={},
+            measured=np.zeros((2, 1), bool),
+            notes=dict,
             interrupted=enter(interruptible()),
             save=enter(saving(folder / "checkpoints")),
             write=enter(metrics_file(folder / "metrics.jsonl", keep=bool)),
             scalar=lambda name, value, step: None,
             advance=lambda steps, words: None,
         )
-        run_state, status = fit(run, begin(program, job.start, 1))
+        run_state, status = fit(run, begin(program.start(job.start), options))
     if status != "done":  # a signal came: what was timed is not the whole
         raise KeyboardInterrupt
     return run_state.state

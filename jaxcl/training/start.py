@@ -1,0 +1,85 @@
+"""Beginning a run with the state that another one ended in."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+
+from jaxcl.errors import shown
+from jaxcl.training.checkpoint import Leaves, read_leaves, steps
+from jaxcl.typing import MethodState
+
+
+def started_from(
+    start: str | Path,
+    state: MethodState,
+    fresh: Sequence[str],
+) -> MethodState:
+    """The state of a checkpoint, but for the parts that are to be fresh.
+
+    Args:
+      start: folder of a run, or one of its checkpoints.
+      state: as the method begins; what is fresh is taken from it.
+      fresh: fields of the state.
+
+    Raises:
+      ValueError: for a field that is none, a place without checkpoints, or a part of
+        another structure, by the path of its first leaf that differs.
+    """
+    wrong = [name for name in fresh if name not in MethodState._fields]
+    if wrong or isinstance(fresh, str):
+        msg = (
+            f"learn: fresh must name parts of the state, such as ('memory',), got "
+            f"{shown(fresh)}; there are {', '.join(MethodState._fields)}."
+        )
+        raise ValueError(msg)
+    held = read_leaves(_checkpoint_of(Path(start)))
+    parts = {
+        name: part if name in fresh else _part(name, part, held, start)
+        for name, part in state._asdict().items()
+    }
+    return MethodState(**parts)
+
+
+def _checkpoint_of(place: Path) -> Path:
+    """The latest checkpoint of a run's folder, or the one that is named."""
+    for folder in (place / "checkpoints", place):
+        if folder.is_dir() and (found := steps(folder)):
+            return folder / str(found[-1])
+    if place.with_suffix(".json").is_file():
+        return place
+    msg = (
+        f"learn: start must be the folder of a run or FOLDER/checkpoints/NUMBER, got "
+        f"{place}, where no checkpoint is."
+    )
+    raise ValueError(msg)
+
+
+def _part(name: str, part, held: Leaves, start):
+    """One field of the state, leaf by leaf as the checkpoint has it."""
+    prefix = f".state.{name}"
+    wanted = {
+        prefix + jax.tree_util.keystr(path): leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(part)
+    }
+    there = {
+        key
+        for key in held
+        if key == prefix or key.startswith((f"{prefix}.", f"{prefix}["))
+    }
+    look = lambda leaf: f"{leaf.dtype}{list(leaf.shape)}"
+    for key in sorted(wanted.keys() | there):
+        old = look(held[key]) if key in held else "absent"
+        new = look(wanted[key]) if key in wanted else "absent"
+        if old != new:
+            msg = (
+                f"learn: the state in {start} has {key.removeprefix('.state.')} {old}, "
+                f"the method {new}; build the same parts, or begin with new ones: "
+                f"fresh=({name!r},)."
+            )
+            raise ValueError(msg)
+    leaves = [jax.device_put(held[key], leaf.sharding) for key, leaf in wanted.items()]
+    return jax.tree.unflatten(jax.tree.structure(part), leaves)
+
+
+__all__ = ["started_from"]

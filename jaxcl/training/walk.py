@@ -1,0 +1,320 @@
+"""How the host loop walks its tasks: steps, looks, ends of tasks, and checkpoints."""
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import closing
+from typing import Any, Literal, NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Int, PyTree
+
+from jaxcl.data.dataset import Dataset, Task
+from jaxcl.sharding import ShardingPlan
+from jaxcl.training.batches import (
+    first_seen,
+    longest,
+    take_rows,
+    task_rows,
+    training_order,
+)
+from jaxcl.training.compiled import Program
+from jaxcl.training.evaluate import Measured, measure
+from jaxcl.training.options import Options, steps_of
+from jaxcl.training.order import fit_keys, task_keys
+from jaxcl.training.prefetch import prefetch
+from jaxcl.training.processes import any_across_processes
+from jaxcl.training.results import Results
+from jaxcl.training.run_state import (
+    Best,
+    RunState,
+    new_best,
+    number_of,
+    on_devices,
+    untested,
+)
+from jaxcl.typing import Batch, Key, StepInfo
+
+Status = Literal["done", "diverged", "interrupted"]
+
+
+class Run(NamedTuple):
+    """What a run has besides its position: its inputs, its program, all its effects."""
+
+    key: Key
+    tasks: Sequence[Task]
+    evaluation: Mapping[str, Dataset]
+    options: Options
+    sharding: ShardingPlan | None
+    program: Program
+    results: Results  # filled in place
+    measured: np.ndarray  # [T + 1, E] bool, by this process; filled in place
+    notes: Callable[[], dict[str, Any]]
+    interrupted: Callable[[], bool]
+    save: Callable[..., None]
+    write: Callable[[Mapping[str, Any]], None]
+    scalar: Callable[[str, float, int], None]
+    advance: Callable[..., None]
+
+
+def walk_tasks(run: Run, run_state: RunState) -> tuple[RunState, Status]:
+    """All tasks that are left, one after another."""
+    status: Status = "done"
+    if untested(run_state):
+        run_state, status = test(run, run_state)
+        if status == "done" and run_state.task > 0:
+            save(run, run_state, preserve=True)
+    while status == "done" and run_state.task < len(run.tasks):
+        run_state, status = fit(run, run_state)
+        if status == "done":
+            run_state, status = finish_task(run, run_state)
+    return run_state, status
+
+
+def fit(run: Run, run_state: RunState) -> tuple[RunState, Status]:
+    """Walk the rest of the task at hand, step by step."""
+    options, task = run.options, run.tasks[run_state.task]
+    rows, order = task.train, training_order_of(run, int(run_state.task))
+
+    def read(step):
+        return take_rows(
+            rows, order[step], size=options.batch_size, sharding=run.sharding
+        )
+
+    if worn_out(run, run_state):
+        return run_state, "done"
+    left = range(int(run_state.step), len(order))
+    with closing(prefetch(read, left)) as batches:
+        return take_steps(run, run_state, batches)
+
+
+def take_steps(
+    run: Run, run_state: RunState, batches: Iterable[Batch]
+) -> tuple[RunState, Status]:
+    """A step for each batch, with reports, looks and checkpoints when they are due."""
+    options, task = run.options, run.tasks[run_state.task]
+    keys = fit_keys(task_keys(run.key, run_state.task).fit)
+    last = np.int32(steps_of(task, options))
+    recent: list[StepInfo] = []
+    began = saved = time.monotonic()
+    for step, batch in enumerate(batches, int(run_state.step)):
+        state, info = run.program.step(
+            run_state.state, keys.steps, np.int32(step), last, batch
+        )
+        run_state = run_state._replace(state=state, step=np.int32(step + 1))
+        recent.append(info)
+        over, stop, pause = step + 1, False, False
+        due = over == last or over % options.report_every == 0
+        look = options.eval_every and over % options.eval_every == 0
+        if look:
+            jax.block_until_ready(state)  # steps count as training, looking does not
+        if due or jax.process_count() == 1:  # many processes agree, and not every step
+            old = time.monotonic() - saved >= options.save_every
+            stop, old = any_across_processes(run.interrupted(), old)
+            pause = stop or old
+        if pause or due:
+            found, began = report(run, recent, run_state, began)
+            num_bad, recent = run_state.num_bad + np.int32(found), []
+            run_state = run_state._replace(num_bad=num_bad)
+            if found and options.on_non_finite == "stop":
+                return run_state, "diverged"
+        rest = time.monotonic()
+        if look:
+            run_state = look_around(run, run_state)
+        if pause:
+            save(run, run_state)
+            saved = time.monotonic()
+        began += time.monotonic() - rest
+        if stop:
+            return run_state, "interrupted"
+        if worn_out(run, run_state):
+            break
+    return run_state, "done"
+
+
+def report(
+    run: Run, infos: Sequence[StepInfo], run_state: RunState, began: float
+) -> tuple[int, float]:
+    """Wait for the last steps of a task, and tell about them.
+
+    Returns:
+      How many of them were not finite, and when the device was through with them.
+    """
+    if not infos:
+        return 0, began
+    seen, ready = jax.device_get(infos), time.monotonic()
+    bad, seconds = sum(not info.finite for info in seen), ready - began
+    rate = len(seen) * run.options.batch_size / max(seconds, 1e-9)
+    loss = float(np.mean([float(info.loss) for info in seen]))
+    task, step = int(run_state.task), int(run_state.step)
+    run.write(
+        {
+            "at": number_of(run_state, run.tasks, run.options),
+            "task": task,
+            "step": step,
+            "loss": loss,
+            **{name: float(value) for name, value in seen[-1].metrics.items()},
+            "seconds": round(seconds, 6),
+            "examples_per_second": round(rate, 1),
+            "not_finite": bad,
+        }
+    )
+    steps = sum(steps_of(past, run.options) for past in run.tasks[:task]) + step
+    run.scalar("loss", loss, steps)
+    name = run.tasks[task].name
+    run.advance(len(seen), f"{name}, loss {loss:.4g}, {rate:.3g} examples/s")
+    return bad, ready
+
+
+def look_around(run: Run, run_state: RunState) -> RunState:
+    """Measure the tasks so far inside one, and whether its validation rows got better."""
+    task, step = int(run_state.task), int(run_state.step)
+    learners = run.program.read(run_state.state)
+    key = jax.random.fold_in(task_keys(run.key, task).after, step)
+    found = [measured_on(run, key, learners, place) for place in range(task + 1)]
+    at = number_of(run_state, run.tasks, run.options)
+    line = {"at": at, "task": task, "step": step, "results": _by_metric(found)}
+    valid, stopping = run.tasks[task].valid, run.options.early_stopping
+    if valid is not None:
+        seen = measure_rows(run, key, learners, valid)
+        line["valid"] = seen
+    run.write(line)
+    if stopping is None or valid is None:
+        return run_state
+    value = np.float32(next(iter(seen[stopping.metric].values())))
+    best = run_state.best
+    assert isinstance(best, Best)
+    ahead = best.value - value if stopping.lower_is_better else value - best.value
+    if np.isnan(best.value) or ahead > 0:
+        best = new_best(run_state.state)._replace(value=value)
+    else:
+        best = best._replace(looks=best.looks + np.int32(1))
+    return run_state._replace(best=best)
+
+
+def worn_out(run: Run, run_state: RunState) -> bool:
+    """Whether a task is to end before its last step."""
+    stopping, best = run.options.early_stopping, run_state.best
+    return bool(stopping and isinstance(best, Best) and best.looks >= stopping.patience)
+
+
+def finish_task(run: Run, run_state: RunState) -> tuple[RunState, Status]:
+    """End the task, evaluate, and save its end for good."""
+    index, state = int(run_state.task), run_state.state
+    keys = fit_keys(task_keys(run.key, index).fit)
+    if isinstance(run_state.best, Best) and not np.isnan(run_state.best.value):
+        state = run_state.best.state  # where its validation rows were best
+    state = run.program.end_task(state, keys.end, whole_task(run, index))
+    best = new_best(state) if isinstance(run_state.best, Best) else ()
+    run_state = run_state._replace(
+        state=state, task=np.int32(index + 1), step=np.int32(0), best=best
+    )
+    run_state, status = test(run, run_state)
+    save(run, run_state, preserve=True)
+    return run_state, status
+
+
+def test(run: Run, run_state: RunState) -> tuple[RunState, Status]:
+    """Evaluate between two tasks; after a signal, the run that goes on does."""
+    ended = int(run_state.task)
+    over = run_state._replace(evaluated=np.int32(ended + 1))
+    columns = columns_at(run, ended)
+    if not columns:
+        return over, "done"
+    learners, found = run.program.read(run_state.state), []
+    key = task_keys(run.key, ended).before
+    for column in columns:
+        found.append(measured_on(run, key, learners, column))
+        (stop,) = any_across_processes(run.interrupted())
+        if stop and len(found) < len(columns):
+            return run_state, "interrupted"
+    names = [*(task.name for task in run.tasks), *run.evaluation]
+    steps = sum(steps_of(task, run.options) for task in run.tasks[:ended])
+    for column, measured in zip(columns, found, strict=True):
+        run.measured[ended, column] = True
+        for metric, values in measured.items():
+            for learner, value in values.items():
+                run.results[metric][learner][ended, column] = value
+                run.scalar(f"{metric}/{learner}/{names[column]}", value, steps)
+    line = {"at": number_of(run_state, run.tasks, run.options), "task": ended - 1}
+    line |= {"columns": [names[column] for column in columns]}
+    run.write(line | {"results": _by_metric(found), "ended": True})
+    return over, "done"
+
+
+def columns_at(run: Run, ended: int) -> list[int]:
+    """The columns of the results that are measured after so many tasks."""
+    options, total = run.options, len(run.tasks)
+    if not run.program.metrics or (ended == 0 and not options.eval_start):
+        return []
+    if 0 < ended < total and ended % options.eval_every_tasks:
+        return []
+    tasks = total if options.eval_tasks == "all" else ended
+    return [*range(tasks), *range(total, total + len(run.evaluation))]
+
+
+def measured_on(
+    run: Run, key: Key, learners: Mapping[str, PyTree], column: int
+) -> Measured:
+    """All metrics on the test rows of a task, or on a set for evaluation only."""
+    sets = [*(task.test for task in run.tasks), *run.evaluation.values()]
+    return measure_rows(run, jax.random.fold_in(key, column), learners, sets[column])
+
+
+def measure_rows(
+    run: Run, key: Key, learners: Mapping[str, PyTree], rows: Dataset
+) -> Measured:
+    """All metrics on some rows."""
+    return measure(
+        key,
+        run.program,
+        learners,
+        rows,
+        batch_size=run.options.eval_batch_size,
+        num_rows=run.options.eval_examples,
+        sharding=run.sharding,
+    )
+
+
+def _by_metric(found: Sequence[Measured]) -> dict[str, dict[str, list[float]]]:
+    """``{metric: {learner: [value on each set]}}``."""
+    return (
+        {
+            metric: {name: [one[metric][name] for one in found] for name in learners}
+            for metric, learners in found[0].items()
+        }
+        if found
+        else {}
+    )
+
+
+def save(run: Run, run_state: RunState, *, preserve: bool = False) -> None:
+    """Write a checkpoint of where the run is."""
+    number = number_of(run_state, run.tasks, run.options)
+    now = on_devices(run_state, run.sharding)
+    run.save(number, now, preserve=preserve, notes=run.notes())
+
+
+def training_order_of(run: Run, index: int) -> Int[np.ndarray, "steps b"]:
+    """The rows of all batches of a task, fewer in each where the task has fewer."""
+    options, rows = run.options, run.tasks[index].train
+    return training_order(
+        fit_keys(task_keys(run.key, index).fit).order,
+        rows,
+        num_steps=steps_of(run.tasks[index], options),
+        batch_size=min(options.batch_size, rows.count),
+        most=longest(run.tasks),
+    )
+
+
+def whole_task(run: Run, index: int) -> Batch:
+    """What ``end_task`` sees: equally many rows for all tasks, filled up with weight 0."""
+    rows, size = run.tasks[index].train, run.options.end_task_examples
+    numbers = np.arange(rows.count)
+    if size and size < rows.count:
+        numbers = first_seen(training_order_of(run, index), size)
+    size = task_rows(run.tasks, size, run.sharding)
+    return take_rows(rows, numbers, size=size, sharding=run.sharding)
+
+
+__all__ = ["Run", "Status", "walk_tasks"]
