@@ -16,7 +16,7 @@ from jaxcl.data import Images, permuted, stack_plans, synthetic_images
 from jaxcl.losses import cross_entropy, single_head
 from jaxcl.method import default_learner
 from jaxcl.models import mlp
-from jaxcl.training.device import (
+from jaxcl.training import (
     accuracies,
     first_example,
     over_runs,

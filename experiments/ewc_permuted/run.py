@@ -34,7 +34,7 @@ from jaxcl.losses import cross_entropy, single_head
 from jaxcl.method import make_method
 from jaxcl.models import mlp
 from jaxcl.regularizers import ewc
-from jaxcl.training.device import (
+from jaxcl.training import (
     accuracies,
     accuracy_row,
     first_example,

@@ -35,7 +35,7 @@ from experiments.plasticity.settings import (
 from jaxcl.curvature import top_eigenvalue
 from jaxcl.losses import cross_entropy, mean_loss
 from jaxcl.plasticity import measure
-from jaxcl.training.device import (
+from jaxcl.training import (
     current_accuracy,
     first_example,
     over_runs,

@@ -6,9 +6,6 @@ from jaxcl.training.device import (
     Callback,
     TaskRecord,
     TaskSnapshot,
-    accuracies,
-    accuracy_row,
-    current_accuracy,
     first_example,
     fit_task,
     over_runs,
@@ -16,6 +13,13 @@ from jaxcl.training.device import (
     steps_for,
 )
 from jaxcl.training.host import EarlyStopping, Options, TrainResult, learn
+from jaxcl.training.observers import (
+    accuracies,
+    accuracy_row,
+    current_accuracy,
+    first_row,
+    metric_row,
+)
 from jaxcl.training.order import batch_order
 from jaxcl.training.processes import start_processes
 from jaxcl.training.segments import StreamResult, in_segments, segment_size
@@ -34,11 +38,13 @@ __all__ = [
     "batch_order",
     "current_accuracy",
     "first_example",
+    "first_row",
     "fit_task",
     "fsdp",
     "in_segments",
     "learn",
     "make_mesh",
+    "metric_row",
     "over_runs",
     "restore",
     "run_stream",

@@ -14,21 +14,21 @@ Everything that a task boundary changes is part of the state, hence an argument 
 program: nothing of an earlier task can be baked into it, and it compiles once.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int, PyTree, ScalarLike
 
 from jaxcl.data.stream import task_list
 from jaxcl.errors import check_key, check_kind, check_size
-from jaxcl.losses import accuracy
-from jaxcl.method import default_learner
+from jaxcl.lockstep import when
 from jaxcl.training.order import batch_order, fit_keys, task_keys
 from jaxcl.tree import at, check_batch, num_rows, num_tasks
-from jaxcl.typing import Batch, Key, Method, MethodState, Outputs, Params, Stream
+from jaxcl.typing import Batch, Key, Method, MethodState, Stream
 
 
 class TaskSnapshot(NamedTuple):
@@ -39,7 +39,12 @@ class TaskSnapshot(NamedTuple):
     plan: PyTree  # the task's part of the stream's plan
     task: Batch  # its training set
     state: MethodState
-    params: Params  # what the method evaluates: its default learner
+    learners: Mapping[str, PyTree]  # what the method evaluates, the default one first
+
+    @property
+    def params(self) -> PyTree:
+        """The default learner."""
+        return next(iter(self.learners.values()))
 
 
 #: ``(snapshot) -> pytree`` of arrays, recorded once per task.
@@ -61,53 +66,69 @@ def fit_task(
     state: MethodState,
     task: Batch,
     *,
-    num_steps: int,
+    num_steps: int | Int[Array, ""],
     batch_size: int,
+    most_steps: int | None = None,
 ) -> tuple[MethodState, Float[Array, ""], Bool[Array, ""]]:
-    """Train on one task, then let the method consolidate.
+    """Train on one task, then end it.
 
     Args:
       key: draws the batches and everything random inside the method.
       method: what learns.
       state: its state.
       task: the training set, leaves ``[n, ...]``.
-      num_steps: batches to train on; see :func:`steps_for`.
-      batch_size: rows per batch.
+      num_steps: batches to train on; see :func:`steps_for`. May be traced where
+        ``most_steps`` is given.
+      batch_size: rows per batch. A task with fewer has them all in every batch, which is
+        filled up with rows of weight 0.
+      most_steps: what ``num_steps`` can be at most; steps from there on are skipped.
 
     Returns:
       ``(state, loss, finite)``: the mean training loss, and whether all losses and all
       parameters are numbers.
     """
     check_key("fit_task", key)
-    check_size("fit_task", num_steps=num_steps, batch_size=batch_size)
+    length: Any = num_steps if most_steps is None else most_steps
+    check_size("fit_task", num_steps=length, batch_size=batch_size)
     check_kind("fit_task", Method, method=method)
     check_batch("fit_task", task)
-    if batch_size > num_rows(task):
-        msg = (
-            f"fit_task: a batch must not be larger than a task, got batch_size "
-            f"{batch_size} for {num_rows(task)} rows; lower batch_size."
-        )
-        raise ValueError(msg)
     keys, state = fit_keys(key), with_num_steps(state, num_steps)
     order = batch_order(
-        keys.order, task.weight, num_steps=num_steps, batch_size=batch_size
+        keys.order,
+        task.weight,
+        num_steps=length,
+        batch_size=min(batch_size, num_rows(task)),
     )
+
+    def one_step(carry, step, rows):
+        state, total, finite = carry
+        key = jax.random.fold_in(keys.steps, step)
+        batch = _filled_up(at(rows, task), batch_size)
+        state, info = method.step(key, state, batch)
+        loss = info.loss + info.metrics.get("penalty", 0.0)
+        return state, total + loss, finite & info.finite
 
     def body(carry, item):
-        state, total, finite = carry
-        step, rows = item
-        key = jax.random.fold_in(keys.steps, step)
-        state, info = method.step(key, state, at(rows, task))
-        loss = info.loss + info.metrics.get("penalty", 0.0)
-        return (state, total + loss, finite & info.finite), None
+        if most_steps is None:
+            return one_step(carry, *item), None
+        take = lambda carry: one_step(carry, *item)
+        return when(item[0] < num_steps, take, carry), None
 
     start = (state, jnp.zeros(()), jnp.ones((), bool))
-    (state, total, finite), _ = jax.lax.scan(
-        body, start, (jnp.arange(num_steps), order)
-    )
+    (state, total, finite), _ = jax.lax.scan(body, start, (jnp.arange(length), order))
     for leaf in jax.tree.leaves(state.params):
         finite &= jnp.all(jnp.isfinite(leaf))
     return method.end_task(keys.end, state, task), total / num_steps, finite
+
+
+def _filled_up(batch: Batch, size: int) -> Batch:
+    """The batch with copies of its first row, of weight zero, up to a size."""
+    rows = num_rows(batch)
+    if rows == size:
+        return batch
+    here = jnp.minimum(jnp.arange(size), jnp.where(jnp.arange(size) < rows, size, 0))
+    filled = at(here, batch)
+    return filled._replace(weight=filled.weight * (jnp.arange(size) < rows))
 
 
 def with_num_steps(state: MethodState, num_steps: ScalarLike) -> MethodState:
@@ -122,7 +143,7 @@ def run_stream(
     stream: Stream,
     state: MethodState,
     *,
-    num_steps: int,
+    num_steps: int | Sequence[int],
     batch_size: int,
     before: Callback | None = None,
     after: Callback | None = None,
@@ -139,7 +160,8 @@ def run_stream(
       stream: what arrives.
       state: ``method.init(params, first_example(stream))``, or the state an earlier
         segment returned.
-      num_steps: batches per task.
+      num_steps: batches per task, or a list of those of each task of the stream. One
+        program serves all of them; shorter tasks skip what is left.
       batch_size: rows per batch.
       before: observes each task before its first step.
       after: observes each task after the method has consolidated it.
@@ -152,10 +174,11 @@ def run_stream(
       ValueError: if ``tasks`` is known and names a task that is not there.
     """
     check_key("run_stream", key)
-    check_size("run_stream", num_steps=num_steps, batch_size=batch_size)
+    check_size("run_stream", batch_size=batch_size)
     check_kind("run_stream", Method, method=method)
     check_kind("run_stream", Stream, stream=stream)
     check_kind("run_stream", MethodState, "see Method.init", state=state)
+    steps_of, most_steps = _step_counts(num_steps, num_tasks(stream.plan))
     before = before or (lambda snapshot: ())
     after = after or (lambda snapshot: ())
     count = num_tasks(stream.plan)
@@ -169,18 +192,40 @@ def run_stream(
         task = stream.train(stream.pool, plan)
 
         def snapshot(key, state):
-            return TaskSnapshot(
-                key, index, plan, task, state, default_learner(method, state)
-            )
+            return TaskSnapshot(key, index, plan, task, state, method.learners(state))
 
         seen_before = before(snapshot(keys.before, state))
         state, loss, finite = fit_task(
-            keys.fit, method, state, task, num_steps=num_steps, batch_size=batch_size
+            keys.fit,
+            method,
+            state,
+            task,
+            num_steps=steps_of(index),
+            batch_size=batch_size,
+            most_steps=most_steps,
         )
         seen_after = after(snapshot(keys.after, state))
         return state, TaskRecord(loss, finite, seen_before, seen_after)
 
     return jax.lax.scan(body, state, tasks)
+
+
+def _step_counts(num_steps, tasks: int):
+    """``(index) -> steps``, and the largest of them where they are not all the same."""
+    if not isinstance(num_steps, Sequence | np.ndarray):
+        check_size("run_stream", num_steps=num_steps)
+        return lambda index: num_steps, None
+    counts = list(num_steps)
+    for count in counts:
+        check_size("run_stream", num_steps=count)
+    if len(counts) != tasks:
+        msg = (
+            f"run_stream: num_steps must be one number, or one for each of the {tasks} "
+            f"tasks, got {len(counts)}."
+        )
+        raise ValueError(msg)
+    array = jnp.asarray(counts, jnp.int32)
+    return lambda index: array[index], max(counts)
 
 
 def first_example(stream: Stream) -> Batch:
@@ -193,106 +238,14 @@ def first_example(stream: Stream) -> Batch:
 def steps_for(num_rows: int, *, batch_size: int, num_epochs: int = 1) -> int:
     """Steps that visit ``num_rows`` rows ``num_epochs`` times: the ceiling of the ratio.
 
+    A task smaller than a batch is visited once by each.
+
     Raises:
-      ValueError: if any number is below one, or a batch is larger than the task.
+      ValueError: if any number is below one.
     """
     check_size("steps_for", num_rows=num_rows, batch_size=batch_size)
     check_size("steps_for", num_epochs=num_epochs)
-    if batch_size > num_rows:
-        msg = (
-            f"steps_for: a batch must not be larger than a task, got batch_size "
-            f"{batch_size} for {num_rows} rows; lower batch_size."
-        )
-        raise ValueError(msg)
-    return -(-num_rows * num_epochs // batch_size)
-
-
-def current_accuracy(
-    outputs: Outputs, stream: Stream, *, chunk_size: int | None = None
-) -> Callback:
-    """Observe the test accuracy on the task at hand: plasticity when taken after it.
-
-    Args:
-      outputs: ``(params, batch) -> logits [b, c]``.
-      stream: where the test sets come from.
-      chunk_size: rows held at once.
-    """
-    check_kind("current_accuracy", Stream, stream=stream)
-
-    def observe(snapshot):
-        test = stream.test(stream.pool, snapshot.plan)
-        return accuracy(outputs, snapshot.params, test, chunk_size=chunk_size)
-
-    return observe
-
-
-def accuracy_row(
-    outputs: Outputs,
-    stream: Stream,
-    *,
-    every: int = 1,
-    num_examples: int | None = None,
-    chunk_size: int | None = None,
-) -> Callback:
-    """Observe one row of the accuracy matrix: the test accuracy on every task.
-
-    A full matrix costs ``T^2`` evaluations. Two ways to pay less: ``every=k`` evaluates
-    after every ``k``-th task of the stream and after its last one, and leaves the other
-    rows NaN (a walk over some ``tasks`` may meet none of these); ``num_examples`` uses the
-    first rows of each test set only.
-
-    Args:
-      outputs: ``(params, batch) -> logits [b, c]``.
-      stream: its whole plan is evaluated, seen and unseen tasks alike.
-      every: distance between evaluated rows.
-      num_examples: test rows per task; all if absent.
-      chunk_size: rows held at once.
-
-    Returns:
-      An observer that gives [T] float32.
-    """
-    check_kind("accuracy_row", Stream, stream=stream)
-    total = num_tasks(stream.plan)
-    check_size("accuracy_row", every=every)
-
-    def observe(snapshot):
-        def evaluate(params):
-            return accuracies(
-                outputs,
-                params,
-                stream,
-                num_examples=num_examples,
-                chunk_size=chunk_size,
-            )
-
-        if every == 1:
-            return evaluate(snapshot.params)
-        due = ((snapshot.index + 1) % every == 0) | (snapshot.index == total - 1)
-        skip = lambda _: jnp.full(total, jnp.nan)
-        return jax.lax.cond(due, evaluate, skip, snapshot.params)
-
-    return observe
-
-
-def accuracies(
-    outputs: Outputs,
-    params: Params,
-    stream: Stream,
-    *,
-    num_examples: int | None = None,
-    chunk_size: int | None = None,
-) -> Float[Array, " T"]:
-    """Test accuracy on every task of a stream, one task in memory at a time."""
-    check_size("accuracies", optional=True, num_examples=num_examples)
-    check_kind("accuracies", Stream, stream=stream)
-
-    def evaluate(plan):
-        test = stream.test(stream.pool, plan)
-        return accuracy(
-            outputs, params, at(slice(num_examples), test), chunk_size=chunk_size
-        )
-
-    return jax.lax.map(evaluate, stream.plan)
+    return -(-num_rows * num_epochs // min(batch_size, num_rows))
 
 
 def over_runs(
@@ -387,9 +340,6 @@ __all__ = [
     "Callback",
     "TaskRecord",
     "TaskSnapshot",
-    "accuracies",
-    "accuracy_row",
-    "current_accuracy",
     "first_example",
     "fit_task",
     "over_runs",

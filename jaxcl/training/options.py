@@ -77,7 +77,8 @@ def steps_of(task: Task, options: Options) -> int:
     if task.num_steps is not None:
         return task.num_steps
     if task.num_epochs is not None:
-        return -(-task.num_epochs * task.train.count // options.batch_size)
+        rows = task.train.count
+        return -(-task.num_epochs * rows // min(options.batch_size, rows))
     if options.num_steps is None:
         msg = (
             f"learn: task {task.name!r} has no number of steps; give it num_steps or "

@@ -12,14 +12,17 @@ from jaxcl.curvature import empirical_fisher
 from jaxcl.losses import accuracy, cross_entropy, single_head
 from jaxcl.memory import reservoir
 from jaxcl.method import default_learner, make_method
+from jaxcl.metrics import classification
 from jaxcl.regularizers import ewc
-from jaxcl.training.device import (
+from jaxcl.training import (
     accuracies,
     accuracy_row,
     batch_order,
     current_accuracy,
     first_example,
+    first_row,
     fit_task,
+    metric_row,
     over_runs,
     run_stream,
     steps_for,
@@ -30,6 +33,7 @@ from jaxcl.typing import Stream
 
 T, N, D, C = 3, 24, 6, 3
 FIT = {"num_steps": 7, "batch_size": 8}
+KEY = jax.random.key(5)
 
 
 def apply(params, x, keys=None):
@@ -289,8 +293,7 @@ def test_steps_are_the_ceiling_and_bad_sizes_say_so():
     """Oracle: arithmetic."""
     assert steps_for(10, batch_size=4) == 3
     assert steps_for(10, batch_size=4, num_epochs=2) == 5
-    with pytest.raises(ValueError, match="batch must not be larger than a task"):
-        steps_for(3, batch_size=4)
+    assert steps_for(3, batch_size=4, num_epochs=2) == 2  # each batch visits all
     with pytest.raises(ValueError, match="at least 1"):
         steps_for(3, batch_size=0)
 
@@ -302,13 +305,98 @@ def test_axes_other_than_the_first_are_refused():
             over_runs(lambda x: x, axes)
 
 
-def test_a_batch_larger_than_a_task_is_refused(stream):
-    """Oracle: the message."""
+def test_a_batch_larger_than_a_task_holds_all_of_its_rows_once(stream):
+    """Oracle: gradient descent on whole tasks. Rows that fill up the batch are copies of
+    real ones: nothing but their weight keeps them from counting."""
     method = make_method(LOSS, optax.sgd(0.1))
+    params = init(jax.random.key(0))
+    state = method.init(params, first_example(stream))
+    large = FIT | {"batch_size": N + 5}
+    found = run_stream(jax.random.key(5), method, stream, state, **large)[0].params
+    for t in range(T):
+        task = at(t, stream.plan[0])
+        for _ in range(FIT["num_steps"]):
+            grads = jax.grad(
+                lambda p, task=task: jnp.mean(LOSS(p, task, jax.random.split(KEY, N)))
+            )(params)
+            params = jax.tree.map(lambda p, g: p - 0.1 * g, params, grads)
+    for name in ("w", "v"):
+        np.testing.assert_allclose(found[name], params[name], atol=1e-5)
+
+
+def test_tasks_of_their_own_lengths_are_learned_by_one_program(stream):
+    """Oracle: each task alone with its own number of steps; a counter in the traced code.
+    Negative control: the longest length for all is another end."""
+    traces = []
+
+    def walk(num_steps):
+        method = full_method()
+        counted = method._replace(
+            step=lambda *given: (traces.append(1), method.step(*given))[1]
+        )
+        state = method.init(init(jax.random.key(0)), first_example(stream))
+        fit = jax.jit(
+            lambda key, state: run_stream(
+                key, counted, stream, state, num_steps=num_steps, batch_size=8
+            )
+        )
+        return fit(KEY, state)
+
+    state, record = walk([7, 2, 5])
+    assert (
+        len(traces) <= 3
+    )  # a scan and a branch trace its body a few times, once for all
+    by_hand = full_method().init(init(jax.random.key(0)), first_example(stream))
+    losses = []
+    for t, steps in enumerate((7, 2, 5)):
+        by_hand, found = run_stream(
+            KEY,
+            full_method(),
+            stream,
+            by_hand,
+            num_steps=steps,
+            batch_size=8,
+            tasks=jnp.array([t]),
+        )
+        losses.append(found.loss[0])
+    close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+    close(ravel_pytree(state.params)[0], ravel_pytree(by_hand.params)[0])
+    close(record.loss, jnp.stack(losses))
+    assert int(state.progress.num_steps) == 5
+    same = walk(7)[0].params["w"]
+    assert not np.allclose(state.params["w"], same, atol=1e-3)
+    with pytest.raises(ValueError, match="one for each of the 3 tasks, got 2"):
+        walk([7, 2])
+
+
+def test_results_of_metrics_and_learners_are_those_of_single_evaluations(stream):
+    """Oracle: the accuracy of each learner on each task, one by one; NaN where no row was
+    due or the task was not seen."""
+    metric, method = classification(LOGITS), full_method()
     state = method.init(init(jax.random.key(0)), first_example(stream))
-    large = FIT | {"batch_size": N + 1}
-    with pytest.raises(ValueError, match=f"got batch_size {N + 1} for {N} rows"):
-        run_stream(jax.random.key(5), method, stream, state, **large)
+    before = first_row(metric, stream, method, state)
+
+    def walk(**options):
+        look = metric_row(metric, stream, **options)
+        return run_stream(KEY, method, stream, state, after=look, **FIT)
+
+    state_end, record = walk()
+    found = record.after
+    assert set(found) == {"accuracy", "loss"}
+    assert set(found["accuracy"]) == {"average", "params"} == set(before["loss"])
+    assert found["accuracy"]["params"].shape == (T, T)
+    for name, params in method.learners(state_end).items():
+        for t in range(T):
+            test = at(t, stream.plan[1])
+            want = accuracy(LOGITS, params, test)
+            np.testing.assert_allclose(found["accuracy"][name][-1, t], want, atol=1e-6)
+    first = accuracy(LOGITS, state.params, at(1, stream.plan[1]))
+    np.testing.assert_allclose(before["accuracy"]["params"][1], first, atol=1e-6)
+    seen = walk(seen_only=True)[1].after["loss"]["params"]
+    want = jnp.where(jnp.tril(jnp.ones((T, T))) > 0, found["loss"]["params"], jnp.nan)
+    np.testing.assert_allclose(seen, want, rtol=1e-6)
+    rare = walk(every=2)[1].after["loss"]["average"]
+    np.testing.assert_array_equal(np.isnan(rare).all(axis=1), [True, False, False])
 
 
 def test_a_task_counted_from_the_end_is_the_one_counted_from_the_start(stream):

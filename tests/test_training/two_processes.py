@@ -66,7 +66,9 @@ def main(folder, devices, *rest):
         build,
         model.init(jax.random.key(2)),
         tasks,
-        Options(20, 8, report_every=50, eval_batch_size=16, save_every=0),
+        Options(
+            20, 8, report_every=50, eval_batch_size=16, eval_start=False, save_every=0
+        ),
         folder=folder,
         frozen=jnp.float32(0.01),
         metrics=classification(logits),
