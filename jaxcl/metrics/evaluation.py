@@ -89,7 +89,7 @@ def evaluate(
     return found
 
 
-def weighted_sums(rows: Values, batch: Batch) -> dict[str, Array]:
+def weighted_sums(rows: Any, batch: Batch) -> dict[str, Array]:
     """``sum_i w_i v_i`` of every value ``[b, ...]``, or a ValueError for what is none."""
 
     def total(name, values):

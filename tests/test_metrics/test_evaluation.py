@@ -1,0 +1,137 @@
+"""Ready metrics against scikit-learn and NumPy, and the laws of weighted means."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from sklearn.metrics import (
+    accuracy_score,
+    f1_score,
+    log_loss,
+    mean_absolute_error,
+    mean_squared_error,
+    r2_score,
+)
+
+from jaxcl.metrics import (
+    RowMetric,
+    classification,
+    evaluate,
+    macro_f1,
+    regression,
+    tokens,
+)
+from jaxcl.typing import Batch
+
+RANDOM = np.random.default_rng(0)
+READ = lambda params, batch: batch.x  # the rows are the outputs
+ROWS, CLASSES = 37, 4
+
+
+def batch(x, y, weight=None):
+    weight = np.ones(len(x), np.float32) if weight is None else weight
+    return Batch(*map(jnp.asarray, (x, y, weight)), jnp.zeros(len(x), jnp.int32))
+
+
+LOGITS = batch(
+    RANDOM.standard_normal((ROWS, CLASSES)).astype(np.float32),
+    RANDOM.integers(CLASSES - 1, size=ROWS).astype(np.int32),  # one class is no label
+)
+TARGETS = batch(
+    RANDOM.standard_normal((ROWS, 3)).astype(np.float32),
+    RANDOM.standard_normal((ROWS, 3)).astype(np.float32) + 2.0,
+)
+SEQUENCES = batch(
+    RANDOM.standard_normal((ROWS, 5, CLASSES)).astype(np.float32),
+    RANDOM.integers(-2, CLASSES, size=(ROWS, 5)).astype(np.int32),
+)
+ALL = {
+    "classification": (classification(READ), LOGITS),
+    "macro_f1": (macro_f1(READ, CLASSES), LOGITS),
+    "regression": (regression(READ), TARGETS),
+    "tokens": (tokens(READ), SEQUENCES),
+}
+
+
+def close(found, wanted):
+    assert set(found) == set(wanted)
+    for name, value in wanted.items():
+        np.testing.assert_allclose(found[name], value, rtol=1e-5, err_msg=name)
+
+
+def test_classification_is_scikit_learns():
+    """Oracle: scikit-learn."""
+    probabilities = jax.nn.softmax(LOGITS.x)
+    answers = np.argmax(LOGITS.x, axis=1)
+    wanted = {
+        "accuracy": accuracy_score(LOGITS.y, answers),
+        "loss": log_loss(LOGITS.y, probabilities, labels=range(CLASSES)),
+    }
+    close(evaluate([ALL["classification"][0]], (), LOGITS), wanted)
+    labels = list(range(CLASSES))
+    f1 = f1_score(LOGITS.y, answers, average="macro", labels=labels, zero_division=0)
+    close(evaluate([ALL["macro_f1"][0]], (), LOGITS), {"macro_f1": f1})
+
+
+def test_regression_is_scikit_learns():
+    """Oracle: scikit-learn; its r2 of all entries is 'variance_weighted'."""
+    y, f = TARGETS.y, TARGETS.x
+    wanted = {
+        "mse": mean_squared_error(y, f),
+        "rmse": np.sqrt(mean_squared_error(y, f)),
+        "mae": mean_absolute_error(y, f),
+        "r2": r2_score(y, f, multioutput="variance_weighted"),
+    }
+    close(evaluate([ALL["regression"][0]], (), TARGETS), wanted)
+    constant = TARGETS._replace(y=jnp.ones_like(TARGETS.y))
+    assert np.isnan(evaluate([regression(READ)], (), constant)["r2"])
+
+
+def test_tokens_are_counted_over_all_rows():
+    """Oracle: one list of all labelled tokens; scikit-learn's log loss of it. Negative
+    control: the mean over rows of each row's mean."""
+    known = np.asarray(SEQUENCES.y) >= 0
+    logits, labels = np.asarray(SEQUENCES.x)[known], np.asarray(SEQUENCES.y)[known]
+    loss = log_loss(labels, jax.nn.softmax(logits), labels=range(CLASSES))
+    wanted = {
+        "loss": loss,
+        "perplexity": np.exp(loss),
+        "token_accuracy": np.mean(np.argmax(logits, -1) == labels),
+    }
+    found = evaluate([ALL["tokens"][0]], (), SEQUENCES)
+    close(found, wanted)
+    hits = np.where(known, np.argmax(SEQUENCES.x, -1) == SEQUENCES.y, 0)
+    by_row = np.mean(hits.sum(1) / np.maximum(known.sum(1), 1))
+    assert abs(by_row - found["token_accuracy"]) > 1e-3
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_padding_weights_and_chunks_change_nothing(name):
+    """Law: rows of weight 0 are not there, a row of weight 2 is there twice, and chunks of
+    any size give what all rows give."""
+    metric, rows = ALL[name]
+    alone = evaluate([metric], (), rows)
+    twice = jax.tree.map(lambda leaf: jnp.concatenate([leaf, leaf[:5]]), rows)
+    heavy = rows._replace(weight=rows.weight.at[:5].set(2.0))
+    close(evaluate([metric], (), heavy), evaluate([metric], (), twice))
+    padded = twice._replace(weight=twice.weight.at[ROWS:].set(0.0))
+    close(evaluate([metric], (), padded), alone)
+    for size in (1, 10, 37):
+        close(evaluate([metric], (), rows, chunk_size=size), alone)
+    nothing = rows._replace(weight=0 * rows.weight)
+    assert all(np.isnan(v) for v in evaluate([metric], (), nothing).values())
+
+
+def test_what_is_no_number_for_each_row_is_refused_in_one_line():
+    """Oracle: the messages."""
+    for rows, words in (
+        (
+            lambda *_: {"a": jnp.zeros(())},
+            r"shape \[37, ...\], got float32\[\] for 'a'",
+        ),
+        (lambda *_: {"a": [1.0] * ROWS}, "must return a JAX array .* for 'a'"),
+        (lambda *_: jnp.zeros(ROWS), r"must return \{name: values \[b\]\}, got Arr"),
+    ):
+        with pytest.raises(ValueError, match=words) as error:
+            evaluate([RowMetric(rows)], (), LOGITS)
+        assert "\n" not in str(error.value)
