@@ -91,10 +91,11 @@ class WalkState(NamedTuple):
     importance: Params  # of the last task's end: Fisher and score, normalised
     anchor: Params  # the parameters at the end of the last task, or at the start
     fisher: Params  # running mean of squared gradients
-    score: Params  # path score: half of what earlier tasks left, plus this task's
+    score: Params  # path score: what earlier tasks left, plus this task's
     taken: Params  # loss taken away since the last addition to the score
     since: Params  # the parameters at that time
-    count: Int[Array, ""]  # steps so far; int32
+    count: Int[Array, ""]  # steps of this task so far; int32
+    tasks_seen: Int[Array, ""]  # tasks that have ended; int32
 
 
 def riemannian_walk(
@@ -106,19 +107,24 @@ def riemannian_walk(
 ) -> Regularizer:
     r"""RWalk: a running Fisher plus a path score, loss taken away per distance walked.
 
-    Every ``interval`` steps a parameter's score gains
+    Every ``interval`` steps, and at the last step of a task whose length is known
+    (``progress.num_steps``), a parameter's score gains
 
     .. math:: \max\Big(0, \frac{\sum_t -g_t \, \Delta\theta_t}
        {\tfrac12 F\, (\theta_t - \theta_{t - interval})^2 + \epsilon}\Big)
 
     where :math:`F \leftarrow a F + (1 - a)\, g^2` with the gradient of each step's mean
-    loss. At the end of a task both are divided by their largest entry and added up to the
-    importance, and half of the score goes on into the next task (the paper's average of
-    scores).
+    loss, from :math:`F = g^2` at the first step. Intervals begin with the task; steps
+    after the last completed one count nowhere. The score ``s`` of a task is averaged with
+    that of the tasks before it, :math:`\bar s_1 = s_1` and
+    :math:`\bar s_k = (\bar s_{k-1} + s_k) / 2`. At the end of a task :math:`\bar s` and
+    ``F`` are divided by their largest entries, which brings both into [0, 1], and added up
+    to the importance.
 
     Args:
       strength: twice the paper's lambda.
-      fisher_decay: a in [0, 1], kept per step; one minus the paper's alpha.
+      fisher_decay: a in [0, 1], kept per step; one minus the paper's alpha. (The authors'
+        code keeps 0.1 per interval, of a mean over it.)
       interval: steps between two additions to the score; the paper's Delta t.
       damping: epsilon, above zero.
 
@@ -140,9 +146,9 @@ def riemannian_walk(
         start = _wide_copy(params)
         zeros = [_zeros(start) for _ in range(4)]
         importance, fisher, score, taken = zeros
-        count = jnp.zeros((), jnp.int32)
+        counts = (jnp.zeros((), jnp.int32) for _ in range(2))
         since = copied(start)
-        return WalkState(importance, start, fisher, score, taken, since, count)
+        return WalkState(importance, start, fisher, score, taken, since, *counts)
 
     def penalty(state, params, context):
         del context
@@ -151,10 +157,13 @@ def riemannian_walk(
     def observe(key, state, step, params):
         del key
         count = state.count + 1
-        due = count % interval == 0
+        last = step.progress.step + 1 == step.progress.num_steps
+        due = (count % interval == 0) | last
+        first = (state.count == 0) & (state.tasks_seen == 0)
+        kept = jnp.where(first, 0.0, fisher_decay)  # from zero F would be too small
         follow = lambda old, grad: (
-            fisher_decay * old + (1 - fisher_decay) * jnp.square(wide(grad))
-        )
+            kept * old + (1 - kept) * jnp.square(wide(grad))
+        ).astype(old.dtype)
         fisher = jax.tree.map(follow, state.fisher, step.grads)
         taken = jax.tree.map(jnp.add, state.taken, _taken_away(step))
 
@@ -174,13 +183,17 @@ def riemannian_walk(
 
     def end_task(key, state, params, data):
         del key, data
+        # The score in state is twice the average, but for the first task.
         both = _by_largest(state.fisher), _by_largest(state.score)
+        share = jnp.where(state.tasks_seen == 0, 1.0, 0.5)
         return state._replace(
             importance=jax.tree.map(jnp.add, *both),
             anchor=_wide_copy(params),
-            score=jax.tree.map(lambda leaf: 0.5 * leaf, state.score),
+            score=jax.tree.map(lambda leaf: share * leaf, state.score),
             taken=_zeros(state.taken),
             since=_wide_copy(params),
+            count=jnp.zeros_like(state.count),
+            tasks_seen=state.tasks_seen + 1,
         )
 
     return Regularizer(init, penalty, observe=observe, end_task=end_task)
