@@ -18,9 +18,7 @@ class BalancedState(NamedTuple):
     kept: Batch  # leaves [m, ...]; the first `filled` rows hold something
     filled: Int[Array, ""]
     seen: Int[Array, " c"]  # real rows offered so far of each class; int32
-    full: Bool[
-        Array, " c"
-    ]  # classes that were the largest one when the memory was full
+    full: Bool[Array, " c"]  # were the largest class while the memory was full
 
 
 def greedy_balanced(capacity: int, sample_size: int, *, num_classes: int) -> Memory:
@@ -28,7 +26,7 @@ def greedy_balanced(capacity: int, sample_size: int, *, num_classes: int) -> Mem
 
     A row is kept if its class has fewer than ``capacity / classes seen`` rows; where the
     memory is full it takes the place of a random row of the largest class. Rows of weight
-    zero are never kept.
+    zero, or of a label that is no class, are never kept.
 
     Args:
       capacity: ``m``, how many rows are kept.
@@ -139,7 +137,8 @@ def _balanced(who, capacity, sample_size, num_classes, choose) -> Memory:
         batch, small = step.batch, state._replace(kept=())
         check_rows(who, 1, state.kept, batch)
         keys = jax.random.split(key, batch.weight.shape)
-        rows = keys, batch.y, batch.weight > 0
+        real = (batch.weight > 0) & (batch.y >= 0) & (batch.y < num_classes)
+        rows = keys, batch.y, real
         (_, small), slot = jax.lax.scan(place, (state.kept.y, small), rows)
         # Of two rows that went to one slot the later one stays.
         beaten = jnp.any(jnp.triu(slot[:, None] == slot, k=1), axis=1)
