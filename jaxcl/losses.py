@@ -207,11 +207,13 @@ def dark_experience_loss(
 
     def loss(params, batch, keys):
         given = outputs(params, batch, keys)
-        if jnp.shape(given) != jnp.shape(batch.stored):
+        came = getattr(batch.stored, "shape", None)
+        if jnp.shape(given) != came:
             msg = (
                 "dark_experience_loss: rows must have their outputs stored, shape "
-                f"{list(jnp.shape(given))}, got {shown(batch.stored)}; build the memory "
-                "with store=outputs."
+                f"{list(jnp.shape(given))}, got "
+                f"{'none' if came is None else list(came)}; build the memory with "
+                "store=outputs."
             )
             raise ValueError(msg)
         squares = jnp.square(given - batch.stored)
