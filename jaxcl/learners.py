@@ -95,6 +95,8 @@ def from_memory_alone(
 ) -> Callable[[MethodState], Params]:
     """A fresh network, trained on nothing but the examples in memory: GDumb.
 
+    Each epoch takes every example once, in random order; its last batch may be smaller.
+
     Args:
       key: draws the network and the order of rows.
       init: ``(key) -> params``.
@@ -116,17 +118,23 @@ def from_memory_alone(
         rows = kept_rows(state)
         size = min(batch_size, num_rows(rows))
         steps = -(-num_rows(rows) // size)
+        missing = steps * size - num_rows(rows)
         key_init, key_order, key_steps = jax.random.split(key, 3)
         method = make_method(loss, optimizer)
         start = method.init(init(key_init), at(slice(1), rows))
+        real_steps = num_epochs * -(-jnp.sum(rows.weight > 0, dtype=jnp.int32) // size)
+        start = start._replace(progress=start.progress._replace(num_steps=real_steps))
 
         def epoch(state, key):
             # Real rows first, in random order: all batches but one are full of them.
             lots = jax.random.uniform(key, rows.weight.shape) - 2 * (rows.weight > 0)
-            order = jnp.resize(jnp.argsort(lots), (steps, size))
+            order = jnp.pad(jnp.argsort(lots), (0, missing)).reshape(steps, size)
+            once = jnp.arange(steps * size).reshape(steps, size) < num_rows(rows)
 
-            def step(state, index):
+            def step(state, place):
+                index, once = place
                 batch = at(index, rows)
+                batch = batch._replace(weight=batch.weight * once)
                 key = jax.random.fold_in(key_steps, state.progress.step)
                 new, _ = method.step(key, state, batch)
                 real = jnp.any(batch.weight > 0)
@@ -134,7 +142,7 @@ def from_memory_alone(
                     lambda a, b: jnp.where(real, a, b), new, state
                 ), None
 
-            return jax.lax.scan(step, state, order)[0], None
+            return jax.lax.scan(step, state, (order, once))[0], None
 
         keys = jax.random.split(key_order, num_epochs)
         return jax.lax.scan(epoch, start, keys)[0].params
@@ -143,8 +151,18 @@ def from_memory_alone(
 
 
 def kept_rows(state: MethodState) -> Batch:
-    """All rows that a method's memory holds, ``[m, ...]``; weight 0 where it is empty."""
-    kept = state.memory.kept
+    """All rows that a method's memory holds, ``[m, ...]``; weight 0 where it is empty.
+
+    Raises:
+      ValueError: for a method without a memory that keeps rows.
+    """
+    kept = getattr(state.memory, "kept", None)
+    if not isinstance(kept, Batch):
+        msg = (
+            "kept_rows: the method must have a memory that keeps rows, got a state of type "
+            f"{type(state.memory).__name__}; give make_method memory=reservoir(...)."
+        )
+        raise ValueError(msg)
     if kept.weight.ndim == 1:
         return kept
     return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), kept)
