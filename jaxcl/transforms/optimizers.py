@@ -11,22 +11,47 @@ from jaxtyping import PyTree
 from jaxcl.errors import shown
 from jaxcl.typing import MethodState, Params
 
+_LINE_SEARCH = (
+    "take steps from the gradient, got a line search, which asks for the loss elsewhere; "
+    "give a learning rate, such as optax.lbfgs(0.1, linesearch=None)."
+)
+_REFUSED = {
+    "LookaheadState": (
+        "take plain parameters, got optax.lookahead, which takes pairs; give its inner "
+        "optimizer, and average=ema(...) for the slow copy."
+    ),
+    "ScaleByBacktrackingLinesearchState": _LINE_SEARCH,
+    "ScaleByZoomLinesearchState": _LINE_SEARCH,
+}
+
 
 def first_state(
     optimizer: optax.GradientTransformation, params: Params
 ) -> optax.OptState:
-    """The optimizer's state, or a ValueError for one that wants other parameters."""
+    """The optimizer's state, or a ValueError for one that does not fit."""
     try:
-        return optimizer.init(params)
-    except AttributeError as error:
-        if "fast" not in str(error):
+        state = optimizer.init(params)
+    except ValueError as error:
+        if "structure" not in str(error):
             raise
         msg = (
-            "make_method: optimizer must take plain parameters, got optax.lookahead, "
-            "which takes pairs; give its inner optimizer, and average=ema(...) for the "
-            "slow copy."
+            "make_method: optimizer must fit the parameters, got a mask or labels of "
+            f"another structure than params ({type(params).__name__}); give it as a "
+            "function of the parameters, such as lambda params: jax.tree.map(...), or "
+            "the parameters as plain dicts (flax.core.unfreeze)."
         )
         raise ValueError(msg) from error
+    for name, wanted in _REFUSED.items():
+        if _named(name, state):
+            msg = f"make_method: optimizer must {wanted}"
+            raise ValueError(msg)
+    return state
+
+
+def _named(name: str, state: optax.OptState) -> list:
+    """The parts of an optimizer's state of this type, which optax does not export."""
+    is_it = lambda node: type(node).__name__ == name
+    return [node for node in jax.tree.leaves(state, is_leaf=is_it) if is_it(node)]
 
 
 def accepting(name: str, part: Any) -> optax.GradientTransformationExtraArgs:
@@ -50,12 +75,21 @@ def accepting(name: str, part: Any) -> optax.GradientTransformationExtraArgs:
 
 
 def schedule_free_average(state: MethodState) -> Params | None:
-    """The averaged parameters of a schedule-free optimizer; None for any other."""
-    is_it = lambda node: type(node).__name__ == "ScheduleFreeState"
-    for node in jax.tree.leaves(state.optimizer, is_leaf=is_it):
-        if is_it(node):
-            return optax.contrib.schedule_free_eval_params(node, state.params)
-    return None
+    """The averaged parameters of a schedule-free optimizer; None for any other.
+
+    Parameters that it leaves to another optimizer, by a mask or labels, are themselves.
+    """
+    averaged, nodes = state.params, _named("ScheduleFreeState", state.optimizer)
+    for node in nodes:
+        # As optax.contrib.schedule_free_eval_params, which knows no masks.
+        def read(z, y, b1=node.b1):
+            if isinstance(z, optax.MaskedNode):
+                return y
+            return ((y - (1.0 - b1) * z) / b1).astype(y.dtype)
+
+        left_out = lambda leaf: isinstance(leaf, optax.MaskedNode)
+        averaged = jax.tree.map(read, node.z, averaged, is_leaf=left_out)
+    return averaged if nodes else None
 
 
 def restarted(

@@ -1,0 +1,240 @@
+"""What optax offers as an optimizer does in a method what it does alone, or is refused."""
+
+import functools
+
+import flax.core
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxcl.losses import cross_entropy, mean_loss, single_head
+from jaxcl.memory import reservoir
+from jaxcl.method import default_learner, make_method
+from jaxcl.regularizers import l2_init
+from jaxcl.transforms import sam
+from jaxcl.tree import as_batch, at
+
+D, C = 4, 3
+LOSS = cross_entropy(single_head(lambda p, x, keys=None: x @ p["w"] + p["b"]))
+PARAMS = {"w": jax.random.normal(jax.random.key(0), (D, C)), "b": jnp.ones(C)}
+X = jax.random.normal(jax.random.key(1), (8, D))
+BATCH = as_batch(X, jnp.arange(8) % C)
+NORMALIZED = optax.chain(optax.contrib.normalize(), optax.sgd(0.05))
+GRAD = jax.grad(lambda p: mean_loss(LOSS, p, BATCH, jax.random.key(0)))
+
+
+def walked(optimizer, num_steps=4, params=PARAMS, **parts):
+    method = make_method(LOSS, optimizer, **parts)
+    state = method.init(params, at(slice(1), BATCH))
+    step = jax.jit(method.step)
+    for i in range(num_steps):
+        state, info = step(jax.random.key(i), state, BATCH)
+        assert bool(info.finite)
+    return method, state
+
+
+def alone(optimizer, num_steps=4, params=PARAMS, **extra):
+    """The optimizer in a loop of its own, without a method."""
+    state = optimizer.init(params)
+    for _ in range(num_steps):
+        updates, state = optimizer.update(GRAD(params), state, params, **extra)
+        params = optax.apply_updates(params, updates)
+    return params, state
+
+
+def assert_same(left, right, atol=1e-6):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=atol), left, right)
+
+
+def assert_different(left, right, gap=1e-4):
+    assert np.abs(left["w"] - right["w"]).max() > gap
+
+
+PENALISED = {"regularizer": l2_init(0.3), "memory": reservoir(8, 4)}
+
+
+@pytest.mark.parametrize("parts", [{}, PENALISED], ids=["alone", "with all"])
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        optax.chain(sam(0.05), optax.sgd(0.1)),
+        optax.contrib.sam(optax.sgd(0.1), NORMALIZED, opaque_mode=True),
+    ],
+    ids=["chain", "optax.contrib.sam"],
+)
+def test_sam_inside_the_optimizer_is_sam_as_the_gradient(optimizer, parts):
+    """Oracle: the same method with ``gradient=sam(0.05)``, also of loss and penalty on
+    new and replayed rows. Negative control: plain descent."""
+    _, found = walked(optimizer, **parts)
+    _, wanted = walked(optax.sgd(0.1), gradient=sam(0.05), **parts)
+    assert_same(found.params, wanted.params)
+    assert_different(found.params, walked(optax.sgd(0.1), **parts)[1].params)
+
+
+def test_the_transparent_sam_of_optax_takes_turns():
+    """Oracle: optax in a loop; every second step goes back and descends."""
+    optimizer = optax.contrib.sam(optax.sgd(0.1), NORMALIZED, sync_period=2)
+    _, state = walked(optimizer)
+    assert_same(state.params, alone(optimizer)[0])
+    _, two = walked(optax.sgd(0.1), 2, gradient=sam(0.05))
+    assert_same(state.params, two.params)
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        optax.contrib.schedule_free_sgd(0.5),
+        optax.chain(
+            optax.clip_by_global_norm(1.0), optax.contrib.schedule_free_adamw(0.1)
+        ),
+    ],
+    ids=["sgd", "adamw in a chain"],
+)
+def test_the_average_of_a_schedule_free_optimizer_is_evaluated_and_goes_on(optimizer):
+    """Oracle: optax in a loop, with its own formula for the average.
+
+    Negative control: the parameters that it trains at are others.
+    """
+    method, state = walked(optimizer)
+    params, inner = alone(optimizer)
+    last = inner[-1] if isinstance(inner, tuple) and type(inner) is tuple else inner
+    averaged = optax.contrib.schedule_free_eval_params(last, params)
+    assert_same(state.params, params)
+    found = method.learners(state)
+    assert list(found) == ["average", "params"]
+    assert_same(default_learner(method, state), averaged)
+    assert_same(found["params"], params)
+    assert_different(averaged, params)
+    # After the task: the second one is a run that begins at the average.
+    state = method.end_task(jax.random.key(9), state, BATCH)
+    assert_same(state.params, averaged)
+    for i in range(4):
+        state, _ = method.step(jax.random.key(i), state, BATCH)
+    assert_same(state.params, alone(optimizer, params=averaged)[0])
+    assert_different(state.params, alone(optimizer, params=params)[0])
+
+
+def test_a_schedule_free_optimizer_that_is_not_reset_goes_on_undisturbed():
+    """Oracle: eight steps of optax in a loop."""
+    optimizer = optax.contrib.schedule_free_sgd(0.5)
+    method, state = walked(optimizer, reset_optimizer=False)
+    state = method.end_task(jax.random.key(9), state, BATCH)
+    for i in range(4):
+        state, _ = method.step(jax.random.key(i), state, BATCH)
+    assert_same(state.params, alone(optimizer, 8)[0])
+
+
+@pytest.mark.parametrize("kind", ["partition", "masked"])
+def test_a_schedule_free_optimizer_of_some_parameters_averages_only_these(kind):
+    """Oracle: optax's formula on the one leaf; the other leaf is itself."""
+    free = optax.contrib.schedule_free_sgd(0.5)
+    if kind == "partition":
+        labels = {"w": "free", "b": "plain"}
+        optimizer = optax.partition({"free": free, "plain": optax.sgd(0.1)}, labels)
+        part = lambda state: state.optimizer.inner_states["free"].inner_state
+    else:
+        optimizer = optax.masked(free, {"w": True, "b": False})
+        part = lambda state: state.optimizer.inner_state
+    method, state = walked(optimizer)
+    b1, z, y = part(state).b1, part(state).z["w"], state.params["w"]
+    averaged = {"w": (y - (1 - b1) * z) / b1, "b": state.params["b"]}
+    assert_same(default_learner(method, state), averaged)
+    assert_different(averaged, state.params)
+    ended = method.end_task(jax.random.key(9), state, BATCH)
+    assert_same(ended.params, averaged)
+
+
+def test_an_average_of_wider_numbers_has_the_dtype_of_the_parameters():
+    """Oracle: the first state, also at the end of a task."""
+    half = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), PARAMS)
+    optimizer = optax.contrib.schedule_free_sgd(0.5, state_dtype=jnp.float32)
+    method, state = walked(optimizer, params=half)
+    kinds = lambda tree: jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), tree)
+    ended = method.end_task(jax.random.key(9), state, BATCH)
+    start = method.init(half, at(slice(1), BATCH))
+    assert kinds(ended) == kinds(start)
+    assert kinds(default_learner(method, state)) == kinds(half)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "words"),
+    [
+        (optax.lookahead(optax.sgd(0.1), 5, 0.5), r"optax.lookahead, .* average=ema"),
+        (
+            optax.chain(optax.identity(), optax.lookahead(optax.sgd(0.1), 5, 0.5)),
+            r"optax.lookahead, .* average=ema",
+        ),
+        (optax.lbfgs(), r"a line search, .* linesearch=None"),
+    ],
+    ids=["lookahead", "in a chain", "lbfgs"],
+)
+def test_optimizers_that_cannot_work_are_refused_before_the_first_step(
+    optimizer, words
+):
+    """Oracle: the message, of one line; what it advises works."""
+    with pytest.raises(
+        ValueError, match=rf"make_method: optimizer must .*{words}"
+    ) as e:
+        make_method(LOSS, optimizer).init(PARAMS, at(slice(1), BATCH))
+    assert "\n" not in str(e.value)
+    walked(optax.lbfgs(0.1, linesearch=None))
+
+
+@pytest.mark.parametrize(
+    ("leaf", "words"),
+    [
+        (jnp.arange(3), r"int32 at \['odd'\]\['n'\]"),
+        (jnp.ones(3, bool), r"bool at \['odd'\]\['n'\]"),
+        (jnp.ones(3, complex), r"complex64 at \['odd'\]\['n'\]"),
+        (jnp.tanh, r"\w+ at \['odd'\]\['n'\]"),
+        ("relu", r"'relu' at \['odd'\]\['n'\]"),
+    ],
+    ids=["integer", "truth", "complex", "function", "text"],
+)
+def test_leaves_that_cannot_be_trained_are_refused_by_their_path(leaf, words):
+    """Oracle: the message, of one line; real leaves of two dtypes are fine."""
+    for good in (jnp.ones(3), np.ones(3, np.float16)):
+        walked(optax.sgd(0.1), params={**PARAMS, "odd": {"n": good}})
+    with pytest.raises(ValueError, match=rf"init: params .* {words}; keep out") as e:
+        walked(optax.sgd(0.1), params={**PARAMS, "odd": {"n": leaf}})
+    assert "\n" not in str(e.value)
+
+
+MASKED = functools.partial(optax.masked, optax.set_to_zero())
+LABELLED = functools.partial(
+    optax.partition, {True: optax.set_to_zero(), False: optax.sgd(0.1)}
+)
+
+
+@pytest.mark.parametrize("build", [MASKED, LABELLED], ids=["mask", "labels"])
+def test_a_mask_of_another_structure_comes_with_a_remedy(build):
+    """Oracle: the message, of one line; both remedies freeze the bias and nothing else."""
+    frozen = flax.core.freeze(PARAMS)
+    optimizer = build({"w": False, "b": True})
+    with pytest.raises(ValueError, match=r"\(FrozenDict\); give .*unfreeze") as e:
+        walked(optimizer, params=frozen)
+    assert "\n" not in str(e.value)
+    of_params = lambda params: jax.tree.map(lambda leaf: leaf.ndim == 1, params)
+    for remedy, params in (
+        (build(of_params), frozen),
+        (optimizer, flax.core.unfreeze(frozen)),
+    ):
+        chained = optax.chain(remedy, optax.sgd(0.1)) if build is MASKED else remedy
+        _, state = walked(chained, params=params)
+        np.testing.assert_array_equal(state.params["b"], PARAMS["b"])
+        assert_different(state.params, PARAMS)
+
+
+def test_other_complaints_of_an_optimizer_pass_as_they_are():
+    """Oracle: its own words."""
+
+    def complain(params):
+        del params
+        msg = "too warm today"
+        raise ValueError(msg)
+
+    optimizer = optax.GradientTransformation(complain, lambda g, s, p=None: (g, s))
+    with pytest.raises(ValueError, match=r"^too warm today$"):
+        walked(optimizer)
