@@ -1,6 +1,7 @@
 """Every named method learns, keeps its state's shape, and is what its name says."""
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -194,6 +195,59 @@ def test_lwf_keeps_the_answers_of_past_heads_where_each_task_has_its_own():
     old, new = penalty_gradient(own)
     assert old < 1e-7
     assert new > 1e-5
+
+
+def test_create_and_find_is_its_parts_put_together():
+    """Oracle: one step after a task in NumPy; the Fisher is that of some four rows.
+
+    Adaptive SAM with eta 0 looks from ``p + rho p^2 g / |p g|``; the penalty acts at
+    ``p`` itself; the box reaches ``rho |anchor|`` from the anchor, and clips here.
+    """
+    rho, strength, decay = 0.3, 0.8, 0.9
+    method = methods.create_and_find(
+        LOSS, SGD, rho=rho, strength=strength, decay=decay, num_examples=4
+    )
+    rows = at(slice(8), TASK)
+    away = {"w": 0.1 + 0.1 * jnp.arange(C * D).reshape(C, D), "b": jnp.full(C, 0.5)}
+    state = method.init(away, at(slice(1), TASK))
+    state = method.end_task(jax.random.key(2), state, rows)
+
+    square = lambda row: jax.grad(loss_of)(away, one_row(row))["w"] ** 2
+    squares = np.asarray(jax.vmap(square)(rows))
+    fisher = state.regularizer[0].fisher
+    choices = itertools.combinations(range(8), 4)
+    gaps = [np.abs(squares[list(c)].mean(axis=0) - fisher["w"]).max() for c in choices]
+    assert min(gaps) < 1e-6
+    assert sorted(gaps)[1] > 1e-4
+
+    g = jax.grad(loss_of)
+    start = {name: np.asarray(leaf + 0.05) for name, leaf in away.items()}
+    first = g(start, OTHER)
+    size = np.sqrt(sum(np.sum((start[n] * first[n]) ** 2) for n in start))
+    there = {n: start[n] + rho * start[n] ** 2 * first[n] / size for n in start}
+    second, moved, clipped = g(there, OTHER), {}, 0
+    for n in start:
+        penalty = strength * fisher[n] * (start[n] - away[n])
+        free = start[n] - 0.3 * (second[n] + penalty)
+        reach = rho * np.abs(away[n])
+        moved[n] = np.clip(free, away[n] - reach, away[n] + reach)
+        clipped += np.sum(moved[n] != free)
+    assert 0 < clipped < C * D
+    after, _ = method.step(
+        jax.random.key(3),
+        state._replace(params=jax.tree.map(jnp.asarray, start)),
+        OTHER,
+    )
+    for n in start:
+        np.testing.assert_allclose(after.params[n], moved[n], atol=1e-5)
+
+
+def loss_of(params, batch):
+    return mean_loss(LOSS, params, batch, jax.random.key(0))
+
+
+def one_row(row):
+    return jax.tree.map(lambda leaf: leaf[None], row)
 
 
 PULLING = {
