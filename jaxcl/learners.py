@@ -127,7 +127,8 @@ def from_memory_alone(
 
         def epoch(state, key):
             # Real rows first, in random order: all batches but one are full of them.
-            lots = jax.random.uniform(key, rows.weight.shape) - 2 * (rows.weight > 0)
+            lots = jax.random.uniform(key, rows.weight.shape, jnp.float32)
+            lots -= 2 * (rows.weight > 0)
             order = jnp.pad(jnp.argsort(lots), (0, missing)).reshape(steps, size)
             once = jnp.arange(steps * size).reshape(steps, size) < num_rows(rows)
 

@@ -135,7 +135,7 @@ def no_end(key: Any, state: State, params: Params, data: Any) -> State:
 def no_penalty(state: State, params: Params, context: Any) -> Float[Array, ""]:
     """Add nothing to the loss; a method with it computes no second gradient."""
     del state, params, context
-    return jnp.zeros(())
+    return jnp.zeros((), jnp.float32)
 
 
 def no_projection(state: State, params: Params) -> Params:

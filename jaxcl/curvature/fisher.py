@@ -31,7 +31,7 @@ from jaxcl.curvature.per_example import (
     read_program,
     sum_squared_gradients,
 )
-from jaxcl.errors import check_function, check_kind
+from jaxcl.errors import as_key, check_function, check_kind
 from jaxcl.losses import example_losses, of_one
 from jaxcl.tree import at, check_batch, num_rows, safe_divide, wide, wide_dtype
 from jaxcl.typing import Batch, Key, Loss, Outputs, Params
@@ -281,6 +281,7 @@ def batched_fisher(
     _check("batched_fisher", num_examples=num_examples, batch_size=batch_size)
 
     def fisher(key, params, task):
+        key = as_key("batched_fisher", key)
         check_batch("batched_fisher", task)
 
         def squared(rows, weight, keys):
@@ -299,6 +300,7 @@ def _mean_square(values, num_examples, chunk_size, *, of=jnp.square) -> Fisher:
     """The weighted mean over rows of weighted squared gradients of ``values``."""
 
     def fisher(key, params, task):
+        key = as_key("fisher", key)
         check_batch("fisher", task)
 
         def weighted(params, row):
@@ -347,7 +349,8 @@ def _mean_over_chunks(squared, key, params, task, num_examples, chunk_size):
         rows = at(index, task)
         weight = jnp.where(position < len(order), rows.weight, 0)
         fresh = squared(rows, weight, _row_keys(key_rows, index))
-        return jax.tree.map(jnp.add, carry, fresh), None
+        more = lambda total, part: total + part.astype(total.dtype)
+        return jax.tree.map(more, carry, fresh), None
 
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, wide_dtype(leaf)), params)
     starts = jnp.arange(0, len(order), chunk_size)
@@ -361,7 +364,7 @@ def _row_order(key, weight, num_examples):
     rows = weight.shape[0]
     if num_examples is None or num_examples >= rows:
         return jnp.arange(rows)
-    lots = jnp.where(weight > 0, jax.random.uniform(key, (rows,)), -1)
+    lots = jnp.where(weight > 0, jax.random.uniform(key, (rows,), jnp.float32), -1)
     return jax.lax.top_k(lots, num_examples)[1]
 
 

@@ -19,7 +19,7 @@ from jaxcl.typing import Params
 def trace(fisher: Params) -> Float[Array, ""]:
     """Sum of all entries: the expected squared norm of a per-example gradient."""
     sums = [jnp.sum(leaf) for leaf in jax.tree.leaves(fisher)]
-    return sum(sums, jnp.zeros(()))
+    return sum(sums, jnp.zeros((), jnp.float32))
 
 
 def mean_entry(fisher: Params) -> Float[Array, ""]:
@@ -30,7 +30,7 @@ def mean_entry(fisher: Params) -> Float[Array, ""]:
 def largest_entry(fisher: Params) -> Float[Array, ""]:
     """Largest of all entries, what bounds the step size; zero for an empty tree."""
     tops = [jnp.max(leaf, initial=0) for leaf in jax.tree.leaves(fisher)]
-    return jnp.max(jnp.stack(tops), initial=0) if tops else jnp.zeros(())
+    return jnp.max(jnp.stack(tops), initial=0) if tops else jnp.zeros((), jnp.float32)
 
 
 def normalised(

@@ -74,7 +74,7 @@ def class_balanced_reservoir(
 
     def choose(key, label, counts, state):
         kept, seen = counts[label], state.seen[label] + 1
-        lucky = jax.random.uniform(key) * seen <= kept
+        lucky = jax.random.uniform(key, (), jnp.float32) * seen <= kept
         own = state.full[label]
         return jnp.where(own, lucky, True), jnp.where(own, label, jnp.argmax(counts))
 
@@ -122,7 +122,8 @@ def _balanced(who, capacity, sample_size, num_classes, choose) -> Memory:
         largest = full & (counts == jnp.max(counts))
         state = state._replace(full=state.full | largest)
         keep, giver = choose(key_choice, label, counts, state)
-        drawn = jax.random.randint(key_slot, (), 0, jnp.maximum(counts[giver], 1))
+        most = jnp.maximum(counts[giver], 1)
+        drawn = jax.random.randint(key_slot, (), 0, most, jnp.int32)
         given = jnp.searchsorted(jnp.cumsum(there & (labels == giver)), drawn + 1)
         slot = jnp.where(full, given, state.filled)
         slot = jnp.where(keep & real, slot, capacity)  # out of range, hence dropped

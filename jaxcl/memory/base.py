@@ -1,5 +1,7 @@
 """The memory that keeps nothing, and what all memories share."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int, PRNGKeyArray, PyTree
@@ -86,12 +88,14 @@ def draw_ranks(
       The numbers, and which of them are real: none where ``count`` is zero, and only
       ``count`` of them where fewer rows exist than are to be drawn without replacement.
     """
+    draw = partial(jax.random.randint, key, (sample_size,), 0, dtype=jnp.int32)
     if replace:
-        ranks = jax.random.randint(key, (sample_size,), 0, jnp.maximum(count, 1))
+        ranks = draw(jnp.maximum(count, 1))
         return ranks, jnp.broadcast_to(count > 0, ranks.shape)
 
-    last = count - sample_size + jnp.arange(sample_size)  # draw i is from 0 .. last[i]
-    lottery = jax.random.randint(key, last.shape, 0, jnp.maximum(last + 1, 1))
+    # Draw i is from 0 .. last[i].
+    last = count - sample_size + jnp.arange(sample_size, dtype=jnp.int32)
+    lottery = draw(jnp.maximum(last + 1, 1))
 
     def body(i, ranks):
         fresh = jnp.where(jnp.any(ranks == lottery[i]), last[i], lottery[i])

@@ -94,7 +94,7 @@ def episodic(
             rows, real = jax.vmap(draw)(jax.random.split(key, num_tasks), state.filled)
             slots = jnp.arange(num_tasks)[:, None]
         else:
-            ends = jnp.cumsum(state.filled)
+            ends = jnp.cumsum(state.filled, dtype=jnp.int32)
             ranks, real = draw(key, ends[-1])
             slots = jnp.searchsorted(ends, ranks, side="right")
             slots = jnp.minimum(slots, num_tasks - 1)  # only where nothing is stored

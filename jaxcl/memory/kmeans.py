@@ -52,7 +52,7 @@ def kmeans_examples(
             num_iterations=num_iterations,
             chunk_size=chunk_size,
         )
-        priority = jax.random.uniform(key_rest, (rows,))
+        priority = jax.random.uniform(key_rest, (rows,), jnp.float32)
         best = nearest_examples(points, task.weight, centroids, chunk_size)
         return priority.at[best].set(2.0)
 
@@ -108,7 +108,7 @@ def spread_points(
     num_clusters: int,
 ) -> Float[Array, "k d"]:
     """K-means++: each next centroid is a point, drawn by its squared distance so far."""
-    draws = jax.random.uniform(key, (num_clusters,))
+    draws = jax.random.uniform(key, (num_clusters,), jnp.float32)
     last = jnp.max(jnp.where(weight > 0, jnp.arange(points.shape[0]), 0))
 
     def body(i, carry):
@@ -141,7 +141,9 @@ def lloyd(
         def add(totals, chunk):
             x, w = chunk
             label = jnp.argmin(squared_distances(x, centroids), axis=1)
-            member = jax.nn.one_hot(label, centroids.shape[0]) * w[:, None]
+            member = (
+                jax.nn.one_hot(label, centroids.shape[0], dtype=x.dtype) * w[:, None]
+            )
             sums = jnp.matmul(member.T, x, precision="highest")
             return (totals[0] + sums, totals[1] + jnp.sum(member, axis=0)), None
 
@@ -174,7 +176,8 @@ def nearest_examples(
             jnp.where(nearer, position[row], best[1]),
         ), None
 
-    start = jnp.full(centroids.shape[0], jnp.inf), jnp.zeros(centroids.shape[0], int)
+    clusters = centroids.shape[0]
+    start = jnp.full(clusters, jnp.inf, points.dtype), jnp.zeros(clusters, int)
     return jax.lax.scan(closer, start, chunks)[0][1]
 
 

@@ -92,7 +92,7 @@ def reservoir(
         check_rows("reservoir", 1, state.kept, batch)
         real = batch.weight > 0
         arrival = state.seen + jnp.cumsum(real, dtype=jnp.int32) - real
-        lottery = jax.random.randint(key, arrival.shape, 0, arrival + 1)
+        lottery = jax.random.randint(key, arrival.shape, 0, arrival + 1, jnp.int32)
         slot = jnp.where(arrival < capacity, arrival, lottery)
         slot = jnp.where(real, slot, capacity)
         beaten = jnp.any(jnp.triu(slot[:, None] == slot, k=1), axis=1)

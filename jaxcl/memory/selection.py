@@ -19,7 +19,7 @@ def random_examples(
 ) -> Float[Array, " n"]:
     """Every set of ``capacity`` rows is equally likely; a :data:`Select`."""
     del params, capacity
-    return jax.random.uniform(key, task.weight.shape)
+    return jax.random.uniform(key, task.weight.shape, jnp.float32)
 
 
 def class_balanced_examples(
@@ -48,12 +48,14 @@ def class_balanced_examples(
     key_order, key_turn = jax.random.split(key)
     real = task.weight > 0
     labels = jnp.where(real, labels, jnp.iinfo(labels.dtype).max)  # padding goes last
-    order = jnp.lexsort((jax.random.uniform(key_order, labels.shape), labels))
+    order = jnp.lexsort(
+        (jax.random.uniform(key_order, labels.shape, jnp.float32), labels)
+    )
     ordered, position = labels[order], jnp.arange(labels.shape[0])
     is_first = jnp.concatenate([jnp.ones(1, bool), ordered[1:] != ordered[:-1]])
     turn = position - jax.lax.cummax(jnp.where(is_first, position, 0))
     turn = jnp.zeros_like(turn).at[order].set(turn)
-    return jax.random.uniform(key_turn, turn.shape) - turn
+    return jax.random.uniform(key_turn, turn.shape, jnp.float32) - turn
 
 
 __all__ = ["Select", "class_balanced_examples", "random_examples"]

@@ -274,7 +274,7 @@ def _draw_uniform(key: Key, params: Params, bound: Callable) -> Params:
         0 if scale is None else leaf.size
         for (_, leaf), scale in zip(leaves, bounds, strict=True)
     ]
-    numbers = jax.random.uniform(key, (sum(sizes),), minval=-1.0, maxval=1.0)
+    numbers = jax.random.uniform(key, (sum(sizes),), jnp.float32, -1.0, 1.0)
     drawn, start = [], 0
     for (_, leaf), scale, size in zip(leaves, bounds, sizes, strict=True):
         if size:

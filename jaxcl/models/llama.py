@@ -99,7 +99,7 @@ class _Project(nnx.Module):
     """``x @ kernel`` on rows ``[rows, num_in]``."""
 
     def __init__(self, num_in, num_out, *, scale, rngs):
-        drawn = jax.random.normal(rngs.params(), (num_in, num_out))
+        drawn = jax.random.normal(rngs.params(), (num_in, num_out), jnp.float32)
         self.kernel = nnx.Param(scale * drawn)
 
     def __call__(self, x):
@@ -163,7 +163,7 @@ class _Llama(nnx.Module):
 
     def __init__(self, c: LlamaConfig, *, scan, checkpoint, rngs):
         size = (c.vocab_size, c.hidden_size)
-        drawn = jax.random.normal(rngs.params(), size)
+        drawn = jax.random.normal(rngs.params(), size, jnp.float32)
         self.embedding = nnx.Param(c.initializer_range * drawn)
         keys = jax.random.split(rngs.params(), c.num_hidden_layers)
         self.layers = jax.vmap(lambda key: _Block(c, rngs=nnx.Rngs(key)))(keys)

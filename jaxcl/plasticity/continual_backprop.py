@@ -16,7 +16,7 @@ from jaxcl.plasticity.units import (
     mean_over_rows,
     reset_units,
 )
-from jaxcl.tree import safe_divide
+from jaxcl.tree import safe_divide, wide, wide_dtype
 from jaxcl.typing import Key, Params, Reset, Units
 
 
@@ -122,10 +122,12 @@ def continual_backprop(
         )
         state = jax.tree.map(lambda new, old: jnp.where(real, new, old), seen, state)
         eligible = [real & (traces.age > maturity) for traces in state]
-        state = tuple(
-            traces._replace(pending=traces.pending + rate * jnp.sum(mature))
-            for traces, mature in zip(state, eligible, strict=True)
-        )
+
+        def add(traces, mature):
+            pending = traces.pending + rate * jnp.sum(mature)
+            return traces._replace(pending=pending.astype(traces.pending.dtype))
+
+        state = tuple(add(*pair) for pair in zip(state, eligible, strict=True))
 
         def replace(operand):
             params, mask, state = operand
@@ -147,28 +149,30 @@ def continual_backprop(
         del example
         for layer in units:
             check_paths("continual_backprop", layer, params)
-        return tuple(
-            Traces(
-                utility=jnp.zeros(layer.width),
-                mean=jnp.zeros(layer.copies * layer.width),
+
+        def start(layer):
+            dtype = wide_dtype(leaf(params, layer.incoming))
+            return Traces(
+                utility=jnp.zeros(layer.width, dtype),
+                mean=jnp.zeros(layer.copies * layer.width, dtype),
                 age=jnp.zeros(layer.width, jnp.int32),
-                pending=jnp.zeros(()),
+                pending=jnp.zeros((), dtype),
             )
-            for layer in units
-        )
+
+        return tuple(map(start, units))
 
     return Reset(init_traces, reset)
 
 
 def _observe(layer, traces, params, h, weight, decay, utility):
     """Traces after one more batch."""
-    follow = lambda old, new: decay * old + (1 - decay) * new.astype(old.dtype)
+    follow = lambda old, new: (decay * old + (1 - decay) * new).astype(old.dtype)
     traces = traces._replace(
         age=traces.age + 1,
         mean=follow(traces.mean, mean_over_rows(h, weight)),
     )
-    incoming = jnp.abs(leaf(params, layer.incoming)).astype(jnp.float32)
-    outgoing = jnp.abs(leaf(params, layer.outgoing)).astype(jnp.float32)
+    incoming = jnp.abs(wide(leaf(params, layer.incoming)))
+    outgoing = jnp.abs(wide(leaf(params, layer.outgoing)))
     reads = jnp.mean(incoming.reshape(-1, layer.width), axis=0)
     *taps, k, _ = outgoing.shape
     writes = jnp.mean(outgoing, axis=(*range(len(taps)), -1)).reshape(k)

@@ -26,7 +26,8 @@ def sum_of(*parts: Regularizer) -> Regularizer:
 
     def penalty(states, params, context):
         pairs = zip(parts, states, strict=True)
-        return sum((p.penalty(s, params, context) for p, s in pairs), jnp.zeros(()))
+        costs = (part.penalty(s, params, context) for part, s in pairs)
+        return sum(costs, jnp.zeros((), jnp.float32))
 
     def project(states, params):
         for part, state in zip(parts, states, strict=True):

@@ -82,7 +82,7 @@ def distill(
 
         batch = rows(context)
         if batch.weight.shape[0] == 0:
-            return jnp.zeros(())
+            return jnp.zeros((), jnp.float32)
         weight = batch.weight * (state.tasks_seen > 0)
         gaps = by_chunks(divergence, (batch,), chunk_size, recompute=True)
         return strength * temperature**2 * weighted_mean(gaps, weight)

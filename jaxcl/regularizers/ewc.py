@@ -42,7 +42,7 @@ from jaxtyping import Array, Float, Int, ScalarLike
 
 from jaxcl.curvature import Fisher, largest_entry
 from jaxcl.errors import check_function, check_kind, check_number
-from jaxcl.tree import copied, dot, safe_divide, subtract, wide
+from jaxcl.tree import copied, dot, safe_divide, subtract, wide, wide_dtype
 from jaxcl.typing import Params, Regularizer
 
 
@@ -114,7 +114,8 @@ def ewc(
         del example
         anchor = copied(jax.tree.map(wide, params))
         zeros = jax.tree.map(jnp.zeros_like, anchor)
-        return EwcState(anchor, zeros, jnp.zeros(()), jnp.zeros((), jnp.int32))
+        constant = jnp.zeros((), wide_dtype(*jax.tree.leaves(params)))
+        return EwcState(anchor, zeros, constant, jnp.zeros((), jnp.int32))
 
     def penalty(state, params, context):
         del context
@@ -156,7 +157,7 @@ def _add(state, solution, fresh):
 
 def _replace(state, solution, fresh, kept, added):
     """The quadratic of online EWC: the latest anchor, a weighted sum of diagonals."""
-    mix = lambda old, new: kept * old + added * new
+    mix = lambda old, new: (kept * old + added * new).astype(old.dtype)
     fisher = jax.tree.map(mix, state.fisher, fresh)
     return state._replace(anchor=solution, fisher=fisher)
 

@@ -51,7 +51,7 @@ def feature_distillation(
         del state
         batch = rows(context)
         if batch.weight.shape[0] == 0:
-            return jnp.zeros(())
+            return jnp.zeros((), jnp.float32)
 
         def gap(x):
             average = jax.lax.stop_gradient(hidden(context.average, x))

@@ -77,7 +77,7 @@ def synaptic_intelligence(
 
         def add(importance, path, end, start):
             gain = jnp.maximum(path, 0) / (jnp.square(end - start) + damping)
-            return importance + gain
+            return (importance + gain).astype(importance.dtype)
 
         importance = jax.tree.map(add, state.importance, state.path, now, state.anchor)
         return SynapticState(importance, now, _zeros(now))
@@ -169,7 +169,8 @@ def riemannian_walk(
 
         def add(score, taken, fisher, now, since):
             walked = 0.5 * fisher * jnp.square(wide(now) - since) + damping
-            return jnp.where(due, score + jnp.maximum(taken / walked, 0), score)
+            gain = jnp.maximum(taken / walked, 0).astype(score.dtype)
+            return jnp.where(due, score + gain, score)
 
         score = jax.tree.map(add, state.score, taken, fisher, params, state.since)
         again = lambda new, old: jnp.where(due, new, old)
@@ -212,7 +213,9 @@ def _quadratic(strength, importance, params, anchor):
 def _by_largest(tree: Params) -> Params:
     """The tree divided by its largest entry; zero stays zero."""
     tops = [jnp.max(leaf, initial=0) for leaf in jax.tree.leaves(tree)]
-    largest = jnp.max(jnp.stack(tops), initial=0) if tops else jnp.zeros(())
+    largest = (
+        jnp.max(jnp.stack(tops), initial=0) if tops else jnp.zeros((), jnp.float32)
+    )
     return jax.tree.map(lambda leaf: safe_divide(leaf, largest), tree)
 
 

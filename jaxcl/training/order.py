@@ -58,7 +58,7 @@ def batch_order(
     real = jnp.maximum(jnp.sum(weight > 0).astype(jnp.int32), 1)
 
     def add(number, rows):
-        draws = jax.random.uniform(jax.random.fold_in(key, number), (n,))
+        draws = jax.random.uniform(jax.random.fold_in(key, number), (n,), jnp.float32)
         order = jnp.argsort(draws + last).astype(jnp.int32)
         # The padding of this pass is overwritten by the next one.
         return jax.lax.dynamic_update_slice(rows, order, (number * real,))

@@ -5,6 +5,8 @@ import threading
 from collections.abc import Callable, Generator, Iterable
 from typing import Any
 
+import jax
+
 
 def prefetch(
     read: Callable[[Any], Any], items: Iterable[Any], *, ahead: int = 2
@@ -33,11 +35,15 @@ def prefetch(
             return True
         return False
 
+    # The context manager holds for its own thread only: rows would become float32 here.
+    wide = jax.config.jax_enable_x64
+
     def work():
         try:
-            for item in items:
-                if not put((read(item), None)):
-                    return
+            with jax.enable_x64(wide):
+                for item in items:
+                    if not put((read(item), None)):
+                        return
         except BaseException as error:  # handed to whoever waits for the result
             put((None, error))
         else:

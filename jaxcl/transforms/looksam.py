@@ -124,6 +124,7 @@ def looksam(
         def reuse():
             later = state.perturbation._replace(count=next_count(count))
             share = at_step(alpha, count) * safe_divide(size, state.height)
+            share = share.astype(size.dtype)
             return jnp.ones_like(size), share, state._replace(perturbation=later)
 
         # Two numbers and a direction for the sum below: XLA then merges it into whatever

@@ -56,7 +56,9 @@ class Steps:
         size = config.batch_size
         self.batch = take_rows(job.task.train, np.arange(size), size=size)
         self.state = program.start(job.start)
-        step = lambda state, batch: program.step(state, key, np.int32(0), batch)
+        step = lambda state, batch: program.step(
+            state, key, np.int32(0), np.int32(0), batch
+        )
         self.step: Compiled = compiled(step, self.state, self.batch, donate=0)
 
     def seconds(self, count: int) -> float:

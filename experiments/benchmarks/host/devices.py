@@ -30,7 +30,9 @@ def measure(config: Config, count: int) -> dict[str, float]:
 
     def steps(state):
         for step in range(config.devices_steps):
-            state, _ = program.step(state, jax.random.key(1), np.int32(step), batch)
+            state, _ = program.step(
+                state, jax.random.key(1), np.int32(step), np.int32(0), batch
+            )
         return state
 
     state = jax.block_until_ready(steps(program.start(job.start)))

@@ -235,7 +235,9 @@ def memory(config: Config) -> dict[str, Any]:
         state = program.start(job.start)
         size = config.large_batch_size
         batch = take_rows(job.task.train, np.arange(size), size=size)
-        step = lambda state, batch, run=program, key=key: run.step(state, key, 0, batch)
+        step = lambda state, batch, run=program, key=key: run.step(
+            state, key, 0, 0, batch
+        )
         lowered = jax.jit(step, donate_argnums=0).lower(state, batch)
         used = lowered.compile().memory_analysis()
         assert used is not None  # every backend here has one

@@ -1,0 +1,394 @@
+"""One battery for every named method and every part: all dtypes, 64 bits, old keys.
+
+The contract: parameters, gradients and updates have the parameters' dtype; whatever
+accumulates (norms, losses, Fishers, path integrals, averages) is float32 or wider; a state
+changes neither shape nor dtype, also where rows are of another float dtype than the
+parameters. Oracles: the state before, and the same numbers in float32.
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxcl import curvature, memory, methods, plasticity, regularizers, transforms
+from jaxcl.averages import ema, interpolate, wise_ft
+from jaxcl.curvature import empirical_fisher
+from jaxcl.losses import dark_experience_loss
+from jaxcl.method import make_method
+from jaxcl.tree import as_batch, at, wide_dtype
+from jaxcl.typing import Average, Regularizer, Reset
+from tests import test_contracts as parts
+from tests import test_methods as whole
+from tests.test_transforms import test_contracts as gradients
+
+
+class Setting(NamedTuple):
+    """What the dtypes are."""
+
+    params: str = "float32"
+    rows: str = "float32"
+    x64: bool = False
+    legacy_key: bool = False
+
+
+SETTINGS = {
+    "float32": Setting(),
+    "bfloat16": Setting("bfloat16"),
+    "bfloat16 alone": Setting("bfloat16", "bfloat16"),
+    "bfloat16 rows": Setting("float32", "bfloat16"),
+    "float16": Setting("float16"),
+    "float64": Setting("float64", "float64", x64=True),
+    "x64": Setting(x64=True),
+    "x64, float64 rows": Setting("float32", "float64", x64=True),
+    "legacy key": Setting(legacy_key=True),
+}
+every_setting = pytest.mark.parametrize("setting", SETTINGS)
+
+FISHERS = {
+    "empirical": lambda: empirical_fisher(parts.LOSS),
+    "chunks": lambda: empirical_fisher(parts.LOSS, num_examples=5, chunk_size=2),
+    "sampled": lambda: curvature.sampled_fisher(parts.LOGITS),
+    "exact": lambda: curvature.exact_fisher(parts.LOGITS),
+    "most likely": lambda: curvature.most_likely_fisher(parts.LOGITS),
+    "sensitivity": lambda: curvature.output_sensitivity(parts.LOGITS),
+    "batched": lambda: curvature.batched_fisher(parts.LOSS, batch_size=4),
+    "normalised": lambda: curvature.normalised(empirical_fisher(parts.LOSS)),
+    "uniform": lambda: curvature.uniform_importance(),
+    "shuffled": lambda: curvature.shuffled(empirical_fisher(parts.LOSS)),
+}
+
+
+def cast(tree, dtype):
+    """The tree with its floating leaves in another dtype."""
+    floats = lambda leaf: jnp.issubdtype(leaf.dtype, jnp.floating)
+    return jax.tree.map(lambda leaf: leaf.astype(dtype) if floats(leaf) else leaf, tree)
+
+
+def inputs(setting, params, batch):
+    """Key, parameters and rows of a setting; only the inputs of a batch are cast."""
+    key = jax.random.PRNGKey(2) if setting.legacy_key else jax.random.key(2)
+    rows = batch._replace(x=cast(batch.x, setting.rows))
+    return key, cast(params, setting.params), rows
+
+
+def kinds(tree):
+    return jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), tree)
+
+
+def assert_wide(tree):
+    for leaf in jax.tree.leaves(tree):
+        assert leaf.dtype == wide_dtype(leaf)
+
+
+def stepped(method, key, params, batch):
+    """Two tasks of a step each; ``(states, info, learners)``."""
+    states = [method.init(params, at(slice(1), batch))]
+    info = None
+    for _ in range(2):
+        state, info = method.step(key, states[-1], at(slice(8), batch))
+        states += [state, method.end_task(key, state, batch)]
+    return states, info, method.learners(states[-1])
+
+
+# ------------------------------------------------------------------ traced
+
+
+@every_setting
+@pytest.mark.parametrize("name", parts.CASES)
+def test_parts_keep_their_dtypes(name, setting):
+    """Oracle: the first state, and the parameters; traced, nothing is computed."""
+    with jax.enable_x64(SETTINGS[setting].x64):
+        given = inputs(SETTINGS[setting], parts.PARAMS, parts.BATCH)
+        record, params = parts.CASES[name](), kinds(given[1])
+        run = functools.partial(parts.cycle, record)
+        (first, *later), out = jax.eval_shape(run, *given)
+    for state in later:
+        assert kinds(state) == kinds(first)
+    if isinstance(record, Regularizer):
+        (penalty, slope), projected, *_ = out
+        assert_wide(penalty)
+        assert kinds(slope) == kinds(projected) == params
+    if isinstance(record, Average):
+        assert kinds(out[-1]) == kinds(out[0]) == params
+    if isinstance(record, Reset):
+        assert kinds(out[-2]) == params
+
+
+@every_setting
+@pytest.mark.parametrize("name", whole.NAMED)
+def test_methods_keep_their_dtypes(name, setting):
+    """Oracle: the first state; losses and metrics are float32 or wider."""
+    with jax.enable_x64(SETTINGS[setting].x64):
+        given = inputs(SETTINGS[setting], whole.PARAMS, whole.TASK)
+        run = functools.partial(stepped, whole.NAMED[name]())
+        (first, *later), info, _ = jax.eval_shape(run, *given)
+    for state in later:
+        assert kinds(state) == kinds(first)
+    assert_wide((info.loss, info.metrics))
+
+
+@pytest.mark.parametrize("setting", ["float16", "bfloat16", "x64", "float64"])
+@pytest.mark.parametrize("name", gradients.BATTERY)
+def test_transformations_keep_their_dtypes(name, setting):
+    """Oracle: the state and the gradients before; all leaves in the setting's dtype."""
+    with jax.enable_x64(SETTINGS[setting].x64):
+        params = cast(gradients.parameters(), SETTINGS[setting].params)
+        gradients.check_types(gradients.BATTERY[name](), params)
+
+
+@every_setting
+@pytest.mark.parametrize("name", FISHERS)
+def test_fishers_are_float32_or_wider(name, setting):
+    """Oracle: the parameters' shapes, in float32, or in float64 for such parameters."""
+    with jax.enable_x64(SETTINGS[setting].x64):
+        given = inputs(SETTINGS[setting], parts.PARAMS, parts.BATCH)
+        found = jax.eval_shape(FISHERS[name](), *given)
+    want = jax.tree.map(lambda leaf: (leaf.shape, wide_dtype(leaf)), given[1])
+    assert kinds(found) == want
+
+
+@every_setting
+def test_a_step_record_and_an_optimizer_get_the_parameters_dtype(setting):
+    """Oracle: the parameters, for gradients, updates and what the optimizer is given."""
+    seen = []
+    spy = optax.GradientTransformation(
+        lambda params: (),
+        lambda grads, state, params=None: (seen.append(grads), (grads, state))[1],
+    )
+    record = lambda state, step: (
+        seen.extend([step.grads, step.updates]),
+        0.0 * step.losses.sum(),
+    )[1]
+    method = make_method(
+        whole.LOSS,
+        optax.chain(spy, optax.adam(0.1)),
+        gradient=transforms.sam(0.1),
+        regularizer=regularizers.l2(0.1),
+        metrics={"spied": record},
+    )
+    with jax.enable_x64(SETTINGS[setting].x64):
+        given = inputs(SETTINGS[setting], whole.PARAMS, whole.TASK)
+        jax.eval_shape(functools.partial(stepped, method), *given)
+    assert len(seen) == 3 * 2
+    for tree in seen:
+        assert kinds(tree) == kinds(given[1])
+
+
+# ------------------------------------------------------------------ strengths
+
+
+def with_ewc(strength, **options):
+    fisher = curvature.normalised(empirical_fisher(parts.LOSS))
+    return regularizers.ewc(fisher, strength, **options)
+
+
+STRONG = {
+    "l2": regularizers.l2,
+    "l2_init": regularizers.l2_init,
+    "ewc": with_ewc,
+    "online ewc": lambda s: with_ewc(s, decay=s),
+    "running mean": lambda s: with_ewc(s, running_mean=True),
+    "box": lambda s: regularizers.boxed(regularizers.l2(s), s),
+    "distill": lambda s: regularizers.distill(parts.LOGITS, s, temperature=s),
+    "feature_distillation": lambda s: regularizers.feature_distillation(
+        parts.MODEL.hidden, s
+    ),
+    "scaled": lambda s: regularizers.scaled(s, regularizers.l2(s)),
+    "synaptic_intelligence": lambda s: regularizers.synaptic_intelligence(s, damping=s),
+    "riemannian_walk": lambda s: regularizers.riemannian_walk(
+        s, fisher_decay=s, damping=s, interval=1
+    ),
+    "ema": ema,
+    "ema, warm": lambda s: ema(s, warm_up=True),
+    "interpolate": interpolate,
+    "wise_ft": wise_ft,
+    "shrink_and_perturb": lambda s: plasticity.shrink_and_perturb(
+        s, s, parts.MODEL.init
+    ),
+    "redo": lambda s: plasticity.redo(
+        parts.MODEL.hidden, parts.MODEL.units, parts.MODEL.init, threshold=s, period=1
+    ),
+    "continual_backprop": lambda s: plasticity.continual_backprop(
+        parts.MODEL.hidden,
+        parts.MODEL.units,
+        parts.MODEL.init,
+        rate=s,
+        maturity=s,
+        decay=s,
+    ),
+}
+STRONG_GRADIENTS = {
+    "sam": transforms.sam,
+    "adaptive": lambda s: transforms.sam(s, adaptive=True, eta=s),
+    "schedule": lambda s: transforms.sam(lambda count: s * (count + 1)),
+    "reverse_sam": transforms.reverse_sam,
+    "random_sam": lambda s: transforms.random_sam(jax.random.key(0), s),
+    "gnp": lambda s: transforms.gnp(s, penalty=s, measure=True),
+    "gsam": lambda s: transforms.gsam(s, s),
+    "looksam": lambda s: transforms.looksam(s, k=2, alpha=s),
+    "friendly_sam": lambda s: transforms.friendly_sam(s, sigma=s, decay=s),
+    "c_flat": lambda s: transforms.c_flat(s, s),
+    "gem": transforms.gem,
+    "adaptive_rho": lambda s: transforms.adaptive_rho(s, low=s, high=s),
+    "adaptive_strength": lambda s: transforms.adaptive_strength(
+        gradients.measuring_sam, s, reference=s, power=s, decay=s
+    ),
+}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", STRONG)
+def test_a_grid_of_float64_strengths_changes_no_dtype_of_a_part(name, dtype):
+    """Oracle: the first state; under 64 bits the numbers of a grid are float64."""
+    with jax.enable_x64(True):
+        given = inputs(Setting(dtype), parts.PARAMS, parts.BATCH)
+        run = lambda strength, *given: parts.cycle(STRONG[name](strength), *given)
+        (first, *later), out = jax.eval_shape(run, jnp.float64(0.5), *given)
+    for state in later:
+        assert kinds(state) == kinds(first)
+    if name in ("ema", "ema, warm", "interpolate", "wise_ft"):
+        assert kinds(out[-1]) == kinds(given[1])
+    if isinstance(out[0], tuple):  # of a penalty
+        assert kinds(out[0][1]) == kinds(out[1]) == kinds(given[1])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", STRONG_GRADIENTS)
+def test_a_grid_of_float64_strengths_changes_no_dtype_of_a_gradient(name, dtype):
+    """Oracle: the state and the gradients before."""
+    with jax.enable_x64(True):
+        params = cast(gradients.parameters(), dtype)
+
+        def run(strength, params):
+            built = STRONG_GRADIENTS[name](strength)
+            state = built.init(params)
+            more = gradients.extras
+            grads, after = built.update(
+                gradients.grad_fn(params), state, params, **more
+            )
+            return state, after, grads
+
+        first, after, grads = jax.eval_shape(run, jnp.float64(0.5), params)
+    assert kinds(after) == kinds(first)
+    assert kinds(grads) == kinds(params)
+
+
+@every_setting
+def test_float64_strengths_of_a_method_change_no_dtype(setting):
+    """Oracle: the first state; every number that a method takes besides its parts'."""
+
+    def run(number, *given):
+        method = make_method(
+            whole.LOSS,
+            optax.sgd(number),
+            gradient=transforms.sam(number),
+            regularizer=regularizers.l2(number),
+            memory=memory.reservoir(8, 4, store=whole.LOGITS),
+            replay_loss=dark_experience_loss(whole.LOGITS, number, number),
+            replay_weight=number,
+            perturb_penalty=False,
+        )
+        return stepped(method, *given)
+
+    with jax.enable_x64(SETTINGS[setting].x64):
+        given = inputs(SETTINGS[setting], whole.PARAMS, whole.TASK)
+        (first, *later), info, _ = jax.eval_shape(run, jnp.asarray(0.5), *given)
+    for state in later:
+        assert kinds(state) == kinds(first)
+    assert_wide((info.loss, info.metrics))
+
+
+# ------------------------------------------------------------------ values
+
+NUMBERS = {
+    **{f"part {name}": name for name in parts.CASES},
+    **{f"method {name}": name for name in whole.NAMED},
+    **{f"gradient {name}": name for name in gradients.BATTERY},
+    **{f"fisher {name}": name for name in FISHERS},
+}
+#: LookSAM scales up a small difference, whose first digits bfloat16 does not have.
+CHAOTIC = {"gradient looksam", "gradient looksam measured"}
+
+
+def numbers(case, setting):
+    """What a case computes in a setting, as float64; one compiled program."""
+    kind, name = case.split(" ")[0], NUMBERS[case]
+
+    def run(key, params, batch):
+        if kind == "part":
+            return parts.cycle(parts.CASES[name](), key, params, batch)
+        if kind == "method":
+            states, *rest = stepped(whole.NAMED[name](), key, params, batch)
+            return states[-1], rest
+        if kind == "gradient":
+            return gradients.two_steps(gradients.BATTERY[name](), params)
+        return FISHERS[name]()(key, params, batch)
+
+    of_parts = parts.PARAMS, parts.BATCH
+    start, batch = (
+        of_parts if kind in ("part", "fisher") else (whole.PARAMS, whole.TASK)
+    )
+    start = gradients.parameters() if kind == "gradient" else start
+    with jax.enable_x64(setting.x64):
+        found = jax.jit(run)(*inputs(setting, start, batch))
+    return gradients.numbers(found)
+
+
+@pytest.mark.parametrize("case", NUMBERS)
+def test_64_bits_and_bfloat16_compute_what_float32_does(case):
+    """Oracle: the same in float32; draws are the same, whatever is enabled.
+
+    Tolerances are relative to the largest entry of each array.
+    """
+    want = numbers(case, Setting())
+    near = {1e-5: Setting(x64=True)}
+    near |= {} if case in CHAOTIC else {0.03: Setting("bfloat16")}
+    for tolerance, setting in near.items():
+        for got, leaf in zip(numbers(case, setting), want, strict=True):
+            size = max(np.abs(leaf).max(initial=0), 1e-3)
+            np.testing.assert_allclose(got / size, leaf / size, atol=tolerance)
+
+
+@pytest.mark.parametrize("name", sorted(set(FISHERS) - {"sampled", "uniform"}))
+def test_a_fisher_of_float64_rows_is_that_of_float32_rows(name):
+    """Oracle: the Fisher of the same rows in float32. (Draws of labels differ.)"""
+    want = numbers(f"fisher {name}", Setting())
+    found = numbers(f"fisher {name}", SETTINGS["x64, float64 rows"])
+    for got, leaf in zip(found, want, strict=True):
+        np.testing.assert_allclose(got, leaf, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", ["experience_replay", "ewc"])
+def test_an_old_key_is_the_new_one_of_the_same_seed(name):
+    """Oracle: equal bits."""
+    for old, new in zip(
+        numbers(f"method {name}", Setting(legacy_key=True)),
+        numbers(f"method {name}", Setting()),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(old, new)
+
+
+def test_one_row_is_counted_once_under_64_bits():
+    """Oracle: counting. A zero of 64 bits would be two numbers of 32."""
+    with jax.enable_x64(True):
+        store = memory.reservoir(10, 2)
+        method = methods.plain(whole.LOSS, optax.sgd(0.1), memory=store)
+        batch = as_batch(whole.X[:1], whole.TASK.y[:1])
+        state = method.init(whole.PARAMS, batch)
+        for count in (1, 2):
+            state, _ = method.step(jax.random.key(0), state, batch)
+            assert state.memory.seen == count
+            assert state.memory.seen.dtype == jnp.int32
+
+
+def test_every_public_fisher_is_in_the_battery():
+    """Oracle: the package's own list."""
+    others = {"Fisher", "example_gradients", "sam_sharpness", "top_eigenvalue"}
+    sizes = {"largest_entry", "mean_entry", "trace"}
+    assert len(set(curvature.__all__) - others - sizes) == len(FISHERS) - 1  # chunks
