@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import PyTree
 
 from jaxcl.errors import check_size, shown
@@ -356,16 +357,25 @@ def _read(path: Path, key_impls: dict[str, str], like: PyTree) -> PyTree:
         where = getattr(leaf, "sharding", None)
         return jax.ShapeDtypeStruct(spec.shape, spec.dtype, sharding=where or here)
 
+    def asked(spec):
+        # Orbax makes arrays in threads of its own, where `with jax.enable_x64(True)` does
+        # not hold: they would be cut to 32 bits. Those of 64 come by way of NumPy.
+        wide = spec.dtype.itemsize > 4
+        return np.broadcast_to(np.zeros((), spec.dtype), spec.shape) if wide else spec
+
     def concrete(name, spec, value):
         if value is None:
             value = jnp.zeros(spec.shape, spec.dtype, device=spec.sharding)
+        if isinstance(value, np.ndarray):
+            value = jax.device_put(value, spec.sharding)
         if name not in key_impls:
             return value
         return jax.random.wrap_key_data(value, impl=key_impls[name])
 
     leaves = _leaves(like)
     specs = [abstract(leaf) for leaf in leaves.values()]
-    stored = orbax.load(str(path), _numbered(specs)) if _numbered(specs) else {}
+    numbered = {number: asked(spec) for number, spec in _numbered(specs).items()}
+    stored = orbax.load(str(path), numbered) if numbered else {}
     values = [stored.get(str(i)) for i in range(len(leaves))]
     parts = map(concrete, leaves, specs, values)
     return jax.tree.unflatten(jax.tree.structure(like), parts)
