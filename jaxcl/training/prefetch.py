@@ -6,6 +6,7 @@ from collections.abc import Callable, Generator, Iterable
 from typing import Any
 
 import jax
+import numpy as np
 
 
 def prefetch(
@@ -36,7 +37,7 @@ def prefetch(
         return False
 
     # The context manager holds for its own thread only: rows would become float32 here.
-    wide = jax.config.jax_enable_x64
+    wide = jax.dtypes.canonicalize_dtype(np.float64) == np.float64
 
     def work():
         try:

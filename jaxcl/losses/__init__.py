@@ -1,0 +1,50 @@
+"""Losses per example of a batch, and the outputs that they are made of.
+
+A *loss* is ``(params, batch, keys [b]) -> [b]``: batch-first, one number per example.
+*Outputs* are ``(params, batch, keys=None) -> [b, ...]``: they choose what of a network's
+answer belongs to an example (:func:`single_head`, :func:`heads`), and losses, metrics,
+Fishers and distillation are built from them.
+
+The row law: row ``i`` of a loss or of outputs depends on row ``i`` of the batch only. It is
+what lets a batch be split into chunks, padded, joined with a replay, or taken example by
+example for a Fisher. Batch statistics and in-batch negatives break it;
+:func:`check_rows_independent` tells.
+"""
+
+from jaxcl.losses.examples import (
+    check_rows_independent,
+    example_losses,
+    mean_loss,
+    of_one,
+    per_example,
+)
+from jaxcl.losses.outputs import MASKED, class_mask, heads, past_heads, single_head
+from jaxcl.losses.supervised import (
+    accuracy,
+    cross_entropy,
+    dark_experience_loss,
+    squared_error,
+    token_accuracy,
+    token_cross_entropy,
+)
+from jaxcl.typing import Outputs
+
+__all__ = [
+    "MASKED",
+    "Outputs",
+    "accuracy",
+    "check_rows_independent",
+    "class_mask",
+    "cross_entropy",
+    "dark_experience_loss",
+    "example_losses",
+    "heads",
+    "mean_loss",
+    "of_one",
+    "past_heads",
+    "per_example",
+    "single_head",
+    "squared_error",
+    "token_accuracy",
+    "token_cross_entropy",
+]

@@ -1,0 +1,133 @@
+"""Losses of single examples and of batches, their means, and the law of rows."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+from jaxtyping import Key as Keys
+
+from jaxcl.errors import check_kind, check_size
+from jaxcl.tree import by_chunks, check_batch, num_rows, weighted_mean
+from jaxcl.typing import Batch, Key, Loss, Params
+
+
+def per_example(
+    loss: Callable[[Params, Batch, Key], Float[Array, ""]],
+) -> Loss:
+    """Lift a loss of one example to a batch, by ``vmap``.
+
+    Args:
+      loss: ``(params, example, key) -> scalar``, where no leaf of the example has a batch
+        axis.
+    """
+    check_kind("per_example", Callable, loss=loss)
+    return jax.vmap(loss, in_axes=(None, 0, 0))
+
+
+def of_one(loss: Loss) -> Callable[[Params, Batch, Key], Float[Array, ""]]:
+    """The inverse of :func:`per_example`: a batch of one row for one example."""
+
+    def alone(params, example, key):
+        one = jax.tree.map(lambda leaf: leaf[None], (example, key))
+        return _one_per_example(loss(params, *one), one[0])[0]
+
+    return alone
+
+
+def example_losses(
+    loss: Loss,
+    params: Params,
+    batch: Batch,
+    key: Key | Keys[Array, " b"],
+    *,
+    chunk_size: int | None = None,
+) -> Float[Array, " b"]:
+    """The loss of every example; each draws from its own key.
+
+    Args:
+      loss: ``(params, batch, keys [b]) -> [b]``.
+      params: where.
+      batch: rows ``[b, ...]``.
+      key: of all rows, or ``[b]``, one for each.
+      chunk_size: rows whose activations are held at once; all if absent. A gradient then
+        accumulates chunk by chunk, each of which is computed a second time for it: the
+        memory of a small batch, for four thirds of the work.
+    """
+    check_size("example_losses", optional=True, chunk_size=chunk_size)
+    check_batch("example_losses", batch)
+    if num_rows(batch) == 0:  # no memory: many networks cannot read nothing
+        return jnp.zeros_like(batch.weight)
+    one = key.ndim == (0 if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else 1)
+    keys = jax.random.split(key, num_rows(batch)) if one else key
+
+    def losses(batch, keys):
+        return _one_per_example(loss(params, batch, keys), batch)
+
+    return by_chunks(losses, (batch, keys), chunk_size, recompute=True)
+
+
+def _one_per_example(losses, batch: Batch):
+    """The losses; a vector per example would be averaged into something else."""
+    if jnp.shape(losses) != batch.weight.shape:
+        msg = (
+            "loss: expected one number per example, shape "
+            f"{list(batch.weight.shape)}, got {list(jnp.shape(losses))}; sum or average "
+            "over the other axes, and lift a loss of one example by per_example."
+        )
+        raise ValueError(msg)
+    return losses
+
+
+def mean_loss(
+    loss: Loss,
+    params: Params,
+    batch: Batch,
+    key: Key,
+    *,
+    chunk_size: int | None = None,
+) -> Float[Array, ""]:
+    """Weighted mean of :func:`example_losses`; zero for a batch of padding."""
+    losses = example_losses(loss, params, batch, key, chunk_size=chunk_size)
+    return weighted_mean(losses, batch.weight)
+
+
+def check_rows_independent(loss: Loss, params: Params, batch: Batch, key: Key) -> None:
+    """Refuse a loss whose rows depend on each other, by trying it on parts of a batch.
+
+    For tests and notebooks; not traced. Every row is computed in the batch, and again
+    beside copies of itself.
+
+    Args:
+      loss: ``(params, batch, keys) -> [b]``.
+      params: where.
+      batch: at least two different rows.
+      key: of all rows.
+
+    Raises:
+      ValueError: naming the first row whose loss changes with its neighbours by more than
+        ``1e-4`` of the largest.
+    """
+    keys = jax.random.split(key, num_rows(batch))
+    together = np.asarray(loss(params, batch, keys))
+    for row in range(num_rows(batch)):
+        same = np.full(num_rows(batch), row)
+        copies = jax.tree.map(lambda leaf, same=same: leaf[same], (batch, keys))
+        alone = np.asarray(loss(params, *copies))[row]
+        if abs(alone - together[row]) > 1e-4 * np.abs(together).max():
+            msg = (
+                f"loss: row {row} must depend on itself only, got {together[row]:.6g} in "
+                f"the batch and {alone:.6g} beside copies of itself; replace batch "
+                "statistics by GroupNorm or LayerNorm."
+            )
+            raise ValueError(msg)
+
+
+__all__ = [
+    "check_rows_independent",
+    "example_losses",
+    "mean_loss",
+    "of_one",
+    "per_example",
+]

@@ -1,0 +1,151 @@
+"""From the task of an example to the outputs that belong to it: heads and masks."""
+
+from collections.abc import Callable
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float
+
+from jaxcl.errors import check_kind, is_whole, shown
+from jaxcl.typing import Outputs
+
+#: What stands for the logit of a class that an example cannot have: large, negative and
+#: finite, so that it has probability zero and differences of two of them are no NaN.
+MASKED = -1e9
+
+
+def single_head(apply: Callable) -> Outputs:
+    """All outputs of the network are the classes, whatever the task.
+
+    Args:
+      apply: ``(params, x [b, ...], keys=None) -> logits [b, c]``.
+    """
+    check_kind("single_head", Callable, "give model.apply", apply=apply)
+    return lambda params, batch, keys=None: apply(params, batch.x, keys)
+
+
+def heads(apply: Callable, sizes: int | list[int] | tuple[int, ...]) -> Outputs:
+    """Each example reads the outputs of its own task: task-incremental learning.
+
+    Outputs of other tasks get no gradient. The network needs as many outputs as all heads
+    together; for a task without a head the logits are NaN.
+
+    Args:
+      apply: ``(params, x [b, ...], keys=None) -> [b, outputs]``.
+      sizes: classes of every task, or a list of the classes of each. Heads of unequal
+        width are filled up to the widest with :data:`MASKED`.
+
+    Returns:
+      Outputs ``[b, max(sizes)]``.
+
+    Raises:
+      ValueError: for sizes below one; when applied, if the outputs are not those of all
+        heads together.
+    """
+    check_kind("heads", Callable, "give model.apply", apply=apply)
+    _check_sizes("heads", sizes)
+
+    def outputs(params, batch, keys=None):
+        every = _by_task("heads", apply(params, batch.x, keys), sizes)
+        known = (batch.task >= 0) & (batch.task < every.shape[1])
+        own = jnp.take_along_axis(every, batch.task[:, None, None], axis=1)[:, 0]
+        return jnp.where(known[:, None], own, jnp.nan)
+
+    return outputs
+
+
+def past_heads(apply: Callable, sizes: int | list[int] | tuple[int, ...]) -> Outputs:
+    """The outputs of all tasks before each example's own, for distillation.
+
+    Args:
+      apply: as for :func:`heads`.
+      sizes: likewise.
+
+    Returns:
+      Outputs ``[b, T, c]``: row ``t`` holds those of task ``t``, and zeros, which no
+      parameter moves, from the example's own task on. What
+      :func:`jaxcl.regularizers.distill` makes of it is a mean over all ``T`` rows: give
+      ``T`` times the strength for a sum over the past tasks.
+    """
+    check_kind("past_heads", Callable, "give model.apply", apply=apply)
+    _check_sizes("past_heads", sizes)
+
+    def outputs(params, batch, keys=None):
+        every = _by_task("past_heads", apply(params, batch.x, keys), sizes)
+        past = jnp.arange(every.shape[1]) < batch.task[:, None]
+        return jnp.where(past[:, :, None], every, 0.0)
+
+    return outputs
+
+
+def class_mask(
+    outputs: Outputs, allowed: Bool[Array, "T c"] | Bool[np.ndarray, "T c"]
+) -> Outputs:
+    """Leave each example the classes that its task allows; the others cannot be answered.
+
+    Class-incremental learning has one head for all classes. With ``allowed[t]`` true for
+    the classes of tasks up to ``t``, classes that are not seen yet get no probability and
+    no gradient; with those of task ``t`` alone, as in task-incremental learning, old
+    classes are left alone by new examples, too (the "labels trick").
+
+    Args:
+      outputs: ``(params, batch, keys) -> logits [b, c]``.
+      allowed: which classes each task allows.
+
+    Returns:
+      Outputs ``[b, c]``, :data:`MASKED` for a class that is not allowed.
+
+    Reference: Zeno et al. 2018, arXiv:1803.10123 (labels trick).
+    """
+    check_kind("class_mask", Callable, "give single_head(model.apply)", outputs=outputs)
+    if np.ndim(allowed) != 2:
+        msg = (
+            f"class_mask: allowed must be booleans [tasks, classes], got shape "
+            f"{list(np.shape(allowed))}."
+        )
+        raise ValueError(msg)
+
+    def masked(params, batch, keys=None):
+        mine = jnp.asarray(allowed, bool)[batch.task]
+        return jnp.where(mine, outputs(params, batch, keys), MASKED)
+
+    return masked
+
+
+def _check_sizes(who: str, sizes) -> None:
+    many = list(sizes) if isinstance(sizes, list | tuple) else [sizes]
+    if not many or not all(is_whole(size) and int(size) > 0 for size in many):
+        msg = (
+            f"{who}: sizes must be the classes of every task, or a list of those of each, "
+            f"got {shown(sizes)}."
+        )
+        raise ValueError(msg)
+
+
+def _by_task(who: str, scores: Array, sizes) -> Float[Array, "b T c"]:
+    """The outputs of each task, those of narrow heads filled up with MASKED."""
+    total = scores.shape[-1]
+    if is_whole(sizes):
+        if total % sizes:
+            msg = (
+                f"{who}: outputs must be a multiple of the {sizes} classes of a task, got "
+                f"{total}; give the model num_tasks * {sizes} outputs."
+            )
+            raise ValueError(msg)
+        return scores.reshape(len(scores), -1, sizes)
+    if total != sum(sizes):
+        msg = (
+            f"{who}: outputs must be those of all heads, {sum(sizes)}, got {total}; give "
+            f"the model {sum(sizes)} outputs."
+        )
+        raise ValueError(msg)
+    if len(set(sizes)) == 1:  # nothing to fill up
+        return scores.reshape(len(scores), -1, sizes[0])
+    parts = jnp.split(scores, np.cumsum(sizes)[:-1], axis=-1)
+    fill = lambda part: jnp.pad(
+        part, [(0, 0), (0, max(sizes) - part.shape[-1])], constant_values=MASKED
+    )
+    return jnp.stack([fill(part) for part in parts], axis=1)
+
+
+__all__ = ["MASKED", "class_mask", "heads", "past_heads", "single_head"]

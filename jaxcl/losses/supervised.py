@@ -1,0 +1,208 @@
+"""Losses of labels, targets, tokens and stored outputs; accuracies beside them."""
+
+from collections.abc import Callable
+
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Bool, Float, ScalarLike, Shaped
+
+from jaxcl.errors import check_kind, check_number, check_size, is_zero
+from jaxcl.tree import by_chunks, check_batch, weighted_mean
+from jaxcl.typing import Batch, Loss, Outputs, Params
+
+
+def cross_entropy(outputs: Outputs) -> Loss:
+    """Negative log-likelihood of the label: ``logsumexp(z) - z[y]``.
+
+    Args:
+      outputs: ``(params, batch, keys) -> logits [b, c]``; see :func:`single_head`,
+        :func:`heads`.
+
+    Returns:
+      A loss in nats, NaN for a label that is no class.
+    """
+    check_kind(
+        "cross_entropy", Callable, "give single_head(model.apply)", outputs=outputs
+    )
+
+    def loss(params, batch, keys):
+        scores = outputs(params, batch, keys)
+        labels = _labels("cross_entropy", scores, batch)
+        # NaN for a label that is no class: from the end is no way to count them.
+        labels = jnp.where(labels < 0, scores.shape[-1], labels)
+        return optax.softmax_cross_entropy_with_integer_labels(scores, labels)
+
+    return loss
+
+
+def dark_experience_loss(
+    outputs: Outputs, alpha: ScalarLike, beta: ScalarLike = 0.0
+) -> Loss:
+    r"""The loss of replayed rows in DER: stay near the outputs stored with them.
+
+    .. math:: \alpha \, |z - f(x)|_2^2 + \beta \, \text{CE}(f(x), y)
+
+    Args:
+      outputs: ``(params, batch, keys) -> logits [b, c]``.
+      alpha: per squared logit; the authors' code takes the mean over classes, so its alpha
+        is ``c`` times this one.
+      beta: 0 for DER, above for DER++ (on the same rows; the paper draws others).
+
+    Returns:
+      A loss for ``make_method(..., replay_loss=)``, of rows whose ``stored`` are ``z``:
+      ``reservoir(..., store=outputs)``.
+
+    Source: Buzzega et al. 2020, arXiv:2004.07211, equations 5 and 6.
+    """
+    check_number("dark_experience_loss", alpha=alpha, beta=beta)
+    likely = cross_entropy(outputs)
+
+    def loss(params, batch, keys):
+        given = outputs(params, batch, keys)
+        came = getattr(batch.stored, "shape", None)
+        if jnp.shape(given) != came:
+            msg = (
+                "dark_experience_loss: rows must have their outputs stored, shape "
+                f"{list(jnp.shape(given))}, got "
+                f"{'none' if came is None else list(came)}; build the memory with "
+                "store=outputs."
+            )
+            raise ValueError(msg)
+        squares = jnp.square(given - batch.stored)
+        far = jnp.sum(squares, axis=tuple(range(1, squares.ndim)))
+        kept = jnp.asarray(alpha * far)
+        return kept if is_zero(beta) else kept + beta * likely(params, batch, keys)
+
+    return loss
+
+
+def _labels(who: str, scores, batch: Batch):
+    """The classes of the examples, or a ValueError where there is not one each."""
+    labels = jnp.asarray(batch.y)
+    integer = jnp.issubdtype(labels.dtype, jnp.integer)
+    if not integer or labels.shape != scores.shape[:-1]:
+        msg = (
+            f"{who}: labels must be integers [n], one class number a row, got "
+            f"{labels.dtype}{list(labels.shape)} for outputs {list(scores.shape)}."
+        )
+        raise ValueError(msg)
+    return labels
+
+
+def squared_error(outputs: Outputs) -> Loss:
+    """Half the squared distance to the target: ``|outputs - y|^2 / 2``.
+
+    Args:
+      outputs: ``(params, batch, keys) -> [b, ...]``, such as ``single_head(model.apply)``;
+        the target ``y`` has its shape, and neither is broadcast.
+    """
+    check_kind(
+        "squared_error", Callable, "give single_head(model.apply)", outputs=outputs
+    )
+
+    def loss(params, batch, keys):
+        given, target = outputs(params, batch, keys), batch.y
+        if jnp.shape(given) != jnp.shape(target):
+            msg = (
+                "squared_error: outputs and targets must agree in shape, got "
+                f"{jnp.shape(given)} and {jnp.shape(target)}; reshape y, or the outputs."
+            )
+            raise ValueError(msg)
+        squares = jnp.square(given - target)
+        return 0.5 * jnp.sum(squares, axis=tuple(range(1, squares.ndim)))
+
+    return loss
+
+
+def token_cross_entropy(outputs: Outputs) -> Loss:
+    """The mean negative log-likelihood of a sequence's labels, in nats per token.
+
+    Args:
+      outputs: ``(params, batch, keys) -> logits [b, n, v]``.
+
+    Returns:
+      A loss of examples whose ``y [n]`` are token numbers; a label below zero counts
+      nowhere (padding, or a prompt that is only read), and a sequence of such labels has
+      loss zero. Sequences count alike, whatever their length; for a mean over tokens give
+      each example the number of its labels as its weight.
+    """
+    check_kind(
+        "token_cross_entropy",
+        Callable,
+        "give single_head(model.apply)",
+        outputs=outputs,
+    )
+
+    def loss(params, batch, keys):
+        logits, counts = outputs(params, batch, keys), batch.y >= 0
+        losses = optax.softmax_cross_entropy_with_integer_labels(
+            logits, jnp.where(counts, batch.y, 0)
+        )
+        return _mean_of_last(losses, counts)
+
+    return loss
+
+
+def token_accuracy(outputs: Outputs) -> Callable[[Params, Batch], Float[Array, " b"]]:
+    """The fraction of each row's labels that score highest, in [0, 1].
+
+    Returns:
+      ``(params, batch) -> [b]``; labels below zero count nowhere.
+    """
+    check_kind(
+        "token_accuracy", Callable, "give single_head(model.apply)", outputs=outputs
+    )
+
+    def hits(params, batch):
+        right = jnp.argmax(outputs(params, batch), axis=-1) == batch.y
+        return _mean_of_last(right, batch.y >= 0)
+
+    return hits
+
+
+def _mean_of_last(
+    values: Shaped[Array, "*b n"], counts: Bool[Array, "*b n"]
+) -> Float[Array, "*b"]:
+    """The mean over the last axis of what counts; zero where nothing does."""
+    total = jnp.sum(jnp.where(counts, values, 0), axis=-1, dtype=jnp.float32)
+    return total / jnp.maximum(jnp.sum(counts, axis=-1), 1)
+
+
+def accuracy(
+    outputs: Outputs, params: Params, batch: Batch, *, chunk_size: int | None = None
+) -> Float[Array, ""]:
+    """Weighted fraction of rows whose largest logit is the label, in [0, 1].
+
+    Args:
+      outputs: ``(params, batch) -> logits [b, c]``.
+      params: what to evaluate.
+      batch: rows ``[n, ...]``.
+      chunk_size: rows held at once, for large sets; all if absent. One that divides ``n``
+        compiles the body once instead of twice.
+
+    Returns:
+      [] float32, NaN without a row that counts. Where a logit is NaN the row counts as
+      the class of its first NaN, so check finiteness apart.
+    """
+    check_size("accuracy", optional=True, chunk_size=chunk_size)
+    check_kind("accuracy", Callable, "give single_head(model.apply)", outputs=outputs)
+    check_batch("accuracy", batch)
+
+    def hits(batch):
+        scores = outputs(params, batch)
+        labels = _labels("accuracy", scores, batch)
+        return (jnp.argmax(scores, axis=-1) == labels).astype(jnp.float32)
+
+    found = by_chunks(hits, (batch,), chunk_size)
+    some = jnp.sum(batch.weight) > 0
+    return jnp.where(some, weighted_mean(found, batch.weight), jnp.nan)
+
+
+__all__ = [
+    "accuracy",
+    "cross_entropy",
+    "dark_experience_loss",
+    "squared_error",
+    "token_accuracy",
+    "token_cross_entropy",
+]
