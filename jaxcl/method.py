@@ -20,12 +20,13 @@ has weight zero and a first task has zero importance; no part needs an ``if``.
 
 from collections.abc import Callable, Mapping
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax.random import split
-from jaxtyping import Array, Float, PyTree, ScalarLike
+from jaxtyping import Array, ArrayLike, Float, PyTree, ScalarLike
 
 from jaxcl.errors import (
     as_key,
@@ -66,6 +67,28 @@ from jaxcl.typing import (
 #: :class:`~jaxcl.typing.StepRecord`.
 StepMetrics = Mapping[str, Callable[[MethodState, StepRecord], Float[Array, ""]]]
 
+#: ``(batch, replay, progress) -> scalar``: how much the replay counts beside the batch.
+ReplayWeight = Callable[[Batch, Batch, Progress], Float[ArrayLike, ""]]
+
+
+def by_rows(batch: Batch, replay: Batch, progress: Progress) -> Float[Array, ""]:
+    """Every row counts alike, replayed or new: the loss of one joined batch.
+
+    A :data:`ReplayWeight`: the rows of the replay per row of the batch, by their weights.
+    """
+    del progress
+    return safe_divide(jnp.sum(replay.weight), jnp.sum(batch.weight))
+
+
+def by_tasks(batch: Batch, replay: Batch, progress: Progress) -> Float[Array, ""]:
+    """Every task counts alike: the replay as much as there are past tasks.
+
+    A :data:`ReplayWeight`, as in van de Ven and Tolias 2018, arXiv:1809.10635, where the
+    current task weighs ``1 / t``.
+    """
+    del batch, replay
+    return progress.task.astype(jnp.float32)
+
 
 def make_method(
     loss: Loss,
@@ -77,7 +100,7 @@ def make_method(
     average: Average | None = None,
     reset: Reset | None = None,
     replay_loss: Loss | None = None,
-    replay_weight: ScalarLike = 1.0,
+    replay_weight: ScalarLike | ReplayWeight = 1.0,
     chunk_size: int | None = None,
     perturb_penalty: bool = True,
     reset_optimizer: bool = True,
@@ -104,7 +127,8 @@ def make_method(
       reset: what touches parameters after the update to keep them able to learn.
       replay_loss: the loss of replayed rows where it differs from that of new ones (DER).
         It is added, not averaged with the other; both then need a pass of their own.
-      replay_weight: how much the replayed loss counts next to the current one; the
+      replay_weight: how much the replayed loss counts next to the current one, or a
+        function that tells at each step, such as :func:`by_rows` or :func:`by_tasks`; the
         Python number 0 for methods that only look at its gradient (A-GEM, GEM).
       chunk_size: rows whose activations are held at once: gradient accumulation, for
         every gradient of the loss; all if absent. See
@@ -124,7 +148,8 @@ def make_method(
       A :class:`~jaxcl.typing.Method`. Parts that are absent leave nothing in the state
       and nothing in the compiled program.
     """
-    check_number("make_method", replay_weight=replay_weight)
+    if not callable(replay_weight):
+        check_number("make_method", replay_weight=replay_weight)
     check_size("make_method", optional=True, chunk_size=chunk_size)
     check_kind("make_method", Callable, "such as cross_entropy(outputs)", loss=loss)
     check_function("make_method", "params, batch, keys", loss=loss)
@@ -171,7 +196,7 @@ def make_method(
         context = Context(batch, replay[0], rows[1], replay[1], averaged, progress)
 
         def objective(params):
-            return data_loss(params, *rows, *replay)
+            return data_loss(params, *rows, *replay, progress)
 
         def penalty(params):
             return regularizer.penalty(state.regularizer, params, context)
@@ -283,16 +308,18 @@ def default_learner(method: Method, state: MethodState) -> PyTree:
     return next(iter(method.learners(state).values()))
 
 
-def _data_loss(loss, replay_loss, replay_weight, chunk_size):
-    """``(params, batch, keys, replay, replay_keys) -> (L, losses [b])``."""
+def _data_loss(loss, replay_loss, replay_weight: Any, chunk_size):
+    """``(params, batch, keys, replay, replay_keys, progress) -> (L, losses [b])``."""
     losses_of = partial(example_losses, chunk_size=chunk_size)
+    told = callable(replay_weight)
+    weight_of = replay_weight if told else lambda *given: replay_weight
 
-    def data(params, batch, keys, replay, replay_keys):
+    def data(params, batch, keys, replay, replay_keys, progress):
         shares, size = _shares(batch), num_rows(batch)
-        if not num_rows(replay) or is_zero(replay_weight):
+        if not num_rows(replay) or (not told and is_zero(replay_weight)):
             losses = losses_of(loss, params, batch, keys)
             return jnp.sum(shares * losses), losses
-        weight = replay_weight * jnp.any(replay.weight > 0)
+        weight = jnp.any(replay.weight > 0) * weight_of(batch, replay, progress)
         past_shares = weight * _shares(replay)
         if replay_loss is None and not jax.tree.leaves(batch.stored):
             replay = replay._replace(stored=batch.stored)
@@ -367,4 +394,11 @@ def _flat(replay: Batch) -> Batch:
     return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), replay)
 
 
-__all__ = ["StepMetrics", "default_learner", "make_method"]
+__all__ = [
+    "ReplayWeight",
+    "StepMetrics",
+    "by_rows",
+    "by_tasks",
+    "default_learner",
+    "make_method",
+]

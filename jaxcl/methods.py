@@ -15,6 +15,7 @@ from jaxtyping import ScalarLike
 from jaxcl.averages import ema
 from jaxcl.averages import interpolate as interpolated
 from jaxcl.curvature import Fisher, empirical_fisher, output_sensitivity
+from jaxcl.errors import check_size
 from jaxcl.learners import from_memory_alone
 from jaxcl.losses import cross_entropy, dark_experience_loss
 from jaxcl.memory import (
@@ -34,7 +35,7 @@ from jaxcl.transforms import agem as agem_gradient
 from jaxcl.transforms import gem as gem_gradient
 from jaxcl.transforms import gnp as gnp_gradient
 from jaxcl.transforms import sam as sam_gradient
-from jaxcl.typing import Key, Loss, Method, Outputs, Params
+from jaxcl.typing import Key, Loss, Memory, Method, Outputs, Params
 
 Optimizer = optax.GradientTransformation
 
@@ -146,15 +147,24 @@ def agem(
     loss: Loss,
     optimizer: Optimizer,
     *,
-    num_tasks: int,
-    capacity_per_task: int,
-    sample_size: int,
+    num_tasks: int | None = None,
+    capacity_per_task: int | None = None,
+    sample_size: int | None = None,
     select: Select = random_examples,
+    memory: Memory | None = None,
     gradient: optax.GradientTransformation | None = None,
     **options,
 ) -> Method:
-    """A-GEM: never uphill on a sample of the past (arXiv:1812.00420)."""
-    memory = episodic(num_tasks, capacity_per_task, sample_size, select=select)
+    """A-GEM: never uphill on a sample of the past (arXiv:1812.00420).
+
+    Its memory is ``episodic(num_tasks, capacity_per_task, sample_size, select=select)``,
+    or any other: ``memory=reservoir(capacity, sample_size, past_only=True)``.
+    """
+    if memory is None:
+        check_size("agem", num_tasks=num_tasks, capacity_per_task=capacity_per_task)
+        check_size("agem", sample_size=sample_size)
+        slots = num_tasks or 1, capacity_per_task or 1, sample_size
+        memory = episodic(*slots, select=select)
     return make_method(
         loss,
         optimizer,

@@ -49,6 +49,8 @@ MEMORIES = {
     "no_memory": lambda: memory.no_memory(),
     "reservoir": lambda: memory.reservoir(8, 4),
     "reservoir with outputs": lambda: memory.reservoir(8, 4, store=LOGITS),
+    "past_only": lambda: memory.reservoir(8, 4, past_only=True),
+    "shared_episodic": lambda: memory.shared_episodic(5, 4),
     "greedy_balanced": lambda: memory.greedy_balanced(5, 4, num_classes=3),
     "class_balanced_reservoir": lambda: memory.class_balanced_reservoir(
         5, 4, num_classes=3
@@ -239,7 +241,7 @@ def test_every_public_builder_is_in_the_battery():
     """Oracle: the packages' own lists."""
     others = {
         "BoxState", "DistillState", "EwcState", "SynapticState", "WalkState",
-        "BalancedState", "convert_strength",
+        "BalancedState", "SharedState", "convert_strength",
         "largest_stable_strength", "EpisodicState", "ReservoirState", "Select", "after",
         "class_balanced_examples", "episodic", "kmeans", "kmeans_examples",
         "random_examples", "EmaState", "Traces", "Utility", "adaptable_contribution",

@@ -9,6 +9,7 @@ from jaxcl.losses import (
     MASKED,
     accuracy,
     check_rows_independent,
+    class_mask,
     cross_entropy,
     example_losses,
     heads,
@@ -385,3 +386,27 @@ def test_no_rows_have_no_accuracy():
     assert np.isnan(accuracy(single_head(apply), PARAMS, nothing))
     one = BATCH._replace(weight=jnp.zeros(5).at[0].set(1.0))
     assert accuracy(single_head(apply), PARAMS, one) in (0.0, 1.0)
+
+
+def test_masked_classes_get_no_probability_and_no_gradient():
+    """Oracle: the cross-entropy of the allowed logits alone, and its gradient."""
+    allowed = np.array([[1, 1, 0, 0], [1, 1, 1, 0]], bool)
+    logits = jax.random.normal(jax.random.key(0), (3, 4))
+    rows = as_batch(np.zeros((3, 1), np.float32), np.array([1, 0, 2]))
+    rows = rows._replace(task=jnp.array([0, 1, 1]))
+    outputs = class_mask(lambda params, batch, keys=None: params, allowed)
+    loss = cross_entropy(outputs)
+    total = lambda logits: jnp.sum(loss(logits, rows, jax.random.split(KEY, 3)))
+    grads = jax.grad(total)(logits)
+    want = 0.0
+    for row, (task, label) in enumerate(zip((0, 1, 1), (1, 0, 2), strict=True)):
+        own = logits[row][allowed[task]]
+        want += jax.nn.logsumexp(own) - own[label]
+        soft = jax.nn.softmax(own) - jax.nn.one_hot(label, len(own))
+        np.testing.assert_allclose(grads[row][allowed[task]], soft, atol=1e-6)
+        assert not grads[row][~allowed[task]].any()
+    np.testing.assert_allclose(total(logits), want, rtol=1e-6)
+    with pytest.raises(
+        ValueError, match=r"booleans \[tasks, classes\], got shape \[4\]"
+    ):
+        class_mask(outputs, allowed[0])

@@ -16,7 +16,7 @@ from jaxcl.averages import ema
 from jaxcl.curvature import empirical_fisher
 from jaxcl.losses import cross_entropy, mean_loss, per_example, single_head
 from jaxcl.memory import episodic, reservoir
-from jaxcl.method import default_learner, make_method
+from jaxcl.method import by_rows, by_tasks, default_learner, make_method
 from jaxcl.regularizers import boxed, distill, ewc, l2_init, sum_of
 from jaxcl.training.device import first_example, run_stream
 from jaxcl.transforms import agem, gem, gnp, sam
@@ -187,6 +187,25 @@ def test_replay_is_the_weighted_sum_of_both_losses():
     moved, info = method.step(key, state, batch)
     assert_law(ravel_pytree(moved.params)[0], ravel_pytree(expected)[0])
     np.testing.assert_allclose(info.loss, both(state.params), rtol=1e-6)
+
+
+@pytest.mark.parametrize("weigh", [by_rows, by_tasks])
+def test_the_weight_of_the_replay_may_be_told_at_each_step(weigh):
+    """Oracle: one joined batch of all rows, or a mean over three tasks by hand, of which
+    the replay stands for two."""
+    params, batch = setting()[1], at(slice(8), task(1))
+    method = MAKE(memory=reservoir(8, 4), replay_weight=weigh)
+    state = method.init(params, at(slice(1), batch))
+    for _ in range(2):
+        state, _ = method.step(jax.random.key(0), state, batch)
+        state = method.end_task(jax.random.key(0), state, batch)
+    key = jax.random.key(1)
+    replay = reservoir(8, 4).sample(jax.random.split(key, 4)[1], state.memory)
+    both = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), batch, replay)
+    mean = lambda rows: mean_loss(LOSS, state.params, rows, key)
+    want = mean(both) if weigh is by_rows else (mean(batch) + 2 * mean(replay)) / 3
+    info = method.step(key, state, batch)[1]
+    np.testing.assert_allclose(info.loss, want, rtol=1e-6)
 
 
 def test_no_network_is_asked_about_no_rows():

@@ -79,7 +79,7 @@ def past_heads(apply: Callable, sizes: int | list[int] | tuple[int, ...]) -> Out
 
 
 def class_mask(
-    outputs: Outputs, allowed: Bool[Array, "T c"] | Bool[np.ndarray, "T c"]
+    outputs: Outputs, allowed: Bool[Array, "..."] | Bool[np.ndarray, "..."]
 ) -> Outputs:
     """Leave each example the classes that its task allows; the others cannot be answered.
 

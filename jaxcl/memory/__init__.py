@@ -10,12 +10,14 @@ from jaxcl.memory.episodic import EpisodicState, episodic
 from jaxcl.memory.kmeans import kmeans, kmeans_examples
 from jaxcl.memory.reservoir import ReservoirState, reservoir
 from jaxcl.memory.selection import Select, class_balanced_examples, random_examples
+from jaxcl.memory.shared import SharedState, shared_episodic
 
 __all__ = [
     "BalancedState",
     "EpisodicState",
     "ReservoirState",
     "Select",
+    "SharedState",
     "after",
     "class_balanced_examples",
     "class_balanced_reservoir",
@@ -26,4 +28,5 @@ __all__ = [
     "no_memory",
     "random_examples",
     "reservoir",
+    "shared_episodic",
 ]

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Int, PyTree
+from jaxtyping import Array, Bool, Int, PyTree
 
 from jaxcl.errors import check_size
 from jaxcl.memory.base import (
@@ -22,6 +22,7 @@ class ReservoirState(NamedTuple):
 
     kept: Batch  # leaves [m, ...]; rows beyond `seen` have weight 0
     seen: Int[Array, ""]  # real rows offered so far, may exceed m; int32
+    past: Bool[Array, " m"] | tuple[()] = ()  # rows of ended tasks, with `past_only`
 
 
 def reservoir(
@@ -29,6 +30,7 @@ def reservoir(
     sample_size: int,
     *,
     replace: bool = True,
+    past_only: bool = False,
     store: Callable[[Params, Batch], PyTree] | None = None,
 ) -> Memory:
     """Keep a uniform sample of everything seen, without knowing where tasks end.
@@ -52,6 +54,8 @@ def reservoir(
       replace: whether a sample may hold a row twice. If not, a memory with fewer rows
         than ``sample_size`` gives each once, and the other rows of the sample weight
         zero; drawing then loops over the sample.
+      past_only: sample rows of ended tasks only, not of the one at hand; a step then
+        costs a pass over ``m`` booleans.
       store: ``(params, batch) -> [b, ...]``, kept beside each row as ``stored``, such as
         the logits of DER; at the parameters before the step, and one more forward pass a
         step.
@@ -78,11 +82,17 @@ def reservoir(
 
     def init(params, example):
         kept = blank_rows(capacity, keep(params, example))
-        return ReservoirState(kept, jnp.zeros((), jnp.int32))
+        past = jnp.zeros(capacity, bool) if past_only else ()
+        return ReservoirState(kept, jnp.zeros((), jnp.int32), past)
 
     def sample(key, state):
         filled = jnp.minimum(state.seen, capacity)
-        rows, real = draw_ranks(key, filled, sample_size, replace)
+        if past_only:
+            ends = jnp.cumsum(state.past, dtype=jnp.int32)
+            ranks, real = draw_ranks(key, ends[-1], sample_size, replace)
+            rows = jnp.minimum(jnp.searchsorted(ends, ranks + 1), capacity - 1)
+        else:
+            rows, real = draw_ranks(key, filled, sample_size, replace)
         drawn = at(rows, state.kept)
         return drawn._replace(weight=drawn.weight * real)
 
@@ -99,9 +109,16 @@ def reservoir(
         slot = jnp.where(beaten, capacity, slot)  # out of range, hence dropped
         write = lambda leaf, rows: leaf.at[slot].set(rows, mode="drop")
         kept = jax.tree.map(write, state.kept, keep(step.params, batch))
-        return ReservoirState(kept, state.seen + jnp.sum(real, dtype=jnp.int32))
+        past = state.past.at[slot].set(False, mode="drop") if past_only else ()
+        return ReservoirState(kept, state.seen + jnp.sum(real, dtype=jnp.int32), past)
 
-    return Memory(init, sample, observe)
+    def end_task(key, state, params, data):
+        del key, params, data
+        if not past_only:
+            return state
+        return state._replace(past=jnp.arange(capacity) < state.seen)
+
+    return Memory(init, sample, observe, end_task)
 
 
 __all__ = ["ReservoirState", "reservoir"]

@@ -34,7 +34,8 @@ gem                 1, and 1 per task                        task_grad_fn
 =================== ======================================== ==============
 
 :func:`across_devices` runs any of them over a mapped axis; :func:`accumulated` makes a
-``grad_fn`` for batches that do not fit at once.
+``grad_fn`` for batches that do not fit at once; :func:`scale_by_progress` is a schedule by
+the fraction of a task that is done.
 """
 
 from jaxcl.transforms._perturb import PerturbationState
@@ -48,6 +49,7 @@ from jaxcl.transforms.adaptive_strength import (
     perturbation_rise,
 )
 from jaxcl.transforms.agem import ProjectionState, agem
+from jaxcl.transforms.by_progress import scale_by_progress
 from jaxcl.transforms.c_flat import c_flat
 from jaxcl.transforms.friendly_sam import FriendlySamState, friendly_sam
 from jaxcl.transforms.gem import gem
@@ -80,4 +82,5 @@ __all__ = [
     "reverse_sam",
     "rho_schedule",
     "sam",
+    "scale_by_progress",
 ]

@@ -1,14 +1,14 @@
-"""A gradient transformation over a named device axis: one climb for all, or one each."""
+"""A gradient transformation over a named device axis: one for all, or one each."""
 
 from collections.abc import Hashable
 
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import PyTree
+from jaxtyping import PyTree, ScalarLike
 
 from jaxcl.transforms._perturb import transformation as make
-from jaxcl.tree import wide
+from jaxcl.tree import safe_divide, wide
 
 
 def across_devices(
@@ -19,9 +19,12 @@ def across_devices(
 ) -> optax.GradientTransformationExtraArgs:
     """Run a transformation inside ``jax.shard_map``, ``jax.pmap`` or a named ``vmap``.
 
-    Every device holds the same parameters and state and a share of the batch; ``grads``
-    and every ``*grad_fn`` are those of *its own* share (means, not sums). What comes
-    back is the same on all devices. There are three ways to climb:
+    Every device holds the same parameters and state and a part of the batch; ``grads``
+    and every ``*grad_fn`` are those of *its own* part (means, not sums). What comes
+    back is the same on all devices. Where parts differ in their number of rows, as with
+    padding, give ``update(..., weight=jnp.sum(batch.weight))``, and for the replay
+    ``replay_weight=``: means over devices are then means over rows. There are three ways
+    to perturb:
 
     * ``sync=True``: gradients are averaged before they are used, and so is every
       gradient that is asked for. The result is that of one device with the whole batch.
@@ -42,37 +45,57 @@ def across_devices(
     Args:
       transformation: any transformation of this package, or a chain of them.
       axis_name: name of the mapped axis, or a tuple of names.
-      sync: whether devices share the climb.
+      sync: whether devices share the perturbation.
 
     Cost: one mean over devices per gradient (``sync``), or one per step.
     """
     inner = optax.with_extra_args_support(transformation)
 
-    def update(grads, state, params=None, **extra):
+    def update(grads, state, params=None, *, weight=None, replay_weight=None, **extra):
+        rows = {"grad_fn": weight, "replay_grad_fn": replay_weight}
         if sync:
-            extra = {name: shared(name, value) for name, value in extra.items()}
-            return inner.update(mean_over(axis_name, grads), state, params, **extra)
+            for name, function in extra.items():
+                if name.endswith("grad_fn") and callable(function):
+                    extra[name] = shared(function, rows.get(name))
+            grads = mean_over(axis_name, grads, weight)
+            return inner.update(grads, state, params, **extra)
         own = varying(axis_name, params), varying(axis_name, state)
         result, state = inner.update(grads, own[1], own[0], **extra)
-        return mean_over(axis_name, result), mean_over(axis_name, state)
+        mean = lambda tree: mean_over(axis_name, tree, weight)
+        return mean(result), mean(state)
 
-    def shared(name, value):
-        if not (name.endswith("grad_fn") and callable(value)):
-            return value
-        return lambda params: mean_over(axis_name, value(varying(axis_name, params)))
+    def shared(function, weight):
+        def mean(params):
+            return mean_over(axis_name, function(varying(axis_name, params)), weight)
+
+        return mean
 
     return make(inner.init, update)
 
 
-def mean_over(axis_name: Hashable, tree: PyTree) -> PyTree:
-    """The mean over devices, in float32 or better; the largest of integers."""
+def mean_over(
+    axis_name: Hashable, tree: PyTree, weight: ScalarLike | None = None
+) -> PyTree:
+    """The mean over devices, in float32 or better; the largest of integers.
+
+    Args:
+      axis_name: of the devices.
+      tree: what each of them has.
+      weight: how much this device counts, such as its rows; all alike if absent.
+    """
+
+    def mean(x):
+        if weight is None:
+            return jax.lax.pmean(x, axis_name)
+        total = jax.lax.psum(weight, axis_name)
+        return safe_divide(jax.lax.psum(weight * x, axis_name), total)
 
     def leaf(x):
         if jnp.issubdtype(x.dtype, jnp.integer):
             return jax.lax.pmax(x, axis_name)
         if not jnp.issubdtype(x.dtype, jnp.inexact):
             return x  # a key, which is the same everywhere
-        return jax.lax.pmean(wide(x), axis_name).astype(x.dtype)
+        return mean(wide(x)).astype(x.dtype)
 
     return jax.tree.map(leaf, tree)
 

@@ -114,6 +114,7 @@ def test_every_transformation_is_tried():
     """Oracle: the package's own list of what bends a gradient."""
     bends = (name for name in transforms.__all__ if name[0].islower())
     others = {"accumulated", "across_devices"}  # the wrapper itself, and for one device
+    others |= {"scale_by_progress"}  # of updates
     others |= {"perturbation_curvature", "perturbation_rise", "rho_schedule"}  # numbers
     assert {*bends} - others == {*BENDS} - {"adaptive"}
 
@@ -201,3 +202,48 @@ def test_bfloat16_gradients_are_averaged_in_float32():
     found = jax.vmap(body, axis_name="data")(values)
     want = np.full(DEVICES, (256 + DEVICES - 1) / DEVICES).astype(jnp.bfloat16)
     np.testing.assert_array_equal(found, want)
+
+
+@pytest.mark.parametrize("sync", [True, False])
+def test_devices_count_by_their_rows(sync):
+    """Oracle: one device with the five rows of eight that are no padding; for one
+    perturbation each, the mean over rows of what each device finds by itself. Negative
+    control: without the weights devices count alike."""
+    rows = jnp.arange(1.0, 9.0)
+    weight = jnp.array([1.0, 1, 0, 0, 1, 0, 1, 1])  # of 4 devices with 2 rows each
+    mesh = jax.sharding.Mesh(jax.devices()[:4], ("data",))
+    mean = lambda w, x, weight: (
+        jnp.sum(weight * jnp.sin(w * x)) / jnp.maximum(jnp.sum(weight), 1)
+    )
+
+    def local(w, x, weight, counted):
+        w_own = w + 0 * jnp.sum(x)
+        grad = lambda p: jax.grad(mean)(p, x, weight)
+        extra = {"weight": jnp.sum(weight)} if counted else {}
+        bend = across_devices(sam(0.1), "data", sync=sync)
+        return bend.update(grad(w_own), bend.init(w), w, grad_fn=grad, **extra)[0]
+
+    def found(counted):
+        spec = jax.sharding.PartitionSpec("data")
+        run = jax.shard_map(
+            lambda w, x, weight: local(w, x, weight, counted),
+            mesh=mesh,
+            in_specs=(jax.sharding.PartitionSpec(), spec, spec),
+            out_specs=jax.sharding.PartitionSpec(),
+            check_vma=False,
+        )
+        return jax.jit(run)(jnp.float32(0.7), rows, weight)
+
+    def alone(x, weight):
+        grad = lambda p: jax.grad(mean)(p, x, weight)
+        w = jnp.float32(0.7)
+        return sam(0.1).update(grad(w), sam(0.1).init(w), w, grad_fn=grad)[0]
+
+    want = alone(rows, weight)
+    if not sync:
+        parts = [slice(2 * i, 2 * i + 2) for i in range(4)]
+        each = jnp.stack([alone(rows[p], weight[p]) for p in parts])
+        counts = jnp.stack([jnp.sum(weight[p]) for p in parts])
+        want = jnp.sum(counts * each) / jnp.sum(counts)
+    np.testing.assert_allclose(found(True), want, rtol=1e-5)
+    assert abs(found(False) - want) > 1e-3

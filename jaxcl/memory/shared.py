@@ -1,0 +1,94 @@
+"""A memory of fixed size that all tasks so far share in equal parts."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Int
+
+from jaxcl.errors import check_size
+from jaxcl.memory.base import blank_rows, check_rows, draw_ranks
+from jaxcl.memory.episodic import best_examples
+from jaxcl.memory.selection import Select, random_examples
+from jaxcl.tree import at
+from jaxcl.typing import Batch, Memory
+
+
+class SharedState(NamedTuple):
+    """Rows of all tasks, one task after another, each with as many places."""
+
+    kept: Batch  # leaves [m, ...]; places that hold nothing have weight 0
+    tasks_seen: Int[Array, ""]  # tasks that have ended; int32
+
+
+def shared_episodic(
+    capacity: int,
+    sample_size: int | None = None,
+    *,
+    select: Select = random_examples,
+    replace: bool = True,
+) -> Memory:
+    """Keep ``capacity // tasks`` rows of each task, shared out anew when a task ends.
+
+    When task ``t`` (from 1) ends, each earlier one keeps the ``capacity // t`` rows of its
+    highest priority and the new one gets as many: the memory has one size however many
+    tasks come, up to ``capacity`` of them. ``observe`` does nothing, so the current task is
+    never in the memory.
+
+    Args:
+      capacity: ``m``, rows in all.
+      sample_size: rows per sample, uniform over all that is stored; everything if absent.
+      select: which rows of a task to keep; see :data:`jaxcl.memory.Select`.
+      replace: whether a sample may hold a row twice.
+
+    Returns:
+      A memory with :class:`SharedState`; the end of a task copies the ``m`` rows once.
+
+    Raises:
+      ValueError: if a size is no positive int, or (while tracing) if rows do not look like
+        the example.
+
+    Reference: Rebuffi et al. 2017 (iCaRL), arXiv:1611.07725, algorithm 5.
+    """
+    check_size("shared_episodic", capacity=capacity)
+    check_size("shared_episodic", optional=True, sample_size=sample_size)
+
+    def init(params, example):
+        del params
+        return SharedState(blank_rows(capacity, example), jnp.zeros((), jnp.int32))
+
+    def sample(key, state):
+        if sample_size is None:
+            return state.kept
+        ends = jnp.cumsum(state.kept.weight > 0, dtype=jnp.int32)
+        ranks, real = draw_ranks(key, ends[-1], sample_size, replace)
+        rows = jnp.minimum(jnp.searchsorted(ends, ranks + 1), capacity - 1)
+        drawn = at(rows, state.kept)
+        return drawn._replace(weight=drawn.weight * real)
+
+    def end_task(key, state, params, data):
+        check_rows("shared_episodic", 1, state.kept, data)
+        data = jax.tree.map(jnp.asarray, data)
+        new = best_examples(key, select, params, data, capacity)
+        tasks = state.tasks_seen + 1
+        before = capacity // jnp.maximum(
+            state.tasks_seen, 1
+        )  # places of each until now
+        part = capacity // tasks
+        place = jnp.arange(capacity)
+        task, rank = place // jnp.maximum(part, 1), place % jnp.maximum(part, 1)
+        is_new = task == state.tasks_seen
+        old = at(jnp.minimum(task * before + rank, capacity - 1), state.kept)
+        own = at(rank, new)
+
+        def pick(own, old):
+            return jnp.where(jnp.expand_dims(is_new, range(1, own.ndim)), own, old)
+
+        rows = jax.tree.map(pick, own, old)
+        there = (task < tasks) & (part > 0)
+        return SharedState(rows._replace(weight=rows.weight * there), tasks)
+
+    return Memory(init, sample, end_task=end_task)
+
+
+__all__ = ["SharedState", "shared_episodic"]

@@ -1,0 +1,51 @@
+"""Schedules along a task: what an update is multiplied by, by the fraction that is done."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import optax
+from jaxtyping import Array, ScalarLike
+
+from jaxcl.errors import check_kind
+from jaxcl.tree import wide
+
+
+def scale_by_progress(
+    schedule: Callable[[Array], ScalarLike],
+) -> optax.GradientTransformationExtraArgs:
+    """Multiply updates by ``schedule(fraction)``, the fraction of the task that is done.
+
+    Tasks of 30, 10 and 2 steps all follow the whole schedule, and one program serves them::
+
+        cosine = lambda done: 0.5 * (1 + jnp.cos(jnp.pi * done))
+        optimizer = optax.chain(optax.adam(1e-3), scale_by_progress(cosine))
+
+    The fraction is ``step / num_steps`` in [0, 1) as both loops set it, and 0 where the
+    length of a task is not known, as in a loop of one's own that does not say it.
+
+    Args:
+      schedule: ``(fraction []) -> factor``.
+
+    Raises:
+      ValueError: if ``schedule`` is no function, or an update lacks ``progress``, which
+        :func:`jaxcl.make_method` gives.
+    """
+    check_kind("scale_by_progress", Callable, schedule=schedule)
+
+    def update(updates, state, params=None, *, progress: Any = None, **ignored):
+        del params, ignored
+        if progress is None:
+            msg = (
+                "scale_by_progress: update needs progress, got None; use it inside "
+                "make_method, or pass update(..., progress=jaxcl.typing.Progress(...))."
+            )
+            raise ValueError(msg)
+        factor = schedule(progress.fraction())
+        scale = lambda leaf: (factor * wide(leaf)).astype(leaf.dtype)
+        return jax.tree.map(scale, updates), state
+
+    return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
+
+
+__all__ = ["scale_by_progress"]
