@@ -312,7 +312,7 @@ def _data_loss(loss, replay_loss, replay_weight: Any, chunk_size):
     """``(params, batch, keys, replay, replay_keys, progress) -> (L, losses [b])``."""
     losses_of = partial(example_losses, chunk_size=chunk_size)
     told = callable(replay_weight)
-    weight_of = replay_weight if told else lambda *given: replay_weight
+    weight_of: Any = replay_weight if told else lambda *given: replay_weight
 
     def data(params, batch, keys, replay, replay_keys, progress):
         shares, size = _shares(batch), num_rows(batch)
