@@ -53,9 +53,9 @@ def nearest_mean(
             lambda x: _unit_features(hidden, state.params, x), (rows.x,), chunk_size
         )
         member = jax.nn.one_hot(rows.y, num_classes, axis=0) * rows.weight
-        return NearestMean(
-            state.params, _unit(member @ features), jnp.any(member > 0, axis=1)
-        )
+        full = jax.lax.Precision.HIGHEST  # an accelerator would round what goes in
+        sums = jnp.matmul(member, features, precision=full)
+        return NearestMean(state.params, _unit(sums), jnp.any(member > 0, axis=1))
 
     return learner
 

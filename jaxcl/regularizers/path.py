@@ -77,7 +77,7 @@ def synaptic_intelligence(
 
         def add(importance, path, end, start):
             gain = jnp.maximum(path, 0) / (jnp.square(end - start) + damping)
-            return (importance + gain).astype(importance.dtype)
+            return importance + gain.astype(importance.dtype)
 
         importance = jax.tree.map(add, state.importance, state.path, now, state.anchor)
         return SynapticState(importance, now, _zeros(now))

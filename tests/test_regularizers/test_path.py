@@ -302,6 +302,25 @@ def test_the_state_does_not_grow_with_the_tasks(part, copies, counts):
 
 
 @pytest.mark.parametrize("part", [synaptic_intelligence, riemannian_walk])
+def test_numbers_of_64_bits_leave_a_state_of_32_as_it_is(part, x64):
+    """Oracle: the dtypes of the first state, where a grid gives the numbers as float64."""
+    del x64
+    params = jnp.ones(3, jnp.float32)
+    options = {"interval": 1} if part is riemannian_walk else {}
+
+    def run(damping):
+        regularizer = part(damping, damping=damping, **options)
+        first = regularizer.init(params, ())
+        step = seen((), params, grads=params, updates=-params)
+        state = regularizer.observe(None, first, step, 2 * params)
+        return first, regularizer.end_task(None, state, 2 * params, ())
+
+    kinds = lambda tree: jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), tree)
+    first, last = jax.eval_shape(jax.vmap(run), jnp.array([0.1, 0.2], jnp.float64))
+    assert kinds(first) == kinds(last)
+
+
+@pytest.mark.parametrize("part", [synaptic_intelligence, riemannian_walk])
 def test_the_penalty_is_a_quadratic_in_the_unit_of_ewc(part):
     """Oracle: strength / 2 * sum importance * (params - anchor)^2, in NumPy."""
     regularizer = part(STRENGTH)
