@@ -205,6 +205,18 @@ def test_under_vmap_no_replay_is_computed_while_none_is_due():
     assert sum(shape[-2] == 5 for shape in calls) == 3
 
 
+def test_a_loop_writes_to_the_store_in_place():
+    """Oracle: the compiled program, whose text has no copy of a store of 977 rows."""
+    method = interleave(METHOD, reservoir(977, 3), every=2)
+    state = method.init(PARAMS, at(slice(1), task(0)))
+    step = lambda state, key: (method.step(key, state, batch_of(0, 0))[0], None)
+    run = jax.jit(lambda s, k: jax.lax.scan(step, s, k)[0], donate_argnums=0)
+    text = run.lower(state, jax.random.split(jax.random.key(0), 5)).compile().as_text()
+    assert f"f32[977,{D}]" in text
+    copies = [line for line in text.splitlines() if " copy(" in line]
+    assert not any(f"f32[977,{D}]" in line for line in copies)
+
+
 def test_the_end_of_a_task_feeds_an_episodic_memory():
     """Oracle: rows of the task that ended, and how many there are; none before."""
     _, state = interleaved(

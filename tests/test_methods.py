@@ -211,6 +211,9 @@ def test_create_and_find_is_its_parts_put_together():
     away = {"w": 0.1 + 0.1 * jnp.arange(C * D).reshape(C, D), "b": jnp.full(C, 0.5)}
     state = method.init(away, at(slice(1), TASK))
     state = method.end_task(jax.random.key(2), state, rows)
+    once = state.regularizer[0].fisher["w"]
+    again = method.end_task(jax.random.key(2), state, rows).regularizer[0].fisher["w"]
+    np.testing.assert_allclose(again, (decay + 1) * once, rtol=1e-6)
 
     square = lambda row: jax.grad(loss_of)(away, one_row(row))["w"] ** 2
     squares = np.asarray(jax.vmap(square)(rows))
