@@ -59,18 +59,15 @@ def dark_experience_loss(
 
     def loss(params, batch, keys):
         given = outputs(params, batch, keys)
-        came = getattr(batch.stored, "shape", None)
-        if jnp.shape(given) != came:
+        came = getattr(batch.stored, "shape", "none")
+        if came != given.shape:
             msg = (
-                "dark_experience_loss: rows must have their outputs stored, shape "
-                f"{list(jnp.shape(given))}, got "
-                f"{'none' if came is None else list(came)}; build the memory with "
-                "store=outputs."
+                f"dark_experience_loss: stored must have shape {given.shape}, got {came}; "
+                "build the memory with store=outputs."
             )
             raise ValueError(msg)
-        squares = jnp.square(given - batch.stored)
-        far = jnp.sum(squares, axis=tuple(range(1, squares.ndim)))
-        kept = jnp.asarray(alpha * far)
+        squares = jnp.square(given - batch.stored).reshape(len(given), -1)
+        kept = jnp.multiply(alpha, jnp.sum(squares, axis=1))
         return kept if is_zero(beta) else kept + beta * likely(params, batch, keys)
 
     return loss
