@@ -409,3 +409,25 @@ def test_a_task_counted_from_the_end_is_the_one_counted_from_the_start(stream):
     same, other = (walk(jnp.array([t]))[0].params["w"] for t in (T - 1, 0))
     np.testing.assert_array_equal(walk(jnp.array([-1]))[0].params["w"], same)
     assert not np.array_equal(other, same)
+
+
+def test_a_last_update_that_overflows_is_not_finite(stream):
+    """Oracle: a learning rate that is infinite at the last step, after a finite loss."""
+    rate = lambda count: jnp.where(count == 6, jnp.inf, 0.1)
+    found = []
+    for schedule in (rate, 0.1):
+        method = make_method(LOSS, optax.sgd(schedule))
+        state = method.init(init(KEY), first_example(stream))
+        _, loss, finite = fit_task(KEY, method, state, at(0, stream.plan[0]), **FIT)
+        found.append((bool(jnp.isfinite(loss)), bool(finite)))
+    assert found == [(True, False), (True, True)]
+
+
+def test_what_is_observed_before_and_after_a_task_draws_from_keys_of_its_own(stream):
+    """Oracle: the keys themselves, of all tasks."""
+    look = lambda snapshot: jax.random.key_data(snapshot.key)
+    method = make_method(LOSS, optax.sgd(0.1))
+    state = method.init(init(KEY), first_example(stream))
+    _, record = run_stream(KEY, method, stream, state, before=look, after=look, **FIT)
+    keys = np.concatenate([record.before, record.after])
+    assert len(np.unique(keys, axis=0)) == 2 * T

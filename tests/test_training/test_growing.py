@@ -368,3 +368,51 @@ def test_progress_follows_the_tasks():
     run([task(0, num_steps=4), task(1, num_steps=2)], build=build, metrics=())
     jax.effects_barrier()
     assert sorted(seen) == [0.0, 0.0, 0.25, 0.5, 0.5, 0.75]
+
+
+def test_the_end_of_a_task_sees_the_rows_that_were_learned_from_first():
+    """Oracle: the row numbers of the batches, in their order; the first k different ones.
+    Negative control: they are not rows 0 to k - 1."""
+    read, ends = [], []
+
+    def numbered(numbers):
+        read.append(numbers.tolist())
+        batch = TASKS[0].train.read(numbers)
+        return batch._replace(x=numbers[:, None] + np.zeros((1, 5), np.float32))
+
+    def build(frozen):
+        del frozen
+        method = make_method(LOSS, optax.sgd(0.0))
+
+        def end_task(key, state, data):
+            jax.debug.callback(lambda x: ends.append(x[:, 0].tolist()), data.x)
+            return method.end_task(key, state, data)
+
+        return method._replace(end_task=end_task)
+
+    given = [TASKS[0]._replace(train=Dataset(24, numbered))]
+    options = OPTIONS._replace(num_steps=2, batch_size=4, end_task_examples=6)
+    run(given, options=options, build=build, metrics=())
+    jax.effects_barrier()
+    steps = [numbers for numbers in read if len(numbers) == 4]
+    first = list(dict.fromkeys(steps[0] + steps[1]))[:6]
+    assert ends == [sorted(first)]
+    assert sorted(first) != list(range(6))
+
+
+def test_a_look_inside_a_task_measures_the_tasks_so_far():
+    """Oracle: the number of columns, and the end of the task for the last look."""
+    told = []
+    options = OPTIONS._replace(eval_every=3)
+    result = run(TASKS, options=options, on_report=told.append)
+    looks = [line for line in told if "results" in line and "ended" not in line]
+    assert [(line["task"], line["step"]) for line in looks] == [
+        (task, step) for task in range(3) for step in (3, 6)
+    ]
+    for line in looks:
+        assert len(line["results"]["loss"]["params"]) == line["task"] + 1
+    last = looks[-1]["results"]["loss"]["params"]
+    want = result.results["loss"]["params"][
+        3
+    ]  # nothing moves the weights at a task's end
+    np.testing.assert_allclose(last, want, rtol=1e-6)
