@@ -15,6 +15,7 @@ from experiments.benchmarks.accelerator import command, packed, resume
 from experiments.benchmarks.accelerator.box import Box
 from experiments.benchmarks.accelerator.items import ITEMS
 from experiments.benchmarks.accelerator.packed import Part, Timing
+from experiments.benchmarks.accelerator.report import LINES, read_lines, readme_text
 
 ROOT = Path(__file__).parents[2]
 SECONDS = 40.0
@@ -180,3 +181,10 @@ def test_help_names_every_item(capsys):
         command.main(["--help"])
     said = " ".join(capsys.readouterr().out.split())
     assert all(item.name in said for item in ITEMS)
+
+
+def test_the_readme_shows_what_the_committed_lines_say():
+    """Oracle: the committed lines of a GPU, and the README as it stands."""
+    text = readme_text(read_lines())
+    assert text in (LINES.parent.parent.parent / "README.md").read_text()
+    assert "| 50 | 7,238 |" in text
