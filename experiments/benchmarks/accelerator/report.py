@@ -54,8 +54,8 @@ def readme_text(lines: Sequence[Mapping[str, Any]]) -> str:
             f"The whole grid of {grid['runs']} runs, extrapolated from "
             f"{grid['programs_timed']} of its {grid['programs']} programs: "
             f"{grid['run_seconds'] / 60:.0f} minutes, and "
-            f"{grid['compile_seconds'] / 60:.0f} of compiling. A run that was killed ended with {kill['equal_arrays']} of "
-            f"{kill['arrays']} arrays equal bit for bit.",
+            f"{grid['compile_seconds'] / 60:.0f} of compiling. A run that was killed ended "
+            f"with {kill['equal_arrays']} of {kill['arrays']} arrays equal bit for bit.",
         ]
     )
 
