@@ -18,7 +18,7 @@ from jaxcl.learners import (
 from jaxcl.losses import MASKED, cross_entropy, mean_loss, single_head
 from jaxcl.memory import episodic, greedy_balanced, reservoir
 from jaxcl.method import default_learner, make_method
-from jaxcl.training.device import accuracies, accuracy_row, first_example, run_stream
+from jaxcl.training import accuracies, accuracy_row, first_example, run_stream
 from jaxcl.tree import as_batch, at
 from jaxcl.typing import Stream
 

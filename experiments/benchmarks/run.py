@@ -80,7 +80,7 @@ def check(config: Config) -> None:
       ValueError: naming the field.
     """
     check_fields(config, may_be_zero=("long_rounds", "strength"))
-    check_names("jobs", config.jobs, JOBS)
+    check_names("jobs", config.jobs, (*JOBS, "looksam_reset"))
 
 
 def turns(config: Config, here: set[str]) -> list[Turn]:

@@ -79,8 +79,7 @@ def fit_task(
       task: the training set, leaves ``[n, ...]``.
       num_steps: batches to train on; see :func:`steps_for`. May be traced where
         ``most_steps`` is given.
-      batch_size: rows per batch. A task with fewer has them all in every batch, which is
-        filled up with rows of weight 0.
+      batch_size: rows per batch; all of a task that has fewer.
       most_steps: what ``num_steps`` can be at most; steps from there on are skipped.
 
     Returns:
@@ -103,8 +102,7 @@ def fit_task(
     def one_step(carry, step, rows):
         state, total, finite = carry
         key = jax.random.fold_in(keys.steps, step)
-        batch = _filled_up(at(rows, task), batch_size)
-        state, info = method.step(key, state, batch)
+        state, info = method.step(key, state, at(rows, task))
         loss = info.loss + info.metrics.get("penalty", 0.0)
         return state, total + loss, finite & info.finite
 
@@ -119,16 +117,6 @@ def fit_task(
     for leaf in jax.tree.leaves(state.params):
         finite &= jnp.all(jnp.isfinite(leaf))
     return method.end_task(keys.end, state, task), total / num_steps, finite
-
-
-def _filled_up(batch: Batch, size: int) -> Batch:
-    """The batch with copies of its first row, of weight zero, up to a size."""
-    rows = num_rows(batch)
-    if rows == size:
-        return batch
-    here = jnp.minimum(jnp.arange(size), jnp.where(jnp.arange(size) < rows, size, 0))
-    filled = at(here, batch)
-    return filled._replace(weight=filled.weight * (jnp.arange(size) < rows))
 
 
 def with_num_steps(state: MethodState, num_steps: ScalarLike) -> MethodState:

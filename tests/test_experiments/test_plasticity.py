@@ -111,7 +111,6 @@ def test_a_run_killed_between_segments_ends_with_the_same_numbers(
         (["--settings", "permuted-pixels"], "permuted"),
         (["--groups", "papers"], "paper"),
         (["--data", "no/such/folder"], "no/such/folder"),
-        (["--batch-size", "100000"], "batch"),
         (["--seeds", "0"], "seeds"),
         (["--data", ""], "data: name the images: --data FOLDER"),
         (["--rho", "inf"], "rho: expected finite numbers above 0, got inf"),

@@ -377,7 +377,7 @@ def test_a_fresh_run_reads_what_it_learned_and_begins_at_the_start():
         moved = jax.tree.map(lambda a, b: jnp.any(a != b), read, params)
         assert any(jax.tree.leaves(moved))
     average = from_the_start()
-    during = average.observe(average.init(params), read)
+    during = average.observe(key, average.init(params, example), (), read)
     jax.tree.map(np.testing.assert_array_equal, average.read(during, read), read)
 
 

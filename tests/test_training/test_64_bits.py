@@ -11,11 +11,11 @@ from jaxcl.training import accuracy_row, first_example, learn, run_stream
 from jaxcl.training.prefetch import prefetch
 from tests.test_training.test_host import (
     LOGITS,
+    METRIC,
     MODEL,
     OPTIONS,
     assert_same_bits,
     build,
-    score,
 )
 
 IMAGES = subset(digits(), key=jax.random.key(5), num_train=40, num_test=16)
@@ -71,7 +71,13 @@ def host_loop(folder, params="float32", rows="float32", key=None, **others):
     stop_at = others.pop("stop_at", None)
     tasks = [as_rows(task, rows, stop_at) for task in stream_tasks(STREAM)]
     key = jax.random.key(3) if key is None else key
-    given = {"folder": folder, "frozen": RATE, "score": score, "quiet": True, **others}
+    given = {
+        "folder": folder,
+        "frozen": RATE,
+        "metrics": METRIC,
+        "quiet": True,
+        **others,
+    }
     done = learn(key, build, start(params), tasks, OPTIONS, **given)
     return done.run_state.state, done.run_state.matrix
 

@@ -306,8 +306,7 @@ def test_axes_other_than_the_first_are_refused():
 
 
 def test_a_batch_larger_than_a_task_holds_all_of_its_rows_once(stream):
-    """Oracle: gradient descent on whole tasks. Rows that fill up the batch are copies of
-    real ones: nothing but their weight keeps them from counting."""
+    """Oracle: gradient descent on whole tasks."""
     method = make_method(LOSS, optax.sgd(0.1))
     params = init(jax.random.key(0))
     state = method.init(params, first_example(stream))

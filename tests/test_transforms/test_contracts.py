@@ -150,6 +150,7 @@ def test_the_battery_misses_nothing_that_is_public():
         "across_devices",
         "perturbation_curvature",
         "perturbation_rise",
+        "scale_by_progress",
     }
     other |= {"rho_schedule"} | {n for n in transforms.__all__ if n.endswith("State")}
     assert built | other == set(transforms.__all__)
