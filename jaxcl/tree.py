@@ -54,9 +54,9 @@ def wide_dtype(*leaves) -> jnp.dtype:
     )
 
 
-def wide(leaf: Array) -> Array:
+def wide(leaf: Array | np.ndarray) -> Array:
     """The leaf in float32 or better."""
-    return leaf.astype(wide_dtype(leaf))
+    return jnp.asarray(leaf, wide_dtype(leaf))
 
 
 def copied(tree: PyTree) -> PyTree:

@@ -18,7 +18,7 @@ import pytest
 from jaxcl import curvature, memory, methods, plasticity, regularizers, transforms
 from jaxcl.averages import ema, interpolate, wise_ft
 from jaxcl.curvature import empirical_fisher
-from jaxcl.losses import dark_experience_loss
+from jaxcl.losses import dark_experience_loss, mean_loss
 from jaxcl.method import make_method
 from jaxcl.tree import as_batch, at, wide_dtype
 from jaxcl.typing import Average, Regularizer, Reset
@@ -139,6 +139,56 @@ def test_transformations_keep_their_dtypes(name, setting):
     with jax.enable_x64(SETTINGS[setting].x64):
         params = cast(gradients.parameters(), SETTINGS[setting].params)
         gradients.check_types(gradients.BATTERY[name](), params)
+
+
+@pytest.mark.parametrize("name", gradients.BATTERY)
+def test_what_accumulates_and_perturbed_points_are_float32_or_wider(name):
+    """Oracle: the dtypes of the state, and of every point that a gradient is asked at."""
+    points = []
+
+    def asked(params):
+        points.append(params)
+        return gradients.grad_fn(params)
+
+    params = cast(gradients.parameters(), "bfloat16")
+    built, more = gradients.BATTERY[name](), gradients.extras | {"grad_fn": asked}
+    update = lambda params, state: built.update(params, state, params, **more)
+    state = jax.eval_shape(built.init, params)
+    jax.eval_shape(update, params, state)
+    assert bool(points) == (name not in ("agem", "gem"))
+    is_float = lambda leaf: jnp.issubdtype(leaf.dtype, jnp.floating)
+    assert_wide([leaf for leaf in jax.tree.leaves((state, points)) if is_float(leaf)])
+
+
+def test_sam_climbs_from_bfloat16_parameters_by_less_than_their_rounding():
+    """Oracle: the gradient of a quadratic at the perturbed point, in float64.
+
+    Negative control: a point in bfloat16, where the climb is lost.
+    """
+    stiffness = np.array([1.0, 3.0, 20.0])
+    start, rho = jnp.array([1.0, -2.0, 3.0], jnp.bfloat16), 1e-3
+    field = lambda params: jnp.float32(stiffness * 1e4) * (params - start)
+    grads = jnp.array([3.0, 0.0, 4.0], jnp.bfloat16)
+    built = transforms.sam(rho)
+    found, _ = built.update(grads, built.init(start), start, grad_fn=field)
+    want = stiffness * 1e4 * rho * np.array([0.6, 0.0, 0.8])
+    np.testing.assert_allclose(np.float64(found), want, rtol=5e-3)
+    narrow = lambda params: field(params.astype(jnp.bfloat16))
+    lost, _ = built.update(grads, built.init(start), start, grad_fn=narrow)
+    np.testing.assert_array_equal(np.float64(lost), 0)
+
+
+def test_sharpness_in_bfloat16_is_that_of_its_parameters_in_float32():
+    """Oracle: the same in float32; a rise of 1e-3 is nothing in bfloat16."""
+    half = cast(parts.PARAMS, "bfloat16")
+    loss = lambda params: mean_loss(parts.LOSS, params, parts.BATCH, jax.random.key(0))
+    for measured in (
+        lambda params: curvature.sam_sharpness(loss, params, 1e-3),
+        lambda params: curvature.top_eigenvalue(jax.random.key(1), loss, params),
+    ):
+        found, want = jax.jit(measured)(half), jax.jit(measured)(cast(half, "float32"))
+        assert found.dtype == jnp.float32
+        np.testing.assert_allclose(found, want, rtol=1e-4)
 
 
 @every_setting

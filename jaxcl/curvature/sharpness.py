@@ -35,6 +35,7 @@ def sam_sharpness(
     Reference: Foret et al. 2021, arXiv:2010.01412, equation 2.
     """
     check_number("sam_sharpness", rho=rho)
+    params = jax.tree.map(tree.wide, params)  # bfloat16 would round the step away
     value, grads = jax.value_and_grad(loss)(params)
     uphill = tree.axpy(tree.safe_divide(rho, tree.norm(grads)), grads, params)
     return loss(uphill) - value
@@ -67,20 +68,17 @@ def top_eigenvalue(
         msg = f"top_eigenvalue: num_steps must be at least 1, got {num_steps}."
         raise ValueError(msg)
 
+    params = jax.tree.map(tree.wide, params)
+
     def product(direction):
         return jax.jvp(jax.grad(loss), (params,), (direction,))[1]
 
     def sharpen(direction, _):
-        return _normalised(product(direction)), None
+        return tree.normalized(product(direction)), None
 
-    start = _normalised(tree.random_normal_like(key, params))
+    start = tree.normalized(tree.random_normal_like(key, params))
     direction, _ = jax.lax.scan(sharpen, start, length=num_steps)
     return tree.dot(direction, product(direction))
-
-
-def _normalised(direction):
-    scale = tree.safe_divide(1.0, tree.norm(direction))
-    return jax.tree.map(lambda leaf: (scale * leaf).astype(leaf.dtype), direction)
 
 
 __all__ = ["sam_sharpness", "top_eigenvalue"]

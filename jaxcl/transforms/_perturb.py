@@ -10,7 +10,7 @@ import optax
 from jaxtyping import Array, Float, Int, PyTree, ScalarLike
 
 from jaxcl.errors import is_zero
-from jaxcl.tree import axpy, dot, norm, safe_divide, wide_dtype
+from jaxcl.tree import axpy, dot, norm, safe_divide, wide, wide_dtype
 from jaxcl.typing import GradFn, Params
 
 #: A number, a traced number, or a schedule ``(count) -> number``.
@@ -149,9 +149,13 @@ def masked_leaves(name: str, mask: Mask | None, params: Params, tree: PyTree) ->
 
 
 def step_from(params: Params, scale, direction: PyTree) -> Params:
-    """``params + scale * direction``; parameters whose direction is ``None`` stay."""
+    """``params + scale * direction`` in float32 or better.
+
+    Parameters whose direction is ``None`` stay where they are. A narrower dtype would
+    round away a step that is small beside the parameters.
+    """
     return jax.tree.map(
-        lambda d, p: p if d is None else axpy(scale, d, p),
+        lambda d, p: jax.tree.map(wide, p) if d is None else axpy(scale, d, wide(p)),
         direction,
         params,
         is_leaf=lambda leaf: leaf is None,
@@ -161,8 +165,7 @@ def step_from(params: Params, scale, direction: PyTree) -> Params:
 def perturb(params: Params, rho, direction: PyTree) -> Params:
     """``params + rho * direction / |direction|``; no step where the direction is zero.
 
-    The norm and the sum are formed in float32 or better and rounded to the parameters'
-    dtype once.
+    The norm, the sum and the point that comes back are float32 or better.
     """
     return step_from(params, safe_divide(rho, norm(direction)), direction)
 

@@ -21,6 +21,7 @@ from jaxcl.transforms._perturb import (
     transformation,
 )
 from jaxcl.transforms.sam import take_perturbed
+from jaxcl.tree import wide
 
 
 class FriendlySamState(NamedTuple):
@@ -56,8 +57,8 @@ def friendly_sam(
       measure: also log ``perturbed_norm`` and ``alignment`` (with ``g``, not with ``d``).
 
     Returns:
-      A transformation whose state, :class:`FriendlySamState`, holds ``m`` in the
-      parameters' dtypes: it needs memory for one more copy of the parameters.
+      A transformation whose state, :class:`FriendlySamState`, holds ``m`` in float32 or
+      better: it needs memory for one more copy of the parameters.
 
     Raises:
       ValueError: if a strength is known to be negative or not finite, or an update
@@ -71,9 +72,8 @@ def friendly_sam(
     check_number("friendly_sam", most=1.0, schedules=True, decay=decay)
 
     def init(params):
-        return FriendlySamState(
-            empty_state(measure), jax.tree.map(jnp.zeros_like, params)
-        )
+        nothing = jax.tree.map(lambda leaf: jnp.zeros_like(wide(leaf)), params)
+        return FriendlySamState(empty_state(measure), nothing)
 
     def update(grads, state, params=None, *, grad_fn: Any = None, **ignored):
         del ignored
@@ -81,7 +81,8 @@ def friendly_sam(
 
         def stray(params, radius, ascent):
             del ascent
-            special = mix(1.0, grads, -1.0 * at_step(sigma, count), state.momentum)
+            taken = -1.0 * at_step(sigma, count)
+            special = mix(1.0, jax.tree.map(wide, grads), taken, state.momentum)
             return perturb(
                 params, radius, masked_leaves("friendly_sam", mask, params, special)
             )

@@ -75,8 +75,10 @@ def sam(
 
     Returns:
       A transformation whose state, :class:`PerturbationState`, holds a few scalars. Its
-      gradients have the dtypes they came in; norms and the climb are computed in
-      float32 or better. Where the gradient is zero there is no climb.
+      gradients have the dtypes they came in; norms and the point that ``grad_fn`` gets
+      are float32 or better, also for bfloat16 parameters, which would round the climb
+      away: let the model cast what it computes with. Where the gradient is zero there is
+      no climb.
 
     Raises:
       ValueError: if ``rho`` or ``eta`` is known to be negative or not finite, or an
