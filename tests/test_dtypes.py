@@ -18,12 +18,19 @@ import pytest
 from jaxcl import curvature, memory, methods, plasticity, regularizers, transforms
 from jaxcl.averages import ema, interpolate, wise_ft
 from jaxcl.curvature import empirical_fisher
-from jaxcl.losses import dark_experience_loss, mean_loss
+from jaxcl.losses import (
+    cross_entropy,
+    dark_experience_loss,
+    mean_loss,
+    single_head,
+    token_cross_entropy,
+)
 from jaxcl.method import make_method
 from jaxcl.tree import as_batch, at, wide_dtype
 from jaxcl.typing import Average, Regularizer, Reset
 from tests import test_contracts as parts
 from tests import test_methods as whole
+from tests.golden.setting import LLAMA, NORMED, RESNET
 from tests.test_transforms import test_contracts as gradients
 
 
@@ -200,6 +207,37 @@ def test_fishers_are_float32_or_wider(name, setting):
         found = jax.eval_shape(FISHERS[name](), *given)
     want = jax.tree.map(lambda leaf: (leaf.shape, wide_dtype(leaf)), given[1])
     assert kinds(found) == want
+
+
+TOKENS = jnp.arange(12, dtype=jnp.int32).reshape(2, 6) % 7
+IMAGES = jax.random.normal(jax.random.key(4), (2, 8, 8, 1))
+NETWORKS = {
+    "mlp": (NORMED, cross_entropy, as_batch(parts.X[:2].repeat(2, 1), [0, 1])),
+    "resnet": (RESNET, cross_entropy, as_batch(IMAGES, [0, 1])),
+    "llama": (LLAMA, token_cross_entropy, as_batch(TOKENS[:, :-1], TOKENS[:, 1:])),
+}
+
+
+MIXED = ["bfloat16", "bfloat16 rows", "float64", "x64, float64 rows"]
+
+
+@pytest.mark.parametrize("setting", MIXED)
+@pytest.mark.parametrize("name", NETWORKS)
+def test_networks_are_drawn_in_float32_and_learn_in_every_dtype(name, setting):
+    """Oracle: the dtype that is documented, and the first state."""
+    network, loss_of, batch = NETWORKS[name]
+    loss = loss_of(single_head(network.apply))
+    method = methods.sam(loss, optax.adam(0.1))
+    with jax.enable_x64(SETTINGS[setting].x64):
+        drawn = jax.eval_shape(network.init, jax.random.key(0))
+        assert {str(leaf.dtype) for leaf in jax.tree.leaves(drawn)} == {"float32"}
+        fill = lambda leaf: jnp.ones(leaf.shape, leaf.dtype)
+        given = inputs(SETTINGS[setting], jax.tree.map(fill, drawn), batch)
+        run = functools.partial(stepped, method)
+        (first, *later), info, _ = jax.eval_shape(run, *given)
+    for state in later:
+        assert kinds(state) == kinds(first)
+    assert_wide((info.loss, info.metrics))
 
 
 @every_setting

@@ -11,6 +11,7 @@ from jaxtyping import Float
 
 from jaxcl.errors import check_kind, check_number, check_size
 from jaxcl.models.from_flax import from_flax
+from jaxcl.tree import wide
 from jaxcl.typing import Model
 
 
@@ -107,16 +108,16 @@ class _Project(nnx.Module):
 
 
 class _RMSNorm(nnx.Module):
-    """``scale * x / sqrt(mean(x^2) + eps)``, the mean in float32."""
+    """``scale * x / sqrt(mean(x^2) + eps)``, the mean in float32 or better."""
 
     def __init__(self, size, eps):
-        self.scale = nnx.Param(jnp.ones(size))
+        self.scale = nnx.Param(jnp.ones(size, jnp.float32))
         self.eps = eps
 
     def __call__(self, x):
-        wide = x.astype(jnp.float32)
-        square = jnp.mean(jnp.square(wide), axis=-1, keepdims=True)
-        unit = (wide * jax.lax.rsqrt(square + self.eps)).astype(x.dtype)
+        fine = wide(x)
+        square = jnp.mean(jnp.square(fine), axis=-1, keepdims=True)
+        unit = (fine * jax.lax.rsqrt(square + self.eps)).astype(x.dtype)
         return self.scale[...] * unit
 
 

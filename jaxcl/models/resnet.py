@@ -16,15 +16,17 @@ class _Conv(nnx.Module):
     """A convolution ``[b, h, w, d] -> [b, h / stride, w / stride, k]`` without bias."""
 
     def __init__(self, num_in, num_out, *, size=3, stride=1):
-        self.kernel = nnx.Param(jnp.zeros((size, size, num_in, num_out)))
+        self.kernel = nnx.Param(jnp.zeros((size, size, num_in, num_out), jnp.float32))
         self.stride = stride
 
     def __call__(self, x):
+        kernel = self.kernel[...]
+        dtype = jnp.result_type(x, kernel)  # a convolution wants both in one
         # XLA's CPU convolution is about twenty times slower inside a loop than outside
         # (measured, jax 0.10.2), and training is a loop; one matrix product is not.
         return jax.lax.platform_dependent(
-            x,
-            self.kernel[...],
+            x.astype(dtype),
+            kernel.astype(dtype),
             cpu=partial(_convolve_by_product, stride=self.stride),
             default=partial(_convolve, stride=self.stride),
         )
