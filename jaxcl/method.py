@@ -219,7 +219,7 @@ def make_method(
             total, logged = value + cost, {"penalty": cost}
         if penalised and perturb_penalty:
             raw = axpy(1.0, penalty_grads, raw)
-        past = jax.grad(replayed_loss)
+        past, length = jax.grad(replayed_loss), norm(raw)
         grads, gradient_state = gradient.update(
             raw,
             state.gradient,
@@ -247,7 +247,7 @@ def make_method(
             params,
             data_grads,
             subtract(new, params),
-            after((new, value, norm(raw)), batch),  # a write to the memory comes last
+            after((new, value, length), batch),  # a write to the memory comes last
             replay[0],
             losses,
             progress,
@@ -262,7 +262,7 @@ def make_method(
             reset_state,
             progress._replace(step=progress.step + 1),
         )
-        logged |= {"grad_norm": norm(raw)}
+        logged |= {"grad_norm": length}
         logged |= {name: read(state, record) for name, read in (metrics or {}).items()}
         return state, StepInfo(value, jnp.isfinite(total), logged)
 

@@ -25,6 +25,41 @@ def test_products_norms_and_sums_are_those_of_flat_vectors():
     assert tree.dot((), ()) == 0
 
 
+SCALES = np.float32([0, 1e-37, 1e-30, 1e-19, 1e-10, 1, 1e10, 1e20, 1e30, 1e36])
+
+
+@pytest.mark.parametrize("function", [tree.norm, tree._scaled_norm])
+def test_norms_are_right_where_squares_over_or_underflow(function):
+    """Oracle: NumPy in float64. The second form is that of accelerators.
+
+    Side by side, so that rows which need scaling stand beside rows which do not; a NaN
+    and an infinity stay what they are.
+    """
+    scales = np.append(SCALES, np.float32([np.nan, np.inf]))
+    rows = jax.tree.map(lambda leaf: jnp.multiply.outer(scales, leaf + 2), B)
+    flat = np.asarray(jax.vmap(lambda t: ravel_pytree(t)[0])(rows), np.float64)
+    want = np.linalg.norm(flat, axis=1)
+    assert np.isnan(want[-2])
+    assert np.isinf(want[-1])
+    np.testing.assert_allclose(jax.jit(jax.vmap(function))(rows), want, rtol=1e-6)
+    alone = [function(tree.at(i, rows)) for i in (2, 5, 8)]
+    np.testing.assert_allclose(alone, want[[2, 5, 8]], rtol=1e-6)
+
+
+def test_the_derivatives_of_a_norm_are_right_at_every_size():
+    """Oracle: u = x / |x| and (I - u u^T) / |x|, in float64; zero at zero."""
+    x = np.array([3.0, -1.0, 2.0])
+    unit = x / np.linalg.norm(x)
+    for scale in SCALES[SCALES > 0]:
+        slope = jax.grad(tree.norm)(jnp.float32(scale) * jnp.float32(x))
+        np.testing.assert_allclose(slope, unit, rtol=1e-6)
+    curvature = jax.hessian(tree.norm)(jnp.float32(x))
+    want = (np.eye(3) - np.outer(unit, unit)) / np.linalg.norm(x)
+    np.testing.assert_allclose(curvature, want, atol=1e-6)
+    np.testing.assert_array_equal(jax.grad(tree.norm)(jnp.zeros(3)), 0)
+    np.testing.assert_array_equal(tree.normalized({"w": jnp.zeros(3)})["w"], 0)
+
+
 def test_bfloat16_is_summed_in_float32_and_rounded_once():
     """Oracle: 4096 ones; in bfloat16 a running sum would stop at 256."""
     ones = {"w": jnp.ones(4096, jnp.bfloat16)}

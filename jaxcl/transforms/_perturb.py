@@ -210,8 +210,25 @@ def perturbation_transform(
 def transformation(
     init: Callable[..., Any], update: Callable[..., Any]
 ) -> optax.GradientTransformationExtraArgs:
-    """The pair, as optax wants it."""
-    return optax.GradientTransformationExtraArgs(init, update)
+    """The pair, as optax wants it; ``init`` refuses complex parameters."""
+
+    def checked(params):
+        _check_real(params)
+        return init(params)
+
+    return optax.GradientTransformationExtraArgs(checked, update)
+
+
+def _check_real(params: Params) -> None:
+    """Refuse complex leaves, of which norms and products would take the real part."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        if jnp.iscomplexobj(leaf):
+            msg = (
+                f"init: params must be real, got {jnp.result_type(leaf)} at "
+                f"{jax.tree_util.keystr(path) or 'its root'}; hold real and imaginary "
+                "parts as two leaves."
+            )
+            raise ValueError(msg)
 
 
 def perturbed_update(

@@ -112,7 +112,7 @@ def shrink(tree, scale):
 
 def total(terms):
     """The sum of all leaves of a tree."""
-    return sum(jax.tree.leaves(terms), jnp.zeros(()))
+    return sum(jax.tree.leaves(terms), jnp.zeros((), jnp.float32))
 
 
 def exact(subscripts, a, b):
