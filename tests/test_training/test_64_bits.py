@@ -79,7 +79,7 @@ def host_loop(folder, params="float32", rows="float32", key=None, **others):
         **others,
     }
     done = learn(key, build, start(params), tasks, OPTIONS, **given)
-    return done.run_state.state, done.run_state.matrix
+    return done.run_state.state, np.float32(done.results["accuracy"]["params"][1:])
 
 
 def without_keys(state):
