@@ -70,11 +70,45 @@ def normalized(tree: PyTree) -> PyTree:
     return jax.tree.map(lambda leaf: safe_divide(wide(leaf), length), tree)
 
 
-def _scaled_norm(tree: PyTree) -> Float[Array, ""]:
-    """The norm of the leaves divided by their largest entry, times that entry."""
+def projection(a: PyTree, b: PyTree) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """``<a, b> / |b|^2`` and ``|b|``; zero for zero.
+
+    Right wherever the results are numbers, as :func:`norm` is: where a product would over-
+    or underflow, both trees are divided by their largest entries first.
+    """
+    inner, square = dot(a, b), dot(b, b)
+    limits = jnp.finfo(square.dtype)
+    known = (square > float(limits.tiny / limits.eps**2)) & (square < jnp.inf)
+    known &= (jnp.abs(inner) > float(limits.tiny / limits.eps)) & jnp.isfinite(inner)
+    fast = safe_divide(inner, square), jnp.sqrt(square)
+    scaled = lambda _: _scaled_projection(a, b)
+    if jax.default_backend() == "cpu":
+        return when(~known, scaled, fast)
+    return scaled(None)
+
+
+def _scaled_projection(a: PyTree, b: PyTree):
+    """The projection of the trees divided by their largest entries, put together again."""
+    tops = _largest(a), _largest(b)
+    one, other = (
+        jax.tree.map(lambda leaf, top=top: wide(leaf) / top, tree)
+        for tree, top in zip((a, b), tops, strict=True)
+    )
+    square = dot(other, other)
+    share = safe_divide(dot(one, other), square)
+    return share * (tops[0] / tops[1]), tops[1] * jnp.sqrt(square)
+
+
+def _largest(tree: PyTree) -> Float[Array, ""]:
+    """The largest entry by size; one where it is zero or no number."""
     tops = [jnp.max(jnp.abs(wide(leaf)), initial=0) for leaf in jax.tree.leaves(tree)]
     top = functools.reduce(jnp.maximum, tops)
-    top = jnp.where((top > 0) & (top < jnp.inf), top, 1)  # not where it is NaN, either
+    return jnp.where((top > 0) & (top < jnp.inf), top, 1)
+
+
+def _scaled_norm(tree: PyTree) -> Float[Array, ""]:
+    """The norm of the leaves divided by their largest entry, times that entry."""
+    top = _largest(tree)
     unit = jax.tree.map(lambda leaf: wide(leaf) / top, tree)
     return top * jnp.sqrt(dot(unit, unit))
 
@@ -280,6 +314,7 @@ __all__ = [
     "normalized",
     "num_rows",
     "num_tasks",
+    "projection",
     "random_normal_like",
     "safe_divide",
     "subtract",

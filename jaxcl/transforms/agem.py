@@ -12,7 +12,7 @@ from jaxcl.transforms._perturb import (
     next_count,
     transformation,
 )
-from jaxcl.tree import axpy, dot, norm, normalized, safe_divide
+from jaxcl.tree import axpy, norm, projection, safe_divide
 from jaxcl.typing import Params
 
 
@@ -56,12 +56,10 @@ def agem() -> optax.GradientTransformationExtraArgs:
         del ignored
         check_update("agem", params, replay_grad_fn=replay_grad_fn)
         past = gradient_at("agem", replay_grad_fn, params, grads, "replay_grad_fn")
-        # Of unit length: neither |r|^2 nor <g, r> can over- or underflow.
-        unit = normalized(past)
-        agreement = dot(grads, unit)
+        agreement, length = projection(grads, past)
         uphill = jnp.minimum(agreement, 0.0)
-        projected = axpy(-uphill, unit, grads)
-        removed = safe_divide(-uphill, norm(grads))
+        projected = axpy(-uphill, past, grads)
+        removed = safe_divide(-uphill * length, norm(grads))
         after = ProjectionState(
             next_count(state.count),
             (agreement < 0).astype(jnp.int32),

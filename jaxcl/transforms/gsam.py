@@ -14,7 +14,7 @@ from jaxcl.transforms._perturb import (
     perturbation_transform,
     perturbed_update,
 )
-from jaxcl.tree import dot, norm, normalized, safe_divide
+from jaxcl.tree import projection
 
 
 def gsam(
@@ -50,7 +50,7 @@ def gsam(
     def combine(count, grads, perturbed):
         share = at_step(alpha, count)
         # By a direction of unit length: |g_p|^2 could over- or underflow.
-        along = safe_divide(dot(grads, normalized(perturbed)), norm(perturbed))
+        along, _ = projection(grads, perturbed)
         return mix(-1.0 * share, grads, 1.0 + share * along, perturbed)
 
     # It needs both gradients at once in any case.

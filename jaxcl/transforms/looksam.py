@@ -22,7 +22,7 @@ from jaxcl.transforms._perturb import (
     transformation,
 )
 from jaxcl.transforms.sam import take_perturbed
-from jaxcl.tree import dot, norm, normalized, safe_divide, wide, wide_dtype
+from jaxcl.tree import norm, projection, safe_divide, wide, wide_dtype
 
 
 class LookSamState(NamedTuple):
@@ -114,7 +114,7 @@ def looksam(
         def look(_):
             perturbed, logs = always(grads, state.perturbation, params, grad_fn=grad_fn)
             # By a direction of unit length: |g|^2 could over- or underflow.
-            along = safe_divide(dot(perturbed, normalized(grads)), size)
+            along, _ = projection(perturbed, grads)
             rest = mix(1.0, jax.tree.map(wide, perturbed), -along, grads)
             height = norm(rest)
             real = height > _rounding(size, grads) * (jnp.abs(along) * size + height)
