@@ -1,17 +1,17 @@
-"""How a gradient is bent: optax transformations that may ask for more gradients.
+"""Gradient transformations for optax that may evaluate further gradients.
 
-Each is an ``optax.GradientTransformationExtraArgs`` that takes a gradient and gives a
-gradient, knows no learning rate and goes first in a chain:
+Each is an ``optax.GradientTransformationExtraArgs`` that takes a gradient and returns a
+gradient. It does not depend on the learning rate and goes first in a chain:
 
     optimizer = optax.chain(sam(0.05), optax.clip_by_global_norm(1.0), optax.sgd(0.1))
     updates, state = optimizer.update(grads, state, params, grad_fn=grad_fn)
 
-``grad_fn(params)`` is the gradient elsewhere, on the same batch with the same key;
-``replay_grad_fn(params)`` the one on remembered examples, ``task_grad_fn(params)`` one
-row ``[T]`` per remembered task.
+``grad_fn(params)`` is the gradient at other parameters, on the same batch with the same
+key. ``replay_grad_fn(params)`` is the gradient on replayed examples, and
+``task_grad_fn(params)`` has one row ``[T]`` per past task.
 
 =================== ======================================== ==============
-towards flatness    gradients per step, with the first one   asks for
+sharpness-aware     gradients per step, with the first one   needs
 =================== ======================================== ==============
 sam                 2                                        grad_fn
 gnp                 2                                        grad_fn
@@ -19,23 +19,23 @@ gsam                2                                        grad_fn
 looksam             1 + 1/k                                  grad_fn
 friendly_sam        2                                        grad_fn
 c_flat              4                                        grad_fn
-adaptive_rho        2; the radius gives a wanted rise        grad_fn
-adaptive_strength   those of what it drives                  grad_fn
-reverse_sam         2; control: downhill                     grad_fn
-random_sam          2; control: anywhere                     grad_fn
+adaptive_rho        2; the radius follows a target rise      grad_fn
+adaptive_strength   those of the wrapped transformation      grad_fn
+reverse_sam         2; control: perturbs downhill            grad_fn
+random_sam          2; control: random direction             grad_fn
 =================== ======================================== ==============
 
 =================== ======================================== ==============
-not against the     gradients per step                       asks for
-past
+projection on       gradients per step                       needs
+past tasks
 =================== ======================================== ==============
 agem                1, and 1 on replay                       replay_grad_fn
 gem                 1, and 1 per task                        task_grad_fn
 =================== ======================================== ==============
 
 :func:`across_devices` runs any of them over a mapped axis; :func:`accumulated` makes a
-``grad_fn`` for batches that do not fit at once; :func:`scale_by_progress` is a schedule by
-the fraction of a task that is done.
+``grad_fn`` for batches that do not fit in memory; :func:`scale_by_progress` is a schedule
+by the fraction of a task that is done.
 """
 
 from jaxcl.transforms._perturb import PerturbationState

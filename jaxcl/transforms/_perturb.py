@@ -1,4 +1,4 @@
-"""What the climbing transformations share: where to climb, how far, and what is logged."""
+"""Perturbations of the parameters, shared by the sharpness-aware transformations."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -16,20 +16,20 @@ from jaxcl.typing import GradFn, Params
 #: A number, a traced number, or a schedule ``(count) -> number``.
 ScalarOrSchedule = ScalarLike | Callable[[Any], Any]
 
-#: ``True`` where a leaf takes part in the climb: a tree, a prefix of the parameters'
+#: ``True`` where a leaf is perturbed: a tree, a prefix of the parameters'
 #: tree or ``(params) -> tree``. Leaves are booleans or boolean arrays.
 Mask = PyTree | Callable[[Params], PyTree]
 
 
 class PerturbationState(NamedTuple):
-    """How many updates there were, and what the last one saw on its climb.
+    """The number of updates, and measurements of the last perturbation.
 
-    Norms and the inner product run over the leaves that the mask lets climb. The last two
-    are ``None`` unless the transformation was built with ``measure=True``.
+    Norms and the inner product run over the leaves that are perturbed. The last two
+    fields are ``None`` unless the transformation was built with ``measure=True``.
     """
 
-    count: Int[Array, ""]  # updates so far; what schedules are read at
-    rho: Float[Array, ""]  # radius that was asked for
+    count: Int[Array, ""]  # updates so far; the argument of schedules
+    rho: Float[Array, ""]  # radius of the perturbation
     grad_norm: Float[Array, ""]  # |g|, at the parameters
     perturbed_norm: Float[Array, ""] | None  # |g_p|, at the perturbed point
     alignment: Float[Array, ""] | None  # <g, g_p>
@@ -37,7 +37,7 @@ class PerturbationState(NamedTuple):
 
 def empty_state(measure: bool) -> PerturbationState:
     """The state before the first update."""
-    # Each in a buffer of its own, because a state may be donated.
+    # A separate buffer for each, because a state may be donated.
     zero = lambda: jnp.zeros((), jnp.float32)
     more = (zero(), zero()) if measure else (None, None)
     return PerturbationState(jnp.zeros((), jnp.int32), zero(), zero(), *more)
@@ -49,10 +49,15 @@ def next_count(count) -> Int[Array, ""]:
 
 
 def logged(count, rho, ascent, perturbed=None) -> PerturbationState:
-    """The state after an update that met ``ascent`` below and ``perturbed`` above.
+    """The state after an update with these gradients at both points.
 
-    What needs both gradients at once is worth asking for: on a CPU, keeping the first
-    one until the second is there can cost as much as half a gradient of a small network.
+    Args:
+      count: updates before this one.
+      rho: radius.
+      ascent: gradient at the parameters.
+      perturbed: gradient at the perturbed point. Give it only if its fields are wanted:
+        on a CPU, keeping the first gradient until the second is there can cost as much
+        as half a gradient of a small network.
     """
     narrow = lambda value: jnp.asarray(value).astype(jnp.float32)
     below = next_count(count), narrow(rho), narrow(norm(ascent))
@@ -74,14 +79,14 @@ def check_update(name: str, params: Any, **functions: Any) -> None:
     """Refuse an update that lacks the parameters or a gradient function."""
     if params is None:
         msg = (
-            f"{name}: update needs params, the point to look around, got None; "
+            f"{name}: update needs params, the point to perturb, got None; "
             "call update(grads, state, params, ...)."
         )
         raise ValueError(msg)
     hidden = lambda leaf: isinstance(leaf, optax.MaskedNode)
     if any(map(hidden, jax.tree.leaves(params, is_leaf=hidden))):
         msg = (
-            f"{name}: update needs whole parameters, got some hidden by optax.masked or "
+            f"{name}: update needs all parameters, got some hidden by optax.masked or "
             f"optax.partition; take {name} out of it and give it a mask instead."
         )
         raise ValueError(msg)
@@ -101,13 +106,13 @@ def gradient_at(
     like: PyTree,
     argument: str = "grad_fn",
 ) -> PyTree:
-    """``grad_fn(point)``, in the dtypes of ``like``; complaints name the ``argument``."""
+    """``grad_fn(point)``, in the dtypes of ``like``; errors name the ``argument``."""
     found = grad_fn(point)
     want, got = jax.tree.structure(like), jax.tree.structure(found)
     if want != got:
         msg = (
             f"{name}: {argument} must return gradients of structure {want}, got {got}; "
-            "drop what else it returns (value, aux)."
+            "return the gradients alone, without value or aux."
         )
         raise ValueError(msg)
     shapes = [
@@ -124,11 +129,11 @@ def gradient_at(
     return jax.tree.map(lambda f, g: f.astype(g.dtype), found, like)
 
 
-# ------------------------------------------------------------------ the climb
+# ------------------------------------------------------------------ perturbation
 
 
 def masked_leaves(name: str, mask: Mask | None, params: Params, tree: PyTree) -> PyTree:
-    """The leaves of ``tree`` that climb; the others are ``None`` or zero."""
+    """The leaves of ``tree`` that are perturbed; the others are ``None`` or zero."""
     if mask is None:
         return tree
     keeps = mask(params) if callable(mask) else mask
@@ -173,15 +178,15 @@ def perturb(params: Params, rho, direction: PyTree) -> Params:
 def perturb_adaptively(params: Params, rho, direction: PyTree, eta) -> Params:
     """``params + rho T^2 d / |T d|`` with ``T = |params| + eta``, for every entry."""
 
-    def stretch(d, p):
+    def scale_by_weight(d, p):
         if d is None:
             return None
         dtype = wide_dtype(d, p)
         return (jnp.abs(p.astype(dtype)) + eta) * d.astype(dtype)
 
     none = lambda leaf: leaf is None
-    once = jax.tree.map(stretch, direction, params, is_leaf=none)
-    twice = jax.tree.map(stretch, once, params, is_leaf=none)
+    once = jax.tree.map(scale_by_weight, direction, params, is_leaf=none)
+    twice = jax.tree.map(scale_by_weight, once, params, is_leaf=none)
     return step_from(params, safe_divide(rho, norm(once)), twice)
 
 
@@ -241,16 +246,16 @@ def perturbed_update(
     measure: bool = False,
     skip: bool = False,
 ) -> Callable[..., Any]:
-    """An update that climbs once and combines the two gradients.
+    """An update that perturbs once and combines the two gradients.
 
     Args:
-      name: who complains.
+      name: the transformation, for error messages.
       rho: radius.
-      combine: ``(count, g, g_p) -> grads``; schedules are read at ``count``.
+      combine: ``(count, g, g_p) -> grads``; schedules are evaluated at ``count``.
       move: ``(params, rho, ascent) -> params``.
-      mask: which leaves climb.
-      measure: whether the state also tells what needs both gradients.
-      skip: take ``g`` for ``g_p``, for strengths that make the second gradient idle.
+      mask: which leaves are perturbed.
+      measure: whether the state also holds what needs both gradients.
+      skip: use ``g`` as ``g_p``, for strengths that do not use the second gradient.
 
     Returns:
       ``update(grads, state, params, *, grad_fn)``, whose state is a ``PerturbationState``.

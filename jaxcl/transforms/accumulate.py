@@ -1,4 +1,4 @@
-"""Full-batch gradients from batches that do not fit at once."""
+"""Full-batch gradients for batches that do not fit in memory."""
 
 from collections.abc import Callable
 
@@ -18,16 +18,16 @@ def accumulated(
 ) -> GradFn:
     """The mean gradient over the parts of a batch, one part at a time.
 
-    Use it for both gradients of a sharpness-aware step, ``grads = whole(params)`` and
-    ``update(grads, state, params, grad_fn=whole)``: then all parts share one climb, as
-    if the batch had been held at once. (``chain(sam(rho), MultiSteps(base, k))``
-    instead lets every part have its own climb, which is m-sharpness.)
+    Use it for both gradients of a sharpness-aware step, ``grads = full(params)`` and
+    ``update(grads, state, params, grad_fn=full)``: then all parts share one perturbation,
+    as if the batch had been processed at once. (``chain(sam(rho), MultiSteps(base, k))``
+    instead perturbs once per part, which is m-sharpness.)
 
     Args:
       grad_fn: ``(params, part) -> grads``, the gradient of the part's mean loss.
-      parts: what the batch is made of, leaves ``[k, ...]``.
-      weight: ``[k]``, how much each part counts: its number of rows if they differ,
-        with padding left out; equal if absent.
+      parts: the parts of the batch, leaves ``[k, ...]``.
+      weight: ``[k]``, the weight of each part: its number of rows if they differ,
+        without padding; equal if absent.
 
     Returns:
       ``(params) -> grads``: the weighted mean, accumulated in float32 or better and in
@@ -36,10 +36,10 @@ def accumulated(
     Cost: ``k`` gradients one after the other; memory for one, and for the sum.
     """
 
-    def whole(params):
+    def full(params):
         count = jax.tree.leaves(parts)[0].shape[0]
-        share = jnp.ones(count) if weight is None else weight
-        share = safe_divide(share, jnp.sum(share))
+        fraction = jnp.ones(count) if weight is None else weight
+        fraction = safe_divide(fraction, jnp.sum(fraction))
         shape = jax.eval_shape(grad_fn, params, jax.tree.map(lambda x: x[0], parts))
 
         def add(total, item):
@@ -51,10 +51,10 @@ def accumulated(
         start = jax.tree.map(
             lambda leaf: jnp.zeros(leaf.shape, wide_dtype(leaf)), shape
         )
-        total, _ = jax.lax.scan(add, start, (share, parts))
+        total, _ = jax.lax.scan(add, start, (fraction, parts))
         return jax.tree.map(lambda t, leaf: t.astype(leaf.dtype), total, shape)
 
-    return whole
+    return full
 
 
 __all__ = ["accumulated"]

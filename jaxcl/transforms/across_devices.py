@@ -1,4 +1,4 @@
-"""A gradient transformation over a named device axis: one for all, or one each."""
+"""A gradient transformation over a named device axis: shared, or one per device."""
 
 from collections.abc import Hashable
 
@@ -20,14 +20,14 @@ def across_devices(
     """Run a transformation inside ``jax.shard_map``, ``jax.pmap`` or a named ``vmap``.
 
     Every device holds the same parameters and state and a part of the batch; ``grads``
-    and every ``*grad_fn`` are those of *its own* part (means, not sums). What comes
-    back is the same on all devices. Where parts differ in their number of rows, as with
+    and every ``*grad_fn`` are those of *its own* part (means, not sums). The result is
+    the same on all devices. Where parts differ in their number of rows, as with
     padding, give ``update(..., weight=jnp.sum(batch.weight))``, and for the replay
     ``replay_weight=``: means over devices are then means over rows. There are three ways
     to perturb:
 
-    * ``sync=True``: gradients are averaged before they are used, and so is every
-      gradient that is asked for. The result is that of one device with the whole batch.
+    * ``sync=True``: every gradient is averaged over devices before it is used. The
+      result is that of one device with the full batch.
     * ``sync=False``: each device transforms its own gradient, and only the results are
       averaged. With :func:`jaxcl.transforms.sam` this is m-sharpness with ``m``
       examples per device: one collective a step instead of two. Numbers in the state
@@ -40,7 +40,7 @@ def across_devices(
     axis already *sums* over devices, so that a later mean is as many times too large as
     there are devices. Cast the weights first, or average outside:
     ``jax.grad(loss)(jax.lax.pcast(params, axis_name, to="varying"), batch)``. Gradients
-    that this function asks for itself are safe: it makes the point vary.
+    that this function evaluates itself are safe: it marks the point as varying.
 
     Args:
       transformation: any transformation of this package, or a chain of them.
@@ -81,7 +81,7 @@ def mean_over(
     Args:
       axis_name: of the devices.
       tree: what each of them has.
-      weight: how much this device counts, such as its rows; all alike if absent.
+      weight: the weight of this device, such as its rows; equal if absent.
     """
 
     def mean(x):
@@ -101,7 +101,7 @@ def mean_over(
 
 
 def varying(axis_name: Hashable, tree: PyTree) -> PyTree:
-    """The same numbers, marked as each device's own, so that ``grad`` does not sum them."""
+    """The same numbers, marked as varying, so that ``grad`` does not sum over devices."""
     nothing = 0 * jax.lax.axis_index(axis_name)
 
     def leaf(x):

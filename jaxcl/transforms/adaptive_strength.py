@@ -1,4 +1,4 @@
-"""Strengths that follow what the climb measures: the radius, or any other."""
+"""Strengths that follow the measured sharpness: the radius, or any other."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -24,23 +24,23 @@ from jaxcl.tree import norm, safe_divide
 
 
 def both_gradients(state: PerturbationState) -> tuple[Array, Array]:
-    """The slope along the gradient below and above the climb."""
+    """The slope along the gradient before and after the perturbation."""
     if state.alignment is None:
         msg = (
-            "perturbation_curvature, perturbation_rise: the state must know both "
-            "gradients, got one that does not; build the transformation with measure=True."
+            "perturbation_curvature, perturbation_rise: the state must hold the alignment "
+            "of both gradients, got None; build the transformation with measure=True."
         )
         raise ValueError(msg)
     return state.grad_norm, safe_divide(state.alignment, state.grad_norm)
 
 
 def perturbation_curvature(state: PerturbationState) -> Float[Array, ""]:
-    r"""How fast the slope grew along the last climb: :math:`\hat g^T H \hat g`.
+    r"""The curvature along the last perturbation: :math:`\hat g^T H \hat g`.
 
     .. math:: (\langle g_p, \hat g\rangle - \|g\|) / \rho
 
-    Exact on a quadratic for a plain climb along ``g`` (not the adaptive one). Units:
-    loss per squared parameter. Zero where nothing was climbed.
+    Exact on a quadratic for a plain perturbation along ``g`` (not the adaptive one).
+    Units: loss per squared parameter. Zero where nothing was perturbed.
 
     Raises:
       ValueError: if the transformation was not built with ``measure=True``.
@@ -50,11 +50,13 @@ def perturbation_curvature(state: PerturbationState) -> Float[Array, ""]:
 
 
 def perturbation_rise(state: PerturbationState) -> Float[Array, ""]:
-    r"""How much the loss rose over the last climb: SAM's sharpness, by the trapezoid rule.
+    r"""The rise of the loss over the last perturbation, by the trapezoid rule.
+
+    This estimates SAM's sharpness:
 
     .. math:: \rho\, (\|g\| + \langle g_p, \hat g\rangle) / 2 \approx L(w + \epsilon) - L(w)
 
-    Exact on a quadratic for a plain climb along ``g``. Units: loss.
+    Exact on a quadratic for a plain perturbation along ``g``. Units: loss.
 
     Raises:
       ValueError: if the transformation was not built with ``measure=True``.
@@ -76,14 +78,14 @@ def adaptive_rho(
     .. math:: \rho_t = \mathrm{clip}(target / \|g_t\|,\; low,\; high)
 
     so that :math:`\rho_t \|g_t\|`, the rise of the loss to first order, is ``target``
-    at every step where the limits allow: far climbs on plains, short ones on slopes.
-    The radius of each step is ``state.rho``.
+    at every step where the limits allow: the radius is large where the gradient is
+    small. The radius of each step is ``state.rho``.
 
     Args:
-      target: wanted rise in units of loss; number or schedule of the update count.
+      target: target rise in units of loss; number or schedule of the update count.
       low: smallest radius.
       high: largest radius, which also bounds it where the gradient vanishes.
-      mask: leaves that climb; the norm is over them.
+      mask: leaves that are perturbed; the norm is over them.
       measure: also log ``perturbed_norm`` and ``alignment``, as in
         :func:`jaxcl.transforms.sam`.
 
@@ -111,10 +113,10 @@ def adaptive_rho(
 
 
 class AdaptiveStrengthState(NamedTuple):
-    """The strength to come, what it follows, and the state of what it is given to."""
+    """The next strength, the measurement it follows, and the inner state."""
 
     strength: Float[Array, ""]  # of the next update
-    measured: Float[Array, ""]  # running mean of what the climbs measured
+    measured: Float[Array, ""]  # running mean of the measured sharpness
     inner: Any
 
 
@@ -128,34 +130,33 @@ def adaptive_strength(
     limits: tuple[ScalarLike, ScalarLike] = (0.1, 10.0),
     sharpness: Callable[[PerturbationState], Any] = perturbation_curvature,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Scale a strength by the sharpness that its own climbs measure.
+    r"""Scale a strength by the sharpness that the transformation itself measures.
 
     .. math::
         s_{t+1} = base \cdot \mathrm{clip}\big((S_t / reference)^{power}, limits\big),
         \qquad S_t = decay \cdot S_{t-1} + (1 - decay)\, sharpness_t, \quad S_0 = reference
 
-    ``power=1`` pushes harder where the loss is sharper, ``power=-1`` less, 0 is the
-    fixed strength. The radius of SAM, and the penalty of GNP:
+    ``power=1`` increases the strength where the loss is sharper, ``power=-1`` decreases
+    it, and 0 is the fixed strength. For the radius of SAM, and the penalty of GNP:
 
         adaptive_strength(lambda s: sam(s, measure=True), 0.05, reference=2.0)
         build = lambda s: gnp(0.05, penalty=s, measure=True)
         adaptive_strength(build, 0.01, reference=2.0)
 
-    A strength that is warmed up again at each task needs none of this: a
-    schedule does it, because schedules are read at a count that starts again with a new
-    state.
+    To warm up a strength at each task, use a schedule instead: its count starts again
+    when the state is reset.
 
     Args:
       build: ``(strength) -> transformation`` whose state is a measured
         :class:`PerturbationState`; it is called at every update, with a traced strength.
         For ``optax.inject_hyperparams`` it and ``sharpness`` are ``static_args``.
       base: the strength while the measurement equals ``reference``; the first one.
-      reference: the sharpness that counts as ordinary, above 0, in the
-        units of ``sharpness``.
-      power: how strongly to follow.
-      decay: share of the running mean kept per step.
-      limits: smallest and largest multiple of ``base``. The smallest should be above 0:
-        a radius of 0 measures nothing.
+      reference: the sharpness at which the strength is ``base``, above 0, in the units of
+        ``sharpness``.
+      power: exponent of the relative sharpness.
+      decay: fraction of the running mean kept per step.
+      limits: smallest and largest multiple of ``base``. The smallest should be above 0,
+        because nothing is measured with a radius of 0.
       sharpness: ``(PerturbationState) -> scalar``, :func:`perturbation_curvature` or
         :func:`perturbation_rise`; negative values count as zero.
 
@@ -163,8 +164,8 @@ def adaptive_strength(
       ValueError: if ``base`` or ``decay`` is known to be negative or not finite, or
         ``reference`` to be not positive; if ``build`` does not measure.
 
-    A step with a zero gradient, or a measurement that is not finite, leaves the running
-    mean as it is. Cost: that of ``build``.
+    A step with a zero gradient or a measurement that is not finite does not change the
+    running mean. Cost: that of ``build``.
     """
     check_number("adaptive_strength", base=base)
     check_number("adaptive_strength", most=1.0, decay=decay)

@@ -1,4 +1,4 @@
-"""A-GEM: take out of the gradient what would raise the loss on what is remembered."""
+"""A-GEM: remove the part of the gradient that would raise the loss on the replay."""
 
 from typing import Any, NamedTuple
 
@@ -17,10 +17,10 @@ from jaxcl.typing import Params
 
 
 class ProjectionState(NamedTuple):
-    """How many updates there were, and what the last one had to take away."""
+    """The number of updates, and what the last projection changed."""
 
     count: Int[Array, ""]  # updates so far
-    violated: Int[Array, ""]  # constraints that the proposed gradient broke
+    violated: Int[Array, ""]  # constraints that the gradient violated
     moved: Float[Array, ""]  # |g' - g| / |g|; in [0, 1] without a margin
 
 
@@ -32,16 +32,16 @@ def untouched(params: Params = None) -> ProjectionState:
 
 
 def agem() -> optax.GradientTransformationExtraArgs:
-    r"""Project the gradient so that it does not point uphill on the replayed loss.
+    r"""Project the gradient so that a step does not raise the replay loss.
 
     .. math::
         g' = g - \min(0, \langle g, r\rangle)\, r / \|r\|^2, \qquad r = \nabla
         L_{replay}(w)
 
-    ``update(grads, state, params, *, replay_grad_fn)`` asks for ``r`` at the
+    ``update(grads, state, params, *, replay_grad_fn)`` evaluates ``r`` at the
     parameters. A zero ``r`` (empty memory) changes nothing. Put it first in a chain, or
-    after a sharpness-aware transformation, whose result it then projects; what comes
-    after it (momentum, Adam) may still turn the step uphill.
+    after a sharpness-aware transformation, whose result it then projects. Later
+    transformations (momentum, Adam) may violate the constraint again.
 
     Raises:
       ValueError: if an update lacks ``params`` or ``replay_grad_fn``.

@@ -1,4 +1,4 @@
-"""Schedules along a task: what an update is multiplied by, by the fraction that is done."""
+"""Schedules by the fraction of a task that is done."""
 
 from collections.abc import Callable
 from typing import Any
@@ -16,13 +16,13 @@ def scale_by_progress(
 ) -> optax.GradientTransformationExtraArgs:
     """Multiply updates by ``schedule(fraction)``, the fraction of the task that is done.
 
-    Tasks of 30, 10 and 2 steps all follow the whole schedule, and one program serves them::
+    Tasks of 30, 10 and 2 steps all follow the full schedule, in one compiled program::
 
         cosine = lambda done: 0.5 * (1 + jnp.cos(jnp.pi * done))
         optimizer = optax.chain(optax.adam(1e-3), scale_by_progress(cosine))
 
-    The fraction is ``step / num_steps`` in [0, 1) as both loops set it, and 0 where the
-    length of a task is not known, as in a loop of one's own that does not say it.
+    The fraction is ``step / num_steps`` in [0, 1), as both training loops set it. It is 0
+    where the length of a task is not known, as in a custom loop that does not set it.
 
     Args:
       schedule: ``(fraction []) -> factor``.

@@ -1,4 +1,4 @@
-"""C-Flat: a flat neighbourhood to zeroth and first order, made for continual learning."""
+"""C-Flat: zeroth- and first-order flatness, for continual learning."""
 
 from typing import Any
 
@@ -38,13 +38,14 @@ def c_flat(
         g' &= g_1 + \lambda\, (g_3 - g_2)
 
     ``strength=0`` is :func:`jaxcl.transforms.sam`. Where ``g_0`` or ``h`` vanishes
-    there is no climb along it. Chains and masks: as in :func:`jaxcl.transforms.sam`.
+    there is no perturbation along it. Chains and masks: as in
+    :func:`jaxcl.transforms.sam`.
 
     Args:
-      rho: radius of all climbs in parameter units; number or schedule. A plain Python 0
-        is the plain gradient and spares all others.
-      strength: ``lambda`` above; a plain Python 0 spares two gradients.
-      mask: leaves that climb.
+      rho: radius of all perturbations in parameter units; number or schedule. A plain
+        Python 0 is the plain gradient and saves all others.
+      strength: ``lambda`` above; a plain Python 0 saves two gradients.
+      mask: leaves that are perturbed.
       measure: also log ``perturbed_norm`` and ``alignment``, of ``g_0`` and ``g_1``.
 
     Raises:

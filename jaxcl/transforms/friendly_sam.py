@@ -1,4 +1,4 @@
-"""Friendly SAM: climb along what is special about this batch."""
+"""Friendly SAM: perturb along the batch-specific part of the gradient."""
 
 from typing import Any, NamedTuple
 
@@ -25,7 +25,7 @@ from jaxcl.tree import wide
 
 
 class FriendlySamState(NamedTuple):
-    """Logs of the climb, and the running mean: one tree the size of the parameters."""
+    """Logs of the perturbation, and the running mean: one tree like the parameters."""
 
     perturbation: PerturbationState
     momentum: PyTree  # m, the mean of past gradients; zero before the first update
@@ -39,21 +39,21 @@ def friendly_sam(
     mask: Mask | None = None,
     measure: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Climb along the gradient less its running mean.
+    r"""Perturb along the gradient minus its running mean.
 
     .. math::
         d = g - \sigma m, \qquad g' = \nabla L(w + \rho\, d / \|d\|), \qquad
         m \leftarrow \lambda m + (1 - \lambda)\, g
 
-    ``m`` is read before it is updated, and the first update climbs along ``g`` and
-    stores it, both as in the authors' code. ``sigma=0`` is
+    ``m`` is read before it is updated. The first update perturbs along ``g`` and
+    stores it. Both are as in the authors' code. ``sigma=0`` is
     :func:`jaxcl.transforms.sam`.
 
     Args:
       rho: radius in parameter units (usually 0.2); number or schedule.
-      sigma: how much of the mean is taken away.
-      decay: share of the mean kept per update, ``lambda`` above.
-      mask: leaves that climb, as in :func:`jaxcl.transforms.sam`.
+      sigma: multiple of the mean that is subtracted.
+      decay: fraction of the mean kept per update, ``lambda`` above.
+      mask: leaves that are perturbed, as in :func:`jaxcl.transforms.sam`.
       measure: also log ``perturbed_norm`` and ``alignment`` (with ``g``, not with ``d``).
 
     Returns:

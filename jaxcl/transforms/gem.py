@@ -1,4 +1,4 @@
-"""GEM: the nearest gradient that points uphill for no remembered task."""
+"""GEM: the nearest gradient that, to first order, raises the loss of no past task."""
 
 from typing import Any, NamedTuple
 
@@ -18,24 +18,25 @@ from jaxcl.tree import norm, safe_divide, wide
 
 
 def gem(margin: ScalarLike = 0.0) -> optax.GradientTransformationExtraArgs:
-    r"""Project the gradient on the cone that no remembered task objects to.
+    r"""Project the gradient on the cone of directions that raise no past task's loss.
 
     .. math::
         g' = \arg\min_{\tilde g} \tfrac12 \|\tilde g - g\|^2
         \quad\text{s.t.}\quad \langle \tilde g, g_k\rangle \ge 0 \;\;\forall k
 
     solved exactly in its dual, ``T`` numbers :math:`v \ge 0` with :math:`g' = g + G^T
-    v`. ``update(grads, state, params, *, task_grad_fn)`` asks for ``G``: gradients with
-    a leading axis ``[T]``, one row per task. Rows of zeros, those of tasks not seen
-    yet, are inert. A gradient that breaks no constraint is left as it is.
+    v`. ``update(grads, state, params, *, task_grad_fn)`` evaluates ``G``: gradients with
+    a leading axis ``[T]``, one row per task. Rows of zeros (tasks not seen yet) have no
+    effect. A gradient that violates no constraint is unchanged.
 
-    With a margin, :math:`v_k \ge margin` wherever a constraint was broken: the gradient
-    is first bent by ``margin`` times the sum of all rows, then projected. This favours
-    backward transfer and keeps every constraint, as the authors' code does; the paper's
-    text adds the margin to the optimal ``v``, which may break one.
+    With a margin, :math:`v_k \ge margin` for all ``k`` if a constraint is violated:
+    ``margin`` times the sum of all rows is added to the gradient, which is then
+    projected. This favours backward transfer and satisfies every constraint, as the
+    authors' code does; the paper's text adds the margin to the optimal ``v``, which may
+    violate one.
 
     In float32 constraints hold to about 1e-6 of the lengths involved, also where rows are
-    repeated or depend on each other. Where rows are close to dependent (opposite within a
+    repeated or linearly dependent. Where rows are nearly dependent (opposite within a
     hundredth) they hold to 1e-4, because rounding the rows moves the optimum itself, and
     ``|g' - g|`` is at most 0.2 % of ``|g|`` above the least. bfloat16 gradients are
     rounded once, at the end.
@@ -48,8 +49,8 @@ def gem(margin: ScalarLike = 0.0) -> optax.GradientTransformationExtraArgs:
         lacks ``params`` or ``task_grad_fn``, or if that returns no leading task axis.
 
     Cost: one gradient per task and step, memory for ``T`` gradients, two products with
-    them, and a ``T x T`` solve per constraint that binds; rows that are close to
-    dependent and oppose ``g`` cost up to 16 more products. State: :class:`ProjectionState`.
+    them, and a ``T x T`` solve per active constraint; rows that are nearly dependent
+    and oppose ``g`` cost up to 16 more products. State: :class:`ProjectionState`.
 
     Reference: Lopez-Paz and Ranzato 2017, arXiv:1706.08840, equations 8 to 11.
     """
@@ -67,10 +68,10 @@ def gem(margin: ScalarLike = 0.0) -> optax.GradientTransformationExtraArgs:
         slope = over_rows(unit, shrink(grads, scale))
         broken = slope < -ROUNDING
         conflict = jnp.any(broken)
-        bent = margin * safe_divide(norms, scale)
-        bent = jnp.where(conflict, bent, 0.0).astype(slope.dtype)
+        least = margin * safe_divide(norms, scale)
+        least = jnp.where(conflict, least, 0.0).astype(slope.dtype)
         slope = jnp.where(conflict, slope, 0.0)
-        projected = project(grads, scale, unit, gram, slope, bent)
+        projected = project(grads, scale, unit, gram, slope, least)
         moved = norm(jax.tree.map(lambda new, old: new - wide(old), projected, grads))
         after = ProjectionState(
             next_count(state.count),
@@ -144,27 +145,26 @@ def add_rows(tree, weights, rows):
     return jax.tree.map(one, tree, rows)
 
 
-def project(grads, scale, unit, gram, slope, bent):
-    """The gradient nearest to ``g + scale * sum_k bent[k] u_k`` that breaks no constraint.
+def project(grads, scale, unit, gram, slope, least):
+    """The feasible gradient nearest to ``g + scale * sum_k least[k] u_k``.
 
-    Inner products tell the slopes ``<u_k, g'> / scale`` to about ``eps`` times the sum of
-    the weights. Where that is too coarse (rows that nearly depend on each other and
-    oppose ``g`` have large weights), up to eight more passes over the rows measure the
-    slopes of what was found and solve for the correction that is left. Other gradients
-    pay for none.
+    Inner products give the slopes ``<u_k, g'> / scale`` to about ``eps`` times the sum of
+    the weights. Where that is too coarse (rows that are nearly dependent and oppose ``g``
+    have large weights), up to eight more passes over the rows measure the slopes of the
+    current solution and solve for the remaining correction. Other gradients need none.
 
-    The derivative is that of the solution with the same binding constraints.
+    The derivative is that of the solution with the same active constraints.
 
     Args:
-      grads: ``g``; what comes back is in float32 or better.
+      grads: ``g``; the result is in float32 or better.
       scale: its length.
       unit: the rows ``u_k``, of length one or zero.
       gram: their inner products, [T, T].
-      slope: their inner products with ``g / scale``, [T]; zeros leave ``g`` as it is.
-      bent: weights of at least zero that are not up for choice, [T].
+      slope: their inner products with ``g / scale``, [T]; zeros leave ``g`` unchanged.
+      least: lower bounds of the weights, at least zero, [T].
     """
-    slope = slope + apply(gram, bent)
-    reach = 1.0 + jnp.sum(bent)
+    slope = slope + apply(gram, least)
+    reach = 1.0 + jnp.sum(least)
     fixed = jax.lax.stop_gradient((unit, gram, slope, scale, reach))
     fixed_unit, fixed_gram, fixed_slope, fixed_scale, fixed_reach = fixed
     solve = lambda slope, start: nonnegative_minimum(
@@ -173,7 +173,7 @@ def project(grads, scale, unit, gram, slope, bent):
     weights, error = solve(fixed_slope, jnp.zeros_like(fixed_slope))
     newton = solve_free(fixed_gram, slope + apply(gram, weights), weights > 0)
     chosen = value_of(weights, weights + newton)
-    near = add_rows(jax.tree.map(wide, grads), scale * (bent + chosen), unit)
+    near = add_rows(jax.tree.map(wide, grads), scale * (least + chosen), unit)
 
     eps = jnp.finfo(gram.dtype).eps
 
@@ -209,12 +209,12 @@ def _(arguments, changes):
 
 
 class Search(NamedTuple):
-    """Where the active-set search stands."""
+    """The state of the active-set search."""
 
     weights: Float[Array, " T"]  # never negative, zero outside `free`
     slope: Float[Array, " T"]  # of the objective, at `weights`
     free: Bool[Array, " T"]  # constraints held with equality, whose weight may vary
-    refused: Bool[Array, " T"]  # freed in vain since the weights last changed
+    refused: Bool[Array, " T"]  # freed without effect since the weights last changed
     best: Float[Array, " T"]  # the weights of least error so far
     error: Float[Array, ""]  # by how much `best` misses the optimality conditions
     rounds: Int[Array, ""]
@@ -230,20 +230,20 @@ def nonnegative_minimum(
     """The ``v >= 0`` that minimises ``d K d / 2 + b d`` with ``d = v - start``.
 
     Lawson and Hanson's method (Solving Least Squares Problems, 1974, chapter 23): free
-    the most broken constraint, solve for the free ones, and step back to the boundary
-    whenever one turns negative. It ends after about as many rounds as constraints bind,
-    each a ``T x T`` solve; ``4 T + 8`` rounds at most.
+    the most violated constraint, solve for the free ones, and step back to the boundary
+    whenever one turns negative. It ends after about as many rounds as there are active
+    constraints, each a ``T x T`` solve; ``4 T + 8`` rounds at most.
 
-    Where rows depend on each other, a constraint that the free ones hold already can
-    look broken by rounding. The solution then has a negative weight for it: it is refused
-    until the weights change. The best weights of the search are what comes back, so that
-    rounding in a later round cannot spoil them.
+    Where rows are linearly dependent, a constraint that the free ones satisfy already can
+    look violated because of rounding. The solution then has a negative weight for it, and
+    it is refused until the weights change. The best weights of the search are returned,
+    so that rounding in a later round cannot spoil them.
 
     Args:
       gram: ``K``, positive semidefinite with ones (or zeros) on its diagonal.
       slope: ``b``, the gradient of the objective at ``start``.
       start: weights of at least zero.
-      reach: of what size the numbers are whose rounding ``b`` has.
+      reach: magnitude of the numbers whose rounding error ``b`` has.
 
     Returns:
       ``v`` and its error: the largest ``-(K d + b)``, and ``|K d + b|`` where ``v`` is
@@ -255,7 +255,7 @@ def nonnegative_minimum(
     def one_round(search):
         trial = search.weights + solve_free(gram, search.slope, search.free)
         blocked = search.free & (trial <= 0)
-        # The largest step towards the trial that keeps every weight at or above zero.
+        # The largest step towards the trial that keeps every weight nonnegative.
         share = safe_divide(search.weights, search.weights - trial)
         step = jnp.min(jnp.where(blocked, share, 1.0))
         leaving = blocked & (share <= step)
@@ -286,7 +286,7 @@ def nonnegative_minimum(
             ready & ~broken,
         )
 
-    # Made of the slope, so that it varies over devices where the slope does.
+    # Computed from the slope, so that it varies over devices where the slope does.
     none = slope > jnp.inf
     unknown = jnp.where(jnp.any(none), 0.0, jnp.full((), jnp.inf, slope.dtype))
     zero = jnp.zeros((), jnp.int32)
@@ -300,8 +300,8 @@ def nonnegative_minimum(
 def solve_free(gram, slope, free):
     """``K d = -b`` on the free rows, zero elsewhere; least squares if rows depend.
 
-    A ridge above rounding makes the inverse safe, and refinement takes its bias out
-    again, except along directions that the rows do not span.
+    A ridge above rounding makes the inverse safe, and refinement removes its bias,
+    except along directions that the rows do not span.
     """
     both = free[:, None] & free[None, :]
     inside = jnp.where(both, gram, 0.0)

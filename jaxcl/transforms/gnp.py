@@ -28,7 +28,7 @@ def gnp(
     axis_name: Hashable = None,
     sync: bool = True,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Blend the gradient with the one a distance ``r`` uphill.
+    r"""Blend the gradient with the one at distance ``r`` along it.
 
     .. math::
         g' = (1 - \alpha)\, g + \alpha\, \nabla L(w + r\, g / \|g\|),
@@ -42,15 +42,16 @@ def gnp(
     gradients: as in :func:`jaxcl.transforms.sam`.
 
     Args:
-      r: radius of the climb in parameter units; number or schedule of the update count.
-      alpha: the blend. A plain Python 0 spares the second gradient.
+      r: radius of the perturbation in parameter units; number or schedule of the update
+        count.
+      alpha: weight of the perturbed gradient. A plain Python 0 saves its computation.
       penalty: ``lambda`` in units of ``r``, instead of ``alpha``. With schedules the
         two are divided at every step; where the radius is 0 there is no blend, and the
         step is the plain gradient, without the penalty.
-      mask: leaves that climb.
+      mask: leaves that are perturbed.
       measure: also log ``perturbed_norm`` and ``alignment``.
       axis_name: the device axis when mapped; see :func:`across_devices`.
-      sync: with ``axis_name``, one climb for all devices, or one each.
+      sync: with ``axis_name``, one perturbation for all devices, or one each.
 
     Raises:
       ValueError: unless exactly one of ``alpha`` and ``penalty`` is given; if a

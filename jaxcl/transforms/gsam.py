@@ -1,4 +1,4 @@
-"""Surrogate-gap guided SAM: also close the gap between the perturbed loss and the loss."""
+"""Surrogate-gap guided SAM: also reduce the gap between perturbed loss and loss."""
 
 import jax.numpy as jnp
 import optax
@@ -20,7 +20,7 @@ from jaxcl.tree import projection
 def gsam(
     rho: ScalarOrSchedule, alpha: ScalarOrSchedule, *, mask: Mask | None = None
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Descend the perturbed loss, and ascend the part of ``g`` that it cannot feel.
+    r"""Descend the perturbed loss, and ascend along the part of ``g`` orthogonal to it.
 
     .. math::
         g' = g_p - \alpha\, g_\perp, \qquad
@@ -33,8 +33,8 @@ def gsam(
     Args:
       rho: radius in parameter units (usually 0.1 to 0.6); number or schedule. The paper
         ties it to the learning rate: see :func:`rho_schedule`.
-      alpha: how much of the orthogonal part is taken away (usually 0.6).
-      mask: leaves that climb.
+      alpha: multiple of the orthogonal part that is subtracted (usually 0.6).
+      mask: leaves that are perturbed.
 
     Raises:
       ValueError: if a strength is known to be negative or not finite, or an update

@@ -57,15 +57,15 @@ def looksam(
     :func:`jaxcl.method.make_method`. The reused part is ``alpha * |g|`` long however old
     ``g_v`` is. At a change of task ``|g|`` grows suddenly, while ``g_v`` is still that of
     the old task until the next update that perturbs: these steps are long ones along
-    directions that the old task depends on. This is the published algorithm, which knows
-    no tasks. On the five permuted tasks of ``experiments/benchmarks``, of which SAM keeps
-    100 %, ``k=5`` and ``alpha=0.7`` end with an average accuracy of 90 %, and with
-    ``reset_gradient=True`` of 99.9 % (means of five seeds, measured by the slow test
+    directions that the old task depends on. This is the published algorithm, which is
+    not made for tasks. On the five permuted tasks of ``experiments/benchmarks``, where
+    SAM keeps 100 %, ``k=5`` and ``alpha=0.7`` end with an average accuracy of 90 %, and
+    with ``reset_gradient=True`` of 99.9 % (means of five seeds, measured by the slow test
     ``test_looksam_forgets_unless_each_task_restarts_it``). A number of steps per task
     that ``k`` divides also starts every task with an update that perturbs.
 
-    The second gradient is really skipped, also under a ``vmap`` over runs that march in
-    step (see :mod:`jaxcl.lockstep`).
+    The second gradient is really skipped, also under a ``vmap`` over runs whose step
+    counters agree (see :mod:`jaxcl.lockstep`).
 
     Args:
       rho: radius in parameter units; number or schedule of the update count.
@@ -106,8 +106,8 @@ def looksam(
         del ignored
         check_update("looksam", params, grad_fn=grad_fn)
         if k == 1:
-            bent, logs = always(grads, state.perturbation, params, grad_fn=grad_fn)
-            return bent, state._replace(perturbation=logs)
+            grads, logs = always(grads, state.perturbation, params, grad_fn=grad_fn)
+            return grads, state._replace(perturbation=logs)
         count, size = state.perturbation.count, norm(grads)
         perturbs = count % k == 0
 
@@ -124,17 +124,17 @@ def looksam(
 
         def reuse():
             later = state.perturbation._replace(count=next_count(count))
-            share = at_step(alpha, count) * safe_divide(size, state.height)
-            share = share.astype(size.dtype)
-            return jnp.ones_like(size), share, state._replace(perturbation=later)
+            weight = at_step(alpha, count) * safe_divide(size, state.height)
+            weight = weight.astype(size.dtype)
+            return jnp.ones_like(size), weight, state._replace(perturbation=later)
 
-        # Two numbers and a direction for the sum below: XLA then merges it into whatever
-        # comes next, instead of writing one more tree.
-        along, share, after = when(perturbs, look, reuse())
-        bent = mix(along, grads, share, after.direction)
+        # Two numbers and a direction for the sum below: XLA then fuses it with the next
+        # operation, instead of writing one more tree.
+        along, weight, after = when(perturbs, look, reuse())
+        mixed = mix(along, grads, weight, after.direction)
         radius = jnp.where(perturbs, at_step(rho, count), after.perturbation.rho)
         logs = after.perturbation._replace(rho=radius.astype(jnp.float32))
-        return bent, after._replace(perturbation=logs)
+        return mixed, after._replace(perturbation=logs)
 
     return transformation(init, update)
 

@@ -1,4 +1,4 @@
-"""What a method asks of an optimizer: extra arguments, its first state, its averages."""
+"""What a method needs of an optimizer: extra arguments, first state, averages."""
 
 import inspect
 from typing import Any
@@ -12,7 +12,7 @@ from jaxcl.errors import shown
 from jaxcl.typing import MethodState, Params
 
 _LINE_SEARCH = (
-    "take steps from the gradient, got a line search, which asks for the loss elsewhere; "
+    "take steps from the gradient, got a line search, which evaluates the loss again; "
     "give a learning rate, such as optax.lbfgs(0.1, linesearch=None)."
 )
 _REFUSED = {
@@ -77,11 +77,11 @@ def accepting(name: str, part: Any) -> optax.GradientTransformationExtraArgs:
 def schedule_free_average(state: MethodState) -> Params | None:
     """The averaged parameters of a schedule-free optimizer; None for any other.
 
-    Parameters that it leaves to another optimizer, by a mask or labels, are themselves.
+    Parameters that a mask or labels leave to another optimizer are returned unchanged.
     """
     averaged, nodes = state.params, _named("ScheduleFreeState", state.optimizer)
     for node in nodes:
-        # As optax.contrib.schedule_free_eval_params, which knows no masks.
+        # As optax.contrib.schedule_free_eval_params, which does not handle masks.
         def read(z, y, b1=node.b1):
             if isinstance(z, optax.MaskedNode):
                 return y

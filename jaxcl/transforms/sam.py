@@ -1,4 +1,4 @@
-"""Sharpness-aware minimisation: the gradient from a point uphill, and its two controls."""
+"""Sharpness-aware minimisation (SAM), and two controls for it."""
 
 import functools
 from collections.abc import Hashable
@@ -37,7 +37,7 @@ def sam(
     axis_name: Hashable = None,
     sync: bool = True,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Use the gradient found a distance ``rho`` uphill.
+    r"""Use the gradient at distance ``rho`` along the gradient.
 
     .. math::
         g' = \nabla L(w + \epsilon), \qquad \epsilon = \rho\, g / \|g\|
@@ -45,40 +45,42 @@ def sam(
         \epsilon = \rho\, T^2 g / \|T g\|,\; T = |w| + \eta
 
     ``update(grads, state, params, *, grad_fn)`` needs ``grad_fn``, the gradient on the
-    same batch with the same key; whatever else a chain passes is ignored. Put it first
+    same batch with the same key; other arguments are ignored. Put it first
     in a chain: ``optax.chain(sam(0.05), optax.clip_by_global_norm(1.0),
-    optax.adamw(1e-3))``. It knows no learning rate. Parameters are never moved, only
-    looked at from elsewhere. A network with batch statistics should keep those of the
-    first pass.
+    optax.adamw(1e-3))``. It does not depend on the learning rate, and does not change
+    the parameters: they are perturbed for the second gradient only. A network with batch
+    statistics should keep those of the first pass.
 
     ``optax.chain(sam(rho), optax.MultiSteps(base, k))`` is exact m-sharpness (each part
-    of the batch has its own climb); for one climb over all parts see
+    of the batch has its own perturbation); for one perturbation over all parts see
     :func:`jaxcl.transforms.accumulated`. ``optax.masked(sam)`` cannot work, because
-    ``grad_fn`` wants whole parameters: use ``mask``.
+    ``grad_fn`` needs all parameters: use ``mask``.
 
     Args:
       rho: radius in parameter units (adaptive: relative to the weights), a number,
         traced or not, or a schedule of the update count. 0 is the plain gradient; a
-        plain Python 0 also spares the second gradient.
-      adaptive: measure the step relative to each weight, which makes the climb blind to
-        rescaled layers.
-      eta: keeps small weights able to move in the adaptive form; 0 in Create-and-Find.
-      mask: leaves that climb (``True``), as a tree, a prefix of one, or a function of
-        the parameters; the others stay where they are and out of the norm. Give a
+        plain Python 0 also saves the second gradient.
+      adaptive: measure the step relative to each weight, which makes the perturbation
+        invariant to rescaled layers.
+      eta: added to ``|w|``, so that small weights are perturbed too; 0 in
+        Create-and-Find.
+      mask: leaves that are perturbed (``True``), as a tree, a prefix of one, or a function
+        of the parameters; the others are not perturbed and not part of the norm. Give a
         function to ``optax.inject_hyperparams`` under ``static_args``.
       measure: also log ``perturbed_norm`` and ``alignment``, from which
-        :func:`perturbation_curvature` and :func:`perturbation_rise` tell how sharp the
-        place was. It costs two passes over the gradients, which a small network on a
-        CPU feels.
+        :func:`perturbation_curvature` and :func:`perturbation_rise` compute the
+        sharpness. It costs two passes over the gradients, which is noticeable for a
+        small network on a CPU.
       axis_name: the device axis when mapped; see :func:`across_devices`.
-      sync: with ``axis_name``, one climb for all devices, or (m-sharpness) one each.
+      sync: with ``axis_name``, one perturbation for all devices, or (m-sharpness) one
+        each.
 
     Returns:
       A transformation whose state, :class:`PerturbationState`, holds a few scalars. Its
       gradients have the dtypes they came in; norms and the point that ``grad_fn`` gets
-      are float32 or better, also for bfloat16 parameters, which would round the climb
+      are float32 or better, also for bfloat16 parameters, which would round the perturbation
       away: let the model cast what it computes with. Where the gradient is zero there is
-      no climb.
+      no perturbation.
 
     Raises:
       ValueError: if ``rho`` or ``eta`` is known to be negative or not finite, or an
@@ -108,16 +110,16 @@ def take_perturbed(count, grads, perturbed):
 def reverse_sam(
     rho: ScalarOrSchedule, *, mask: Mask | None = None, measure: bool = False
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Use the gradient found a distance ``rho`` *downhill*: SAM's mirror image.
+    r"""Use the gradient at distance ``rho`` *against* the gradient: SAM reversed.
 
     .. math:: g' = \nabla L(w - \rho\, g / \|g\|)
 
-    To first order it descends :math:`L - \rho \|\nabla L\|`, so it seeks sharp places.
-    A control: whatever it shares with :func:`sam` is not owed to flatness.
+    To first order it descends :math:`L - \rho \|\nabla L\|`, so it seeks sharp minima.
+    A control: an effect that it has in common with :func:`sam` is not due to flatness.
 
     Args:
       rho: radius in parameter units, at least 0; number or schedule.
-      mask: leaves that take part, as in :func:`sam`.
+      mask: leaves that are perturbed, as in :func:`sam`.
       measure: also log ``perturbed_norm`` and ``alignment``, as in :func:`sam`.
 
     Raises:
@@ -125,8 +127,8 @@ def reverse_sam(
         ``grad_fn``.
 
     Cost: one more gradient per step. State: :class:`PerturbationState`, whose ``rho`` is
-    the step along the gradient, ``-rho``: so :func:`perturbation_rise` tells how far the
-    loss fell.
+    the step along the gradient, ``-rho``: so :func:`perturbation_rise` is the change of
+    the loss, which is negative where it decreases.
     """
     check_number("reverse_sam", schedules=True, rho=rho)
     down = lambda count: -1.0 * at_step(rho, count)
@@ -137,7 +139,7 @@ def reverse_sam(
 
 
 class RandomSamState(NamedTuple):
-    """A key for the directions to come, and the logs of the climb."""
+    """A key for the next directions, and the logs of the perturbation."""
 
     key: PRNGKeyArray  # of the next direction
     perturbation: PerturbationState
@@ -149,18 +151,18 @@ def random_sam(
     *,
     mask: Mask | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Use the gradient found a distance ``rho`` away in a random direction.
+    r"""Use the gradient at distance ``rho`` in a random direction.
 
     .. math:: g' = \nabla L(w + \rho\, \xi / \|\xi\|), \qquad \xi \sim N(0, I)
 
-    A control of equal size: it smooths the loss over a sphere but does not look for the
-    worst point on it.
+    A control with the same radius: it smooths the loss over a sphere but does not search
+    for the worst point on it.
 
     Args:
-      key: seeds the directions. A state made anew by ``init`` repeats them; for others,
+      key: seeds the directions. A new state from ``init`` repeats them; for others,
         build with another key.
       rho: radius in parameter units, at least 0; number or schedule.
-      mask: leaves that move, as in :func:`sam`.
+      mask: leaves that are perturbed, as in :func:`sam`.
 
     Raises:
       ValueError: if ``key`` is not one key, ``rho`` is known to be negative, or an update
@@ -175,16 +177,14 @@ def random_sam(
         del ignored
         key_next, key_now = jax.random.split(state.key)
 
-        def wander(params, radius, ascent):
+        def move(params, radius, ascent):
             del ascent
             noise = random_normal_like(key_now, params)
             return perturb(
                 params, radius, masked_leaves("random_sam", mask, params, noise)
             )
 
-        once = perturbed_update(
-            "random_sam", rho, take_perturbed, move=wander, mask=mask
-        )
+        once = perturbed_update("random_sam", rho, take_perturbed, move=move, mask=mask)
         grads, seen = once(grads, state.perturbation, params, grad_fn=grad_fn)
         return grads, RandomSamState(key_next, seen)
 

@@ -19,18 +19,18 @@ def test_parts_of_a_batch_have_the_gradient_of_the_whole():
     np.testing.assert_allclose(whole(W), jax.grad(part_loss)(W, ROWS), rtol=1e-5)
 
 
-def test_sam_on_an_accumulated_gradient_has_one_climb_for_all_parts():
-    """Oracle: SAM on the whole batch; negative control: a climb per part differs."""
+def test_sam_on_an_accumulated_gradient_has_one_perturbation_for_all_parts():
+    """Oracle: SAM on the whole batch; negative control: a perturbation per part differs."""
 
-    def bend(gradient):
+    def transform(gradient):
         state = sam(0.5).init(W)
         return sam(0.5).update(gradient(W), state, W, grad_fn=gradient)[0]
 
     parts = ROWS.reshape(3, 4, 4)
-    want = bend(lambda w: jax.grad(part_loss)(w, ROWS))
-    found = bend(accumulated(jax.grad(part_loss), parts))
+    want = transform(lambda w: jax.grad(part_loss)(w, ROWS))
+    found = transform(accumulated(jax.grad(part_loss), parts))
     np.testing.assert_allclose(found, want, rtol=1e-5, atol=1e-6)
-    each = [bend(lambda w, p=part: jax.grad(part_loss)(w, p)) for part in parts]
+    each = [transform(lambda w, p=part: jax.grad(part_loss)(w, p)) for part in parts]
     assert np.max(np.abs(np.mean(each, axis=0) - want)) > 1e-3
 
 

@@ -71,7 +71,7 @@ def update(transformation, w, rows, num_steps=1):
     state = transformation.init(w)
     own = w + 0 * jnp.sum(rows)  # as jax.lax.pcast does, and also under pmap and vmap
     for _ in range(num_steps):
-        bent, state = transformation.update(
+        changed, state = transformation.update(
             gradient(own, rows),
             state,
             w,
@@ -79,7 +79,7 @@ def update(transformation, w, rows, num_steps=1):
             replay_grad_fn=lambda p: -jnp.sign(p) - gradient(p, rows),
             task_grad_fn=lambda p: jnp.stack([-p - gradient(p, rows), -jnp.sign(p)]),
         )
-    return jax.tree.map(numbers_of, (bent, state))
+    return jax.tree.map(numbers_of, (changed, state))
 
 
 def numbers_of(leaf):
@@ -92,7 +92,7 @@ def measured_sam(rho):
     return sam(rho, measure=True)
 
 
-BENDS = {
+TRANSFORMS = {
     "sam": sam(0.5, measure=True),
     "adaptive": sam(0.5, adaptive=True),
     "gnp": gnp(0.5, alpha=0.3),
@@ -111,22 +111,22 @@ close = dict(rtol=1e-3, atol=1e-5)  # sums over rows in another order; small dif
 
 
 def test_every_transformation_is_tried():
-    """Oracle: the package's own list of what bends a gradient."""
-    bends = (name for name in transforms.__all__ if name[0].islower())
+    """Oracle: the package's own list of transformations."""
+    found = (name for name in transforms.__all__ if name[0].islower())
     others = {"accumulated", "across_devices"}  # the wrapper itself, and for one device
     others |= {"scale_by_progress"}  # of updates
     others |= {"perturbation_curvature", "perturbation_rise", "rho_schedule"}  # numbers
-    assert {*bends} - others == {*BENDS} - {"adaptive"}
+    assert {*found} - others == {*TRANSFORMS} - {"adaptive"}
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_devices_share_one_climb(way):
+def test_devices_share_one_perturbation(way):
     """Oracle: the same on one device with the whole batch; for SAM, the formula as well."""
-    across = {name: across_devices(bend, "data") for name, bend in BENDS.items()}
+    across = {name: across_devices(b, "data") for name, b in TRANSFORMS.items()}
     body = lambda w, rows: {name: update(b, w, rows, 2) for name, b in across.items()}
     found = WAYS[way](body)
     want = jax.jit(
-        lambda w: {name: update(b, w, ROWS, 2) for name, b in BENDS.items()}
+        lambda w: {name: update(b, w, ROWS, 2) for name, b in TRANSFORMS.items()}
     )(W)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **close), found, want)
     by_hand = gradient(W + 0.5 * unit(gradient(W, ROWS)), ROWS)
@@ -134,13 +134,13 @@ def test_devices_share_one_climb(way):
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_devices_have_a_climb_each(way):
+def test_devices_have_a_perturbation_each(way):
     """Oracle: the mean over shares, one after the other on one device."""
-    across = {n: across_devices(b, "data", sync=False) for n, b in BENDS.items()}
+    across = {n: across_devices(b, "data", sync=False) for n, b in TRANSFORMS.items()}
     body = lambda w, rows: {name: update(b, w, rows) for name, b in across.items()}
     found = WAYS[way](body)
     shares = ROWS.reshape(DEVICES, -1, 4)
-    alone = lambda rows: {name: update(b, W, rows) for name, b in BENDS.items()}
+    alone = lambda rows: {name: update(b, W, rows) for name, b in TRANSFORMS.items()}
     each = jax.jit(jax.vmap(alone))(shares)
     want = jax.tree.map(lambda leaf: np.mean(np.asarray(leaf), axis=0), each)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **close), found, want)
@@ -152,7 +152,7 @@ def test_devices_have_a_climb_each(way):
 
 
 def test_the_argument_is_short_for_the_combinator_and_without_it_the_caller_averages():
-    """Laws: sam and gnp with axis_name; the mean of what the bare climbs return."""
+    """Laws: sam and gnp with axis_name; the mean over plain transformations."""
 
     def body(w, rows):
         ours = [
@@ -178,10 +178,10 @@ def test_gradients_of_weights_that_do_not_vary_are_too_large_as_the_docstring_wa
         summed = gradient(w, rows)  # JAX sums it over devices
         averaged = jax.lax.pmean(gradient(w + 0 * jnp.sum(rows), rows), "data")
         blend = gnp(0.5, alpha=0.3, axis_name="data")
-        bent = lambda grads: blend.update(
+        changed = lambda grads: blend.update(
             grads, blend.init(w), w, grad_fn=lambda p: gradient(p, rows)
         )[0]
-        return jax.lax.pmean(summed, "data"), bent(averaged), bent(summed)
+        return jax.lax.pmean(summed, "data"), changed(averaged), changed(summed)
 
     eightfold, right, wrong = over_shards(body)
     g = gradient(W, ROWS)
@@ -220,8 +220,10 @@ def test_devices_count_by_their_rows(sync):
         w_own = w + 0 * jnp.sum(x)
         grad = lambda p: jax.grad(mean)(p, x, weight)
         extra = {"weight": jnp.sum(weight)} if counted else {}
-        bend = across_devices(sam(0.1), "data", sync=sync)
-        return bend.update(grad(w_own), bend.init(w), w, grad_fn=grad, **extra)[0]
+        transform = across_devices(sam(0.1), "data", sync=sync)
+        return transform.update(
+            grad(w_own), transform.init(w), w, grad_fn=grad, **extra
+        )[0]
 
     def found(counted):
         spec = jax.sharding.PartitionSpec("data")

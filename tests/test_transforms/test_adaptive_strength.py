@@ -13,7 +13,7 @@ from jaxcl.transforms import (
     sam,
 )
 from tests.test_transforms.wavy import (
-    BOWL,
+    CURVATURE,
     START,
     descend,
     grad_fn,
@@ -24,40 +24,40 @@ from tests.test_transforms.wavy import (
 )
 
 measuring_sam = lambda rho: sam(rho, measure=True)
-quadratic = lambda w: 0.5 * w @ BOWL @ w
-bowl_grad = lambda w: jnp.asarray(BOWL, jnp.float32) @ w
+quadratic = lambda w: 0.5 * w @ CURVATURE @ w
+quadratic_grad = lambda w: jnp.asarray(CURVATURE, jnp.float32) @ w
 
 
-def step_on_the_bowl(perturb):
+def step_on_the_quadratic(perturb):
     w = jnp.asarray(START, jnp.float32)
-    return perturb.update(bowl_grad(w), perturb.init(w), w, grad_fn=bowl_grad)
+    return perturb.update(quadratic_grad(w), perturb.init(w), w, grad_fn=quadratic_grad)
 
 
-def test_the_climb_measures_curvature_and_rise_exactly_on_a_quadratic():
+def test_the_perturbation_measures_curvature_and_rise_exactly_on_a_quadratic():
     """Oracle: the Hessian form along the gradient, and the loss at both ends, in NumPy."""
-    up = unit(BOWL @ START)
+    up = unit(CURVATURE @ START)
     for rho in (0.1, 1.0):
-        _, state = step_on_the_bowl(sam(rho, measure=True))
+        _, state = step_on_the_quadratic(sam(rho, measure=True))
         # The curvature is a difference of slopes over rho.
         curvature = perturbation_curvature(state)
-        np.testing.assert_allclose(curvature, up @ BOWL @ up, rtol=1e-5 / rho)
+        np.testing.assert_allclose(curvature, up @ CURVATURE @ up, rtol=1e-5 / rho)
         rise = quadratic(START + rho * up) - quadratic(START)
         np.testing.assert_allclose(perturbation_rise(state), rise, rtol=1e-5)
 
 
 def test_going_down_is_measured_with_its_sign():
     """Oracle: the same curvature, and a loss that falls, in NumPy."""
-    down, rho = -unit(BOWL @ START), 0.5
-    _, state = step_on_the_bowl(reverse_sam(rho, measure=True))
+    down, rho = -unit(CURVATURE @ START), 0.5
+    _, state = step_on_the_quadratic(reverse_sam(rho, measure=True))
     np.testing.assert_allclose(
-        perturbation_curvature(state), down @ BOWL @ down, rtol=1e-4
+        perturbation_curvature(state), down @ CURVATURE @ down, rtol=1e-4
     )
     rise = quadratic(START + rho * down) - quadratic(START)
     assert rise < 0
     np.testing.assert_allclose(perturbation_rise(state), rise, rtol=1e-5)
 
 
-def test_nothing_climbed_measures_zero():
+def test_no_perturbation_measures_zero():
     """Oracle: zero, at a stationary point and with no radius."""
     zero = jnp.zeros(2)
     for perturb in (sam(0.1, measure=True), sam(0.0, measure=True)):
@@ -78,10 +78,10 @@ def test_adaptive_rho_holds_the_first_order_rise_at_its_target():
 
 
 def test_adaptive_rho_stays_within_its_limits_and_stands_still_on_a_plain():
-    """Oracle: the limit itself; no climb and no NaN at a zero gradient."""
-    steep = np.linalg.norm(BOWL @ START)
+    """Oracle: the limit itself; no perturbation and no NaN at a zero gradient."""
+    steep = np.linalg.norm(CURVATURE @ START)
     for target, want in ((1e3, 0.5), (1e-6, 0.01), (0.1 * steep, 0.1)):
-        _, state = step_on_the_bowl(adaptive_rho(target, low=0.01, high=0.5))
+        _, state = step_on_the_quadratic(adaptive_rho(target, low=0.01, high=0.5))
         np.testing.assert_allclose(state.rho, want, rtol=1e-5)
     zero = jnp.zeros(2)
     perturb = adaptive_rho(0.1)
@@ -112,12 +112,12 @@ def test_a_strength_follows_the_running_mean_of_the_measured_curvature(power):
     assert len(set(np.round(radii, 4))) > 2
 
 
-def test_on_a_round_bowl_the_strength_settles_where_the_formula_says():
+def test_on_an_isotropic_quadratic_the_strength_settles_where_the_formula_says():
     """Oracle: curvature c everywhere, so the mean tends to c and lambda to base c / ref."""
     build = lambda strength: gnp(0.05, penalty=strength, measure=True)
     perturb = adaptive_strength(build, 0.01, reference=2.0, decay=0.5)
-    round_bowl = lambda params: jax.tree.map(lambda p: 6.0 * p, params)
-    _, state = run(perturb, 15, 0.01, round_bowl)
+    isotropic = lambda params: jax.tree.map(lambda p: 6.0 * p, params)
+    _, state = run(perturb, 15, 0.01, isotropic)
     np.testing.assert_allclose(state.measured, 6.0, rtol=1e-3)
     np.testing.assert_allclose(state.strength, 0.01 * 3.0, rtol=1e-3)
 

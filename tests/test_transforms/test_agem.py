@@ -12,7 +12,7 @@ def project(grads, past):
     return agem().update(grads, state, grads, replay_grad_fn=lambda _: past)
 
 
-def test_agem_never_points_uphill_on_the_replayed_loss():
+def test_agem_never_raises_the_replay_loss_to_first_order():
     """Oracle: the projection in NumPy, 200 draws; half of them conflict."""
     draws = np.random.default_rng(0).normal(size=(2, 200, 8)).astype(np.float32)
     found, state = jax.vmap(project)(*jnp.asarray(draws))

@@ -37,8 +37,8 @@ def test_c_flat_asks_for_no_gradient_that_it_does_not_use(strengths, calls):
     """Oracle: the number of calls."""
     asked = []
     ask = lambda params: asked.append(1) or grad_fn(params)
-    bend = c_flat(*strengths)
-    first = lambda w: bend.update(grad_fn(w), bend.init(w), w, grad_fn=ask)
+    transform = c_flat(*strengths)
+    first = lambda w: transform.update(grad_fn(w), transform.init(w), w, grad_fn=ask)
     jax.make_jaxpr(first)(tree(START))
     assert len(asked) == calls
 
@@ -47,9 +47,9 @@ def test_c_flat_moves_only_what_its_mask_lets_it():
     """Oracle: the points where gradients were asked for."""
     seen = []
     note = lambda params: seen.append(params) or jax.tree.map(jnp.sin, params)
-    bend = c_flat(0.2, 0.2, mask={"bias": False, "kernel": True})
+    transform = c_flat(0.2, 0.2, mask={"bias": False, "kernel": True})
     w = tree(START)
-    bend.update(w, bend.init(w), w, grad_fn=note)
+    transform.update(w, transform.init(w), w, grad_fn=note)
     assert len(seen) == 3
     for point in seen:
         np.testing.assert_array_equal(point["bias"], w["bias"])

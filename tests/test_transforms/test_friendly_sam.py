@@ -17,7 +17,7 @@ def friendly(rho, sigma, decay):
     return rule, means
 
 
-def test_friendly_sam_climbs_along_the_gradient_less_its_running_mean():
+def test_friendly_sam_perturbs_along_the_gradient_less_its_running_mean():
     """Oracle: NumPy, five steps, and the mean that is left."""
     rule, means = friendly(0.2, 0.9, 0.6)
     found, state = run(friendly_sam(0.2, sigma=0.9, decay=0.6), 5)
@@ -33,7 +33,7 @@ def test_friendly_sam_without_sigma_is_sam():
     assert np.max(np.abs(other[1] - want[1])) > 1e-3
 
 
-def test_a_gradient_that_is_nothing_but_its_mean_is_not_climbed():
+def test_a_gradient_equal_to_its_mean_is_not_perturbed():
     """Oracle: where g never changes, g - m = 0 from the second step on, so g' = g."""
     steady = lambda params: {name: leaf * 0 + 1.0 for name, leaf in params.items()}
     found, state = run(friendly_sam(0.2), 3, grad_fn=steady)

@@ -10,17 +10,17 @@ import scipy.optimize
 from jaxcl.transforms import gem
 
 
-def bend(grads, rows, margin=0.0):
+def transform(grads, rows, margin=0.0):
     """What GEM makes of a gradient, and its state."""
     cone = gem(margin)
     state = cone.init(grads)
     return cone.update(grads, state, grads, task_grad_fn=lambda _: rows)
 
 
-one_program = jax.jit(jax.vmap(bend, in_axes=(0, 0, None)))
+one_program = jax.jit(jax.vmap(transform, in_axes=(0, 0, None)))
 
 
-def bend_all(grads, rows, margin=0.0):
+def transform_all(grads, rows, margin=0.0):
     """All draws at once; filled up with zeros, so that one program serves every test."""
     draws, num_tasks, size = rows.shape
     more = (20 - draws, 10 - num_tasks, 40 - size)
@@ -83,7 +83,7 @@ KINDS = ["random", "conflicting", "alike", "repeated", "opposite", "unequal", "u
 def test_gem_finds_the_optimum_and_keeps_every_constraint(kind):
     """Oracle: scipy's non-negative least squares in float64, 20 draws, 10 tasks."""
     grads, rows = draw(kind, 10, 40)
-    found, state = bend_all(grads, rows)
+    found, state = transform_all(grads, rows)
     for g, r, got, moved in zip(grads, rows, found, state.moved, strict=True):
         want, length = cone_by_nnls(g, r), np.linalg.norm(g)
         # Float32 products of unit vectors, divided by how thin the cone is.
@@ -100,7 +100,7 @@ def test_gem_finds_the_optimum_and_keeps_every_constraint(kind):
 def test_gem_finds_the_optimum_of_small_problems(num_tasks, size):
     """Oracle: every active set tried; among them more tasks than parameters."""
     grads, rows = draw("random", num_tasks, size, num_draws=12)
-    found, _ = bend_all(grads, rows)
+    found, _ = transform_all(grads, rows)
     for g, r, got in zip(grads, rows, found, strict=True):
         want = cone_by_trying(g, r)
         np.testing.assert_allclose(got, want, atol=1e-4 * np.linalg.norm(g), rtol=0)
@@ -110,7 +110,7 @@ def test_dependent_rows_may_leave_nothing_of_the_gradient_in_their_span():
     """Oracle: by hand; rows enclose zero in the span of the first three axes. Tolerance:
     1e-5 of the gradient's length, 4, as for rows that do not depend on each other."""
     rows = jnp.array([[2.0, 2, -2, 0], [1, 2, 0, 0], [-2, -1, -1, 0], [1, 0, 1, 0]])
-    found, state = jax.jit(bend)(jnp.array([-2.0, 2, 2, -2]), rows)
+    found, state = jax.jit(transform)(jnp.array([-2.0, 2, 2, -2]), rows)
     np.testing.assert_allclose(found, [0, 0, 0, -2], atol=4e-5)
     np.testing.assert_allclose(state.moved, np.sqrt(12 / 16), rtol=1e-5)
 
@@ -156,7 +156,7 @@ DEPENDENT = [
     *("unequal", "unseen", "repeated", "nearly repeated", "nearly opposite"),
     *("enclosing", "whole numbers"),
 ]
-bend_dependent = jax.jit(jax.vmap(bend, in_axes=(0, 0, None)))
+transform_dependent = jax.jit(jax.vmap(transform, in_axes=(0, 0, None)))
 
 
 def check_dependent(grads, rows, *, broken, far, margin=0.0):
@@ -171,7 +171,7 @@ def check_dependent(grads, rows, *, broken, far, margin=0.0):
         jnp.pad(grads, [(0, 0), (0, more[1])]),
         jnp.pad(rows, ((0, 0), *((0, n) for n in more))),
     )
-    found = np.asarray(bend_dependent(*padded, margin)[0], np.float64)[:, :size]
+    found = np.asarray(transform_dependent(*padded, margin)[0], np.float64)[:, :size]
     grads, rows = np.asarray(grads, np.float64), np.asarray(rows, np.float64)
     conflicts = 0
     for g, r, got in zip(grads, rows, found, strict=True):
@@ -232,7 +232,7 @@ def test_only_rows_close_to_dependent_cost_more_products(monkeypatch):
         return product(rows, tree)
 
     monkeypatch.setattr(module, "over_rows", counted)
-    program = jax.jit(lambda grads, rows: bend(grads, rows))
+    program = jax.jit(lambda grads, rows: transform(grads, rows))
     for kind in ("independent", "nearly opposite"):
         grads, rows = draw_dependent(kind)
         program(jnp.asarray(grads[0]), jnp.asarray(rows[0]))
@@ -245,7 +245,7 @@ def test_a_gradient_that_no_task_objects_to_is_left_alone_bit_for_bit():
     grads, _ = draw("random", 3, 40)
     rows = jnp.stack([grads, 2 * grads, 0 * grads], axis=1)
     for margin in (0.0, 0.5):
-        found, state = bend_all(grads, rows, margin)
+        found, state = transform_all(grads, rows, margin)
         np.testing.assert_array_equal(found, grads)
         assert not np.any(state.violated)
 
@@ -255,16 +255,16 @@ def test_tasks_that_were_not_seen_yet_change_nothing():
     grads, rows = draw("random", 4, 6, num_draws=5)
     padded = jnp.concatenate([0 * rows, rows], axis=1)
     for margin in (0.0, 0.3):
-        want, _ = bend_all(grads, rows, margin)
-        found, _ = bend_all(grads, padded, margin)
+        want, _ = transform_all(grads, rows, margin)
+        found, _ = transform_all(grads, padded, margin)
         np.testing.assert_allclose(found, want, rtol=1e-4, atol=1e-4)
 
 
 def test_a_margin_bends_towards_all_tasks_and_still_keeps_every_constraint():
     """Oracle: the projection of g + margin * sum of rows, where a constraint was broken."""
     grads, rows = draw("random", 10, 40)
-    found, _ = bend_all(grads, rows, 0.5)
-    plain, _ = bend_all(grads, rows)
+    found, _ = transform_all(grads, rows, 0.5)
+    plain, _ = transform_all(grads, rows)
     assert np.all(np.min(np.einsum("np,ntp->nt", grads, rows), axis=1) < 0)
     for g, r, got in zip(grads, rows, found, strict=True):
         want = cone_by_nnls(g + 0.5 * jnp.sum(r, axis=0), r)
@@ -279,8 +279,8 @@ def test_gem_works_on_trees_as_on_vectors():
     """Oracle: the same numbers in one vector."""
     grads, rows = draw("conflicting", 4, 9, num_draws=1)
     split = lambda v: {"w": v[..., :6].reshape(*v.shape[:-1], 2, 3), "b": v[..., 6:]}
-    found, _ = jax.jit(bend)(split(grads[0]), split(rows[0]))
-    want, _ = bend_all(grads, rows)
+    found, _ = jax.jit(transform)(split(grads[0]), split(rows[0]))
+    want, _ = transform_all(grads, rows)
     got = jnp.concatenate([found["w"].ravel(), found["b"]])
     np.testing.assert_allclose(got, want[0], rtol=1e-4, atol=1e-5)
 
@@ -289,8 +289,8 @@ def test_gem_keeps_bfloat16_and_computes_in_float32():
     """Oracle: the float32 result on the rounded numbers, rounded once."""
     grads, rows = draw("conflicting", 3, 6, num_draws=1)
     grads, rows = grads.astype(jnp.bfloat16), rows.astype(jnp.bfloat16)
-    found, _ = jax.jit(bend)(grads[0], rows[0])
-    want, _ = bend_all(grads.astype(jnp.float32), rows.astype(jnp.float32))
+    found, _ = jax.jit(transform)(grads[0], rows[0])
+    want, _ = transform_all(grads.astype(jnp.float32), rows.astype(jnp.float32))
     assert found.dtype == jnp.bfloat16
     got = np.asarray(found, np.float32)
     np.testing.assert_allclose(got, want[0], rtol=2**-8, atol=1e-6)
@@ -301,7 +301,7 @@ def test_the_derivative_is_that_of_the_binding_constraints():
     grads, rows = draw("conflicting", 4, 6, num_draws=1)
     g, r = np.asarray(grads[0], np.float64), np.asarray(rows[0], np.float64)
     aim = np.arange(6.0)
-    aimed = lambda g: bend(g, rows[0])[0] @ jnp.asarray(aim, jnp.float32)
+    aimed = lambda g: transform(g, rows[0])[0] @ jnp.asarray(aim, jnp.float32)
     found = jax.jit(jax.grad(aimed))(grads[0])
     nudge = lambda i, h: aim @ cone_by_nnls(g + h * np.eye(6)[i], r)
     want = [(nudge(i, 1e-4) - nudge(i, -1e-4)) / 2e-4 for i in range(6)]

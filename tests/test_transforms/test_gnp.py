@@ -5,13 +5,13 @@ import optax
 import pytest
 
 from jaxcl.transforms import gnp, sam
-from tests.test_transforms.wavy import BOWL, START, descend, run, slope, unit
+from tests.test_transforms.wavy import CURVATURE, START, descend, run, slope, unit
 
 close = dict(rtol=2e-5, atol=2e-6)  # float32 against float64
 
 
 @pytest.mark.parametrize("alpha", [0.3, 1.7])
-def test_gnp_blends_the_gradient_with_the_one_uphill(alpha):
+def test_gnp_blends_the_gradient_with_the_perturbed_one(alpha):
     """Oracle: the formula in NumPy, float64, five steps of descent."""
     found, _ = run(gnp(0.2, alpha=alpha), 5)
     blend = lambda _, w, g: (1 - alpha) * g + alpha * slope(w + 0.2 * unit(g))
@@ -31,23 +31,25 @@ def test_gnp_with_alpha_zero_asks_for_no_second_gradient():
     asked = []
     ask = lambda params: asked.append(1) or params
     for alpha, calls in ((0, 0), (0.0, 0), (0.5, 1)):
-        bend = gnp(0.2, alpha=alpha)
-        bend.update(jnp.ones(2), bend.init(jnp.ones(2)), jnp.ones(2), grad_fn=ask)
+        transform = gnp(0.2, alpha=alpha)
+        transform.update(
+            jnp.ones(2), transform.init(jnp.ones(2)), jnp.ones(2), grad_fn=ask
+        )
         assert len(asked) == calls
 
 
 def test_gnp_on_a_quadratic_is_the_gradient_of_loss_plus_penalised_norm(x64):
     """Oracle: automatic differentiation of L + lambda |grad L|, in 64 bits."""
     del x64
-    hessian = jnp.asarray(BOWL)
+    hessian = jnp.asarray(CURVATURE)
     loss = lambda w: 0.5 * w @ hessian @ w
     whole = lambda w: loss(w) + 0.13 * jnp.linalg.norm(jax.grad(loss)(w))
     w = jnp.asarray(START)
     want = jax.grad(whole)(w)
     for r in (0.01, 0.1, 2.0):  # the radius does not matter on a quadratic
-        bend = gnp(r, penalty=0.13)
-        found, _ = bend.update(
-            jax.grad(loss)(w), bend.init(w), w, grad_fn=jax.grad(loss)
+        transform = gnp(r, penalty=0.13)
+        found, _ = transform.update(
+            jax.grad(loss)(w), transform.init(w), w, grad_fn=jax.grad(loss)
         )
         np.testing.assert_allclose(found, want, rtol=1e-10)
 

@@ -20,9 +20,9 @@ def test_gsam_takes_away_what_the_perturbed_loss_cannot_feel():
 
 def test_what_gsam_takes_away_is_orthogonal_to_the_perturbed_gradient():
     """Law: the part along g_p is that of sam; negative control: alpha does matter."""
-    above, bent = run(sam(0.3))[0][0], run(gsam(0.3, 0.6))[0][0]
-    np.testing.assert_allclose(above @ (bent - above), 0.0, atol=1e-4)
-    assert np.linalg.norm(bent - above) > 1e-2
+    above, changed = run(sam(0.3))[0][0], run(gsam(0.3, 0.6))[0][0]
+    np.testing.assert_allclose(above @ (changed - above), 0.0, atol=1e-4)
+    assert np.linalg.norm(changed - above) > 1e-2
 
 
 def test_gsam_with_alpha_zero_is_sam():
@@ -37,9 +37,9 @@ def test_the_radius_follows_the_learning_rate_between_its_ends():
     rho = rho_schedule(rate, lr_max=0.1, lr_min=0.02, rho_max=0.6, rho_min=0.2)
     found = [float(rho(t)) for t in range(5)]
     np.testing.assert_allclose(found, [0.6, 0.5, 0.4, 0.3, 0.2], rtol=1e-5)
-    bent, state = run(gsam(rho, lambda t: 0.1 * t), 2)
+    changed, state = run(gsam(rho, lambda t: 0.1 * t), 2)
     np.testing.assert_allclose(state.rho, 0.5, rtol=1e-5)
-    assert np.all(np.isfinite(bent))
+    assert np.all(np.isfinite(changed))
 
 
 def test_gsam_refuses_bad_strengths():

@@ -101,8 +101,8 @@ def test_after_a_change_of_task_the_old_direction_is_as_long_as_the_new_gradient
     np.testing.assert_array_equal(again, [0, 0, 50.0])
 
 
-def test_the_logs_are_those_of_the_last_climb():
-    """Oracle: NumPy at step 0, the last that climbed; the radius is that of then, too."""
+def test_the_logs_are_those_of_the_last_perturbation():
+    """Oracle: NumPy at step 0, the last perturbed step, and its radius."""
     warm = lambda t: 0.3 + t
     _, state = run(looksam(warm, k=3, measure=True), 2)
     below, above = slope(START), slope(START + 0.3 * unit(slope(START)))
@@ -127,8 +127,8 @@ def test_looksam_of_zero_radius_is_plain():
 
 def test_a_direction_that_is_only_rounding_counts_as_none():
     """Oracle: on |w|^2 / 2 both gradients are parallel, so the other steps are plain."""
-    round_bowl = lambda params: params
-    found, state = run(looksam(0.3, k=2, alpha=0.7), 2, 0.1, round_bowl)
+    isotropic = lambda params: params
+    found, state = run(looksam(0.3, k=2, alpha=0.7), 2, 0.1, isotropic)
     second = START - 0.1 * (START + 0.3 * unit(START))
     np.testing.assert_allclose(found[1], second, rtol=1e-5)
     assert float(state.height) == 0.0
@@ -160,7 +160,7 @@ def counted(calls):
 
 
 def test_the_second_gradient_is_really_skipped():
-    """Oracle: a host callback inside the gradient; 7 steps with k = 3 climb at 0, 3, 6."""
+    """Oracle: a host callback in the gradient; with k = 3, 7 steps perturb at 0, 3, 6."""
     calls = []
     perturb, second = looksam(0.3, k=3), counted(calls)
 
@@ -180,7 +180,7 @@ def test_the_second_gradient_is_really_skipped():
 
 
 def test_skipping_survives_a_vmap_around_the_loop_and_around_stacked_states():
-    """Oracle: the program itself; runs side by side climb together or not at all."""
+    """Oracle: the program itself; runs side by side perturb together or not at all."""
     perturb = looksam(0.3, k=3)
     step = lambda state, w: perturb.update(w, state, w, grad_fn=jnp.sin)[1]
 

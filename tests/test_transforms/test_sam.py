@@ -29,7 +29,7 @@ def update_at(transformation, grads, params, grad_fn=whereabouts):
     return transformation.update(grads, state, params, grad_fn=grad_fn)
 
 
-def test_sam_is_the_gradient_a_distance_uphill():
+def test_sam_is_the_gradient_at_the_perturbed_point():
     """Oracle: the formula in NumPy, float64, five steps of descent."""
     found, state = run(sam(0.3), 5)
     want = descend(lambda _, w, g: slope(w + 0.3 * unit(g)), 5)
@@ -37,7 +37,7 @@ def test_sam_is_the_gradient_a_distance_uphill():
     assert int(state.count) == 5
 
 
-def test_sam_matches_its_closed_form_on_a_bowl():
+def test_sam_matches_its_closed_form_on_a_quadratic():
     """Oracle: on |x|^2 / 2 the gradient uphill is x + rho x / |x|."""
     x = jnp.array([3.0, 4.0])
     found, _ = update_at(sam(0.1), x, x, grad_fn=jax.grad(lambda x: 0.5 * x @ x))
@@ -57,7 +57,7 @@ def test_adaptive_sam_stretches_each_entry_by_its_weight(eta):
 
 
 def test_adaptive_sam_does_not_see_how_layers_are_scaled():
-    """Law (eta = 0): rescaling weights and loss together rescales the climbed point."""
+    """Law (eta = 0): rescaling weights and loss together rescales the perturbed point."""
     factor = {"bias": 10.0, "kernel": 0.1}
     params, grads = tree(START), grad_fn(tree(START))
     scaled = jax.tree.map(jnp.multiply, params, factor)
@@ -80,9 +80,9 @@ def test_sam_of_zero_is_the_plain_gradient_and_asks_for_no_other():
     np.testing.assert_array_equal(flat(plain), flat(grads))
     assert not asked
     assert float(state.perturbed_norm) == float(state.grad_norm) > 0
-    bent, _ = update_at(sam(0.1), grads, tree(START), grad_fn=ask)
+    changed, _ = update_at(sam(0.1), grads, tree(START), grad_fn=ask)
     assert asked == [1]
-    assert np.max(np.abs(flat(bent) - flat(grads))) > 1e-2
+    assert np.max(np.abs(flat(changed) - flat(grads))) > 1e-2
 
 
 def test_the_logs_are_the_norms_and_the_product_of_both_gradients():
@@ -99,7 +99,7 @@ def test_the_logs_are_the_norms_and_the_product_of_both_gradients():
 # ------------------------------------------------------- where optax's own falls short
 
 
-def test_a_zero_gradient_is_climbed_nowhere_and_differentiates_to_numbers():
+def test_a_zero_gradient_is_not_perturbed_and_its_derivative_is_finite():
     """Oracle: the point itself; optax.contrib.sam gives NaN here (negative control)."""
     zero = {"w": jnp.zeros(3), "b": jnp.zeros(2)}
     square = lambda params: 0.5 * sum(jnp.vdot(p, p) for p in jax.tree.leaves(params))
@@ -107,16 +107,16 @@ def test_a_zero_gradient_is_climbed_nowhere_and_differentiates_to_numbers():
     def total(params, perturb):
         grads = jax.grad(square)(params)
         state = perturb.init(params)
-        bent, _ = perturb.update(grads, state, params, grad_fn=jax.grad(square))
-        return sum(jnp.sum(leaf) for leaf in jax.tree.leaves(bent)), bent
+        changed, _ = perturb.update(grads, state, params, grad_fn=jax.grad(square))
+        return sum(jnp.sum(leaf) for leaf in jax.tree.leaves(changed)), changed
 
     for perturb in (
         sam(0.1),
         sam(0.1, adaptive=True),
         sam(0.1, adaptive=True, eta=0.0),
     ):
-        slopes, bent = jax.grad(lambda p, c=perturb: total(p, c), has_aux=True)(zero)
-        np.testing.assert_array_equal(flat(bent), 0.0)
+        slopes, changed = jax.grad(lambda p, c=perturb: total(p, c), has_aux=True)(zero)
+        np.testing.assert_array_equal(flat(changed), 0.0)
         assert np.all(np.isfinite(flat(slopes)))
 
     theirs = optax.contrib.sam(
@@ -220,11 +220,11 @@ def test_the_radius_can_be_reached_and_changed_by_inject_hyperparams():
     params = tree(START)
     state = perturb.init(params)
     state.hyperparams["rho"] = jnp.asarray(0.4)
-    bent, state = jax.jit(
+    changed, state = jax.jit(
         lambda s: perturb.update(grad_fn(params), s, params, grad_fn=grad_fn)
     )(state)
     want = slope(START + 0.4 * unit(slope(START)))
-    np.testing.assert_allclose(flat(bent), want, **close)
+    np.testing.assert_allclose(flat(changed), want, **close)
     warm = optax.inject_hyperparams(sam)(rho=optax.linear_schedule(0.2, 0.4, 1))
     found, _ = run(warm, 2)
     rule = lambda t, w, g: slope(w + (0.2 + 0.2 * t) * unit(g))
@@ -246,7 +246,7 @@ def test_a_grid_of_radii_is_one_vmap():
 # ------------------------------------------------------------------------------ chains
 
 
-def test_clipping_acts_before_or_after_the_climb():
+def test_clipping_acts_before_or_after_the_perturbation():
     """Oracle: NumPy. Before, it cannot change the direction; after, it shortens."""
     clip = optax.clip_by_global_norm(0.01)
     raised = slope(START + 0.3 * unit(slope(START)))
@@ -256,15 +256,15 @@ def test_clipping_acts_before_or_after_the_climb():
     np.testing.assert_allclose(after[0], 0.01 * unit(raised), **close)
 
 
-def test_with_multi_steps_every_part_of_the_batch_has_its_own_climb():
+def test_with_multi_steps_every_part_of_the_batch_is_perturbed_alone():
     """Oracle: the mean over parts of grad L_k(w + rho g_k / |g_k|), in NumPy."""
     scales = [1.0, -0.5, 2.0]
     inner = optax.MultiSteps(optax.sgd(0.1), 3).gradient_transformation()
     chain = optax.chain(sam(0.3), inner)
 
     @jax.jit
-    def step(params, state, bowl_scale):
-        part = jax.grad(lambda p: loss(p) + 0.5 * bowl_scale * jnp.sum(p["bias"] ** 2))
+    def step(params, state, curvature):
+        part = jax.grad(lambda p: loss(p) + 0.5 * curvature * jnp.sum(p["bias"] ** 2))
         updates, state = chain.update(part(params), state, params, grad_fn=part)
         return optax.apply_updates(params, updates), state
 
@@ -344,8 +344,8 @@ def test_bfloat16_parameters_are_measured_and_moved_in_float32():
 def test_gradients_keep_the_dtype_they_came_in():
     """Oracle: the dtype that went in."""
     params = {"w": jnp.ones(3, jnp.bfloat16)}
-    bent, _ = update_at(sam(0.1), {"w": jnp.ones(3, jnp.float32)}, params)
-    assert bent["w"].dtype == jnp.float32
+    changed, _ = update_at(sam(0.1), {"w": jnp.ones(3, jnp.float32)}, params)
+    assert changed["w"].dtype == jnp.float32
 
 
 # ------------------------------------------------------------------------------ misuse
@@ -374,7 +374,7 @@ def test_an_update_without_what_it_needs_says_what_to_pass():
         sam(0.1).update(params, state, grad_fn=grad_fn)
     with pytest.raises(ValueError, match="sam: update needs grad_fn"):
         sam(0.1).update(params, state, params)
-    with pytest.raises(ValueError, match="drop what else it returns"):
+    with pytest.raises(ValueError, match="return the gradients alone"):
         update_at(sam(0.1), params, params, grad_fn=jax.value_and_grad(loss))
     with pytest.raises(ValueError, match="sam: mask must be a tree of booleans"):
         update_at(sam(0.1, mask={"other": True}), params, params)

@@ -6,7 +6,7 @@ import numpy as np
 
 _random = np.random.default_rng(0)
 _root = _random.normal(size=(7, 7))
-BOWL = _root @ _root.T / 7 + np.eye(7)
+CURVATURE = _root @ _root.T / 7 + np.eye(7)
 WAVES = _random.normal(size=(5, 7))
 START = _random.normal(size=7)
 
@@ -23,10 +23,10 @@ def flat(params):
     return np.concatenate(leaves)
 
 
-def loss(params, bowl=BOWL):
+def loss(params, curvature=CURVATURE):
     w = jnp.concatenate([leaf.ravel() for leaf in jax.tree.leaves(params)])
-    bowl, waves = jnp.asarray(bowl, w.dtype), jnp.asarray(WAVES, w.dtype)
-    return 0.5 * w @ bowl @ w + jnp.sum(jnp.sin(waves @ w))
+    curvature, waves = jnp.asarray(curvature, w.dtype), jnp.asarray(WAVES, w.dtype)
+    return 0.5 * w @ curvature @ w + jnp.sum(jnp.sin(waves @ w))
 
 
 grad_fn = jax.jit(jax.grad(loss))
@@ -34,7 +34,7 @@ grad_fn = jax.jit(jax.grad(loss))
 
 def slope(w):
     """The gradient of `loss`, by hand."""
-    return BOWL @ w + WAVES.T @ np.cos(WAVES @ w)
+    return CURVATURE @ w + WAVES.T @ np.cos(WAVES @ w)
 
 
 def unit(v):
