@@ -1,4 +1,4 @@
-"""What is remembered as a pull: soft penalties and hard projections."""
+"""Regularizers towards past solutions: penalties and projections."""
 
 from jaxcl.regularizers.base import scaled, sum_of
 from jaxcl.regularizers.box import BoxState, box, boxed

@@ -8,12 +8,12 @@ from jaxcl.typing import Regularizer, no_penalty
 
 
 def sum_of(*parts: Regularizer) -> Regularizer:
-    """All of them at once: penalties add, projections follow one another.
+    """The sum of regularizers: penalties add, projections are applied in order.
 
     Regularizers form a monoid under ``sum_of``, with ``Regularizer()`` (or ``sum_of()``)
     as its neutral element; projections commute only where they agree. The state is the
-    tuple of the parts' states. Every part gets the same keys, so that how a sum is
-    bracketed changes nothing.
+    tuple of the parts' states. Every part gets the same keys, so that ``sum_of`` is
+    associative.
 
     Args:
       *parts: in the order in which their projections act.

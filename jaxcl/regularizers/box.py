@@ -1,4 +1,4 @@
-"""A hard pull: no parameter leaves the box around the last solution."""
+"""A hard constraint: each parameter stays in a box around the last solution."""
 
 from typing import NamedTuple
 
@@ -13,10 +13,10 @@ from jaxcl.typing import Params, Regularizer
 
 
 class BoxState(NamedTuple):
-    """Where the box stands."""
+    """The centre of the box."""
 
     anchor: Params  # the parameters at the end of the last task
-    tasks_seen: Int[Array, ""]  # the box is absent while this is zero
+    tasks_seen: Int[Array, ""]  # nothing is clipped while this is zero
 
 
 def box(radius: ScalarLike) -> Regularizer:
@@ -27,12 +27,12 @@ def box(radius: ScalarLike) -> Regularizer:
     after every update, with ``a`` the parameters at the end of the last task; nothing is
     clipped before the first task ends. The box is relative: for a radius below one no
     parameter can change its sign after the first task, and one that is exactly zero
-    stays there. It moves with the anchor, so after ``k`` tasks a parameter may have
-    grown by ``(1 + radius)^k``. Bounds are formed in float32 or better; rounding to a
-    narrower dtype may then leave the box by half a unit in the last place.
+    stays zero. It moves with the anchor, so after ``k`` tasks a parameter may have
+    grown by a factor of ``(1 + radius)^k``. Bounds are computed in float32 or better;
+    rounding to a narrower dtype may exceed them by half a unit in the last place.
 
     Args:
-      radius: relative half width; infinite for no box at all.
+      radius: relative half width; infinite for no constraint.
 
     Returns:
       A regularizer with penalty zero and :class:`BoxState`.
@@ -67,15 +67,15 @@ def box(radius: ScalarLike) -> Regularizer:
 
 
 def boxed(regularizer: Regularizer, radius: ScalarLike) -> Regularizer:
-    """A regularizer of any kind, and a box besides: ``sum_of(regularizer, box(radius))``.
+    """Any regularizer together with a box: ``sum_of(regularizer, box(radius))``.
 
     With :func:`~jaxcl.regularizers.ewc` inside, an adaptive SAM as the gradient, and the
-    penalty taken at the unperturbed parameters, this is Create-and-Find. The box keeps
-    its own anchor (one copy of the parameters), as that of separate-anchor EWC is a
-    mean over tasks and not the last solution.
+    gradient of the penalty at the unperturbed parameters, this is Create-and-Find. The
+    box keeps its own anchor (one copy of the parameters), because that of
+    separate-anchor EWC is a mean over tasks and not the last solution.
 
     Args:
-      regularizer: the soft pull.
+      regularizer: the penalty.
       radius: see :func:`box`.
     """
     return sum_of(regularizer, box(radius))

@@ -1,4 +1,4 @@
-"""Distillation: keep answering as the network did when the last task ended."""
+"""Distillation: keep the outputs of the network at the end of the last task."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -13,7 +13,7 @@ from jaxcl.typing import Batch, Context, Outputs, Params, Regularizer
 
 
 class DistillState(NamedTuple):
-    """The network whose answers are kept."""
+    """The teacher: the network at the end of the last task."""
 
     anchor: Params  # the parameters at the end of the last task
     tasks_seen: Int[Array, ""]  # no penalty while this is zero
@@ -27,7 +27,7 @@ def distill(
     rows: Callable[[Context], Batch] = lambda context: context.batch,
     chunk_size: int | None = None,
 ) -> Regularizer:
-    r"""Keep the outputs on the rows at hand close to those of the last task's network.
+    r"""Keep the outputs on the current rows close to those of the last task's network.
 
     .. math:: \text{strength} \cdot t^2 \,
        \text{KL}(\text{softmax}(z_a / t) \,\|\, \text{softmax}(z / t))
@@ -42,11 +42,10 @@ def distill(
       outputs: ``(params, batch) -> [b, c]`` (or ``[b, l, c]``, averaged over ``l``): what
         to keep, in evaluation mode (without dropout). With several heads give those of
         the earlier tasks, not the current one:
-        :func:`jaxcl.losses.past_heads`. An entry of -inf stands for an answer that is
-        not given, and counts nowhere.
+        :func:`jaxcl.losses.past_heads`. Entries of -inf are ignored.
       strength: nats per nat.
       temperature: above zero; softens both distributions.
-      rows: which rows of the context to look at, the current batch if absent; the replay
+      rows: which rows of the context to use, the current batch if absent; the replay
         is ``lambda context: context.replay``.
       chunk_size: rows whose activations are held at once; all if absent.
 
@@ -56,7 +55,7 @@ def distill(
 
     Raises:
       ValueError: if ``strength`` is a negative number, ``temperature`` not positive or
-        ``chunk_size`` no int of at least 1.
+        ``chunk_size`` not an int of at least 1.
 
     Sources: Li and Hoiem 2016, arXiv:1606.09282, equation 2; Hinton et al. 2015,
     arXiv:1503.02531, section 2, for the factor.

@@ -1,4 +1,4 @@
-r"""Elastic weight consolidation: a quadratic bowl around past solutions.
+r"""Elastic weight consolidation: a quadratic penalty around past solutions.
 
 The unit of strength, here and everywhere in the library::
 
@@ -6,7 +6,7 @@ The unit of strength, here and everywhere in the library::
 
 with ``F_k`` the *mean over single examples* of the squared gradient in task ``k``. With
 strength equal to the number of examples this is the Laplace approximation of the
-posterior. Others differ; :func:`convert_strength` translates:
+posterior. Other systems differ; :func:`convert_strength` converts:
 
 ==================  ==========  ==============================  ==========  =============
 system              their term  their Fisher                    ``halved``  ratio
@@ -27,9 +27,9 @@ TRACE               1/2 F d^2   batch means, sum over epochs    True        E / 
 :func:`~jaxcl.curvature.batched_fisher` of the same ``B`` it is exact: 1, 1 / B and E.
 (c) not a multiple of ours; twice the coefficient is a first guess where p(y) is near 1.
 
-Stability: gradient descent on the bowl alone diverges when
+Stability: gradient descent on the penalty alone diverges when
 ``learning_rate * strength * max(F) > 2``, and ``F`` grows with every task; see
-:func:`largest_stable_strength`. A gradient that flattens (SAM) shrinks the Fisher, so
+:func:`largest_stable_strength`. Sharpness-aware gradients (SAM) shrink the Fisher, so
 tune the strength for each, or use :func:`~jaxcl.curvature.normalised`.
 """
 
@@ -47,7 +47,7 @@ from jaxcl.typing import Params, Regularizer
 
 
 class EwcState(NamedTuple):
-    """A bowl: ``fisher * (params - anchor)^2 + constant`` sums the bowls of all tasks.
+    """The sum of all tasks' quadratics, ``fisher * (params - anchor)^2 + constant``.
 
     Fisher and anchor are trees like the parameters, in float32 or better.
     """
@@ -65,10 +65,10 @@ def ewc(
     decay: ScalarLike | None = None,
     running_mean: bool = False,
 ) -> Regularizer:
-    r"""Hold each parameter near where past tasks left it, as firmly as it mattered.
+    r"""Penalise the distance to past solutions, weighted by the Fisher information.
 
     Without ``decay``: one anchor per task, as in the first paper, at the memory and the
-    cost per step of a single one. A sum of bowls is a bowl,
+    cost per step of a single one. A sum of quadratics is a quadratic,
 
     .. math:: \sum_k F_k (\theta - a_k)^2 = F (\theta - a)^2 + c, \quad
        F = \sum_k F_k, \quad a = \sum_k F_k a_k / F,
@@ -83,7 +83,7 @@ def ewc(
     Before the first task the Fisher is zero, and so is the penalty.
 
     Args:
-      fisher: what measures importance at the end of a task, such as
+      fisher: computes the importance at the end of a task, such as
         ``empirical_fisher(loss)`` or ``exact_fisher(outputs)``.
       strength: see the unit at the top of this module.
       decay: fraction of the old Fisher kept per task, in [0, 1]; None for separate anchors.
@@ -94,9 +94,9 @@ def ewc(
       whatever the number of tasks.
 
     Raises:
-      ValueError: if ``fisher`` is no such function, such as a loss, ``strength`` is a
-        negative number, ``decay`` one outside [0, 1], or both ``decay`` and
-        ``running_mean`` are given.
+      ValueError: if ``fisher`` is not such a function (a loss, for example), ``strength``
+        is negative, ``decay`` is outside [0, 1], or both ``decay`` and ``running_mean``
+        are given.
 
     Sources: Kirkpatrick et al. 2017, arXiv:1612.00796, equation 3; Huszar 2018,
     arXiv:1712.03847, on the sum; Schwarz et al. 2018, arXiv:1805.06370, section 4, online;
@@ -144,7 +144,7 @@ def _add(state, solution, fresh):
     moved = subtract(solution, state.anchor)
 
     def anchor(old, new, old_fisher, share, moved):
-        # Where nothing held before, take the new solution without rounding.
+        # Where the old Fisher is zero, take the new solution without rounding.
         return jnp.where(old_fisher == 0, new, old + share * moved)
 
     between = jax.tree.map(lambda s, m: s * jnp.square(m), share, moved)
@@ -165,7 +165,7 @@ def _replace(state, solution, fresh, kept, added):
 def convert_strength(
     coefficient: ScalarLike, *, halved: bool, ratio: ScalarLike = 1.0
 ) -> Float[Array, ""]:
-    """The strength here that is as strong as a coefficient of another convention.
+    """The strength that equals a coefficient of another convention.
 
     Args:
       coefficient: the lambda of the other system.
@@ -182,7 +182,7 @@ def convert_strength(
 def largest_stable_strength(
     fisher: Params, learning_rate: ScalarLike, *, loss_curvature: ScalarLike = 0.0
 ) -> Float[Array, ""]:
-    r"""The strength above which plain gradient descent on the bowl runs away.
+    r"""The strength above which plain gradient descent on the penalty diverges.
 
     .. math:: (2 / \text{learning rate} - \text{loss curvature}) \, / \max_i F_i
 

@@ -1,4 +1,4 @@
-"""Stay near the slow learner: what I-LoRA adds to replay and an average."""
+"""Feature distillation from averaged parameters, as in I-LoRA."""
 
 from collections.abc import Callable
 
@@ -18,28 +18,29 @@ def feature_distillation(
     rows: Callable[[Context], Batch] = lambda context: context.replay,
     chunk_size: int | None = None,
 ) -> Regularizer:
-    r"""On replayed inputs, keep features close to those of the slow parameters.
+    r"""On replayed inputs, keep features close to those of the averaged parameters.
 
     .. math:: \text{strength} \cdot
        \text{mean} \, (h(x; \theta) - h(x; \theta_{slow}))^2
 
     The mean is over the entries of each feature array, then over arrays, then over
-    rows; the slow side is not differentiated. Without an average the slow parameters
-    are the parameters, and without replay there are no rows: both give zero.
+    rows. Features of the averaged (slow) parameters are not differentiated. Without an
+    average the slow parameters are the parameters, and without replay there are no
+    rows: both give zero.
 
     Args:
       hidden: ``(params, x [b, ...]) -> [b, ...]``, or a tree of such arrays:
         ``model.hidden`` for all layers, ``lambda *args: model.hidden(*args)[-1]`` for
         the last.
       strength: loss per squared feature; the paper's gamma.
-      rows: which rows of the context to look at, the replay if absent.
+      rows: which rows of the context to use, the replay if absent.
       chunk_size: rows whose activations are held at once; all if absent.
 
     Returns:
       A regularizer without state; a step costs one more forward pass over the rows.
 
     Raises:
-      ValueError: if ``strength`` is a negative number or ``chunk_size`` no int of at
+      ValueError: if ``strength`` is a negative number or ``chunk_size`` not an int of at
         least 1.
 
     Source: I-LoRA, arXiv:2402.18865, the second term of its loss.

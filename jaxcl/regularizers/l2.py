@@ -1,4 +1,4 @@
-"""Quadratic pulls without importance: to zero, and to the start."""
+"""Unweighted quadratic penalties: towards zero, and towards the initial parameters."""
 
 from jaxtyping import ScalarLike
 
@@ -8,13 +8,13 @@ from jaxcl.typing import Regularizer
 
 
 def l2(strength: ScalarLike) -> Regularizer:
-    r"""Pull towards zero: ``strength / 2 * |params|^2``.
+    r"""L2 penalty: ``strength / 2 * |params|^2``.
 
     Under plain SGD this is weight decay of ``strength`` (per unit of learning rate).
     Decoupled decay, as in AdamW, is ``optax.add_decayed_weights`` instead.
 
     Args:
-      strength: nats per squared parameter; other libraries often leave out the 1/2, so
+      strength: nats per squared parameter; other libraries often omit the 1/2, so
         their coefficient is half of this one.
 
     Raises:
@@ -30,14 +30,14 @@ def l2(strength: ScalarLike) -> Regularizer:
 
 
 def l2_init(strength: ScalarLike) -> Regularizer:
-    r"""Pull towards the initial parameters: ``strength / 2 * |params - start|^2``.
+    r"""L2 penalty on the distance from the start: ``strength / 2 * |params - start|^2``.
 
-    Keeps a network able to learn rather than keeping what it learnt: the state is the
-    start, and tasks do not change it. For the pull towards the *last* solution use
+    It maintains plasticity; it does not prevent forgetting. The state is the initial
+    parameters, and tasks do not change it. For a penalty towards the *last* solution use
     ``ewc(uniform_importance(), strength, decay=0.0)``.
 
     Args:
-      strength: nats per squared parameter, with the 1/2 that the paper leaves out: its
+      strength: nats per squared parameter, with the 1/2 that the paper omits: its
         coefficient is half of this one.
 
     Raises:

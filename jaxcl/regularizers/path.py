@@ -1,12 +1,12 @@
-r"""Importance gathered on the way: how much loss each parameter's moves took away.
+r"""Path importance: how much each parameter's changes decreased the loss.
 
 Both regularizers here are quadratic penalties in the unit of
 :mod:`jaxcl.regularizers.ewc`, ``strength / 2 * sum_i importance_i (params - anchor)_i^2``,
 so ``strength`` is twice the coefficient of their papers, which have no 1/2. They need no
 pass over the data at the end of a task, and their state does not grow with the tasks.
 
-What a step took away is, to first order, :math:`-g \cdot \Delta\theta` with the gradient of
-the data loss alone and the change really made: :class:`jaxcl.typing.StepRecord` has both.
+The decrease in one step is, to first order, :math:`-g \cdot \Delta\theta` with the gradient
+of the data loss alone and the actual change: :class:`jaxcl.typing.StepRecord` has both.
 """
 
 from typing import NamedTuple
@@ -25,29 +25,30 @@ class SynapticState(NamedTuple):
 
     importance: Params  # Omega: the sum over past tasks
     anchor: Params  # the parameters at the end of the last task, or at the start
-    path: Params  # omega: loss taken away so far in this task
+    path: Params  # omega: decrease of the loss so far in this task
 
 
 def synaptic_intelligence(
     strength: ScalarLike, *, damping: ScalarLike = 0.1
 ) -> Regularizer:
-    r"""SI: a parameter matters by the loss its path took away, per squared distance.
+    r"""SI: importance is the decrease of the loss along the path, per squared distance.
 
     .. math::
        \omega = \sum_t -g_t \, \Delta\theta_t, \qquad
        \Omega \leftarrow \Omega +
        \frac{\max(\omega, 0)}{(\theta_{end} - \theta_{start})^2 + \xi}
 
-    A negative :math:`\omega`, a parameter that moved uphill, counts as zero, as in the
+    A negative :math:`\omega` (changes that raised the loss) counts as zero, as in the
     authors' code.
 
     Args:
       strength: twice the paper's c.
-      damping: :math:`\xi`, above zero; keeps parameters that hardly moved finite.
+      damping: :math:`\xi`, above zero; bounds the importance of parameters that hardly
+        changed.
 
     Returns:
       A regularizer with :class:`SynapticState`; a step costs two passes over the
-      parameters more than EWC's.
+      parameters more than EWC.
 
     Raises:
       ValueError: if ``strength`` is a negative number or ``damping`` not positive.
@@ -68,7 +69,7 @@ def synaptic_intelligence(
 
     def observe(key, state, step, params):
         del key, params
-        path = jax.tree.map(jnp.add, state.path, _taken_away(step))
+        path = jax.tree.map(jnp.add, state.path, _loss_decrease(step))
         return state._replace(path=path)
 
     def end_task(key, state, params, data):
@@ -91,8 +92,8 @@ class WalkState(NamedTuple):
     importance: Params  # of the last task's end: Fisher and score, normalised
     anchor: Params  # the parameters at the end of the last task, or at the start
     fisher: Params  # running mean of squared gradients
-    score: Params  # path score: what earlier tasks left, plus this task's
-    taken: Params  # loss taken away since the last addition to the score
+    score: Params  # path score: that of earlier tasks plus this task's
+    taken: Params  # decrease of the loss since the last addition to the score
     since: Params  # the parameters at that time
     count: Int[Array, ""]  # steps of this task so far; int32
     tasks_seen: Int[Array, ""]  # tasks that have ended; int32
@@ -105,7 +106,7 @@ def riemannian_walk(
     interval: int = 10,
     damping: ScalarLike = 1e-12,
 ) -> Regularizer:
-    r"""RWalk: a running Fisher plus a path score, loss taken away per distance walked.
+    r"""RWalk: a running Fisher plus a path score, the loss decrease per distance.
 
     Every ``interval`` steps, and at the last step of a task whose length is known
     (``progress.num_steps``), a parameter's score gains
@@ -115,11 +116,11 @@ def riemannian_walk(
 
     where :math:`F \leftarrow a F + (1 - a)\, g^2` with the gradient of each step's mean
     loss, from :math:`F = g^2` at the first step. Intervals begin with the task; steps
-    after the last completed one count nowhere. The score ``s`` of a task is averaged with
+    after the last completed one are not counted. The score ``s`` of a task is averaged with
     that of the tasks before it, :math:`\bar s_1 = s_1` and
     :math:`\bar s_k = (\bar s_{k-1} + s_k) / 2`. At the end of a task :math:`\bar s` and
-    ``F`` are divided by their largest entries, which brings both into [0, 1], and added up
-    to the importance.
+    ``F`` are divided by their largest entries, so that both are in [0, 1], and their sum
+    is the importance.
 
     Args:
       strength: twice the paper's lambda.
@@ -160,12 +161,12 @@ def riemannian_walk(
         last = step.progress.step + 1 == step.progress.num_steps
         due = (count % interval == 0) | last
         first = (state.count == 0) & (state.tasks_seen == 0)
-        kept = jnp.where(first, 0.0, fisher_decay)  # from zero F would be too small
+        kept = jnp.where(first, 0.0, fisher_decay)  # a start from zero would bias F
         follow = lambda old, grad: (
             kept * old + (1 - kept) * jnp.square(wide(grad))
         ).astype(old.dtype)
         fisher = jax.tree.map(follow, state.fisher, step.grads)
-        taken = jax.tree.map(jnp.add, state.taken, _taken_away(step))
+        taken = jax.tree.map(jnp.add, state.taken, _loss_decrease(step))
 
         def add(score, taken, fisher, now, since):
             walked = 0.5 * fisher * jnp.square(wide(now) - since) + damping
@@ -184,7 +185,7 @@ def riemannian_walk(
 
     def end_task(key, state, params, data):
         del key, data
-        # The score in state is twice the average, but for the first task.
+        # The score in the state is twice the average, except for the first task.
         both = _by_largest(state.fisher), _by_largest(state.score)
         share = jnp.where(state.tasks_seen == 0, 1.0, 0.5)
         return state._replace(
@@ -200,8 +201,8 @@ def riemannian_walk(
     return Regularizer(init, penalty, observe=observe, end_task=end_task)
 
 
-def _taken_away(step):
-    """``-g * change`` of each parameter: what a step took away, to first order."""
+def _loss_decrease(step):
+    """``-g * change`` of each parameter: the decrease of the loss, to first order."""
     return jax.tree.map(lambda g, move: -wide(g) * wide(move), step.grads, step.updates)
 
 

@@ -59,8 +59,8 @@ def test_projecting_twice_is_projecting_once():
             assert once[name].dtype == anchor[name].dtype
 
 
-def test_any_regularizer_can_be_boxed_and_keeps_its_own_pull():
-    """Oracles: the pull of the part alone, and the box alone, after two tasks.
+def test_any_regularizer_can_be_boxed_and_keeps_its_own_penalty():
+    """Oracles: the penalty of the part alone, and the box alone, after two tasks.
 
     The anchor of separate EWC is a mean over tasks; the box stands at the last one.
     """

@@ -134,16 +134,16 @@ def test_answers_to_sequences_are_averaged_over_positions():
 
 
 @pytest.mark.parametrize("chunk_size", [1, 2, 3])
-def test_rows_in_chunks_give_the_same_pull(chunk_size):
+def test_rows_in_chunks_give_the_same_penalty(chunk_size):
     """Oracle: all rows at once, value and gradient."""
     for build in (
         functools.partial(distill, outputs),
         functools.partial(feature_distillation, hidden),
     ):
-        pulls = [build(0.5), build(0.5, chunk_size=chunk_size)]
+        built = [build(0.5), build(0.5, chunk_size=chunk_size)]
         found = [
-            jax.value_and_grad(pull.penalty, argnums=1)(learned(pull), NEW, CONTEXT)
-            for pull in pulls
+            jax.value_and_grad(part.penalty, argnums=1)(learned(part), NEW, CONTEXT)
+            for part in built
         ]
         np.testing.assert_allclose(found[1][0], found[0][0], rtol=1e-6)
         np.testing.assert_allclose(
@@ -155,7 +155,7 @@ def test_nothing_is_kept_before_the_first_task_nor_without_rows():
     """Oracle: zero value and gradient; also at the old network itself."""
     regularizer = distill(outputs, 1.0)
 
-    def pull(state, params, context):
+    def penalty(state, params, context):
         both = jax.value_and_grad(regularizer.penalty, argnums=1)
         value, grad = both(state, params, context)
         return value, jnp.abs(grad["w"]).max()
@@ -163,7 +163,7 @@ def test_nothing_is_kept_before_the_first_task_nor_without_rows():
     state = learned(regularizer)
     empty = CONTEXT._replace(batch=BATCH._replace(weight=jnp.zeros(4)))
     none = CONTEXT._replace(batch=at(slice(0), BATCH))
-    run = jax.jit(pull)
+    run = jax.jit(penalty)
     assert run(regularizer.init(OLD, ()), NEW, CONTEXT) == (0.0, 0.0)
     assert run(state, NEW, empty) == (0.0, 0.0)
     assert run(state, NEW, none) == (0.0, 0.0)

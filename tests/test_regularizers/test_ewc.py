@@ -60,7 +60,7 @@ def value_and_gradient(regularizer):
 
 
 @pytest.mark.parametrize("decay", [None, 0.7, 0.0], ids=["separate", "online", "last"])
-def test_the_bowl_is_the_list_of_all_anchors(decay):
+def test_the_quadratic_is_the_sum_over_all_anchors(decay):
     """Oracle: a Python loop over a list of anchors and Fishers, in 64-bit numpy."""
     values, grads = value_and_gradient(ewc(read_fisher, STRENGTH, decay=decay))
     for seen in range(1, TASKS + 1):
@@ -96,15 +96,15 @@ def test_a_running_mean_weighs_all_tasks_alike():
 
 
 def test_separate_and_online_anchors_part_after_the_second_task():
-    """Law: without decay one task is one bowl; negative control: two are not."""
+    """Law: without decay one task is one quadratic; negative control: two are not."""
     separate, _ = value_and_gradient(ewc(read_fisher, STRENGTH))
     online, _ = value_and_gradient(ewc(read_fisher, STRENGTH, decay=1.0))
     np.testing.assert_allclose(separate[0], online[0], rtol=1e-6)
     assert abs(separate[1] - online[1]) > 1e-2 * abs(separate[1])
 
 
-def test_nothing_pulls_before_the_first_task_or_without_strength():
-    """Oracle: zero, exactly; negative control: with both there is a pull."""
+def test_there_is_no_penalty_before_the_first_task_or_without_strength():
+    """Oracle: zero, exactly; negative control: with both there is a penalty."""
     regularizer = ewc(read_fisher, STRENGTH)
     state = regularizer.init(at(0, SOLUTIONS), ())
     value = lambda r, s: r.penalty(s, POINT, None)
@@ -172,22 +172,22 @@ def test_the_step_costs_the_same_after_many_tasks():
 
 
 def test_strengths_and_seeds_are_vmapped():
-    """Law: a grid by vmap equals its members; the pull is linear in the strength."""
+    """Law: a grid by vmap equals its members; the penalty is linear in the strength."""
 
-    def pull(strength, decay):
+    def penalty(strength, decay):
         regularizer = ewc(read_fisher, strength, decay=decay)
         state = jax.tree.map(lambda leaf: leaf[-1], states_after_each_task(regularizer))
         return regularizer.penalty(state, POINT, None)
 
     strengths, decays = jnp.array([0.0, 1.0, 2.0]), jnp.array([1.0, 0.5])
-    grid = jax.vmap(jax.vmap(pull, (None, 0)), (0, None))
+    grid = jax.vmap(jax.vmap(penalty, (None, 0)), (0, None))
     table = jax.jit(grid)(strengths, decays)
     np.testing.assert_allclose(table[2], 2 * table[1], rtol=1e-6)
     np.testing.assert_array_equal(table[0], 0.0)
     assert table[1, 0] > table[1, 1]
 
 
-def test_the_pull_keeps_an_old_task_and_its_absence_does_not(key):
+def test_the_penalty_keeps_an_old_task_and_training_without_it_does_not(key):
     """Oracle: the loss of the first task after learning its opposite."""
     inputs = jnp.asarray(draw(8, 40, 3))
     labels = (inputs[:, 0] > 0).astype(jnp.int32)
@@ -215,7 +215,7 @@ def test_the_pull_keeps_an_old_task_and_its_absence_does_not(key):
 
 
 def quadratic(fisher, strength, learning_rate):
-    """Distance from the anchor after 200 steps of gradient descent on the bowl."""
+    """Distance from the anchor after 200 steps of gradient descent on the penalty."""
     zeros = jax.tree.map(jnp.zeros_like, fisher)
     state = EwcState(zeros, fisher, jnp.zeros(()), jnp.ones((), jnp.int32))
     slope = jax.grad(ewc(read_fisher, strength).penalty, argnums=1)
@@ -225,7 +225,7 @@ def quadratic(fisher, strength, learning_rate):
 
 
 def test_the_largest_stable_strength_parts_rest_from_flight():
-    """Oracle: gradient descent on the bowl itself, at both sides of the limit."""
+    """Oracle: gradient descent on the penalty itself, at both sides of the limit."""
     fisher = {"a": jnp.array([0.5, 4.0]), "b": jnp.array([[1.0]])}
     limit = largest_stable_strength(fisher, 0.1)
     np.testing.assert_allclose(limit, 2 / (0.1 * 4.0))

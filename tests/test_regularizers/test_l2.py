@@ -8,14 +8,14 @@ START = {"w": jnp.array([1.0, -2.0]), "b": jnp.array([3.0])}
 POINT = {"w": jnp.array([2.0, 0.0]), "b": jnp.array([1.0])}
 
 
-def test_l2_pulls_to_zero_with_the_half():
+def test_l2_penalises_the_norm_with_the_half():
     """Oracle: 0.4 / 2 * (4 + 0 + 1), and a gradient of 0.4 times the parameters."""
     value, grad = jax.value_and_grad(lambda p: l2(0.4).penalty((), p, None))(POINT)
     np.testing.assert_allclose(value, 1.0, rtol=1e-6)
     np.testing.assert_allclose(grad["w"], 0.4 * POINT["w"], rtol=1e-6)
 
 
-def test_l2_init_pulls_to_the_start_for_ever(key):
+def test_l2_init_penalises_the_distance_from_the_start_for_ever(key):
     """Oracle: 0.4 / 2 * (1 + 4 + 4), before and after a task."""
     part = l2_init(0.4)
     state = part.init(START, ())
