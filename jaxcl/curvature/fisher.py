@@ -1,8 +1,8 @@
-r"""The diagonal of the Fisher information: how much each parameter matters.
+r"""The diagonal of the Fisher information, as importance of the parameters.
 
 A *Fisher* here is a function ``(key, params, task) -> tree like params``; the functions
 of this module configure one. All are weighted means over single examples, so padding
-counts nowhere, and all share one unit, nats per squared parameter and example:
+is ignored, and all have one unit, nats per squared parameter and example:
 
 ======================  ==========================================================
 :func:`empirical_fisher`  labels as given: ``mean_n (d log p(y_n | x_n))^2``
@@ -12,14 +12,15 @@ counts nowhere, and all share one unit, nats per squared parameter and example:
 :func:`batched_fisher`    squared gradient of batch means: a common mistake
 ======================  ==========================================================
 
-The square stands inside the mean. Squaring the gradient of a batch mean instead lets the
-examples cancel: near an optimum it is smaller by up to the batch size, and it depends
-on it. The empirical and the exact Fisher differ wherever the model is unsure of, or wrong
-about, the given labels (Kunstner et al. 2019, arXiv:1905.12558).
+The square is inside the mean. If the gradient of a batch mean is squared instead, examples
+cancel: near an optimum the result is smaller by up to the batch size, and depends on it.
+The empirical and the exact Fisher differ where the model is uncertain of, or wrong about,
+the given labels (Kunstner et al. 2019, arXiv:1905.12558).
 
-Cost: about one pass forward and back (``exact``: one back per class), as dense layers
-need no per-example gradients (:mod:`jaxcl.curvature.per_example`). Rows are taken in chunks
-whose sums are accumulated, so memory does not grow with the number of examples.
+Cost: about one forward and one backward pass (``exact``: one backward pass per class), as
+dense layers need no per-example gradients (:mod:`jaxcl.curvature.per_example`). Rows are
+processed in chunks whose sums are accumulated, so memory does not grow with the number of
+examples.
 """
 
 from collections.abc import Callable
@@ -39,9 +40,9 @@ from jaxcl.typing import Batch, Key, Loss, Outputs, Params
 #: ``(key, params, task) -> fisher``, a tree like ``params`` in float32 or better.
 Fisher = Callable[[Key, Params, Batch], Params]
 
-#: Rows worked on at once, and entries of ordinary per-example gradients held at once,
+#: Rows processed at once, and entries of ordinary per-example gradients held at once,
 #: when the chunk size is not given. XLA's batched outer products are slow on a CPU
-#: (measured: 4 to 20 times slower than row by row), and what fills an accelerator.
+#: (measured: 4 to 20 times slower than row by row), and an accelerator needs them.
 _MOST_ROWS = 512
 _MOST_ENTRIES = {"cpu": 2**18}
 _MOST_ENTRIES_ELSEWHERE = 2**26
@@ -57,7 +58,8 @@ def example_gradients(key: Key, loss: Loss, params: Params, batch: Batch) -> Par
       batch: rows ``[b, ...]``; weights are ignored.
 
     Returns:
-      A tree like ``params`` with leaves ``[b, ...]``: mind the memory.
+      A tree like ``params`` with leaves ``[b, ...]``: ``b`` times the memory of one
+      gradient.
     """
     keys = _row_keys(key, jnp.arange(num_rows(batch)))
     return jax.vmap(jax.grad(of_one(loss)), in_axes=(None, 0, 0))(params, batch, keys)
@@ -78,8 +80,8 @@ def empirical_fisher(
         is to be a Fisher information. Any other loss works too.
       num_examples: size of a random subset of the task's real rows, drawn without
         replacement; all rows if absent.
-      chunk_size: rows worked on at once; chosen by the size of the model if absent. It
-        need not divide the number of rows, and changes nothing but speed and memory.
+      chunk_size: rows processed at once; chosen by the size of the model if absent. It
+        need not divide the number of rows, and affects only speed and memory.
 
     Returns:
       A :data:`Fisher`; zero for a task of padding.
@@ -107,7 +109,7 @@ def sampled_fisher(
     num_examples: int | None = None,
     chunk_size: int | None = None,
 ) -> Fisher:
-    r"""Mean squared gradient of the log-likelihood of labels that the model draws.
+    r"""Mean squared gradient of the log-likelihood of labels drawn from the model.
 
     .. math:: F = E_n E_{y \sim p(\cdot | x_n)} (\partial \log p(y | x_n))^2
 
@@ -158,7 +160,7 @@ def exact_fisher(
     .. math:: F = E_n \sum_c p(c | x_n) (\partial \log p(c | x_n))^2
 
     This is the diagonal of the Fisher information, and of the Gauss-Newton matrix of the
-    cross-entropy. The given labels are not looked at.
+    cross-entropy. The given labels are not used.
 
     Args:
       outputs: ``(params, batch) -> logits [b, c]``.
@@ -195,9 +197,9 @@ def most_likely_fisher(
 
     .. math:: F = E_n (\partial \log \max_c p(c | x_n))^2
 
-    What several codes of EWC compute in place of an expectation over labels: near
-    :func:`exact_fisher` where the model is sure, smaller where it is not. The given labels
-    are not looked at.
+    Several implementations of EWC use it in place of an expectation over labels. It is near
+    :func:`exact_fisher` where the model is confident, and smaller elsewhere. The given
+    labels are not used.
 
     Args:
       outputs: ``(params, batch) -> logits [b, c]``.
@@ -229,7 +231,7 @@ def output_sensitivity(
     num_examples: int | None = None,
     chunk_size: int | None = None,
 ) -> Fisher:
-    r"""How much each parameter moves the outputs: the importance of MAS. Not a Fisher.
+    r"""The sensitivity of the outputs to each parameter, as in MAS. Not a Fisher.
 
     .. math:: \Omega = E_n \, | \partial \|f(x_n)\|_2^2 / \partial \theta |
 
@@ -267,7 +269,7 @@ def batched_fisher(
 
     Several libraries use this for EWC. Its expectation is ``F / B + (1 - 1/B) g^2`` with
     the empirical Fisher ``F`` and the full gradient ``g``: it shrinks with the batch
-    size ``B`` as ``g`` vanishes. Here only to compare with, and to reproduce them.
+    size ``B`` as ``g`` vanishes. Provided for comparison, and to reproduce their results.
 
     Args:
       loss: ``(params, batch, keys [b]) -> [b]``.
@@ -360,7 +362,7 @@ def _mean_over_chunks(squared, key, params, task, num_examples, chunk_size):
 
 
 def _row_order(key, weight, num_examples):
-    """Numbers of the rows to use; a random choice of real rows if only some are."""
+    """Numbers of the rows to use: all, or a random subset of the real ones."""
     rows = weight.shape[0]
     if num_examples is None or num_examples >= rows:
         return jnp.arange(rows)

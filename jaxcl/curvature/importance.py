@@ -1,8 +1,8 @@
-"""Importance: what an EWC-like pull may use in place of a Fisher, or make of one.
+"""Importance weights for EWC-like penalties, in place of a Fisher or derived from one.
 
-Each function here configures a :data:`~jaxcl.curvature.fisher.Fisher`, so that the place of
-the Fisher in a method can be asked about: its scale (:func:`normalised`), its pattern
-(:func:`shuffled`), or all of it (:func:`uniform_importance`).
+Each function here configures a :data:`~jaxcl.curvature.fisher.Fisher`. They are controls
+for the role of the Fisher in a method: its scale (:func:`normalised`), its pattern
+(:func:`shuffled`), or both (:func:`uniform_importance`).
 """
 
 from collections.abc import Callable
@@ -28,7 +28,7 @@ def mean_entry(fisher: Params) -> Float[Array, ""]:
 
 
 def largest_entry(fisher: Params) -> Float[Array, ""]:
-    """Largest of all entries, what bounds the step size; zero for an empty tree."""
+    """Largest of all entries, which bounds the step size; zero for an empty tree."""
     tops = [jnp.max(leaf, initial=0) for leaf in jax.tree.leaves(fisher)]
     return jnp.max(jnp.stack(tops), initial=0) if tops else jnp.zeros((), jnp.float32)
 
@@ -38,21 +38,21 @@ def normalised(
 ) -> Fisher:
     """A Fisher divided by its own size, so that strengths can be compared.
 
-    Methods that flatten also shrink the Fisher that their penalty is weighted by (SAM
-    can make it several times smaller), so one strength means different pulls. After
-    this, it does not, at a price: every task counts the same, where the Laplace
-    view lets a task that is hardly curved hold on less. Papers do not divide; nor does
-    the library unless asked.
+    Sharpness-aware methods also shrink the Fisher that weights their penalty (SAM can make
+    it several times smaller), so that equal strengths are not comparable. Division makes
+    them comparable. In return every task has the same weight, whereas in the Laplace
+    approximation a task with low curvature has less. Papers do not divide; nor does the
+    library by default.
 
-    What to divide by, and what the strength then is:
+    Divisors, and the meaning of the strength:
 
     - :func:`mean_entry` (default): the average entry is 1, so the strength is that
-      of an L2 pull of the same average stiffness, whatever the model's size. Take this to
+      of an L2 penalty with the same average curvature, for any model size. Use this to
       compare gradients, models or tasks.
-    - :func:`largest_entry`: the stiffest entry is 1, so one task's pull is stable under SGD
-      while ``learning_rate * strength < 2``. One outlier sets the scale.
-    - :func:`trace`: the entries sum to 1, so the pull is shared out: a model with
-      more parameters holds each of them less.
+    - :func:`largest_entry`: the largest entry is 1, so one task's penalty is stable under
+      SGD while ``learning_rate * strength < 2``. One outlier sets the scale.
+    - :func:`trace`: the entries sum to 1, so that in a model with more parameters each of
+      them is penalised less.
 
     Args:
       fisher: what to divide.
@@ -70,7 +70,7 @@ def normalised(
 
 
 def uniform_importance() -> Fisher:
-    """Every parameter matters the same: entries of one. EWC becomes L2 to the past."""
+    """Ones for all parameters. EWC becomes L2 towards past solutions."""
 
     def ones(key, params, task):
         del key, task
@@ -80,9 +80,9 @@ def uniform_importance() -> Fisher:
 
 
 def shuffled(fisher: Fisher) -> Fisher:
-    """The same entries at random places of their leaf: keeps the scale, loses the rest.
+    """The same entries, permuted at random within each leaf: only the scale is kept.
 
-    The control for the question whether it matters *which* parameters are held.
+    The control for the question whether it matters *which* parameters are penalised.
     """
 
     def permuted(key, params, task):

@@ -1,17 +1,16 @@
-"""Sums of squared per-example gradients without the gradients, where algebra allows.
+"""Sums of squared per-example gradients, without the gradients for dense layers.
 
 For a dense layer ``z = x W`` of one example the gradient is an outer product, ``x d^T``
 with ``d = dL/dz``. So the sum of its squares over examples is one matrix product,
 
     sum_b w_b (x_b d_b^T)^2 = (x^2)^T (w d^2),
 
-and the ``[b, *W.shape]`` array of per-example gradients need not exist. Nothing has to
-be known about the model: its program (the jaxpr of ONE example) is read, every
-parameter leaf that is used exactly once, as an operand of a plain vector-matrix product,
-is recognised, and a zero is added to that product's result; the derivative with respect
-to the zero is ``d``. All other leaves (biases, convolutions, weights that are shared or
-applied to several positions of one example) take the ordinary gradient under ``vmap``. The
-numbers are the same either way.
+and the ``[b, *W.shape]`` array of per-example gradients is not needed. This works for any
+model: in its program (the jaxpr of ONE example), every parameter leaf that is used exactly
+once, as an operand of a plain vector-matrix product, is found, and a zero is added to that
+product's result; the derivative with respect to the zero is ``d``. For all other leaves
+(biases, convolutions, weights that are shared or applied to several positions of one
+example) the ordinary gradient under ``vmap`` is used. The numbers are the same either way.
 
 Source: Goodfellow 2015, "Efficient per-example gradient computations",
 arXiv:1510.01799, section 5, for the outer product; here for squares of entries.
@@ -44,21 +43,21 @@ _VIEWS = {
 
 
 class Site(NamedTuple):
-    """The one vector-matrix product through which a parameter leaf acts."""
+    """The only vector-matrix product in which a parameter leaf is used."""
 
     leaf: int  # which leaf of the parameters
     equation: int  # which equation of the program
     side: int  # whether the leaf is the left (0) or right (1) operand
-    views: tuple[Any, ...]  # transposes and reshapes on the way from leaf to operand
+    views: tuple[Any, ...]  # transposes and reshapes between leaf and operand
 
 
 class Program(NamedTuple):
-    """One example's values as a flat list of equations, read and understood."""
+    """One example's values as a flat list of equations, with the sites found in it."""
 
     jaxpr: Any  # inputs: leaves of the parameters, then leaves of the row
     sites: tuple[Site, ...]
     num_values: int  # m
-    num_plain: int  # entries of the leaves that take the ordinary gradient
+    num_plain: int  # entries of the leaves that need the ordinary gradient
 
 
 def read_program(function: WeightedValues, params: Params, rows: PyTree) -> Program:
@@ -113,7 +112,7 @@ def sum_squared_gradients(
     .. math:: \sum_b \sum_m w_{bm} \, (\partial v_{bm} / \partial \theta)^2
 
     Args:
-      program: what :func:`read_program` made of the function, for rows of these shapes.
+      program: from :func:`read_program`, for rows of these shapes.
       params: where to differentiate.
       rows: leaves ``[b, ...]``.
       of: another function than the square for which ``f(x d) = f(x) f(d)``: ``jnp.abs``
@@ -191,7 +190,7 @@ def _outer(site, eqn, inputs, deltas, leaf, of):
 
 
 def _evaluate(program, arguments, taps):
-    """Run a jaxpr with nested jits unfolded; add ``taps[i]`` to equation i's result.
+    """Run a jaxpr with nested jits inlined; add ``taps[i]`` to equation i's result.
 
     Returns:
       The results, and the operands of every tapped equation.

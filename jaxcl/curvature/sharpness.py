@@ -1,4 +1,4 @@
-"""How sharp the loss is at a point: worst nearby value, and largest curvature."""
+"""Sharpness of the loss at a point: rise within a radius, and largest curvature."""
 
 from collections.abc import Callable
 
@@ -17,12 +17,12 @@ def sam_sharpness(
 
     .. math:: L(\theta + \rho\, g / \|g\|_2) - L(\theta)
 
-    This is the first-order stand-in for the worst loss within distance ``rho`` that SAM
-    minimises, not that maximum itself.
+    This is the first-order approximation of the worst loss within distance ``rho`` that
+    SAM minimises, not that maximum itself.
 
     Args:
-      loss: mean loss over a fixed batch; it must not shuffle or drop out.
-      params: the point to look at.
+      loss: mean loss over a fixed batch; it must be deterministic (no dropout).
+      params: the point to evaluate at.
       rho: length of the step, in units of the parameters.
 
     Returns:
@@ -52,14 +52,14 @@ def top_eigenvalue(
 
     Args:
       key: draws the starting direction.
-      loss: mean loss over a fixed batch; it must not shuffle or drop out.
-      params: the point to look at.
+      loss: mean loss over a fixed batch; it must be deterministic (no dropout).
+      params: the point to evaluate at.
       num_steps: steps of the iteration, one Hessian-vector product each, and one more at
         the end; the error shrinks like ``|second / first| ** (2 * num_steps)``.
 
     Returns:
-      [] in units of loss per squared parameter; negative if the largest curvature is
-      downward, and 0 where the Hessian is zero.
+      [] in units of loss per squared parameter; negative if the curvature of largest
+      magnitude is, and 0 where the Hessian is zero.
 
     Raises:
       ValueError: if ``num_steps`` is below 1.

@@ -23,7 +23,7 @@ PARAMS = {"a": jnp.array([[1.0, 2.0]]), "b": jnp.array([-1.0])}
 
 @pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.parametrize(
-    "spectrum", [(3.0, 1.0, 0.5), (-4.0, 2.0, 1.0)], ids=["bowl", "saddle"]
+    "spectrum", [(3.0, 1.0, 0.5), (-4.0, 2.0, 1.0)], ids=["minimum", "saddle"]
 )
 def test_top_eigenvalue_recovers_a_chosen_spectrum(spectrum, seed):
     """Oracle: a quadratic whose Hessian we built from its eigenvalues."""
@@ -60,10 +60,10 @@ def test_top_eigenvalue_of_a_network_is_that_of_its_dense_hessian():
     np.testing.assert_allclose(found, largest, rtol=1e-3)
 
 
-def test_sam_sharpness_of_a_bowl_has_a_closed_form():
+def test_sam_sharpness_of_a_quadratic_has_a_closed_form():
     """Oracle: on |x|^2 / 2 the rise is rho |x| + rho^2 / 2."""
-    bowl = lambda params: 0.5 * sum(jnp.sum(leaf**2) for leaf in params.values())
-    rise = jax.jit(jax.vmap(lambda rho: sam_sharpness(bowl, PARAMS, rho)))
+    quadratic = lambda params: 0.5 * sum(jnp.sum(leaf**2) for leaf in params.values())
+    rise = jax.jit(jax.vmap(lambda rho: sam_sharpness(quadratic, PARAMS, rho)))
     rho = jnp.array([0.0, 0.1, 1.0])
     np.testing.assert_allclose(rise(rho), rho * 6**0.5 + rho**2 / 2, rtol=1e-5)
 
