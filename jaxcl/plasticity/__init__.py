@@ -1,4 +1,4 @@
-"""What keeps a network able to learn, and how to see whether it still is."""
+"""Plasticity: resets that maintain it, and measures of it."""
 
 from jaxcl.plasticity.continual_backprop import (
     Traces,

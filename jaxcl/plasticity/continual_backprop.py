@@ -1,4 +1,4 @@
-"""Continual backpropagation: the least useful units make room, a few at a time."""
+"""Continual backpropagation: reset the least useful units, a few at a time."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -21,22 +21,22 @@ from jaxcl.typing import Key, Params, Reset, Units
 
 
 class Traces(NamedTuple):
-    """What is remembered about the units of one layer."""
+    """Running statistics of the units of one layer."""
 
-    utility: Float[Array, " width"]  # running mean, not yet corrected for its start
+    utility: Float[Array, " width"]  # running mean, without bias correction
     mean: Float[Array, " k"]  # running mean of the activations, [copies * width], same
-    age: Int[Array, " width"]  # steps since the unit was born
-    pending: Float[Array, ""]  # replacements that are due; a fraction below one is kept
+    age: Int[Array, " width"]  # steps since the unit was reset
+    pending: Float[Array, ""]  # resets that are due; a fraction below one is kept
 
 
-#: ``(h [b, ..., k], mean [k], weight [b], reads [width], writes [k]) -> [k]``: how much
-#: each activation is worth on this batch. ``reads`` and ``writes`` are the mean absolute
-#: incoming and outgoing weights; ``k = copies * width``, and copies are added up.
+#: ``(h [b, ..., k], mean [k], weight [b], reads [width], writes [k]) -> [k]``: the utility
+#: of each activation on this batch. ``reads`` and ``writes`` are the mean absolute
+#: incoming and outgoing weights; ``k = copies * width``, and copies are summed.
 Utility = Callable[[Array, Array, Array, Array, Array], Array]
 
 
 def contribution(h, mean, weight, reads, writes):
-    """``mean|w_out| * mean_x|h|``: how much a unit moves the next layer.
+    """``mean|w_out| * mean_x|h|``: the contribution of a unit to the next layer.
 
     Reference: Dohare et al. 2024 (Nature 632, 768), equation 1.
     """
@@ -47,9 +47,9 @@ def contribution(h, mean, weight, reads, writes):
 def adaptable_contribution(h, mean, weight, reads, writes):
     """``mean|w_out| * mean_x|h - mean h| / mean|w_in|``.
 
-    What a unit's *changes* contribute, times how fast it can change: the constant part
-    could as well be a bias, and small incoming weights turn quickly. A unit that reads
-    nothing has utility zero.
+    The contribution of a unit's *variation*, times its adaptability: the mean activation
+    could be replaced by a bias, and small incoming weights change quickly. A unit without
+    incoming weights has utility zero.
 
     Reference: Dohare et al. 2021, arXiv:2108.06325.
     """
@@ -68,9 +68,9 @@ def continual_backprop(
     decay: ScalarLike = 0.99,
     utility: Utility = adaptable_contribution,
 ) -> Reset:
-    r"""Replace the least useful of the mature units, ``rate`` of them per step.
+    r"""Reset the mature units of least utility, a fraction ``rate`` of them per step.
 
-    Each layer follows, with :math:`a_i` the age of unit :math:`i` and
+    Each layer tracks, with :math:`a_i` the age of unit :math:`i` and
     :math:`\hat f = f / (1 - \eta^a)`, :math:`\hat u = u / (1 - \eta^a)`,
 
     .. math::
@@ -80,25 +80,25 @@ def continual_backprop(
                  {\mathrm{mean} |w^{in}_i|}
 
     and adds ``rate`` times the number of units older than ``maturity`` to a counter. For
-    every whole unit in the counter the eligible unit of least :math:`\hat u` is replaced:
-    fresh incoming weights and bias, zero outgoing weights, zero traces and age; its mean
-    contribution :math:`\hat f_i w^{out}_i` moves to the next layer's bias, if it has one,
-    so that the network stays the same on average. The optimizer's statistics of its
-    weights are cleared. (The authors' public code zeroes the trace before that move, which
-    makes the move void; here it has its effect.)
+    every integer unit of the counter the eligible unit of least :math:`\hat u` is reset:
+    new incoming weights and bias, zero outgoing weights, zero traces and age. Its mean
+    contribution :math:`\hat f_i w^{out}_i` is added to the next layer's bias, if it has
+    one, so that the outputs stay the same on average. The optimizer's statistics of its
+    weights are cleared. (The authors' public code zeroes the trace before that addition,
+    which then has no effect.)
 
     Args:
       hidden: ``(params, x [b, ...]) -> tuple`` of hidden activations ``[b, ...]``.
       units: where the units of the first ``len(units)`` activations live.
       init: ``(key) -> params``, draws a fresh network.
-      rate: share of the mature units replaced per step, in [0, 1].
-      maturity: steps during which a new unit is safe.
-      decay: :math:`\eta`, share of the running means kept per step.
-      utility: the worth of a unit; :func:`adaptable_contribution`, the formula above, or
+      rate: fraction of the mature units that is reset per step, in [0, 1].
+      maturity: steps during which a new unit is not reset.
+      decay: :math:`\eta`, fraction of the running means kept per step.
+      utility: of a unit; :func:`adaptable_contribution`, the formula above, or
         :func:`contribution`.
 
     Cost: one forward pass at the new parameters and one pass over the kernels per step; a
-    fresh network only at steps that replace something.
+    new network only at steps that reset something.
 
     Raises:
       ValueError: if ``units`` is empty, ``rate`` or ``decay`` is outside [0, 1], or
@@ -113,7 +113,7 @@ def continual_backprop(
     check_number("continual_backprop", maturity=maturity)
 
     def reset(key, state, params, batch):
-        real = jnp.any(batch.weight > 0)  # padding is no experience
+        real = jnp.any(batch.weight > 0)  # a batch of padding changes nothing
         seen = tuple(
             _observe(layer, traces, params, h, batch.weight, decay, utility)
             for layer, traces, h in zip(
@@ -200,7 +200,7 @@ def _lowest(worth, eligible, count):
 
 
 def _forget(layer, traces, chosen):
-    """Traces of newborn units start over, and the counter pays for them."""
+    """Zero the traces of units that were reset, and subtract them from the counter."""
     return Traces(
         utility=jnp.where(chosen, 0.0, traces.utility),
         mean=jnp.where(jnp.tile(chosen, layer.copies), 0.0, traces.mean),

@@ -1,6 +1,6 @@
-"""Signs of a network that is losing, or keeping, its ability to learn.
+"""Measures of plasticity, the ability to learn.
 
-All of them look at a fixed probe batch. Rows of weight zero are padding.
+All are computed on a fixed probe batch. Rows of weight zero are padding.
 """
 
 from collections.abc import Callable
@@ -20,23 +20,23 @@ Features = tuple[Float[Array, "b ..."], ...]
 
 
 def dead_fraction(features: Features, weight: Float[Array, " b"]) -> Float[Array, ""]:
-    """Share of units, over all layers, whose activation is zero on every row.
+    """Fraction of units, over all layers, whose activation is zero on every row.
 
-    Such a ReLU unit passes no gradient back on this batch. A batch of padding lights
-    nobody, so the share is 1.
+    Such a ReLU unit passes no gradient back on this batch. On a batch of padding the
+    fraction is 1.
 
     Args:
       features: hidden activations ``[b, ..., units]``, one entry per layer.
       weight: [b] row weights.
     """
     activity = jnp.concatenate([mean_over_rows(jnp.abs(h), weight) for h in features])
-    return _share(activity == 0, activity)
+    return _fraction(activity == 0, activity)
 
 
 def dormant_fraction(
     features: Features, weight: Float[Array, " b"], tau: ScalarLike
 ) -> Float[Array, ""]:
-    """Share of units, over all layers, with :func:`dormancy_score` of at most ``tau``.
+    """Fraction of units, over all layers, with :func:`dormancy_score` of at most ``tau``.
 
     Raises:
       ValueError: if ``tau`` is negative or not finite.
@@ -46,11 +46,11 @@ def dormant_fraction(
     check_number("dormant_fraction", tau=tau)
     scores = [dormancy_score(mean_over_rows(jnp.abs(h), weight)) for h in features]
     score = jnp.concatenate(scores)
-    return _share(score <= tau, score)
+    return _fraction(score <= tau, score)
 
 
-def _share(flags, values):
-    """The share of flags; not a number where a value is none: the network has diverged."""
+def _fraction(flags, values):
+    """The fraction of flags; NaN if a value is NaN, as in a network that has diverged."""
     share = jnp.mean(flags, dtype=jnp.float32)
     return jnp.where(jnp.any(jnp.isnan(values)), jnp.nan, share)
 
@@ -58,7 +58,7 @@ def _share(flags, values):
 def singular_values(
     matrix: Float[Array, "b d"], weight: Float[Array, " b"]
 ) -> Float[Array, " k"]:
-    """Singular values of the rows scaled by ``sqrt(weight)``, falling; ``k = min(b, d)``.
+    """Singular values of rows scaled by ``sqrt(weight)``, descending; ``k = min(b, d)``.
 
     The rows are not centred.
     """
@@ -98,7 +98,7 @@ def stable_rank(values: Float[Array, " k"]) -> Float[Array, ""]:
 
 
 def srank(values: Float[Array, " k"], *, delta: ScalarLike = 0.01) -> Float[Array, ""]:
-    r"""How many singular values hold a share ``1 - delta`` of their sum.
+    r"""The number of singular values that make up a fraction ``1 - delta`` of their sum.
 
     The least k with :math:`\sum_{i \le k} s_i \ge (1 - \delta) \sum s`; 0 if all are zero.
 
@@ -117,7 +117,7 @@ def srank(values: Float[Array, " k"], *, delta: ScalarLike = 0.01) -> Float[Arra
 
 
 def _check_values(who, values):
-    """Refuse a matrix of features, of which a rank would be some number, too."""
+    """Refuse a matrix of features, for which the formulas would also give a number."""
     if jnp.ndim(values) != 1:
         msg = (
             f"{who}: values must be singular values [k], got shape {jnp.shape(values)}; "
@@ -137,7 +137,7 @@ def measure(
     rho: ScalarLike = 0.05,
     tau: ScalarLike = 0.025,
 ) -> dict[str, Float[Array, ""]]:
-    """Every measure of this file at one point, and the sharpness there.
+    """Every measure of this module at one point, and the sharpness there.
 
     Args:
       key: for the loss; the same for all its evaluations.
@@ -145,8 +145,8 @@ def measure(
       hidden: ``(params, x [b, ...]) -> tuple`` of activations ``[b, ...]``, such as
         ``model.hidden``. Ranks are those of the last one, ``[b, d]`` (positions become
         columns).
-      params: the point to look at.
-      start: where training began.
+      params: the point to evaluate at.
+      start: initial parameters.
       batch: the probe, rows ``[b, ...]``.
       rho: radius of ``sam_sharpness``, in units of the parameters.
       tau: threshold of ``dormant_fraction``.

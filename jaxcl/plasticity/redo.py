@@ -1,4 +1,4 @@
-"""ReDo: units that have gone silent start anew."""
+"""ReDo: reset dormant units."""
 
 from collections.abc import Callable
 
@@ -26,22 +26,22 @@ def redo(
     threshold: ScalarLike = 0.025,
     period: int = 625,
 ) -> Reset:
-    r"""Recycle dormant units every ``period`` steps.
+    r"""Reset dormant units every ``period`` steps.
 
     .. math:: s_i = a_i \,/\, \mathrm{mean}_k\, a_k, \qquad a_i = \mathrm{mean}_x |h_i(x)|
 
-    Units with :math:`s_i \le` ``threshold`` on the batch of that step get fresh incoming
-    weights, a fresh bias (zero, for our models) and zero outgoing weights; the optimizer's
-    statistics of those weights are cleared. A unit with two activations (CReLU) counts by
-    their sum; a channel of a convolution by its mean over positions.
+    Units with :math:`s_i \le` ``threshold`` on the batch of that step get new incoming
+    weights, a new bias (zero, for our models) and zero outgoing weights; the optimizer's
+    statistics of those weights are cleared. The activity of a unit with two activations
+    (CReLU) is their sum; that of a channel of a convolution its mean over positions.
 
     Args:
       hidden: ``(params, x [b, ...]) -> tuple`` of hidden activations ``[b, ...]``.
       units: where the units of the first ``len(units)`` activations live.
-      init: ``(key) -> params``, draws a fresh network.
-      threshold: largest score of a dormant unit; 0 renews dead units only.
-      period: steps between two renewals. All the work - one forward pass, one fresh
-        network - is done at these steps only.
+      init: ``(key) -> params``, draws a new network.
+      threshold: largest score of a dormant unit; 0 resets dead units only.
+      period: steps between two resets. One forward pass and one new network are computed
+        at these steps only.
 
     Raises:
       ValueError: if ``units`` is empty, ``period`` below 1 or ``threshold`` negative;
@@ -60,7 +60,7 @@ def redo(
             activity = mean_over_rows(jnp.abs(h), batch.weight)
             activity = activity.reshape(layer.copies, layer.width).sum(axis=0)
             dormant = dormancy_score(activity) <= threshold
-            # A batch of padding says nothing about anybody.
+            # A batch of padding has no activity.
             dormant &= jnp.sum(batch.weight) > 0
             params, mask = reset_units(params, mask, fresh, layer, dormant)
         return params, mask

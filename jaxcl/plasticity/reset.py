@@ -1,4 +1,4 @@
-"""Resets that follow one another, and shrink-and-perturb."""
+"""Chained resets, and shrink-and-perturb."""
 
 from collections.abc import Callable
 
@@ -13,7 +13,7 @@ from jaxcl.typing import Key, Params, Reset
 
 
 def chain_resets(*parts: Reset) -> Reset:
-    """One reset after another; what any of them reset counts as reset."""
+    """Resets in order; the mask is the union of their masks."""
     for part in parts:
         check_kind("chain_resets", Reset, "give built ones, one by one", part=part)
 
@@ -45,22 +45,22 @@ def shrink_and_perturb(
     *,
     period: int = 1,
 ) -> Reset:
-    r"""Shrink the parameters and add a little of a fresh network.
+    r"""Shrink the parameters and add noise from the initial distribution.
 
     .. math:: w \leftarrow p\, w + \sigma\, \xi, \qquad \xi \sim \text{init}
 
     with :math:`p` = ``shrink``, after the optimizer's update. Vectors (biases, the scales
-    of a normalisation) start at a constant :math:`c`, so there is nothing to draw; they
-    shrink towards it, :math:`w \leftarrow c + p\,(w - c)`. The optimizer's statistics stay.
+    of a normalisation) start at a constant :math:`c`; they get no noise and shrink
+    towards it, :math:`w \leftarrow c + p\,(w - c)`. The optimizer's statistics are kept.
 
     Args:
-      shrink: share of the parameters that is kept, in [0, 1]; ``1 - 1e-4`` is a usual
-        choice when it acts at every step.
-      sigma: scale of the fresh network; ``1e-2`` is a usual choice.
-      init: ``(key) -> params``, the law of the noise; a model's ``init``.
-      period: steps between two renewals. Drawing a network takes about as long as a step
-        on a small batch; with a larger ``period``, ``shrink**period`` and
-        ``sigma * sqrt(period)`` have nearly the same effect for less.
+      shrink: factor of the parameters, in [0, 1]; ``1 - 1e-4`` is a usual choice when it
+        is applied at every step.
+      sigma: scale of the noise; ``1e-2`` is a usual choice.
+      init: ``(key) -> params``, draws the noise; a model's ``init``.
+      period: steps between two applications. Drawing a network takes about as long as a
+        step on a small batch; with a larger ``period``, ``shrink**period`` and
+        ``sigma * sqrt(period)`` have nearly the same effect at lower cost.
 
     Raises:
       ValueError: if ``period`` is below 1, ``shrink`` outside [0, 1] or ``sigma`` negative.

@@ -1,4 +1,4 @@
-"""Hidden units: how active they are, and how to replace some of them."""
+"""Hidden units: their activity, and how to reset some of them."""
 
 import functools
 import operator
@@ -25,7 +25,7 @@ def dormancy_score(activity: Float[Array, " k"]) -> Float[Array, " k"]:
 
     A unit is *tau-dormant* if its score is at most ``tau``; with ``activity`` the mean
     of ``|h_i|`` over a batch this is equation 1 of Sokar et al. 2023 (arXiv:2302.12902).
-    In a layer that is silent altogether all scores are zero.
+    If no unit of a layer is active, all scores are zero.
     """
     return safe_divide(activity, jnp.mean(activity))
 
@@ -50,26 +50,26 @@ def reset_units(
     chosen: Bool[Array, " width"],
     mean: Float[Array, " k"] | None = None,
 ) -> tuple[Params, PyTree]:
-    """Give the chosen units of one layer fresh inputs and no reader.
+    """Reset the chosen units of one layer.
 
     Their outgoing weights become zero, so the network computes what it would without
-    the old units; their incoming weights, biases and scales come from ``fresh``. With
-    several layers, go from the input to the output: a new unit then reads new units too,
-    and still changes nothing, because nobody reads it yet. (A normalisation over the
-    layer sees the new units at once; there this holds only up to its statistics.)
+    the old units; their incoming weights, biases and scales come from ``fresh``. Reset
+    several layers from input to output: new units may then be inputs of new units, and
+    the outputs do not change, because outgoing weights are zero. (A normalisation over
+    the layer includes the new units at once; there this holds up to its statistics.)
 
     Args:
       params: nested dict of arrays.
-      mask: booleans like ``params``; marks made so far.
+      mask: booleans like ``params``; entries that were reset so far.
       fresh: a newly drawn network.
-      units: where the layer's units live.
-      chosen: [width], true for units to renew.
-      mean: [copies * width] mean activations. If given, what the chosen units passed on
-        average goes to the next layer's bias, where it has one.
+      units: where the layer's units are in ``params``.
+      chosen: [width], true for units to reset.
+      mean: [copies * width] mean activations. If given, the mean contribution of the
+        chosen units is added to the next layer's bias, where it has one.
 
     Returns:
-      The new parameters, and ``mask`` with every changed entry marked - except the
-      next layer's bias, which is moved and not renewed.
+      The new parameters, and ``mask`` with every changed entry marked, except the
+      next layer's bias, which is changed but not reset.
 
     Raises:
       ValueError: if a path of ``units`` leads to no array of ``params``.
@@ -101,7 +101,7 @@ def _mark(mask, path, chosen):
 
 
 def check_units(who: str, units: tuple[Units, ...]) -> None:
-    """Refuse a model whose units are unknown."""
+    """Refuse a model that does not describe its units."""
     if not units or not all(isinstance(layer, Units) for layer in units):
         msg = (
             f"{who}: units must name at least one hidden layer, got {shown(units)}; "
@@ -116,7 +116,7 @@ def check_paths(who: str, units: Units, params: Params) -> None:
     paths += [("outgoing", units.outgoing)]
     paths += [] if units.shift is None else [("shift", units.shift)]
     for field, path in paths:
-        if (names := _names_where_lost(params, path)) is not None:
+        if (names := _names_at_mismatch(params, path)) is not None:
             msg = (
                 f"{who}: {field} of Units must be the path of an array of the parameters, "
                 f"got {path!r}; the names there are {names}."
@@ -124,8 +124,8 @@ def check_paths(who: str, units: Units, params: Params) -> None:
             raise ValueError(msg)
 
 
-def _names_where_lost(params, path):
-    """What could be chosen where a path goes astray; None if it leads to an array."""
+def _names_at_mismatch(params, path):
+    """The valid names where a path does not match; None if it leads to an array."""
     place, names = params, []
     for name in path:
         names = list(place) if isinstance(place, Mapping) else names

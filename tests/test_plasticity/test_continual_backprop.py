@@ -105,7 +105,7 @@ def test_it_is_the_published_loop(name):
         eta=0.95,
         **settings,
     )
-    assert {k for _, k, _ in born} == {0, 1}  # control: both layers were renewed
+    assert {k for _, k, _ in born} == {0, 1}  # control: units of both layers were reset
     for a, b in zip(jax.tree.leaves(last), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-4)
     times = sorted({t for t, _, _ in born})
@@ -142,7 +142,7 @@ def test_rate_zero_touches_nothing_and_states_keep_their_shapes():
 
 
 def test_seeds_under_vmap_are_seeds_one_by_one():
-    """Law: a vmapped renewal equals single ones, also when only one of them is due."""
+    """Law: a vmapped reset equals single ones, also when only one of them is due."""
     model = mlp((3, 4, 2))
     reset = continual_backprop(
         model.hidden, model.units, model.init, rate=0.1, maturity=1

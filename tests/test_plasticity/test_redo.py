@@ -12,7 +12,7 @@ from jaxcl.tree import as_batch
 
 
 def redo_by_hand(params, fresh, hidden, weight, threshold, copies):
-    """One loop over layers and units; returns numpy parameters and who was renewed."""
+    """One loop over layers and units; returns numpy parameters and the units reset."""
     params = jax.tree.map(np.array, params)
     rows = [h[weight > 0] for h in hidden]
     names = [f"hidden_{k}" for k in range(len(hidden))] + ["out"]
@@ -95,7 +95,7 @@ def test_marks_clear_an_optimizers_moments():
     np.testing.assert_array_equal(cleared["out"]["bias"], np.ones(2))
 
 
-def test_a_silent_layer_is_renewed_and_padding_renews_nobody():
+def test_a_silent_layer_is_reset_and_padding_resets_nothing():
     """Law: defined values at the edges; an empty batch is no evidence."""
     model = mlp((3, 4, 2))
     params = model.init(jax.random.key(0))

@@ -1,4 +1,4 @@
-"""Nothing, shrink-and-perturb, and one renewal after another."""
+"""Nothing, shrink-and-perturb, and chained resets."""
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +25,7 @@ def assert_equal(a, b, **tolerance):
         np.testing.assert_allclose(x, y, **tolerance)
 
 
-def test_no_renewal_changes_nothing():
+def test_no_reset_changes_nothing():
     """Law: neutral element; the state is empty."""
     reset = Reset()
     params = start()
@@ -38,7 +38,7 @@ def test_no_renewal_changes_nothing():
 
 
 def test_shrink_and_perturb_follows_its_formula():
-    """Oracle: p w + sigma xi with the model's own draw; constants pull vectors."""
+    """Oracle: p w + sigma xi with the model's own draw; vectors shrink to constants."""
     reset = shrink_and_perturb(0.9, 0.2, MODEL.init)
     params, key = start(), jax.random.key(5)
     step, new, mask = jax.jit(reset.reset)(key, reset.init(params, ()), params, BATCH)
@@ -67,7 +67,7 @@ def test_neutral_strengths_are_neutral_and_traced_strengths_work():
 
 
 def test_a_period_waits_and_then_acts_once():
-    """Oracle: the every-step renewal, called by hand at steps 3 and 6 only."""
+    """Oracle: the reset at every step, called by hand at steps 3 and 6 only."""
     slow = shrink_and_perturb(0.5, 0.1, MODEL.init, period=3)
     fast = shrink_and_perturb(0.5, 0.1, MODEL.init)
     params, keys = start(), jax.random.split(jax.random.key(2), 7)

@@ -15,7 +15,7 @@ def nowhere(params):
 
 
 @pytest.mark.parametrize("activation", [jax.nn.relu, crelu], ids=["relu", "crelu"])
-def test_a_renewed_network_is_the_old_one_without_the_units(activation):
+def test_a_network_after_reset_is_the_old_one_without_the_units(activation):
     """Law: with no reader, new units are silent: zero the old units' outgoing rows."""
     model = mlp((4, 5, 6, 3), activation=activation)
     params, fresh = (model.init(jax.random.key(seed)) for seed in (0, 1))
