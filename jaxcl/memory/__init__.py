@@ -1,4 +1,4 @@
-"""What is remembered as data: which examples are kept, and which of them come back."""
+"""Replay memories: which examples are stored, and which are replayed."""
 
 from jaxcl.memory.balanced import (
     BalancedState,

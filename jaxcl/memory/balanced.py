@@ -1,4 +1,4 @@
-"""Memories that hold as many rows of each class as they can."""
+"""Class-balanced memories."""
 
 from typing import NamedTuple
 
@@ -13,20 +13,20 @@ from jaxcl.typing import Batch, Memory
 
 
 class BalancedState(NamedTuple):
-    """The rows in store, and what is known of the classes."""
+    """The stored rows, and statistics of the classes."""
 
-    kept: Batch  # leaves [m, ...]; the first `filled` rows hold something
+    kept: Batch  # leaves [m, ...]; the first `filled` rows are stored ones
     filled: Int[Array, ""]
     seen: Int[Array, " c"]  # real rows offered so far of each class; int32
     full: Bool[Array, " c"]  # were the largest class while the memory was full
 
 
 def greedy_balanced(capacity: int, sample_size: int, *, num_classes: int) -> Memory:
-    """Keep a row while its class has less than its part of the memory: GDumb's sampler.
+    """Store a row if its class has less than an equal part of the memory: GDumb's sampler.
 
-    A row is kept if its class has fewer than ``capacity / classes seen`` rows; where the
-    memory is full it takes the place of a random row of the largest class. Rows of weight
-    zero, or of a label that is no class, are never kept.
+    A row is stored if its class has fewer than ``capacity / classes seen`` rows; in a full
+    memory it replaces a random row of the largest class. Rows of weight zero, or with a
+    label outside the classes, are never stored.
 
     Args:
       capacity: ``m``, how many rows are kept.
@@ -38,8 +38,8 @@ def greedy_balanced(capacity: int, sample_size: int, *, num_classes: int) -> Mem
       A memory with :class:`BalancedState`. A step costs ``b * m`` integer operations.
 
     Raises:
-      ValueError: if a size is no positive int, or (while tracing) if rows do not look
-        like the example.
+      ValueError: if a size is not a positive int, or (while tracing) if rows differ from
+        the example in structure, shape or dtype.
 
     Source: Prabhu et al. 2020, "GDumb", ECCV, algorithm 1.
     """
@@ -56,11 +56,11 @@ def greedy_balanced(capacity: int, sample_size: int, *, num_classes: int) -> Mem
 def class_balanced_reservoir(
     capacity: int, sample_size: int, *, num_classes: int
 ) -> Memory:
-    """Keep a uniform sample of each class, as many of each as there were: CBRS.
+    """Store a uniform sample of each class, and all of small classes: CBRS.
 
-    While there is room every row is kept. Then a row of a class that never was the
-    largest takes the place of a random row of the largest class; a row of any other class
-    ``c`` takes that of a random row of its own with probability ``m_c / n_c``, kept rows
+    While there is room every row is stored. Then a row of a class that never was the
+    largest replaces a random row of the largest class; a row of any other class ``c``
+    replaces a random row of its own class with probability ``m_c / n_c``, stored rows
     over rows seen.
 
     Args:
@@ -84,15 +84,15 @@ def class_balanced_reservoir(
 
 
 def _balanced(who, capacity, sample_size, num_classes, choose) -> Memory:
-    """A memory in which ``choose`` decides whether a row is kept, and at whose expense.
+    """A memory in which ``choose`` decides whether a row is stored, and what it replaces.
 
     Args:
       who: for messages.
       capacity: rows.
       sample_size: rows.
       num_classes: classes.
-      choose: ``(key, label, counts [c], state) -> (keep, class that gives a row)``, the
-        second one where the memory is full.
+      choose: ``(key, label, counts [c], state) -> (keep, class to replace a row of)``, the
+        second one used if the memory is full.
     """
     check_size(who, capacity=capacity, sample_size=sample_size, num_classes=num_classes)
 
@@ -112,7 +112,7 @@ def _balanced(who, capacity, sample_size, num_classes, choose) -> Memory:
         return drawn._replace(weight=drawn.weight * real)
 
     def place(carry, row):
-        """The slot of one row; ``capacity`` if it is not kept."""
+        """The slot of one row; ``capacity`` if it is not stored."""
         labels, state = carry
         key, label, real = row
         key_choice, key_slot = jax.random.split(key)

@@ -1,4 +1,4 @@
-"""The memory that keeps nothing, and what all memories share."""
+"""The empty memory, and functions that all memories use."""
 
 from functools import partial
 
@@ -10,7 +10,7 @@ from jaxcl.typing import Batch, Memory
 
 
 def no_memory() -> Memory:
-    """Keep nothing: samples have zero rows, so every mean over them is zero.
+    """Store nothing: samples have zero rows, so every mean over them is zero.
 
     The neutral element of memories. XLA removes whatever is computed from zero rows.
     """
@@ -21,28 +21,28 @@ def no_memory() -> Memory:
 
 
 def after(results: PyTree, batch: Batch) -> Batch:
-    """``batch``, value for value, but not before ``results`` have been computed.
+    """``batch`` unchanged, with a data dependency on ``results``.
 
-    A step reads the memory and then writes to it. Nothing tells XLA so if what is written
-    does not depend on what was read, and to be safe it then copies the whole store at
-    every step, twice on CPU. Where ``results`` (updated parameters, a loss, ...) are made
-    from the sample, this writes in place::
+    A step reads the memory and then writes to it. If what is written does not depend on
+    what was read, XLA does not know this order and copies the full memory at every step,
+    twice on CPU. Where ``results`` (updated parameters, a loss, ...) are computed from
+    the sample, this writes in place::
 
         replay = memory.sample(key_sample, state)
-        params, loss = ...  # made from batch and replay
+        params, loss = ...  # computed from batch and replay
         step = StepRecord(..., batch=after((params, loss), batch), ...)
         state = memory.observe(key_observe, state, step, params)
 
     Args:
-      results: numeric leaves; all that the sample went into, or its use elsewhere may
-        still cost a copy.
+      results: numeric leaves; everything computed from the sample, or other uses of it
+        may still cost a copy.
       batch: rows to be observed.
 
     Returns:
-      The batch with a zero added to its weights: bit 1 of a square, which is never set,
-      but the compiler does not know.
+      The batch with a zero added to its weights: bit 1 of a square, which is never set.
+      The compiler does not simplify it.
     """
-    # By index: a leaf that is split over devices would be gathered to be raveled.
+    # By index: raveling would gather a leaf that is split over devices.
     firsts = [leaf[(0,) * leaf.ndim] for leaf in jax.tree.leaves(results) if leaf.size]
     none = jnp.zeros((), jnp.float32)  # 32 bits also where float64 is on
     token = sum((first.astype(jnp.float32) for first in firsts), none)
@@ -54,8 +54,8 @@ def after(results: PyTree, batch: Batch) -> Batch:
 def blank_rows(num_rows: int | tuple[int, ...], example: Batch) -> Batch:
     """Copies of the first row of ``example``, of weight zero.
 
-    They are computed with, whatever their weight, and zero times NaN is NaN: what a
-    network makes of zeros would be a NaN if it divides by the norm of its input.
+    Outputs are computed for rows of weight zero too, and zero times NaN is NaN: rows of
+    zeros would give NaN in a network that divides by the norm of its input.
 
     Args:
       num_rows: how many, or the leading axes.
@@ -80,7 +80,7 @@ def draw_ranks(
       key: randomness.
       count: how many rows there are; may be zero.
       sample_size: ``b``, how many to draw.
-      replace: whether a number may come twice. If not, every set of ``b`` numbers is
+      replace: whether a number may be drawn twice. If not, every set of ``b`` numbers is
         equally likely (Floyd's algorithm: Bentley and Floyd 1987, CACM 30(9)), at the
         cost of a loop of ``b`` short steps.
 
@@ -106,11 +106,13 @@ def draw_ranks(
 
 
 def check_rows(who: str, lead: int, kept: Batch, batch: Batch) -> None:
-    """Raise a ValueError unless the rows of ``batch`` look like the kept ones.
+    """Raise a ValueError unless the rows of ``batch`` match the stored ones.
+
+    Structure, shapes and dtypes are compared.
 
     Args:
-      who: the memory that asks.
-      lead: how many leading axes of the kept leaves are not part of a row.
+      who: the memory, for the message.
+      lead: how many leading axes of the stored leaves are not part of a row.
       kept: leaves ``[m, ...]`` or ``[T, m, ...]``.
       batch: leaves ``[b, ...]``.
     """
@@ -121,7 +123,7 @@ def check_rows(who: str, lead: int, kept: Batch, batch: Batch) -> None:
     expected, came = look(lead, kept), look(1, batch)
     if expected != came:
         msg = (
-            f"{who}: rows must look like the example given to init, {expected}, "
+            f"{who}: rows must be like the example given to init, {expected}, "
             f"got {came}; use the same structure, shapes and dtypes."
         )
         raise ValueError(msg)

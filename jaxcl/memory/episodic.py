@@ -1,4 +1,4 @@
-"""A fixed share for every task, chosen when the task ends."""
+"""A memory with a fixed number of rows per task, chosen when the task ends."""
 
 from functools import partial
 from typing import NamedTuple
@@ -23,7 +23,7 @@ class EpisodicState(NamedTuple):
 
     kept: Batch  # leaves [T, m, ...]; in each slot the stored rows come first
     filled: Int[Array, " T"]  # stored rows of each slot
-    tasks_seen: Int[Array, ""]  # consolidations so far
+    tasks_seen: Int[Array, ""]  # tasks that have ended
 
 
 def episodic(
@@ -35,16 +35,16 @@ def episodic(
     grouped: bool = False,
     replace: bool = True,
 ) -> Memory:
-    """Keep ``capacity_per_task`` rows of each finished task.
+    """Store ``capacity_per_task`` rows of each finished task.
 
     ``end_task`` stores rows of the task that ends in slot ``tasks_seen % num_tasks``:
-    after ``num_tasks`` tasks the oldest slot is written over. Rows keep the ``task`` they
-    came with. A task with fewer real rows than its share stores all of them and leaves
-    the rest of the slot at weight zero. ``observe`` does nothing, so the current task is
-    never in the memory and steps pay for the sample only.
+    after ``num_tasks`` tasks the oldest slot is overwritten. Rows keep their ``task``
+    index. A task with fewer real rows than a slot holds stores all of them, and the
+    rest of the slot has weight zero. ``observe`` does nothing, so the current task is
+    never in the memory and a step costs only the sample.
 
-    Ungrouped samples are uniform over all stored rows of all past tasks, however many
-    tasks there are; grouped ones hold every task apart, as GEM needs:
+    Ungrouped samples are uniform over all stored rows of all past tasks, for any number
+    of tasks; grouped ones keep tasks separate, as GEM needs:
 
     ====================  ==================  ==================================
     ``sample_size``       leaves              grouped
@@ -53,23 +53,23 @@ def episodic(
     ``None`` (all rows)   ``[T * m, ...]``    ``[T, m, ...]``
     ====================  ==================  ==================================
 
-    Rows that stand for nothing (no past task, a slot not yet used) have weight zero.
+    Rows of empty slots have weight zero.
 
     Args:
       num_tasks: ``T``, slots.
       capacity_per_task: ``m``, rows of a slot; the memory holds ``T * m``.
-      sample_size: rows per sample, or per task when grouped; everything if absent.
-      select: which rows of a task to keep; see :data:`jaxcl.memory.Select`.
-      grouped: whether samples keep tasks apart.
-      replace: whether a sample may hold a row twice. If not, each comes at most once and
+      sample_size: rows per sample, or per task when grouped; all rows if absent.
+      select: which rows of a task to store; see :data:`jaxcl.memory.Select`.
+      grouped: whether samples keep tasks separate.
+      replace: whether a sample may hold a row twice. If not, each occurs at most once and
         rows that cannot be filled have weight zero; drawing then loops over the sample.
 
     Raises:
       ValueError: if a size is not a positive int known before tracing, or (while tracing)
-        if rows do not look like the example that ``init`` saw or ``select`` does not
-        return one number per row.
+        if rows differ from the example given to ``init`` in structure, shape or dtype, or
+        ``select`` does not return one number per row.
 
-    Reference: Lopez-Paz and Ranzato 2017, arXiv:1706.08840, section 3 (a share of the
+    Reference: Lopez-Paz and Ranzato 2017, arXiv:1706.08840, section 3 (equal parts of the
     memory per task); Chaudhry et al. 2019, arXiv:1812.00420, section 4 (A-GEM's sample
     over all of them).
     """

@@ -1,4 +1,4 @@
-"""Rows that lie in the middle of what a task looks like to the network."""
+"""Selection of the rows nearest to K-means centroids of their features."""
 
 from collections.abc import Callable
 
@@ -14,9 +14,9 @@ from jaxcl.tree import by_chunks, num_rows
 def kmeans_examples(
     hidden: Callable, *, num_iterations: int = 10, chunk_size: int = 1024
 ) -> Select:
-    """Keep the row nearest to each of ``capacity`` K-means centroids of the features.
+    """Store the row nearest to each of ``capacity`` K-means centroids of the features.
 
-    A row that is nearest to two centroids is kept once; the places this leaves free are
+    A row that is nearest to two centroids is stored once; the remaining places are
     filled with other rows at random.
 
     Args:
@@ -70,9 +70,9 @@ def kmeans(
 ) -> Float[Array, "k d"]:
     """Centroids of K-means: K-means++ draws a start, Lloyd's algorithm improves it.
 
-    Lloyd: every point joins its nearest centroid, every centroid becomes the weighted
-    mean of its points; one without points stays. Sums are matrix products, hence the same
-    on every run. Costs ``O(n d k)`` per iteration and as much for the start.
+    Lloyd: every point is assigned to its nearest centroid, and every centroid becomes the
+    weighted mean of its points; one without points is unchanged. Sums are matrix products,
+    hence deterministic. Costs ``O(n d k)`` per iteration and as much for the start.
 
     Args:
       key: draws the start.
@@ -96,7 +96,7 @@ def kmeans(
     check_size("kmeans", chunk_size=chunk_size)
     points = jnp.where(weight[:, None] > 0, points, 0.0)
     total = jnp.maximum(jnp.sum(weight), 1e-30)
-    centre = weight @ points / total  # distances round less around the origin
+    centre = weight @ points / total  # distances near the origin have smaller errors
     start = spread_points(key, points - centre, weight, num_clusters)
     return lloyd(points - centre, weight, start, num_iterations, chunk_size) + centre
 

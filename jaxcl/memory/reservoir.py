@@ -1,4 +1,4 @@
-"""Every example of the past is equally likely to be kept."""
+"""Reservoir sampling: every past example is stored with the same probability."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -18,7 +18,7 @@ from jaxcl.typing import Batch, Memory, Params
 
 
 class ReservoirState(NamedTuple):
-    """The rows in store, and how many were offered."""
+    """The stored rows, and how many were seen."""
 
     kept: Batch  # leaves [m, ...]; rows beyond `seen` have weight 0
     seen: Int[Array, ""]  # real rows offered so far, may exceed m; int32
@@ -33,17 +33,17 @@ def reservoir(
     past_only: bool = False,
     store: Callable[[Params, Batch], PyTree] | None = None,
 ) -> Memory:
-    """Keep a uniform sample of everything seen, without knowing where tasks end.
+    """Store a uniform sample of all rows seen; task boundaries are not needed.
 
-    After ``n`` real rows each of them is kept with probability ``min(1, capacity / n)``,
-    whatever its position. Row ``i`` (from 0) takes slot ``i`` while there is room, then a
-    slot drawn from ``0 .. i``, and is dropped if that slot does not exist. A batch is
-    inserted at once: of two rows that drew one slot only the later stays, as if they had
-    come one after the other. Rows of weight zero are never kept and never counted.
+    After ``n`` real rows each of them is stored with probability ``min(1, capacity / n)``,
+    independent of its position. Row ``i`` (from 0) goes to slot ``i`` while there is room,
+    then to a slot drawn from ``0 .. i``, and is dropped if that slot does not exist. A
+    batch is inserted at once: of two rows with the same slot the later one is stored, as
+    if they had been inserted in order. Rows of weight zero are not stored and not counted.
 
     ``observe`` writes at most ``b`` rows and ``sample`` reads ``sample_size``, so inside
-    ``scan`` the cost of a step does not depend on the capacity, provided that XLA can
-    tell that reading comes first: see :func:`jaxcl.memory.after`. (Finding the rows that
+    ``scan`` the cost of a step does not depend on the capacity, provided that XLA knows
+    that reading comes first: see :func:`jaxcl.memory.after`. (Finding the rows that
     drew one slot takes ``b^2`` integer comparisons.) The count is an int32: beyond
     2^31 - 1 rows it is not defined.
 
@@ -52,18 +52,18 @@ def reservoir(
       sample_size: rows per sample, at most ``capacity``; all of weight zero while the
         memory is empty.
       replace: whether a sample may hold a row twice. If not, a memory with fewer rows
-        than ``sample_size`` gives each once, and the other rows of the sample weight
+        than ``sample_size`` gives each once, and the other rows of the sample have weight
         zero; drawing then loops over the sample.
-      past_only: sample rows of ended tasks only, not of the one at hand; a step then
+      past_only: sample rows of ended tasks only, not of the current one; a step then
         costs a pass over ``m`` booleans.
-      store: ``(params, batch) -> [b, ...]``, kept beside each row as ``stored``, such as
-        the logits of DER; at the parameters before the step, and one more forward pass a
-        step.
+      store: ``(params, batch) -> [b, ...]``, kept with each row as ``stored``, such as
+        the logits of DER. It is evaluated at the parameters before the step, and costs one
+        more forward pass per step.
 
     Raises:
       ValueError: if a size is not a positive int known before tracing, if a sample is
-        larger than the memory, or (while tracing) if rows do not look like the example
-        that ``init`` saw.
+        larger than the memory, or (while tracing) if rows differ from the example given to
+        ``init`` in structure, shape or dtype.
 
     Reference: Vitter 1985, "Random sampling with a reservoir", algorithm R; as replay
     memory: Chaudhry et al. 2019, arXiv:1902.10486.
@@ -73,7 +73,7 @@ def reservoir(
     if sample_size > capacity:
         msg = (
             f"reservoir: sample_size must be at most the capacity, {capacity}, got "
-            f"{sample_size}; lower it, or keep more."
+            f"{sample_size}; lower it, or raise the capacity."
         )
         raise ValueError(msg)
 

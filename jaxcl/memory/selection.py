@@ -1,4 +1,4 @@
-"""Which rows of a finished task are worth keeping."""
+"""Rules for which rows of a finished task are stored."""
 
 from collections.abc import Callable
 
@@ -9,8 +9,8 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from jaxcl.typing import Batch, Key, Params
 
 #: ``(key, params, task, capacity) -> priority [n]``: the ``capacity`` real rows of highest
-#: priority are kept. Rows of weight zero need no care; a priority of -inf or NaN means
-#: that the row is never kept.
+#: priority are stored. Rows of weight zero are ignored; a row with priority -inf or NaN
+#: is never stored.
 Select = Callable[[Key, Params, Batch, int], Float[Array, " n"]]
 
 
@@ -25,11 +25,11 @@ def random_examples(
 def class_balanced_examples(
     key: PRNGKeyArray, params: Params, task: Batch, capacity: int
 ) -> Float[Array, " n"]:
-    """As many rows of each label as of any other; a :data:`Select`.
+    """Equally many rows of each label; a :data:`Select`.
 
-    Labels take turns, each giving its rows in random order; a label that has run out is
-    passed over. So the numbers kept differ by at most one between labels that still have
-    rows. Costs a sort of the ``n`` rows.
+    Rows are chosen round-robin over labels, in random order within a label; a label
+    without further rows is skipped. So the numbers stored differ by at most one between
+    labels that still have rows. Costs a sort of the ``n`` rows.
 
     Raises:
       ValueError: if the labels are not integers of shape ``[n]``.
@@ -41,7 +41,7 @@ def class_balanced_examples(
     if labels.shape != task.weight.shape or not jnp.isdtype(labels.dtype, "integral"):
         msg = (
             "class_balanced_examples: labels must be integers of shape [n], "
-            f"got {', '.join(looks)}; select by another rule, such as random_examples."
+            f"got {', '.join(looks)}; use another rule, such as random_examples."
         )
         raise ValueError(msg)
 

@@ -1,4 +1,4 @@
-"""A memory of fixed size that all tasks so far share in equal parts."""
+"""A memory of fixed size, divided equally among the tasks so far."""
 
 from typing import NamedTuple
 
@@ -15,9 +15,9 @@ from jaxcl.typing import Batch, Memory
 
 
 class SharedState(NamedTuple):
-    """Rows of all tasks, one task after another, each with as many places."""
+    """Rows of all tasks, one task after another, each with equally many places."""
 
-    kept: Batch  # leaves [m, ...]; places that hold nothing have weight 0
+    kept: Batch  # leaves [m, ...]; empty places have weight 0
     tasks_seen: Int[Array, ""]  # tasks that have ended; int32
 
 
@@ -28,25 +28,25 @@ def shared_episodic(
     select: Select = random_examples,
     replace: bool = True,
 ) -> Memory:
-    """Keep ``capacity // tasks`` rows of each task, shared out anew when a task ends.
+    """Store ``capacity // tasks`` rows of each task, divided again when a task ends.
 
-    When task ``t`` (from 1) ends, each earlier one keeps the ``capacity // t`` rows of its
-    highest priority and the new one gets as many: the memory has one size however many
-    tasks come, up to ``capacity`` of them. ``observe`` does nothing, so the current task is
-    never in the memory.
+    When task ``t`` (from 1) ends, each earlier one keeps its ``capacity // t`` rows of
+    highest priority and the new one gets as many. The size of the memory is fixed, for up
+    to ``capacity`` tasks. ``observe`` does nothing, so the current task is never in the
+    memory.
 
     Args:
-      capacity: ``m``, rows in all.
-      sample_size: rows per sample, uniform over all that is stored; everything if absent.
-      select: which rows of a task to keep; see :data:`jaxcl.memory.Select`.
+      capacity: ``m``, rows in total.
+      sample_size: rows per sample, uniform over all stored rows; all rows if absent.
+      select: which rows of a task to store; see :data:`jaxcl.memory.Select`.
       replace: whether a sample may hold a row twice.
 
     Returns:
       A memory with :class:`SharedState`; the end of a task copies the ``m`` rows once.
 
     Raises:
-      ValueError: if a size is no positive int, or (while tracing) if rows do not look like
-        the example.
+      ValueError: if a size is not a positive int, or (while tracing) if rows differ from
+        the example in structure, shape or dtype.
 
     Reference: Rebuffi et al. 2017 (iCaRL), arXiv:1611.07725, algorithm 5.
     """

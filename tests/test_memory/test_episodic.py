@@ -181,7 +181,7 @@ def test_a_wrong_task_or_selection_is_refused(key):
     """Oracle: the message."""
     memory = episodic(2, 2)
     state = memory.init((), task(0))
-    with pytest.raises(ValueError, match="episodic: rows must look like the example"):
+    with pytest.raises(ValueError, match="episodic: rows must be like the example"):
         memory.end_task(key, state, (), task(0)._replace(x=jnp.ones((6, 3))))
     memory = episodic(2, 2, select=lambda *args: args[2].x)
     with pytest.raises(ValueError, match="select must return one priority per row"):

@@ -211,6 +211,6 @@ def test_rows_that_look_different_from_the_example_are_refused(key):
         good._replace(x=good.x | {"b": jnp.ones(2)}),
     ):
         with pytest.raises(
-            ValueError, match="reservoir: rows must look like the example"
+            ValueError, match="reservoir: rows must be like the example"
         ):
             memory.observe(key, state, seen(bad), ())
