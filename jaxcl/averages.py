@@ -1,4 +1,4 @@
-"""What moves slowly: a second copy of the parameters, averaged or interpolated."""
+"""A second copy of the parameters, averaged or interpolated."""
 
 from typing import NamedTuple
 
@@ -12,7 +12,7 @@ from jaxcl.typing import Average, Params
 
 
 class EmaState(NamedTuple):
-    """The running average and how often it moved."""
+    """The running average and the number of its updates."""
 
     average: Params  # like params, in float32 or better
     num_steps: Int[Array, ""]  # observations so far; int32
@@ -23,13 +23,14 @@ def ema(decay: ScalarLike, *, warm_up: bool = False) -> Average:
 
     .. math:: s_0 = \theta_0, \qquad s_t = d\, s_{t-1} + (1 - d)\, \theta_t
 
-    The average is kept in float32 whatever the dtype of the parameters (in bfloat16 a
-    decay of 0.999 would never move) and read in theirs. It runs on across tasks. It
-    remembers about ``1 / (1 - d)`` steps; costs one pass over the parameters per step.
+    The average is kept in float32 for all dtypes of the parameters (in bfloat16 a decay
+    of 0.999 would never change it) and cast to theirs when it is read. It continues
+    across tasks. Its memory is about ``1 / (1 - d)`` steps. It costs one pass over the
+    parameters per step.
 
     Args:
-      decay: ``d`` in [0, 1], the share kept per step: 0 reads the parameters themselves,
-        1 their start. May be traced.
+      decay: ``d`` in [0, 1], the fraction kept per step: 0 gives the parameters
+        themselves, 1 their initial values. May be traced.
       warm_up: use ``min(d, (1 + t) / (10 + t))`` at step ``t`` (from 1), so that a long
         average does not stay near the start.
 
@@ -44,7 +45,7 @@ def ema(decay: ScalarLike, *, warm_up: bool = False) -> Average:
 
     def init(params, example):
         del example
-        # Copies, so that a caller may donate the state without giving a buffer twice.
+        # Copies, so that no buffer is donated twice with the state.
         copy = lambda leaf: jnp.array(leaf, wide_dtype(leaf), copy=True)
         return EmaState(jax.tree.map(copy, params), jnp.zeros((), jnp.int32))
 
@@ -64,15 +65,15 @@ def ema(decay: ScalarLike, *, warm_up: bool = False) -> Average:
 
 
 def interpolate(alpha: ScalarLike) -> Average:
-    r"""At the end of each task, go back part of the way to where it started.
+    r"""At the end of each task, interpolate between its initial and final parameters.
 
     .. math:: \theta \leftarrow (1 - \alpha)\, \theta_{start} + \alpha\, \theta_{end}
 
-    Training goes on from there, and it is the start of the next task. During a task the
+    Training continues from there, and it is the start of the next task. During a task the
     parameters themselves are read. Costs nothing per step and one copy of the parameters.
 
     Args:
-      alpha: in [0, 1]: 1 changes nothing, 0 forgets the task altogether. May be traced.
+      alpha: in [0, 1]: 1 changes nothing, 0 discards the task. May be traced.
 
     Raises:
       ValueError: if ``alpha`` is known and outside [0, 1].
@@ -95,12 +96,12 @@ def wise_ft(alpha: ScalarLike) -> Average:
 
     .. math:: s = (1 - \alpha)\, \theta_0 + \alpha\, \theta
 
-    Only the reading changes: training goes on from the parameters themselves. With a
-    pretrained start and a single task this is WiSE-FT as published. Costs one copy of the
-    parameters, and one pass over them per reading.
+    Only evaluation changes: training continues from the parameters themselves. With
+    pretrained parameters and a single task this is WiSE-FT as published. Costs one copy of
+    the parameters, and one pass over them per evaluation.
 
     Args:
-      alpha: in [0, 1]: 1 reads the parameters, 0 their start. May be traced.
+      alpha: in [0, 1]: 1 gives the parameters, 0 their initial values. May be traced.
 
     Raises:
       ValueError: if ``alpha`` is known and outside [0, 1].
@@ -122,10 +123,10 @@ def _mix(alpha, start: PyTree, end: PyTree) -> PyTree:
     return jax.tree.map(lambda a, b: _blend(alpha, b, a, b.dtype), start, end)
 
 
-def _blend(share, a, b, dtype):
-    """``share * a + (1 - share) * b``, summed in float32 or better."""
+def _blend(weight, a, b, dtype):
+    """``weight * a + (1 - weight) * b``, summed in float32 or better."""
     wide = wide_dtype(a, b)
-    return (share * a.astype(wide) + (1 - share) * b.astype(wide)).astype(dtype)
+    return (weight * a.astype(wide) + (1 - weight) * b.astype(wide)).astype(dtype)
 
 
 __all__ = [

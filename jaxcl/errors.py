@@ -1,4 +1,4 @@
-"""What may be handed in: refused when a part is built, before any compute."""
+"""Checks of arguments, made when a part is built, before any compute."""
 
 import inspect
 import math
@@ -22,22 +22,22 @@ def check_number(
     optional: bool = False,
     **values: Any,
 ) -> None:
-    """Refuse numbers that are known now and lie outside a range, or are no scalars.
+    """Refuse concrete numbers outside a range, and values that are not scalars.
 
     Traced values pass: they are not known.
 
     Args:
-      who: who complains.
-      least: the smallest that is allowed.
-      most: the largest.
+      who: the function, for the message.
+      least: smallest allowed value.
+      most: largest allowed value.
       above: ``least`` itself is refused too.
-      infinite: infinity is welcome.
+      infinite: infinity is allowed.
       schedules: functions of the update count pass, too.
       optional: None passes.
       values: by the names of the arguments.
 
     Raises:
-      ValueError: naming who, the argument, what it must be and what it was.
+      ValueError: naming the function, the argument, what was expected and what it was.
     """
     if most < math.inf:
         wanted = f"a number in {'(' if above else '['}{least:g}, {most:g}]"
@@ -59,7 +59,7 @@ def check_number(
 
 
 def _as_float(value: Any) -> float:
-    """A scalar as a float; NaN for what is none, a number in quotes or a truth value."""
+    """A scalar as a float; NaN for anything else, including strings and booleans."""
     try:
         single = np.ndim(value) == 0 and not isinstance(value, str | bool)
         return float(value) if single else math.nan
@@ -68,10 +68,10 @@ def _as_float(value: Any) -> float:
 
 
 def check_key(who: str, key: Any) -> None:
-    """Refuse what is not one key of JAX, traced or not, such as a seed or many keys.
+    """Refuse anything but one JAX key, traced or not, such as a seed or many keys.
 
     Raises:
-      ValueError: naming who, and what came.
+      ValueError: naming the function, and what it got.
     """
     came = shown(key)
     if isinstance(key, jax.Array | np.ndarray):
@@ -88,7 +88,7 @@ def check_key(who: str, key: Any) -> None:
 
 
 def as_key(who: str, key: Any) -> jax.Array:
-    """One key in the typed form, from either form.
+    """One key in typed form, from a typed or a raw one.
 
     Raises:
       ValueError: as :func:`check_key`.
@@ -99,10 +99,10 @@ def as_key(who: str, key: Any) -> jax.Array:
 
 
 def check_limits(who: str, low: Any, high: Any) -> None:
-    """Refuse an empty range, where both ends are known.
+    """Refuse an empty range, if both limits are known.
 
     Raises:
-      ValueError: naming both.
+      ValueError: naming both limits.
     """
     known = (int, float, np.number, np.ndarray, jax.Array)
     if any(
@@ -119,16 +119,16 @@ def check_limits(who: str, low: Any, high: Any) -> None:
 def check_size(
     who: str, *, least: int = 1, optional: bool = False, **values: Any
 ) -> None:
-    """Refuse what is no whole number known before tracing, or too small.
+    """Refuse anything but an int known before tracing, or one that is too small.
 
     Args:
-      who: who complains.
-      least: the smallest that is allowed.
+      who: the function, for the message.
+      least: smallest allowed value.
       optional: None passes.
       values: by the names of the arguments.
 
     Raises:
-      ValueError: naming who, the argument, what it must be and what it was.
+      ValueError: naming the function, the argument, what was expected and what it was.
     """
     for name, value in values.items():
         if (is_whole(value) and value >= least) or (optional and value is None):
@@ -141,7 +141,7 @@ def check_size(
 
 
 def is_zero(value) -> bool:
-    """Whether a strength is zero for good, so that what it scales need not be computed."""
+    """Whether a strength is a constant zero, so that its term need not be computed."""
     return isinstance(value, int | float | np.number) and bool(value == 0)
 
 
@@ -153,17 +153,17 @@ def is_whole(value: Any) -> bool:
 def check_kind(
     who: str, kind: Any, remedy: str = "", *, optional: bool = False, **values: Any
 ) -> None:
-    """Refuse what is of another type, such as a function or a record of another kind.
+    """Refuse values of another type.
 
     Args:
-      who: who complains.
+      who: the function, for the message.
       kind: the class.
-      remedy: what to do; look at the documentation of the class if absent.
+      remedy: what to do; a reference to the class if absent.
       optional: None passes.
       values: by the names of the arguments.
 
     Raises:
-      ValueError: naming who, the argument, what it must be and what came.
+      ValueError: naming the function, the argument, what was expected and what it was.
     """
     for name, value in values.items():
         if isinstance(value, kind) or (optional and value is None):
@@ -175,16 +175,16 @@ def check_kind(
 
 
 def check_function(who: str, arguments: str, **values: Any) -> None:
-    """Refuse what cannot be called with these positional arguments.
+    """Refuse values that cannot be called with these positional arguments.
 
     Args:
-      who: who complains.
+      who: the function, for the message.
       arguments: such as ``params, frozen, batch``. A function that has one of these names
-        at another place is refused, too.
-      values: by their names.
+        at another position is refused, too.
+      values: by the names of the arguments.
 
     Raises:
-      ValueError: naming who, the function, what it must take and what came.
+      ValueError: naming the function, the argument, what was expected and what it was.
     """
     wanted = arguments.split(", ")
     for name, value in values.items():
@@ -194,9 +194,9 @@ def check_function(who: str, arguments: str, **values: Any) -> None:
                 taken = inspect.signature(value).bind(*wanted).arguments
             except TypeError:
                 taken = None
-            except ValueError:  # built in, without a signature
+            except ValueError:  # a builtin without a signature
                 continue
-            if taken and all(taken.get(word, word) == word for word in wanted):
+            if taken and all(taken.get(name, name) == name for name in wanted):
                 continue
             came = f"one of {inspect.signature(value)}"
         msg = f"{who}: {name} must be a function of ({arguments}), got {came}."
@@ -207,7 +207,7 @@ def as_numbers(who: str, name: str, value: Any) -> np.ndarray:
     """An array, or lists of numbers, as a NumPy array.
 
     Raises:
-      ValueError: for what holds anything else, or lists of unequal length.
+      ValueError: for anything but numbers, and for lists of unequal length.
     """
     try:
         array = np.asarray(value)
@@ -223,10 +223,10 @@ def as_numbers(who: str, name: str, value: Any) -> np.ndarray:
 
 
 def shown(value: Any) -> str:
-    """What came, in one short line: small things themselves, others by their type."""
-    words = repr(value) if isinstance(value, str) else str(value)
-    short = len(words) <= 40 and "\n" not in words and " at 0x" not in words
-    return words if short else type(value).__name__
+    """A value for a message: its text if that is short, else the name of its type."""
+    text = repr(value) if isinstance(value, str) else str(value)
+    short = len(text) <= 40 and "\n" not in text and " at 0x" not in text
+    return text if short else type(value).__name__
 
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""Replay as optimizer steps of its own, now and then between the others."""
+"""Replay in separate optimizer steps, interleaved with the others."""
 
 from typing import NamedTuple
 
@@ -13,27 +13,27 @@ from jaxcl.typing import Memory, Method, State, StepRecord
 
 
 class InterleavedState(NamedTuple):
-    """What stands in the method's memory."""
+    """The state in the method's field ``memory``."""
 
-    own: State  # the method's, of the memory it was built with (none, as a rule)
-    replay: State  # of the memory that the further steps draw from
+    own: State  # of the memory that the method was built with (usually none)
+    replay: State  # of the memory that the replay steps sample from
 
 
 def interleave(method: Method, memory: Memory, *, every: int) -> Method:
     """Take a step on rows of a memory after every ``every`` steps on new rows.
 
-    The further step is a step of the method like any other, on a batch of ``sample_size``
-    rows: with its own optimizer update, penalty and gradient transformation. It is left
-    out while the memory is empty, and skipped at all other steps, also under ``vmap``.
+    The replay step is an ordinary step of the method, on a batch of ``sample_size``
+    rows: with its own optimizer update, penalty and gradient transformation. It is
+    skipped while the memory is empty and at all other steps, also under ``vmap``.
 
     Args:
-      method: what learns; build it without a memory.
-      memory: which examples come back; ``sample`` must give rows ``[r, ...]``. What it
-        observes of a step is the batch, the parameters and the change, not the gradient.
+      method: the learner; build it without a memory.
+      memory: which examples are replayed; ``sample`` must give rows ``[r, ...]``. It
+        observes the batch, the parameters and their change, but not the gradient.
       every: steps between two replays. Counted within a task.
 
     Returns:
-      A method whose info is that of the step on new rows. A step number of
+      A method whose info is that of the step on new rows. The step in
       :class:`~jaxcl.typing.Progress` counts new batches only.
 
     Source: the replay of C&F (arXiv:2309.11305), taken from MbPA++ (d'Autume et al. 2019,

@@ -1,6 +1,6 @@
-"""What may be evaluated in place of the parameters: made from what a memory keeps.
+"""Learners to evaluate in place of the parameters, made from the memory.
 
-Each function here returns ``(state) -> pytree``, to be named in
+Each function here returns ``(state) -> pytree``, for
 ``make_method(..., learners=lambda state: {"nearest_mean": of(state), ...})``.
 """
 
@@ -40,7 +40,7 @@ def nearest_mean(
     Args:
       hidden: ``(params, x [b, ...]) -> [b, ...]``, flattened per row; with a
         :class:`~jaxcl.typing.Model`: ``lambda *args: model.hidden(*args)[-1]``.
-      num_classes: classes that labels count.
+      num_classes: number of classes.
       chunk_size: rows held at once; all if absent.
 
     Source: Rebuffi et al. 2017, arXiv:1611.07725, algorithm 1.
@@ -53,7 +53,7 @@ def nearest_mean(
             lambda x: _unit_features(hidden, state.params, x), (rows.x,), chunk_size
         )
         member = jax.nn.one_hot(rows.y, num_classes, axis=0) * rows.weight
-        full = jax.lax.Precision.HIGHEST  # an accelerator would round what goes in
+        full = jax.lax.Precision.HIGHEST  # an accelerator would round the inputs
         sums = jnp.matmul(member, features, precision=full)
         return NearestMean(state.params, _unit(sums), jnp.any(member > 0, axis=1))
 
@@ -61,15 +61,15 @@ def nearest_mean(
 
 
 def nearest_mean_outputs(outputs: Outputs, hidden: Callable) -> Outputs:
-    r"""Outputs that read parameters as ever, and a :class:`NearestMean` by distance.
+    r"""Outputs for parameters, and for a :class:`NearestMean` by distance.
 
     Args:
-      outputs: what the parameters are read by.
+      outputs: used for ordinary parameters.
       hidden: as for :func:`nearest_mean`.
 
     Returns:
-      Outputs; of a :class:`NearestMean` they are :math:`-|\bar h(x) - \mu_c|^2`, and for
-      a class that the memory does not know :data:`jaxcl.losses.MASKED`.
+      Outputs; for a :class:`NearestMean` they are :math:`-|\bar h(x) - \mu_c|^2`, and for
+      a class without examples in memory :data:`jaxcl.losses.MASKED`.
 
     Source: Rebuffi et al. 2017, arXiv:1611.07725, equation 2.
     """
@@ -93,20 +93,20 @@ def from_memory_alone(
     num_epochs: int,
     batch_size: int,
 ) -> Callable[[MethodState], Params]:
-    """A fresh network, trained on nothing but the examples in memory: GDumb.
+    """A new network, trained only on the examples in memory: GDumb.
 
-    Each epoch takes every example once, in random order; its last batch may be smaller.
+    Each epoch uses every example once, in random order; its last batch may be smaller.
 
     Args:
       key: draws the network and the order of rows.
       init: ``(key) -> params``.
       loss: ``(params, batch, keys [b]) -> [b]``.
       optimizer: any of optax.
-      num_epochs: passes over the memory. All of it is paid at each evaluation.
+      num_epochs: passes over the memory. This full cost is paid at each evaluation.
       batch_size: rows per step, at most those that the memory can hold.
 
     Returns:
-      ``(state) -> params``; where the memory is empty, the fresh network.
+      ``(state) -> params``; if the memory is empty, the new network.
 
     Source: Prabhu et al. 2020, "GDumb: a simple approach that questions our progress in
     continual learning", ECCV.
@@ -126,7 +126,7 @@ def from_memory_alone(
         start = start._replace(progress=start.progress._replace(num_steps=real_steps))
 
         def epoch(state, key):
-            # Real rows first, in random order: all batches but one are full of them.
+            # Real rows first, in random order, so that batches are filled with them.
             lots = jax.random.uniform(key, rows.weight.shape, jnp.float32)
             lots -= 2 * (rows.weight > 0)
             order = jnp.pad(jnp.argsort(lots), (0, missing)).reshape(steps, size)
@@ -152,15 +152,15 @@ def from_memory_alone(
 
 
 def kept_rows(state: MethodState) -> Batch:
-    """All rows that a method's memory holds, ``[m, ...]``; weight 0 where it is empty.
+    """All rows that a method's memory stores, ``[m, ...]``; weight 0 where it is empty.
 
     Raises:
-      ValueError: for a method without a memory that keeps rows.
+      ValueError: for a method without a memory that stores rows.
     """
     kept = getattr(state.memory, "kept", None)
     if not isinstance(kept, Batch):
         msg = (
-            "kept_rows: the method must have a memory that keeps rows, got a state of type "
+            "kept_rows: the method must have a memory that stores rows, got state of type "
             f"{type(state.memory).__name__}; give make_method memory=reservoir(...)."
         )
         raise ValueError(msg)

@@ -1,8 +1,8 @@
-"""Work that is due only now and then, skipped even when runs are vmapped.
+"""Periodic work that is skipped at other steps, even under ``vmap`` over runs.
 
 ``lax.cond`` with a predicate that differs between runs becomes a ``select``: both sides
-are computed at every step. Runs of one batch march in step, though, and their counters
-agree. :func:`when` asks whether *any* run is due, which one ``cond`` can decide for all.
+are computed at every step. The step counters of runs under one ``vmap`` are equal,
+however. :func:`when` asks whether *any* run is due, so that one ``cond`` decides for all.
 """
 
 from collections.abc import Callable
@@ -19,7 +19,7 @@ def when(due: Bool[Array, ""], then: Callable[[PyTree], PyTree], operand: PyTree
     Args:
       due: [] whether it is time; may be batched by ``vmap``.
       then: a function whose result has the structure, shapes and dtypes of its argument.
-      operand: what it changes.
+      operand: the argument of ``then``.
 
     Returns:
       The changed or unchanged operand. Under ``vmap`` the work is done for all runs as

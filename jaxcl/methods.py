@@ -1,10 +1,10 @@
-"""Named methods: each a composition that its paper would recognise.
+"""Named methods, composed of parts as in their papers.
 
-They are here to be read as much as to be called; anything else is one
-:func:`~jaxcl.method.make_method` away. All take a loss and an optimizer;
-``**options`` go on to ``make_method``: whatever a method does not set itself can be added,
-such as ``gradient=sam(rho)`` (which A-GEM and GEM then project). For a second pull or
-memory beside a method's own, call ``make_method`` with ``sum_of`` the two pulls.
+They are also examples of :func:`~jaxcl.method.make_method`, which composes any others.
+All take a loss and an optimizer; ``**options`` are passed to ``make_method``: anything
+that a method does not set itself can be added, such as ``gradient=sam(rho)`` (which A-GEM
+and GEM then project). For a second regularizer or memory, call ``make_method``, with
+``sum_of`` the two regularizers.
 """
 
 from collections.abc import Callable
@@ -41,7 +41,7 @@ Optimizer = optax.GradientTransformation
 
 
 def plain(loss: Loss, optimizer: Optimizer, **options) -> Method:
-    """The optimizer alone: what every other method is compared with."""
+    """The optimizer alone (fine-tuning): the baseline of every other method."""
     return make_method(loss, optimizer, **options)
 
 
@@ -73,7 +73,7 @@ def gnp(
 def l2_init(
     loss: Loss, optimizer: Optimizer, *, strength: ScalarLike, **options
 ) -> Method:
-    """Pull towards the initial parameters, to stay able to learn (arXiv:2308.11958)."""
+    """L2 penalty towards the initial parameters, for plasticity (arXiv:2308.11958)."""
     regularizer = l2_init_regularizer(strength)
     return make_method(loss, optimizer, regularizer=regularizer, **options)
 
@@ -93,7 +93,7 @@ def ewc(
       loss: a negative log-likelihood.
       optimizer: keep ``learning_rate * strength * max(Fisher) < 2``.
       strength: in the unit of :mod:`jaxcl.regularizers.ewc`.
-      decay: share of the old Fisher kept per task; separate anchors without.
+      decay: fraction of the old Fisher kept per task; separate anchors if absent.
       fisher: the empirical one on all of the task's rows if absent.
       **options: for :func:`~jaxcl.method.make_method`.
     """
@@ -113,11 +113,11 @@ def create_and_find(
     num_examples: int = 128,
     **options,
 ) -> Method:
-    """Seek flat regions by adaptive SAM, then stay in a box inside them.
+    """C&F: adaptive SAM, an EWC penalty, and a box around the last solution.
 
-    The pull acts at the unperturbed parameters, and after each step every parameter is
-    clipped to ``rho * |anchor|`` around its anchor (C&F, arXiv:2309.11305). The defaults
-    are the authors' for text classification with BERT; tune them elsewhere.
+    The gradient of the penalty is taken at the unperturbed parameters, and after each step
+    every parameter is clipped to ``rho * |anchor|`` around its anchor (arXiv:2309.11305).
+    The defaults are the authors' for text classification with BERT; tune them elsewhere.
     """
     fisher = empirical_fisher(loss, num_examples=num_examples)
     return make_method(
@@ -138,7 +138,7 @@ def experience_replay(
     sample_size: int,
     **options,
 ) -> Method:
-    """ER: each step also learns on rows of a reservoir (arXiv:1902.10486)."""
+    """ER: each step also trains on rows of a reservoir (arXiv:1902.10486)."""
     memory = reservoir(capacity, sample_size)
     return make_method(loss, optimizer, memory=memory, **options)
 
@@ -155,7 +155,7 @@ def agem(
     gradient: optax.GradientTransformation | None = None,
     **options,
 ) -> Method:
-    """A-GEM: never uphill on a sample of the past (arXiv:1812.00420).
+    """A-GEM: project gradients that would raise the replay loss (arXiv:1812.00420).
 
     Its memory is ``episodic(num_tasks, capacity_per_task, sample_size, select=select)``,
     or any other: ``memory=reservoir(capacity, sample_size, past_only=True)``.
@@ -186,7 +186,7 @@ def gem(
     gradient: optax.GradientTransformation | None = None,
     **options,
 ) -> Method:
-    """GEM: not uphill on any past task, by a quadratic program (arXiv:1706.08840)."""
+    """GEM: project gradients that would raise a past task's loss (arXiv:1706.08840)."""
     memory = episodic(num_tasks, capacity_per_task, grouped=True, select=select)
     return make_method(
         loss,
@@ -206,7 +206,7 @@ def memory_aware_synapses(
     num_examples: int | None = None,
     **options,
 ) -> Method:
-    """MAS: importance from how the outputs move, without labels (arXiv:1711.09601).
+    """MAS: importance by the outputs' sensitivity, without labels (arXiv:1711.09601).
 
     ``strength`` is in the unit of :mod:`jaxcl.regularizers.ewc`: twice the paper's lambda.
     """
@@ -224,7 +224,7 @@ def synaptic_intelligence(
     damping: ScalarLike = 0.1,
     **options,
 ) -> Method:
-    """SI: importance along the path, without a pass at the end (arXiv:1703.04200)."""
+    """SI: path importance, without a pass at the end of a task (arXiv:1703.04200)."""
     regularizer = si_regularizer(strength, damping=damping)
     return make_method(loss, optimizer, regularizer=regularizer, **options)
 
@@ -255,7 +255,7 @@ def dark_experience_replay(
     beta: ScalarLike = 0.0,
     **options,
 ) -> Method:
-    """DER, and DER++ with ``beta``: replay towards stored logits (arXiv:2004.07211)."""
+    """DER, and DER++ with ``beta``: distil stored logits on replay (arXiv:2004.07211)."""
     memory = reservoir(capacity, sample_size, store=outputs)
     return make_method(
         cross_entropy(outputs),
@@ -278,9 +278,9 @@ def gdumb(
     batch_size: int,
     **options,
 ) -> Method:
-    """GDumb: only fill a balanced memory, and train on it when asked (ECCV 2020).
+    """GDumb: fill a balanced memory, and train on it at each evaluation (ECCV 2020).
 
-    ``optimizer`` is that of the training from memory; the stream itself trains nothing.
+    ``optimizer`` is that of the training from memory; there is no training on the stream.
     """
     train = from_memory_alone(
         key, init, loss, optimizer, num_epochs=num_epochs, batch_size=batch_size
@@ -305,10 +305,10 @@ def learning_without_forgetting(
     chunk_size: int | None = None,
     **options,
 ) -> Method:
-    """LwF: on new inputs, answer as before the task began (arXiv:1606.09282).
+    """LwF: on new inputs, distil the outputs before the task (arXiv:1606.09282).
 
-    ``kept`` are the answers to keep: ``outputs`` again where tasks share them,
-    ``past_heads(apply, num_classes)`` where each has its own. The default strength is the
+    ``kept`` are the outputs to keep: ``outputs`` again with one head for all tasks,
+    ``past_heads(apply, num_classes)`` with one each. The default strength is the
     authors' ``lambda_o = 1`` at their temperature, ``strength * temperature**2``.
     """
     regularizer = distill(
@@ -331,10 +331,10 @@ def slow_learner(
     chunk_size: int | None = None,
     **options,
 ) -> Method:
-    """A fast learner that replays and stays near its own slow average.
+    """Replay with feature distillation from an exponential moving average.
 
-    The method inside I-LoRA (arXiv:2402.18865), for any parameters: an EMA of them is
-    evaluated, and on replayed inputs the features stay close to the average's.
+    The method of I-LoRA (arXiv:2402.18865), for any parameters: an EMA of them is
+    evaluated, and on replayed inputs the features are kept close to those of the EMA.
     """
     return make_method(
         loss,
@@ -350,7 +350,7 @@ def slow_learner(
 def interpolation(
     loss: Loss, optimizer: Optimizer, *, alpha: ScalarLike, **options
 ) -> Method:
-    """Wise-FT after every task: a point between its start and its end (2109.01903)."""
+    """WiSE-FT after every task: interpolate its start and end (arXiv:2109.01903)."""
     average = interpolated(alpha)
     return make_method(loss, optimizer, average=average, **options)
 

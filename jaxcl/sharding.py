@@ -1,7 +1,7 @@
-"""Where arrays live on many devices: a mesh, and a rule from a leaf to its placement.
+"""Sharding over many devices: a mesh, and a rule from a leaf to its sharding.
 
-All parallelism is placement: the step is the one of a single device, and XLA splits it. A
-mesh has three axes. Along ``data`` devices hold different rows of a batch; along ``fsdp``
+All parallelism is by sharding: the step is that of a single device, and XLA partitions it.
+A mesh has three axes. Along ``data`` devices hold different rows of a batch; along ``fsdp``
 they also hold different parts of large parameters, which XLA gathers where they are used.
 Rows are split over both. The third, ``tensor``, splits large parameters a second time.
 """
@@ -25,7 +25,7 @@ PartitionRule = Callable[[str, tuple[int, ...], Mesh], PartitionSpec]
 
 
 class ShardingPlan(NamedTuple):
-    """A mesh and the rule by which leaves are placed on it."""
+    """A mesh and the rule by which leaves are sharded over it."""
 
     mesh: Mesh
     rule: PartitionRule
@@ -37,14 +37,14 @@ def make_mesh(
     """A mesh over all devices of all processes.
 
     Args:
-      data: devices along the first axis; what is left of them if absent.
+      data: devices along the first axis; all remaining ones if absent.
       fsdp: devices along the second.
       tensor: devices along the third.
       devices: which to use; all that JAX sees if absent.
 
     Raises:
-      ValueError: for a number that is no int of at least 1, or if the axes do not multiply
-        to the number of devices.
+      ValueError: for a number that is not an int of at least 1, or if the product of the
+        axes is not the number of devices.
     """
     check_size("make_mesh", optional=True, data=data)
     check_size("make_mesh", fsdp=fsdp, tensor=tensor)
@@ -64,21 +64,22 @@ def make_mesh(
 def fsdp(*, at_least: int = 2**16, replicated: tuple[str, ...] = ()) -> PartitionRule:
     """Split every large leaf along its longest axes that can be split evenly.
 
-    The rule looks at shapes, so that optimizer statistics, anchors, Fisher diagonals and
-    averages lie where their parameters lie. What a memory remembers, the state's field
-    ``memory``, stays whole.
+    The rule depends on shapes, so that optimizer statistics, anchors, Fisher diagonals and
+    averages are split like their parameters. The state's field ``memory`` is replicated.
 
     Args:
       at_least: entries from which a leaf is split; below it a copy on every device is
-        cheaper than the talking.
+        cheaper than the communication.
       replicated: parts of a path whose leaves are never split, such as ``("lora",)``.
 
     Raises:
-      ValueError: for a size below one, or a single text, of which each letter would count.
+      ValueError: for a size below one, or for a string in place of a tuple.
     """
     check_size("fsdp", at_least=at_least)
     if isinstance(replicated, str):
-        msg = f"fsdp: replicated must be a tuple of texts, got {replicated!r}; add a comma."
+        msg = (
+            f"fsdp: replicated must be a tuple of str, got {replicated!r}; add a comma."
+        )
         raise ValueError(msg)
 
     def rule(path, shape, mesh):
@@ -102,13 +103,13 @@ def fsdp(*, at_least: int = 2**16, replicated: tuple[str, ...] = ()) -> Partitio
 
 
 def replicate(path: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
-    """The rule that keeps everything whole on every device: pure data parallelism."""
+    """The rule that replicates everything on every device: pure data parallelism."""
     del path, shape, mesh
     return PartitionSpec()
 
 
 def shardings(plan: ShardingPlan, tree: PyTree, *, prefix: str = "") -> PyTree:
-    """The placement of every leaf of a tree of arrays or of their shapes.
+    """The sharding of every leaf of a tree of arrays or of their shapes.
 
     Raises:
       ValueError: if the rule returns anything but a PartitionSpec that splits the leaf
@@ -149,10 +150,10 @@ def num_parts(plan: ShardingPlan) -> int:
 
 
 def check_sharding_plan(who: str, plan: ShardingPlan) -> None:
-    """Refuse a mesh of other axes, and what is no mesh or no rule.
+    """Refuse a mesh with other axes, and values of another type.
 
     Raises:
-      ValueError: naming who, what was expected and what came.
+      ValueError: naming the function, what was expected and what it was.
     """
     mesh, rule = plan
     check_kind(who, Mesh, "give ShardingPlan(mesh, rule)", mesh=mesh)
@@ -169,7 +170,7 @@ def check_rows(who: str, plan: ShardingPlan, **sizes: int) -> None:
     """Refuse batches that cannot be split evenly.
 
     Raises:
-      ValueError: naming who and the batch.
+      ValueError: naming the function and the batch.
     """
     parts = num_parts(plan)
     for name, size in sizes.items():
@@ -182,7 +183,7 @@ def check_rows(who: str, plan: ShardingPlan, **sizes: int) -> None:
 
 
 def place_rows(plan: ShardingPlan, batch: Batch) -> Batch:
-    """Put the rows of this process's devices there; ``batch`` holds these rows only."""
+    """Put a batch on the devices; ``batch`` holds the rows of this process only."""
     sharding = batch_sharding(plan)
     put = lambda leaf: jax.make_array_from_process_local_data(
         sharding, np.asarray(leaf)

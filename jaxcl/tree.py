@@ -29,9 +29,8 @@ def dot(a: PyTree, b: PyTree) -> Float[Array, ""]:
 
     def leaf(x, y):
         dtype = wide_dtype(x, y)
-        full = jax.lax.Precision.HIGHEST  # an accelerator would round what goes in
-        # Over all axes at once: a leaf that is split over devices would be gathered to
-        # be raveled.
+        full = jax.lax.Precision.HIGHEST  # an accelerator would round the inputs
+        # Over all axes at once: raveling would gather a leaf that is split over devices.
         return jnp.tensordot(x.astype(dtype), y.astype(dtype), x.ndim, precision=full)
 
     parts = jax.tree.leaves(jax.tree.map(leaf, a, b))
@@ -114,7 +113,7 @@ def _scaled_norm(tree: PyTree) -> Float[Array, ""]:
 
 
 def wide_dtype(*leaves) -> jnp.dtype:
-    """The dtype in which sums of such leaves are formed: float32 or better."""
+    """The dtype in which sums of these leaves are computed: float32 or better."""
     return functools.reduce(
         jnp.promote_types, (leaf.dtype for leaf in leaves), jnp.dtype(jnp.float32)
     )
@@ -126,7 +125,7 @@ def wide(leaf: Array | np.ndarray) -> Array:
 
 
 def copied(tree: PyTree) -> PyTree:
-    """Every leaf in a buffer of its own, so that a state made of it may be donated."""
+    """Every leaf in a separate buffer, so that a state made of it may be donated."""
     return jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), tree)
 
 
@@ -175,18 +174,18 @@ def weighted_mean(values, weight):
 
 
 def by_chunks(function, parts, size: int | None, *, recompute: bool = False):
-    """``function(*parts)`` on ``size`` rows at a time, then on what is left.
+    """``function(*parts)`` on ``size`` rows at a time, then on the remaining rows.
 
     Args:
       function: ``(*parts) -> [b, ...]``, or a tree of such arrays, row by row.
       parts: trees of leaves ``[n, ...]``.
       size: rows at once, all if None. One that divides ``n`` compiles the function once,
         not twice.
-      recompute: keep nothing inside a chunk for the gradient but compute it a second
-        time: the memory of one chunk, for four thirds of the work.
+      recompute: store no intermediate values of a chunk for the gradient but compute them
+        a second time: the memory of one chunk, for four thirds of the work.
 
     Returns:
-      Leaves ``[n, ...]``, as ``function`` makes of all rows at once.
+      Leaves ``[n, ...]``, equal to ``function`` of all rows at once.
     """
     total = jax.tree.leaves(parts)[0].shape[0]
     if size is None or size >= total:
@@ -240,9 +239,7 @@ def as_batch(x: PyTree, y: PyTree, *, weight=None, task: int = 0) -> Batch:
             low, high = int(leaf.min()), int(leaf.max())
             if max(-low - 1, high) >= 2**31:
                 far = low if -low > high else high
-                msg = (
-                    f"as_batch: labels must fit in int32, got {far}; number them anew."
-                )
+                msg = f"as_batch: labels must fit in int32, got {far}; renumber them."
                 raise ValueError(msg)
     classes = lambda leaf: leaf.dtype.kind in "biu"
     narrow = lambda leaf: jnp.asarray(leaf, jnp.int32 if classes(leaf) else None)
@@ -272,10 +269,10 @@ def lists_as_arrays(who: str, tree: PyTree) -> PyTree:
 
 
 def check_batch(who: str, batch: Batch) -> None:
-    """Refuse what is no batch of rows, such as ``(x, y)`` or a single row.
+    """Refuse anything but a batch of rows, such as ``(x, y)`` or a single row.
 
     Raises:
-      ValueError: naming who, and what came.
+      ValueError: naming the function, and what it got.
     """
     came = type(batch).__name__
     if isinstance(batch, Batch):

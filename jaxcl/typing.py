@@ -1,13 +1,13 @@
 """Data, models, and the contract of every part of a method.
 
-A *batch* is rows with weights; a *stream* is tasks in order; a *method* is
-put together from a gradient transformation, an optimizer and four small records:
-:class:`Regularizer`, :class:`Memory`, :class:`Average` and :class:`Reset`. All four have
-``init(params, example)``; what happens in a step reaches them as a :class:`StepRecord`.
+A *batch* is rows with weights; a *stream* is tasks in order; a *method* is composed of a
+gradient transformation, an optimizer and four small records: :class:`Regularizer`,
+:class:`Memory`, :class:`Average` and :class:`Reset`. All four have
+``init(params, example)``, and observe each step as a :class:`StepRecord`.
 
-Every record holds pure functions only. What a function needs to know is an argument, what
-it changes is returned, and a state never changes structure, shape or dtype: that one
-property lets ``scan`` walk the tasks, ``vmap`` run the seeds, and a run resume exactly.
+Every record holds pure functions only. What a function depends on is an argument, what it
+changes is returned, and a state never changes structure, shape or dtype. This allows
+``scan`` over tasks, ``vmap`` over seeds, and exact resume.
 
 Letters in shapes: ``T`` tasks, ``s`` seeds, ``n`` examples of a set, ``b`` rows of a
 batch, ``d`` features, ``c`` classes, ``p`` parameters, ``m`` memory rows.
@@ -29,8 +29,8 @@ State = Any
 class Batch(NamedTuple):
     """Rows of labelled data; also one row, where every leaf lacks the leading axis.
 
-    Rows of weight zero are padding: every mean in the library is a weighted one, so they
-    count nowhere. They are computed with all the same, and zero times NaN is NaN: pad
+    Rows of weight zero are padding: every mean in the library is weighted, so they have
+    no effect. Their outputs are computed nevertheless, and zero times NaN is NaN: pad
     with copies of a real row, as the library does. Build a batch with
     :func:`jaxcl.tree.as_batch`.
     """
@@ -39,17 +39,17 @@ class Batch(NamedTuple):
     y: PyTree  # labels, [b] int32 for classification
     weight: PyTree  # [b] float32; 0 for padding, else above 0
     task: PyTree  # [b] int32, the index of the task a row comes from
-    stored: PyTree = ()  # what a memory keeps beside each row (DER: logits), [b, ...]
+    stored: PyTree = ()  # what a memory keeps with each row (DER: logits), [b, ...]
 
 
 class Stream(NamedTuple):
-    """Tasks in order: the rows they share, and a plan that turns rows into tasks.
+    """Tasks in order: data common to all tasks, and a plan that makes tasks of them.
 
-    ``pool`` holds what all tasks share (images, labels); ``plan`` holds what makes each
-    task itself (a permutation, row numbers, ...), every leaf with leading axis ``T``.
+    ``pool`` holds the data common to all tasks (images, labels); ``plan`` holds what is
+    specific to each (a permutation, row numbers, ...), every leaf with leading axis ``T``.
     ``train(pool, plan_t)`` and ``test(pool, plan_t)`` make the batch of the task whose
-    plan is ``plan_t``; they are traced, so a task exists only while it is learned. Seeds
-    share the pool and differ in the plan.
+    plan is ``plan_t``; they are traced, so a task is in memory only while it is learned.
+    Seeds have one pool and different plans.
     """
 
     pool: PyTree
@@ -57,27 +57,27 @@ class Stream(NamedTuple):
     train: Callable[[PyTree, PyTree], Batch]
     test: Callable[[PyTree, PyTree], Batch]
     num_classes: int  # outputs that the model needs
-    name: str  # what it is, for logs and reports
+    name: str  # for logs and reports
 
 
 class Progress(NamedTuple):
-    """Where in its stream a method is; int32 scalars, part of its state."""
+    """The position of a method in its stream; int32 scalars, part of its state."""
 
     task: Int[Array, ""]  # tasks that have ended
-    step: Int[Array, ""]  # steps done of the task at hand
+    step: Int[Array, ""]  # steps done of the current task
     num_steps: Int[
         Array, ""
-    ]  # steps the task will have, set by the loops; 0: not known
+    ]  # steps the task will have, set by the training loops; 0: not known
 
     def fraction(self) -> Float[Array, ""]:
-        """How much of the task is done, in [0, 1]; zero where its length is not known."""
+        """The fraction of the task that is done, in [0, 1]; 0 if its length is unknown."""
         return jnp.where(
             self.num_steps > 0, self.step / jnp.maximum(self.num_steps, 1), 0
         )
 
 
 class Context(NamedTuple):
-    """What a penalty may look at besides its own state and the parameters."""
+    """The inputs of a penalty besides its own state and the parameters."""
 
     batch: Batch
     replay: Batch  # rows [r, ...]; weight 0 while the memory is empty
@@ -88,11 +88,11 @@ class Context(NamedTuple):
 
 
 class StepRecord(NamedTuple):
-    """What one step did; every part of a method observes the same record."""
+    """The record of one step; every part of a method observes the same one."""
 
     params: Params  # before the step
     grads: Params  # of the data loss alone: without penalty, not transformed
-    updates: Params  # the change really made, after projection and reset
+    updates: Params  # the actual change, after projection and reset
     batch: Batch
     replay: Batch  # rows [r, ...]
     losses: PyTree  # [b], of the batch, before the step
@@ -100,34 +100,34 @@ class StepRecord(NamedTuple):
 
 
 #: ``(params, batch, keys [b]) -> [b]``: the loss of each example. Row ``i`` depends on row
-#: ``i`` only, and draws from its own key, the same in every gradient of a step.
+#: ``i`` only, and uses its own key, the same in every gradient of a step.
 Loss = Callable[[Params, Batch, Keys[Array, " b"]], Float[Array, " b"]]
 
-#: ``(params, batch, keys=None) -> [b, ...]``: what of the network's answer belongs to each
-#: example, such as the logits of its task's head; ``keys`` is None for evaluation.
+#: ``(params, batch, keys=None) -> [b, ...]``: the network's outputs for each example, such
+#: as the logits of its task's head; ``keys`` is None for evaluation.
 Outputs = Callable[..., Float[Array, "b ..."]]
 
-#: ``(params) -> grads``: a gradient elsewhere, on the same batch and with the same key.
+#: ``(params) -> grads``: a gradient at other parameters, with the same batch and key.
 GradFn = Callable[[Params], Params]
 
 
-# What a part does that leaves a field out.
+# Defaults of the fields of the records below.
 
 
 def no_state(params: Params, example: PyTree) -> State:
-    """Nothing to remember."""
+    """The empty state."""
     del params, example
     return ()
 
 
 def no_observation(key: Any, state: State, step: Any, params: Params) -> State:
-    """Learn nothing from a step."""
+    """Leave the state unchanged after a step."""
     del key, step, params
     return state
 
 
 def no_end(key: Any, state: State, params: Params, data: Any) -> State:
-    """Learn nothing from the end of a task."""
+    """Leave the state unchanged at the end of a task."""
     del key, params, data
     return state
 
@@ -139,7 +139,7 @@ def no_penalty(state: State, params: Params, context: Any) -> Float[Array, ""]:
 
 
 def no_projection(state: State, params: Params) -> Params:
-    """Leave the parameters where the update put them."""
+    """Leave the parameters unchanged."""
     del state
     return params
 
@@ -160,7 +160,7 @@ def _no_reset(key, state, params, batch):
 
 
 class Regularizer(NamedTuple):
-    """What holds parameters near the past: a penalty, a projection, or both.
+    """Keeps parameters near past solutions by a penalty, a projection, or both.
 
     ``Regularizer()`` does nothing: the neutral element of
     :func:`jaxcl.regularizers.sum_of`.
@@ -183,11 +183,11 @@ class Regularizer(NamedTuple):
 
 
 class Memory(NamedTuple):
-    """Which examples are kept, and which of them come back.
+    """Which examples are stored, and which of them are replayed.
 
     Attributes:
-      init: ``(params, example) -> state``; slots that hold nothing yet are copies of the
-        example, a batch of one real row, with weight zero.
+      init: ``(params, example) -> state``; empty slots are copies of the example, a batch
+        of one real row, with weight zero.
       sample: ``(key, state) -> batch``; rows have weight 0 while the memory is empty.
         Leaves are ``[r, ...]``, or ``[T, m, ...]`` when grouped by task.
       observe: ``(key, state, step, params) -> state``, after every step.
@@ -205,11 +205,11 @@ class Average(NamedTuple):
 
     Attributes:
       init: ``(params, example) -> state``.
-      read: ``(state, params) -> params``, what is evaluated; may be another tree that the
+      read: ``(state, params) -> params`` to evaluate; may be another tree that the
         model's ``apply`` accepts.
       observe: ``(key, state, step, params) -> state``, after every step.
       end_task: ``(key, state, params, data) -> (state, params)``, once at the end of a
-        task; the returned parameters are where training goes on.
+        task; training continues from the returned parameters.
     """
 
     init: Callable[[Params, Batch], State] = no_state
@@ -219,7 +219,7 @@ class Average(NamedTuple):
 
 
 class Reset(NamedTuple):
-    """What keeps a network able to learn by touching its parameters after a step.
+    """Maintains plasticity by changing parameters after a step.
 
     ``Reset()`` does nothing: the neutral element of
     :func:`jaxcl.plasticity.chain_resets`.
@@ -227,9 +227,9 @@ class Reset(NamedTuple):
     Attributes:
       init: ``(params, example) -> state``.
       reset: ``(key, state, params, batch) -> (state, params, mask)``, after every
-        step; ``mask`` is a tree of booleans shaped like ``params``: there the
-        optimizer's statistics are cleared. ``None`` means nowhere. A count that all
-        parameters share goes on: Adam then no longer corrects the bias of moments that
+        step; ``mask`` is a tree of booleans shaped like ``params``: where it is true, the
+        optimizer's statistics are cleared. ``None`` means nowhere. A step count common to
+        all parameters is not reset: Adam then does not correct the bias of moments that
         begin from zero, and the first steps of a reset weight are up to ``(1 - b1) /
         sqrt(1 - b2)`` learning rates long, 3.2 by default.
     """
@@ -241,7 +241,7 @@ class Reset(NamedTuple):
 
 
 class MethodState(NamedTuple):
-    """Everything the next step needs; leaves of parts that are absent do not exist."""
+    """The state of a method; parts that are absent have no leaves."""
 
     params: Params
     gradient: optax.OptState
@@ -254,10 +254,10 @@ class MethodState(NamedTuple):
 
 
 class StepInfo(NamedTuple):
-    """What one step reports; nothing here feeds the next step."""
+    """What one step reports; the next step does not depend on it."""
 
     loss: Float[Array, ""]  # data loss (batch and replay), before the update
-    finite: Bool[Array, ""]  # whether loss and penalty are; loops look at the rest
+    finite: Bool[Array, ""]  # whether loss and penalty are; loops check the rest
     metrics: Mapping[str, Float[Array, ""]]  # grad_norm, penalty, and the user's own
 
 
@@ -269,7 +269,7 @@ class Method(NamedTuple):
       step: ``(key, state, batch) -> (state, info)``.
       end_task: ``(key, state, data) -> state``.
       learners: ``(state) -> {name: pytree}``: what is evaluated, the default one first.
-        Each value stands for the parameters in ``apply``.
+        Each value takes the place of the parameters in ``apply``.
     """
 
     init: Callable[[Params, Batch], MethodState]
@@ -279,15 +279,15 @@ class Method(NamedTuple):
 
 
 class Units(NamedTuple):
-    """Where one hidden layer's units live in a parameter tree of nested dicts.
+    """The weights of one hidden layer's units in a parameter tree of nested dicts.
 
-    Unit ``i`` reads the inputs of its layer through ``incoming[..., i]`` and is read by
-    the next layer through ``outgoing[..., i, :]``; with CReLU also through
-    ``outgoing[..., i + width, :]``. The same holds for the channels of a convolution.
+    The incoming weights of unit ``i`` are ``incoming[..., i]``, and its outgoing weights
+    ``outgoing[..., i, :]``; with CReLU also ``outgoing[..., i + width, :]``. The same
+    holds for the channels of a convolution.
     """
 
     incoming: tuple[str, ...]  # path of the kernel [..., width]
-    vectors: tuple[tuple[str, ...], ...]  # paths of what each unit has one of, [width]
+    vectors: tuple[tuple[str, ...], ...]  # paths of biases, scales, ..., each [width]
     outgoing: tuple[str, ...]  # path of the next kernel [..., copies * width, d]
     shift: tuple[str, ...] | None  # path of the next layer's bias [d], if it has one
     width: int
@@ -306,17 +306,17 @@ def _no_hidden(params, x):
 class Model(NamedTuple):
     """A network as pure functions of a batch; most of the library needs only ``apply``.
 
-    Any pair of functions will do: ``Model(init, apply)``.
+    Any pair of functions can be used: ``Model(init, apply)``.
 
     Attributes:
       init: ``(key) -> params``, a tree of arrays.
       apply: ``(params, x [b, ...], keys=None) -> [b, ...]``; row ``i`` depends on row ``i``
         of ``x`` only. ``keys [b]`` are those of the rows, for dropout; None for evaluation.
       hidden: ``(params, x) -> tuple`` of activations ``[b, ...]``, in order; the last one
-        is what the output layer reads. Optional: for measures, distillation of features,
-        and choosing examples by them.
-      units: ``units[k]`` tells where the units behind ``hidden[k]`` live; may be shorter,
-        and empty for networks that unit-wise resets do not know.
+        is the input of the output layer. Optional: for measures, feature distillation,
+        and selection of examples by features.
+      units: ``units[k]`` describes the units of ``hidden[k]``; may be shorter, and empty
+        for networks that unit-wise resets do not support.
     """
 
     init: Callable[[Key], Params]

@@ -38,7 +38,7 @@ SGD = optax.sgd(0.3)
 PARAMS = {"w": jnp.zeros((C, D)).at[0, 0].set(0.1), "b": jnp.zeros(C)}
 X = jax.random.normal(jax.random.key(0), (24, D))
 TASK = as_batch(X, jnp.argmax(X[:, :C], axis=1))
-OTHER = TASK._replace(y=jnp.roll(TASK.y, 1), x=-TASK.x)  # pulls another way
+OTHER = TASK._replace(y=jnp.roll(TASK.y, 1), x=-TASK.x)  # has another gradient
 
 NAMED = {
     "plain": lambda: methods.plain(LOSS, SGD),
@@ -266,7 +266,7 @@ PULLING = {
 
 
 @pytest.mark.parametrize("name", PULLING)
-def test_a_second_pull_does_not_take_the_place_of_the_first_in_silence(name):
+def test_a_second_penalty_does_not_silently_replace_the_first(name):
     """Oracle: Python refuses an argument given twice; an absent one is negative control."""
     PULLING[name](replay_weight=0.5)
     with pytest.raises(TypeError, match=r"multiple values for .* 'regularizer'"):

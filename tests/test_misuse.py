@@ -304,7 +304,10 @@ REFUSED = [
         lambda: stepped(optax.masked(transforms.sam(0.1), RANKS)),
         "sam: .* give it a mask",
     ),
-    (lambda: stepped(optax.partition(PARTS, RANKS)), "sam: .* whole .* give it a mask"),
+    (
+        lambda: stepped(optax.partition(PARTS, RANKS)),
+        "sam: .* all parameters, .* give it a mask",
+    ),
     (lambda: METHOD.step(STATE, KEY, BATCH), "step: state must .* got PRNGKeyArray"),
     (lambda: METHOD.step(KEY, STATE, PAIR), "step: expected a Batch .* got tuple"),
     (lambda: METHOD.end_task(KEY, STATE, STREAM), "end_task: .* got Stream"),
