@@ -144,7 +144,7 @@ REFUSED = [
         "array_dataset: expected a Batch .* got tuple",
     ),
     (lambda: split(sizes=2), "class_splits: sizes must be the classes .* got 2; give"),
-    (lambda: split(sizes=[1.0, 1.0]), r"sizes must be .* got \[1.0, 1.0\]; give such"),
+    (lambda: split(sizes=[1.0, 1.0]), r"sizes must be .* got \[1.0, 1.0\]; give"),
     (
         lambda: split(num_tasks=1.0),
         "class_splits: num_tasks must be at least 1, got 1.0",
@@ -389,7 +389,7 @@ REFUSED = [
     (lambda: scored(lambda x: (x, x)), "rows must return a JAX array .* got tuple"),
     (lambda: scored(lambda x: [x]), r"rows must return a JAX array .* got \["),
     (lambda: scored(lambda x: None), r"rows must return a JAX array .* got None"),
-    (lambda: scored(lambda x: np.ones(x.shape)), "rows must .* for 'odd'; leave"),
+    (lambda: scored(lambda x: np.ones(x.shape)), "rows must .* for 'odd'; return"),
     (
         lambda: scored(lambda x: x + 1j),
         r"a real number .* \[256, ...\], got complex64\[256",

@@ -1,4 +1,4 @@
-"""What arrives: image sets, and the streams of tasks made of them."""
+"""Datasets, image sets, and streams of tasks made of them."""
 
 from jaxcl.data.classes import class_pairs, class_splits, split_sizes
 from jaxcl.data.dataset import (

@@ -1,4 +1,4 @@
-"""Streams that show some classes at a time: pairs, and splits of all classes."""
+"""Streams with some classes per task: pairs, and splits of all classes."""
 
 import itertools
 from collections.abc import Sequence
@@ -23,10 +23,10 @@ from jaxcl.typing import Key, Stream
 
 
 class GroupPlan(NamedTuple):
-    """What makes a task of some classes."""
+    """The plan of tasks with some classes each."""
 
     task: Int[Array, " T"]
-    classes: Int[Array, "T k"]  # in the order of their new labels; -1 fills up
+    classes: Int[Array, "T k"]  # in the order of their new labels; -1 for padding
     train_rows: Int[Array, "T n"]
     train_count: Int[Array, " T"]  # rows from here on are padding
     test_rows: Int[Array, "T m"]
@@ -41,19 +41,19 @@ def class_pairs(
     flat: bool = True,
     normalise: Normalise | None = None,
 ) -> Stream:
-    """Every task tells two classes apart; labels are 0 and 1 in the order of the pair.
+    """Every task has two classes; labels are 0 and 1 in the order of the pair.
 
     Args:
       images: where the classes come from.
       pairs: the two classes of each task; if absent all pairs in the order 0-1, 0-2, ...,
         0-9, 1-2, ..., 8-9, which is 45 tasks for ten classes.
-      truncate: whether every task is cut to the smallest one's rows (the first ones in
-        the order of the set) instead of padded to the largest one's with weight 0.
+      truncate: whether every task is truncated to the size of the smallest (the first rows
+        in the order of the set) instead of padded to that of the largest with weight 0.
       flat: see :func:`permuted`.
       normalise: see :func:`permuted`.
 
     Returns:
-      A stream of two outputs: for one head that all tasks share, or for
+      A stream of two outputs: for one head for all tasks, or for
       ``jaxcl.losses.heads`` with ``2 T`` outputs.
 
     Raises:
@@ -67,7 +67,7 @@ def class_pairs(
     if odd or len(pairs) == 0:
         msg = (
             f"class_pairs: pairs must be a list of two different classes of 0 to "
-            f"{known[-1]}, got {odd[0] if odd else 'an empty list'}; correct it."
+            f"{known[-1]}, got {odd[0] if odd else 'an empty list'}; change it."
         )
         raise ValueError(msg)
     groups = np.asarray(pairs, np.int32)
@@ -91,24 +91,23 @@ def class_splits(
     flat: bool = True,
     normalise: Normalise | None = None,
 ) -> Stream:
-    """The classes are dealt out, each to one task: an even split, or one by ``sizes``.
+    """Every class belongs to one task: an even split, or one by ``sizes``.
 
-    All tasks have the rows of the largest, so that one program learns them all: with a
-    base task of 50 classes and others of 10, those consist of padding for four fifths.
+    All tasks are padded to the size of the largest, so that one program serves all of
+    them: with a base task of 50 classes and others of 10, four fifths of those is padding.
 
     Args:
-      key: draws which classes meet in which task.
+      key: draws the classes of each task.
       images: where the classes come from.
       num_tasks: tasks ``T``, as even as the number of classes allows; see
         :func:`split_sizes`.
       sizes: classes of every task instead, such as ``(50, 10, 10, 10, 10, 10)``. Where
         their sum is smaller than the number of classes, the remaining ones never appear.
       shuffle_classes: whether the classes come in random order instead of 0, 1, 2, ...
-      relabel: whether labels count from 0 within each task (for a head of its own, or
-        one that all share) instead of being the class in the whole set
-        (class-incremental).
-      truncate: whether tasks are cut to the fewest rows that ``min(sizes)`` classes can
-        have, instead of padded to the most that ``max(sizes)`` can have with weight 0.
+      relabel: whether labels count from 0 within each task (for one head per task, or one
+        for all) instead of being the class in the full set (class-incremental).
+      truncate: whether tasks are truncated to the fewest rows that ``min(sizes)`` classes
+        can have, instead of padded to the most that ``max(sizes)`` can have with weight 0.
         Both numbers depend on the images only, so that seeds can be stacked.
       flat: see :func:`permuted`.
       normalise: see :func:`permuted`.
@@ -120,7 +119,7 @@ def class_splits(
 
     Raises:
       ValueError: unless one of ``num_tasks`` and ``sizes`` is given, for more tasks than
-        classes, sizes that are no ints above 0 or sum to more than the classes, or a class
+        classes, sizes that are not ints above 0 or sum to more than the classes, or a class
         without rows.
     """
     check_kind("class_splits", Images, images=images)
@@ -143,7 +142,7 @@ def split_sizes(num_classes: int, num_tasks: int) -> tuple[int, ...]:
     """Classes of every task, as even as possible: the first tasks have one more.
 
     Args:
-      num_classes: to be dealt out.
+      num_classes: classes in total.
       num_tasks: tasks ``T``.
 
     Returns:
@@ -178,13 +177,13 @@ def _sizes(num_classes: int, num_tasks, sizes) -> tuple[int, ...]:
     if not listed or not all(is_whole(size) and size > 0 for size in sizes):
         msg = (
             "class_splits: sizes must be the classes of every task, ints above 0, got "
-            f"{shown(sizes)}; give such as (50, 10, 10)."
+            f"{shown(sizes)}; give for example (50, 10, 10)."
         )
         raise ValueError(msg)
     if sum(sizes) > num_classes:
         msg = (
             f"class_splits: sizes must sum to at most the {num_classes} classes, got "
-            f"{sum(sizes)}; make some smaller."
+            f"{sum(sizes)}; lower some of them."
         )
         raise ValueError(msg)
     return tuple(map(int, sizes))
@@ -233,7 +232,7 @@ def _members(y: np.ndarray, groups: np.ndarray, size: int):
 
 
 def _class_counts(who: str, images: Images, y: np.ndarray, classes: np.ndarray):
-    """Rows of each of the classes; none may be without."""
+    """Rows of each of the classes; a ValueError if one has none."""
     counts = np.bincount(y, minlength=images.num_classes)[classes]
     if not counts.all():
         msg = (

@@ -1,9 +1,9 @@
 """Tasks for the host loop: rows that are read when they are needed.
 
-A task of the compiled loop is an array of rows; a task here may be larger than memory, of
-any shape, and unlike its neighbours. All it must give is random access: how many rows
-there are, and the rows of given numbers. Then the position in a stream is one number, and
-a run that was cut goes on with the very rows that came next.
+A task of the compiled loop is an array of rows; a task here may be larger than memory, and
+sizes may differ between tasks. It only needs random access: the number of rows, and the
+rows of given numbers. Then the position in a stream is one number, and a run that was
+interrupted continues with exactly the next rows.
 """
 
 import functools
@@ -22,7 +22,7 @@ from jaxcl.errors import check_kind, check_size, shown
 from jaxcl.tree import at, check_batch
 from jaxcl.typing import Batch, Stream
 
-#: What a row raises that cannot be used.
+#: Errors that mean that a row is not usable.
 _UNUSABLE = (ValueError, LookupError, TypeError, AttributeError)
 
 
@@ -47,7 +47,7 @@ class Dataset(NamedTuple):
 
 
 class Task(NamedTuple):
-    """One task: what is learned, and what it is tested on.
+    """One task: its training, test and validation sets.
 
     ``valid`` is for choosing hyperparameters and for stopping early;
     :func:`jaxcl.data.train_valid_split` takes it from the training set. ``num_steps`` or
@@ -63,10 +63,10 @@ class Task(NamedTuple):
 
 
 def array_dataset(batch: Batch) -> Dataset:
-    """Rows that are in memory.
+    """A dataset of rows in memory.
 
     Args:
-      batch: leaves ``[n, ...]``. Rows of weight zero never come up.
+      batch: leaves ``[n, ...]``. Rows of weight zero are left out.
 
     Raises:
       ValueError: if no row has a weight.
@@ -83,18 +83,18 @@ def array_dataset(batch: Batch) -> Dataset:
 def source_dataset(
     source: Source, parse: Callable[[Any], tuple[PyTree, PyTree]], *, task: int
 ) -> Dataset:
-    """Rows of what has a length and items: a list, Grain's ``MapDataset``, TFDS.
+    """A dataset from a sequence: a list, Grain's ``MapDataset``, TFDS.
 
     Args:
-      source: read item by item, when a batch needs them; the first one at once.
+      source: read item by item, when a batch needs them; the first one immediately.
       parse: ``item -> (x, y)``, arrays of the same shapes for all items. Every batch has
         the dtypes of the first item, integers as int32.
       task: number of the task.
 
     Raises:
-      ValueError: for a ``task`` that is no number from 0, no items, or no length; when
-        read, for an item that cannot be used (with its number), and for floats where the
-        first item has integers.
+      ValueError: for a ``task`` that is not an int of at least 0, no items, or no length;
+        when read, for an item that cannot be used (with its number), and for floats where
+        the first item has integers.
     """
     check_size("source_dataset", least=0, task=task)
     if not isinstance(source, Source):
@@ -141,24 +141,24 @@ def jsonl_dataset(
     task: int,
     skip_bad_lines: bool = False,
 ) -> Dataset:
-    """Rows of a file with one JSON object per line; only their places stay in memory.
+    """Rows of a file with one JSON object per line; only their offsets are in memory.
 
     Every line is read once at the start, so that a bad one is found before any compute.
 
     Args:
-      path: of the file. Empty lines are passed over.
+      path: of the file. Empty lines are skipped.
       parse: ``record -> (x, y)``, arrays of finite numbers, of the same shapes for all
         lines; it raises ``KeyError``, ``TypeError``, ``ValueError`` or the like for a
         record it cannot use. Every batch has the dtypes that hold all lines, integers
         as int32.
       task: number of the task.
-      skip_bad_lines: pass over lines that are no JSON object or cannot be used, with a
+      skip_bad_lines: skip lines that are not a JSON object or cannot be used, with a
         warning that counts them and names the first.
 
     Raises:
       FileNotFoundError: if there is no such file.
-      ValueError: for a ``task`` that is no number from 0, a bad line (with its number), or
-        if no line is left; when read, for a file that has changed since.
+      ValueError: for a ``task`` that is not an int of at least 0, a bad line (with its
+        number), or if no line is left; when read, for a file that has changed since.
     """
     check_size("jsonl_dataset", least=0, task=task)
     path = Path(path)
@@ -193,7 +193,7 @@ def _stamp(path: Path) -> tuple[int, int]:
 def _indexed(
     path: Path, parse: Callable, skip_bad_lines: bool
 ) -> tuple[Int[np.ndarray, "n 2"], PyTree]:
-    """Where each good line starts and how long it is, and the dtypes that hold them all."""
+    """Offset and length of each good line, and the dtypes that hold all of them."""
     places, bad, first, shapes, dtypes = [], [], 0, None, None
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
@@ -209,8 +209,8 @@ def _indexed(
                 reason = _reason(error)
                 if not skip_bad_lines:
                     msg = (
-                        f"jsonl_dataset: {path}, line {number} is bad ({reason}); mend it, "
-                        "or pass over such lines with skip_bad_lines."
+                        f"jsonl_dataset: {path}, line {number} is bad ({reason}); fix it, "
+                        "or skip such lines with skip_bad_lines."
                     )
                     raise ValueError(msg) from error
                 bad.append(f"line {number} ({reason})")
@@ -218,23 +218,23 @@ def _indexed(
             places.append((file.tell() - len(line), len(line)))
     if bad:
         warnings.warn(
-            f"jsonl_dataset: passed over {len(bad)} bad lines of {path}, the first of them "
+            f"jsonl_dataset: skipped {len(bad)} bad lines of {path}, the first of them "
             f"{bad[0]}.",
             stacklevel=3,
         )
     if not places:
         msg = (
-            f"jsonl_dataset: {path} has no usable line; drop the task or mend the file."
+            f"jsonl_dataset: {path} has no usable line; drop the task or fix the file."
         )
         raise ValueError(msg)
     return np.array(places), dtypes
 
 
 def stream_tasks(stream: Stream) -> list[Task]:
-    """The tasks of a compiled stream one by one, each made when it is read.
+    """The tasks of a compiled stream as a list, each computed when it is read.
 
-    The last training and the last test set that were read stay on the host; coming back
-    to another makes it again, by the same program.
+    The last training and the last test set that were read are cached on the host; others
+    are computed again when needed, by the same program.
     """
     check_kind("stream_tasks", Stream, stream=stream)
 
@@ -266,12 +266,12 @@ def _object(line: bytes) -> dict[str, Any]:
 
 
 def _shapes(row: tuple[PyTree, PyTree]) -> PyTree:
-    """The shape of every leaf, in its place."""
+    """The tree of the shapes of all leaves."""
     return jax.tree.map(np.shape, row)
 
 
 def _check_shapes(row: tuple[PyTree, PyTree], shapes: PyTree, where: str) -> None:
-    """Refuse a row unlike the first."""
+    """Refuse a row whose shapes differ from those of the first."""
     found = _shapes(row)
     if found != shapes:
         msg = f"expected shapes {shapes}, as {where}, got {found}"
@@ -283,10 +283,10 @@ def _reason(error: Exception) -> str:
 
 
 def _checked(row: Any) -> tuple[PyTree, PyTree]:
-    """What ``parse`` returned, if a batch can hold it.
+    """The result of ``parse``, if a batch can hold it.
 
     Raises:
-      TypeError: for what is no ``(x, y)``, or holds text or other objects.
+      TypeError: for anything but ``(x, y)``, and for text or other objects in it.
       ValueError: for integers that do not fit in int32.
     """
     if not isinstance(row, tuple) or len(row) != 2:
@@ -304,7 +304,7 @@ def _checked(row: Any) -> tuple[PyTree, PyTree]:
 
 
 def _finite(row: tuple[PyTree, PyTree]) -> tuple[PyTree, PyTree]:
-    """The row, if it holds no NaN and no infinity, which JSON has not but Python reads."""
+    """The row, if it is finite: Python also reads NaN and infinity, unlike JSON."""
     for leaf in jax.tree.leaves(row):
         if not np.isfinite(leaf).all():
             msg = f"expected finite numbers, got {shown(leaf)}"

@@ -1,7 +1,7 @@
-"""Image sets in files: idx as MNIST has it, npz, pairs of npy, CIFAR's binary version.
+"""Image sets in files: idx as in MNIST, npz, npy files, and CIFAR's binary version.
 
-Nothing here unpickles. A missing file is a ``FileNotFoundError``, a broken one a
-``ValueError``; both say in one line which path, what was expected and what to do.
+No file is unpickled. A missing file is a ``FileNotFoundError``, a malformed one a
+``ValueError``; both state in one line the path, what was expected and what to do.
 """
 
 import gzip
@@ -24,16 +24,16 @@ _NPZ_NAMES = (
 
 
 def load_images(path: PathLike) -> Images:
-    """Read whatever image set lies at a path.
+    """Read the image set at a path, in any supported format.
 
     Args:
       path: an ``.npz`` file (:func:`npz_file`), or a folder with MNIST's idx files
         (:func:`idx_folder`), with CIFAR's binary files (:func:`cifar_folder`), with
-        ``train_x.npy`` and its three fellows (:func:`npy_folder`), or with one ``.npz``.
+        ``train_x.npy`` and the three others (:func:`npy_folder`), or with one ``.npz``.
 
     Raises:
       FileNotFoundError: if the path does not exist or holds none of these.
-      ValueError: if what it holds is broken.
+      ValueError: if a file is malformed.
     """
     path = Path(path)
     if path.is_file():
@@ -50,8 +50,8 @@ def load_images(path: PathLike) -> Images:
         return npz_file(archives[0])
     msg = (
         f"load_images: no image set in {path}: expected train-images-idx3-ubyte[.gz] and "
-        "its fellows, train.bin or data_batch_1.bin (CIFAR binary), train_x.npy and its "
-        "fellows, or one .npz file; point to the folder that holds them."
+        "the like, train.bin or data_batch_1.bin (CIFAR binary), train_x.npy and the "
+        "like, or one .npz file; give the folder that holds them."
     )
     raise FileNotFoundError(msg)
 
@@ -61,14 +61,14 @@ def idx_folder(path: PathLike) -> Images:
 
     Args:
       path: folder with ``train-images-idx3-ubyte``, ``train-labels-idx1-ubyte`` and the
-        same for ``t10k``, each plain or ``.gz``; a dot may stand before ``idx``.
+        same for ``t10k``, each plain or ``.gz``; the names may have a dot before ``idx``.
 
     Returns:
       Images ``[n, h, w]``, named after the folder.
 
     Raises:
       FileNotFoundError: if a file is missing.
-      ValueError: if a file is not idx, is cut short, or the files disagree.
+      ValueError: if a file is not idx, is truncated, or the files do not match.
 
     Format: LeCun, Cortes and Burges, the MNIST database.
     """
@@ -158,7 +158,7 @@ def cifar_folder(path: PathLike) -> Images:
 
     Raises:
       FileNotFoundError: if a file is missing.
-      ValueError: if a file does not hold whole records.
+      ValueError: if the size of a file is not a multiple of a record.
 
     Format: Krizhevsky 2009; the record is the label, with the coarse one before the fine
     one in CIFAR-100, then 1,024 red, green and blue pixels each.
@@ -178,7 +178,9 @@ def cifar_folder(path: PathLike) -> Images:
         _need_file("cifar_folder", path / name, expected)
         raw = np.fromfile(path / name, np.uint8)
         if len(raw) == 0 or len(raw) % (head + 3072):
-            shape = f"whole records of {head + 3072} bytes, {len(raw)} bytes in all"
+            shape = (
+                f"complete records of {head + 3072} bytes, {len(raw)} bytes in total"
+            )
             raise ValueError(_broken("cifar_folder", path / name, shape))
         return raw.reshape(-1, head + 3072)
 

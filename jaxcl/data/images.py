@@ -30,7 +30,7 @@ def as_images(
     num_classes: int | None = None,
     name: str = "images",
 ) -> Images:
-    """Check four arrays and make a record of them.
+    """Check four arrays and return them as :class:`Images`.
 
     Args:
       train_x: ``[n, h, w]`` or ``[n, h, w, channels]`` uint8, pixels from 0 to 255.
@@ -95,16 +95,16 @@ def as_images(
 
 
 def digits(*, test_fraction: float = 0.2) -> Images:
-    """The 1,797 handwritten 8x8 digits that scikit-learn carries: real, and no download.
+    """The 1,797 handwritten 8x8 digits of scikit-learn: real data without a download.
 
-    The split is fixed and stratified: within each class, in the order of the file, an
-    even share of the rows is for testing. Pixels 0..16 become 0..255.
+    The split is fixed and stratified: within each class, test rows are evenly spaced in
+    the order of the file. Pixels 0..16 become 0..255.
 
     Args:
-      test_fraction: part of each class that is for testing, in [0.01, 0.99].
+      test_fraction: fraction of each class that is for testing, in [0.01, 0.99].
 
     Returns:
-      Images ``[n, 8, 8]`` in 10 classes; 1,442 and 355 rows with the default share.
+      Images ``[n, 8, 8]`` in 10 classes; 1,442 and 355 rows with the default fraction.
 
     Raises:
       ValueError: if ``test_fraction`` lies outside: a class would be left without train or
@@ -126,7 +126,7 @@ def digits(*, test_fraction: float = 0.2) -> Images:
         raise ValueError(msg)
     flat, y = (np.asarray(a) for a in load_digits(return_X_y=True))
     x = np.round(flat.reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
-    place = np.zeros(len(y), np.int64)  # how many of its class stand before a row
+    place = np.zeros(len(y), np.int64)  # how many of its class come before a row
     for label in range(10):
         place[y == label] = np.arange(np.sum(y == label))
     test = np.floor((place + 1) * test_fraction) > np.floor(place * test_fraction)
@@ -153,7 +153,7 @@ def subset(
       key: draws the rows without replacement; the first ones are kept if absent.
 
     Returns:
-      The kept rows in the order they had.
+      The kept rows in their original order.
 
     Raises:
       ValueError: if a number is below one, or more than there is.
@@ -171,14 +171,14 @@ def subset(
 
 
 def only_classes(images: Images, classes: ArrayLike) -> Images:
-    """Keep some classes of a set, numbered anew from 0 in the order they are named.
+    """Keep some classes of a set, renumbered from 0 in the order given.
 
     Args:
       images: what to choose from.
       classes: the classes to keep, a list of ints, each once.
 
     Returns:
-      The rows of these classes in the order they had; ``num_classes`` is their number.
+      The rows of these classes in their original order; ``num_classes`` is their number.
 
     Raises:
       ValueError: if no class is named, one twice, or one that the set lacks in its train

@@ -1,4 +1,4 @@
-"""All tasks of a stream at once, the bound that learning them in order is held to."""
+"""Joint training on all tasks of a stream: the usual upper bound."""
 
 import jax
 import jax.numpy as jnp
@@ -10,14 +10,14 @@ from jaxcl.typing import Batch, PyTree, Stream
 def joint(stream: Stream) -> Stream:
     """One task that holds the rows of all tasks: joint or multi-task training.
 
-    Rows come in the order of the tasks and keep their ``task`` number, so that each is
-    answered by its own head. The network learns from all tasks as from one data set, which
-    is the upper bound that most papers report. ``accuracy_row(outputs, stream)`` of the
-    original stream still measures task by task; for the intransigence, whose ``J_k`` is
-    learned from tasks ``1 .. k``, take ``joint(take_tasks(stream, slice(k)))``.
+    Rows are in the order of the tasks and keep their ``task`` number, so that each uses
+    its own head. The network learns from all tasks as from one data set, which is the
+    upper bound that most papers report. ``accuracy_row(outputs, stream)`` of the original
+    stream still measures task by task. For the intransigence, whose ``J_k`` is learned
+    from tasks ``1 .. k``, use ``joint(take_tasks(stream, slice(k)))``.
 
-    All ``T n`` training rows are made at once: permuted MNIST takes 188 MB a task. With a
-    plan for each seed make every stream joint first, then :func:`stack_plans`.
+    All ``T n`` training rows are in memory at once: permuted MNIST takes 188 MB a task.
+    For several seeds make every stream joint first, then :func:`stack_plans`.
 
     Args:
       stream: one seed's stream, plan ``[T, ...]``; only reshaped, so that its plan may be

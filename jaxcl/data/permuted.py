@@ -1,7 +1,7 @@
-"""Streams that show all classes another way: permuted, turned, or called anew.
+"""Streams with all classes in every task: permuted pixels, rotations, permuted labels.
 
 Build a stream outside of ``jit`` and pass ``stream.pool`` and ``stream.plan`` as
-arguments; a task's float32 inputs then exist only while the task is learned.
+arguments; a task's float32 inputs are then in memory only while the task is learned.
 """
 
 from collections.abc import Sequence
@@ -33,7 +33,7 @@ from jaxcl.typing import Key, Stream
 
 
 class PermutedPlan(NamedTuple):
-    """What makes a task of :func:`permuted`; leaves without the axis ``T`` in a task."""
+    """The plan of :func:`permuted`; leaves lack the axis ``T`` in a task."""
 
     task: Int[Array, " T"]
     order: Int[Array, "T pixels"]  # new pixel k is old pixel order[k]
@@ -41,17 +41,17 @@ class PermutedPlan(NamedTuple):
 
 
 class RotationPlan(NamedTuple):
-    """What makes a task of :func:`rotations`."""
+    """The plan of :func:`rotations`."""
 
     task: Int[Array, " T"]
     angle: Float[Array, " T"]  # degrees, counter-clockwise
 
 
 class LabelPlan(NamedTuple):
-    """What makes a task of :func:`permuted_labels`."""
+    """The plan of :func:`permuted_labels`."""
 
     task: Int[Array, " T"]
-    labels: Int[Array, "T c"]  # class k is called labels[k]
+    labels: Int[Array, "T c"]  # class k has label labels[k]
     rows: Int[Array, "T n"] | None  # training rows of the pool; None is all of them
 
 
@@ -65,18 +65,18 @@ def permuted(
     flat: bool = True,
     normalise: Normalise | None = None,
 ) -> Stream:
-    """Every task shows the images with its own fixed permutation of the pixels.
+    """Every task permutes the pixels of the images by its own fixed permutation.
 
-    Channels of a pixel stay together. All tasks share the classes (domain-incremental).
-    Making a task of 10,000 28x28 images takes 10 to 25 ms of one CPU core.
+    Channels of a pixel stay together. All tasks have the same classes
+    (domain-incremental). A task of 10,000 28x28 images takes 10 to 25 ms of one CPU core.
 
     Args:
       key: draws the permutations and the rows.
       images: what to permute; see :func:`jaxcl.data.padded` for 32x32 MNIST.
       num_tasks: tasks ``T``.
-      num_examples: training rows of a task, drawn afresh for each without replacement;
-        all of them, in the same order for every task, if absent.
-      identity_first: whether task 0 shows the images as they are.
+      num_examples: training rows of a task, drawn for each without replacement; all of
+        them, in the same order for every task, if absent.
+      identity_first: whether task 0 has the original images.
       flat: inputs ``[n, h * w * channels]`` for a network of dense layers, or
         ``[n, h, w, channels]`` for a convolutional one.
       normalise: ``(mean, std)``; inputs are in [0, 1] if absent.
@@ -100,8 +100,8 @@ def permuted(
 
     @sequential_vmap
     def view(x, rows, order):
-        # One gather of rows and pixels together, run by run: gathered for all runs at
-        # once, or rows first, it takes XLA up to ten times as long on CPU.
+        # One gather of rows and pixels together, run by run. For all runs at once, or rows
+        # first, XLA is up to ten times slower on CPU.
         lines = x.reshape(x.shape[0], pixels, *x.shape[3:])
         rows = jnp.arange(x.shape[0]) if rows is None else rows
         return finish(lines[rows[:, None], order].reshape(-1, *x.shape[1:]))
@@ -127,15 +127,15 @@ def permuted_labels(
     flat: bool = True,
     normalise: Normalise | None = None,
 ) -> Stream:
-    """Every task shows the same images with the classes called by other names.
+    """Every task has the same images with its own permutation of the labels.
 
-    A network gains nothing by remembering and must relearn: a test of plasticity.
+    Earlier tasks do not help the current one: a test of plasticity.
 
     Args:
       key: draws the permutations of the labels and the rows.
-      images: what to show.
+      images: the inputs of all tasks.
       num_tasks: tasks ``T``.
-      num_examples: training rows of a task, drawn afresh without replacement; all if
+      num_examples: training rows of a task, drawn for each without replacement; all if
         absent.
       flat: see :func:`permuted`.
       normalise: see :func:`permuted`.
@@ -170,16 +170,16 @@ def rotations(
     flat: bool = True,
     normalise: Normalise | None = None,
 ) -> Stream:
-    """Every task shows the images turned by its own angle about their centre.
+    """Every task rotates the images by its own angle about their centre.
 
-    Bilinear interpolation; what comes from outside the image is black. A task of 10,000
+    Bilinear interpolation; pixels from outside the image are black. A task of 10,000
     28x28 images takes about 55 ms of one CPU core.
 
     Args:
-      images: what to turn.
+      images: what to rotate.
       angles: degrees, counter-clockwise, one for each task.
       flat: see :func:`permuted`.
-      normalise: see :func:`permuted`; applied after the turn.
+      normalise: see :func:`permuted`; applied after the rotation.
 
     Raises:
       ValueError: if there is no angle or the images are malformed.
@@ -207,7 +207,7 @@ def rotations(
 
 
 def _turn(x, angle):
-    """Images turned by ``angle`` degrees, float32 on the scale of bytes."""
+    """Images rotated by ``angle`` degrees, float32 on the scale of bytes."""
     height, width = x.shape[1:3]
     up, right = (height - 1) / 2, (width - 1) / 2
     rows, columns = jnp.meshgrid(

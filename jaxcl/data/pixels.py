@@ -1,4 +1,4 @@
-"""What image streams share: the pool in bytes, and the way from bytes to inputs."""
+"""Common code of image streams: the pool in bytes, and its conversion to inputs."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -39,7 +39,7 @@ def as_pool(images: Images) -> Pool:
 def finisher(
     images: Images, flat: bool, normalise: Normalise | None
 ) -> Callable[[Array], Array]:
-    """Make the way from pixels 0..255 to what a network takes.
+    """The function from pixels 0..255 to inputs of a network.
 
     Args:
       images: the set, for the number of channels.
@@ -55,7 +55,7 @@ def finisher(
     try:
         mean, std = (0.0, 1.0) if normalise is None else normalise
         mean, std = np.asarray(mean, np.float32), np.asarray(std, np.float32)
-    except (TypeError, ValueError):  # no pair of numbers
+    except (TypeError, ValueError):  # not a pair of numbers
         mean = std = np.asarray(np.nan, np.float32)
     allowed = ((), images.train_x.shape[3:])
     if {mean.shape, std.shape} - set(allowed) or not (
@@ -69,7 +69,7 @@ def finisher(
         raise ValueError(msg)
 
     def finish(x):
-        x = x.astype(jnp.float32) * np.float32(1 / 255)  # jit makes it of a division
+        x = x.astype(jnp.float32) * np.float32(1 / 255)  # as jit compiles a division
         x = x if normalise is None else (x - mean) / std
         if flat:
             return x.reshape(x.shape[0], -1)
@@ -92,7 +92,7 @@ def task_numbers(num_tasks: int) -> Int[Array, " T"]:
 def need_tasks(who: str, num_tasks: int):
     """Raise ValueError if there is no task."""
     if not is_whole(num_tasks) or num_tasks < 1:
-        msg = f"{who}: num_tasks must be at least 1, got {num_tasks}; ask for an int."
+        msg = f"{who}: num_tasks must be at least 1, got {num_tasks}; give an int."
         raise ValueError(msg)
 
 

@@ -1,4 +1,4 @@
-"""What can be done with any stream: build one from arrays, cut it, stack it, check it."""
+"""Functions on any stream: build one from arrays, select tasks, stack, and check it."""
 
 import functools
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from jaxcl.typing import Array, Batch, PyTree, Stream
 
 
 class Tasks(NamedTuple):
-    """The pool of :func:`from_arrays`: every task as it is."""
+    """The pool of :func:`from_arrays`: all tasks, stacked."""
 
     train: Batch  # leaves [T, n, ...]
     test: Batch  # leaves [T, m, ...]
@@ -24,13 +24,12 @@ class Tasks(NamedTuple):
 def from_arrays(
     train: Batch, test: Batch, *, num_classes: int, name: str = "arrays"
 ) -> Stream:
-    """A stream whose tasks are already there, stacked.
+    """A stream of stacked arrays.
 
     Args:
-      train: leaves ``[T, n, ...]``, arrays or lists. Short tasks are filled up with rows
-        of weight 0; :func:`stack_tasks` does that.
-        Where all rows say task 0, as :func:`jaxcl.tree.as_batch` does unless told, they
-        are numbered by their task.
+      train: leaves ``[T, n, ...]``, arrays or lists. Short tasks are padded with rows
+        of weight 0; :func:`stack_tasks` does that. If ``task`` is 0 in all rows, the
+        default of :func:`jaxcl.tree.as_batch`, rows are numbered by their task.
       test: leaves ``[T, m, ...]``.
       num_classes: outputs that the model needs.
       name: what the stream is called in logs and reports.
@@ -39,7 +38,7 @@ def from_arrays(
       A stream whose pool is all tasks and whose plan is ``arange(T)``.
 
     Raises:
-      ValueError: if leaves disagree on the number of tasks or rows.
+      ValueError: if leaves differ in the number of tasks or rows.
     """
     check_size("from_arrays", num_classes=num_classes)
     check_kind("from_arrays", Batch, "stack the tasks in one", train=train, test=test)
@@ -77,14 +76,14 @@ def stack_tasks(
 ) -> Stream:
     """A stream of tasks that may have unequal numbers of rows.
 
-    Shorter tasks are filled up to the longest with copies of their first real row, of
+    Shorter tasks are padded to the longest with copies of their first real row, of
     weight 0. All tasks are held on the device at once; for data that do not fit, see
     :class:`jaxcl.data.Task`.
 
     Args:
       tasks: ``(train, test)`` for every task, leaves ``[n, ...]`` and ``[m, ...]`` with
-        ``n`` and ``m`` of its own; see :func:`jaxcl.tree.as_batch`. Where all rows say
-        task 0 they are numbered by their task.
+        their own ``n`` and ``m``; see :func:`jaxcl.tree.as_batch`. If ``task`` is 0 in all
+        rows, they are numbered by their task.
       num_classes: outputs that the model needs.
       name: what the stream is called in logs and reports.
 
@@ -108,10 +107,10 @@ def stack_tasks(
 
 
 def _stacked(split: str, batches: list[Batch]) -> Batch:
-    """Batches of unequal lengths, filled up to the longest: leaves ``[T, n, ...]``."""
+    """Batches of unequal lengths, padded to the longest: leaves ``[T, n, ...]``."""
     for task, batch in enumerate(batches):
         check_batch(f"stack_tasks: {split} of task {task}", batch)
-        found, wanted = _row_words(batch), _row_words(batches[0])
+        found, wanted = _row_format(batch), _row_format(batches[0])
         if found != wanted:
             msg = (
                 f"stack_tasks: {split} rows of task {task} must be like those of task 0, "
@@ -136,7 +135,7 @@ def _stacked(split: str, batches: list[Batch]) -> Batch:
     return jax.tree.map(lambda *leaves: np.stack(leaves), *map(fill, batches))
 
 
-def _row_words(batch: Batch) -> str:
+def _row_format(batch: Batch) -> str:
     """Shapes and dtypes of a row, as they will be on the device."""
     dtype = lambda leaf: jax.dtypes.canonicalize_dtype(leaf.dtype)
     kind = lambda leaf: f"{dtype(leaf)}{list(leaf.shape[1:])}"
@@ -145,7 +144,7 @@ def _row_words(batch: Batch) -> str:
 
 
 def _numbered(tasks: Batch) -> Batch:
-    """Rows that know their task, where none was said."""
+    """Rows with the number of their task, if it is 0 in all of them."""
     if isinstance(tasks.task, Tracer) or np.any(np.asarray(tasks.task)):
         return tasks
     shape = np.shape(tasks.task)
@@ -156,15 +155,15 @@ def _numbered(tasks: Batch) -> Batch:
 def take_tasks(
     stream: Stream, tasks: slice | Sequence[int] | np.ndarray, *, axis: int = 0
 ) -> Stream:
-    """The stream of some of its tasks; each keeps its own ``task`` number.
+    """A stream of some of the tasks; each keeps its ``task`` number.
 
     Args:
       stream: where to take them from.
-      tasks: a slice, or the numbers of the tasks in the order wanted; no mask.
+      tasks: a slice, or the numbers of the tasks in the order wanted; not a mask.
       axis: where the tasks are in the plan; 1 after :func:`stack_plans`.
 
     Raises:
-      ValueError: if no task is left, a number is out of range, or they are no integers.
+      ValueError: if no task is left, a number is out of range, or one is not an int.
     """
     check_kind("take_tasks", Stream, stream=stream)
     count = jax.tree.leaves(stream.plan)[0].shape[axis]
@@ -178,7 +177,7 @@ def task_list(who: str, stream: Stream, tasks, count: int) -> np.ndarray:
     """The numbers of some of a stream's ``count`` tasks as an array.
 
     Raises:
-      ValueError: unless they are a list of ints, at least one, all of them tasks.
+      ValueError: unless they are a list of at least one int, each the number of a task.
     """
     chosen = as_numbers(who, "tasks", tasks)
     listed = chosen.ndim == 1 and chosen.size and chosen.dtype.kind in "iu"
@@ -192,10 +191,10 @@ def task_list(who: str, stream: Stream, tasks, count: int) -> np.ndarray:
 
 
 def stack_plans(streams: Sequence[Stream]) -> Stream:
-    """One stream for many seeds: plans stacked to ``[s, T, ...]``, the pool shared.
+    """One stream for many seeds: plans stacked to ``[s, T, ...]``, and one pool.
 
     ``jax.vmap`` over ``stream.plan`` then runs all seeds; the pool is not copied. The
-    streams must come from the same constructor with the same arguments, keys apart.
+    streams must come from the same constructor with the same arguments except keys.
 
     Args:
       streams: one for each seed.
@@ -245,14 +244,14 @@ def validate(stream: Stream) -> Stream:
       The stream itself.
 
     Raises:
-      ValueError: at the first thing that is wrong, in one line.
+      ValueError: for the first error found, in one line.
     """
     check_kind("validate", Stream, stream=stream)
     lengths = {leaf.shape[:1] for leaf in jax.tree.leaves(stream.plan)}
     if len(lengths) != 1 or next(iter(lengths)) in ((), (0,)):
         _wrong(
             stream,
-            "all leaves of the plan must share one number of tasks above 0",
+            "all leaves of the plan must have the same number of tasks, above 0",
             sorted(map(list, lengths)),
             "stack one entry a task",
         )
@@ -279,7 +278,7 @@ def validate(stream: Stream) -> Stream:
 
 
 class Survey(NamedTuple):
-    """What :func:`validate` asks one split of a stream."""
+    """What :func:`validate` measures of one split of a stream."""
 
     strange: Array  # [] inputs of task 0 that are not finite
     real: Array  # [T] rows of weight above 0
@@ -309,7 +308,7 @@ def _check_shapes(stream: Stream, split: str) -> Batch:
     rows = {leaf.shape[:1] for leaf in jax.tree.leaves(batch)}
     if len(rows) != 1 or next(iter(rows)) in ((), (0,)):
         expected = (
-            f"all leaves of a {split} batch must share one number of rows above 0"
+            f"all leaves of a {split} batch must have the same number of rows, above 0"
         )
         _wrong(stream, expected, sorted(map(list, rows)), "give rows all their parts")
     for part in ("weight", "task"):
@@ -321,7 +320,7 @@ def _check_shapes(stream: Stream, split: str) -> Batch:
 
 
 def _survey(train, test, pool: PyTree, plan: PyTree) -> tuple[Survey, Survey]:
-    """Look at all tasks; their inputs are not used, so that XLA never makes them."""
+    """Measure all tasks; their inputs are not used, so that XLA does not compute them."""
 
     def look(make):
         def task(plan):

@@ -1,4 +1,4 @@
-"""Parts of a data set drawn by a key: rows for validation, and some rows to evaluate on."""
+"""Random subsets of a data set: for validation, and for evaluation on fewer rows."""
 
 from collections.abc import Iterator
 from typing import Any, TypeVar
@@ -23,20 +23,20 @@ def train_valid_split(
 ) -> tuple[_Rows, _Rows]:
     """Split rows at random into a training and a validation set.
 
-    Every row that counts is in one of the two, in the order it had; rows of weight 0 are
-    in neither. The validation set has ``valid_fraction * n`` rows to the nearest whole
-    number, at least one and at most ``n - 1``::
+    Every real row is in one of the two, in its original order; rows of weight 0 are in
+    neither. The validation set has ``valid_fraction * n`` rows, rounded to the nearest
+    integer, at least one and at most ``n - 1``::
 
         train, valid = train_valid_split(key, task.train, valid_fraction=0.1)
         task = task._replace(train=train, valid=valid)
 
     Args:
       key: draws the rows, on the host.
-      data: a batch, leaves ``[n, ...]``, or a dataset, of which only numbers of rows are
+      data: a batch, leaves ``[n, ...]``, or a dataset, for which only row numbers are
         drawn.
-      valid_fraction: part of the rows that is for validation, in (0, 1).
-      stratify: whether each class has its share of the validation set, to within one row;
-        ``y`` must be class numbers ``[n]``. A dataset is read once for them.
+      valid_fraction: fraction of the rows that is for validation, in (0, 1).
+      stratify: whether the validation set has this fraction of each class, to within one
+        row; ``y`` must be class numbers ``[n]``. A dataset is read once for them.
 
     Returns:
       ``(train, valid)``, of the kind of ``data``.
@@ -73,10 +73,10 @@ def _choose(rng, labels: np.ndarray, fraction: float) -> np.ndarray:
     """Which rows are for validation, booleans [n]."""
     count = min(max(int(fraction * len(labels) + 0.5), 1), len(labels) - 1)
     _, group, sizes = np.unique(labels, return_inverse=True, return_counts=True)
-    share = count * sizes / len(labels)
-    quota = np.floor(share).astype(int)
-    # Largest remainders: each class gets its share to within one row, all get `count`.
-    quota[np.argsort(quota - share, kind="stable")[: count - quota.sum()]] += 1
+    wanted = count * sizes / len(labels)
+    quota = np.floor(wanted).astype(int)
+    # Largest remainders: each class is within one row of its fraction; the sum is `count`.
+    quota[np.argsort(quota - wanted, kind="stable")[: count - quota.sum()]] += 1
     order = rng.permutation(len(labels))
     chosen = np.zeros(len(labels), bool)
     for number, size in enumerate(quota):
@@ -113,24 +113,24 @@ def _read_labels(data, rows: np.ndarray, size: int = 1024) -> Iterator:
 
 
 def random_rows(key: Key, batch: Batch, count: int) -> Batch:
-    """Draw some rows of a batch without replacement; each is as likely as any other.
+    """Draw some rows of a batch uniformly without replacement.
 
-    For an evaluation on fewer rows than there are: the first rows of a file are often
-    unlike the rest. One key always draws the same rows, and with fewer of them the first
-    ones of those; padding at the end of the batch changes nothing. Costs a partial sort.
+    For an evaluation on a subset: the first rows of a file are often not representative.
+    One key always draws the same rows, and a smaller ``count`` gives the first of them;
+    padding at the end of the batch changes nothing. Costs a partial sort.
 
     Args:
       key: draws the rows; may be traced.
-      batch: leaves ``[n, ...]``. Rows of weight 0 are not drawn, others whatever their
-        weight.
+      batch: leaves ``[n, ...]``. Rows of weight 0 are not drawn; other weights do not
+        matter.
       count: rows to draw, known before tracing.
 
     Returns:
-      A batch of ``count`` rows, in random order. Where there are fewer real ones, copies
-      of a real row fill it up, with weight 0.
+      A batch of ``count`` rows, in random order. If there are fewer real ones, it is
+      padded with copies of a real row, of weight 0.
 
     Raises:
-      ValueError: for a ``count`` below one, or what is no batch.
+      ValueError: for a ``count`` below one, or anything but a batch.
     """
     check_size("random_rows", count=count)
     check_batch("random_rows", batch)

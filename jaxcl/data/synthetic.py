@@ -1,4 +1,4 @@
-"""Data made from a key, for benchmarks and tests: seconds, not downloads."""
+"""Synthetic data from a key, for benchmarks and tests."""
 
 from typing import NamedTuple
 
@@ -21,9 +21,9 @@ def synthetic_images(
     size: int = 28,
     noise: float | int = 0.3,
 ) -> Images:
-    """Grey images like MNIST in shape, type and share of lit pixels.
+    """Grey images like MNIST in shape, dtype and fraction of nonzero pixels.
 
-    A class is a smooth random pattern whose brightest fifth is lit; an image is its
+    A class is a smooth random pattern whose brightest fifth is white; an image is its
     class's pattern plus Gaussian noise, clipped to 0..255.
 
     Args:
@@ -32,7 +32,7 @@ def synthetic_images(
       num_test: test images.
       num_classes: classes, drawn with equal probability.
       size: height and width in pixels.
-      noise: standard deviation in units of a lit pixel.
+      noise: standard deviation in units of a white pixel.
 
     Returns:
       Images ``[n, size, size]``, named ``synthetic``.
@@ -44,7 +44,7 @@ def synthetic_images(
         msg = (
             "synthetic_images: num_train, num_test, num_classes and size must be at "
             f"least 1 and noise not negative, got {num_train}, {num_test}, "
-            f"{num_classes}, {size} and {noise}; correct them."
+            f"{num_classes}, {size} and {noise}; change them."
         )
         raise ValueError(msg)
     rng = generator(key)
@@ -67,7 +67,7 @@ def synthetic_images(
 
 
 class PrototypePool(NamedTuple):
-    """The rows that all tasks of :func:`prototypes` share."""
+    """The rows common to all tasks of :func:`prototypes`."""
 
     train_x: Array  # [n, d] float32
     train_y: Array  # [n] int32
@@ -76,7 +76,7 @@ class PrototypePool(NamedTuple):
 
 
 class PrototypePlan(NamedTuple):
-    """What makes a task of :func:`prototypes`."""
+    """The plan of :func:`prototypes`."""
 
     task: Int[Array, " T"]
     order: Int[Array, "T d"]  # new feature k is old feature order[k]
@@ -94,7 +94,7 @@ def prototypes(
 ) -> Stream:
     """Noisy points around class centres; every task permutes the features.
 
-    ``x = centre[y] + noise * n`` with standard normal ``centre`` and ``n``. The smallest
+    ``x = centre[y] + noise * n`` with standard normal ``centre`` and ``n``. A small
     stream on which a network learns and forgets.
 
     Args:
@@ -113,7 +113,7 @@ def prototypes(
         msg = (
             "prototypes: num_tasks, num_train, num_test, num_features and num_classes "
             f"must be at least 1, got {num_tasks}, {num_train}, {num_test}, "
-            f"{num_features} and {num_classes}; correct them."
+            f"{num_features} and {num_classes}; change them."
         )
         raise ValueError(msg)
     rng = generator(key)

@@ -31,15 +31,15 @@ def tfds_images(name: str, data_dir: PathLike, *, download: bool = False) -> Ima
     Raises:
       ModuleNotFoundError: without the extra ``data``.
       FileNotFoundError: if the set is not prepared and ``download`` is false.
-      ValueError: if there is no such set, or it is not one of labelled images.
+      ValueError: if there is no such set, or it is not a set of labelled images.
     """
     tfds = _import_tfds("tfds_images")
     try:
         builder = tfds.builder(name, data_dir=data_dir, try_gcs=False)
     except tfds.core.DatasetNotFoundError as error:
         msg = (
-            f"tfds_images: tensorflow-datasets knows no {name!r}; "
-            "tfds.list_builders() names what it has."
+            f"tfds_images: tensorflow-datasets has no {name!r}; "
+            "tfds.list_builders() lists its sets."
         )
         raise ValueError(msg) from error
     if not download and not any(Path(builder.data_path).glob("*array_record*")):
@@ -65,20 +65,20 @@ def tfds_images(name: str, data_dir: PathLike, *, download: bool = False) -> Ima
 def prepare_mnist(folder: PathLike, data_dir: PathLike) -> Path:
     """Prepare the set ``mnist`` of tensorflow-datasets from local idx files.
 
-    Takes the stock builder's name, version and features and replaces its reading, so
-    that neither TensorFlow nor a network is needed; takes about a millisecond an image.
+    Uses the stock builder's name, version and features and replaces its reading, so
+    that neither TensorFlow nor a network is needed. It takes about a millisecond an image.
 
     Args:
       folder: the four idx files, see :func:`jaxcl.data.idx_folder`.
       data_dir: where tensorflow-datasets keeps prepared sets.
 
     Returns:
-      The folder of the prepared set. A set that is already there is left as it is.
+      The folder of the prepared set. An existing set is not changed.
 
     Raises:
       ModuleNotFoundError: without the extra ``data``.
       FileNotFoundError: if an idx file is missing.
-      ValueError: if an idx file is broken.
+      ValueError: if an idx file is malformed.
     """
     tfds = _import_tfds("prepare_mnist")
     images = idx_folder(folder)
@@ -103,7 +103,7 @@ def prepare_mnist(folder: PathLike, data_dir: PathLike) -> Path:
 
 def _import_tfds(who: str) -> Any:
     try:
-        for name in ("importlib_resources", "PIL"):  # tfds needs and does not ask for
+        for name in ("importlib_resources", "PIL"):  # tfds needs but does not require
             importlib.import_module(name)
         return importlib.import_module("tensorflow_datasets")
     except ModuleNotFoundError as error:

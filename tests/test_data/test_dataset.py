@@ -81,7 +81,7 @@ def test_a_bad_line_is_named_or_counted(lines, line, reason):
         jsonl_dataset(lines, parse, task=0)
     assert reason in str(error.value)
     assert str(lines) in str(error.value)
-    with pytest.warns(UserWarning, match="passed over 1 bad lines") as warned:
+    with pytest.warns(UserWarning, match="skipped 1 bad lines") as warned:
         rows = jsonl_dataset(lines, parse, task=0, skip_bad_lines=True)
     assert "line 3" in str(warned[0].message)
     assert rows.count == 5
@@ -202,13 +202,13 @@ def test_a_stream_is_read_by_two_programs_a_split_and_one_task_of_it_stays(monke
     ],
 )
 def test_a_label_that_no_batch_can_hold_is_a_bad_line(tmp_path, bad, words):
-    """Oracle: the file; such a line is passed over like any other."""
+    """Oracle: the file; such a line is skipped like any other."""
     path = tmp_path / "a.jsonl"
     path.write_text(f'{{"x": [1.5], "y": 0}}\n{{"x": [2.5], "y": {bad}}}\n')
     parse = lambda record: (np.float32(record["x"]), record["y"])
     with pytest.raises(ValueError, match=words):
         jsonl_dataset(path, parse, task=0)
-    with pytest.warns(UserWarning, match="passed over 1 bad lines"):
+    with pytest.warns(UserWarning, match="skipped 1 bad lines"):
         rows = jsonl_dataset(path, parse, task=0, skip_bad_lines=True)
     assert rows.count == 1
 

@@ -148,7 +148,7 @@ def test_a_broken_idx_file_is_named(tmp_path, arrays, fault):
 def test_a_cut_cifar_file_is_named(tmp_path):
     """Oracle: the message; 3,073 bytes are no record of 3,074."""
     (tmp_path / "train.bin").write_bytes(bytes(3073))
-    with pytest.raises(ValueError, match=r"train.bin is not whole records of 3074"):
+    with pytest.raises(ValueError, match=r"train.bin is not complete records of 3074"):
         cifar_folder(tmp_path)
 
 

@@ -217,14 +217,16 @@ def test_rows_that_disagree_are_found():
         batch = stream.test(pool, plan)
         return batch._replace(y=batch.y[1:])
 
-    with pytest.raises(ValueError, match=r"test batch must share one number of rows"):
+    with pytest.raises(
+        ValueError, match=r"test batch must have the same number of rows"
+    ):
         validate(stream._replace(test=short))
 
 
 def test_plans_that_disagree_are_found():
     """Oracle: two leaves of different length, and one of none."""
     for plan in ((jnp.zeros(3), jnp.zeros(2)), (jnp.zeros((0, 2)),)):
-        with pytest.raises(ValueError, match="plan must share one number of tasks"):
+        with pytest.raises(ValueError, match="plan must have the same number of tasks"):
             validate(made()._replace(plan=plan))
 
 

@@ -55,7 +55,7 @@ def test_what_is_not_prepared_or_not_known_is_said_in_one_line(tmp_path):
         FileNotFoundError, match=r"mnist is not prepared.*prepare_mnist"
     ):
         tfds_images("mnist", tmp_path)
-    with pytest.raises(ValueError, match="knows no 'no_such_set'") as error:
+    with pytest.raises(ValueError, match="has no 'no_such_set'") as error:
         tfds_images("no_such_set", tmp_path)
     assert "\n" not in str(error.value)
 
