@@ -1,14 +1,14 @@
-"""Losses per example of a batch, and the outputs that they are made of.
+"""Losses per example of a batch, and the outputs that they are computed from.
 
 A *loss* is ``(params, batch, keys [b]) -> [b]``: batch-first, one number per example.
-*Outputs* are ``(params, batch, keys=None) -> [b, ...]``: they choose what of a network's
-answer belongs to an example (:func:`single_head`, :func:`heads`), and losses, metrics,
-Fishers and distillation are built from them.
+*Outputs* are ``(params, batch, keys=None) -> [b, ...]``: they select the network's outputs
+for each example (:func:`single_head`, :func:`heads`), and losses, metrics, Fishers and
+distillation are built from them.
 
-The row law: row ``i`` of a loss or of outputs depends on row ``i`` of the batch only. It is
-what lets a batch be split into chunks, padded, joined with a replay, or taken example by
-example for a Fisher. Batch statistics and in-batch negatives break it;
-:func:`check_rows_independent` tells.
+The row law: row ``i`` of a loss or of outputs depends on row ``i`` of the batch only. This
+allows a batch to be split into chunks, padded, joined with a replay, or processed example
+by example for a Fisher. Batch statistics and in-batch negatives violate it;
+:func:`check_rows_independent` tests it.
 """
 
 from jaxcl.losses.examples import (

@@ -1,4 +1,4 @@
-"""Losses of single examples and of batches, their means, and the law of rows."""
+"""Losses of single examples and of batches, their means, and the row law."""
 
 from collections.abc import Callable
 
@@ -44,20 +44,20 @@ def example_losses(
     *,
     chunk_size: int | None = None,
 ) -> Float[Array, " b"]:
-    """The loss of every example; each draws from its own key.
+    """The loss of every example, each with its own key.
 
     Args:
       loss: ``(params, batch, keys [b]) -> [b]``.
-      params: where.
+      params: where to evaluate.
       batch: rows ``[b, ...]``.
-      key: of all rows, or ``[b]``, one for each.
-      chunk_size: rows whose activations are held at once; all if absent. A gradient then
-        accumulates chunk by chunk, each of which is computed a second time for it: the
-        memory of a small batch, for four thirds of the work.
+      key: one for all rows, or ``[b]``, one for each.
+      chunk_size: rows whose activations are held at once; all if absent. A gradient is
+        then accumulated chunk by chunk, and each chunk is computed a second time for it:
+        the memory of a small batch, for four thirds of the work.
     """
     check_size("example_losses", optional=True, chunk_size=chunk_size)
     check_batch("example_losses", batch)
-    if num_rows(batch) == 0:  # no memory: many networks cannot read nothing
+    if num_rows(batch) == 0:  # without memory; many networks fail on zero rows
         return jnp.zeros_like(batch.weight)
     one = key.ndim == (0 if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else 1)
     keys = jax.random.split(key, num_rows(batch)) if one else key
@@ -69,7 +69,7 @@ def example_losses(
 
 
 def _one_per_example(losses, batch: Batch):
-    """The losses; a vector per example would be averaged into something else."""
+    """The losses, checked: a vector per example would be averaged wrongly."""
     if jnp.shape(losses) != batch.weight.shape:
         msg = (
             "loss: expected one number per example, shape "
@@ -94,19 +94,19 @@ def mean_loss(
 
 
 def check_rows_independent(loss: Loss, params: Params, batch: Batch, key: Key) -> None:
-    """Refuse a loss whose rows depend on each other, by trying it on parts of a batch.
+    """Refuse a loss whose rows depend on each other, by evaluating parts of a batch.
 
-    For tests and notebooks; not traced. Every row is computed in the batch, and again
-    beside copies of itself.
+    For tests and notebooks; not traced. Every row is evaluated in the batch, and again
+    in a batch of copies of itself.
 
     Args:
       loss: ``(params, batch, keys) -> [b]``.
-      params: where.
+      params: where to evaluate.
       batch: at least two different rows.
-      key: of all rows.
+      key: for all rows.
 
     Raises:
-      ValueError: naming the first row whose loss changes with its neighbours by more than
+      ValueError: naming the first row whose loss changes with the other rows by more than
         ``1e-4`` of the largest.
     """
     keys = jax.random.split(key, num_rows(batch))
@@ -118,7 +118,7 @@ def check_rows_independent(loss: Loss, params: Params, batch: Batch, key: Key) -
         if abs(alone - together[row]) > 1e-4 * np.abs(together).max():
             msg = (
                 f"loss: row {row} must depend on itself only, got {together[row]:.6g} in "
-                f"the batch and {alone:.6g} beside copies of itself; replace batch "
+                f"the batch and {alone:.6g} among copies of itself; replace batch "
                 "statistics by GroupNorm or LayerNorm."
             )
             raise ValueError(msg)

@@ -1,4 +1,4 @@
-"""From the task of an example to the outputs that belong to it: heads and masks."""
+"""Outputs by the task of an example: heads and masks."""
 
 from collections.abc import Callable
 
@@ -9,13 +9,13 @@ from jaxtyping import Array, Bool, Float
 from jaxcl.errors import check_kind, is_whole, shown
 from jaxcl.typing import Outputs
 
-#: What stands for the logit of a class that an example cannot have: large, negative and
-#: finite, so that it has probability zero and differences of two of them are no NaN.
+#: The logit of a class that an example cannot have: large, negative and finite, so that
+#: its probability is zero and the difference of two is not NaN.
 MASKED = -1e9
 
 
 def single_head(apply: Callable) -> Outputs:
-    """All outputs of the network are the classes, whatever the task.
+    """One head for all tasks: all outputs of the network are the classes.
 
     Args:
       apply: ``(params, x [b, ...], keys=None) -> logits [b, c]``.
@@ -25,7 +25,7 @@ def single_head(apply: Callable) -> Outputs:
 
 
 def heads(apply: Callable, sizes: int | list[int] | tuple[int, ...]) -> Outputs:
-    """Each example reads the outputs of its own task: task-incremental learning.
+    """One head per task, selected by the task of each example: task-incremental learning.
 
     Outputs of other tasks get no gradient. The network needs as many outputs as all heads
     together; for a task without a head the logits are NaN.
@@ -33,7 +33,7 @@ def heads(apply: Callable, sizes: int | list[int] | tuple[int, ...]) -> Outputs:
     Args:
       apply: ``(params, x [b, ...], keys=None) -> [b, outputs]``.
       sizes: classes of every task, or a list of the classes of each. Heads of unequal
-        width are filled up to the widest with :data:`MASKED`.
+        width are padded to the widest with :data:`MASKED`.
 
     Returns:
       Outputs ``[b, max(sizes)]``.
@@ -62,10 +62,9 @@ def past_heads(apply: Callable, sizes: int | list[int] | tuple[int, ...]) -> Out
       sizes: likewise.
 
     Returns:
-      Outputs ``[b, T, c]``: row ``t`` holds those of task ``t``, and zeros, which no
-      parameter moves, from the example's own task on. What
-      :func:`jaxcl.regularizers.distill` makes of it is a mean over all ``T`` rows: give
-      ``T`` times the strength for a sum over the past tasks.
+      Outputs ``[b, T, c]``: row ``t`` holds those of task ``t``; from the example's own
+      task on it is zero and has no gradient. :func:`jaxcl.regularizers.distill` takes a
+      mean over all ``T`` rows: give ``T`` times the strength for a sum over past tasks.
     """
     check_kind("past_heads", Callable, "give model.apply", apply=apply)
     _check_sizes("past_heads", sizes)
@@ -81,12 +80,12 @@ def past_heads(apply: Callable, sizes: int | list[int] | tuple[int, ...]) -> Out
 def class_mask(
     outputs: Outputs, allowed: Bool[Array, "..."] | Bool[np.ndarray, "..."]
 ) -> Outputs:
-    """Leave each example the classes that its task allows; the others cannot be answered.
+    """Mask the logits of classes that the task of an example does not allow.
 
     Class-incremental learning has one head for all classes. With ``allowed[t]`` true for
     the classes of tasks up to ``t``, classes that are not seen yet get no probability and
-    no gradient; with those of task ``t`` alone, as in task-incremental learning, old
-    classes are left alone by new examples, too (the "labels trick").
+    no gradient; with those of task ``t`` alone, as in task-incremental learning, new
+    examples give old classes no gradient either (the "labels trick").
 
     Args:
       outputs: ``(params, batch, keys) -> logits [b, c]``.
@@ -123,7 +122,7 @@ def _check_sizes(who: str, sizes) -> None:
 
 
 def _by_task(who: str, scores: Array, sizes) -> Float[Array, "b T c"]:
-    """The outputs of each task, those of narrow heads filled up with MASKED."""
+    """The outputs of each task, those of narrow heads padded with MASKED."""
     total = scores.shape[-1]
     if is_whole(sizes):
         if total % sizes:
@@ -139,7 +138,7 @@ def _by_task(who: str, scores: Array, sizes) -> Float[Array, "b T c"]:
             f"the model {sum(sizes)} outputs."
         )
         raise ValueError(msg)
-    if len(set(sizes)) == 1:  # nothing to fill up
+    if len(set(sizes)) == 1:  # no padding
         return scores.reshape(len(scores), -1, sizes[0])
     parts = jnp.split(scores, np.cumsum(sizes)[:-1], axis=-1)
     fill = lambda part: jnp.pad(

@@ -1,4 +1,4 @@
-"""Losses of labels, targets, tokens and stored outputs; accuracies beside them."""
+"""Losses and accuracies for labels, targets, tokens and stored outputs."""
 
 from collections.abc import Callable
 
@@ -19,7 +19,7 @@ def cross_entropy(outputs: Outputs) -> Loss:
         :func:`heads`.
 
     Returns:
-      A loss in nats, NaN for a label that is no class.
+      A loss in nats, NaN for a label that is not a class.
     """
     check_kind(
         "cross_entropy", Callable, "give single_head(model.apply)", outputs=outputs
@@ -28,7 +28,7 @@ def cross_entropy(outputs: Outputs) -> Loss:
     def loss(params, batch, keys):
         scores = outputs(params, batch, keys)
         labels = _labels("cross_entropy", scores, batch)
-        # NaN for a label that is no class: from the end is no way to count them.
+        # NaN for a label that is not a class; a negative index would count from the end.
         labels = jnp.where(labels < 0, scores.shape[-1], labels)
         return optax.softmax_cross_entropy_with_integer_labels(scores, labels)
 
@@ -38,7 +38,7 @@ def cross_entropy(outputs: Outputs) -> Loss:
 def dark_experience_loss(
     outputs: Outputs, alpha: ScalarLike, beta: ScalarLike = 0.0
 ) -> Loss:
-    r"""The loss of replayed rows in DER: stay near the outputs stored with them.
+    r"""The replay loss of DER: the squared distance to the stored logits.
 
     .. math:: \alpha \, |z - f(x)|_2^2 + \beta \, \text{CE}(f(x), y)
 
@@ -46,10 +46,10 @@ def dark_experience_loss(
       outputs: ``(params, batch, keys) -> logits [b, c]``.
       alpha: per squared logit; the authors' code takes the mean over classes, so its alpha
         is ``c`` times this one.
-      beta: 0 for DER, above for DER++ (on the same rows; the paper draws others).
+      beta: 0 for DER, above 0 for DER++ (on the same rows; the paper draws others).
 
     Returns:
-      A loss for ``make_method(..., replay_loss=)``, of rows whose ``stored`` are ``z``:
+      A loss for ``make_method(..., replay_loss=)``, of rows whose ``stored`` is ``z``:
       ``reservoir(..., store=outputs)``.
 
     Source: Buzzega et al. 2020, arXiv:2004.07211, equations 5 and 6.
@@ -74,7 +74,7 @@ def dark_experience_loss(
 
 
 def _labels(who: str, scores, batch: Batch):
-    """The classes of the examples, or a ValueError where there is not one each."""
+    """The classes of the examples, or a ValueError unless there is one for each."""
     labels = jnp.asarray(batch.y)
     integer = jnp.issubdtype(labels.dtype, jnp.integer)
     if not integer or labels.shape != scores.shape[:-1]:
@@ -118,10 +118,10 @@ def token_cross_entropy(outputs: Outputs) -> Loss:
       outputs: ``(params, batch, keys) -> logits [b, n, v]``.
 
     Returns:
-      A loss of examples whose ``y [n]`` are token numbers; a label below zero counts
-      nowhere (padding, or a prompt that is only read), and a sequence of such labels has
-      loss zero. Sequences count alike, whatever their length; for a mean over tokens give
-      each example the number of its labels as its weight.
+      A loss of examples whose ``y [n]`` are token numbers; labels below zero are ignored
+      (padding, or a prompt), and a sequence of such labels has loss zero. All sequences
+      have equal weight, independent of their length; for a mean over tokens give each
+      example the number of its labels as its weight.
     """
     check_kind(
         "token_cross_entropy",
@@ -141,10 +141,10 @@ def token_cross_entropy(outputs: Outputs) -> Loss:
 
 
 def token_accuracy(outputs: Outputs) -> Callable[[Params, Batch], Float[Array, " b"]]:
-    """The fraction of each row's labels that score highest, in [0, 1].
+    """The fraction of each row's labels with the largest logit, in [0, 1].
 
     Returns:
-      ``(params, batch) -> [b]``; labels below zero count nowhere.
+      ``(params, batch) -> [b]``; labels below zero are ignored.
     """
     check_kind(
         "token_accuracy", Callable, "give single_head(model.apply)", outputs=outputs
@@ -160,7 +160,7 @@ def token_accuracy(outputs: Outputs) -> Callable[[Params, Batch], Float[Array, "
 def _mean_of_last(
     values: Shaped[Array, "*b n"], counts: Bool[Array, "*b n"]
 ) -> Float[Array, "*b"]:
-    """The mean over the last axis of what counts; zero where nothing does."""
+    """The mean over the last axis of the entries that count; zero if none does."""
     total = jnp.sum(jnp.where(counts, values, 0), axis=-1, dtype=jnp.float32)
     return total / jnp.maximum(jnp.sum(counts, axis=-1), 1)
 
@@ -178,8 +178,8 @@ def accuracy(
         compiles the body once instead of twice.
 
     Returns:
-      [] float32, NaN without a row that counts. Where a logit is NaN the row counts as
-      the class of its first NaN, so check finiteness apart.
+      [] float32, NaN if all weights are zero. Where a logit is NaN the prediction is the
+      class of the first NaN, so check finiteness separately.
     """
     check_size("accuracy", optional=True, chunk_size=chunk_size)
     check_kind("accuracy", Callable, "give single_head(model.apply)", outputs=outputs)

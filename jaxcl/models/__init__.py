@@ -1,4 +1,4 @@
-"""What is trained: networks as pure functions of a nested dict of arrays."""
+"""Networks as pure functions of a nested dict of arrays."""
 
 from jaxcl.models.from_flax import from_flax, init_kernels, init_like_torch
 from jaxcl.models.llama import LlamaConfig, llama

@@ -1,4 +1,4 @@
-"""Flax modules turned into pure functions, once, at the border."""
+"""Conversion of Flax modules to pure functions."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -30,17 +30,17 @@ def from_flax(
 
     The module is called with a batch ``x [b, ...]`` and returns ``[b, ...]``, such as
     logits. Its parameters become a nested dict. A module with dropout gets a mask for each
-    row, from that row's key, so that a row's loss does not depend on its neighbours: while
-    training it is then vmapped over rows. Others never are.
+    row, from that row's key, so that a row's loss does not depend on other rows: it is
+    vmapped over rows in training. Other modules are not.
 
     Args:
       module: an nnx module by a function ``(rngs) -> module``, such as
-        ``lambda rngs: Net(8, 3, rngs=rngs)``; a finished nnx module, whose weights
-        ``init`` then copies, whatever the key; or a linen module.
-      x: for linen, an input of one or more rows, of which only shapes and dtypes count.
-      hidden: ``(module, x) -> tuple`` of activations ``[b, ...]``, the last one what the
-        output layer reads, such as the method ``Net.hidden``.
-      units: where the units behind the first activations live.
+        ``lambda rngs: Net(8, 3, rngs=rngs)``; an existing nnx module, whose weights
+        ``init`` then copies for any key; or a linen module.
+      x: for linen, an input of one or more rows, of which only shapes and dtypes are used.
+      hidden: ``(module, x) -> tuple`` of activations ``[b, ...]``, the last one the input
+        of the output layer, such as the method ``Net.hidden``.
+      units: the units of the first activations.
       gain: ``(path) -> scalar``; kernels are then drawn by :func:`init_kernels` instead
         of by the module's initialisers, which compiles and runs faster.
       train: arguments of the call while training, such as ``{"train": True}``; given for
@@ -48,12 +48,12 @@ def from_flax(
       evaluate: arguments of the call for evaluation.
 
     Returns:
-      A model. Building it allocates nothing but a finished module's weights. ``init`` is
+      A model. Building it allocates only an existing module's weights. ``init`` is
       compiled, because drawing weights eagerly takes seconds; the other functions are
-      plain and work under any transformation.
+      not, and work under any transformation.
 
     Raises:
-      ValueError: for what is not such a module, a linen module without ``x``, or one that
+      ValueError: for anything but such a module, a linen module without ``x``, or one that
         holds arrays besides its parameters, such as running statistics.
     """
     calls = dict(train or {}), dict(evaluate or {})
@@ -79,7 +79,7 @@ def from_flax(
 
 
 def _of_inputs(apply):
-    """Refuse a whole batch, which comes where a loss was given ``apply`` as outputs."""
+    """Refuse a Batch, which is passed if a loss was given ``apply`` as outputs."""
 
     def checked(params, x, keys=None):
         if isinstance(x, Batch):
@@ -148,7 +148,7 @@ def _checked(module):
 
 
 def _refuse(others, module) -> None:
-    """Refuse what is neither a parameter nor randomness."""
+    """Refuse state that is neither parameters nor random streams."""
     arrays = (jax.Array, jax.ShapeDtypeStruct, Tracer)
     found = {path: type(value).__name__ for path, value in others}
     for path, value in nnx.iter_graph(module):
@@ -165,7 +165,7 @@ def _refuse(others, module) -> None:
 
 
 def _seeded(streams, key: Key):
-    """The module's random streams, each begun with keys of its own made from ``key``."""
+    """The module's random streams, each seeded with separate keys from ``key``."""
     leaves, structure = jax.tree.flatten(streams)
     begun = [
         jax.random.split(jax.random.fold_in(key, number), leaf.shape)
@@ -219,15 +219,15 @@ def init_kernels(key: Key, params: Params, gain: Gain) -> Params:
     """Replace every kernel by ``gain * U(-1, 1) * sqrt(3 / fan_in)``; keep the rest.
 
     A kernel is a leaf of two or more axes, ``[..., fan_out]``, and ``fan_in`` is the
-    product of all its axes but the last: the variance is ``gain**2 / fan_in``. All of
-    them are cut from one draw, because each draw in a program costs about a second of
+    product of all its axes but the last: the variance is ``gain**2 / fan_in``. All
+    kernels are slices of one draw, because each draw in a program costs about a second of
     compilation on a CPU.
 
     Args:
       key: draws the numbers.
       params: nested dict; gives shapes and dtypes, and the values of all other leaves.
-      gain: ``(path) -> scalar``; ``sqrt(2)`` is the Kaiming law for ReLU (He et al. 2015,
-        arXiv:1502.01852), 1 the law of LeCun.
+      gain: ``(path) -> scalar``; ``sqrt(2)`` is Kaiming initialisation for ReLU (He et al.
+        2015, arXiv:1502.01852), 1 that of LeCun.
     """
 
     def bound(names, leaf):
@@ -241,14 +241,14 @@ def init_like_torch(key: Key, params: Params) -> Params:
 
     .. math:: W, b \sim U\left(-1 / \sqrt{\text{fan\_in}}, 1 / \sqrt{\text{fan\_in}}\right)
 
-    The variance is ``1 / (3 fan_in)``, a sixth of that of the Kaiming law for ReLU:
-    ``kaiming_uniform_(a=sqrt(5))``. ``mlp`` takes it as ``init``; for another model take
+    The variance is ``1 / (3 fan_in)``, a sixth of that of Kaiming initialisation for ReLU:
+    ``kaiming_uniform_(a=sqrt(5))``. ``mlp`` takes it as ``init``; for another model use
     ``model._replace(init=lambda key: init_like_torch(key, model.init(key)))``.
 
     Args:
       key: draws the numbers, all in one draw.
-      params: nested dict; leaves called ``kernel [..., fan_out]`` and a ``bias`` beside
-        one are replaced in their shapes and dtypes, others (norms, embeddings) are kept.
+      params: nested dict; leaves named ``kernel [..., fan_out]`` and the ``bias`` of the
+        same layer are replaced in their shapes and dtypes, others (norms, embeddings) kept.
 
     Source: ``reset_parameters`` of ``torch.nn.Linear`` and ``torch.nn.Conv2d``.
     """
@@ -267,7 +267,7 @@ def init_like_torch(key: Key, params: Params) -> Params:
 
 
 def _draw_uniform(key: Key, params: Params, bound: Callable) -> Params:
-    """Leaves of ``bound(names, leaf) * U(-1, 1)``, cut from one draw; kept where None."""
+    """Leaves ``bound(names, leaf) * U(-1, 1)``, slices of one draw; kept where None."""
     leaves, structure = jax.tree.flatten_with_path(params)
     bounds = [bound(_names(path), leaf) for path, leaf in leaves]
     sizes = [
@@ -290,7 +290,7 @@ def _names(path) -> tuple[str, ...]:
 
 
 def _fan_in(kernel) -> float:
-    """How many numbers each output of a kernel ``[..., fan_out]`` reads."""
+    """The number of inputs of each output of a kernel ``[..., fan_out]``."""
     return kernel.size / kernel.shape[-1]
 
 

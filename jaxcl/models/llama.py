@@ -23,11 +23,11 @@ class LlamaConfig(NamedTuple):
     intermediate_size: int  # of the gated units
     num_hidden_layers: int
     num_attention_heads: int
-    num_key_value_heads: int | None = None  # fewer: queries share them in groups
+    num_key_value_heads: int | None = None  # fewer for grouped-query attention
     head_dim: int | None = None  # hidden_size / num_attention_heads if absent
     rope_theta: float = 10_000.0  # base of the rotations' wave lengths
     rms_norm_eps: float = 1e-5
-    tie_word_embeddings: bool = False  # whether the output reads by the input's rows
+    tie_word_embeddings: bool = False  # whether output weights are the embedding
     initializer_range: float = 0.02  # standard deviation of all kernels at the start
 
 
@@ -37,26 +37,26 @@ def llama(config: LlamaConfig, *, scan: bool = True, checkpoint: bool = False) -
     .. math:: h \leftarrow h + \text{attention}(\text{norm}(h)), \quad
        h \leftarrow h + W_d (\text{silu}(W_g z) \odot W_u z), \; z = \text{norm}(h)
 
-    Sequences are padded on the right: no position sees a later one, so what stands
-    there changes nothing before it; give its labels no weight.
+    Pad sequences on the right: attention is causal, so that padding does not change
+    earlier positions; give its labels no weight.
 
     Args:
       config: sizes.
-      scan: compile one block and walk the layers in a loop: fast to compile, and the
-        choice for deep networks. Otherwise the layers are unrolled, which runs faster on
-        a CPU. The parameters are the same: stacked, leaves ``[layers, ...]``.
-      checkpoint: keep only the input of each block for the gradient and compute the
-        rest anew: memory of one block instead of all, for about a third more work.
+      scan: compile one block and scan over layers, which compiles fast and suits deep
+        networks. Otherwise the layers are unrolled, which runs faster on a CPU. The
+        parameters are the same: stacked, leaves ``[layers, ...]``.
+      checkpoint: store only the input of each block for the gradient and recompute the
+        rest: memory of one block instead of all, for about a third more work.
 
     Returns:
-      A model with ``apply(params, tokens [b, n]) -> logits [b, n, v]``: position ``i`` has
-      seen the tokens up to ``i`` and scores the next one. ``hidden`` are the states
-      ``[b, n, d]`` that the output layer reads. A kernel is ``[num_in, num_out]``;
-      nothing has a bias.
+      A model with ``apply(params, tokens [b, n]) -> logits [b, n, v]``: the logits at
+      position ``i`` depend on tokens up to ``i`` and predict the next one. ``hidden`` are
+      the states ``[b, n, d]`` before the output layer. A kernel is ``[num_in, num_out]``;
+      there are no biases.
 
     Raises:
-      ValueError: for sizes below one, an odd head size, or heads that the keys' number
-        does not divide.
+      ValueError: for sizes below one, an odd head size, or numbers of heads that do not
+        divide.
 
     Sources: Touvron et al. 2023, arXiv:2302.13971; Su et al. 2021, arXiv:2104.09864
     (rotation of halves); Ainslie et al. 2023, arXiv:2305.13245 (grouped queries); Shazeer
@@ -90,7 +90,7 @@ def _check(config: LlamaConfig) -> None:
 
 
 def _heads(config: LlamaConfig) -> tuple[int, int, int]:
-    """How many queries and keys there are at a position, and how long each is."""
+    """The numbers of query and key heads, and the size of a head."""
     queries = config.num_attention_heads
     keys = config.num_key_value_heads or queries
     return queries, keys, config.head_dim or config.hidden_size // queries
@@ -122,7 +122,7 @@ class _RMSNorm(nnx.Module):
 
 
 class _Attention(nnx.Module):
-    """Causal attention; queries in groups share a key and a value."""
+    """Causal attention; each group of queries has one key and one value."""
 
     def __init__(self, c: LlamaConfig, *, rngs):
         make = partial(_Project, scale=c.initializer_range, rngs=rngs)
@@ -142,7 +142,7 @@ class _Attention(nnx.Module):
 
 
 class _Block(nnx.Module):
-    """Attention and gated units, each on the normed input and added to it."""
+    """Attention and gated units, each with pre-normalisation and a residual connection."""
 
     def __init__(self, c: LlamaConfig, *, rngs):
         make = partial(_Project, scale=c.initializer_range, rngs=rngs)
@@ -160,7 +160,7 @@ class _Block(nnx.Module):
 
 
 class _Llama(nnx.Module):
-    """Embedding, blocks, norm, scores of the next token."""
+    """Embedding, blocks, norm, logits of the next token."""
 
     def __init__(self, c: LlamaConfig, *, scan, checkpoint, rngs):
         size = (c.vocab_size, c.hidden_size)
@@ -176,7 +176,7 @@ class _Llama(nnx.Module):
         self.scan, self.checkpoint = scan, checkpoint
 
     def states(self, tokens):
-        """What the output layer reads, ``[b, n, d]``."""
+        """The input of the output layer, ``[b, n, d]``."""
         shape, dtype = jnp.shape(tokens), jnp.result_type(tokens)
         if len(shape) != 2 or not jnp.issubdtype(dtype, jnp.integer):
             msg = f"llama: x must be integer tokens [b, n], got {dtype}{list(shape)}."
@@ -203,7 +203,7 @@ class _Llama(nnx.Module):
 
 
 def _unstacked(layers, depth):
-    """The blocks one by one; by a split, whose gradient is one concatenation."""
+    """The blocks as a list; by a split, whose gradient is one concatenation."""
     leaves, structure = jax.tree.flatten(layers)
     parts = [jax.lax.split(leaf, [1] * depth) for leaf in leaves]
     for some in zip(*parts, strict=True):

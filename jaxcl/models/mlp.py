@@ -1,4 +1,4 @@
-"""Fully connected networks, the workhorse of permuted and split image streams."""
+"""Fully connected networks."""
 
 import functools
 import itertools
@@ -18,9 +18,9 @@ Activation = Callable[[Float[Array, "*b d"]], Float[Array, "*b k"]]
 
 
 def crelu(x: Float[Array, "*b d"]) -> Float[Array, "*b k"]:
-    """Both halves, ``[max(x, 0), max(-x, 0)]``: ``[..., d]`` becomes ``[..., 2 d]``.
+    """Concatenated ReLU, ``[max(x, 0), max(-x, 0)]``: ``[..., d]`` becomes ``[..., 2 d]``.
 
-    One of the two always passes a gradient, so a unit cannot die.
+    One of the two always has a gradient, so a unit cannot die.
 
     Reference: Shang et al. 2016, arXiv:1603.05201; for plasticity Abbas et al. 2023,
     arXiv:2303.07507.
@@ -29,7 +29,7 @@ def crelu(x: Float[Array, "*b d"]) -> Float[Array, "*b k"]:
 
 
 class _Mlp(nnx.Module):
-    """Linear, LayerNorm if wanted, activation, and again; a linear layer ends it."""
+    """Layers of linear, optional LayerNorm and activation; then a linear output."""
 
     def __init__(self, sizes, copies, activation, layer_norm, bias, *, rngs):
         self.num_inputs = sizes[0]
@@ -85,28 +85,28 @@ def mlp(
       sizes: widths from input to output, e.g. ``(784, 100, 100, 10)`` for 28 x 28 images,
         two hidden layers and ten classes.
       activation: ``[b, d] -> [b, d]``, row by row; :func:`crelu` gives ``[b, 2 d]``, which
-        doubles what the next layer reads.
+        doubles the inputs of the next layer.
       layer_norm: whether to normalise before each activation (arXiv:1607.06450), the most
         robust single remedy for lost plasticity in arXiv:2303.01486.
-      bias: whether linear layers have a ``bias``; that of a LayerNorm stays.
+      bias: whether linear layers have a ``bias``; LayerNorm always has one.
       gain: hidden kernels are uniform with variance ``gain**2 / fan_in``: ``sqrt(2)``, the
-        default, is the Kaiming law for ReLU, 1 the law of LeCun. Biases start at zero.
+        default, is Kaiming initialisation for ReLU, 1 that of LeCun. Biases start at zero.
       out_gain: the same for the last kernel, 1 by default. Both defaults are those of
         Dohare et al. 2024 (Nature 632, 768).
       init: ``(key, params) -> params`` instead of the gains, such as
-        :func:`init_like_torch`; of ``params`` it gets all shapes and dtypes, and the
-        values of norms.
+        :func:`init_like_torch`; its argument has all shapes and dtypes, and the values of
+        norms.
 
     Returns:
-      A model with ``apply(params, x [b, ...])`` for rows of ``sizes[0]`` numbers, whatever
-      their shape, one entry of ``hidden`` ``[b, width]`` (``[b, 2 width]`` with CReLU) per
-      hidden layer, and ``units`` to match.
+      A model with ``apply(params, x [b, ...])`` for rows of ``sizes[0]`` numbers in any
+      shape, one entry of ``hidden`` ``[b, width]`` (``[b, 2 width]`` with CReLU) per
+      hidden layer, and the corresponding ``units``.
 
     Raises:
       ValueError: if ``sizes`` has fewer than two entries or one below 1, if a gain is
-        negative, not finite or given beside ``init``, or if the activation's output is not
-        a whole number of copies of its input. Applying raises it if the rows of ``x`` do
-        not hold ``sizes[0]`` numbers.
+        negative, not finite or given together with ``init``, or if the size of the
+        activation's output is not a multiple of that of its input. Applying raises it if
+        the rows of ``x`` do not hold ``sizes[0]`` numbers.
     """
     listed = isinstance(sizes, Sequence | np.ndarray) and not isinstance(sizes, str)
     if not listed or len(sizes) < 2 or not all(is_whole(n) and n > 0 for n in sizes):
@@ -153,14 +153,14 @@ def mlp(
 
 
 def _vectors(name: str, k: int, *, bias: bool, layer_norm: bool):
-    """The paths of what layer ``k`` has one of for each unit."""
+    """The paths of the vectors of layer ``k`` with one entry per unit."""
     own = ((name, "bias"),) if bias else ()
     norm = ((f"norm_{k}", "scale"), (f"norm_{k}", "bias")) if layer_norm else ()
     return own + norm
 
 
 def _copies(activation):
-    """How many numbers an activation makes of one."""
+    """The number of outputs of an activation per input."""
     probe = jax.ShapeDtypeStruct((2, 6), jnp.float32)
     shape = jax.eval_shape(activation, probe).shape
     if len(shape) != 2 or shape[0] != 2 or shape[1] % 6 or not shape[1]:

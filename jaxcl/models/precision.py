@@ -1,4 +1,4 @@
-"""Computing in a narrow type what is kept in a wide one."""
+"""Mixed precision: compute in a narrow dtype with parameters in a wide one."""
 
 from collections.abc import Callable
 
@@ -9,19 +9,19 @@ from jaxcl.errors import check_kind
 
 
 def cast_compute(dtype, apply: Callable) -> Callable:
-    """The same network, computed in another floating type.
+    """The same network, computed in another floating dtype.
 
-    Parameters and inputs are cast on the way in and outputs to float32 on the way out, so
-    losses and gradients are float32 and optimizers see master parameters: a step that
-    is lost to rounding in bfloat16 is not lost in them.
+    Parameters and inputs are cast to ``dtype`` and outputs to float32, so that losses and
+    gradients are float32 and optimizers update master parameters: a step that is lost to
+    rounding in bfloat16 is not lost in them.
 
     Args:
       dtype: such as ``jnp.bfloat16``, which an accelerator computes faster than float32.
         A CPU does not.
-      apply: ``(params, x, keys=None) -> outputs``; integers stay what they are.
+      apply: ``(params, x, keys=None) -> outputs``; integers are not cast.
 
     Raises:
-      ValueError: if ``dtype`` is no floating type.
+      ValueError: if ``dtype`` is not a floating dtype.
     """
     check_kind("cast_compute", Callable, "give model.apply", apply=apply)
     if not jnp.issubdtype(dtype, jnp.floating):

@@ -40,7 +40,7 @@ def _convolve(x, kernel, *, stride):
 
 
 def _convolve_by_product(x, kernel, *, stride):
-    """The same: every output position gathers its neighbourhood, then one product."""
+    """The same by im2col: gather the inputs of every output position, then one product."""
     size, _, num_in, num_out = kernel.shape
     heights, widths = (_taps(x.shape[axis], size, stride) for axis in (1, 2))
     pads = [(0, 0), heights[0], widths[0], (0, 0)]
@@ -64,7 +64,7 @@ def _norm(channels, groups, rngs):
 
 
 class _Block(nnx.Module):
-    """``relu(x + norm(conv(relu(norm(conv(x))))))``, with a projected ``x`` if need be."""
+    """``relu(x + norm(conv(relu(norm(conv(x))))))``; ``x`` projected if shapes differ."""
 
     def __init__(self, num_in, num_out, stride, groups, *, rngs):
         self.conv_0 = _Conv(num_in, num_out, stride=stride)
@@ -135,7 +135,7 @@ def resnet(
     stem_stride: int = 1,
     channels: int = 3,
 ) -> Model:
-    """A residual network in the manner of ResNet-18, narrow and with GroupNorm.
+    """A residual network like ResNet-18, with GroupNorm and fewer channels.
 
     A 3 x 3 stem, then ``blocks[k]`` blocks with ``width * 2**k`` channels; each stage
     after the first halves the image; the mean over positions; a linear layer. GroupNorm
@@ -147,13 +147,14 @@ def resnet(
       width: channels of the first stage.
       blocks: residual blocks per stage.
       groups: groups of each GroupNorm; must divide ``width``.
-      stem_stride: 2 halves the image at once, for about a quarter of the time.
+      stem_stride: 2 halves the image in the stem, for about a quarter of the time.
       channels: channels of the image.
 
     Returns:
       A model with ``apply(params, x [b, height, width, channels])``. ``hidden`` are the
       activations inside each block ``[b, height, width, channels]``, whose channels
-      ``units`` describes, and last the mean ``[b, channels]`` that the output layer reads.
+      ``units`` describes, and last the mean ``[b, channels]``, the input of the output
+      layer.
 
     Raises:
       ValueError: if a size is not positive or ``groups`` does not divide ``width``.
