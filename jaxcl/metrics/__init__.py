@@ -1,4 +1,4 @@
-"""What is measured on data, and what is read from the results of a stream."""
+"""Metrics on data, and metrics of a stream of tasks."""
 
 from jaxcl.metrics.evaluation import (
     RowMetric,

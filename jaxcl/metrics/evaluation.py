@@ -1,8 +1,8 @@
-"""What is measured on data: numbers per example with what is made of their means.
+"""Metrics on data: values per example, and functions of their means.
 
 A :class:`RowMetric` is exact under padding, in chunks and on many devices, because only
-weighted sums over examples are added up. A :class:`TaskMetric` sees a whole data set on the
-host, for what needs one: generated text, rankings.
+weighted sums over examples are added. A :class:`TaskMetric` gets a full data set on the
+host, for metrics that need one: of generated text, rankings.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -21,7 +21,7 @@ from jaxcl.typing import Batch, Key, Outputs
 #: ``{name: value}``; a value is a scalar, or an array for ``finish`` to reduce.
 Values = Mapping[str, Any]
 
-_NO_KEYS: Any = None  # of losses that are evaluated: nothing is drawn
+_NO_KEYS: Any = None  # evaluation of a loss is deterministic
 
 
 def _as_they_are(means: Values) -> Values:
@@ -29,11 +29,11 @@ def _as_they_are(means: Values) -> Values:
 
 
 class RowMetric(NamedTuple):
-    """Numbers of each example, and what is made of their weighted means.
+    """Values per example, and a function of their weighted means.
 
     Attributes:
       rows: ``(params, frozen, batch) -> {name: [b, ...]}``; ``params`` are those of a
-        learner, ``frozen`` what :func:`jaxcl.training.learn` was given.
+        learner, ``frozen`` the argument of :func:`jaxcl.training.learn`.
       finish: ``({name: mean [...]}) -> {name: scalar}``; the means themselves if absent.
     """
 
@@ -42,10 +42,10 @@ class RowMetric(NamedTuple):
 
 
 class TaskMetric(NamedTuple):
-    """Numbers of a data set, computed on the host; for the host loop only.
+    """Values of a data set, computed on the host; for the host loop only.
 
     Attributes:
-      names: of what it returns.
+      names: of the values.
       of_data: ``(key, params, frozen, dataset) -> {name: float}``, with a
         :class:`jaxcl.data.Dataset`.
     """
@@ -67,12 +67,12 @@ def evaluate(
     Args:
       metrics: their names must differ.
       params: what to evaluate.
-      batch: rows ``[n, ...]``; those of weight zero count nowhere.
-      frozen: handed to the metrics.
+      batch: rows ``[n, ...]``; those of weight zero are ignored.
+      frozen: passed to the metrics.
       chunk_size: rows held at once; all if absent.
 
     Returns:
-      ``{name: [] float}``; NaN without a row that counts.
+      ``{name: [] float}``; NaN if all weights are zero.
     """
     check_size("evaluate", optional=True, chunk_size=chunk_size)
     found = {}
@@ -90,7 +90,7 @@ def evaluate(
 
 
 def weighted_sums(rows: Any, batch: Batch) -> dict[str, Array]:
-    """``sum_i w_i v_i`` of every value ``[b, ...]``, or a ValueError for what is none."""
+    """``sum_i w_i v_i`` of every value ``[b, ...]``, or a ValueError for another type."""
 
     def total(name, values):
         array = isinstance(values, jax.Array)
@@ -103,7 +103,7 @@ def weighted_sums(rows: Any, batch: Batch) -> dict[str, Array]:
             msg = (
                 "metrics: rows must return a JAX array with a real number for each "
                 f"example, shape [{batch.weight.shape[0]}, ...], got {came} for "
-                f"{name!r}; leave the mean to the loop."
+                f"{name!r}; return values per example, without taking their mean."
             )
             raise ValueError(msg)
         values = values.astype(jnp.promote_types(values.dtype, jnp.float32))
@@ -137,8 +137,8 @@ def classification(outputs: Outputs) -> RowMetric:
 def macro_f1(outputs: Outputs, num_classes: int) -> RowMetric:
     r"""``macro_f1`` in [0, 1]: the mean over classes of ``2 tp / (2 tp + fp + fn)``.
 
-    A class that is neither a label nor an answer counts as zero, as in scikit-learn
-    where it is listed among the labels.
+    A class that is neither a label nor a prediction has F1 zero, as in scikit-learn if it
+    is listed among the labels.
 
     Args:
       outputs: ``(params, batch) -> logits [b, c]``.
@@ -162,8 +162,8 @@ def macro_f1(outputs: Outputs, num_classes: int) -> RowMetric:
 def tokens(outputs: Outputs) -> RowMetric:
     """``loss`` in nats a token, ``perplexity``, and ``token_accuracy`` in [0, 1].
 
-    Means are over the tokens of all examples, each weighing as much as its example;
-    labels below zero count nowhere.
+    Means are over the tokens of all examples, each with the weight of its example;
+    labels below zero are ignored.
 
     Args:
       outputs: ``(params, batch) -> logits [b, n, v]``; labels are ``[b, n]``.
@@ -194,8 +194,8 @@ def tokens(outputs: Outputs) -> RowMetric:
 def regression(outputs: Outputs) -> RowMetric:
     r"""``mse``, ``rmse``, ``mae`` per entry of the target, and ``r2``.
 
-    :math:`R^2 = 1 - \sum (f - y)^2 / \sum (y - \bar y)^2`, over all entries, each with the
-    mean of its place; NaN where the targets are constant.
+    :math:`R^2 = 1 - \sum (f - y)^2 / \sum (y - \bar y)^2`, over all entries, with one mean
+    per output; NaN where the targets are constant.
 
     Args:
       outputs: ``(params, batch) -> [b, ...]``, in the shape of the target.
@@ -204,7 +204,7 @@ def regression(outputs: Outputs) -> RowMetric:
 
     def rows(params, frozen, batch):
         del frozen
-        half = shapes(params, batch, _NO_KEYS)  # refuses targets of another shape
+        half = shapes(params, batch, _NO_KEYS)  # checks the shape of targets
         entries = max(batch.y.size // max(len(batch.y), 1), 1)
         away = jnp.abs(outputs(params, batch) - batch.y).reshape(len(batch.y), -1)
         target = batch.y.reshape(len(batch.y), -1).astype(away.dtype)

@@ -1,19 +1,19 @@
-r"""What a stream of tasks did to a learner, read from its accuracy matrix.
+r"""Continual-learning metrics of the accuracy matrix.
 
 ``R[i, j]`` is the accuracy on the test set of task ``j`` after learning tasks ``0 .. i``, a
-share in [0, 1]; ``T`` tasks give a matrix [T, T]. Entries that were not measured are NaN.
-In the formulas tasks count from 1, as in the papers. A matrix of errors or losses, of which
-less is better, is read with its sign changed: ``forgetting(-errors)`` is positive where
-errors have grown; :func:`summary` does so with ``lower_is_better``.
+fraction in [0, 1]; ``T`` tasks give a matrix [T, T]. Entries not measured are NaN.
+In the formulas tasks count from 1, as in the papers. For a matrix of errors or losses,
+where lower is better, change the sign: ``forgetting(-errors)`` is positive where errors
+have increased; :func:`summary` does so with ``lower_is_better``.
 
-Two layers. The functions on arrays are the formulas: they take a NumPy or JAX matrix (or
-lists), or a stack [..., T, T] of them, work under ``jit`` and ``vmap``, and give NaN where
-an entry they need is NaN. :func:`summary` reads one matrix on the host, checks it, and says
-of each number what it is or *why* it is not defined - never a zero in place of a missing
-value.
+There are two layers. The functions on arrays are the formulas: they take a NumPy or JAX
+matrix (or lists), or a stack [..., T, T] of them, work under ``jit`` and ``vmap``, and give
+NaN where an entry they need is NaN. :func:`summary` checks one matrix on the host, and
+gives for each metric its value or the *reason* why it is not defined, never a zero in place
+of a missing value.
 
-Other programs print other numbers under these names; see :func:`forgetting`. Keep the
-matrix, the untrained and the joint row, and any dialect can be computed later.
+Other libraries use these names for other formulas; see :func:`forgetting`. With the matrix,
+the untrained and the joint row, any variant can be computed later.
 """
 
 from collections.abc import Sequence
@@ -49,8 +49,8 @@ def average_incremental_accuracy(matrix: Matrix) -> Value:
     """
     matrix, tasks = accuracies_of("average_incremental_accuracy", matrix)
     rows, columns = np.tril_indices(tasks)
-    share = (1 / (tasks * (rows + 1))).astype(matrix.dtype)
-    return (matrix[..., rows, columns] * share).sum(-1)
+    weight = (1 / (tasks * (rows + 1))).astype(matrix.dtype)
+    return (matrix[..., rows, columns] * weight).sum(-1)
 
 
 def learning_accuracy(matrix: Matrix) -> Value:
@@ -78,18 +78,18 @@ def backward_transfer(matrix: Matrix) -> Value:
 
 
 def forward_transfer(matrix: Matrix, untrained: Matrix) -> Value:
-    r"""What earlier tasks do for one that is not yet learnt.
+    r"""Influence of earlier tasks on a task that is not yet learnt.
 
     .. math:: \frac1{T-1} \sum_{j=2}^T (R_{j-1,j} - b_j)
 
-    Without meaning where the outputs of a task do not exist before it is learnt.
+    Not meaningful if the outputs of a task do not exist before it is learnt.
 
     Args:
       matrix: accuracies [..., T, T].
       untrained: ``b`` [..., T], accuracies of the network before the first task.
 
     Raises:
-      ValueError: with fewer than two tasks, or if ``untrained`` has not one entry a task.
+      ValueError: with fewer than two tasks, or unless ``untrained`` has one entry a task.
 
     Reference: Lopez-Paz and Ranzato 2017, arXiv:1706.08840, equation 4.
     """
@@ -100,14 +100,14 @@ def forward_transfer(matrix: Matrix, untrained: Matrix) -> Value:
 
 
 def forgetting(matrix: Matrix) -> Value:
-    r"""How far each earlier task has fallen from its best.
+    r"""Decrease of the accuracy on each earlier task from its maximum.
 
     .. math:: \frac1{T-1} \sum_{j<T} \Big( \max_{l < T} R_{l,j} - R_{T,j} \Big)
 
     In [-1, 1]: negative if earlier tasks ended better than they ever were. The maximum is
-    over all rows but the last, those before task ``j`` was learnt included. Dialects:
+    over all rows but the last, including those before task ``j`` was learnt. Variants:
     Avalanche starts from :math:`R_{j,j}` (:func:`forgetting_from_initial`); Mammoth and
-    PyCIL let the last row into the maximum and so are never negative.
+    PyCIL include the last row in the maximum and so are never negative.
 
     Raises:
       ValueError: with fewer than two tasks.
@@ -120,11 +120,11 @@ def forgetting(matrix: Matrix) -> Value:
 
 
 def forgetting_from_initial(matrix: Matrix) -> Value:
-    r"""How far each earlier task has fallen since it was learnt: minus the BWT.
+    r"""Decrease of the accuracy on each earlier task since it was learnt: minus the BWT.
 
     .. math:: \frac1{T-1} \sum_{j<T} (R_{j,j} - R_{T,j})
 
-    What Avalanche calls forgetting; needs no entry above the diagonal.
+    This is Avalanche's forgetting; it needs no entry above the diagonal.
 
     Raises:
       ValueError: with fewer than two tasks.
@@ -134,11 +134,11 @@ def forgetting_from_initial(matrix: Matrix) -> Value:
 
 
 def intransigence(matrix: Matrix, joint: Matrix) -> Value:
-    r"""What learning in order costs on the task being learnt.
+    r"""Accuracy on the task being learnt, lost by learning tasks in sequence.
 
     .. math:: \frac1T \sum_k (J_k - R_{k,k})
 
-    In [-1, 1]; negative if learning in order did better.
+    In [-1, 1]; negative if learning in sequence is better than joint training.
 
     Args:
       matrix: accuracies [..., T, T].
@@ -146,7 +146,7 @@ def intransigence(matrix: Matrix, joint: Matrix) -> Value:
         ``1 .. k`` at once.
 
     Raises:
-      ValueError: if ``joint`` has not one entry a task.
+      ValueError: unless ``joint`` has one entry a task.
 
     Reference: Chaudhry et al. 2018, arXiv:1801.10112, section 3.2, averaged over ``k``.
     """
@@ -156,12 +156,12 @@ def intransigence(matrix: Matrix, joint: Matrix) -> Value:
 
 
 def minimum_accuracy(matrix: Matrix) -> Value:
-    r"""The worst that became of each earlier task, on average (min-ACC).
+    r"""Mean over earlier tasks of their minimum accuracy since learnt (min-ACC).
 
     .. math:: \frac1{T-1} \sum_{j<T} \min_{l > j} R_{l,j}
 
-    The paper takes the minimum over every step after task ``j`` was learnt; a matrix
-    knows the ends of tasks only, so this is an upper bound of it.
+    The paper takes the minimum over every step after task ``j`` was learnt; the matrix
+    has only the ends of tasks, so this is an upper bound of it.
 
     Raises:
       ValueError: with fewer than two tasks.
@@ -170,12 +170,14 @@ def minimum_accuracy(matrix: Matrix) -> Value:
     """
     matrix, tasks = accuracies_of("minimum_accuracy", matrix, least=2)
     columns = np.arange(tasks - 1)
-    rows = np.maximum(np.arange(1, tasks)[:, None], columns + 1)  # those below repeat
+    rows = np.maximum(
+        np.arange(1, tasks)[:, None], columns + 1
+    )  # rows <= j repeat j + 1
     return matrix[..., rows, columns].min(-2).mean(-1)
 
 
 def worst_case_accuracy(matrix: Matrix) -> Value:
-    r"""The last task, and the worst that became of the others (WC-ACC).
+    r"""Accuracy of the last task and minimum accuracy of the others (WC-ACC).
 
     .. math:: \frac1T R_{T,T} + \Big(1 - \frac1T\Big) \text{min-ACC}
 
@@ -191,7 +193,7 @@ def worst_case_accuracy(matrix: Matrix) -> Value:
 
 
 def learning_curve_area(curves: Matrix) -> Value:
-    r"""How fast tasks are learnt: the area under their first steps (LCA).
+    r"""Learning speed: the area under the first steps of the learning curves (LCA).
 
     .. math:: \frac1{\beta + 1} \sum_{b=0}^{\beta} \frac1T \sum_k a_{k,b}
 
@@ -220,7 +222,7 @@ def diagonal(matrix: Floats, offset: int = 0) -> Floats:
 
 
 def as_floats(who: str, what: str, values) -> Floats:
-    """An array of floats: sums of shares in integers would be cut."""
+    """An array of floats: integer arithmetic would truncate fractions."""
     values = values if hasattr(values, "dtype") else as_numbers(who, what, values)
     return values.astype(float) if values.dtype.kind in "biu" else values
 

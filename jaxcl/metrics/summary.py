@@ -1,4 +1,4 @@
-"""All formulas of one stream at once, and why those are missing that are not defined."""
+"""All metrics of one stream, with the reasons for those that are not defined."""
 
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
@@ -23,7 +23,7 @@ from jaxcl.metrics.matrix import (
 
 
 class Metric(NamedTuple):
-    """A number, or the reason why there is none."""
+    """A value, or the reason why it is not defined."""
 
     value: float | None
     reason: str | None  # None where there is a value
@@ -34,8 +34,8 @@ def summary(
 ) -> dict[str, Metric]:
     """All metrics of one stream, and the reasons for those that are not defined.
 
-    Runs on the host, in float64. What a formula needs and nobody measured makes that
-    metric undefined, not the others.
+    Runs on the host, in float64. If an entry that a formula needs was not measured, that
+    metric is undefined; the others are not affected.
 
     Args:
       matrix: accuracies [T, T] in [0, 1], NaN where not measured; anything that NumPy
@@ -45,21 +45,20 @@ def summary(
       joint: accuracies [T] of networks trained on all tasks so far, for the
         intransigence.
       lower_is_better: the entries of all three are errors or losses of any finite size
-        instead. Every formula reads them with their sign changed, so that changes have
-        the sense they have for accuracies: positive forgetting and intransigence are
-        losses, positive transfer is a gain. Levels keep the sign of the entries: under
-        ``average_accuracy`` stands the average error, and under ``minimum_accuracy`` the
-        largest.
+        instead. Every formula uses them with their sign changed, so that changes have
+        the meaning they have for accuracies: positive forgetting and intransigence are
+        losses, positive transfer is a gain. Levels keep the sign of the entries:
+        ``average_accuracy`` is the average error, and ``minimum_accuracy`` the largest.
 
     Returns:
-      A :class:`Metric` for each name: the functions of this module but the learning
-      curve. :func:`as_json` makes it plain.
+      A :class:`Metric` for each name: the functions of this module except the learning
+      curve. :func:`as_json` converts it to plain dictionaries.
 
     Raises:
       ValueError: if the matrix is not square or empty, a row has the wrong length, or an
         entry lies outside [0, 1]; with ``lower_is_better``, if one is infinite.
     """
-    read_in = _errors if lower_is_better else _shares
+    read_in = _errors if lower_is_better else _fractions
     matrix = read_in("the accuracy matrix", matrix)
     if matrix.ndim != 2:
         msg = (
@@ -91,7 +90,7 @@ def as_json(metrics: Mapping[str, Metric]) -> dict[str, dict[str, float | str | 
     return {name: metric._asdict() for name, metric in metrics.items()}
 
 
-#: Formulas that read the matrix alone, and the least number of tasks they make sense for.
+#: Formulas of the matrix alone, and the least number of tasks for which they are defined.
 _OF_MATRIX = (
     (average_accuracy, 1),
     (average_incremental_accuracy, 1),
@@ -121,7 +120,7 @@ def _negated(metric: Metric) -> Metric:
 
 
 def _read(formula: Callable, least: int, matrix: np.ndarray) -> Metric:
-    """The value of a formula, or the first thing that it lacks."""
+    """The value of a formula, or the first entry that is missing."""
     tasks = matrix.shape[0]
     if tasks < least:
         return Metric(None, f"needs {least} or more tasks, got {tasks}")
@@ -133,7 +132,7 @@ def _read(formula: Callable, least: int, matrix: np.ndarray) -> Metric:
 
 
 def _read_with(formula: Callable, least: int, matrix, name: str, row) -> Metric:
-    """Likewise for a formula that reads a further row."""
+    """Likewise for a formula with a further row."""
     if row is None:
         return Metric(None, f"needs the {name} accuracies: pass {name}=")
     if len(row) >= least and np.isnan(formula(np.zeros_like(matrix), row)):
@@ -150,14 +149,14 @@ def _first_gap(formula: Callable, gaps: np.ndarray) -> tuple[int, int]:
     return i, j
 
 
-def _shares(what: str, values) -> np.ndarray:
+def _fractions(what: str, values) -> np.ndarray:
     """Accuracies in float64; a ValueError if one is outside [0, 1] beyond rounding."""
     values = as_numbers("summary", what, values).astype(np.float64)
     known = values[~np.isnan(values)]
     wrong = known[(known < -1e-6) | (known > 1 + 1e-6)]
     if wrong.size:
         msg = (
-            f"summary: {what} must hold shares in [0, 1], got {wrong[0]:g}; "
+            f"summary: {what} must hold fractions in [0, 1], got {wrong[0]:g}; "
             "divide percentages by 100, or give lower_is_better=True for errors."
         )
         raise ValueError(msg)

@@ -310,9 +310,9 @@ def test_a_summary_is_json():
         (np.ones(3), r"shape \[T, T\], got \(3,\)"),
         (np.ones((5, 2, 2)), "summarise seeds one by one"),
         (np.ones((0, 0)), "needs 1 or more tasks, got 0"),
-        (HAND * 100, r"shares in \[0, 1\], got 90; divide .* lower_is_better=True"),
-        (HAND - 0.5, r"shares in \[0, 1\], got -0.3"),
-        (np.full((2, 2), np.inf), r"shares in \[0, 1\], got inf"),
+        (HAND * 100, r"fractions in \[0, 1\], got 90; divide .* lower_is_better=True"),
+        (HAND - 0.5, r"fractions in \[0, 1\], got -0.3"),
+        (np.full((2, 2), np.inf), r"fractions in \[0, 1\], got inf"),
     ],
 )
 def test_bad_matrices_are_refused(matrix, message):
@@ -326,7 +326,7 @@ def test_bad_rows_are_refused(name):
     """Oracle: the message."""
     with pytest.raises(ValueError, match=f"{name} must have one accuracy for each of"):
         summary(HAND, **{name: [0.1, 0.2]})
-    with pytest.raises(ValueError, match=f"the {name} row must hold shares"):
+    with pytest.raises(ValueError, match=f"the {name} row must hold fractions"):
         summary(HAND, **{name: [0.1, 0.2, 3.0]})
     with pytest.raises(ValueError, match=rf"{name} must have shape \[T\], got"):
         summary(HAND, **{name: HAND})
