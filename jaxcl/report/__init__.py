@@ -1,4 +1,4 @@
-"""What people look at: statistics, tables, figures, and one page that holds them."""
+"""Reports: statistics, tables, figures, and one page with all of them."""
 
 from jaxcl.report.figures import (
     accuracy_matrix,

@@ -43,16 +43,16 @@ def learning_curves(
 ) -> Figure:
     """Accuracy on the task just learned against its number, a panel per setting.
 
-    A line per group with its 95 % interval over seeds, labelled at its end. Where tasks
-    are equally hard, falling lines lose plasticity.
+    A line per group with its 95 % interval over seeds, labelled at its end. If tasks are
+    equally hard, a falling line is a loss of plasticity.
 
     Args:
       records: runs of any number of settings and arms; the first arm is drawn in black.
       name: ``accuracy``, ``loss`` or a measure.
       label: of the vertical axes.
-      scale: what values are multiplied by; shares of one are shown in per cent.
-      window: smoothing: each point is the mean of so many tasks in a row, taken before
-        the interval; the axis says so.
+      scale: factor of the values; fractions are shown in per cent.
+      window: smoothing: each point is the mean of this many consecutive tasks, taken
+        before the interval; the axis label says so.
       title: above all panels.
 
     Raises:
@@ -62,7 +62,7 @@ def learning_curves(
     with styled():
         settings = list(dict.fromkeys(record["setting"] for record in records))
         most = max(len({g for g in group(records) if g.setting == s}) for s in settings)
-        height = max(3.7, 0.9 + 0.19 * most)  # room for the names beside the lines
+        height = max(3.7, 0.9 + 0.19 * most)  # space for the names beside the lines
         figure, axes = panels(len(settings), 2, width=5.4, height=height)
         named, look = names_and_looks(records)
         for ax, setting in zip(axes, settings, strict=True):
@@ -88,11 +88,11 @@ def measure_curves(
 
     Args:
       records: runs of one setting.
-      names: which measures, ``accuracy`` and ``loss`` among them if wanted; all
+      names: which measures, including ``accuracy`` and ``loss`` if wanted; all
         measures that every finished run has, if absent.
       columns: panels side by side.
-      window: each point is the mean of so many tasks in a row; a measure that was taken
-        at some tasks only is drawn there, as it is.
+      window: each point is the mean of this many consecutive tasks; a measure that was
+        taken at some tasks only is drawn there, without smoothing.
       title: above all panels.
 
     Raises:
@@ -171,7 +171,7 @@ def _lines(
 
 
 def _smoothed(values: np.ndarray, window: int) -> tuple[np.ndarray, np.ndarray]:
-    """Task numbers and moving means; what is known at some tasks only stays as it is."""
+    """Task numbers and moving means; a measure of some tasks only is not smoothed."""
     known = ~np.isnan(values).all(axis=0)
     if not known.all():
         return 1 + np.flatnonzero(known), values[:, known]
@@ -180,7 +180,7 @@ def _smoothed(values: np.ndarray, window: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _label_ends(ax: Axes, inches: float) -> None:
-    """The name of each line beside its last point, moved apart where they would touch."""
+    """The name of each line beside its last point, without overlaps."""
     lines = ax.get_lines()
     if not lines:
         return

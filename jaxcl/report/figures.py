@@ -1,8 +1,8 @@
-"""Figures out of records; each function returns a matplotlib figure, no window opens.
+"""Figures from records; each function returns a matplotlib figure and opens no window.
 
 All are drawn without ``pyplot``, hence without global state: they work in threads, on
-machines without a display, and inside somebody's notebook. Diverged runs are not drawn
-but named below the figure.
+machines without a display, and in notebooks. Diverged runs are not drawn but named below
+the figure.
 """
 
 import io
@@ -37,12 +37,12 @@ def scatter(
     quantity: str = "mean",
     title: str = "",
 ) -> Figure:
-    """One point per finished run: does ``x`` go with ``y``?
+    """Scatter plot of ``y`` against ``x``, one point per finished run.
 
-    The line is the least-squares fit over all runs, whatever their arm; the correlation
-    (Pearson and Spearman) is written below the title. It describes and tests nothing: it
-    has no interval, for runs of one arm are not independent, and it says nothing about
-    cause. A mean is taken over the tasks at which the quantity was measured.
+    The line is the least-squares fit over all runs of all arms; the correlation (Pearson
+    and Spearman) is written below the title. It is descriptive and not a test: it has no
+    interval, because runs of one arm are not independent, and does not imply a cause. A
+    mean is taken over the tasks at which the quantity was measured.
 
     Args:
       records: runs of one setting.
@@ -94,7 +94,7 @@ def scatter(
 
 
 def save(figure: Figure, path: str | Path) -> list[Path]:
-    """Write ``path.svg`` and ``path.png``, whole or not at all; return both."""
+    """Write ``path.svg`` and ``path.png`` atomically; return both paths."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     written = []
@@ -108,7 +108,7 @@ def save(figure: Figure, path: str | Path) -> list[Path]:
 
 
 def to_svg(figure: Figure) -> str:
-    """The figure as SVG text, the same for the same figure."""
+    """The figure as SVG text; deterministic."""
     with styled(), io.StringIO() as stream:
         figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None})
         return stream.getvalue()
@@ -122,18 +122,18 @@ def to_png(figure: Figure, dpi: int = 160) -> bytes:
 
 
 def _fit(ax: Axes, points: np.ndarray) -> str:
-    """Draw the least-squares line; the words for the correlation."""
+    """Draw the least-squares line; returns the text for the correlation."""
     if np.any(np.ptp(points, axis=0) == 0):
         return f"no correlation: one of the two is the same in all {len(points)} runs"
     slope, intercept = np.polyfit(points[:, 0], points[:, 1], 1)
     ends = np.array([points[:, 0].min(), points[:, 0].max()])
     ax.plot(ends, intercept + slope * ends, color=FAINT, linewidth=1.4, zorder=2)
     pearson = np.corrcoef(points.T)[0, 1]
-    words = f"Pearson r = {pearson:.2f}"
+    text = f"Pearson r = {pearson:.2f}"
     ranks = stats.rankdata(points, axis=0)
     spearman = np.corrcoef(ranks.T)[0, 1]
-    words += f", Spearman ρ = {spearman:.2f}, {len(points)} runs"
-    return words.replace("-", "\N{MINUS SIGN}")
+    text += f", Spearman ρ = {spearman:.2f}, {len(points)} runs"
+    return text.replace("-", "\N{MINUS SIGN}")
 
 
 __all__ = [

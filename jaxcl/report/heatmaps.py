@@ -1,4 +1,4 @@
-"""Coloured tables: sweeps over two numbers, and accuracy matrices."""
+"""Heatmaps: sweeps over two numbers, and accuracy matrices."""
 
 from collections.abc import Sequence
 
@@ -24,12 +24,12 @@ from jaxcl.report.summaries import Grid
 def heatmap(grid: Grid, *, scale: float = 100.0, title: str = "") -> Figure:
     """A sweep over two numbers: the mean over seeds in each cell, the best one framed.
 
-    Cells whose runs all diverged say so; cells where some did carry their number; a dash
-    stands where nothing is known.
+    Cells whose runs all diverged say so; cells where some did show their number; cells
+    without runs have a dash.
 
     Args:
       grid: from :func:`jaxcl.report.summaries.grid`.
-      scale: 100 shows shares as per cent.
+      scale: 100 shows fractions as per cent.
       title: above the figure.
     """
     with styled():
@@ -40,15 +40,15 @@ def heatmap(grid: Grid, *, scale: float = 100.0, title: str = "") -> Figure:
         image = _image(ax, grid.mean * scale)
         for r, c in np.ndindex(rows, columns):
             lost, found = grid.diverged[r, c], grid.count[r, c]
-            words = "diverged" if lost and not found else "–" if not found else ""
+            text = "diverged" if lost and not found else "–" if not found else ""
             if found and np.isnan(grid.mean[r, c]):
-                words = "–"
+                text = "–"
             elif found:
-                words = f"{grid.mean[r, c] * scale:.1f}"
+                text = f"{grid.mean[r, c] * scale:.1f}"
                 half = grid.half_width[r, c] * scale
-                words += "" if np.isnan(half) else f"\n± {half:.1f}"
-                words += f"\n({lost} diverged)" if lost else ""
-            _cell(ax, image, r, c, words)
+                text += "" if np.isnan(half) else f"\n± {half:.1f}"
+                text += f"\n({lost} diverged)" if lost else ""
+            _cell(ax, image, r, c, text)
         if np.any(np.isfinite(grid.mean)):
             r, c = np.unravel_index(np.nanargmax(grid.mean), grid.mean.shape)
             box = {"fill": False, "edgecolor": INK, "linewidth": 2.2, "clip_on": False}
@@ -67,8 +67,8 @@ def accuracy_matrix(
 ) -> Figure:
     """Accuracy on task j (columns) after learning task i (rows), a panel per group.
 
-    Means over the finished runs that carry a ``matrix``; numbers are written into the
-    cells of streams of at most ten tasks. Unknown entries (null) stay blank.
+    Means over the finished runs that have a ``matrix``; numbers are written into the
+    cells of streams of at most ten tasks. Unknown entries (null) are blank.
 
     Raises:
       ValueError: for malformed records, or if no finished run has a matrix.
@@ -101,7 +101,7 @@ def accuracy_matrix(
 
 
 def _image(ax: Axes, values: np.ndarray, low=None, high=None, first: int = 0):
-    """A coloured table; rows and columns are numbered from ``first``."""
+    """A heatmap; rows and columns are numbered from ``first``."""
     rows, columns = values.shape
     edges = (first - 0.5, columns + first - 0.5, rows + first - 0.5, first - 0.5)
     colours = colormaps["viridis"].with_extremes(bad="none")
@@ -115,17 +115,19 @@ def _image(ax: Axes, values: np.ndarray, low=None, high=None, first: int = 0):
 
 
 def _cell(
-    ax: Axes, image, row: int, column: int, words: str, size: float = 9, first: int = 0
+    ax: Axes, image, row: int, column: int, text: str, size: float = 9, first: int = 0
 ) -> None:
     """Text in a cell, light on dark colours and dark on light ones."""
     value = image.get_array()[row, column]
     colour = INK
     if not np.ma.is_masked(value) and np.isfinite(value):
         linear = np.asarray(image.to_rgba(value)[:3]) ** 2.2
-        dark = linear @ [0.2126, 0.7152, 0.0722] < 0.18  # where contrasts are equal
+        dark = (
+            linear @ [0.2126, 0.7152, 0.0722] < 0.18
+        )  # both contrasts are equal there
         colour = "#ffffff" if dark else "#000000"
     where = (column + first, row + first)
-    ax.text(*where, words, color=colour, ha="center", va="center", fontsize=size)
+    ax.text(*where, text, color=colour, ha="center", va="center", fontsize=size)
 
 
 def _unit(quantity: str, scale: float) -> str:

@@ -1,8 +1,8 @@
-"""One self-contained HTML file: claim, verdict, figures, tables, and how it was run.
+"""One self-contained HTML file: claim, verdict, figures, tables, and settings.
 
-Nothing is fetched: styles, figures and the few lines of script are inside. Colours
-follow the reader's light or dark preference, tables sort by a click or a key, figures
-carry a text that says what they show, and it prints.
+Nothing is fetched: styles, figures and the script are inside. Colours follow the
+reader's light or dark preference, tables are sorted by a click or a key, figures have
+alternative texts, and there is a style for printing.
 """
 
 import html
@@ -21,7 +21,7 @@ from jaxcl.report.tables import Table, is_text_column, show
 
 
 class Picture(NamedTuple):
-    """A figure, what it shows for those who cannot see it, and a line below it."""
+    """A figure, its alternative text, and a caption."""
 
     figure: Figure
     alt: str
@@ -51,13 +51,13 @@ def render(
     environment: Mapping[str, Any] | None = None,
     status: Mapping[str, Any] | None = None,
 ) -> str:
-    """The whole page as text.
+    """The page as HTML text.
 
     Args:
       title: of the page.
       claim: what was to be tested, in one sentence.
-      verdict: what was found, in a few.
-      sections: what follows, in order.
+      verdict: what was found, in a few sentences.
+      sections: of the page, in order.
       records: named below the verdict if they diverged.
       config: settings of the run.
       environment: versions and machine.
@@ -111,7 +111,7 @@ def _section(section: Section, counter) -> str:
 
 
 def _picture(picture: Picture, number: int) -> str:
-    """The figure as SVG in the page, its inks replaced by those of the page."""
+    """The figure as SVG in the page, its colours replaced by those of the page."""
     drawing = to_svg(picture.figure)
     drawing = drawing[drawing.index("<svg") :]
     drawing = re.sub(r"<metadata>.*?</metadata>", "", drawing, flags=re.DOTALL)

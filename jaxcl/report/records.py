@@ -1,7 +1,7 @@
-"""Runs as plain records: one dict per run, read from one line of ``results.jsonl``.
+"""Runs as plain records: one dict per run, from one line of ``results.jsonl``.
 
 ==================  ================================================================
-``run``             a name that no other run has: ``permuted/sam/lr=0.01/seed=3``
+``run``             a unique name: ``permuted/sam/lr=0.01/seed=3``
 ``setting``         the stream: runs are compared only within one
 ``arm``             the method
 ``hyper``           its numbers: ``{"learning_rate": 0.01, "rho": 0.05}``
@@ -17,8 +17,8 @@
 ``device``          optional
 ==================  ================================================================
 
-A run that diverged looks like chance. So it is never averaged in: :func:`split` parts it
-from the others, and :func:`curves` refuses it by name.
+A run that diverged has the accuracy of chance and is never averaged in: :func:`split`
+separates such runs, and :func:`curves` refuses them by name.
 """
 
 import numbers
@@ -44,7 +44,7 @@ _REQUIRED = {
 
 
 class Group(NamedTuple):
-    """What runs have in common that differ in the seed alone."""
+    """The fields that runs differing only in the seed have in common."""
 
     setting: str
     arm: str
@@ -52,11 +52,11 @@ class Group(NamedTuple):
 
 
 def check(records: Sequence[Record]) -> None:
-    """Refuse what later functions could not read.
+    """Refuse malformed records.
 
     Raises:
       ValueError: naming the record and the field: a field that is missing or of the
-        wrong kind, a run that is there twice, two finished runs of one group and seed
+        wrong type, a duplicate run, two finished runs of one group and seed
         (of which only one could be paired with another group's), curves of unequal
         length within a setting, a finished run whose accuracy is not between 0 and 1.
     """
@@ -103,7 +103,7 @@ def _check_curves(name: str, record: Record, lengths: dict) -> None:
     if accuracy.ndim != 1 or not np.all((accuracy >= 0) & (accuracy <= 1)):
         msg = (
             f"report: {name}: a finished run has one accuracy between 0 and 1 per task; "
-            "mark it 'diverged' if it has not."
+            "otherwise mark it 'diverged'."
         )
         raise ValueError(msg)
     wanted, other = lengths.setdefault(record["setting"], (len(accuracy), name))
@@ -127,7 +127,7 @@ def split(records: Sequence[Record]) -> tuple[list[Record], list[Record]]:
 
 
 def group(records: Sequence[Record]) -> dict[Group, list[Record]]:
-    """Runs that differ in the seed alone, by what they share, in order of appearance."""
+    """Runs grouped by all fields except the seed, in order of appearance."""
     groups: dict[Group, list[Record]] = {}
     for record in records:
         groups.setdefault(group_of(record), []).append(record)
@@ -143,14 +143,14 @@ def group_of(record: Record) -> Group:
 def labels(groups: Sequence[Group]) -> dict[Group, str]:
     """A short name for each group: the arm, and those numbers that vary within it.
 
-    Numbers that are the same in all groups of an arm tell nothing apart and are left
-    out: ``sam`` alone, but ``sam, learning rate 0.01`` beside ``sam, learning rate 0.1``.
+    Numbers that are the same in all groups of an arm are left out: ``sam`` alone, but
+    ``sam, learning rate 0.01`` beside ``sam, learning rate 0.1``.
     """
     names = {}
     for key in groups:
         family = [dict(other.hyper) for other in groups if other.arm == key.arm]
         varying = [
-            f"{_words(name)} {show_number(value)}"
+            f"{_spaced(name)} {show_number(value)}"
             for name, value in key.hyper
             if len({hyper.get(name) for hyper in family}) > 1
         ]
@@ -194,7 +194,7 @@ def measure_names(records: Sequence[Record]) -> list[str]:
 
 
 def task_names(records: Sequence[Record]) -> list[str] | None:
-    """The names of the tasks, as the first run that has them tells; None if none does."""
+    """The names of the tasks, from the first run that has them; None if none does."""
     return next((list(r["tasks"]) for r in records if r.get("tasks")), None)
 
 
@@ -204,14 +204,14 @@ def show_number(value: Any) -> str:
 
 
 def _hashable(value: Any) -> Any:
-    """A setting as JSON has it, with tuples for lists and dicts."""
+    """A JSON value with tuples in place of lists and dicts."""
     if isinstance(value, dict):
         return tuple((k, _hashable(v)) for k, v in sorted(value.items()))
     return tuple(map(_hashable, value)) if isinstance(value, list | tuple) else value
 
 
 def _measures(record: Record) -> dict[str, Any]:
-    """The measures that a run has; null is none."""
+    """The measures that a run has; null is empty."""
     found = record.get("measures") or {}
     return {name: values for name, values in found.items() if values is not None}
 
@@ -220,7 +220,7 @@ def _numbers(values) -> np.ndarray:
     return np.asarray([np.nan if v is None else v for v in values], np.float64)
 
 
-def _words(name: str) -> str:
+def _spaced(name: str) -> str:
     return {"learning_rate": "lr"}.get(name, name.replace("_", " "))
 
 

@@ -1,6 +1,6 @@
-"""Intervals and tests over seeds: what may be said about a handful of runs.
+"""Confidence intervals and tests over seeds, for few runs.
 
-Arrays hold one run per row. Two arms that ran on the same seeds saw the same streams, so
+Arrays hold one run per row. Two arms that ran on the same seeds had the same streams, so
 they are compared in pairs. An interval that contains zero does not show that two arms
 are equal; :func:`equivalence` does, within a margin.
 """
@@ -13,9 +13,9 @@ from scipy import stats
 
 
 class Interval(NamedTuple):
-    """A mean over runs and the interval that is likely to hold the true one.
+    """A mean over runs and its confidence interval.
 
-    With one run, ``low`` and ``high`` are NaN: one run has no spread.
+    With one run, ``low`` and ``high`` are NaN.
     """
 
     mean: float
@@ -34,7 +34,7 @@ class Band(NamedTuple):
 
 
 class Paired(NamedTuple):
-    """How an arm differs from the baseline on the same seeds."""
+    """The difference of an arm and the baseline on the same seeds."""
 
     difference: Interval  # arm minus baseline
     p_t: float  # paired t-test, two-sided
@@ -46,7 +46,7 @@ def mean_band(values: Float[np.ndarray, "s ..."], confidence: float = 0.95) -> B
 
     .. math:: \bar x \pm t_{s-1} \, \hat\sigma / \sqrt{s}
 
-    NaN in, NaN out. The interval is for each point alone, not for the whole curve.
+    NaN is propagated. The interval is pointwise, not simultaneous for the full curve.
 
     Raises:
       ValueError: without any run, or for a confidence outside (0, 1).
@@ -78,7 +78,7 @@ def mean_interval(
 def slopes(curves: Float[np.ndarray, "s T"]) -> Float[np.ndarray, " s"]:
     """Least-squares slope of each curve against the task number, per task.
 
-    Negative slopes of accuracy mean that plasticity is lost. NaN with one task.
+    Negative slopes of accuracy are a loss of plasticity. NaN with one task.
     """
     curves = np.asarray(curves)
     num_tasks = curves.shape[1]
@@ -97,7 +97,7 @@ def tail_means(
 
 
 def known_means(values: Float[np.ndarray, "s T"]) -> Float[np.ndarray, " s"]:
-    """Mean of each curve over the tasks at which it is known; NaN where it never is."""
+    """Mean of each curve over the tasks at which it is known; NaN if there are none."""
     known = np.isfinite(values)
     count = known.sum(axis=1)
     total = np.where(known, values, 0.0).sum(axis=1)
@@ -109,10 +109,11 @@ def paired(
 ) -> Paired:
     """Compare two arms seed by seed.
 
-    The sign-flip test asks how often random signs of the differences give a mean as far
-    from zero; it is exact up to 12 seeds, and drawn 20,000 times (always the same draws)
-    beyond. With ``s`` seeds its smallest value is ``2 / 2**s``: five seeds cannot reach
-    0.05. Both are NaN with one seed, and 1 where no seed differs.
+    The p-value of the sign-flip test is the fraction of sign patterns of the differences
+    whose mean is at least as far from zero. It is exact up to 12 seeds; above that, 20,000
+    patterns are drawn (always the same ones). With ``s`` seeds its smallest value is
+    ``2 / 2**s``: five seeds cannot reach 0.05. Both p-values are NaN with one seed, and 1
+    if no seed differs.
 
     Args:
       values: the arm, one number per seed.
@@ -150,10 +151,10 @@ def equivalence(
     baseline: Float[np.ndarray, " s"],
     margin: float,
 ) -> float:
-    """Chance of such a closeness if the arms differed by ``margin`` or more.
+    """The p-value against the hypothesis that the arms differ by ``margin`` or more.
 
-    Two one-sided paired t-tests (Schuirmann 1987); the larger of the two values. Below
-    0.05, the arms may be called equal within the margin. NaN with one seed.
+    Two one-sided paired t-tests (TOST, Schuirmann 1987); the larger of the two p-values.
+    Below 0.05, the arms may be called equal within the margin. NaN with one seed.
 
     Raises:
       ValueError: if the margin is not positive.
@@ -172,10 +173,10 @@ def equivalence(
 
 
 def holm(p_values: Float[np.ndarray, " k"]) -> Float[np.ndarray, " k"]:
-    """Adjust p-values for the number of tests, step by step from the smallest.
+    """Adjust p-values for multiple tests by Holm's step-down method.
 
-    ``p'_(i) = max_{j <= i} min(1, (k - j + 1) p_(j))`` (Holm 1979). NaN stay NaN and do
-    not count as tests.
+    ``p'_(i) = max_{j <= i} min(1, (k - j + 1) p_(j))`` (Holm 1979). NaN is kept and does
+    not count as a test.
     """
     adjusted = np.full(len(p_values), np.nan)
     known = np.flatnonzero(~np.isnan(p_values))

@@ -1,7 +1,7 @@
-"""How figures look: one palette, one set of letters, light and dark backgrounds.
+"""The style of figures: palette, fonts, light and dark backgrounds.
 
-Colours are those of Okabe and Ito, which people with any common kind of colour vision
-tell apart; the first arm, by habit the baseline, is drawn in the colour of the text.
+Colours are those of Okabe and Ito, which are distinguishable with any common kind of
+colour vision; the first arm, usually the baseline, is drawn in the colour of the text.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from matplotlib.ticker import MaxNLocator
 
 from jaxcl.report.records import Group, Record, group, labels, split
 
-INK = "#24292f"  # text and the baseline; the page turns it light on a dark background
+INK = "#24292f"  # text and the baseline; light on the page's dark background
 FAINT = "#8c959f"  # ticks and axes
 GRID = "#d8dee4"
 COLOURS = (
@@ -68,7 +68,7 @@ SETTINGS = {
 
 
 class LineStyle(NamedTuple):
-    """How one group is drawn."""
+    """The line style of one group."""
 
     colour: str
     dashes: object  # a matplotlib line style
@@ -89,7 +89,7 @@ def looks(groups: Sequence[Group]) -> dict[Group, LineStyle]:
 
 
 def arranged(count: int, columns: int) -> tuple[int, int]:
-    """Rows and columns for ``count`` panels, as even as ``columns`` at most allows."""
+    """Rows and columns for ``count`` panels, at most ``columns``, as even as possible."""
     rows = -(-count // columns)
     return rows, -(-count // rows)
 
@@ -109,7 +109,7 @@ def panels(
 def names_and_looks(
     records: Sequence[Record],
 ) -> tuple[dict[Group, str], dict[Group, LineStyle]]:
-    """Names and looks by arm and numbers, the same in all settings."""
+    """Names and line styles by arm and numbers, the same in all settings."""
     groups = list(group(records))
     plain = {key: key._replace(setting="") for key in groups}
     look = looks(list(dict.fromkeys(plain.values())))
@@ -145,7 +145,7 @@ def finish(
     title: str,
     shown: str = "Mean and 95 % interval over",
 ) -> None:
-    """The title above, and below it what the reader must know about the runs."""
+    """The title, and notes about the runs below it."""
     head(figure, title)
     done, lost = split(records)
     seeds = {len(runs) for runs in group(done).values()}

@@ -1,4 +1,4 @@
-"""From records to statements: one summary per group of runs, one grid per sweep."""
+"""Summaries of records: one per group of runs, and one grid per sweep."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -27,7 +27,7 @@ from jaxcl.report.statistics import (
     tail_means,
 )
 
-#: How a curve becomes one number per run; a mean is over the tasks where it is known.
+#: Functions from curves to one number per run; a mean is over tasks with a known value.
 QUANTITIES = {
     "mean": known_means,
     "last": tail_means,
@@ -36,7 +36,7 @@ QUANTITIES = {
 }
 
 
-#: What a quantity adds to the name of what it is taken of.
+#: Suffixes that quantities add to the name of a curve.
 SUFFIXES = {
     "mean": "",
     "last": ", last tenth of the tasks",
@@ -46,7 +46,7 @@ SUFFIXES = {
 
 
 def quantity_of(who: str, quantity: str) -> Callable[[np.ndarray], np.ndarray]:
-    """How curves [s, T] become numbers [s], by name; ``who`` is named in the error.
+    """The function from curves [s, T] to numbers [s], by name; errors name ``who``.
 
     Raises:
       ValueError: for a name that is not in :data:`QUANTITIES`.
@@ -58,20 +58,20 @@ def quantity_of(who: str, quantity: str) -> Callable[[np.ndarray], np.ndarray]:
 
 
 class Summary(NamedTuple):
-    """What the runs of one group say; accuracies are shares, slopes are per task.
+    """Results of the runs of one group; accuracies are fractions, slopes are per task.
 
-    Where a group has no finished run, the four quantities are None; where it has no
-    baseline (it is the baseline, or none ran), so are the comparisons.
+    If a group has no finished run, the four quantities are None; if it has no baseline
+    (it is the baseline, or none ran), so are the comparisons.
     """
 
     group: Group
     label: str
     runs: int  # finished or not
-    diverged: tuple[str, ...]  # names of runs that count nowhere below
+    diverged: tuple[str, ...]  # names of runs that are left out below
     mean: Interval | None  # accuracy over all tasks
     last: Interval | None  # over the last tenth of the tasks
     slope: Interval | None  # of accuracy against the task number
-    late_slope: Interval | None  # over the second half: curves may rise, then fall
+    late_slope: Interval | None  # over the second half, for curves that rise, then fall
     versus: Paired | None  # against the baseline, on common finished seeds
     p_t: float  # corrected by Holm over the arms of the setting; NaN without baseline
     p_flip: float
@@ -104,16 +104,16 @@ def summarize(
 ) -> list[Summary]:
     """Summaries of all groups, each compared with its baseline.
 
-    The verdict is one of: *baseline*; *better* or *worse* (the paired t-test shows it);
-    *no difference shown*, which is not equality; *equal within the margin* (the test of
-    equivalence shows it; *better* and *worse* then say that they are so by less than
+    The verdict is one of: *baseline*; *better* or *worse* (by the paired t-test);
+    *no difference shown*, which is not equality; *equal within the margin* (by the test of
+    equivalence; with a significant difference as well, *better* or *worse* by less than
     the margin); *diverged* (no run finished); *no baseline*; *one seed*.
 
     Args:
       records: runs of any number of settings and arms.
-      baseline: the arm the others are compared with; nothing is compared if None.
-      match: numbers in which a group and its baseline agree; a name that either of
-        them lacks does not count.
+      baseline: the arm the others are compared with; no comparison if None.
+      match: numbers in which a group and its baseline must agree; a name that either of
+        them lacks is ignored.
       quantity: what is compared: ``mean`` over all tasks, ``last`` tenth, ``slope``, or
         ``late slope``, that of the second half.
       level: of the tests after correction, for the verdict.
@@ -244,7 +244,7 @@ def _rival(
     if len(found) > 1:
         msg = (
             f"summarize: {key.arm} fits {len(found)} groups of {baseline}; name in "
-            "`match` what tells them apart."
+            "`match` the numbers in which they differ."
         )
         raise ValueError(msg)
     return groups[found[0]] if found else []
@@ -258,7 +258,7 @@ def _summary(
     quantity: str,
     margin: float | None,
 ) -> Summary:
-    """One group, its p-values not yet corrected, without a verdict."""
+    """One group with uncorrected p-values, without a verdict."""
     done, lost = split(runs)
     names = tuple(record["run"] for record in lost)
     taken: list[Interval | None] = [None] * len(QUANTITIES)

@@ -1,4 +1,4 @@
-"""Tables out of records: the same rows as CSV, as Markdown and for the page."""
+"""Tables from records: the same rows as CSV, as Markdown and for the page."""
 
 import csv
 import io
@@ -22,7 +22,7 @@ from jaxcl.report.summaries import Grid, Summary, quantity_of
 
 
 class Column(NamedTuple):
-    """How the values of one column are shown.
+    """The name and number format of one column.
 
     Numbers are multiplied by ``scale`` before rounding (100 for per cent).
     """
@@ -47,11 +47,11 @@ def summary_table(
     quantity: str = "mean",
     margin: float | None = None,
 ) -> Table:
-    """The main table: accuracy and its end, or its slopes, and the comparison.
+    """The main table: mean and final accuracy, or slopes, and the comparison.
 
     Args:
       summaries: from :func:`jaxcl.report.summaries.summarize`.
-      quantity: what was compared there: the columns show it and its kin.
+      quantity: what was compared there; the columns show it and the related one.
       margin: of the test of equivalence made there; no column for it if None.
 
     Raises:
@@ -176,11 +176,11 @@ def grid_table(grid: Grid, *, scale: float = 100.0, digits: int = 2) -> Table:
 
 
 def interval_note(counts: Iterable[int], also: str = "") -> str:
-    """What the intervals of a table are, by the runs behind each of its rows.
+    """A note on the intervals of a table, by the number of runs of each row.
 
     Args:
-      counts: runs behind each interval; where none has two, the note says so.
-      also: what else is to be said of intervals and tests, if there are any.
+      counts: runs of each interval; if none has two, the note says so.
+      also: a further note on intervals and tests, if there are any.
     """
     if max(counts, default=0) == 1:
         return "one run each: no interval"
@@ -206,7 +206,7 @@ def show(value: Any, column: Column) -> str:
 
 
 def to_markdown(table: Table) -> str:
-    """A GitHub table, padded so that it also reads as plain text."""
+    """A GitHub table, padded to align as plain text."""
     header = [column.name for column in table.columns]
     cells = [
         [
@@ -234,7 +234,7 @@ def to_markdown(table: Table) -> str:
 
 
 def to_csv(table: Table) -> str:
-    """Unrounded values for other programs; an interval takes four columns."""
+    """Unrounded values as CSV; an interval takes four columns."""
     wide = [
         any(isinstance(row[i], Interval) for row in table.rows)
         for i in range(len(table.columns))
@@ -258,7 +258,7 @@ def to_csv(table: Table) -> str:
 
 
 def is_text_column(table: Table, index: int) -> bool:
-    """Whether a column holds words, to be set flush left."""
+    """Whether a column holds text, to be aligned left."""
     values = [row[index] for row in table.rows]
     return bool(values) and all(isinstance(v, str) or v is None for v in values)
 
@@ -268,7 +268,7 @@ def _after(values: np.ndarray, task: int | None) -> np.ndarray:
 
 
 def _digits(intervals: Sequence[Interval | None]) -> int:
-    """Decimals that leave the largest mean about four digits."""
+    """Decimals such that the largest mean has about four digits."""
     largest = max((abs(i.mean) for i in intervals if i and i.mean == i.mean), default=1)
     return min(6, max(0, 3 - math.floor(math.log10(largest or 1))))
 
