@@ -1,4 +1,4 @@
-"""Who walks the stream: the device loop, the host loop, checkpoints for exact resume."""
+"""Training loops: on the device, and on the host with checkpoints for exact resume."""
 
 from jaxcl.sharding import ShardingPlan, fsdp, make_mesh
 from jaxcl.training.checkpoint import restore, save

@@ -1,4 +1,4 @@
-"""Which rows come when, of what shapes, and how they get to the devices."""
+"""Batches of the host loop: the order of rows, their shapes, and their sharding."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -27,13 +27,13 @@ def take_rows(
     size: int,
     sharding: ShardingPlan | None = None,
 ) -> Batch:
-    """A batch of ``size`` rows; those that are missing repeat the first with weight 0.
+    """A batch of ``size`` rows, padded with copies of the first of weight 0.
 
     Args:
-      rows: where from.
-      numbers: which, at most ``size``.
+      rows: the dataset.
+      numbers: of the rows, at most ``size``.
       size: rows of the batch, of all processes together.
-      sharding: where to put them; each process then reads its own part only.
+      sharding: of the batch; each process then reads its own part only.
     """
     missing = size - len(numbers)
     filled = np.concatenate([numbers, np.repeat(numbers[:1], missing)])
@@ -51,7 +51,7 @@ def _weighted(batch: Batch, real: np.ndarray) -> Batch:
 
 
 class FirstRows(NamedTuple):
-    """One row of the first task to learn from, and one to be tested on."""
+    """One training row and one test row of the first task."""
 
     train: Batch
     test: Batch
@@ -60,12 +60,12 @@ class FirstRows(NamedTuple):
 def first_rows(
     tasks: Sequence[Task], evaluation: Mapping[str, Dataset], *, measured: bool
 ) -> FirstRows:
-    """The first rows of the first task; those of all others must be like them.
+    """The first rows of the first task; those of all others must have the same format.
 
     Args:
-      tasks: one program is to serve them all.
-      evaluation: further sets to be tested on.
-      measured: whether test rows are looked at.
+      tasks: of the run, all by one compiled program.
+      evaluation: further test sets.
+      measured: whether test rows are used.
 
     Raises:
       ValueError: naming the task with rows of another shape or dtype.
@@ -96,7 +96,7 @@ def _alike_rows(parts: Mapping[str, Dataset]) -> Batch:
 
 
 def shapes_of(row: Batch, size: int, sharding: ShardingPlan | None = None) -> Batch:
-    """A batch of so many rows like the one that is given, without the numbers."""
+    """The shapes and dtypes of a batch of ``size`` rows like the one given."""
     where = None if sharding is None else batch_sharding(sharding)
 
     def shape(leaf):
@@ -115,13 +115,13 @@ def _in_words(row: Batch) -> str:
 def task_rows(
     tasks: Sequence[Task], wanted: int | None, sharding: ShardingPlan | None
 ) -> int:
-    """How many rows ``end_task`` gets: those wanted, or of the longest task."""
+    """How many rows ``end_task`` gets: by the options, or of the longest task."""
     parts = 1 if sharding is None else num_parts(sharding)
     return -(-(wanted or longest(tasks)) // parts) * parts
 
 
 def longest(tasks: Sequence[Task]) -> int:
-    """Rows of the task that has most."""
+    """Rows of the longest task."""
     return max(task.train.count for task in tasks)
 
 
@@ -141,12 +141,12 @@ def training_order(
     return np.asarray(_order(key, weight, num_steps=num_steps, batch_size=batch_size))
 
 
-# Jitted: on its own, the loop inside compiles anew at every call.
+# Jitted: otherwise the loop inside is compiled at every call.
 _order = jax.jit(batch_order, static_argnames=("num_steps", "batch_size"))
 
 
 def first_seen(order: Int[np.ndarray, "steps b"], count: int) -> Int[np.ndarray, " k"]:
-    """The first ``count`` different rows that were learned from, ascending."""
+    """The first ``count`` different training rows, ascending."""
     _, first = np.unique(order.ravel(), return_index=True)
     return np.sort(order.ravel()[np.sort(first)[:count]])
 

@@ -1,12 +1,11 @@
 """Exact resume: a tree of arrays and keys on disk, checked bit for bit.
 
-A thin layer over orbax. It adds what an exact resume needs: random keys and arrays of
-no rows are kept, the tree on disk is compared with the one asked for before anything
-is read, every file has a checksum, and a damaged checkpoint gives way to the one
-before it.
+A thin layer over orbax. It adds what an exact resume needs: random keys and empty arrays
+are saved, the tree on disk is compared with the expected one before anything is read,
+every file has a checksum, and if a checkpoint is damaged the one before it is used.
 
 A folder holds ``<step>/`` as orbax writes it, and beside it ``<step>.json``: the leaves
-and the checksums. That file is written last; without it a checkpoint does not count.
+and the checksums. That file is written last; without it a checkpoint is ignored.
 """
 
 import json
@@ -32,14 +31,14 @@ from jaxcl.training.processes import is_primary
 
 
 class Restored(NamedTuple):
-    """A tree read back, the step under which it was saved, and the notes beside it."""
+    """A restored tree, the step under which it was saved, and its notes."""
 
     step: int
     tree: PyTree
     notes: Mapping[str, Any]
 
 
-#: Arrays by the names of their places, such as ``.state.params['w']``.
+#: Arrays by their paths, such as ``.state.params['w']``.
 Leaves = dict[str, jax.Array]
 
 
@@ -55,35 +54,35 @@ def save(
 ) -> Path:
     """Write ``tree`` as checkpoint ``step`` of ``folder``; keep the latest ``keep``.
 
-    A kill at any moment leaves the earlier checkpoints as they were. Cost: one copy to
-    the host, one write, one read for the checksums.
+    If the process is killed, earlier checkpoints are intact. Cost: one copy to the host,
+    one write, one read for the checksums.
 
     Args:
       folder: holds the checkpoints; created if absent.
       step: position in the run, at least zero; an existing one is replaced.
-      tree: arrays of any dtype, typed keys among them. Numbers become arrays.
-      keep: how many checkpoints stay on disk; with two, one may be damaged. Later ones
-        than this go, unless they are held: they are what a run passed over as damaged and
-        does anew. What is no checkpoint stays.
-      preserve: never remove this one to make room, and do not count it among those kept.
-      metadata: what the run is, for JSON; :func:`restore` can insist on it.
-      notes: what else is known, for JSON; :func:`restore` returns it.
+      tree: arrays of any dtype, including typed keys. Numbers become arrays.
+      keep: how many checkpoints stay on disk; with two, one may be damaged. Checkpoints
+        with a later step are removed unless preserved: a run skipped them as damaged and
+        repeats these steps. Other files are not touched.
+      preserve: never remove this one to make room, and do not count it in ``keep``.
+      metadata: identifies the run, for JSON; :func:`restore` can compare it.
+      notes: further data for JSON; :func:`restore` returns it.
 
     Returns:
       The folder of this checkpoint.
 
     Raises:
       ValueError: for a negative step, ``keep`` below one, ``metadata`` that JSON cannot
-        hold, or a leaf that is no array or that JAX would store in fewer bits (float64
+        hold, or a leaf that is not an array or that JAX would store in fewer bits (float64
         without x64).
-      OSError: if the disk is full or the folder cannot be written; the checkpoints that
-        were there stay.
+      OSError: if the disk is full or the folder cannot be written; existing checkpoints
+        are intact.
     """
     check_size("save", least=0, step=step)
     check_size("save", keep=keep)
     check_plain("checkpoint", metadata)
     leaves = _leaves(tree)
-    from orbax.checkpoint import v1 as orbax  # costs a second: only who saves pays
+    from orbax.checkpoint import v1 as orbax  # here, because the import takes a second
 
     path = Path(folder).resolve() / str(step)
     with _telling(path):
@@ -91,7 +90,7 @@ def save(
             _note(path).unlink(missing_ok=True)
         data = _numbered([_data(leaf) for leaf in leaves.values()])
         orbax.save(str(path), data or {"none": jnp.zeros(1)}, overwrite=True)
-        if not is_primary():  # one process vouches for what all have written
+        if not is_primary():  # one process writes the checksums for all
             return path
         note = {
             "leaves": _describe(leaves),
@@ -111,7 +110,7 @@ def save(
 
 
 def _make_room(path: Path, keep: int, *, preserve: bool) -> None:
-    """Remove what the checkpoint at ``path`` makes superfluous."""
+    """Remove the checkpoints that the one at ``path`` replaces."""
     step = int(path.name)
     held = {other for other in steps(path.parent) if _held(path.parent / str(other))}
     others = [
@@ -126,7 +125,7 @@ def _make_room(path: Path, keep: int, *, preserve: bool) -> None:
 
 
 def _is_ours(entry: Path) -> bool:
-    """Whether it is a checkpoint, its note, or what a kill left half-done of them."""
+    """Whether it is a checkpoint, its note, or an incomplete one of these."""
     step, _, rest = entry.name.partition(".")
     if not step.isdigit():
         return False
@@ -137,15 +136,15 @@ def _is_ours(entry: Path) -> bool:
 
 @contextmanager
 def _telling(path: Path) -> Iterator[None]:
-    """Say in one line that the disk refuses, and what is still there.
+    """State in one line that writing failed, and which checkpoints exist.
 
-    The writer below raises what it got from the system as a ValueError of its own.
+    Orbax raises errors of the operating system as ValueErrors.
     """
     try:
         yield
     except (OSError, ValueError) as error:
         if isinstance(error, TimeoutError) and error.errno is None:
-            raise  # it was another process that did not come, and not the disk
+            raise  # another process did not respond; not an error of the disk
         if not isinstance(error, OSError) and "os_error_code" not in str(error):
             raise
         there = steps(path.parent) if path.parent.is_dir() else []
@@ -161,23 +160,23 @@ def _telling(path: Path) -> Iterator[None]:
 def restore(
     folder: str | Path, like: PyTree, *, metadata: Mapping[str, Any] | None = None
 ) -> Restored:
-    """Read the latest sound checkpoint of ``folder`` into the structure of ``like``.
+    """Read the latest undamaged checkpoint of ``folder`` into the structure of ``like``.
 
     Args:
       folder: where :func:`save` wrote.
-      like: the tree that is expected: arrays or ``jax.ShapeDtypeStruct`` (what
-        ``jax.eval_shape`` gives); leaves with a ``sharding`` are placed accordingly.
-      metadata: what the run is, as it was given to :func:`save`; not compared if absent.
+      like: the expected tree: arrays or ``jax.ShapeDtypeStruct`` (as from
+        ``jax.eval_shape``); leaves with a ``sharding`` are placed accordingly.
+      metadata: as given to :func:`save`; not compared if absent.
 
     Returns:
-      The step and the tree, bits equal to what was saved. A damaged checkpoint is
-      passed over with a warning that names it.
+      The step and the tree, bit for bit as saved. A damaged checkpoint is skipped with a
+      warning that names it.
 
     Raises:
       FileNotFoundError: if there is no checkpoint at all.
       ValueError: if the tree on disk has other leaves, shapes or dtypes than ``like``
-        (the message lists the differences), if it was saved by another run than
-        ``metadata`` says, or if every checkpoint is damaged.
+        (the message lists the differences), if it was saved with another ``metadata``, or
+        if every checkpoint is damaged.
     """
     folder = Path(folder).resolve()
     found = steps(folder)
@@ -215,11 +214,11 @@ def restore(
 def saving(
     folder: str | Path, *, keep: int = 2, metadata: Mapping[str, Any] | None = None
 ) -> Iterator[Callable[..., None]]:
-    """Yield a ``save(step, tree, preserve=False, notes=None)`` that writes meanwhile.
+    """Yield a ``save(step, tree, preserve=False, notes=None)`` that is asynchronous.
 
-    The tree is copied on the device first, so that it may be donated right after. One
-    checkpoint is written at a time: a save waits for the one before it, and the last one
-    is on the disk when the context ends. Errors of the disk are raised there. With many
+    The tree is copied on the device first, so that it may be donated afterwards. One
+    checkpoint is written at a time: a save waits for the one before it, and the context
+    ends when the last one is on the disk. Errors of the disk are raised there. With many
     processes each save is written before it returns.
 
     Args:
@@ -244,7 +243,7 @@ def saving(
             wait()
             options = {"keep": keep, "preserve": preserve}
             options |= {"metadata": metadata, "notes": notes}
-            if jax.process_count() > 1:  # what processes exchange must keep its order
+            if jax.process_count() > 1:  # exchanges of processes must be in one order
                 save(folder, step, tree, **options)
                 return
             copied = jax.block_until_ready(jax.tree.map(jnp.copy, tree))
@@ -272,7 +271,7 @@ def _remove(entry: Path) -> None:
 
 
 def _checksums(path: Path) -> dict[str, int]:
-    """CRC-32 of every file of a checkpoint, by its name in there."""
+    """CRC-32 of every file of a checkpoint, by its relative path."""
 
     def checksum(file: Path) -> int:
         total = 0
@@ -286,7 +285,7 @@ def _checksums(path: Path) -> dict[str, int]:
 
 
 def _damage(path: Path) -> str:
-    """What is wrong with the files of a checkpoint; nothing if they are sound."""
+    """A description of the damage to a checkpoint's files; empty if there is none."""
     try:
         note = json.loads(_note(path).read_text())
         wanted, _, _ = note["checksums"], note["leaves"], note["keys"]
@@ -303,7 +302,7 @@ def _damage(path: Path) -> str:
 
 
 def _leaves(tree: PyTree) -> dict[str, Any]:
-    """Leaves by the name of their place, all of them arrays."""
+    """Leaves by their paths, all of them arrays."""
     named = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         name = jax.tree_util.keystr(path)
@@ -343,7 +342,7 @@ def _describe(leaves: dict[str, Any]) -> dict[str, str]:
 
 
 def _numbered(leaves: list) -> dict[str, Any]:
-    """What the format takes: leaves that have at least one entry, by number."""
+    """The leaves that the format can store, those with at least one entry, by number."""
     return {str(i): leaf for i, leaf in enumerate(leaves) if leaf.size}
 
 
@@ -358,8 +357,8 @@ def _read(path: Path, key_impls: dict[str, str], like: PyTree) -> PyTree:
         return jax.ShapeDtypeStruct(spec.shape, spec.dtype, sharding=where or here)
 
     def asked(spec):
-        # Orbax makes arrays in threads of its own, where `with jax.enable_x64(True)` does
-        # not hold: they would be cut to 32 bits. Those of 64 come by way of NumPy.
+        # Orbax makes arrays in its own threads, where `with jax.enable_x64(True)` has no
+        # effect: they would be truncated to 32 bits. Those of 64 are read as NumPy arrays.
         wide = spec.dtype.itemsize > 4
         return np.broadcast_to(np.zeros((), spec.dtype), spec.shape) if wide else spec
 
@@ -382,7 +381,7 @@ def _read(path: Path, key_impls: dict[str, str], like: PyTree) -> PyTree:
 
 
 def read_leaves(path: Path) -> Leaves:
-    """All leaves of one checkpoint by the names of their places.
+    """All leaves of one checkpoint by their paths.
 
     Raises:
       ValueError: if it is damaged.

@@ -1,4 +1,4 @@
-"""The functions of the host loop, compiled: on one device, or placed on a mesh."""
+"""The compiled functions of the host loop, on one device or sharded over a mesh."""
 
 import inspect
 import weakref
@@ -17,22 +17,22 @@ from jaxcl.sharding import ShardingPlan, batch_sharding, replicated, shardings
 from jaxcl.training.device import with_num_steps
 from jaxcl.typing import Batch, Key, Method, MethodState, Params
 
-#: ``(frozen) -> method``: called while tracing, so that nothing is baked in.
+#: ``(frozen) -> method``: called while tracing, so that ``frozen`` is not a constant.
 Build = Callable[[PyTree], Method]
 
-#: What is measured on test rows: one metric, or several whose names differ.
+#: Metrics of test rows: one, or several with different names.
 Metrics = RowMetric | TaskMetric | Sequence[RowMetric | TaskMetric]
 
-#: What becomes of a step that is not finite.
+#: How to treat a step that is not finite.
 Policy = Literal["stop", "skip", "continue"]
 
 
 class Program(NamedTuple):
-    """What a run does on the device; each part is compiled when it is first used.
+    """The functions of a run on the device; each is compiled when it is first used.
 
-    ``check_shapes`` traces every part that takes rows, in the shapes it will get, and keeps
-    what it traced: what is wrong with them shows before the first step. ``kept`` are
-    ``build`` and the metrics, to which the parts have weak references only.
+    ``check_shapes`` traces every function that takes rows, in the shapes it will get, and
+    caches the traces: errors of shape are raised before the first step. ``kept`` are
+    ``build`` and the metrics, to which the functions have weak references only.
     """
 
     start: Callable[[Params], MethodState]
@@ -59,15 +59,15 @@ class _Parts(NamedTuple):
 
 
 class _Compiled(NamedTuple):
-    """The parts of an earlier run, and what a run must have in common to use them."""
+    """The compiled functions of an earlier run, and the key under which they are reused."""
 
     functions: list[weakref.ref]  # build, rows of metrics: the same objects
-    outside: list  # what these read from outside: the same objects
+    outside: list  # objects in their closures and globals: the same objects
     traits: tuple  # policy, layout, trees and shapes: equal
     parts: _Parts
 
 
-_RECENT: list[_Compiled] = []  # newest first; an entry goes away with its functions
+_RECENT: list[_Compiled] = []  # newest first; an entry is removed with its functions
 _MAX_RECENT = 8
 
 
@@ -82,26 +82,26 @@ def compile_program(
     on_non_finite: Policy = "stop",
     sharding: ShardingPlan | None = None,
 ) -> Program:
-    """Jit the parts of a run. The state is donated to each step.
+    """Jit the functions of a run. The state is donated to each step.
 
-    A run like an earlier one of this process uses what was compiled for that: with the
-    same objects as ``build`` and metrics, which read the same objects from outside
-    themselves, and with equal shapes, policy and layout. Objects that they read must not
-    be changed in place between two runs.
+    A run reuses the compiled functions of an earlier one of this process if ``build`` and
+    metrics are the same objects, with the same objects in their closures and globals, and
+    if shapes, policy and sharding are equal. Objects that they read must not be changed in
+    place between two runs.
 
     Args:
       build: makes the method.
-      params: in their shapes.
-      frozen: where :func:`shard` put it; handed to every call.
+      params: for shapes and dtypes.
+      frozen: placed by :func:`shard`; passed to every call.
       example: a batch of one row.
-      tested: a batch of test rows, in its shapes.
-      metrics: what is measured on test rows.
+      tested: a batch of test rows, for shapes and dtypes.
+      metrics: computed on test rows.
       on_non_finite: with ``skip`` a step whose loss, gradient or parameters are not
-        finite leaves the state as it was.
-      sharding: where everything lives; inputs and outputs keep their places.
+        finite does not change the state.
+      sharding: of inputs and outputs.
 
     Raises:
-      ValueError: if ``build`` or a metric takes or returns something else.
+      ValueError: if ``build`` or a metric has other arguments or results.
     """
     check_function("learn", "frozen", build=build)
     metrics = _listed(metrics)
@@ -114,7 +114,7 @@ def compile_program(
     parts = _find_parts(functions, on_non_finite, sharding, inputs)
 
     def begin(params):
-        # Copies: a step may take every buffer once, and the caller keeps `params`.
+        # Copies: a step donates its buffers, and the caller keeps `params`.
         placed = shard(sharding, params, "params/")
         return jax.tree.map(jnp.copy, parts.start(placed, frozen, example))
 
@@ -190,9 +190,9 @@ def _find_parts(
     sharding: ShardingPlan | None,
     inputs: tuple,
 ) -> _Parts:
-    """The parts of a like run, or new ones.
+    """The compiled functions of an equivalent run, or new ones.
 
-    Only those of plain functions are kept: any other callable may have a state of its own.
+    Only those of plain functions are cached: other callables may have their own state.
     """
     plain = all(map(inspect.isfunction, functions))
     outside = _read_outside(functions) if plain else []
@@ -212,9 +212,9 @@ def _find_parts(
 
 
 def _read_outside(functions: list[Callable]) -> list:
-    """The objects behind the free and global names of functions.
+    """The objects of the closures and global names of functions.
 
-    A loop over rates that ``build`` reads as a global is noticed by them.
+    They distinguish runs in a loop over learning rates that ``build`` reads as a global.
     """
     read = map(inspect.getclosurevars, functions)
     return [v for names in read for v in {**names.nonlocals, **names.globals}.values()]
@@ -235,7 +235,7 @@ def _jit_parts(
     sharding: ShardingPlan | None,
     inputs: tuple,
 ) -> _Parts:
-    """Jit what ``build`` makes and the metrics; ``functions`` return these."""
+    """Jit the functions of the method and the metrics; ``functions`` return these."""
     params, frozen, example = inputs
 
     def made(frozen):
@@ -300,9 +300,9 @@ def _jit_parts(
 
 
 def shard(sharding: ShardingPlan | None, tree: PyTree, prefix: str) -> PyTree:
-    """Arrays on the devices by the layout's rule, which sees their paths so prefixed.
+    """Arrays on the devices by the plan's rule, with prefixed paths.
 
-    What is there already is not moved. On the host they would travel with every call.
+    Arrays with this sharding are not moved. From the host they would be copied per call.
     """
     if sharding is None:
         return jax.tree.map(jnp.asarray, tree)
@@ -311,7 +311,7 @@ def shard(sharding: ShardingPlan | None, tree: PyTree, prefix: str) -> PyTree:
 
 @contextmanager
 def _noting(part: str, batch: Batch) -> Iterator[None]:
-    """Add to an error what was traced, and on which rows."""
+    """Add a note to an error: what was traced, and on which rows."""
     try:
         yield
     except Exception as error:

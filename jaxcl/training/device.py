@@ -1,7 +1,7 @@
-"""The device loop: a whole stream of tasks as one compiled program.
+"""The device loop: a full stream of tasks as one compiled program.
 
 ``scan`` over tasks, ``scan`` over steps, and outside them a ``vmap`` over runs (seeds,
-strengths, learning rates) whose axis can be spread over the devices of a mesh::
+strengths, learning rates) whose axis can be sharded over the devices of a mesh::
 
     def run(key, learning_rate, plan):                       # one run, all arguments traced
         method = make_method(loss, optax.sgd(learning_rate)) # built inside
@@ -11,7 +11,7 @@ strengths, learning rates) whose axis can be spread over the devices of a mesh::
     states, records = jax.jit(over_runs(run))(keys, rates, plans)
 
 Everything that a task boundary changes is part of the state, hence an argument of the
-program: nothing of an earlier task can be baked into it, and it compiles once.
+program: it has no constants from an earlier task, and compiles once.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -32,7 +32,7 @@ from jaxcl.typing import Batch, Key, Method, MethodState, Stream
 
 
 class TaskSnapshot(NamedTuple):
-    """What an observer may look at: before a task's first step, or after its last."""
+    """The input of an observer: before a task's first step, or after its last."""
 
     key: Key
     index: Int[Array, ""]  # number of the task, from 0
@@ -52,10 +52,10 @@ Callback = Callable[[TaskSnapshot], Any]
 
 
 class TaskRecord(NamedTuple):
-    """What is written down per task; leaves gain a leading ``[T]`` in a stream."""
+    """The record of a task; leaves have a leading ``[T]`` in a stream."""
 
     loss: Float[Array, ""]  # mean over the task's steps, before each: loss and penalty
-    finite: Bool[Array, ""]  # every loss of the task and all parameters are numbers
+    finite: Bool[Array, ""]  # every loss of the task and all parameters are finite
     before: PyTree  # what `before` observed
     after: PyTree  # what `after` observed
 
@@ -73,8 +73,8 @@ def fit_task(
     """Train on one task, then end it.
 
     Args:
-      key: draws the batches and everything random inside the method.
-      method: what learns.
+      key: draws the batches, and is the key of the method.
+      method: the learner.
       state: its state.
       task: the training set, leaves ``[n, ...]``.
       num_steps: batches to train on; see :func:`steps_for`. May be traced where
@@ -84,7 +84,7 @@ def fit_task(
 
     Returns:
       ``(state, loss, finite)``: the mean training loss, and whether all losses and all
-      parameters are numbers.
+      parameters are finite.
     """
     check_key("fit_task", key)
     length: Any = num_steps if most_steps is None else most_steps
@@ -120,7 +120,7 @@ def fit_task(
 
 
 def with_num_steps(state: MethodState, num_steps: ScalarLike) -> MethodState:
-    """The state of a method that is told how long the task at hand will be."""
+    """The state with the number of steps of the current task."""
     count = jnp.asarray(num_steps, jnp.int32)
     return state._replace(progress=state.progress._replace(num_steps=count))
 
@@ -139,27 +139,27 @@ def run_stream(
 ) -> tuple[MethodState, TaskRecord]:
     """Learn tasks in order, as one ``scan``.
 
-    A stream cut into segments gives the same bits as one walked whole: the randomness of
+    A stream in segments gives the same bits as one in a single call: the randomness of
     task ``t`` comes from ``fold_in(key, t)`` alone.
 
     Args:
       key: one per run, the same for all segments of it.
-      method: what learns; build it inside the compiled function.
-      stream: what arrives.
+      method: the learner; build it inside the compiled function.
+      stream: the tasks.
       state: ``method.init(params, first_example(stream))``, or the state an earlier
         segment returned.
-      num_steps: batches per task, or a list of those of each task of the stream. One
-        program serves all of them; shorter tasks skip what is left.
+      num_steps: batches per task, or a list with one number for each task of the stream.
+        One program serves all of them; shorter tasks skip the remaining steps.
       batch_size: rows per batch.
       before: observes each task before its first step.
-      after: observes each task after the method has consolidated it.
-      tasks: numbers of the tasks to walk, in order; all of the stream if absent.
+      after: observes each task after the method's ``end_task``.
+      tasks: numbers of the tasks to learn, in order; all of the stream if absent.
 
     Returns:
       The final state, and a :class:`TaskRecord` with leaves ``[k, ...]``.
 
     Raises:
-      ValueError: if ``tasks`` is known and names a task that is not there.
+      ValueError: if ``tasks`` is concrete and a number in it is out of range.
     """
     check_key("run_stream", key)
     check_size("run_stream", batch_size=batch_size)
@@ -226,7 +226,7 @@ def first_example(stream: Stream) -> Batch:
 def steps_for(num_rows: int, *, batch_size: int, num_epochs: int = 1) -> int:
     """Steps that visit ``num_rows`` rows ``num_epochs`` times: the ceiling of the ratio.
 
-    A task smaller than a batch is visited once by each.
+    A task smaller than a batch has all its rows in each step.
 
     Raises:
       ValueError: if any number is below one.
@@ -243,21 +243,21 @@ def over_runs(
     mesh: jax.sharding.Mesh | None = None,
     at_once: int | None = None,
 ) -> Callable:
-    """``vmap`` over runs, their axis spread over all devices of a mesh.
+    """``vmap`` over runs, with their axis sharded over all devices of a mesh.
 
     Args:
       run: one run; every argument and result a pytree of arrays.
-      in_axes: one entry for each argument, or one for all: 0 for what differs between
-        runs (along its first axis), None for what they share.
-      mesh: devices to spread over; without one all runs share one device. The number
-        of runs must be a multiple of the number of devices.
-      at_once: runs that a device advances together, the others waiting their turn; all
-        if absent. An accelerator wants many, for speed, or few, for memory. A CPU wants
-        one: a single small network stays in its cache, ten of them do not.
+      in_axes: one entry for each argument, or one for all: 0 for arguments that differ
+        between runs (along their first axis), None for common ones.
+      mesh: devices to use; without one all runs are on one device. The number of runs
+        must be a multiple of the number of devices.
+      at_once: runs that a device vectorises; others follow in sequence; all if absent. On
+        an accelerator many are faster, and few need less memory. On a CPU one is
+        fastest: a single small network stays in its cache, ten of them do not.
 
     Returns:
-      A function of stacked arguments; jit it. Runs never talk to each other, so each
-      device works alone and results do not depend on the mesh.
+      A function of stacked arguments; jit it. There is no communication between runs, so
+      results do not depend on the mesh.
     """
     for axis in in_axes if isinstance(in_axes, tuple) else (in_axes,):
         if axis is not None and (not isinstance(axis, int) or axis != 0):

@@ -1,4 +1,4 @@
-"""Metrics of learners on data sets whose rows are read batch by batch."""
+"""Metrics of learners on data sets that are read batch by batch."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -19,7 +19,7 @@ from jaxcl.typing import Key
 #: ``{metric: {learner: value}}`` on one data set.
 Measured = dict[str, dict[str, float]]
 
-#: Draws the rows of a test set that is too large, the same ones in every run.
+#: Draws the rows of a large test set, the same ones in every run.
 EVAL_SEED = 0
 
 
@@ -36,14 +36,14 @@ def measure(
     """All metrics of all learners on one data set.
 
     Args:
-      key: of metrics of whole data sets.
+      key: of task metrics.
       program: has the metrics.
       learners: what is evaluated, by name.
-      rows: on which; all batches have ``batch_size`` rows, the last one filled up with
+      rows: the data set; all batches have ``batch_size`` rows, the last one padded with
         weight 0.
       batch_size: rows held at once.
-      num_rows: how many rows, at random; all if absent.
-      sharding: where batches are put.
+      num_rows: how many rows to draw at random; all if absent.
+      sharding: of batches.
     """
     numbers = chosen_rows(rows, num_rows)
     found: Measured = {name: {} for name in program.metric_names}
@@ -65,21 +65,21 @@ def measure(
 
 
 def chosen_rows(rows: Dataset, num_rows: int | None) -> np.ndarray:
-    """Numbers of the rows to be looked at."""
+    """Numbers of the rows to evaluate on."""
     if num_rows is None or num_rows >= rows.count:
         return np.arange(rows.count)
     return random_row_numbers(jax.random.key(EVAL_SEED), rows.count, num_rows)
 
 
 def subset_of(rows: Dataset, numbers: np.ndarray) -> Dataset:
-    """Some rows of a data set, as one."""
+    """A data set of some rows of another."""
     return Dataset(len(numbers), lambda index: rows.read(numbers[index]))
 
 
 def _row_values(
     program, learners, rows, numbers, batch_size, sharding
 ) -> dict[str, dict[str, float]]:
-    """``{learner: {metric: value}}`` of what is averaged over rows."""
+    """``{learner: {metric: value}}`` of the row metrics."""
 
     def read(first):
         here = numbers[first : first + batch_size]

@@ -1,4 +1,4 @@
-"""What weights are, in sixteen digits: a checksum that is the same wherever they lie."""
+"""A checksum of weights, in sixteen digits, independent of their sharding."""
 
 import hashlib
 import math
@@ -11,14 +11,14 @@ from jaxtyping import Array, PyTree, UInt
 
 
 def fingerprint(tree: PyTree) -> str:
-    """A checksum of every leaf's place in the tree, dtype, shape and bits.
+    """A checksum of every leaf's path, dtype, shape and bits.
 
-    Each entry, as 32-bit words, is mixed with its position, and these are added modulo
-    2^32, twice in different ways: sums of integers do not depend on how many devices they
-    are formed on. It tells other weights; it does not guard against forgery.
+    Each entry, as 32-bit words, is hashed with its position, and these are added modulo
+    2^32, twice in different ways: sums of integers do not depend on the number of devices.
+    It detects other weights; it is not cryptographic.
 
     Args:
-      tree: arrays, typed keys among them.
+      tree: arrays, including typed keys.
 
     Returns:
       16 hexadecimal digits.
@@ -76,7 +76,7 @@ def _positions(shape: tuple[int, ...]) -> Array:
 
 
 def _mix(words: Array) -> Array:
-    """A permutation of the words in which every bit of one decides about all others."""
+    """A bijective hash of words in which every input bit affects all output bits."""
     words = (words ^ (words >> 16)) * jnp.uint32(0x85EBCA6B)
     words = (words ^ (words >> 13)) * jnp.uint32(0xC2B2AE35)
     return words ^ (words >> 16)

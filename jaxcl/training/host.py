@@ -1,8 +1,8 @@
-"""The host loop: the same ``step`` and ``end_task``, for what no compiled stream can hold.
+"""The host loop: the same ``step`` and ``end_task``, for data that do not fit on a device.
 
-Tasks of any kind and size are walked one batch at a time. Nothing here decides what is
-learned: a run ends where the compiled stream of the same tasks ends, to float tolerance,
-because both take their rows and keys from :mod:`jaxcl.training.order`.
+Tasks of any kind and size are processed one batch at a time. The result is that of the
+compiled stream of the same tasks, to float tolerance, because both take their rows and
+keys from :mod:`jaxcl.training.order`.
 """
 
 import sys
@@ -59,7 +59,7 @@ class TrainResult(NamedTuple):
 
     @property
     def params(self) -> PyTree:
-        """The default learner: the parameters to use."""
+        """The default learner."""
         return next(iter(self.learners.values()))
 
 
@@ -83,69 +83,70 @@ def learn(
     on_progress: Callable[[int, str], None] | None = None,
     on_report: Callable[[Mapping[str, Any]], None] | None = None,
 ) -> TrainResult:
-    """Learn tasks one after another; go on from the last checkpoint if there is one.
+    """Learn tasks in sequence; resume from the last checkpoint if there is one.
 
     A run that is killed at any moment and started again ends with the same bits as one
-    left alone. SIGTERM and SIGINT end it with a checkpoint after the step at hand (many
-    processes, which have to agree, after the steps of the next report), or after the end
-    of a task and the test rows of the task at hand.
+    that is not interrupted. SIGTERM and SIGINT end it with a checkpoint after the current
+    step (with many processes, which have to agree, after the steps of the next report), or
+    after the end of a task and the evaluation in progress.
 
-    A stream may grow: the same call with more tasks at the end goes on from where the run
-    had come to. Parts of a method whose state has a row for each task (``episodic``) must
-    have room for all from the start.
+    A stream may grow: the same call with more tasks at the end resumes from where the run
+    ended. Parts of a method whose state has a row for each task (``episodic``) must have
+    room for all from the start.
 
     Args:
       key: of the run; the only source of randomness.
       build: ``(frozen) -> method``, called while tracing, so that ``frozen`` is an argument
         of the program.
-      params: where learning begins; not touched.
+      params: initial parameters; not modified.
       tasks: in order; rows may differ in number from task to task, not in shape.
       options: see :class:`Options`.
-      folder: gets ``checkpoints/`` and ``metrics.jsonl``; created if absent. A run has one
-        of its own; one that had finished there is returned, with a warning. None writes
+      folder: gets ``checkpoints/`` and ``metrics.jsonl``; created if absent. Use one folder
+        per run; the result of a finished run there is returned, with a warning. None writes
         nothing.
-      frozen: weights that are used and never trained. The checkpoints hold a fingerprint
-        of them, and a run on others is another run.
-      metrics: what is measured on test rows, such as
-        :func:`jaxcl.metrics.classification`; nothing is evaluated without.
-      evaluation: data sets that are only evaluated on, by name.
+      frozen: weights that are used but not trained. The checkpoints hold a fingerprint
+        of them; a run with others does not resume.
+      metrics: computed on test rows, such as :func:`jaxcl.metrics.classification`; no
+        evaluation if absent.
+      evaluation: data sets for evaluation only, by name.
       start: folder of a finished run, or a checkpoint in it, ``FOLDER/checkpoints/NUMBER``:
-        learning begins with all its state in place of ``params``. Rows and keys are those
+        learning begins with its full state in place of ``params``. Rows and keys are those
         of this run.
-      fresh: parts of the state that begin anew with ``start``, by the field of
-        :class:`~jaxcl.typing.MethodState`, such as ``("memory",)``.
-      sharding: devices to spread over, see :mod:`jaxcl.sharding`; one if absent.
-      metadata: what the run is (method, rates, data, path of ``frozen``): the checkpoint of
-        another run is refused, with what differs. What is not told here or named under
-        Raises is not compared.
+      fresh: parts of the state that are initialised instead of loaded from ``start``, by
+        the field of :class:`~jaxcl.typing.MethodState`, such as ``("memory",)``.
+      sharding: devices to use, see :mod:`jaxcl.sharding`; one if absent.
+      metadata: identifies the run (method, rates, data, path of ``frozen``): a checkpoint
+        with other metadata is refused, with the differences. Only these and what is named
+        under Raises are compared.
       tensorboard_folder: also write scalars for TensorBoard.
-      quiet: no progress; by default only a terminal gets a bar.
-      on_progress: hears of progress instead of a bar: steps, and a few words.
+      quiet: no progress; by default a bar is shown on a terminal only.
+      on_progress: called with progress in place of a bar: steps, and a short text.
       on_report: called with each line of ``metrics.jsonl``, for other loggers.
 
     Returns:
       The status, the learners, the results ``{metric: {learner: [T + 1, E]}}`` (row 0
       before the first task; columns are tasks, then ``evaluation``), and the last
       position. A run that stopped because a step was not finite is ``diverged``; its last
-      checkpoint is from before. Warnings tell of steps and of scores that were not finite.
+      checkpoint is from before that step. Steps and scores that were not finite are
+      reported as warnings.
 
     Raises:
-      ValueError: for an argument of another kind, options that cannot work, a task with
-        rows unlike those of the first, a ``build``, metric or rule that takes or returns
-        something else, a mesh of other axes, ``metadata`` that JSON cannot hold, a folder
-        in which another process learns, or a checkpoint of another run: of another key,
-        other tasks, other options that decide what comes of it, other ``frozen`` weights,
-        or another ``metadata``; or for checkpoints whose notes are lost.
-      OSError: if the disk is full or the folder cannot be written; what was saved stays.
+      ValueError: for an argument of another type, invalid options, a task whose rows
+        differ in format from those of the first, a ``build``, metric or rule with other
+        arguments or results, a mesh with other axes, ``metadata`` that JSON cannot hold, a
+        folder in use by another process, or a checkpoint of another run: with another key,
+        other tasks, other options that affect the result, other ``frozen`` weights, or
+        other ``metadata``; or for checkpoints whose notes are missing.
+      OSError: if the disk is full or the folder cannot be written; checkpoints are intact.
       ImportError: for a ``tensorboard_folder`` without ``tensorboardX``.
 
-    Step, end of task and metrics are traced before the first step: what is wrong with
-    shapes shows then.
+    Step, end of task and metrics are traced before the first step, so that errors of shape
+    are raised early.
 
-    Cost: per step what the method's step costs. The next batches are read by a thread;
+    Cost: per step that of the method's step. The next batches are read by a thread;
     every ``report_every`` steps the loop waits for their losses. While a checkpoint is
     written there is one more copy of the state. A further call with the same objects as
-    ``build`` and metrics, and equal shapes, uses the programs of the earlier one: what
+    ``build`` and metrics, and equal shapes, reuses the compiled programs: objects that
     these functions read must not be changed in place in between.
     """
     evaluation, measured = dict(evaluation or {}), bool(metrics)
@@ -216,7 +217,7 @@ def learn(
 def _checked_program(
     key, build, params, tasks, options, frozen, metrics, evaluation, sharding
 ) -> Program:
-    """The program of a run, all of whose parts have been traced in their shapes."""
+    """The program of a run, with all functions traced in their shapes."""
     measured = bool(metrics)
     first = first_rows(tasks, evaluation if measured else {}, measured=measured)
     program = compile_program(
@@ -246,11 +247,11 @@ def _checked_program(
 
 
 def _writers(enter, home, run_state, tasks, options, metadata, on_report):
-    """What saves a checkpoint, and what writes a line of metrics."""
+    """The functions that save a checkpoint, and write a line of metrics."""
     hear = on_report or (lambda line: None)
     if home is None:
         return (lambda *given, **others: None), hear
-    # Whose line of results is not there yet writes it again.
+    # A run whose last line of results is missing writes it again.
     done = number_of(run_state, tasks, options) - untested(run_state)
     save = enter(saving(home / "checkpoints", keep=options.keep, metadata=metadata))
     if not is_primary():

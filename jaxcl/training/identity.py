@@ -1,4 +1,4 @@
-"""What a run is: what a checkpoint must agree with for a run to go on from it."""
+"""The identity of a run: what must agree with a checkpoint to resume from it."""
 
 import json
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ from jaxcl.errors import check_kind
 from jaxcl.training.fingerprint import fingerprint
 from jaxcl.typing import Key
 
-#: Options that a checkpoint must agree with: they decide what is learned or measured.
+#: Options that must agree with a checkpoint: they affect what is learned or measured.
 _DECISIVE = (
     "num_steps",
     "batch_size",
@@ -29,21 +29,21 @@ def identity(
     frozen: PyTree,
     metadata: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
-    """What a checkpoint must agree with for a run to go on from it, but for its tasks."""
+    """What must agree with a checkpoint to resume from it, except the tasks."""
     decisive = {name: getattr(options, name) for name in _DECISIVE}
     stopping = options.early_stopping
     decisive["early_stopping"] = None if stopping is None else list(stopping)
     decisive |= {"key": jax.random.key_data(key).tolist()}
     if jax.tree.leaves(frozen):
         decisive |= {"frozen": fingerprint(frozen)}
-    return dict(metadata or {}) | decisive  # the caller's names hide none of these
+    return dict(metadata or {}) | decisive  # the caller's names cannot replace these
 
 
 def check_plain(who: str, metadata: Mapping[str, Any] | None) -> None:
-    """Refuse what no JSON file can hold, before a run has spent time on it.
+    """Refuse metadata that JSON cannot hold, before the run begins.
 
     Raises:
-      ValueError: naming who, and what it holds.
+      ValueError: naming the function, and the error.
     """
     remedy = "give a dict of finite numbers and text"
     check_kind(who, Mapping, remedy, optional=True, metadata=metadata)
@@ -55,7 +55,7 @@ def check_plain(who: str, metadata: Mapping[str, Any] | None) -> None:
 
 
 def check_metadata(path: Path, held: dict[str, Any], wanted: dict[str, Any]) -> None:
-    """Refuse the checkpoint of another run, with what differs.
+    """Refuse the checkpoint of another run, with the differences.
 
     Raises:
       ValueError: naming up to eight differences.

@@ -1,4 +1,4 @@
-"""An end that was asked for: SIGTERM and SIGINT as a question instead of an exception."""
+"""SIGTERM and SIGINT as a flag in place of an exception."""
 
 import signal
 import threading
@@ -8,11 +8,11 @@ from contextlib import contextmanager
 
 @contextmanager
 def interruptible() -> Iterator[Callable[[], bool]]:
-    """Yield a function that tells whether SIGTERM or SIGINT came since.
+    """Yield a function that returns whether SIGTERM or SIGINT was received since.
 
-    A second SIGINT is the usual ``KeyboardInterrupt``. Whoever handled SIGTERM before is
-    told of it at the end. Outside the main thread, where signals cannot be caught, the
-    answer is always no.
+    A second SIGINT raises the usual ``KeyboardInterrupt``. A SIGTERM is passed to the
+    previous handler at the end. Outside the main thread, where signals cannot be handled,
+    the function always returns False.
     """
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False

@@ -1,4 +1,4 @@
-"""One process at a time in a folder; the operating system forgets the lock of the dead."""
+"""Exclusive use of a folder; the operating system releases locks of ended processes."""
 
 import os
 import platform
@@ -11,28 +11,28 @@ from jaxcl.training.processes import any_across_processes, is_primary
 
 try:
     import fcntl
-except ImportError:  # Windows: folders are not locked there
+except ImportError:  # Windows: folders are not locked
     fcntl = None
 
 
-ATTEMPTS = 100  # a folder that is removed as often as it is made cannot be had
+ATTEMPTS = 100  # for a folder that other processes keep removing
 
 
 @contextmanager
 def lock_folder(path: Path, *, remedy: str = "give another folder") -> Iterator[bool]:
-    """Hold a folder against all other processes; yields whether it was made for this.
+    """Lock a folder against all other processes; yields whether it was created.
 
-    A lock that another process deleted while this one waited for it holds nothing. So the
-    file that was locked must still be the one at its path; if not, all begins anew. On a
-    file system without locks nothing is held.
+    A lock file that another process deleted while this one waited for it protects nothing.
+    So the locked file must still be the one at its path; if not, the lock is tried again.
+    On a file system without locks the folder is not locked.
 
     Args:
-      path: of the folder; it and those above it are made if absent.
-      remedy: what the messages tell to do.
+      path: of the folder; it and its parents are created if absent.
+      remedy: what to do, for the messages.
 
     Raises:
-      ValueError: if another process holds it; the message names that process. Also if it
-        cannot be made, as behind a link to nowhere.
+      ValueError: if another process has locked it; the message names that process. Also if
+        it cannot be created, as at a dangling link.
     """
     unwritable = f"{path} cannot be written to; {remedy}"
     place = path / ".lock"
@@ -54,7 +54,7 @@ def lock_folder(path: Path, *, remedy: str = "give another folder") -> Iterator[
                     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError:
                     raise ValueError(_in_use(path, lock, remedy)) from None
-                except OSError:  # this file system has no locks
+                except OSError:  # a file system without locks
                     pass
                 if not _is_at(lock, place):
                     continue
@@ -68,10 +68,10 @@ def lock_folder(path: Path, *, remedy: str = "give another folder") -> Iterator[
 
 @contextmanager
 def lock_across_processes(path: Path) -> Iterator[None]:
-    """Hold the folder of a run of one or many processes: the one that leads claims it.
+    """Lock the folder of a run of one or many processes, by the primary process.
 
     Raises:
-      ValueError: in all processes, if that one may not have it.
+      ValueError: in all processes, if the primary one cannot lock it.
     """
     refusal = None
     with ExitStack() as stack:
@@ -89,7 +89,7 @@ def lock_across_processes(path: Path) -> Iterator[None]:
 
 
 def _make(path: Path) -> bool:
-    """Make a folder; whether it was not there."""
+    """Create a folder; returns whether it was absent."""
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         path.mkdir()

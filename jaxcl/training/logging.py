@@ -1,4 +1,4 @@
-"""What a run says while it goes: a line per report in a file, and a bar on a terminal."""
+"""Logs of a run: a line per report in a file, TensorBoard, and a progress bar."""
 
 import importlib
 import json
@@ -19,15 +19,15 @@ def metrics_file(
 ) -> Iterator[Callable[[Mapping[str, Any]], None]]:
     """Yield a ``write(line)`` that appends to a file of JSON lines.
 
-    A run that goes on from a checkpoint repeats what came after it; lines that it will
-    write again are dropped first, so that each stands in the file once.
+    A run that resumes from a checkpoint repeats the steps after it; lines that it will
+    write again are removed first, so that each is in the file once.
 
     Args:
       path: of the file; created if absent.
-      keep: which of the lines that are there stay. A torn last line does not.
+      keep: which of the existing lines to keep. An incomplete last line is removed.
 
     Raises:
-      ValueError: for a line that ``keep`` cannot look at.
+      ValueError: for a line that ``keep`` cannot read.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -94,7 +94,7 @@ def bar(total: int, *, done: int, quiet: bool):
 
 
 def _plain(value: Any) -> Any:
-    """What JSON can hold: null for what is no number."""
+    """The value for JSON: null if it is not a finite number."""
     if isinstance(value, Mapping):
         return {str(name): _plain(inner) for name, inner in value.items()}
     if isinstance(value, list | tuple):

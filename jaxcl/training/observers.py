@@ -1,4 +1,4 @@
-"""What the device loop may record of each task: accuracies and any other metric."""
+"""Observers for the device loop: accuracies and any other metric of each task."""
 
 from collections.abc import Sequence
 
@@ -20,7 +20,7 @@ from jaxcl.typing import Batch, Method, MethodState, Outputs, Params, Stream
 def current_accuracy(
     outputs: Outputs, stream: Stream, *, chunk_size: int | None = None
 ) -> Callback:
-    """Observe the test accuracy on the task at hand: plasticity when taken after it.
+    """Observe the test accuracy on the current task: plasticity if taken after it.
 
     Args:
       outputs: ``(params, batch) -> logits [b, c]``.
@@ -46,14 +46,14 @@ def accuracy_row(
 ) -> Callback:
     """Observe one row of the accuracy matrix: the test accuracy on every task.
 
-    A full matrix costs ``T^2`` evaluations. Two ways to pay less: ``every=k`` evaluates
-    after every ``k``-th task of the stream and after its last one, and leaves the other
-    rows NaN (a walk over some ``tasks`` may meet none of these); ``num_examples`` uses so
-    many rows of each test set, drawn at random and the same ones in every run.
+    A full matrix costs ``T^2`` evaluations. There are two ways to reduce this: ``every=k``
+    evaluates after every ``k``-th task of the stream and after its last one, and leaves
+    other rows NaN (a run over some ``tasks`` may include none of these); ``num_examples``
+    rows of each test set are drawn at random, the same ones in every run.
 
     Args:
       outputs: ``(params, batch) -> logits [b, c]``.
-      stream: its whole plan is evaluated, seen and unseen tasks alike.
+      stream: all tasks of its plan are evaluated, seen and unseen ones.
       every: distance between evaluated rows.
       num_examples: test rows per task; all if absent.
       chunk_size: rows held at once.
@@ -120,7 +120,7 @@ def metric_row(
 
     Args:
       metrics: such as :func:`jaxcl.metrics.classification`.
-      stream: its whole plan is evaluated.
+      stream: all tasks of its plan are evaluated.
       every: as for :func:`accuracy_row`.
       seen_only: leave tasks that have not been learned NaN.
       num_examples: as for :func:`accuracy_row`.
@@ -165,7 +165,7 @@ def first_row(
 ) -> dict[str, dict[str, Float[Array, " T"]]]:
     """The row before the first task, ``{metric: {learner: [T]}}``: zero-shot.
 
-    With what ``run_stream(..., after=metric_row(...))`` records it makes the results
+    With the rows of ``run_stream(..., after=metric_row(...))`` it makes the results
     ``[T + 1, T]`` of the host loop: ``jnp.vstack`` of this row and those.
     """
     learners = dict(method.learners(state))

@@ -1,4 +1,4 @@
-"""How a run of the host loop is walked, what cannot be, and what is another run."""
+"""Options of a run of the host loop, and checks of its arguments."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -16,11 +16,11 @@ from jaxcl.typing import Key, Params
 
 
 class EarlyStopping(NamedTuple):
-    """End a task when its validation rows no longer get better, and go back to the best.
+    """End a task when its validation metric no longer improves, and restore the best.
 
     Attributes:
-      metric: name of what is watched, of the default learner, at every ``eval_every``.
-      patience: looks without a better value after which the task ends.
+      metric: name of the metric, of the default learner, evaluated every ``eval_every``.
+      patience: evaluations without improvement after which the task ends.
       lower_is_better: for errors and losses.
     """
 
@@ -30,26 +30,26 @@ class EarlyStopping(NamedTuple):
 
 
 class Options(NamedTuple):
-    """How a run is walked.
+    """Options of a run.
 
     Only ``num_steps``, ``batch_size``, ``on_non_finite``, ``end_task_examples`` and
     ``early_stopping`` change what is learned.
 
     Attributes:
-      num_steps: of each task that does not say its own; None if all do.
-      batch_size: rows per step. A task with fewer has them all in every batch, which is
-        filled up with rows of weight 0.
-      on_non_finite: what becomes of a step that is not finite: ``stop`` the run, ``skip``
+      num_steps: of each task without its own number; None if all have one.
+      batch_size: rows per step. A task with fewer has all of them in every batch, which is
+        padded with rows of weight 0.
+      on_non_finite: how to treat a step that is not finite: ``stop`` the run, ``skip``
         the step, or ``continue``; all are counted and reported.
-      end_task_examples: rows that ``end_task`` sees; all of the task if None.
+      end_task_examples: rows that ``end_task`` gets; all of the task if None.
       eval_examples: test rows per task, drawn at random and the same for every run; all
         if None.
       eval_batch_size: test rows held at once.
-      eval_tasks: at the ends of tasks, look at ``all`` tasks or at those ``seen``.
-      eval_every_tasks: tasks between two such looks; there is one at the end in any case.
-      eval_start: whether to look before the first task, too.
-      eval_every: steps between two looks at the tasks so far, besides those at the ends;
-        none if None.
+      eval_tasks: at the ends of tasks, evaluate on ``all`` tasks or on those ``seen``.
+      eval_every_tasks: tasks between two such evaluations; there is always one at the end.
+      eval_start: whether to evaluate before the first task, too.
+      eval_every: steps between two evaluations on the tasks so far, besides those at the
+        ends of tasks; none if None.
       early_stopping: end tasks early by their validation rows; needs ``eval_every``.
       report_every: steps between two lines of metrics, at each of which the loop waits.
       save_every: seconds between two checkpoints inside a task; 0: after each step.
@@ -111,7 +111,7 @@ def check_run(
       evaluation: likewise.
       folder: likewise.
       metadata: likewise.
-      measured: whether test rows are looked at.
+      measured: whether test rows are used.
 
     Raises:
       ValueError: in one line.

@@ -1,6 +1,6 @@
-"""Who draws what: the keys of a task, and the order of its rows.
+"""The random keys of a task, and the order of its rows.
 
-Both loops take them from here, so that they learn from the same rows in the same order.
+Both training loops use these, so that they learn from the same rows in the same order.
 """
 
 from typing import NamedTuple
@@ -13,7 +13,7 @@ from jaxcl.typing import Key
 
 
 class FitKeys(NamedTuple):
-    """What draws the order of a task's rows, its steps (by number), and its end."""
+    """The keys of the order of a task's rows, of its steps (by number), and its end."""
 
     order: Key
     steps: Key
@@ -26,7 +26,7 @@ def fit_keys(key: Key) -> FitKeys:
 
 
 class TaskKeys(NamedTuple):
-    """What a task's fit and its observers draw from."""
+    """The keys of a task's fit and of its observers."""
 
     fit: Key
     before: Key
@@ -34,7 +34,7 @@ class TaskKeys(NamedTuple):
 
 
 def task_keys(key: Key, index) -> TaskKeys:
-    """The keys of task ``index`` from the key of the run, and from nothing else."""
+    """The keys of task ``index``, from the key of the run alone."""
     return TaskKeys(*jax.random.split(jax.random.fold_in(key, index), 3))
 
 
@@ -43,9 +43,9 @@ def batch_order(
 ) -> Int[Array, "steps b"]:
     """Row numbers of ``num_steps`` full batches, drawn without replacement.
 
-    Each pass over the task is a fresh random order of its real rows; rows of weight zero
-    never appear, and padding at the end does not change the order. A batch may straddle
-    two passes, so that all batches are full.
+    Each pass over the task is a new random order of its real rows; rows of weight zero
+    never appear, and padding at the end does not change the order. A batch may span two
+    passes, so that all batches are full.
 
     Args:
       key: draws the orders.

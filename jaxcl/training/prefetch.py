@@ -1,4 +1,4 @@
-"""Batches that are ready when the step is: read ahead by a thread."""
+"""Batches that are read ahead by a thread."""
 
 import queue
 import threading
@@ -36,7 +36,7 @@ def prefetch(
             return True
         return False
 
-    # The context manager holds for its own thread only: rows would become float32 here.
+    # The context manager has effect in its own thread only: rows would become float32.
     wide = jax.dtypes.canonicalize_dtype(np.float64) == np.float64
 
     def work():
@@ -45,7 +45,7 @@ def prefetch(
                 for item in items:
                     if not put((read(item), None)):
                         return
-        except BaseException as error:  # handed to whoever waits for the result
+        except BaseException as error:  # raised where the result is awaited
             put((None, error))
         else:
             put((done, None))
@@ -62,7 +62,7 @@ def prefetch(
             yield result
     finally:
         ended.set()
-        reader.join()  # inside JAX when the interpreter ends, it would abort the process
+        reader.join()  # a thread inside JAX would abort the process at exit
 
 
 __all__ = ["prefetch"]

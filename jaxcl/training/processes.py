@@ -1,4 +1,4 @@
-"""Many processes as one run: how they find each other, agree, and end together."""
+"""Runs of many processes: their start, agreement, and common end."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,11 +22,11 @@ def start_processes(
         TPU pods if absent.
       count: how many processes there are; likewise.
       index: number of this one, from 0; likewise.
-      patience: seconds without a sign of life after which a process counts as dead, and
-        all others end.
+      patience: seconds without a heartbeat after which a process counts as dead, and all
+        others end.
 
     Raises:
-      ValueError: if only some of the three are given, or ``index`` is no such number.
+      ValueError: if only some of the three are given, or ``index`` is out of range.
     """
     given = [value is not None for value in (address, count, index)]
     if any(given) and not all(given):
@@ -49,10 +49,10 @@ def start_processes(
 
 @contextmanager
 def exit_together() -> Iterator[None]:
-    """Say what an error of the network means, in a run of many processes.
+    """Explain errors of the network in a run of many processes.
 
     Raises:
-      RuntimeError: in place of JAX's own, which speaks of sockets.
+      RuntimeError: in place of JAX's own, which is about sockets.
     """
     try:
         yield
@@ -69,14 +69,14 @@ def exit_together() -> Iterator[None]:
 
 
 def is_primary() -> bool:
-    """Whether this process writes what only one may write."""
+    """Whether this is the process that writes files."""
     return jax.process_index() == 0
 
 
 def any_across_processes(*flags: bool) -> tuple[bool, ...]:
-    """Each flag, true for all processes as soon as it is true for one.
+    """The logical or of each flag over processes.
 
-    All processes must call it at the same place. Cost: one small exchange.
+    All processes must call it at the same point. Cost: one small exchange.
     """
     if jax.process_count() == 1:
         return flags

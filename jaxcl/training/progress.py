@@ -1,4 +1,4 @@
-"""How far it is: a bar on a terminal, a few plain lines in a log."""
+"""Progress: a bar on a terminal, a few plain lines in a log."""
 
 import math
 import sys
@@ -10,16 +10,16 @@ from fractions import Fraction
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-LINE_SECONDS = 30.0  # a log gets a first line, then one so often or at every tenth
+LINE_SECONDS = 30.0  # between lines in a log, besides the first and every tenth of all
 
 
 @contextmanager
 def progress(total: int, label: str, *, done: int = 0) -> Iterator[Callable[..., None]]:
     """Show progress on stderr; yields ``advance(steps, note)``.
 
-    Steps may be fractions; the whole ones are shown. Rate and time left count from what
-    was done here, so that a resumed run, which starts at ``done``, does not look faster
-    than it is. ``advance`` may be called from another thread.
+    Steps may be fractions; the integer part is shown. Rate and remaining time are computed
+    without the steps of earlier runs, ``done``. ``advance`` may be called from another
+    thread.
     """
     console = Console(stderr=True)
     show = _bar if console.is_terminal else _lines
@@ -36,7 +36,7 @@ def progress(total: int, label: str, *, done: int = 0) -> Iterator[Callable[...,
 
 
 def pace(done: int | Fraction, left: int | Fraction, seconds: float) -> str:
-    """Rate and time left, such as ``2.5/s, 1:20 left``."""
+    """Rate and remaining time, such as ``2.5/s, 1:20 left``."""
     if done <= 0 or seconds <= 0:
         return ""
     rate = done / seconds

@@ -1,7 +1,7 @@
-"""What a run of the host loop measured: ``{metric: {learner: [T + 1, E]}}``.
+"""Results of a run of the host loop: ``{metric: {learner: [T + 1, E]}}``.
 
 Row 0 is before the first task, row ``i`` after ``i`` tasks. Columns are the ``T`` tasks in
-order, then the data sets that are for evaluation only. NaN where nothing was measured.
+order, then the data sets for evaluation only. Entries not measured are NaN.
 """
 
 import warnings
@@ -23,14 +23,14 @@ Results = dict[str, dict[str, Float[np.ndarray, "rows E"]]]
 def empty_results(
     metrics: Iterable[str], learners: Iterable[str], num_tasks: int, num_sets: int
 ) -> Results:
-    """Nothing is measured yet."""
+    """Results with all entries NaN."""
     learners = tuple(learners)
     blank = lambda: np.full((num_tasks + 1, num_tasks + num_sets), np.nan)
     return {metric: {name: blank() for name in learners} for metric in metrics}
 
 
 def recall(results: Results, notes: Mapping[str, Any], sets: Sequence[str]) -> None:
-    """Fill in what an earlier part of the run measured, by the place of each task.
+    """Fill in the results of an earlier part of the run, by the number of each task.
 
     Args:
       results: of all tasks, filled in place; may have more tasks than the earlier part.
@@ -54,7 +54,7 @@ def recall(results: Results, notes: Mapping[str, Any], sets: Sequence[str]) -> N
 def notes_of(
     results: Results, described: Sequence[Mapping[str, Any]], sets: Sequence[str]
 ) -> dict[str, Any]:
-    """What stands beside a checkpoint, for JSON: results, tasks and sets."""
+    """The notes of a checkpoint, for JSON: results, tasks and sets."""
     plain = lambda matrix: [
         [None if np.isnan(value) else float(value) for value in row] for row in matrix
     ]
@@ -73,7 +73,7 @@ def walk(results: Results) -> Iterable[tuple[str, str, np.ndarray]]:
 
 
 def describe(task: Task, options: Options) -> dict[str, Any]:
-    """What tells a task from another: name, rows, steps, and its first row."""
+    """What identifies a task: name, number of rows, steps, and its first row."""
     row = take_rows(task.train, np.arange(1), size=1)
     return {
         "name": task.name,
@@ -87,10 +87,10 @@ def describe(task: Task, options: Options) -> dict[str, Any]:
 def check_tasks_go_on(
     held: Sequence[Mapping[str, Any]], now: Sequence[Mapping[str, Any]], place: Any
 ) -> None:
-    """Refuse tasks that are not those a run has, in order, with more at the end or not.
+    """Refuse tasks that do not begin with those of the run, in order.
 
     Raises:
-      ValueError: naming the first that differs, or those that are missing.
+      ValueError: naming the first that differs, or the number that are missing.
     """
     for number, (old, new) in enumerate(zip(held, now, strict=False)):
         apart = [name for name in new if old.get(name) != new[name]]
@@ -113,7 +113,7 @@ def check_tasks_go_on(
 def warn_of_bad_scores(
     results: Results, names: Sequence[str], measured: Bool[np.ndarray, "rows E"]
 ) -> None:
-    """Name the columns that were measured and not finite, if there are any.
+    """Warn of columns that were measured and not finite, if there are any.
 
     Args:
       results: of the run.

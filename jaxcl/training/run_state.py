@@ -1,4 +1,4 @@
-"""Where a run is: everything that is saved of it, and how it is found again."""
+"""The state of a run: what a checkpoint holds, and how it is found."""
 
 import warnings
 from collections.abc import Mapping, Sequence
@@ -20,17 +20,17 @@ from jaxcl.typing import MethodState
 class Best(NamedTuple):
     """The best of a task so far, for stopping early."""
 
-    value: Any  # [] float32; NaN before the first look
-    looks: Any  # [] int32, looks since
+    value: Any  # [] float32; NaN before the first evaluation
+    looks: Any  # [] int32, evaluations since
     state: MethodState
 
 
 class RunState(NamedTuple):
-    """Where a run is: what a checkpoint holds, and what it goes on from."""
+    """The position and state of a run, as in a checkpoint."""
 
     state: MethodState
-    task: Any  # [] int32: tasks that have ended, hence the number of the one at hand
-    step: Any  # [] int32: steps done of the task at hand
+    task: Any  # [] int32: tasks that have ended, hence the number of the current one
+    step: Any  # [] int32: steps done of the current task
     num_bad: Any  # [] int32: steps so far that were not finite
     evaluated: (
         Any  # [] int32: ends of tasks that are evaluated, the start counts as one
@@ -46,7 +46,7 @@ def begin(state: MethodState, options: Options) -> RunState:
 
 
 def new_best(state: MethodState) -> Best:
-    """Before the first look at a task."""
+    """The best of a task before its first evaluation."""
     copy = jax.tree.map(jnp.copy, state)
     return Best(np.float32(np.nan), np.int32(0), copy)
 
@@ -64,15 +64,15 @@ def latest_run_state(
     sharding: ShardingPlan | None,
     metadata: Mapping[str, Any],
 ) -> Found:
-    """Where the run in a folder of checkpoints had come to; ``start`` if nowhere.
+    """The latest state of the run in a folder of checkpoints; ``start`` if there is none.
 
     Raises:
       ValueError: for the checkpoint of another run, and for checkpoints whose notes are
-        lost: to start from nothing would remove them.
+        missing: starting from the beginning would remove them.
     """
     if not steps(place):
         bare = [entry.name for entry in place.glob("*") if entry.name.isdigit()]
-        if len(bare) > 1:  # a kill can leave one, in the first save
+        if len(bare) > 1:  # one can remain of a first save that was interrupted
             msg = (
                 f"learn: {place} has {len(bare)} checkpoints and none of their notes, "
                 f"such as {bare[0]}.json; bring these back, or give another folder."
@@ -84,7 +84,7 @@ def latest_run_state(
 
 
 def on_devices(run_state: RunState, sharding: ShardingPlan | None) -> RunState:
-    """What a checkpoint holds: arrays, the small ones the same on all devices."""
+    """The state as arrays for a checkpoint, with scalars replicated on all devices."""
     if sharding is None:
         put = jnp.asarray
     else:
@@ -110,7 +110,7 @@ def _with_numbers(run_state: RunState, convert) -> RunState:
 
 
 def number_of(run_state: RunState, tasks: Sequence[Task], options: Options) -> int:
-    """Every position has a number of its own, the end of a task's steps and its end too."""
+    """A unique number per position; a task's last step and its end are different ones."""
     return position(int(run_state.task), int(run_state.step), tasks, options)
 
 
@@ -120,14 +120,14 @@ def position(task: int, step: int, tasks: Sequence[Task], options: Options) -> i
 
 
 def untested(run_state: RunState) -> bool:
-    """Whether the tests at the end of the last task, or at the start, are to be done."""
+    """Whether the evaluation at the last task's end, or at the start, is still to do."""
     return bool(run_state.step == 0 and run_state.evaluated <= run_state.task)
 
 
 def warn_if_finished(
     run_state: RunState, tasks: Sequence[Task], home: Path | None
 ) -> None:
-    """Say that a run had come to its end before."""
+    """Warn that the run had finished before."""
     if run_state.task == len(tasks) and not untested(run_state):
         warnings.warn(
             f"learn: the run in {home} had finished; its result is returned and nothing "
@@ -139,7 +139,7 @@ def warn_if_finished(
 def warn_of_bad_steps(
     run_state: RunState, tasks: Sequence[Task], policy: Policy, *, diverged: bool
 ) -> None:
-    """Say what became of steps that were not finite, if there were any."""
+    """Warn of steps that were not finite, if there were any."""
     if not run_state.num_bad:
         return
     became = {

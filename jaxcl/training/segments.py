@@ -1,4 +1,4 @@
-"""A compiled stream, walked segment by segment: with checkpoints, and exactly resumed."""
+"""A compiled stream in segments, with checkpoints and exact resume."""
 
 import time
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from jaxcl.training.checkpoint import restore, save, steps
 
 
 class StreamResult(NamedTuple):
-    """Where a stream ended, and what was recorded on the way."""
+    """The final state of a stream, and its record."""
 
     state: PyTree
     record: PyTree  # of all tasks, on the host
@@ -33,20 +33,20 @@ def in_segments(
     task_axis: int = 0,
     note: Callable[[int], None] | None = None,
 ) -> StreamResult:
-    """Walk a stream in segments of equal length, from its last checkpoint if it has one.
+    """Run a stream in segments of equal length, from its last checkpoint if it has one.
 
-    The checkpoint holds the state and the record so far, so a walk that was killed at
-    any moment ends with the same bits as one left alone.
+    The checkpoint holds the state and the record so far, so a run that was killed at any
+    moment and started again ends with the same bits as one that is not interrupted.
 
     Args:
       advance: ``(state, numbers of tasks) -> (state, record)``, jitted; the record's
         leaves have one entry per task along ``task_axis``. It may donate the state.
-      state: where the stream begins.
+      state: initial state.
       num_tasks: tasks of the stream.
       size: tasks per segment, a divisor of ``num_tasks``: one program serves all.
-      folder: of the checkpoints; remove it once the results are safe.
+      folder: of the checkpoints; remove it when the results are stored.
       save_every: least seconds between two checkpoints.
-      task_axis: 0 for one run, 1 for runs side by side.
+      task_axis: 0 for one run, 1 for stacked runs.
       note: called with the number of the next task before each segment.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Beginning a run with the state that another one ended in."""
+"""Start of a run from the state of another one."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,15 +15,15 @@ def started_from(
     state: MethodState,
     fresh: Sequence[str],
 ) -> MethodState:
-    """The state of a checkpoint, but for the parts that are to be fresh.
+    """The state of a checkpoint, with some parts initialised instead.
 
     Args:
       start: folder of a run, or one of its checkpoints.
-      state: as the method begins; what is fresh is taken from it.
+      state: the method's initial state; the parts in ``fresh`` are taken from it.
       fresh: fields of the state.
 
     Raises:
-      ValueError: for a field that is none, a place without checkpoints, or a part of
+      ValueError: for an unknown field, a folder without checkpoints, or a part with
         another structure, by the path of its first leaf that differs.
     """
     wrong = [name for name in fresh if name not in MethodState._fields]
@@ -56,7 +56,7 @@ def _checkpoint_of(place: Path) -> Path:
 
 
 def _part(name: str, part, held: Leaves, start):
-    """One field of the state, leaf by leaf as the checkpoint has it."""
+    """One field of the state, with the leaves of the checkpoint."""
     prefix = f".state.{name}"
     wanted = {
         prefix + jax.tree_util.keystr(path): leaf

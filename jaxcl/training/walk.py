@@ -1,4 +1,4 @@
-"""How the host loop walks its tasks: steps, looks, ends of tasks, and checkpoints."""
+"""The host loop over tasks: steps, evaluations, ends of tasks, and checkpoints."""
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -39,7 +39,7 @@ Status = Literal["done", "diverged", "interrupted"]
 
 
 class Run(NamedTuple):
-    """What a run has besides its position: its inputs, its program, all its effects."""
+    """The constant part of a run: its inputs, its program, and functions with effects."""
 
     key: Key
     tasks: Sequence[Task]
@@ -58,7 +58,7 @@ class Run(NamedTuple):
 
 
 def walk_tasks(run: Run, run_state: RunState) -> tuple[RunState, Status]:
-    """All tasks that are left, one after another."""
+    """All remaining tasks, in order."""
     status: Status = "done"
     if untested(run_state):
         run_state, status = test(run, run_state)
@@ -72,7 +72,7 @@ def walk_tasks(run: Run, run_state: RunState) -> tuple[RunState, Status]:
 
 
 def fit(run: Run, run_state: RunState) -> tuple[RunState, Status]:
-    """Walk the rest of the task at hand, step by step."""
+    """The remaining steps of the current task."""
     options, task = run.options, run.tasks[run_state.task]
     rows, order = task.train, training_order_of(run, int(run_state.task))
 
@@ -91,7 +91,7 @@ def fit(run: Run, run_state: RunState) -> tuple[RunState, Status]:
 def take_steps(
     run: Run, run_state: RunState, batches: Iterable[Batch]
 ) -> tuple[RunState, Status]:
-    """A step for each batch, with reports, looks and checkpoints when they are due."""
+    """A step for each batch, with reports, evaluations and checkpoints when due."""
     options, task = run.options, run.tasks[run_state.task]
     keys = fit_keys(task_keys(run.key, run_state.task).fit)
     last = np.int32(steps_of(task, options))
@@ -107,8 +107,8 @@ def take_steps(
         due = over == last or over % options.report_every == 0
         look = options.eval_every and over % options.eval_every == 0
         if look:
-            jax.block_until_ready(state)  # steps count as training, looking does not
-        if due or jax.process_count() == 1:  # many processes agree, and not every step
+            jax.block_until_ready(state)  # the time of training without evaluation
+        if due or jax.process_count() == 1:  # many processes agree only when it is due
             old = time.monotonic() - saved >= options.save_every
             stop, old = any_across_processes(run.interrupted(), old)
             pause = stop or old
@@ -135,10 +135,10 @@ def take_steps(
 def report(
     run: Run, infos: Sequence[StepInfo], run_state: RunState, began: float
 ) -> tuple[int, float]:
-    """Wait for the last steps of a task, and tell about them.
+    """Wait for the last steps of a task, and report them.
 
     Returns:
-      How many of them were not finite, and when the device was through with them.
+      How many of them were not finite, and when the device had finished them.
     """
     if not infos:
         return 0, began
@@ -167,7 +167,7 @@ def report(
 
 
 def look_around(run: Run, run_state: RunState) -> RunState:
-    """Measure the tasks so far inside one, and whether its validation rows got better."""
+    """Evaluate on the tasks so far within one, and on its validation rows."""
     task, step = int(run_state.task), int(run_state.step)
     learners = run.program.read(run_state.state)
     key = jax.random.fold_in(task_keys(run.key, task).after, step)
@@ -193,17 +193,17 @@ def look_around(run: Run, run_state: RunState) -> RunState:
 
 
 def worn_out(run: Run, run_state: RunState) -> bool:
-    """Whether a task is to end before its last step."""
+    """Whether a task ends before its last step."""
     stopping, best = run.options.early_stopping, run_state.best
     return bool(stopping and isinstance(best, Best) and best.looks >= stopping.patience)
 
 
 def finish_task(run: Run, run_state: RunState) -> tuple[RunState, Status]:
-    """End the task, evaluate, and save its end for good."""
+    """End the task, evaluate, and save a checkpoint that is preserved."""
     index, state = int(run_state.task), run_state.state
     keys = fit_keys(task_keys(run.key, index).fit)
     if isinstance(run_state.best, Best) and not np.isnan(run_state.best.value):
-        state = run_state.best.state  # where its validation rows were best
+        state = run_state.best.state  # with the best validation metric
     state = run.program.end_task(state, keys.end, whole_task(run, index))
     best = new_best(state) if isinstance(run_state.best, Best) else ()
     run_state = run_state._replace(
@@ -215,7 +215,7 @@ def finish_task(run: Run, run_state: RunState) -> tuple[RunState, Status]:
 
 
 def test(run: Run, run_state: RunState) -> tuple[RunState, Status]:
-    """Evaluate between two tasks; after a signal, the run that goes on does."""
+    """Evaluate between two tasks; after a signal, this is left to the resumed run."""
     ended = int(run_state.task)
     over = run_state._replace(evaluated=np.int32(ended + 1))
     columns = columns_at(run, ended)
@@ -243,7 +243,7 @@ def test(run: Run, run_state: RunState) -> tuple[RunState, Status]:
 
 
 def columns_at(run: Run, ended: int) -> list[int]:
-    """The columns of the results that are measured after so many tasks."""
+    """The columns of the results that are measured after ``ended`` tasks."""
     options, total = run.options, len(run.tasks)
     if not run.program.metrics or (ended == 0 and not options.eval_start):
         return []
@@ -289,14 +289,14 @@ def _by_metric(found: Sequence[Measured]) -> dict[str, dict[str, list[float]]]:
 
 
 def save(run: Run, run_state: RunState, *, preserve: bool = False) -> None:
-    """Write a checkpoint of where the run is."""
+    """Write a checkpoint of the run."""
     number = number_of(run_state, run.tasks, run.options)
     now = on_devices(run_state, run.sharding)
     run.save(number, now, preserve=preserve, notes=run.notes())
 
 
 def training_order_of(run: Run, index: int) -> Int[np.ndarray, "steps b"]:
-    """The rows of all batches of a task, fewer in each where the task has fewer."""
+    """The rows of all batches of a task, fewer per batch in a task with fewer."""
     options, rows = run.options, run.tasks[index].train
     return training_order(
         fit_keys(task_keys(run.key, index).fit).order,
@@ -308,7 +308,7 @@ def training_order_of(run: Run, index: int) -> Int[np.ndarray, "steps b"]:
 
 
 def whole_task(run: Run, index: int) -> Batch:
-    """What ``end_task`` sees: equally many rows for all tasks, filled up with weight 0."""
+    """The rows for ``end_task``: equally many for all tasks, padded with weight 0."""
     rows, size = run.tasks[index].train, run.options.end_task_examples
     numbers = np.arange(rows.count)
     if size and size < rows.count:
