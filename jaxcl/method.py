@@ -12,10 +12,10 @@ One step, in the order of the code::
     params  = reset.reset(key, state, params, batch)
     regularizer, memory and average observe the StepRecord
 
-Two conditions on the caller. *Build inside*: construct the method inside the function that
-is compiled, from arguments; strengths are then traced (a grid is a ``vmap``) and frozen
-weights are arguments instead of literals in the program. *Gate by data*: an empty memory
-has weight zero and a first task has zero importance; no part needs an ``if``.
+Two rules. *Build inside*: construct the method inside the function that is compiled, from
+its arguments; strengths are then traced (a grid is a ``vmap``) and frozen weights are
+arguments instead of constants of the program. *Gate by data*: an empty memory has weight
+zero and before the first task ends importances are zero, so that no part needs an ``if``.
 """
 
 from collections.abc import Callable, Mapping
@@ -63,16 +63,16 @@ from jaxcl.typing import (
     no_penalty,
 )
 
-#: ``{name: (state, step) -> scalar}``: read after every step, from the new state and the
+#: ``{name: (state, step) -> scalar}``: computed after every step from the new state and the
 #: :class:`~jaxcl.typing.StepRecord`.
 StepMetrics = Mapping[str, Callable[[MethodState, StepRecord], Float[Array, ""]]]
 
-#: ``(batch, replay, progress) -> scalar``: how much the replay counts beside the batch.
+#: ``(batch, replay, progress) -> scalar``: the weight of the replay relative to the batch.
 ReplayWeight = Callable[[Batch, Batch, Progress], Float[ArrayLike, ""]]
 
 
 def by_rows(batch: Batch, replay: Batch, progress: Progress) -> Float[Array, ""]:
-    """Every row counts alike, replayed or new: the loss of one joined batch.
+    """Equal weight for every row, replayed or new: the loss of one joined batch.
 
     A :data:`ReplayWeight`: the rows of the replay per row of the batch, by their weights.
     """
@@ -81,10 +81,10 @@ def by_rows(batch: Batch, replay: Batch, progress: Progress) -> Float[Array, ""]
 
 
 def by_tasks(batch: Batch, replay: Batch, progress: Progress) -> Float[Array, ""]:
-    """Every task counts alike: the replay as much as there are past tasks.
+    """Equal weight for every task: that of the replay is the number of past tasks.
 
     A :data:`ReplayWeight`, as in van de Ven and Tolias 2018, arXiv:1809.10635, where the
-    current task weighs ``1 / t``.
+    current task has weight ``1 / t``.
     """
     del batch, replay
     return progress.task.astype(jnp.float32)
@@ -112,41 +112,41 @@ def make_method(
 
     Args:
       loss: ``(params, batch, keys [b]) -> [b]``, one number per example.
-      optimizer: turns the final gradient into an update; any optax transformation, but
-        no line search, which would have to move along the gradient of the loss itself.
-        It is offered ``value``, ``grad_fn(params)`` (of loss and penalty) and
-        ``progress``. The averaged parameters of a schedule-free optimizer are the default
-        learner, and where training goes on after a task.
+      optimizer: turns the final gradient into an update; any optax transformation except
+        a line search, which needs the gradient of the loss itself. It gets ``value``,
+        ``grad_fn(params)`` (of loss and penalty) and ``progress``. The averaged parameters
+        of a schedule-free optimizer are the default learner, and training continues from
+        them after a task.
       gradient: a transformation of the raw gradient that may call ``grad_fn(params)``,
         ``replay_grad_fn(params)`` or ``task_grad_fn(params)`` (SAM, GNP, A-GEM, GEM).
-        All see the same batch and replay, and each row the same key. The identity if
+        All use the same batch and replay, and for each row the same key. The identity if
         absent.
-      regularizer: what holds parameters near the past.
-      memory: which examples come back.
+      regularizer: keeps parameters near past solutions.
+      memory: stores and replays examples.
       average: the slower copy that is evaluated.
-      reset: what touches parameters after the update to keep them able to learn.
-      replay_loss: the loss of replayed rows where it differs from that of new ones (DER).
-        It is added, not averaged with the other; both then need a pass of their own.
-      replay_weight: how much the replayed loss counts next to the current one, or a
-        function that tells at each step, such as :func:`by_rows` or :func:`by_tasks`; the
-        Python number 0 for methods that only look at its gradient (A-GEM, GEM).
+      reset: changes parameters after the update to maintain plasticity.
+      replay_loss: the loss of replayed rows if it differs from that of new ones (DER).
+        It is added, not averaged with the other; each then needs a separate pass.
+      replay_weight: the weight of the replay loss relative to the current one, or a
+        function of the step, such as :func:`by_rows` or :func:`by_tasks`; the Python
+        number 0 for methods that use only its gradient (A-GEM, GEM).
       chunk_size: rows whose activations are held at once: gradient accumulation, for
         every gradient of the loss; all if absent. See
-        :func:`jaxcl.losses.example_losses`. A regularizer that looks at rows has a
-        ``chunk_size`` of its own.
-      perturb_penalty: whether the gradient transformation sees the penalty (SAM on
+        :func:`jaxcl.losses.example_losses`. A regularizer that uses rows has its own
+        ``chunk_size``.
+      perturb_penalty: whether the gradient transformation includes the penalty (SAM on
         loss + penalty), or the penalty's gradient is added afterwards, taken at the
-        unperturbed parameters (as Create-and-Find does).
-      reset_optimizer: start the optimizer from its first state at the end of each task.
+        unperturbed parameters (as in Create-and-Find).
+      reset_optimizer: reset the optimizer to its initial state at the end of each task.
       reset_gradient: likewise the gradient transformation, so that schedules inside it
         count from the start of the task.
       metrics: further scalars for :class:`~jaxcl.typing.StepInfo`.
       learners: what is evaluated, by name and the default first; if absent the average,
-        where there is one, and the parameters.
+        if there is one, and the parameters.
 
     Returns:
-      A :class:`~jaxcl.typing.Method`. Parts that are absent leave nothing in the state
-      and nothing in the compiled program.
+      A :class:`~jaxcl.typing.Method`. Parts that are absent have no state and add nothing
+      to the compiled program.
     """
     if not callable(replay_weight):
         check_number("make_method", replay_weight=replay_weight)
@@ -185,7 +185,7 @@ def make_method(
         key = as_key("step", key)
         check_batch("step", batch)
         check_size("step", rows=num_rows(batch))
-        # New consumers are appended: the first five keys are those of committed runs.
+        # Append new uses of keys: the first five are those of committed runs.
         key_loss, key_sample, key_memory, key_reset, key_replay, *more = split(key, 7)
         params, progress = state.params, state.progress
         groups = memory.sample(key_sample, state.memory)
@@ -201,7 +201,7 @@ def make_method(
         def penalty(params):
             return regularizer.penalty(state.regularizer, params, context)
 
-        # Taken apart and added: one program for both is up to twice as slow on a CPU.
+        # Two gradients, added: one program for both is up to twice as slow on a CPU.
         def data_grad(params, *ignored):
             del ignored  # optax.contrib.sam passes the number of its inner step
             return jax.grad(objective, has_aux=True)(params)[0]
@@ -304,7 +304,7 @@ def make_method(
 
 
 def default_learner(method: Method, state: MethodState) -> PyTree:
-    """What a method evaluates where only one thing is: the first of its learners."""
+    """The default learner of a method: the first one."""
     return next(iter(method.learners(state).values()))
 
 
@@ -324,7 +324,7 @@ def _data_loss(loss, replay_loss, replay_weight: Any, chunk_size):
         if replay_loss is None and not jax.tree.leaves(batch.stored):
             replay = replay._replace(stored=batch.stored)
         if replay_loss is None and _alike(batch, replay):
-            # In one pass: two cost half as much again.
+            # In one pass: two passes cost half as much again.
             join = lambda a, b: jnp.concatenate([a, b])
             both = jax.tree.map(join, (batch, keys), (replay, replay_keys))
             shares = join(shares, past_shares) / (1 + weight)
@@ -369,7 +369,7 @@ def _by_task(past, params, groups: Batch, keys):
 
 
 def _check_params(params: Params) -> None:
-    """Refuse leaves that cannot be trained, by their path."""
+    """Refuse leaves that cannot be trained, naming their path."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         dtype = getattr(leaf, "dtype", None)
         if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
@@ -383,7 +383,7 @@ def _check_params(params: Params) -> None:
 
 
 def _shares(batch: Batch):
-    """What each row counts in the weighted mean; zeros for a batch of padding."""
+    """The normalised weights of rows; zeros for a batch of padding."""
     return safe_divide(batch.weight, jnp.sum(batch.weight))
 
 
