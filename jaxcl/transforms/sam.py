@@ -78,9 +78,9 @@ def sam(
     Returns:
       A transformation whose state, :class:`PerturbationState`, holds a few scalars. Its
       gradients have the dtypes they came in; norms and the point that ``grad_fn`` gets
-      are float32 or better, also for bfloat16 parameters, which would round the perturbation
-      away: let the model cast what it computes with. Where the gradient is zero there is
-      no perturbation.
+      are float32 or better, also for bfloat16 parameters, in which the perturbation would
+      be rounded away: let the model cast what it computes with. Where the gradient is zero
+      there is no perturbation.
 
     Raises:
       ValueError: if ``rho`` or ``eta`` is known to be negative or not finite, or an
