@@ -139,7 +139,7 @@ def make_method(
         unperturbed parameters (as in Create-and-Find).
       reset_optimizer: reset the optimizer to its initial state at the end of each task.
       reset_gradient: likewise the gradient transformation, so that schedules inside it
-        count from the start of the task.
+        count from the start of the task, and LookSAM reuses no direction of another task.
       metrics: further scalars for :class:`~jaxcl.typing.StepInfo`.
       learners: what is evaluated, by name and the default first; if absent the average,
         if there is one, and the parameters.

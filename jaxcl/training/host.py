@@ -18,7 +18,7 @@ from jaxcl.data.dataset import Dataset, Task
 from jaxcl.errors import check_kind
 from jaxcl.sharding import ShardingPlan
 from jaxcl.training.batches import first_rows, shapes_of, task_rows
-from jaxcl.training.checkpoint import saving
+from jaxcl.training.checkpoint import saving, steps
 from jaxcl.training.compiled import Build, Metrics, Program, compile_program, shard
 from jaxcl.training.identity import identity
 from jaxcl.training.interrupt import interruptible
@@ -177,7 +177,7 @@ def learn(
         if home is not None:
             enter(lock_across_processes(home))
         state, notes = program.start(params), {}
-        if start is not None:
+        if start is not None and not (home and steps(home / "checkpoints")):
             state = started_from(start, state, fresh)
         run_state = begin(state, options)
         if home is not None:

@@ -168,6 +168,8 @@ def report(
 
 def look_around(run: Run, run_state: RunState) -> RunState:
     """Evaluate on the tasks so far within one, and on its validation rows."""
+    if not run.program.metrics:
+        return run_state
     task, step = int(run_state.task), int(run_state.step)
     learners = run.program.read(run_state.state)
     key = jax.random.fold_in(task_keys(run.key, task).after, step)
