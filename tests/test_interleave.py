@@ -1,7 +1,5 @@
 """Replay as steps of its own, between those on new rows."""
 
-import inspect
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -228,15 +226,3 @@ def test_the_end_of_a_task_feeds_an_episodic_memory():
         assert kept.task[index].tolist() == [index] * 4
         for row in kept.x[index]:
             assert np.any(np.all(row == X[index], axis=1))
-
-
-def test_what_cannot_be_interleaved_is_refused():
-    """Oracle: the messages; the function itself, without the tests' type checks."""
-    bare = inspect.unwrap(interleave)
-    for build_it, words in (
-        (lambda: bare(METHOD, METHOD, every=2), "memory must be of type Memory"),
-        (lambda: bare(LOSS, MEMORIES["episodic"], every=2), "method must be"),
-        (lambda: bare(METHOD, MEMORIES["episodic"], every=0), "every must be"),
-    ):
-        with pytest.raises(ValueError, match=words):
-            build_it()

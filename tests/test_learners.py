@@ -306,10 +306,3 @@ def test_a_stream_is_evaluated_by_training_from_memory():
     expected = accuracies(LOGITS, params, STREAM)
     np.testing.assert_allclose(record.after[-1], expected, atol=1e-6)
     jax.tree.map(np.testing.assert_array_equal, state.params, PARAMS)
-
-
-def test_a_method_that_keeps_no_rows_is_told_so():
-    """Oracle: the message."""
-    state = make_method(LOSS, SGD).init(PARAMS, first_example(STREAM))
-    with pytest.raises(ValueError, match=r"kept_rows: .* memory=reservoir"):
-        nearest_mean(hidden, C)(state)

@@ -1,7 +1,5 @@
 """Placement on eight pretend devices: which axis is split, and what is refused."""
 
-import inspect
-
 import jax
 import numpy as np
 import pytest
@@ -90,16 +88,3 @@ def test_what_does_not_fit_the_devices_is_refused():
         ValueError, match=r"learn: eval_batch_size must be a multiple of the 8"
     ):
         check_rows("learn", sharding, batch_size=16, eval_batch_size=12)
-
-
-@pytest.mark.parametrize(
-    ("given", "words"),
-    [
-        ({"at_least": -1}, "at_least must be an int"),
-        ({"replicated": "lora"}, "add a comma"),
-    ],
-)
-def test_a_rule_of_wrong_numbers_or_a_single_text_is_refused(given, words):
-    """Oracle: the message; the function itself, without the tests' type checks."""
-    with pytest.raises(ValueError, match=f"fsdp: .*{words}"):
-        inspect.unwrap(fsdp)(**given)

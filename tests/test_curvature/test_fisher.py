@@ -354,28 +354,3 @@ def test_the_fisher_of_half_precision_parameters_is_kept_in_float32(key):
     )
     assert {leaf.dtype for leaf in jax.tree.leaves(found)} == {jnp.dtype("float32")}
     assert_close(found, expected, rtol=0.05)
-
-
-@pytest.mark.parametrize(
-    ("build", "message"),
-    [
-        (lambda: empirical_fisher(LOSS, chunk_size=0), "chunk_size must be at least 1"),
-        (lambda: exact_fisher(LOGITS, num_examples=0), "num_examples must be at"),
-        (lambda: sampled_fisher(LOGITS, num_draws=0), "num_draws must be at least 1"),
-        (lambda: batched_fisher(LOSS, batch_size=-1), "batch_size must be at least 1"),
-    ],
-)
-def test_sizes_below_one_are_refused(build, message):
-    """Oracle: the message."""
-    with pytest.raises(ValueError, match=message):
-        build()
-
-
-def test_logits_that_are_no_vector_are_refused(key):
-    """Oracle: the message."""
-    tokens = lambda params, batch: apply(params, batch.x)[:, None]
-    for build in (exact_fisher, sampled_fisher):
-        with pytest.raises(
-            ValueError, match=r"logits \[b, c\], got \(1, 1, 3\) for one row"
-        ):
-            build(tokens)(key, network(), make_task())

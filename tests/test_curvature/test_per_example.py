@@ -284,9 +284,3 @@ def test_the_program_may_be_read_inside_other_transformations():
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), together, in_turn
     )
     assert not np.allclose(together["in"][0], together["in"][1])
-
-
-def test_a_function_that_returns_no_pair_of_vectors_is_refused():
-    """Oracle: the message."""
-    with pytest.raises(ValueError, match="read_program: function must return"):
-        read_program(lambda p, x: (p @ x, p), jnp.ones(3), jnp.ones((2, 3)))

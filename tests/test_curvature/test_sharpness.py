@@ -73,9 +73,3 @@ def test_flat_ground_is_not_sharp():
     flat = lambda params: 0.0 * jnp.sum(params["a"])
     assert sam_sharpness(flat, PARAMS, 0.1) == 0
     assert top_eigenvalue(jax.random.key(0), flat, PARAMS, num_steps=2) == 0
-
-
-def test_no_steps_are_refused():
-    """Oracle: the documented error."""
-    with pytest.raises(ValueError, match="num_steps"):
-        top_eigenvalue(jax.random.key(0), jnp.sum, jnp.ones(2), num_steps=0)

@@ -2,7 +2,6 @@
 
 import jax
 import numpy as np
-import pytest
 
 from jaxcl.data.draws import generator, permutations, rows_without_replacement
 
@@ -36,15 +35,3 @@ def test_equal_keys_draw_equally_and_others_differ(key):
     draw = lambda key: generator(key).integers(1 << 60)
     assert draw(key) == draw(jax.random.key(0))
     assert len({draw(jax.random.fold_in(key, i)) for i in range(5)} | {draw(key)}) == 6
-
-
-def test_a_traced_key_is_refused_in_one_line(key):
-    """Oracle: the message says what to do."""
-
-    def build(key):
-        generator(key)
-        return key
-
-    with pytest.raises(ValueError, match=r"known before tracing.*stack_plans") as error:
-        jax.jit(build)(key)
-    assert "\n" not in str(error.value)

@@ -122,31 +122,6 @@ def test_a_task_may_have_a_validation_set(key):
     assert (task.train.count, task.test.count, task.valid.count) == (39, 43, 4)
 
 
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        (
-            {"valid_fraction": 0.0},
-            r"valid_fraction must be a number in \(0, 1\), got 0",
-        ),
-        ({"valid_fraction": 1.0}, r"a number in \(0, 1\), got 1"),
-        ({"valid_fraction": float("nan")}, "got nan"),
-        ({"data": as_batch(np.ones((1, 2)), [0])}, "at least two rows .* got 1"),
-        ({"data": numbered(np.zeros(43))}, "at least two rows .* got 0"),
-        (
-            {"data": as_batch(np.ones((3, 2)), np.ones((3, 2))), "stratify": True},
-            r"y must be class numbers \[n\], got float32\[3, 2\]",
-        ),
-    ],
-)
-def test_what_cannot_be_split_is_refused_in_one_line(key, change, words):
-    """Oracle: the message; a fraction of 0.1 of 43 rows is split above."""
-    given = {"data": numbered(), "valid_fraction": 0.1, **change}
-    with pytest.raises(ValueError, match=f"train_valid_split: .*{words}") as error:
-        train_valid_split(key, given.pop("data"), **given)
-    assert "\n" not in str(error.value)
-
-
 draw = jax.jit(random_rows, static_argnames="count")
 
 

@@ -2,7 +2,6 @@
 
 import jax
 import numpy as np
-import pytest
 
 from jaxcl.data import prototypes, synthetic_images
 from jaxcl.tree import at
@@ -56,10 +55,3 @@ def test_prototype_tasks_are_one_another_permuted(key):
         assert set(batch.task.tolist()) == {task}
     assert not np.array_equal(tasks[0].x, tasks[1].x)
     assert nearest_mean_accuracy(*map(np.asarray, stream.pool)) > 0.95
-
-
-@pytest.mark.parametrize("build", [synthetic_images, prototypes])
-def test_empty_sets_are_refused(key, build):
-    """Oracle: the message."""
-    with pytest.raises(ValueError, match=f"{build.__name__}: .*at least 1"):
-        build(key, num_train=0)

@@ -246,14 +246,3 @@ def test_a_loop_writes_to_the_store_in_place(name):
     """Oracle: the compiled program; control: out of order, XLA copies the store."""
     assert store_copies(name, order=True) == 0
     assert store_copies(name, order=False) > 0
-
-
-@pytest.mark.parametrize("name", BUILDERS)
-def test_what_has_no_classes_is_refused(name):
-    """Oracle: the messages."""
-    memory = BUILDERS[name](4, 2, num_classes=C)
-    targets = as_batch(np.zeros((1, 2), np.float32), np.zeros((1, 2), np.float32))
-    with pytest.raises(ValueError, match="labels must be int32"):
-        memory.init((), targets)
-    with pytest.raises(ValueError, match="num_classes must be an int of at least 1"):
-        BUILDERS[name](4, 2, num_classes=0)

@@ -1,7 +1,5 @@
 """The episodic memory keeps a fixed share of every finished task."""
 
-import inspect
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -168,21 +166,3 @@ def test_tasks_can_be_scanned_and_seeds_vmapped(key):
     for key_task, rows in zip(jax.random.split(seeds[1], 3), tasks, strict=True):
         state = end_task(key_task, state, (), rows)
     jax.tree.map(np.testing.assert_array_equal, at(1, many), state)
-
-
-@pytest.mark.parametrize("sizes", [(0, 1), (1, -1), (1, 1, 0), (1.0, 1)])
-def test_sizes_must_be_positive_ints(sizes):
-    """Oracle: the message; the function itself, without the tests' type checks."""
-    with pytest.raises(ValueError, match=r"episodic: .* must be an int of at least 1"):
-        inspect.unwrap(episodic)(*sizes)
-
-
-def test_a_wrong_task_or_selection_is_refused(key):
-    """Oracle: the message."""
-    memory = episodic(2, 2)
-    state = memory.init((), task(0))
-    with pytest.raises(ValueError, match="episodic: rows must be like the example"):
-        memory.end_task(key, state, (), task(0)._replace(x=jnp.ones((6, 3))))
-    memory = episodic(2, 2, select=lambda *args: args[2].x)
-    with pytest.raises(ValueError, match="select must return one priority per row"):
-        memory.end_task(key, state, (), task(0))

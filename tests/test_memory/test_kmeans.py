@@ -1,7 +1,5 @@
 """K-means, and the rows nearest to its centroids."""
 
-import inspect
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -128,16 +126,6 @@ def test_a_share_larger_than_the_task_and_bfloat16_features_work(key):
     state = jax.jit(memory.end_task)(key, memory.init((), task), (), task)
     assert sorted(state.kept.y[0].tolist()) == [0, 0, 0, 1, 2]
     assert state.filled.tolist() == [3]
-
-
-def test_sizes_must_be_positive_ints(key):
-    """Oracle: the message; the functions themselves, without the tests' type checks."""
-    with pytest.raises(
-        ValueError, match="kmeans_examples: num_iterations must be an int of"
-    ):
-        inspect.unwrap(kmeans_examples)(lambda _, x: x, num_iterations=0)
-    with pytest.raises(ValueError, match="kmeans: num_clusters must be an int"):
-        inspect.unwrap(kmeans)(key, jnp.ones((3, 1)), jnp.ones(3), 2.0)
 
 
 def test_a_centroid_without_mass_is_a_real_point():

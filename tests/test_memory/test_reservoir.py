@@ -1,12 +1,10 @@
 """The reservoir keeps every example of the past with the same probability."""
 
-import inspect
 import itertools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 from scipy import stats
 
 from jaxcl.memory import after, reservoir
@@ -191,26 +189,3 @@ def test_order_changes_nothing_but_speed_and_runs_vmap_like_single_ones(key):
         return jax.tree.map(lambda leaf: leaf[1], many), run(keys[1], True)
 
     jax.tree.map(np.testing.assert_array_equal, *jax.jit(compare)(key))
-
-
-@pytest.mark.parametrize("sizes", [(0, 1), (1, 0), (2.5, 1), (1, None)])
-def test_sizes_must_be_positive_ints(sizes):
-    """Oracle: the message; the function itself, without the tests' type checks."""
-    with pytest.raises(ValueError, match=r"reservoir: .* must be an int of at least 1"):
-        inspect.unwrap(reservoir)(*sizes)
-
-
-def test_rows_that_look_different_from_the_example_are_refused(key):
-    """Oracle: the message."""
-    memory = reservoir(4, 2)
-    state = memory.init((), rows(0, np.ones(1)))
-    good = rows(0, np.ones(2))
-    for bad in (
-        good._replace(x=good.x["a"]),
-        good._replace(x=good.x | {"a": jnp.ones((2, 3))}),
-        good._replace(x=good.x | {"b": jnp.ones(2)}),
-    ):
-        with pytest.raises(
-            ValueError, match="reservoir: rows must be like the example"
-        ):
-            memory.observe(key, state, seen(bad), ())

@@ -14,7 +14,6 @@ from sklearn.metrics import (
 )
 
 from jaxcl.metrics import (
-    RowMetric,
     classification,
     evaluate,
     macro_f1,
@@ -120,18 +119,3 @@ def test_padding_weights_and_chunks_change_nothing(name):
         close(evaluate([metric], (), rows, chunk_size=size), alone)
     nothing = rows._replace(weight=0 * rows.weight)
     assert all(np.isnan(v) for v in evaluate([metric], (), nothing).values())
-
-
-def test_what_is_no_number_for_each_row_is_refused_in_one_line():
-    """Oracle: the messages."""
-    for rows, words in (
-        (
-            lambda *_: {"a": jnp.zeros(())},
-            r"shape \[37, ...\], got float32\[\] for 'a'",
-        ),
-        (lambda *_: {"a": [1.0] * ROWS}, "must return a JAX array .* for 'a'"),
-        (lambda *_: jnp.zeros(ROWS), r"must return \{name: values \[b\]\}, got Arr"),
-    ):
-        with pytest.raises(ValueError, match=words) as error:
-            evaluate([RowMetric(rows)], (), LOGITS)
-        assert "\n" not in str(error.value)

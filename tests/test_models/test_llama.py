@@ -264,35 +264,3 @@ def test_computing_in_bfloat16_keeps_masters_and_losses_in_float32():
         ValueError, match="cast_compute: dtype must be a floating type, got"
     ):
         cast_compute(jnp.int32, model.apply)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"num_key_value_heads": 3}, "must divide num_attention_heads"),
-        ({"hidden_size": 18}, "divide hidden_size"),
-        ({"hidden_size": 12, "num_key_value_heads": 4}, "size must be even"),
-        ({"head_dim": 3}, "size must be even"),
-        ({"vocab_size": 0}, "vocab_size must be an int of at least 1"),
-        ({"num_hidden_layers": 2.0}, "num_hidden_layers must be an int"),
-        ({"rope_theta": 0.0}, "rope_theta must be a finite number above 0"),
-        ({"rms_norm_eps": -1.0}, "rms_norm_eps must be"),
-    ],
-)
-def test_sizes_that_do_not_fit_are_named(change, message):
-    """Oracle: the message."""
-    with pytest.raises(ValueError, match=message):
-        llama(SMALL._replace(**change))
-
-
-def test_tokens_of_another_rank_are_refused():
-    """Oracle: the message; one sequence alone is not a batch."""
-    model, params = made()
-    for x, came in (
-        (TOKENS[0], r"int32\[7\]"),
-        (jnp.zeros((2, 7)), r"float32\[2, 7\]"),
-    ):
-        words = rf"llama: x must be integer tokens \[b, n\], got {came}"
-        for function in (model.apply, model.hidden):
-            with pytest.raises(ValueError, match=words):
-                function(params, x)

@@ -3,7 +3,6 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
 from jaxcl.models import resnet
 from jaxcl.models.resnet import _convolve, _convolve_by_product
@@ -123,28 +122,3 @@ def test_units_are_the_channels_inside_each_block():
         assert layer.width == h.shape[-1] == at(layer.incoming).shape[-1]
         assert at(layer.outgoing).shape[-2] == layer.width
         assert all(at(path).shape == (layer.width,) for path in layer.vectors)
-
-
-@pytest.mark.parametrize(
-    ("options", "word"),
-    [
-        ({"width": 6, "groups": 4}, "divide"),
-        ({"width": 0}, "width"),
-        ({"blocks": ()}, "blocks"),
-        ({"blocks": (1, 0)}, "blocks"),
-        ({"stem_stride": 0}, "stem_stride"),
-    ],
-)
-def test_impossible_shapes_are_refused(options, word):
-    """Oracle: the documented error."""
-    with pytest.raises(ValueError, match=word):
-        resnet(10, **options)
-
-
-def test_anything_but_colour_images_is_refused():
-    """Oracle: the documented error, at trace time."""
-    model = resnet(2, width=4, blocks=(1,), groups=2)
-    params = jax.eval_shape(model.init, jax.random.key(0))
-    for shape in [(8, 8, 3), (2, 8, 8, 1), (2, 8, 8)]:
-        with pytest.raises(ValueError, match=r"resnet: x must be images \[b, height"):
-            jax.eval_shape(model.apply, params, jnp.zeros(shape))

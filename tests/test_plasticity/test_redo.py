@@ -137,14 +137,3 @@ def test_channels_of_a_residual_block_are_units_too():
     assert new["norm_0"]["bias"][2] == 0
     # Groups are channels 0, 1 and 2, 3: the new channel shifts its neighbour's statistics.
     assert np.abs(after - before).max() > 0
-
-
-def test_impossible_settings_are_refused():
-    """Oracle: the documented errors."""
-    model = mlp((3, 4, 2))
-    with pytest.raises(ValueError, match="units"):
-        redo(model.hidden, (), model.init)
-    with pytest.raises(ValueError, match="period"):
-        redo(model.hidden, model.units, model.init, period=0)
-    with pytest.raises(ValueError, match="threshold"):
-        redo(model.hidden, model.units, model.init, threshold=-0.1)

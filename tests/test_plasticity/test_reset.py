@@ -140,20 +140,6 @@ def test_a_chain_is_one_after_another_with_its_own_keys():
     assert chain_resets().reset(key, (), params, BATCH)[2] is None
 
 
-@pytest.mark.parametrize(
-    ("arguments", "options", "word"),
-    [
-        ((1.1, 0.1), {}, "shrink"),
-        ((0.9, -1.0), {}, "sigma"),
-        ((0.9, 0.1), {"period": 0}, "period"),
-    ],
-)
-def test_impossible_settings_are_refused(arguments, options, word):
-    """Oracle: the documented error."""
-    with pytest.raises(ValueError, match=word):
-        shrink_and_perturb(*arguments, MODEL.init, **options)
-
-
 @pytest.mark.parametrize("shape", [(8, 8), (64,)])
 def test_bfloat16_parameters_round_once(shape):
     """Oracle: the formula in NumPy, float32, rounded at its end."""

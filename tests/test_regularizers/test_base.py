@@ -155,14 +155,3 @@ def test_the_gradient_is_that_of_the_value(name):
         slope, rise = map(float, jax.jit(gap)())
     np.testing.assert_allclose(slope, rise, rtol=1e-6)
     assert abs(slope) > 1e-3
-
-
-def test_a_negative_strength_is_refused():
-    """Oracle: the message, with the name of the part."""
-    for name, part in (("l2", l2), ("l2_init", l2_init)):
-        with pytest.raises(ValueError, match=f"{name}: strength must be a finite"):
-            part(-0.1)
-    with pytest.raises(
-        ValueError, match="feature_distillation: strength must be a finite number"
-    ):
-        feature_distillation(hidden, -1)

@@ -187,12 +187,6 @@ def test_at_a_high_temperature_it_compares_logits():
     np.testing.assert_allclose(value, expected, rtol=1e-2)
 
 
-def test_a_temperature_that_is_not_positive_is_refused():
-    """Oracle: the message."""
-    with pytest.raises(ValueError, match=r"distill: temperature must be .* above 0"):
-        distill(outputs, 1.0, temperature=0.0)
-
-
 def test_features_follow_the_slow_learner_on_the_replay():
     """Oracle: a weighted mean of squared gaps, by hand; the slow side is still."""
     regularizer = feature_distillation(hidden, 0.5)

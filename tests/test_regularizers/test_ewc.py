@@ -300,27 +300,3 @@ def test_the_table_of_units_is_that_of_the_other_systems(system, halved, ratio):
     )
     ours = regularizer.penalty(state, {"w": jnp.asarray(away, jnp.float32)}, None)
     np.testing.assert_allclose(ours, penalty, rtol=1e-5)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (
-            {"strength": -1.0},
-            "ewc: strength must be a finite number .*, got -1.0",
-        ),
-        (
-            {"strength": float("nan")},
-            "ewc: strength must be a finite number .*, got nan",
-        ),
-        ({"strength": 1.0, "decay": 1.5}, r"ewc: decay must be a number in \[0, 1\]"),
-        (
-            {"strength": 1.0, "decay": 0.5, "running_mean": True},
-            "ewc: running_mean takes no decay, got 0.5; leave",
-        ),
-    ],
-)
-def test_impossible_settings_are_refused(options, message):
-    """Oracle: the message."""
-    with pytest.raises(ValueError, match=message):
-        ewc(read_fisher, **options)

@@ -14,39 +14,6 @@ from jaxcl.report.records import (
 from tests.test_report.toy_records import record, runs
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"seed": "x"}, "'seed' is of type str"),
-        ({"accuracy": "0.5"}, "'accuracy' is of type str"),
-        ({"status": "stopped"}, "'done' or 'diverged', got 'stopped'"),
-        ({"accuracy": [0.5, None]}, "between 0 and 1"),
-        ({"accuracy": [0.5, 55.0]}, "between 0 and 1"),
-        ({"accuracy": [0.5] * 3}, "'accuracy' has 3 values, expected 2"),
-        ({"measures": {"rank": [1.0]}}, "'rank' has 1 values, expected 2"),
-    ],
-)
-def test_a_malformed_record_is_named(change, message):
-    """Oracle: the message for one fault, put into the second of two records."""
-    good, bad = record(seed=0), record(seed=1, **{})
-    check([good, bad])
-    with pytest.raises(ValueError, match="record 2") as caught:
-        check([good, {**bad, **change}])
-    assert message in str(caught.value)
-
-
-def test_a_missing_field_a_double_and_nothing_at_all_are_refused():
-    """Oracle: the messages."""
-    bare = record()
-    del bare["arm"]
-    with pytest.raises(ValueError, match="lacks the field 'arm'"):
-        check([bare])
-    with pytest.raises(ValueError, match="is there twice, first as 1"):
-        check([record(), record()])
-    with pytest.raises(ValueError, match="no records"):
-        check([])
-
-
 def test_two_finished_runs_of_one_group_and_seed_are_refused_by_name():
     """Oracle: both names; controls: another seed, another number, a run that diverged."""
     first, again = record(), {**record(), "run": "again"}

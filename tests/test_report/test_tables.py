@@ -178,10 +178,3 @@ def test_a_sweep_over_words_becomes_a_table():
         "nesterov True",
     ]
     assert [row[0] for row in table.rows] == ["adam", "sgd"]
-
-
-def test_an_unknown_quantity_is_refused():
-    """Oracle: the message."""
-    found = summarize(noisy("sgd", 0), baseline="sgd")
-    with pytest.raises(ValueError, match=r"summary_table: quantity must be .*'median'"):
-        summary_table(found, quantity="median")

@@ -151,14 +151,10 @@ def test_another_structure_is_refused_with_the_differences(tmp_path):
     assert "same" not in message
 
 
-def test_bad_arguments_are_refused(tmp_path):
-    """Oracle: the documented errors."""
+def test_a_folder_without_checkpoints_is_refused(tmp_path):
+    """Oracle: the message."""
     with pytest.raises(FileNotFoundError, match="no checkpoint"):
         checkpoint.restore(tmp_path / "nowhere", {"x": jnp.ones(1)})
-    with pytest.raises(ValueError, match="step must be"):
-        checkpoint.save(tmp_path, -1, {"x": jnp.ones(1)})
-    with pytest.raises(ValueError, match="float64"):
-        checkpoint.save(tmp_path, 0, {"x": np.ones(1)})
 
 
 def test_a_tree_without_data_round_trips(tmp_path):

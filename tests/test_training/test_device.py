@@ -298,13 +298,6 @@ def test_steps_are_the_ceiling_and_bad_sizes_say_so():
         steps_for(3, batch_size=0)
 
 
-def test_axes_other_than_the_first_are_refused():
-    """Oracle: the contract; a silent zero would give wrong numbers."""
-    for axes in (1, (0, 1), (0, {"a": 0})):
-        with pytest.raises(ValueError, match="in_axes must be 0 or None"):
-            over_runs(lambda x: x, axes)
-
-
 def test_a_batch_larger_than_a_task_holds_all_of_its_rows_once(stream):
     """Oracle: gradient descent on whole tasks."""
     method = make_method(LOSS, optax.sgd(0.1))

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jaxcl.training.processes import any_across_processes, is_primary, start_processes
+from jaxcl.training.processes import any_across_processes, is_primary
 
 SCRIPT = Path(__file__).parent / "two_processes.py"
 
@@ -133,11 +133,3 @@ def test_one_process_leads_and_agrees_with_itself():
     """Oracle: the flags."""
     assert is_primary()
     assert any_across_processes(True, False) == (True, False)
-
-
-def test_processes_that_cannot_find_each_other_are_refused():
-    """Oracle: the contract; nothing is started."""
-    with pytest.raises(ValueError, match="give address, count and index, or none"):
-        start_processes("127.0.0.1:1", count=2)
-    with pytest.raises(ValueError, match="index must be from 0 to 1, got 2"):
-        start_processes("127.0.0.1:1", count=2, index=2)

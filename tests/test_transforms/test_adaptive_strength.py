@@ -16,7 +16,6 @@ from tests.test_transforms.wavy import (
     CURVATURE,
     START,
     descend,
-    grad_fn,
     run,
     slope,
     tree,
@@ -149,18 +148,3 @@ def test_a_radius_is_warmed_up_again_when_the_state_is_made_anew():
             _, state = perturb.update(w, state, w, grad_fn=jnp.sin)
             radii.append(state.rho)
     np.testing.assert_allclose(radii, [0.1, 0.2, 0.3] * 2, rtol=1e-6)
-
-
-def test_adaptive_strengths_refuse_bad_numbers():
-    """Oracle: the message."""
-    with pytest.raises(ValueError, match="adaptive_rho: target"):
-        adaptive_rho(-1.0)
-    with pytest.raises(ValueError, match="adaptive_rho: high"):
-        adaptive_rho(1.0, high=float("inf"))
-    with pytest.raises(ValueError, match="adaptive_strength: base"):
-        adaptive_strength(sam, -1.0, reference=1.0)
-    with pytest.raises(ValueError, match="adaptive_strength: reference"):
-        adaptive_strength(sam, 0.1, reference=0.0)
-    blind = adaptive_strength(sam, 0.1, reference=1.0)
-    with pytest.raises(ValueError, match="build the transformation with measure=True"):
-        blind.update(tree(START), blind.init(tree(START)), tree(START), grad_fn=grad_fn)

@@ -1,7 +1,6 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
 from jaxcl.transforms import agem, gem
 
@@ -54,11 +53,3 @@ def test_agem_is_gem_with_one_row():
     cosine = grads @ past / jnp.linalg.norm(grads) / jnp.linalg.norm(past)
     np.testing.assert_allclose(state.moved, -cosine, rtol=1e-5)
     np.testing.assert_allclose(same.moved, state.moved, rtol=1e-5)
-
-
-def test_agem_asks_for_what_it_needs():
-    """Oracle: the message."""
-    with pytest.raises(ValueError, match="agem: update needs replay_grad_fn"):
-        agem().update(jnp.ones(2), agem().init(jnp.ones(2)), jnp.ones(2))
-    with pytest.raises(ValueError, match="agem: update needs params"):
-        agem().update(jnp.ones(2), agem().init(jnp.ones(2)), replay_grad_fn=jnp.sin)

@@ -54,11 +54,3 @@ def test_c_flat_moves_only_what_its_mask_lets_it():
     for point in seen:
         np.testing.assert_array_equal(point["bias"], w["bias"])
         assert np.any(point["kernel"] != w["kernel"])
-
-
-def test_c_flat_refuses_bad_strengths():
-    """Oracle: the message."""
-    with pytest.raises(ValueError, match="c_flat: rho"):
-        c_flat(-0.1)
-    with pytest.raises(ValueError, match="c_flat: strength"):
-        c_flat(0.1, -0.1)

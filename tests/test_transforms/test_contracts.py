@@ -132,16 +132,6 @@ def test_numbers_can_be_injected_and_do_the_same(name):
     assert_close(found, want, atol=1e-6)
 
 
-def test_gradients_of_another_shape_are_refused_by_name():
-    """Oracle: the shapes that were given."""
-    params = {"w": jnp.ones(3)}
-    wrong = lambda _: {"w": jnp.ones(4)}
-    with pytest.raises(ValueError, match=r"sam: grad_fn must .* got \(4,\) for \(3,\)"):
-        sam(0.1).update(params, sam(0.1).init(params), params, grad_fn=wrong)
-    with pytest.raises(ValueError, match=r"agem: replay_grad_fn must .* got \(4,\)"):
-        agem().update(params, agem().init(params), params, replay_grad_fn=wrong)
-
-
 def test_the_battery_misses_nothing_that_is_public():
     """Oracle: the public names, less records and what is no transformation."""
     built = {name.split()[0] for name in BATTERY}

@@ -81,21 +81,6 @@ def test_strengths_of_gnp_can_be_injected():
     np.testing.assert_allclose(run(by_alpha, 2)[0], want, **close)
 
 
-def test_gnp_refuses_both_strengths_or_none():
-    """Oracle: the message."""
-    for arguments in ({}, {"alpha": 0.5, "penalty": 0.1}):
-        with pytest.raises(ValueError, match="gnp: needs exactly one of alpha"):
-            gnp(0.1, **arguments)
-    with pytest.raises(ValueError, match="gnp: alpha must be a finite number"):
-        gnp(0.1, alpha=-0.1)
-    with pytest.raises(ValueError, match="gnp: penalty must be a finite number"):
-        gnp(0.1, penalty=float("nan"))
-    with pytest.raises(ValueError, match="gnp: r must be a finite number"):
-        gnp(-0.1, alpha=0.5)
-    with pytest.raises(ValueError, match="gnp: penalty needs r above 0"):
-        gnp(0.0, penalty=0.1)
-
-
 @pytest.mark.parametrize("r", [jnp.float32(0.0), lambda count: 0.01 * count])
 def test_a_radius_of_zero_that_is_not_known_is_the_plain_gradient(r):
     """Oracle: the gradient that was given; a radius may warm up from zero."""

@@ -42,16 +42,6 @@ def test_the_radius_follows_the_learning_rate_between_its_ends():
     assert np.all(np.isfinite(changed))
 
 
-def test_gsam_refuses_bad_strengths():
-    """Oracle: the message."""
-    with pytest.raises(ValueError, match="gsam: rho must be"):
-        gsam(-1.0, 0.5)
-    with pytest.raises(ValueError, match="gsam: alpha must be"):
-        gsam(1.0, -0.5)
-    with pytest.raises(ValueError, match="rho_schedule: lr_max must differ"):
-        rho_schedule(lambda t: t, lr_max=0.1, lr_min=0.1, rho_max=0.1)
-
-
 def test_the_ends_of_the_learning_rate_may_be_traced():
     """Oracle: the same numbers, known; equal ends that are known are refused."""
     ends = {"lr_max": 0.1, "lr_min": 0.02, "rho_max": 0.6, "rho_min": 0.2}

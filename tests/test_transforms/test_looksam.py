@@ -202,20 +202,3 @@ def test_the_state_keeps_one_tree_of_directions_in_float32_or_better():
     shapes = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype), tree)
     wide = {"w": jnp.ones((3, 2)), "b": jnp.ones(2)}
     assert shapes(state.direction) == shapes(wide)
-
-
-@pytest.mark.parametrize("k", [0, -1, True])
-def test_looksam_refuses_a_period_that_is_no_positive_int(k):
-    """Oracle: the message."""
-    with pytest.raises(
-        ValueError, match="looksam: k must be a Python int of at least 1"
-    ):
-        looksam(0.3, k=k)
-
-
-def test_looksam_refuses_bad_strengths():
-    """Oracle: the message."""
-    with pytest.raises(ValueError, match="looksam: alpha"):
-        looksam(0.3, alpha=-1.0)
-    with pytest.raises(ValueError, match="looksam: rho"):
-        looksam(-0.3)

@@ -348,38 +348,6 @@ def test_gradients_keep_the_dtype_they_came_in():
     assert changed["w"].dtype == jnp.float32
 
 
-# ------------------------------------------------------------------------------ misuse
-
-
-@pytest.mark.parametrize("bad", [-0.1, float("nan"), float("inf"), np.float32(-1)])
-def test_a_bad_radius_is_refused_by_name(bad):
-    """Oracle: the message."""
-    with pytest.raises(
-        ValueError, match="sam: rho must be a finite number of at least 0"
-    ):
-        sam(bad)
-    with pytest.raises(ValueError, match="reverse_sam: rho"):
-        reverse_sam(bad)
-    with pytest.raises(ValueError, match="random_sam: rho"):
-        random_sam(jax.random.key(0), bad)
-    with pytest.raises(ValueError, match="sam: eta"):
-        sam(0.1, adaptive=True, eta=bad)
-
-
-def test_an_update_without_what_it_needs_says_what_to_pass():
-    """Oracle: the message."""
-    params = tree(START)
-    state = sam(0.1).init(params)
-    with pytest.raises(ValueError, match="sam: update needs params"):
-        sam(0.1).update(params, state, grad_fn=grad_fn)
-    with pytest.raises(ValueError, match="sam: update needs grad_fn"):
-        sam(0.1).update(params, state, params)
-    with pytest.raises(ValueError, match="return the gradients alone"):
-        update_at(sam(0.1), params, params, grad_fn=jax.value_and_grad(loss))
-    with pytest.raises(ValueError, match="sam: mask must be a tree of booleans"):
-        update_at(sam(0.1, mask={"other": True}), params, params)
-
-
 # ---------------------------------------------------------------------------- controls
 
 

@@ -1,0 +1,430 @@
+"""Wrong calls of the builders of images, streams and datasets."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxcl import data
+from jaxcl.data.draws import generator
+from jaxcl.tree import as_batch
+from jaxcl.typing import Batch
+from tests.test_misuse.table import (
+    BATCH,
+    IMAGES,
+    KEY,
+    METHOD,
+    NAN,
+    PAIR,
+    STREAM,
+    X,
+    Y,
+    assert_refused,
+    refused,
+)
+
+
+def toy(n, m, classes):
+    """A set of ``n`` and ``m`` black images, its classes in turn."""
+    x, y = np.zeros((n + m, 6, 5), np.uint8), np.arange(n + m) % classes
+    return data.as_images(x[:n], y[:n], x[n:], y[n:], name="toy")
+
+
+TOY, TOY_3 = toy(20, 9, 4), toy(30, 12, 3)
+PIXELS, LABELS = np.zeros((4, 2, 2), np.uint8), np.array([0, 1, 2, 0])
+LAST = np.arange(3)[:, None] == 2  # rows of the last task
+WEIGHT = np.ones((3, 4), np.float32)
+
+
+def permuted(key=KEY, images=IMAGES, num_tasks=2, **changes):
+    return data.permuted(key, images, num_tasks=num_tasks, **changes)
+
+
+def pairs(*chosen, **changes):
+    return data.class_pairs(TOY._replace(**changes), pairs=chosen)
+
+
+def split(images=IMAGES, **given):
+    return data.class_splits(KEY, images, **given)
+
+
+def bad_images(train_x=PIXELS, train_y=LABELS, test_x=PIXELS, test_y=LABELS, **given):
+    return data.as_images(train_x, train_y, test_x, test_y, name="bad", **given)
+
+
+def stacks(tasks=3, rows=4, **changes):
+    """Tasks of zeros, ``[tasks, rows, ...]``."""
+    number = np.repeat(np.arange(tasks, dtype=np.int32)[:, None], rows, 1)
+    x, y = np.zeros((tasks, rows, 2), np.float32), np.zeros((tasks, rows), np.int32)
+    batch = Batch(x, y, np.ones((tasks, rows), np.float32), number)
+    return batch._replace(**changes)
+
+
+def from_arrays(train, test):
+    return data.from_arrays(train, test, num_classes=5, name="made")
+
+
+def made(**changes):
+    return from_arrays(stacks(**changes), stacks(rows=2))
+
+
+def spoiled(pool, plan):
+    """Training rows whose inputs are divided by zero."""
+    batch = made().train(pool, plan)
+    return batch._replace(x=batch.x / 0)
+
+
+def short(pool, plan):
+    """Test rows with one label too few."""
+    batch = made().test(pool, plan)
+    return batch._replace(y=batch.y[1:])
+
+
+def validate(**parts):
+    return data.validate(made()._replace(**parts))
+
+
+def rows_of(task, **changes):
+    weight = changes.pop("weight", None)
+    x, y = np.zeros((3, 2), np.float32), np.zeros(3, int)
+    return as_batch(x, y, weight=weight, task=task)._replace(**changes)
+
+
+def stacked(tasks):
+    return data.stack_tasks(tasks, num_classes=2)
+
+
+def stacked_with(**changes):
+    return stacked([(rows_of(0), rows_of(0)), (rows_of(1, **changes), rows_of(1))])
+
+
+def parted(rows=BATCH, fraction=0.5, key=KEY, **given):
+    return data.train_valid_split(key, rows, valid_fraction=fraction, **given)
+
+
+def parse(item):
+    return np.ones(1) * item, 0
+
+
+REFUSED = [
+    # images
+    (lambda: data.as_images(X, [[0], [1, 2]], X, Y), "lists of equal length"),
+    (lambda: data.as_images(X, Y, X, Y, num_classes=2.0), "num_classes must"),
+    (lambda: data.subset(PAIR), "Images, got tuple; see jaxcl.data"),
+    (lambda: data.subset(IMAGES, num_train=2.0), r"in \[1, 4\], got 2.0"),
+    *[
+        (
+            lambda share=share: data.digits(test_fraction=share),
+            "digits: test_fraction must",
+        )
+        for share in (0.0, 1.0, -1.0, NAN)
+    ],
+    (
+        lambda: data.subset(TOY_3, num_train=31),
+        r"subset: toy: .*must lie in \[1, 30\], got 31",
+    ),
+    (lambda: data.subset(TOY_3, num_train=0), r"must lie in \[1, 30\], got 0"),
+    (
+        lambda: data.subset(TOY_3, num_test=5, per_class=True),
+        r"subset: toy: .*must lie in \[1, 4\], got 5",
+    ),
+    *[
+        (
+            lambda classes=classes: data.only_classes(TOY_3, classes),
+            f"only_classes: toy: .*{words}",
+        )
+        for classes, words in (
+            ([], "name at least one"),
+            ([1, 1], "each once"),
+            ([0, 3], r"leave out \[3\]"),
+            ([-1], r"leave out \[-1\]"),
+            ([0.5], r"leave out \[0.5\]"),
+            ([1.0], r"leave out \[1.0\]"),
+        )
+    ],
+    *[
+        (
+            lambda changes=changes: bad_images(**changes),
+            f"as_images: bad: .*{words}",
+        )
+        for changes, words in (
+            ({"train_x": PIXELS * 1.0}, "train pixels must be uint8.*got float64"),
+            ({"test_x": PIXELS * NAN}, "test pixels must be uint8.*got float"),
+            ({"train_y": LABELS[:3]}, "same number of rows, got 4 and 3"),
+            (
+                {"train_x": PIXELS[:0], "train_y": LABELS[:0]},
+                "train set must have rows, got none",
+            ),
+            ({"test_x": PIXELS[:, :1]}, r"same shape, got \[2, 2\] and \[1, 2\]"),
+            (
+                {"train_x": PIXELS[0], "train_y": LABELS[:2]},
+                r"must be \[n, h, w\]",
+            ),
+            ({"train_y": LABELS - 1}, r"labels must lie in \[0, 3\), got -1 to 2"),
+            ({"num_classes": 2}, r"must lie in \[0, 2\), got 0 to 2"),
+            ({"train_y": LABELS / 2}, r"labels must be \[n\] integers, got float64"),
+            ({"train_y": np.eye(4, dtype=int)}, r"labels must be \[n\] integers"),
+        )
+    ],
+    # streams
+    (lambda: permuted(key=0), "one JAX key, got 0"),
+    (lambda: permuted(key=jax.random.split(KEY)), "one JAX key, got"),
+    (lambda: permuted(images=X), "of type Images, got ndarray"),
+    (lambda: permuted(num_tasks="2"), "num_tasks must be"),
+    (lambda: permuted(normalise=True), r"finite \(mean, std > 0\).* got True"),
+    (lambda: data.from_arrays([BATCH], [BATCH], num_classes=2), "train .* got list"),
+    (lambda: data.take_tasks(STREAM, 1), "permuted-images has tasks 0 to 2, got 1"),
+    (lambda: data.take_tasks(STREAM, [True, False, True]), "got .True, False, True"),
+    (lambda: data.stack_plans(STREAM), "stream must be of type Stream, got Pool"),
+    (lambda: data.validate(METHOD), "validate: .* type Stream, got Method"),
+    (
+        lambda: jax.jit(lambda key: (generator(key), key)[1])(KEY),
+        "known before tracing.*stack_plans",
+    ),
+    (lambda: permuted(num_tasks=0), "permuted: num_tasks must be at"),
+    (
+        lambda: permuted(images=TOY, num_examples=21),
+        r"permuted: num_examples must lie in \[1, 20\].*got 21",
+    ),
+    (
+        lambda: permuted(images=TOY._replace(num_classes=3)),
+        r"toy: labels must lie in \[0, 3\), got 0 to 3",
+    ),
+    (
+        lambda: data.permuted_labels(KEY, TOY, num_tasks=1, num_examples=0),
+        "permuted_labels: num_examples",
+    ),
+    (lambda: data.rotations(TOY, []), "rotations: angles must be one finite number"),
+    (lambda: data.rotations(TOY, [NAN]), r"rotations: angles .* got \[nan\]"),
+    (
+        lambda: data.rotations(TOY, [0.0], normalise=(0.5, 0.0)),
+        "normalise must be finite",
+    ),
+    (
+        lambda: data.rotations(TOY, [0.0], normalise=(np.zeros(3), np.ones(3))),
+        r"normalise must be .*\[\] channels",
+    ),
+    (lambda: pairs((0, 4)), r"classes of 0 to 3, got \(0, 4\)"),
+    (lambda: pairs((0, 1), (2, 2)), r"different.*got \(2, 2\)"),
+    (lambda: pairs(), "an empty list"),
+    (
+        lambda: data.class_pairs(TOY._replace(num_classes=6)),
+        "class 4 of toy lacks some",
+    ),
+    (
+        lambda: split(TOY, num_tasks=5),
+        "num_tasks must be at most the 4 classes, got 5",
+    ),
+    (lambda: split(TOY), "either num_tasks or sizes, got None and None"),
+    (
+        lambda: split(TOY, num_tasks=2, sizes=(2, 2)),
+        r"either num_tasks or sizes, got 2 and \(2, 2\)",
+    ),
+    (lambda: split(TOY, sizes=(3, 2)), "at most the 4 classes, got 5"),
+    (lambda: split(TOY, sizes=(3, 0)), r"above 0, got \(3, 0\)"),
+    (lambda: split(TOY, sizes=()), r"above 0, got \(\)"),
+    (lambda: split(TOY, num_tasks=0), "num_tasks must be at least 1, got 0"),
+    (
+        lambda: split(TOY._replace(num_classes=5), num_tasks=5),
+        "class_splits: every class needs .* class 4",
+    ),
+    (lambda: split(sizes=2), "class_splits: sizes must be the classes .* got 2; give"),
+    (lambda: split(sizes=[1.0, 1.0]), r"sizes must be .* got \[1.0, 1.0\]; give"),
+    (
+        lambda: split(num_tasks=1.0),
+        "class_splits: num_tasks must be at least 1, got 1.0",
+    ),
+    (lambda: stacked([]), r"stack_tasks: tasks must be a list of pairs .* got \[\]; m"),
+    (lambda: stacked([BATCH, BATCH]), "stack_tasks: .* something else in it; make the"),
+    (lambda: stacked([(BATCH,)]), "stack_tasks: tasks must be a list of pairs"),
+    (
+        lambda: stacked([PAIR]),
+        "train of task 0: expected a Batch .* got ArrayImpl|ndarr",
+    ),
+    (
+        lambda: from_arrays(stacks(), stacks(tasks=2)),
+        "from_arrays: .*same number of tasks, got 3 and 2",
+    ),
+    (lambda: from_arrays(stacks(rows=0), stacks()), "from_arrays: .*both above 0"),
+    (
+        lambda: from_arrays(stacks(y=np.zeros((3, 5), int)), stacks()),
+        "from_arrays: .*leaves of train must",
+    ),
+    (
+        lambda: from_arrays(*[Batch(*[np.ones(3, np.float32)] * 4)] * 2),
+        r"from_arrays: .* \[tasks, rows\]",
+    ),
+    *[
+        (
+            lambda tasks=tasks: data.take_tasks(STREAM, tasks),
+            f"take_tasks: permuted-images has tasks 0 to 2, got {words}",
+        )
+        for tasks, words in (
+            (slice(3, 3), "none"),
+            ([], "none"),
+            ([3], r"\[3\]"),
+            ([-4], r"\[-4\]"),
+            (np.array([False, True, True]), r"\[False, True, True\]"),
+            (np.array([0.0, 1.0]), r"\[0.0, 1.0\]"),
+            (np.array([[0, 1]]), r"\[\[0, 1\]\]"),
+            (np.array(2), "2"),
+        )
+    ],
+    *[
+        (lambda streams=streams: data.stack_plans(streams()), f"stack_plans: .*{words}")
+        for streams, words in (
+            (lambda: [], "at least one"),
+            (lambda: [permuted(), permuted(num_tasks=3)], "another plan shapes"),
+            (
+                lambda: [permuted(), permuted(images=IMAGES._replace(test_x=255 - X))],
+                "another pool",
+            ),
+            (lambda: [permuted(), data.class_pairs(IMAGES)], "another name"),
+        )
+    ],
+    *[
+        (
+            lambda changes=changes: data.validate(made(**changes)),
+            f"validate: made: .*{words}",
+        )
+        for changes, words in (
+            (
+                {"x": np.full((3, 4, 2), np.nan, np.float32)},
+                "pool must hold finite numbers only",
+            ),
+            (
+                {"x": np.zeros((3, 4, 1), np.float32)},
+                "train and test inputs must have the same shape",
+            ),
+            (
+                {"y": np.where(LAST, 5, np.zeros((3, 4), np.int32))},
+                r"task 2 must lie in \[0, 5\), got 5 to 5",
+            ),
+            (
+                {"y": np.where(LAST, -1, np.zeros((3, 4), np.int32))},
+                r"train set of task 2 .* got -1 to -1",
+            ),
+            (
+                {"weight": WEIGHT * ~LAST},
+                "rows of weight above 0 in the train set of task 2",
+            ),
+            (
+                {"weight": WEIGHT - 2 * LAST},
+                "weights in the train set of task 2 must be",
+            ),
+            (
+                {"weight": WEIGHT[..., None]},
+                r"weight of a train batch must be \[rows\]",
+            ),
+        )
+    ],
+    (
+        lambda: validate(train=spoiled),
+        "train inputs of task 0 must hold finite",
+    ),
+    (
+        lambda: validate(test=short),
+        "test batch must have the same number of rows",
+    ),
+    (
+        lambda: validate(plan=(jnp.zeros(3), jnp.zeros(2))),
+        r"plan must have the same number of tasks, .* got",
+    ),
+    (
+        lambda: validate(plan=(jnp.zeros((0, 2)),)),
+        "plan must have the same number of tasks, above 0",
+    ),
+    *[
+        (
+            lambda changes=changes: stacked_with(**changes),
+            f"stack_tasks: .*{words}",
+        )
+        for changes, words in (
+            (
+                {"x": np.ones((3, 4), np.float32)},
+                r"train rows of task 1 must be like those of task 0, x float32\[2\] and "
+                r"y int32\[\], got x float32\[4\] and y int32\[\]; pad or cast",
+            ),
+            ({"x": np.ones((3, 2), np.int8)}, r"got x int8\[2\] and y"),
+            (
+                {"x": {"a": np.ones((3, 2), np.float32)}},
+                r"got x {'a': 'float32\[2\]'} and y",
+            ),
+            (
+                {"weight": [0, 0, 0]},
+                "train of task 1 must have rows of weight abo",
+            ),
+            ({"y": np.zeros(2, int)}, "train of task 1: expected a Batch"),
+        )
+    ],
+    # datasets and subsets
+    (
+        lambda: data.array_dataset(PAIR),
+        "array_dataset: expected a Batch .* got tuple",
+    ),
+    (lambda: data.joint(IMAGES), "joint: stream must be of type Stream, got Images"),
+    (lambda: parted(PAIR), "train_valid_split: expected a Batch .* got tuple"),
+    (
+        lambda: parted(BATCH, "0.1"),
+        r"valid_fraction must be a number .* got '0.1'; 0.1",
+    ),
+    (lambda: parted(BATCH, key=0), "train_valid_split: key must be one JAX"),
+    (lambda: data.random_rows(0, BATCH, 2), "random_rows: key must be one JAX key"),
+    (lambda: data.random_rows(KEY, PAIR, 2), "random_rows: expected a Batch .* tuple"),
+    (lambda: data.random_rows(KEY, BATCH, 0), "random_rows: count must be an int"),
+    (
+        lambda: data.random_row_numbers(KEY, 0, 2),
+        "random_row_numbers: num_rows must be an int of at least 1, .* got 0",
+    ),
+    *[
+        (
+            lambda task=task: data.jsonl_dataset("a.jsonl", parse, task=task),
+            f"jsonl_dataset: task must be an int .* got {task!r}",
+        )
+        for task in (-1, "0", None)
+    ],
+    *[
+        (
+            lambda task=task: data.source_dataset([1.0], parse, task=task),
+            f"source_dataset: task must be an int .* got {task!r}",
+        )
+        for task in (-1, "0", None)
+    ],
+    (
+        lambda: data.source_dataset(iter([1.0]), parse, task=0),
+        "source_dataset: source must have a length",
+    ),
+    (
+        lambda: data.source_dataset([], parse, task=0),
+        "source_dataset: expected at least one item",
+    ),
+    (
+        lambda: data.array_dataset(BATCH._replace(weight=0 * BATCH.weight)),
+        "array_dataset: expected rows with a weight above 0",
+    ),
+    (lambda: parted(fraction=0.0), r"a number in \(0, 1\), got 0"),
+    (lambda: parted(fraction=1.0), r"a number in \(0, 1\), got 1"),
+    (lambda: parted(fraction=NAN), "valid_fraction must be .* got nan"),
+    (
+        lambda: parted(as_batch(np.ones((1, 2)), [0])),
+        "train_valid_split: needs at least two rows .* got 1",
+    ),
+    (
+        lambda: parted(BATCH._replace(weight=0 * BATCH.weight)),
+        "train_valid_split: needs at least two rows .* got 0",
+    ),
+    (
+        lambda: parted(as_batch(np.ones((3, 2)), np.ones((3, 2))), stratify=True),
+        r"y must be class numbers \[n\], got float32\[3, 2\]",
+    ),
+    (
+        lambda: data.synthetic_images(KEY, num_train=0),
+        "synthetic_images: .*at least 1",
+    ),
+    (lambda: data.prototypes(KEY, num_train=0), "prototypes: .*at least 1"),
+]
+
+
+@refused(REFUSED)
+def test_the_wrong_call_is_refused_in_one_line(call, words):
+    """Oracle: the message says who, what was expected and what it was."""
+    assert_refused(call, words)

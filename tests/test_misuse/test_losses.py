@@ -1,0 +1,285 @@
+"""Wrong calls of batches, losses, metrics and models."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxcl import losses, metrics
+from jaxcl.models import from_flax, mlp
+from jaxcl.models.llama import LlamaConfig, llama
+from jaxcl.models.resnet import resnet
+from jaxcl.tree import as_batch
+from tests.test_misuse.table import (
+    BATCH,
+    KEY,
+    LOSS,
+    MODEL,
+    OUTPUTS,
+    PAIR,
+    PARAMS,
+    ROW,
+    Y,
+    assert_refused,
+    loss_of,
+    refused,
+)
+
+COLUMN = BATCH._replace(y=BATCH.y[:, None])
+SMALL = LlamaConfig(
+    vocab_size=11,
+    hidden_size=16,
+    intermediate_size=24,
+    num_hidden_layers=1,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+)
+THIRDS = np.array([[0.9, 0.2, 0.1], [0.5, 0.8, 0.3], [0.7, 0.4, 0.6]])
+
+
+def six(params, x, keys=None):
+    """A network with six outputs."""
+    del params, keys
+    return jnp.zeros((x.shape[0], 6))
+
+
+def column_loss(*place):
+    """A vector for each example."""
+    return LOSS(*place)[:, None]
+
+
+def evaluated(values):
+    row_metric = metrics.RowMetric(lambda *_: values)
+    return metrics.evaluate([row_metric], (), BATCH)
+
+
+def errors(*entries, **rows):
+    return metrics.summary(entries, lower_is_better=True, **rows)
+
+
+def traced(model, x, name="apply"):
+    """Call a function of a model on inputs, without computing anything."""
+    params = jax.eval_shape(model.init, KEY)
+    return jax.eval_shape(getattr(model, name), params, x)
+
+
+REFUSED = [
+    # batches
+    (lambda: as_batch(1.0, 2), r"as_batch: x and y must be .* shapes \[\(\), \(\)\]"),
+    (lambda: as_batch(BATCH.x, Y, weight=np.ones((4, 1))), r"weight \[n\].*\(4, 1\)"),
+    (lambda: as_batch(BATCH.x, Y, task=[0] * 4), r"task one int, .* task \[0, 0"),
+    (lambda: as_batch(BATCH.x, Y, task=-1), "as_batch: task .* at least 0, .* got -1"),
+    (
+        lambda: as_batch(BATCH.x, Y, task=1.5),
+        "as_batch: task must be an int .* got 1.5",
+    ),
+    (lambda: as_batch(BATCH.x, Y, weight=[1, 1, -1, 1]), "smallest weight .* got -1.0"),
+    (lambda: as_batch(BATCH.x, Y, weight=[1, np.nan, 1, 1]), "weight .* got nan"),
+    (
+        lambda: as_batch(BATCH.x, np.full(4, 2**40)),
+        "labels must fit in int32, got 1099",
+    ),
+    (
+        lambda: as_batch(BATCH.x, np.full(4, -(2**31) - 1)),
+        "labels must .* got -21474836",
+    ),
+    (lambda: as_batch(BATCH.x, Y, weight=[1, np.inf, 1, 1]), "largest .* got inf"),
+    # losses
+    (lambda: losses.single_head(MODEL), "a function, got Model; give model.apply"),
+    (lambda: loss_of(PAIR), "example_losses: expected a Batch .* got tuple; make one"),
+    (lambda: loss_of(ROW), r"example_losses: .* got leaves of shapes \[\(3,\), \(\)"),
+    (lambda: loss_of(BATCH._replace(y=BATCH.weight)), r"integers .* got float32\[4\]"),
+    (lambda: loss_of(BATCH._replace(y=jnp.eye(4, dtype=int))), r"got int32\[4, 4\]"),
+    (lambda: loss_of(BATCH, losses.cross_entropy(MODEL.apply)), "give single_head"),
+    (lambda: loss_of(BATCH, OUTPUTS), r"one number per example, .*\[4\], got \[4, 2\]"),
+    (lambda: losses.heads(MODEL.apply, 0), "heads: sizes must .* got 0"),
+    (lambda: losses.heads(MODEL.apply, "2"), "heads: sizes must .* got '2'"),
+    (lambda: losses.past_heads(MODEL.apply, 2.0), "past_heads: sizes must .* got 2.0"),
+    (lambda: losses.past_heads(MODEL.apply, [2, True]), r"sizes .* got \[2, True\]"),
+    (
+        lambda: losses.past_heads(MODEL.apply, 3)(PARAMS, BATCH),
+        "past_heads: outputs must be a multiple of the 3 classes .* got 2; give",
+    ),
+    (lambda: losses.past_heads(MODEL, 2), "past_heads: apply .* Model; give"),
+    (lambda: losses.per_example(MODEL), "per_example: loss must be a function, got"),
+    (lambda: losses.squared_error(MODEL), "squared_error: outputs .* got Model; give"),
+    (
+        lambda: loss_of(BATCH, losses.squared_error(OUTPUTS)),
+        r"squared_error: outputs and targets .* \(4, 2\) and \(4,\); reshape y",
+    ),
+    (lambda: losses.accuracy(MODEL, PARAMS, BATCH), "outputs must be a function"),
+    (lambda: metrics.summary([[1.0], [0.5, 1.0]]), "summary: .* lists of equal length"),
+    (
+        lambda: losses.heads(six, 4)(PARAMS, BATCH),
+        "heads: outputs must be a multiple of the 4 cl",
+    ),
+    *[
+        (
+            lambda build=build: build(six, [3, 2])(PARAMS, BATCH),
+            f"^{build.__name__}: outputs must be .* 5, got 6; give",
+        )
+        for build in (losses.heads, losses.past_heads)
+    ],
+    *[
+        (
+            lambda build=build, sizes=sizes: build(six, sizes),
+            f"^{build.__name__}: sizes must be the classes of",
+        )
+        for build in (losses.heads, losses.past_heads)
+        for sizes in (0, [], [2, 0], (1, -1))
+    ],
+    (
+        lambda: losses.accuracy(OUTPUTS, PARAMS, COLUMN),
+        r"accuracy: labels must be integers \[n\]",
+    ),
+    (lambda: loss_of(COLUMN), "cross_entropy: labels must be integers"),
+    (
+        lambda: loss_of(BATCH, lambda *place: LOSS(*place).mean()),
+        r"number per example, shape \[4\], got \[\]",
+    ),
+    (
+        lambda: loss_of(BATCH, column_loss),
+        r"number per example, shape \[4\], got \[4, 1\]",
+    ),
+    (
+        lambda: losses.of_one(column_loss)(PARAMS, ROW, KEY),
+        r"per example, shape \[1\], got \[1, 1\]",
+    ),
+    # metrics
+    (
+        lambda: evaluated({"a": jnp.zeros(())}),
+        r"shape \[4, ...\], got float32\[\] for 'a'",
+    ),
+    (lambda: evaluated({"a": [1.0] * 4}), "must return a JAX array .* for 'a'"),
+    (
+        lambda: evaluated(jnp.zeros(4)),
+        r"must return \{name: values \[b\]\}, got Arr",
+    ),
+    *[
+        (
+            lambda value=value: errors([value, 1.0], [1.0, 1.0]),
+            f"matrix must hold finite errors, .* got {value}",
+        )
+        for value in (np.inf, -np.inf)
+    ],
+    *[
+        (
+            lambda value=value: errors([1.0, 1.0], [1.0, 1.0], joint=[1.0, value]),
+            f"the joint row must hold finite errors, .* got {value}",
+        )
+        for value in (np.inf, -np.inf)
+    ],
+    *[
+        (lambda matrix=matrix: metrics.summary(matrix), words)
+        for matrix, words in (
+            (np.ones((2, 3)), r"shape \[..., T, T\], got \(2, 3\)"),
+            (np.ones(3), r"shape \[T, T\], got \(3,\)"),
+            (np.ones((5, 2, 2)), "summarise seeds one by one"),
+            (np.ones((0, 0)), "needs 1 or more tasks, got 0"),
+            (
+                THIRDS * 100,
+                r"fractions in \[0, 1\], got 90; divide .* lower_is_better=True",
+            ),
+            (THIRDS - 0.5, r"fractions in \[0, 1\], got -0.3"),
+            (np.full((2, 2), np.inf), r"fractions in \[0, 1\], got inf"),
+        )
+    ],
+    *[
+        (
+            lambda name=name, row=row: metrics.summary(THIRDS, **{name: row}),
+            words.format(name),
+        )
+        for name in ("untrained", "joint")
+        for row, words in (
+            ([0.1, 0.2], "{} must have one accuracy for each of"),
+            ([0.1, 0.2, 3.0], "the {} row must hold fractions"),
+            (THIRDS, r"{} must have shape \[T\], got"),
+        )
+    ],
+    # models
+    (lambda: mlp(64), r"mlp: sizes must be .* ints above 0, got 64; \(784"),
+    (lambda: mlp(("64", 10)), r"mlp: sizes must be .* got \('64', 10\); "),
+    (lambda: MODEL.init(0), r"model: key must be one JAX key, got .*int32"),
+    (lambda: mlp((3, 2), activation="relu"), "a function, got 'relu'"),
+    (
+        lambda: mlp((3, 2), init="torch"),
+        "mlp: init must be a function, got 'torch'; su",
+    ),
+    (lambda: mlp((3, 2), gain=np.nan), "mlp: gain must be a finite number .* got nan"),
+    (lambda: mlp((3, 2), out_gain=-1.0), "mlp: out_gain .* at least 0, got -1.0"),
+    (
+        lambda: from_flax(None),
+        r"module must be a function \(rngs\) .* got None; give",
+    ),
+    *[
+        (lambda sizes=sizes: mlp(sizes), r"mlp: sizes must be at least \(inputs, out")
+        for sizes in ((784,), (4, 0, 2), ())
+    ],
+    *[
+        (
+            lambda shape=shape: traced(mlp((4, 3, 2)), jnp.ones(shape)),
+            "mlp: x must hold 4 numbers per row, got shape",
+        )
+        for shape in ((4,), (5, 3), (5, 2, 4), (4, 5))
+    ],
+    *[
+        (
+            lambda activation=activation: mlp((4, 3, 2), activation=activation),
+            r"mlp: activation must map \[b, d\] to",
+        )
+        for activation in (
+            lambda x: jax.nn.relu(x)[..., :-1],
+            lambda x: jax.nn.relu(x)[:-1],
+            lambda x: jnp.concatenate([x, -x]),  # along the rows
+            lambda x: x.sum(axis=-1),
+        )
+    ],
+    *[
+        (lambda options=options: resnet(10, **options), f"resnet: .*{words}")
+        for options, words in (
+            ({"width": 6, "groups": 4}, "groups must divide width"),
+            ({"width": 0}, "width"),
+            ({"blocks": ()}, "blocks"),
+            ({"blocks": (1, 0)}, "blocks"),
+            ({"stem_stride": 0}, "stem_stride"),
+        )
+    ],
+    *[
+        (
+            lambda shape=shape: traced(
+                resnet(2, width=4, blocks=(1,), groups=2), jnp.zeros(shape)
+            ),
+            r"resnet: x must be images \[b, height",
+        )
+        for shape in ((8, 8, 3), (2, 8, 8, 1), (2, 8, 8))
+    ],
+    *[
+        (lambda change=change: llama(SMALL._replace(**change)), f"llama: .*{words}")
+        for change, words in (
+            ({"num_key_value_heads": 3}, "must divide num_attention_heads"),
+            ({"hidden_size": 18}, "divide hidden_size"),
+            ({"hidden_size": 12, "num_key_value_heads": 4}, "size must be even"),
+            ({"head_dim": 3}, "size must be even"),
+            ({"vocab_size": 0}, "vocab_size must be an int of at least 1"),
+            ({"num_hidden_layers": 2.0}, "num_hidden_layers must be an int"),
+            ({"rope_theta": 0.0}, "rope_theta must be a finite number above 0"),
+            ({"rms_norm_eps": -1.0}, "rms_norm_eps must be"),
+        )
+    ],
+    *[
+        (
+            lambda x=x, name=name: traced(llama(SMALL), x, name),
+            rf"llama: x must be integer tokens \[b, n\], got {words}",
+        )
+        for x, words in (
+            (jnp.zeros(7, jnp.int32), r"int32\[7\]"),
+            (jnp.zeros((2, 7)), r"float32\[2, 7\]"),
+        )
+        for name in ("apply", "hidden")
+    ],
+]
+
+
+@refused(REFUSED)
+def test_the_wrong_call_is_refused_in_one_line(call, words):
+    """Oracle: the message says who, what was expected and what it was."""
+    assert_refused(call, words)

@@ -1,0 +1,213 @@
+"""Wrong calls of training loops, sharding, checkpoints and reports."""
+
+import re
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh
+
+from jaxcl import training
+from jaxcl.data import Task
+from jaxcl.metrics import RowMetric
+from jaxcl.report import records
+from jaxcl.report.summaries import grid, summarize
+from jaxcl.report.tables import summary_table
+from jaxcl.sharding import AXES, fsdp, replicate
+from jaxcl.training import checkpoint, over_runs, start_processes
+from tests.test_misuse.table import (
+    BATCH,
+    IMAGES,
+    KEY,
+    LOSS,
+    METHOD,
+    OPTIONS,
+    OUTPUTS,
+    PARAMS,
+    SIZES,
+    STATE,
+    STREAM,
+    TASKS,
+    X,
+    Y,
+    assert_refused,
+    refused,
+)
+from tests.test_report.test_summaries import noisy, sweep
+from tests.test_report.toy_records import record
+
+EXPLICIT = (AxisType.Explicit,) * 3
+MESH = training.make_mesh(devices=jax.devices()[:1])
+SGD = noisy("sgd", 0)
+THIRD = record("sam", 9, hyper={"learning_rate": 0.1, "rho": 0.5, "eta": 1.0})
+
+
+def walk(key=KEY, **changes):
+    given = {"method": METHOD, "stream": STREAM, "state": STATE, **SIZES, **changes}
+    return training.run_stream(key, **given)
+
+
+def learn(build=lambda frozen: METHOD, tasks=TASKS, options=OPTIONS, **others):
+    given = {"params": PARAMS, "folder": "nowhere", **others}
+    return training.learn(KEY, build, given.pop("params"), tasks, options, **given)
+
+
+def scored(score):
+    rows = lambda params, frozen, batch: {"odd": score(batch.x[:, 0])}
+    return learn(metrics=RowMetric(rows))
+
+
+def placed(rule=replicate, mesh=MESH):
+    return learn(sharding=training.ShardingPlan(mesh, rule))
+
+
+def grid_of(found=(), rows="rho", columns="learning_rate", **options):
+    return grid([*sweep(), *found], rows=rows, columns=columns, **options)
+
+
+REFUSED = [
+    # loops
+    (lambda: walk(method=STREAM, stream=METHOD), "method must .* Method, got Stream"),
+    (lambda: walk(num_steps=0), "run_stream: num_steps must be an int of at least 1"),
+    (lambda: walk(key=7), "run_stream: key must be one JAX key, got 7; make it by"),
+    (lambda: walk(stream=IMAGES), "run_stream: stream must .* Stream, got Images"),
+    (lambda: walk(state=PARAMS), "state must be of type MethodState, got dict"),
+    (lambda: walk(tasks=[0, 3]), r"has tasks 0 to 2, got \[0, 3\]; list some"),
+    (lambda: training.first_example([STREAM]), "first_example: .* got list"),
+    (lambda: training.accuracy_row(STREAM, OUTPUTS), "accuracy_row: .* got function"),
+    (lambda: training.steps_for(8.0, batch_size=2), "num_rows must be an int"),
+    (lambda: training.make_mesh(fsdp=0), "make_mesh: fsdp must be an int .* got 0"),
+    (lambda: training.make_mesh(data="1"), "make_mesh: data must be an int .* got '1'"),
+    (lambda: training.make_mesh(tensor=None), "make_mesh: tensor must .* got None"),
+    (lambda: learn(build=METHOD), r"function of \(frozen\), got Method"),
+    (lambda: learn(build=lambda: METHOD), r"\(frozen\), got one of \(\)"),
+    (
+        lambda: learn(build=lambda _: LOSS),
+        "Method, got function; let build return",
+    ),
+    (lambda: learn(params={"w": 1.0}), "tree of float arrays, got 1.0; give"),
+    (lambda: learn(params={"w": Y}), r"tree of float arrays, got \[0 1 0 1\]; give"),
+    (
+        lambda: learn(params=None),
+        "params must be a tree of float arrays, got None; give",
+    ),
+    (
+        lambda: learn(tasks=[Task("a", BATCH, BATCH)]),
+        "train must be of type Dataset, got Batch; .* array_dataset",
+    ),
+    (lambda: learn(tasks=iter(TASKS)), "tasks must be a list of tasks, got list_iter"),
+    (lambda: learn(tasks=TASKS[0]), "tasks must be a list of tasks, got Task; make"),
+    (lambda: learn(tasks=STREAM), "of type Task, got Pool; .* stream_tasks"),
+    (lambda: learn(options={"num_steps": 2}), "options must be of type Options, got {"),
+    (lambda: learn(folder=3), "learn: folder must be a path, got 3; give"),
+    (lambda: learn(metadata=[1]), r"metadata must .* got \[1\]; give a dict of finite"),
+    (
+        lambda: learn(metadata="hi"),
+        "learn: metadata must .* got 'hi'; give a dict of finite",
+    ),
+    (lambda: learn(metadata={"a": X}), "learn: metadata must be a dict of .* not JSON"),
+    (lambda: placed(mesh=replicate), "learn: mesh must be of type Mesh, got function"),
+    (
+        lambda: placed(None),
+        r"rule must be a function of \(path, shape, mesh\), got None",
+    ),
+    (
+        lambda: placed(mesh=Mesh(MESH.devices[0], ("data", "tensor"))),
+        "mesh must have the axes data, fsdp, tensor, all Auto, got Mesh.* make_mesh",
+    ),
+    (
+        lambda: placed(mesh=Mesh(MESH.devices, AXES, axis_types=EXPLICIT)),
+        r"mesh must have .* all Auto, got Mesh.*Explicit",
+    ),
+    (
+        lambda: placed(lambda path, shape, mesh: None),
+        r"a PartitionSpec that splits params/hidden_0/bias \[4\] .* got None; see fsdp",
+    ),
+    (
+        lambda: placed(lambda path, shape, mesh: ("fsdp",)),
+        r"got \('fsdp',\); see fsdp",
+    ),
+    (lambda: scored(lambda x: (x, x)), "rows must return a JAX array .* got tuple"),
+    (lambda: scored(lambda x: [x]), r"rows must return a JAX array .* got \["),
+    (lambda: scored(lambda x: None), r"rows must return a JAX array .* got None"),
+    (lambda: scored(lambda x: np.ones(x.shape)), "rows must .* for 'odd'; return"),
+    (
+        lambda: scored(lambda x: x + 1j),
+        r"a real number .* \[256, ...\], got complex64\[256",
+    ),
+    (lambda: checkpoint.save("nowhere", 1, PARAMS, metadata={"a": X}), "not JSON"),
+    (
+        lambda: checkpoint.saving("x", metadata={"a": X}).__enter__(),
+        "metadata must be a dict",
+    ),
+    (lambda: checkpoint.save("nowhere", 1.0, PARAMS), "step must be an int .* got 1.0"),
+    (lambda: checkpoint.save("nowhere", 1, {"a": "b"}), r"\['a'\] must be an array"),
+    *[
+        (
+            lambda axes=axes: over_runs(lambda x: x, axes),
+            "over_runs: in_axes must be 0 or None",
+        )
+        for axes in (1, (0, 1), (0, {"a": 0}))
+    ],
+    (lambda: fsdp(at_least=-1), "fsdp: at_least must be an int"),
+    (lambda: fsdp(replicated="lora"), "fsdp: .*add a comma"),
+    (
+        lambda: start_processes("127.0.0.1:1", count=2),
+        "give address, count and index, or none",
+    ),
+    (
+        lambda: start_processes("127.0.0.1:1", count=2, index=2),
+        "index must be from 0 to 1, got 2",
+    ),
+    (lambda: checkpoint.save("nowhere", -1, PARAMS), "step must be .* got -1"),
+    (lambda: checkpoint.save("nowhere", 0, {"x": np.ones(1)}), "x.* is float64"),
+    # reports
+    (lambda: records.check("results.jsonl"), "record must be of type dict, got 'r'"),
+    *[
+        (
+            lambda change=change: records.check(
+                [record(), {**record(seed=1), **change}]
+            ),
+            f"record 2 .*{re.escape(words)}",
+        )
+        for change, words in (
+            ({"seed": "x"}, "'seed' is of type str"),
+            ({"accuracy": "0.5"}, "'accuracy' is of type str"),
+            ({"status": "stopped"}, "'done' or 'diverged', got 'stopped'"),
+            ({"accuracy": [0.5, None]}, "between 0 and 1"),
+            ({"accuracy": [0.5, 55.0]}, "between 0 and 1"),
+            ({"accuracy": [0.5] * 3}, "'accuracy' has 3 values, expected 2"),
+            ({"measures": {"rank": [1.0]}}, "'rank' has 1 values, expected 2"),
+        )
+    ],
+    (
+        lambda: records.check([{k: v for k, v in record().items() if k != "arm"}]),
+        "lacks the field 'arm'",
+    ),
+    (lambda: records.check([record(), record()]), "is there twice, first as 1"),
+    (lambda: records.check([]), "there are no records"),
+    (lambda: summarize(SGD, baseline="adam"), "no run of the baseline 'adam'.*'sgd'"),
+    (
+        lambda: summarize(SGD, baseline="sgd", quantity="median"),
+        "summarize: quantity must be one of",
+    ),
+    (
+        lambda: summarize(
+            [*SGD, {**record("sgd", 3, [0.5] * 10), "run": "again"}], baseline="sgd"
+        ),
+        r"seed=3\) and .*again\) agree .* seed 3;",
+    ),
+    (
+        lambda: summary_table(summarize(SGD, baseline="sgd"), quantity="median"),
+        "summary_table: quantity must be .*'median'",
+    ),
+    (lambda: grid_of(quantity="median"), "grid: quantity must be one of .*'median'"),
+    (lambda: grid_of([record("sgd")]), "grid: .*one setting and one arm"),
+    (lambda: grid_of(columns="momentum"), "grid: .*lacks 'rho' or 'momentum'"),
+    (lambda: grid_of([THIRD]), "grid: .*differ in more than"),
+]
+
+
+@refused(REFUSED)
+def test_the_wrong_call_is_refused_in_one_line(call, words):
+    """Oracle: the message says who, what was expected and what it was."""
+    assert_refused(call, words)
