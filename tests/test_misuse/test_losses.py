@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import linen, nnx
 
 from jaxcl import losses, metrics
 from jaxcl.models import from_flax, mlp
@@ -33,6 +34,7 @@ SMALL = LlamaConfig(
     num_attention_heads=4,
     num_key_value_heads=2,
 )
+NORM = "replace running statistics .BatchNorm. by GroupNorm or LayerNorm"
 THIRDS = np.array([[0.9, 0.2, 0.1], [0.5, 0.8, 0.3], [0.7, 0.4, 0.6]])
 
 
@@ -54,6 +56,32 @@ def evaluated(values):
 
 def errors(*entries, **rows):
     return metrics.summary(entries, lower_is_better=True, **rows)
+
+
+class Net(nnx.Module):
+    """A layer, and the parts that are given."""
+
+    def __init__(self, rngs, **parts):
+        self.last = nnx.Linear(3, 2, rngs=rngs)
+        for name, part in parts.items():
+            setattr(self, name, part)
+
+    def __call__(self, x):
+        return self.last(x)
+
+
+class Statistics(linen.Module):
+    """Running statistics in linen."""
+
+    @linen.compact
+    def __call__(self, x):
+        return linen.BatchNorm(use_running_average=True)(linen.Dense(2)(x))
+
+
+def bare(module, *x):
+    """A model without ``hidden``, asked for it."""
+    model = from_flax(module, *x)
+    return model.hidden(model.init(KEY), BATCH.x)
 
 
 def traced(model, x, name="apply"):
@@ -196,6 +224,39 @@ REFUSED = [
         )
     ],
     # models
+    *[
+        (lambda build=build: from_flax(build), words)
+        for build, words in (
+            (
+                lambda rngs: nnx.relu,
+                "must return an nnx module, got .*return the module",
+            ),
+            (
+                lambda rngs: Net(rngs, norm=nnx.BatchNorm(4, rngs=rngs)),
+                rf"norm.mean \(BatchStat\), norm.var \(BatchStat\); {NORM}",
+            ),
+            (Net(nnx.Rngs(0), norm=nnx.BatchNorm(4, rngs=nnx.Rngs(0))), NORM),
+            (lambda rngs: Net(rngs, scale=jnp.ones(2)), r"got scale \(float32\[2\]\);"),
+            (
+                lambda rngs: Net(rngs, k=nnx.data(jnp.ones(3))),
+                r"got k \(float32\[3\]\);",
+            ),
+            (
+                lambda rngs: Net(rngs, v=nnx.Variable(jnp.ones(3))),
+                r"got v \(Variable\)",
+            ),
+            (
+                linen.Dense(2),
+                r"linen module needs x, .* got None; give from_flax\(module, x",
+            ),
+        )
+    ],
+    (
+        lambda: from_flax(Statistics(), BATCH.x),
+        f"may hold params only, got batch_stats; {NORM}",
+    ),
+    (lambda: bare(Net), "no hidden activations; give them as from"),
+    (lambda: bare(linen.Dense(2), BATCH.x), "no hidden activations; give them as from"),
     (lambda: mlp(64), r"mlp: sizes must be .* ints above 0, got 64; \(784"),
     (lambda: mlp(("64", 10)), r"mlp: sizes must be .* got \('64', 10\); "),
     (lambda: MODEL.init(0), r"model: key must be one JAX key, got .*int32"),

@@ -262,55 +262,6 @@ def test_every_dropout_of_a_module_has_masks_of_its_own():
 # what is refused
 
 
-class Statistics(linen.Module):
-    """Running statistics in linen."""
-
-    @linen.compact
-    def __call__(self, x):
-        return linen.BatchNorm(use_running_average=True)(linen.Dense(2)(x))
-
-
-NORM = "replace running statistics .BatchNorm. by GroupNorm or LayerNorm"
-
-
-@pytest.mark.parametrize(
-    ("give", "words"),
-    [
-        (
-            (lambda rngs: nnx.relu,),
-            "must return an nnx module, got .*return the module",
-        ),
-        (
-            (lambda rngs: Net(rngs, norm=nnx.BatchNorm(4, rngs=rngs)),),
-            rf"norm.mean \(BatchStat\), norm.var \(BatchStat\); {NORM}",
-        ),
-        ((Net(nnx.Rngs(0), norm=nnx.BatchNorm(4, rngs=nnx.Rngs(0))),), NORM),
-        ((lambda rngs: Net(rngs, scale=jnp.ones(2)),), r"got scale \(float32\[2\]\);"),
-        ((lambda rngs: Net(rngs, k=nnx.data(jnp.ones(3))),), r"k \(float32\[3\]\);"),
-        ((lambda rngs: Net(rngs, v=nnx.Variable(jnp.ones(3))),), r"got v \(Variable\)"),
-        ((Statistics(), X), f"may hold params only, got batch_stats; {NORM}"),
-        (
-            (LinenNet(),),
-            r"linen module needs x, .* got None; give from_flax\(module, x",
-        ),
-    ],
-)
-def test_what_cannot_be_a_pure_function_is_refused_when_it_is_built(give, words):
-    """Oracle: the message, in one line; the other tests build what can."""
-    with pytest.raises(ValueError, match=words) as error:
-        from_flax(*give)
-    assert "\n" not in str(error.value)
-
-
-def test_a_model_without_hidden_activations_says_so():
-    """Oracle: the message."""
-    for model in (from_flax(Net), from_flax(LinenNet(), X)):
-        with pytest.raises(
-            ValueError, match=r"no hidden activations; give them as from"
-        ):
-            model.hidden(model.init(KEY), X)
-
-
 def test_kernels_are_drawn_and_everything_else_is_kept():
     """Oracle: bounds of the uniform law; vectors bit for bit; dtypes."""
     params = {
