@@ -1,4 +1,4 @@
-"""One battery for every public regularizer, memory, average and renewal.
+"""One battery for every public regularizer, memory, average and reset.
 
 Transformations have theirs in ``test_transforms/test_contracts.py``, whole methods in
 ``test_methods.py``. Oracles: the state before, the record without ``vmap`` and
@@ -67,7 +67,7 @@ AVERAGES = {
     "interpolate": lambda: averages.interpolate(0.5),
     "wise_ft": lambda: averages.wise_ft(0.5),
 }
-RENEWALS = {
+RESETS = {
     "no_reset": lambda: Reset(),
     "shrink_and_perturb": lambda: plasticity.shrink_and_perturb(0.9, 0.1, MODEL.init),
     "redo": lambda: plasticity.redo(
@@ -124,12 +124,12 @@ def cycle(record, key, params, batch):
     return states, out
 
 
-CASES = {**REGULARIZERS, **MEMORIES, **AVERAGES, **RENEWALS}
+CASES = {**REGULARIZERS, **MEMORIES, **AVERAGES, **RESETS}
 KINDS = {
     **dict.fromkeys(REGULARIZERS, Regularizer),
     **dict.fromkeys(MEMORIES, Memory),
     **dict.fromkeys(AVERAGES, Average),
-    **dict.fromkeys(RENEWALS, Reset),
+    **dict.fromkeys(RESETS, Reset),
 }
 
 
@@ -216,7 +216,7 @@ def test_every_state_can_be_donated_beside_the_parameters(name):
     give((ended, params) if isinstance(record, Regularizer) else ended)
 
 
-@pytest.mark.parametrize("name", RENEWALS)
+@pytest.mark.parametrize("name", RESETS)
 def test_padding_alone_renews_nothing(name):
     """Oracle: parameters and traces before; only counters may move.
 
@@ -224,7 +224,7 @@ def test_padding_alone_renews_nothing(name):
     """
     if name in ("shrink_and_perturb", "chain_resets"):
         pytest.skip("acts by the count of steps, whatever the rows")
-    record = RENEWALS[name]()
+    record = RESETS[name]()
     key, params = jax.random.key(6), PARAMS
     state, params, _ = jax.jit(record.reset)(
         key, record.init(params, BATCH), params, BATCH

@@ -147,10 +147,10 @@ def test_sum_of_is_associative():
 
 def test_where_a_penalty_acts_matters_with_sam_and_not_without():
     """Law and its negative control."""
-    pull = l2_init(0.3)
-    late = learned(MAKE(regularizer=pull, perturb_penalty=False))
-    assert_law(late, learned(MAKE(regularizer=pull)))
-    with_sam = functools.partial(MAKE, gradient=sam(0.5), regularizer=pull)
+    penalty = l2_init(0.3)
+    late = learned(MAKE(regularizer=penalty, perturb_penalty=False))
+    assert_law(late, learned(MAKE(regularizer=penalty)))
+    with_sam = functools.partial(MAKE, gradient=sam(0.5), regularizer=penalty)
     assert_different(learned(with_sam(perturb_penalty=False)), learned(with_sam()))
 
 
@@ -326,7 +326,7 @@ def test_statistics_of_some_leaves_restart_like_those_of_all(optimizer):
 
 
 def test_statistics_of_other_shapes_cannot_restart_and_it_is_said():
-    """Oracle: the message; without a renewal the same optimizer learns."""
+    """Oracle: the message; without a reset the same optimizer learns."""
     everywhere = jax.tree.map(lambda leaf: jnp.ones(leaf.shape, bool), setting()[1])
     reset = Reset(no_state, lambda k, s, p, b: (s, p, everywhere))
     batch = at(slice(8), task(1))
@@ -483,7 +483,7 @@ def test_loss_and_penalty_are_reported_apart():
 
 
 def test_accumulated_gradients_learn_what_whole_batches_learn():
-    """Oracle: no chunks. Three of eleven rows at once leaves a rest; SAM climbs once."""
+    """Oracle: no chunks. Three of eleven rows at once leaves a rest; SAM perturbs once."""
     parts = {
         "gradient": sam(0.05),
         "memory": reservoir(12, sample_size=3),

@@ -253,7 +253,7 @@ def one_row(row):
     return jax.tree.map(lambda leaf: leaf[None], row)
 
 
-PULLING = {
+PENALISED = {
     "l2_init": lambda **more: methods.l2_init(LOSS, SGD, strength=0.1, **more),
     "ewc": lambda **more: methods.ewc(LOSS, SGD, strength=1.0, **more),
     "learning_without_forgetting": lambda **more: methods.learning_without_forgetting(
@@ -265,9 +265,9 @@ PULLING = {
 }
 
 
-@pytest.mark.parametrize("name", PULLING)
+@pytest.mark.parametrize("name", PENALISED)
 def test_a_second_penalty_does_not_silently_replace_the_first(name):
     """Oracle: Python refuses an argument given twice; an absent one is negative control."""
-    PULLING[name](replay_weight=0.5)
+    PENALISED[name](replay_weight=0.5)
     with pytest.raises(TypeError, match=r"multiple values for .* 'regularizer'"):
-        PULLING[name](regularizer=l2(1.0))
+        PENALISED[name](regularizer=l2(1.0))

@@ -98,7 +98,7 @@ CHUNKED = {
 
 MASK = {"hidden_0": True, "out": {"kernel": True, "bias": False}}
 ALIGNED = lambda s: transforms.sam(s, measure=True)
-BENDS = {
+GRADIENTS = {
     "sam_adaptive": lambda: transforms.sam(0.5, adaptive=True, measure=True),
     "sam_masked_schedule": lambda: transforms.sam(RISING, mask=MASK, measure=True),
     "gnp": lambda: transforms.gnp(0.1, alpha=0.6, measure=True),
@@ -115,7 +115,7 @@ BENDS = {
 }
 
 
-def fisher_pull():
+def fisher_penalty():
     """Elastic weight consolidation on the empirical Fisher."""
     return regularizers.ewc(curvature.empirical_fisher(LOSS), 3.0)
 
@@ -125,7 +125,7 @@ def everything_with(optimizer):
     return composed(
         optimizer,
         gradient=transforms.looksam(0.1, k=2),
-        regularizer=fisher_pull(),
+        regularizer=fisher_penalty(),
         memory=memory.reservoir(12, 6),
         average=averages.ema(0.8),
         reset=plasticity.redo(
@@ -147,12 +147,12 @@ OPTIONS = {
         SGD, memory=memory.reservoir(12, 6), replay_weight=0.5
     ),
     "sam_sees_penalty": lambda: composed(
-        SGD, gradient=transforms.sam(0.1), regularizer=fisher_pull()
+        SGD, gradient=transforms.sam(0.1), regularizer=fisher_penalty()
     ),
     "sam_without_penalty": lambda: composed(
         SGD,
         gradient=transforms.sam(0.1),
-        regularizer=fisher_pull(),
+        regularizer=fisher_penalty(),
         perturb_penalty=False,
     ),
     "everything": lambda: everything_with(optax.sgd(0.1, momentum=0.9)),
@@ -161,13 +161,13 @@ OPTIONS = {
 
 # --------------------------------------------------- regularizers, averages, plasticity
 
-PULLS = {
+PENALTIES = {
     "l2": lambda: regularizers.l2(0.05),
     "l2_init": lambda: regularizers.l2_init(0.05),
     "box": lambda: regularizers.box(0.1),
     "boxed": lambda: regularizers.boxed(regularizers.l2(0.05), 0.1),
     "distill": lambda: regularizers.distill(LOGITS, 1.0, chunk_size=4),
-    "scaled": lambda: regularizers.scaled(2.0, fisher_pull()),
+    "scaled": lambda: regularizers.scaled(2.0, fisher_penalty()),
     "sum_of": lambda: regularizers.sum_of(
         regularizers.l2_init(0.05),
         regularizers.distill(LOGITS, 1.0),
@@ -248,11 +248,11 @@ def on_padded(build):
 
 
 def with_reset(build):
-    """Learn by Adam with units renewed."""
+    """Learn by Adam with resets of units."""
     return run(lambda: composed(ADAM, reset=build(MODEL))())
 
 
-def renewed_pairs(build):
+def reset_pairs(build):
     """The same where each unit has two activations and a normalisation."""
     logits = single_head(NORMED.apply)
     method = lambda: composed(ADAM, logits=logits, reset=build(NORMED))()
@@ -266,11 +266,11 @@ RUNS = {
     **named("heads", HEADS, on_heads),
     **named("padded", PADDED, on_padded),
     **named("chunked", CHUNKED, run),
-    **named("gradient", BENDS, with_part("gradient")),
+    **named("gradient", GRADIENTS, with_part("gradient")),
     **named("options", OPTIONS, lambda build: run(build())),
-    **named("regularizer", PULLS, with_part("regularizer")),
+    **named("regularizer", PENALTIES, with_part("regularizer")),
     **named("average", AVERAGES, with_part("average")),
     **named("reset", RESETS, with_reset),
-    **named("renewal_of_pairs", PAIRS, renewed_pairs),
+    **named("renewal_of_pairs", PAIRS, reset_pairs),
     "regularizer/feature_distillation": feature_distillation,
 }

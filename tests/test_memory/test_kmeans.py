@@ -34,7 +34,7 @@ def test_lloyd_equals_loops_over_points(chunk_size):
     arrays = map(jnp.asarray, (points, weight, start))
     found = jax.jit(lloyd, static_argnums=(3, 4))(*arrays, 4, chunk_size)
     np.testing.assert_allclose(found, loop_lloyd(points, weight, start, 4), atol=1e-5)
-    np.testing.assert_array_equal(found[4], start[4])  # nobody is near
+    np.testing.assert_array_equal(found[4], start[4])  # no point is near
 
 
 @pytest.mark.parametrize("chunk_size", [4, 100])

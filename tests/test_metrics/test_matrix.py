@@ -274,7 +274,7 @@ def test_the_first_of_many_gaps_is_named_and_gaps_in_rows_are_found():
     assert report["intransigence"].reason == "an entry of joint was not measured"
     for name in set(OF_MATRIX) - {"forgetting"}:
         np.testing.assert_allclose(report[name].value, BY_HAND[name])
-    # The first entry of the untrained row is read by nobody.
+    # The first entry of the untrained row is not used.
     report = summary(HAND, untrained=[np.nan, 0.1, 0.2])
     np.testing.assert_allclose(report["forward_transfer"].value, 0.1)
     report = summary(HAND, untrained=[0.1, np.nan, 0.2])

@@ -110,7 +110,7 @@ def test_it_is_the_published_loop(name):
         np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-4)
     times = sorted({t for t, _, _ in born})
     assert np.flatnonzero(touched["hidden_1"]["kernel"]).tolist() == times
-    assert min(times) >= 2  # nobody is mature before
+    assert min(times) >= 2  # no unit is mature before
     for traces, width in zip(state, (6, 5), strict=True):
         assert traces.age.shape == (width,)
         assert np.all(traces.pending < 1)
@@ -158,7 +158,7 @@ def test_seeds_under_vmap_are_seeds_one_by_one():
 
     keys, pending = jax.random.split(jax.random.key(6), 2), jnp.array([0.0, 0.9])
     program = jax.jit(jax.vmap(run)).lower(keys, pending)
-    assert "stablehlo.case" in program.as_text()  # skipped when nobody is due
+    assert "stablehlo.case" in program.as_text()  # skipped when no run is due
     together = program.compile()(keys, pending)
     for k in range(2):
         alone = jax.jit(run)(keys[k], pending[k])

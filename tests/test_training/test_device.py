@@ -106,7 +106,7 @@ def test_every_pass_visits_every_real_row_once(rows, batch, steps):
 
 
 def test_two_passes_have_different_orders():
-    """Negative control of the law above: the order is drawn anew."""
+    """Negative control of the law above: the order is drawn again."""
     order = batch_order(jax.random.key(0), jnp.ones(50), num_steps=10, batch_size=10)
     first, second = np.asarray(order).reshape(2, 50)
     assert not np.array_equal(first, second)

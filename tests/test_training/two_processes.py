@@ -56,9 +56,11 @@ def main(folder, devices, *rest):
     ]
 
     def build(rate):
-        pull = ewc(empirical_fisher(loss), 10.0)
-        bent = random_sam(jax.random.key(9), 0.05)  # its state holds a key
-        return make_method(loss, optax.adam(rate), gradient=bent, regularizer=pull)
+        penalty = ewc(empirical_fisher(loss), 10.0)
+        gradient = random_sam(jax.random.key(9), 0.05)  # its state holds a key
+        return make_method(
+            loss, optax.adam(rate), gradient=gradient, regularizer=penalty
+        )
 
     sharding = ShardingPlan(make_mesh(data=2, fsdp=2), fsdp(at_least=256))
     result = learn(

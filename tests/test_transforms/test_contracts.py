@@ -45,7 +45,7 @@ BATTERY = {
     "adaptive_rho": lambda: adaptive_rho(0.2),
     "adaptive_strength": lambda: adaptive_strength(measuring_sam, 0.3, reference=1.0),
 }
-COMPILED = ("gem", "looksam")  # loops and branches alone compile anew at every call
+COMPILED = ("gem", "looksam")  # loops and branches alone are compiled at every call
 battery = pytest.mark.parametrize("name", BATTERY)
 
 

@@ -47,7 +47,7 @@ def run(
     """Gradient descent: what the transformation returned at each step, and its state.
 
     One operation at a time: these shapes are compiled once for all tests, which a program
-    for each of them would not be. Branches compile anew whenever they are met: `compiled`.
+    for each of them would not be. Branches are compiled whenever they are met: `compiled`.
     """
     params, rows = tree(START), []
     state = transformation.init(params)
