@@ -77,7 +77,9 @@ def interleave(method: Method, memory: Memory, *, every: int) -> Method:
         return ended._replace(memory=InterleavedState(ended.memory, replay))
 
     def learners(state):
-        return method.learners(state._replace(memory=state.memory.own))
+        own, replay = state.memory
+        kept = own if hasattr(own, "kept") else replay  # for what is made from examples
+        return method.learners(state._replace(memory=kept))
 
     return Method(init, step, end_task, learners)
 

@@ -39,7 +39,7 @@ def nearest_mean(
 
     Args:
       hidden: ``(params, x [b, ...]) -> [b, ...]``, flattened per row; with a
-        :class:`~jaxcl.typing.Model`: ``lambda *args: model.hidden(*args)[-1]``.
+        :class:`~jaxcl.typing.Model` ``model.hidden``, of whose tuple the last is taken.
       num_classes: number of classes.
       chunk_size: rows held at once; all if absent.
 
@@ -171,6 +171,7 @@ def kept_rows(state: MethodState) -> Batch:
 
 def _unit_features(hidden, params, x):
     found = hidden(params, x)
+    found = found[-1] if isinstance(found, tuple) else found
     return _unit(found.reshape(len(found), -1).astype(jnp.float32))
 
 

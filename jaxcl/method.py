@@ -158,6 +158,20 @@ def make_method(
     part(Memory, "build it, such as reservoir(...)", memory=memory)
     part(Average, "build it, such as ema(...)", average=average)
     part(Reset, "build it, and join several by chain_resets", reset=reset)
+    check_kind("make_method", Callable, optional=True, learners=learners)
+    for name in {"grad_norm", "penalty"} & set(metrics or ()):
+        msg = (
+            f"make_method: metrics has {name!r}, which steps report anyway; rename it."
+        )
+        raise ValueError(msg)
+    if callable(replay_weight):
+        check_function("make_method", "batch, replay, progress", weight=replay_weight)
+    if replay_loss is not None:
+        check_kind("make_method", Callable, replay_loss=replay_loss)
+        check_function("make_method", "params, batch, keys", replay_loss=replay_loss)
+    if replay_loss is not None and memory is None:
+        msg = "make_method: replay_loss needs a memory, got none; give memory= as well."
+        raise ValueError(msg)
     gradient = accepting("gradient", gradient or optax.identity())
     optimizer = accepting("optimizer", optimizer)
     regularizer, memory = regularizer or Regularizer(), memory or no_memory()
@@ -300,7 +314,18 @@ def make_method(
             averaged = average.read(state.average, state.params)
         return found if averaged is None else {"average": averaged, **found}
 
-    return Method(init, step, end_task, learners or usual_learners)
+    def named_learners(state):
+        found = (learners or usual_learners)(state)
+        named = isinstance(found, Mapping) and all(isinstance(n, str) for n in found)
+        if not named or not found:
+            msg = (
+                f"make_method: learners must return a dict {{name: parameters}}, got "
+                f"{shown(found)}; the first one is the default."
+            )
+            raise ValueError(msg)
+        return found
+
+    return Method(init, step, end_task, named_learners)
 
 
 def default_learner(method: Method, state: MethodState) -> PyTree:
@@ -371,6 +396,13 @@ def _by_task(past, params, groups: Batch, keys):
 def _check_params(params: Params) -> None:
     """Refuse leaves that cannot be trained, naming their path."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        if "'batch_stats'" in jax.tree_util.keystr(path):
+            msg = (
+                "init: params must be trained, got running statistics (batch_stats), "
+                "which depend on the batch; use GroupNorm or LayerNorm, or "
+                "variables['params'] alone."
+            )
+            raise ValueError(msg)
         dtype = getattr(leaf, "dtype", None)
         if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
             msg = (

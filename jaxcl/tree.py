@@ -215,6 +215,7 @@ def as_batch(x: PyTree, y: PyTree, *, weight=None, task: int = 0) -> Batch:
         or the task is known to be negative, or a weight is not finite; for
         labels that do not fit in int32.
     """
+    _check_numbers(x, y)
     x, y, weight = lists_as_arrays("as_batch", (x, y, weight))
     shapes = [np.shape(leaf) for leaf in jax.tree.leaves((x, y, weight))]
     if () in shapes or np.ndim(task) or not (weight is None or np.ndim(weight) == 1):
@@ -251,6 +252,23 @@ def as_batch(x: PyTree, y: PyTree, *, weight=None, task: int = 0) -> Batch:
         else jnp.asarray(weight, jnp.float32),
         jnp.full(rows, task, jnp.int32),
     )
+
+
+def _check_numbers(x: PyTree, y: PyTree) -> None:
+    """Refuse text, dates and objects, which no program takes."""
+    for name, part in (("x", x), ("y", y)):
+        for leaf in jax.tree.leaves(part):
+            kind = getattr(getattr(leaf, "dtype", None), "kind", "")
+            if isinstance(leaf, str | bytes) or kind in ("O", "S", "U", "M", "m"):
+                remedy = (
+                    "number the classes, such as by np.unique(y, return_inverse=True)[1]"
+                    if name == "y"
+                    else "encode it as numbers"
+                )
+                msg = (
+                    f"as_batch: {name} must hold numbers, got {shown(leaf)}; {remedy}."
+                )
+                raise ValueError(msg)
 
 
 def lists_as_arrays(who: str, tree: PyTree) -> PyTree:

@@ -8,8 +8,8 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 LAYERS = [
-    {"errors", "typing"},
-    {"tree", "lockstep", "sharding"},
+    {"errors", "typing", "lockstep"},
+    {"tree", "sharding"},
     {"losses", "adapters"},
     {"metrics", "transforms", "curvature", "memory", "averages", "data", "models"},
     {"regularizers", "landscape", "plasticity"},

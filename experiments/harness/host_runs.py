@@ -18,7 +18,6 @@ from jaxcl.training import Options, ShardingPlan, fsdp, learn, make_mesh
 from jaxcl.training.compiled import Build, Metrics
 from jaxcl.training.options import steps_of
 from jaxcl.training.progress import progress
-from jaxcl.training.results import Results
 from jaxcl.typing import Key, Params
 
 
@@ -132,7 +131,7 @@ def learn_trial(
     if result.status == "interrupted":
         raise KeyboardInterrupt
     names = {"tasks": [task.name for task in spec.tasks]} if named else {}
-    matrix = np.round(accuracies_of(result.results), 4)
+    matrix = np.round(result.matrix(), 4)
     line = {
         "run": name,
         "setting": setting,
@@ -150,12 +149,6 @@ def learn_trial(
         "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
     }
     send(Finished(line, place))
-
-
-def accuracies_of(results: Results) -> np.ndarray:
-    """The matrix [T, T] of the first metric and the default learner."""
-    learners = next(iter(results.values()))
-    return next(iter(learners.values()))[1:]
 
 
 def sharding_of(parts: int) -> ShardingPlan | None:

@@ -87,12 +87,16 @@ def class_mask(
     no gradient; with those of task ``t`` alone, as in task-incremental learning, new
     examples give old classes no gradient either (the "labels trick").
 
+    For training only: a test row is masked by its own task, which tells the network where
+    to look, so measure by ``outputs``. Replayed rows are masked by theirs, too.
+
     Args:
       outputs: ``(params, batch, keys) -> logits [b, c]``.
       allowed: which classes each task allows.
 
     Returns:
-      Outputs ``[b, c]``, :data:`MASKED` for a class that is not allowed.
+      Outputs ``[b, c]``, :data:`MASKED` for a class that is not allowed, and NaN for rows
+      of a task without a row in ``allowed``.
 
     Reference: Zeno et al. 2018, arXiv:1803.10123 (labels trick).
     """
@@ -105,8 +109,16 @@ def class_mask(
         raise ValueError(msg)
 
     def masked(params, batch, keys=None):
+        logits, tasks = outputs(params, batch, keys), len(allowed)
+        if logits.shape[-1:] != allowed.shape[1:]:
+            msg = (
+                f"class_mask: allowed must have a column for each of the "
+                f"{logits.shape[-1]} outputs, got {allowed.shape[1]}."
+            )
+            raise ValueError(msg)
         mine = jnp.asarray(allowed, bool)[batch.task]
-        return jnp.where(mine, outputs(params, batch, keys), MASKED)
+        known = (batch.task >= 0) & (batch.task < tasks)
+        return jnp.where(known[:, None], jnp.where(mine, logits, MASKED), jnp.nan)
 
     return masked
 

@@ -55,7 +55,7 @@ class TaskMetric(NamedTuple):
 
 
 def evaluate(
-    metrics: Sequence[RowMetric],
+    metrics: RowMetric | Sequence[RowMetric],
     params: PyTree,
     batch: Batch,
     *,
@@ -75,8 +75,13 @@ def evaluate(
       ``{name: [] float}``; NaN if all weights are zero.
     """
     check_size("evaluate", optional=True, chunk_size=chunk_size)
-    found = {}
-    for metric in metrics:
+    found: dict[str, Array] = {}
+    for metric in listed("evaluate", metrics):
+        if not isinstance(metric, RowMetric):
+            msg = (
+                "evaluate: metrics must be of rows, got a TaskMetric; call its of_data."
+            )
+            raise ValueError(msg)
         rows = by_chunks(
             lambda part, metric=metric: metric.rows(params, frozen, part),
             (batch,),
@@ -85,8 +90,36 @@ def evaluate(
         total = jnp.sum(batch.weight)
         sums = weighted_sums(rows, batch)
         mean = lambda leaf, total=total: jnp.where(total > 0, leaf / total, jnp.nan)
-        found |= metric.finish(jax.tree.map(mean, sums))
+        values = metric.finish(jax.tree.map(mean, sums))
+        check_names("evaluate", [*found, *values])
+        found |= values
     return found
+
+
+def listed(who: str, metrics: Any) -> tuple[RowMetric | TaskMetric, ...]:
+    """One metric or several as a tuple; a ValueError for anything else."""
+    one = isinstance(metrics, RowMetric | TaskMetric)
+    found = (metrics,) if one else metrics
+    if not isinstance(found, Sequence) or not all(
+        isinstance(metric, RowMetric | TaskMetric) for metric in found
+    ):
+        msg = (
+            f"{who}: metrics must be a RowMetric, a TaskMetric or a list of them, got "
+            f"{shown(metrics)}; such as jaxcl.metrics.classification(outputs)."
+        )
+        raise ValueError(msg)
+    return tuple(found)
+
+
+def check_names(who: str, names: Sequence[str]) -> None:
+    """Refuse two values of one name, of which one would be lost."""
+    twice = {name for name in names if names.count(name) > 1}
+    if twice:
+        msg = (
+            f"{who}: metrics must have different names, got {min(twice)!r} twice; leave "
+            "one out, or rename it."
+        )
+        raise ValueError(msg)
 
 
 def weighted_sums(rows: Any, batch: Batch) -> dict[str, Array]:
@@ -137,8 +170,8 @@ def classification(outputs: Outputs) -> RowMetric:
 def macro_f1(outputs: Outputs, num_classes: int) -> RowMetric:
     r"""``macro_f1`` in [0, 1]: the mean over classes of ``2 tp / (2 tp + fp + fn)``.
 
-    A class that is neither a label nor a prediction has F1 zero, as in scikit-learn if it
-    is listed among the labels.
+    Of the classes that are a label or an answer, as in scikit-learn, so that a task with
+    some of the classes only can reach 1.
 
     Args:
       outputs: ``(params, batch) -> logits [b, c]``.
@@ -148,13 +181,21 @@ def macro_f1(outputs: Outputs, num_classes: int) -> RowMetric:
 
     def rows(params, frozen, batch):
         del frozen
-        answer = jnp.argmax(outputs(params, batch), axis=-1)
+        logits = outputs(params, batch)
+        if logits.shape[-1] != num_classes:
+            msg = (
+                f"macro_f1: num_classes must be that of the outputs, "
+                f"{logits.shape[-1]}, got {num_classes}."
+            )
+            raise ValueError(msg)
+        answer = jnp.argmax(logits, axis=-1)
         said, true = (jax.nn.one_hot(y, num_classes) for y in (answer, batch.y))
         return {"hits": said * true, "said": said, "true": true}
 
     def finish(means):
-        scores = safe_divide(2 * means["hits"], means["said"] + means["true"])
-        return {"macro_f1": jnp.mean(scores)}
+        there = means["said"] + means["true"]
+        scores = safe_divide(2 * means["hits"], there)
+        return {"macro_f1": jnp.sum(scores) / jnp.sum(there > 0)}
 
     return RowMetric(rows, finish)
 
@@ -232,8 +273,10 @@ __all__ = [
     "RowMetric",
     "TaskMetric",
     "Values",
+    "check_names",
     "classification",
     "evaluate",
+    "listed",
     "macro_f1",
     "regression",
     "tokens",

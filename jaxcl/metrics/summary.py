@@ -38,8 +38,8 @@ def summary(
     metric is undefined; the others are not affected.
 
     Args:
-      matrix: accuracies [T, T] in [0, 1], NaN where not measured; anything that NumPy
-        can read.
+      matrix: accuracies [T, T] in [0, 1], such as ``TrainResult.matrix()``, NaN where not
+        measured; anything that NumPy can read.
       untrained: accuracies [T] of the network before the first task, for the forward
         transfer.
       joint: accuracies [T] of networks trained on all tasks so far, for the
@@ -157,7 +157,8 @@ def _fractions(what: str, values) -> np.ndarray:
     if wrong.size:
         msg = (
             f"summary: {what} must hold fractions in [0, 1], got {wrong[0]:g}; "
-            "divide percentages by 100, or give lower_is_better=True for errors."
+            "divide percentages by 100, give lower_is_better=True for errors, or call the "
+            "formulas themselves, such as forgetting(matrix), for scores without bounds."
         )
         raise ValueError(msg)
     return values

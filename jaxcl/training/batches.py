@@ -1,7 +1,7 @@
 """Batches of the host loop: the order of rows, their shapes, and their sharding."""
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -50,6 +50,36 @@ def _weighted(batch: Batch, real: np.ndarray) -> Batch:
     return batch._replace(weight=batch.weight * real.astype(np.float32))
 
 
+def numbered(tasks: Sequence[Task]) -> Sequence[Task]:
+    """Tasks of which none says its number, numbered by their place in the list."""
+    given = isinstance(tasks, Sequence) and not isinstance(tasks, Task)
+    if not given or len(tasks) < 2 or not all(isinstance(task, Task) for task in tasks):
+        return tasks  # refused later
+    for task in tasks:
+        row = task.train.read(np.arange(1)) if isinstance(task.train, Dataset) else None
+        if not isinstance(row, Batch) or np.any(np.asarray(row.task) != 0):
+            return tasks
+
+    def saying(number: int, rows: Dataset | None) -> Any:
+        if not isinstance(rows, Dataset):
+            return rows
+
+        def read(numbers):
+            batch = rows.read(numbers)
+            return batch._replace(task=np.full_like(np.asarray(batch.task), number))
+
+        return Dataset(rows.count, read)
+
+    return [
+        task._replace(
+            train=saying(number, task.train),
+            test=saying(number, task.test),
+            valid=saying(number, task.valid),
+        )
+        for number, task in enumerate(tasks)
+    ]
+
+
 class FirstRows(NamedTuple):
     """One training row and one test row of the first task."""
 
@@ -70,19 +100,31 @@ def first_rows(
     Raises:
       ValueError: naming the task with rows of another shape or dtype.
     """
-    trained = {f"train of task {task.name!r}": task.train for task in tasks}
-    tested = {f"test of task {task.name!r}": task.test for task in tasks}
-    valid = {f"valid of task {task.name!r}": task.valid for task in tasks if task.valid}
-    sets = {f"evaluation set {name!r}": rows for name, rows in evaluation.items()}
+    trained = [(f"train of task {task.name!r}", task.train) for task in tasks]
+    tested = [(f"test of task {task.name!r}", task.test) for task in tasks]
+    valid = [
+        (f"valid of task {task.name!r}", t.valid) for task in tasks if (t := task).valid
+    ]
+    sets = [(f"evaluation set {name!r}", rows) for name, rows in evaluation.items()]
     first = _alike_rows(trained)
-    return FirstRows(first, _alike_rows(tested | valid | sets) if measured else first)
+    if not measured:
+        return FirstRows(first, first)
+    test = _alike_rows([*tested, *valid, *sets])
+    kinds = [str(shapes_of(row, 1).x) for row in (first, test)]
+    if kinds[0] != kinds[1]:
+        msg = (
+            f"learn: {tested[0][0]} has inputs {kinds[1]}, unlike those that are learned "
+            f"from, {kinds[0]}; give both the same shapes and dtypes."
+        )
+        raise ValueError(msg)
+    return FirstRows(first, test)
 
 
-def _alike_rows(parts: Mapping[str, Dataset]) -> Batch:
+def _alike_rows(parts: Sequence[tuple[str, Dataset]]) -> Batch:
     """The first row of the first part; those of the others have its shapes and dtypes."""
-    rows = {name: part.read(np.arange(1)) for name, part in parts.items()}
-    first = next(iter(rows.values()))
-    for name, row in rows.items():
+    rows = [(name, part.read(np.arange(1))) for name, part in parts]
+    first = rows[0][1]
+    for name, row in rows:
         check_batch(f"learn: {name}", row)
         kinds = [str(shapes_of(each, 1)) for each in (row, first)]
         if kinds[0] != kinds[1]:

@@ -112,7 +112,9 @@ def save(
 def _make_room(path: Path, keep: int, *, preserve: bool) -> None:
     """Remove the checkpoints that the one at ``path`` replaces."""
     step = int(path.name)
-    held = {other for other in steps(path.parent) if _held(path.parent / str(other))}
+    held = {
+        other for other in steps(path.parent) if is_preserved(path.parent / str(other))
+    }
     others = [
         other for other in steps(path.parent) if other < step and other not in held
     ]
@@ -403,7 +405,8 @@ def read_leaves(path: Path) -> Leaves:
     return _read(path, {f"[{n!r}]": impl for n, impl in note["keys"].items()}, like)
 
 
-def _held(path: Path) -> bool:
+def is_preserved(path: Path) -> bool:
+    """Whether a checkpoint is never removed to make room: those of ends of tasks are."""
     try:
         return json.loads(_note(path).read_text()).get("preserve", False)
     except (OSError, ValueError):
@@ -430,6 +433,7 @@ def _check_same(path: Path, on_disk: dict[str, str], like: PyTree) -> None:
 __all__ = [
     "Leaves",
     "Restored",
+    "is_preserved",
     "read_leaves",
     "restore",
     "save",

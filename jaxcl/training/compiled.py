@@ -11,8 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from jaxcl.errors import check_function, check_kind, shown
-from jaxcl.metrics.evaluation import RowMetric, TaskMetric, weighted_sums
+from jaxcl.errors import check_function, check_kind
+from jaxcl.metrics.evaluation import (
+    RowMetric,
+    TaskMetric,
+    check_names,
+    listed,
+    weighted_sums,
+)
 from jaxcl.sharding import ShardingPlan, batch_sharding, replicated, shardings
 from jaxcl.training.device import with_num_steps
 from jaxcl.typing import Batch, Key, Method, MethodState, Params
@@ -54,7 +60,8 @@ class _Parts(NamedTuple):
     start: Any  # (params, frozen, example) -> state
     step: Any  # (state, frozen, key, number, num_steps, batch) -> (state, info)
     end_task: Any  # (state, frozen, key, task) -> state
-    read: Any  # (state, frozen) -> {learner: params}
+    read: Any  # (state, frozen) -> the learners, in the order of their names
+    names: tuple[str, ...]  # of the learners, the default one first: jit sorts a dict
     total: Any  # (params, frozen, batch) -> (sums of each row metric, weight)
 
 
@@ -104,7 +111,7 @@ def compile_program(
       ValueError: if ``build`` or a metric has other arguments or results.
     """
     check_function("learn", "frozen", build=build)
-    metrics = _listed(metrics)
+    metrics = listed("learn", metrics)
     row_metrics = [metric for metric in metrics if isinstance(metric, RowMetric)]
     for metric in row_metrics:
         check_function("learn", "params, frozen, batch", rows=metric.rows)
@@ -125,7 +132,7 @@ def compile_program(
             parts.step.eval_shape(state, frozen, key, number, number, batch)
         with _noting("end_task", task):
             parts.end_task.eval_shape(state, frozen, key, task)
-        for learner in parts.read.eval_shape(state, frozen).values():
+        for learner in parts.read.eval_shape(state, frozen):
             with _noting("metrics", tested):
                 parts.total.eval_shape(learner, frozen, tested)
 
@@ -134,7 +141,7 @@ def compile_program(
         begin,
         lambda state, *given: parts.step(state, frozen, *given),
         lambda state, key, task: parts.end_task(state, frozen, key, task),
-        lambda state: parts.read(state, frozen),
+        lambda state: dict(zip(parts.names, parts.read(state, frozen), strict=True)),
         lambda params, batch: parts.total(params, frozen, batch),
         check_shapes,
         metrics,
@@ -145,26 +152,11 @@ def compile_program(
     )
 
 
-def _listed(metrics: Metrics) -> tuple[RowMetric | TaskMetric, ...]:
-    """The metrics, or a ValueError for anything else."""
-    one = isinstance(metrics, RowMetric | TaskMetric)
-    found = (metrics,) if one else metrics
-    if not isinstance(found, Sequence) or not all(
-        isinstance(metric, RowMetric | TaskMetric) for metric in found
-    ):
-        msg = (
-            "learn: metrics must be a RowMetric, a TaskMetric or a list of them, got "
-            f"{shown(metrics)}; such as jaxcl.metrics.classification(outputs)."
-        )
-        raise ValueError(msg)
-    return tuple(found)
-
-
 def _names(parts, metrics, inputs, tested) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The names of learners and of metrics, known by tracing."""
     state = parts.start.eval_shape(*inputs)
     learners = parts.read.eval_shape(state, inputs[1])
-    first = next(iter(learners.values()))
+    first = learners[0]
     with _noting("metrics", tested):
         sums, _ = parts.total.eval_shape(first, inputs[1], tested)
     names: list[str] = []
@@ -174,14 +166,8 @@ def _names(parts, metrics, inputs, tested) -> tuple[tuple[str, ...], tuple[str, 
             names += metric.names
         else:
             names += jax.eval_shape(metric.finish, next(sums))
-    twice = {name for name in names if names.count(name) > 1}
-    if twice:
-        msg = (
-            f"learn: metrics must have different names, got {min(twice)!r} twice; leave "
-            "one out, or rename it."
-        )
-        raise ValueError(msg)
-    return tuple(learners), tuple(names)
+    check_names("learn", names)
+    return parts.names, tuple(names)
 
 
 def _find_parts(
@@ -255,14 +241,15 @@ def _jit_parts(
             finite &= jnp.all(jnp.isfinite(leaf))
         if policy == "skip":
             keep = lambda new, old: jnp.where(finite, new, old)
-            after = jax.tree.map(keep, after, state)
+            kept = jax.tree.map(keep, after, state)
+            after = kept._replace(progress=after.progress)  # the task goes on
         return after, info._replace(finite=finite)
 
     def end_task(state, frozen, key, task):
         return made(frozen).end_task(key, state, task)
 
     def read(state, frozen):
-        return dict(made(frozen).learners(state))
+        return tuple(made(frozen).learners(state).values())
 
     def total(params, frozen, batch):
         sums = [weighted_sums(f()(params, frozen, batch), batch) for f in functions[1:]]
@@ -270,6 +257,9 @@ def _jit_parts(
 
     with _noting("build or the method's init", example):
         state = jax.eval_shape(start, *inputs)
+        names: list[str] = []
+        look = lambda state, frozen: names.extend(made(frozen).learners(state))
+        jax.eval_shape(look, state, frozen)
     spread = lambda tree, prefix="": (
         sharding and shardings(sharding, tree, prefix=prefix)
     )
@@ -295,6 +285,7 @@ def _jit_parts(
         jit(step, (states, base, same, same, same, rows), (states, same), donate=0),
         jit(end_task, (states, base, same, rows), states, donate=0),
         jit(read, (states, base), None),
+        tuple(names),
         jit(total, (None, base, rows), same),
     )
 

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import PyTree
+from jaxtyping import Float, PyTree
 
 from jaxcl.data.dataset import Dataset, Task
 from jaxcl.errors import check_kind
 from jaxcl.sharding import ShardingPlan
-from jaxcl.training.batches import first_rows, shapes_of, task_rows
+from jaxcl.training.batches import first_rows, numbered, shapes_of, task_rows
 from jaxcl.training.checkpoint import saving, steps
 from jaxcl.training.compiled import Build, Metrics, Program, compile_program, shard
 from jaxcl.training.identity import identity
@@ -56,6 +56,19 @@ class TrainResult(NamedTuple):
     learners: dict[str, PyTree]  # what the method evaluates, the default first
     results: Results  # {metric: {learner: [T + 1, E]}}
     run_state: RunState
+
+    def matrix(
+        self, metric: str | None = None, learner: str | None = None
+    ) -> Float[np.ndarray, "T T"]:
+        """One metric on task j after task i, without the start and further sets.
+
+        Args:
+          metric: the first one if absent.
+          learner: the default one if absent.
+        """
+        learners = self.results[metric or next(iter(self.results))]
+        found = learners[learner or next(iter(learners))]
+        return found[1:, : len(found) - 1]
 
     @property
     def params(self) -> PyTree:
@@ -99,7 +112,9 @@ def learn(
       build: ``(frozen) -> method``, called while tracing, so that ``frozen`` is an argument
         of the program.
       params: initial parameters; not modified.
-      tasks: in order; rows may differ in number from task to task, not in shape.
+      tasks: in order; rows may differ in number from task to task, not in shape. Where
+        all rows say task 0, as ``as_batch`` does by default, tasks are numbered by their
+        place (not with ``start``, where earlier tasks have numbers).
       options: see :class:`Options`.
       folder: gets ``checkpoints/`` and ``metrics.jsonl``; created if absent. Use one folder
         per run; the result of a finished run there is returned, with a warning. None writes
@@ -109,9 +124,9 @@ def learn(
       metrics: computed on test rows, such as :func:`jaxcl.metrics.classification`; no
         evaluation if absent.
       evaluation: data sets for evaluation only, by name.
-      start: folder of a finished run, or a checkpoint in it, ``FOLDER/checkpoints/NUMBER``:
-        learning begins with its full state in place of ``params``. Rows and keys are those
-        of this run.
+      start: folder of a run, or a checkpoint in it, ``FOLDER/checkpoints/NUMBER``, of the
+        end of a task: learning begins with its full state in place of ``params``. Rows and
+        keys are those of this run.
       fresh: parts of the state that are initialised instead of loaded from ``start``, by
         the field of :class:`~jaxcl.typing.MethodState`, such as ``("memory",)``.
       sharding: devices to use, see :mod:`jaxcl.sharding`; one if absent.
@@ -125,10 +140,10 @@ def learn(
 
     Returns:
       The status, the learners, the results ``{metric: {learner: [T + 1, E]}}`` (row 0
-      before the first task; columns are tasks, then ``evaluation``), and the last
-      position. A run that stopped because a step was not finite is ``diverged``; its last
-      checkpoint is from before that step. Steps and scores that were not finite are
-      reported as warnings.
+      before the first task; columns are tasks, then ``evaluation``; ``matrix()`` is the
+      part of the tasks, for :func:`jaxcl.metrics.summary`), and the last position. A run
+      that stopped because a step was not finite is ``diverged``; its last checkpoint is
+      from before. Steps and scores that were not finite are warned about.
 
     Raises:
       ValueError: for an argument of another type, invalid options, a task whose rows
@@ -149,7 +164,13 @@ def learn(
     ``build`` and metrics, and equal shapes, reuses the compiled programs: objects that
     these functions read must not be changed in place in between.
     """
+    remedy = "give {name: dataset}"
+    check_kind("learn", Mapping, remedy, optional=True, evaluation=evaluation)
+    tasks = numbered(tasks) if start is None else tasks
     evaluation, measured = dict(evaluation or {}), bool(metrics)
+    if fresh and start is None:
+        msg = f"learn: fresh={fresh!r} is for a run that begins with start=, got none."
+        raise ValueError(msg)
     check_run(
         key,
         params,
@@ -185,6 +206,9 @@ def learn(
             run_state, notes = latest_run_state(place, run_state, sharding, metadata)
         check_tasks_go_on(notes.get("tasks", ()), described, folder)
         recall(results, notes, tuple(evaluation))
+        grown = 0 < len(notes.get("tasks", ())) < len(tasks)
+        if grown and run_state.step == 0:  # the new tasks are tested before they come
+            run_state = run_state._replace(evaluated=run_state.task)
         warn_if_finished(run_state, tasks, home)
         save, write = _writers(
             enter, home, run_state, tasks, options, metadata, on_report
@@ -198,7 +222,7 @@ def learn(
             program,
             results,
             np.zeros((len(tasks) + 1, sum(sizes)), bool),
-            lambda: notes_of(results, described, tuple(evaluation)),
+            lambda: notes_of(results, described, tuple(evaluation), notes),
             interrupted,
             save,
             write,

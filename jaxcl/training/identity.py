@@ -33,6 +33,8 @@ def identity(
     decisive = {name: getattr(options, name) for name in _DECISIVE}
     stopping = options.early_stopping
     decisive["early_stopping"] = None if stopping is None else list(stopping)
+    if stopping is not None:
+        decisive["eval_every"] = options.eval_every
     decisive |= {"key": jax.random.key_data(key).tolist()}
     if jax.tree.leaves(frozen):
         decisive |= {"frozen": fingerprint(frozen)}

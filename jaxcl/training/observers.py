@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, PyTree
 from jaxcl.data.subsets import random_rows
 from jaxcl.errors import check_kind, check_size
 from jaxcl.losses import accuracy
-from jaxcl.metrics.evaluation import RowMetric
+from jaxcl.metrics.evaluation import RowMetric, listed
 from jaxcl.metrics.evaluation import evaluate as evaluate_rows
 from jaxcl.training.device import Callback
 from jaxcl.training.evaluate import EVAL_SEED
@@ -130,6 +130,7 @@ def metric_row(
       A callback that gives ``{metric: {learner: [T]}}``.
     """
     check_kind("metric_row", Stream, stream=stream)
+    listed("metric_row", metrics)
     check_size("metric_row", every=every)
     total = num_tasks(stream.plan)
 
@@ -175,12 +176,10 @@ def first_row(
 def _on_all_tasks(
     metrics, stream, learners: dict[str, PyTree], num_examples, chunk_size
 ):
-    listed = [metrics] if isinstance(metrics, RowMetric) else list(metrics)
-
     def on_task(plan):
         test = _some_rows(stream.test(stream.pool, plan), num_examples)
         return {
-            name: evaluate_rows(listed, params, test, chunk_size=chunk_size)
+            name: evaluate_rows(metrics, params, test, chunk_size=chunk_size)
             for name, params in learners.items()
         }
 

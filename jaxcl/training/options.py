@@ -18,6 +18,9 @@ from jaxcl.typing import Key, Params
 class EarlyStopping(NamedTuple):
     """End a task when its validation metric no longer improves, and restore the best.
 
+    The full state of the best evaluation is restored, of all parts of the method; a run
+    holds it beside its own, also in checkpoints. The last step of a task is evaluated, too.
+
     Attributes:
       metric: name of the metric, of the default learner, evaluated every ``eval_every``.
       patience: evaluations without improvement after which the task ends.
@@ -33,7 +36,8 @@ class Options(NamedTuple):
     """Options of a run.
 
     Only ``num_steps``, ``batch_size``, ``on_non_finite``, ``end_task_examples`` and
-    ``early_stopping`` change what is learned.
+    ``early_stopping`` change what is learned, with it also ``eval_every`` and
+    ``eval_examples``.
 
     Attributes:
       num_steps: of each task without its own number; None if all have one.
@@ -75,7 +79,7 @@ class Options(NamedTuple):
 def steps_of(task: Task, options: Options) -> int:
     """Steps of a task: its own, those of its epochs, or those of the options."""
     if task.num_steps is not None:
-        return task.num_steps
+        return int(task.num_steps)
     if task.num_epochs is not None:
         rows = task.train.count
         return -(-task.num_epochs * rows // min(options.batch_size, rows))
@@ -123,9 +127,15 @@ def check_run(
     check_kind("learn", Mapping, "give {name: dataset}", evaluation=evaluation)
     for name, rows in evaluation.items():
         check_kind("learn", Dataset, f"as evaluation[{name!r}]", evaluation=rows)
+        if rows.count < 1:
+            msg = f"learn: evaluation set {name!r} has no rows; leave it out."
+            raise ValueError(msg)
     _check_layout(sharding, options)
     check_plain("learn", metadata)
-    if not isinstance(folder, str | os.PathLike | None):
+    if not measured and evaluation:
+        msg = "learn: evaluation sets need metrics, got none; give metrics= as well."
+        raise ValueError(msg)
+    if not isinstance(folder, str | os.PathLike | None) or folder == "":
         msg = (
             f"learn: folder must be a path, got {shown(folder)}; give each run one of "
             "its own, or None to write nothing."
@@ -208,6 +218,9 @@ def _check_task(task: Task, options: Options, *, measured: bool) -> None:
     check_size(
         "learn", optional=True, num_steps=task.num_steps, num_epochs=task.num_epochs
     )
+    if task.num_steps is not None and task.num_epochs is not None:
+        msg = f"learn: task {task.name!r} has num_steps and num_epochs; leave one out."
+        raise ValueError(msg)
     steps_of(task, options)
     if task.train.count < 1:
         msg = f"learn: task {task.name!r} has no rows to learn from; drop the task."
@@ -217,6 +230,9 @@ def _check_task(task: Task, options: Options, *, measured: bool) -> None:
             f"learn: task {task.name!r} has no rows to be tested on; give it some, or "
             "drop the task or the metrics."
         )
+        raise ValueError(msg)
+    if task.valid is not None and task.valid.count < 1:
+        msg = f"learn: task {task.name!r} has no validation rows; leave valid out."
         raise ValueError(msg)
     if options.early_stopping is not None and task.valid is None:
         msg = (

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float
 
-from jaxcl.data.dataset import Task
+from jaxcl.data.dataset import Dataset, Task
 from jaxcl.training.batches import take_rows
 from jaxcl.training.fingerprint import fingerprint
 from jaxcl.training.options import Options, steps_of
@@ -30,39 +30,51 @@ def empty_results(
 
 
 def recall(results: Results, notes: Mapping[str, Any], sets: Sequence[str]) -> None:
-    """Fill in the results of an earlier part of the run, by the number of each task.
+    """Fill in what an earlier part of the run measured.
 
     Args:
       results: of all tasks, filled in place; may have more tasks than the earlier part.
       notes: of its checkpoint, from :func:`notes_of`.
       sets: names of the data sets for evaluation only.
     """
-    held = notes.get("results", {})
-    tasks, earlier = len(notes.get("tasks", ())), list(notes.get("sets", ()))
     for metric, learner, matrix in walk(results):
-        old = held.get(metric, {}).get(learner)
-        if old is None:
-            continue
-        old, total = np.array(old, float), matrix.shape[0] - 1
-        rows = len(old)
-        matrix[:rows, :tasks] = old[:, :tasks]
-        for place, name in enumerate(sets):
-            if name in earlier:
-                matrix[:rows, total + place] = old[:, tasks + earlier.index(name)]
+        held = notes.get("results", {}).get(metric, {}).get(learner, {})
+        for place, name in enumerate(_columns(matrix, sets)):
+            values = np.array(held.get(name, ()), float)
+            matrix[: len(values), place] = values
 
 
 def notes_of(
-    results: Results, described: Sequence[Mapping[str, Any]], sets: Sequence[str]
+    results: Results,
+    described: Sequence[Mapping[str, Any]],
+    sets: Sequence[str],
+    earlier: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """The notes of a checkpoint, for JSON: results, tasks and sets."""
-    plain = lambda matrix: [
-        [None if np.isnan(value) else float(value) for value in row] for row in matrix
-    ]
+    """What stands beside a checkpoint, for JSON: tasks, and results column by column.
+
+    Args:
+      results: as measured so far.
+      described: the tasks.
+      sets: names of the data sets for evaluation only.
+      earlier: notes that the run began with; what they hold of other metrics, learners
+        and sets stays.
+    """
     held = {
-        metric: {name: plain(matrix) for name, matrix in learners.items()}
-        for metric, learners in results.items()
+        metric: {name: dict(columns) for name, columns in learners.items()}
+        for metric, learners in earlier.get("results", {}).items()
     }
-    return {"results": held, "tasks": list(described), "sets": list(sets)}
+    for metric, learner, matrix in walk(results):
+        columns = held.setdefault(metric, {}).setdefault(learner, {})
+        for place, name in enumerate(_columns(matrix, sets)):
+            values = matrix[:, place]
+            columns[name] = [None if np.isnan(v) else float(v) for v in values]
+    return {"results": held, "tasks": list(described)}
+
+
+def _columns(matrix: np.ndarray, sets: Sequence[str]) -> list[str]:
+    """What columns are called beside a checkpoint: tasks by their numbers."""
+    tasks = matrix.shape[0] - 1
+    return [*map(str, range(tasks)), *(f"set {name}" for name in sets)]
 
 
 def walk(results: Results) -> Iterable[tuple[str, str, np.ndarray]]:
@@ -73,15 +85,22 @@ def walk(results: Results) -> Iterable[tuple[str, str, np.ndarray]]:
 
 
 def describe(task: Task, options: Options) -> dict[str, Any]:
-    """What identifies a task: name, number of rows, steps, and its first row."""
-    row = take_rows(task.train, np.arange(1), size=1)
+    """What tells a task from another: name, numbers of rows and steps, and some rows."""
+    parts = (task.train, task.test, *([task.valid] if task.valid else []))
     return {
         "name": task.name,
-        "train": task.train.count,
-        "test": task.test.count,
-        "steps": steps_of(task, options),
-        "first row": fingerprint((row.x, row.y)),
+        "train": int(task.train.count),
+        "test": int(task.test.count),
+        "steps": int(steps_of(task, options)),
+        "rows": fingerprint([_some_rows(part) for part in parts]),
     }
+
+
+def _some_rows(rows: Dataset) -> list:
+    """The first, middle and last row, one by one; none of an empty set."""
+    places = sorted({0, rows.count // 2, rows.count - 1}) if rows.count else []
+    found = [take_rows(rows, np.array([place]), size=1) for place in places]
+    return [(row.x, row.y) for row in found]
 
 
 def check_tasks_go_on(

@@ -6,7 +6,7 @@ from pathlib import Path
 import jax
 
 from jaxcl.errors import shown
-from jaxcl.training.checkpoint import Leaves, read_leaves, steps
+from jaxcl.training.checkpoint import Leaves, is_preserved, read_leaves, steps
 from jaxcl.typing import MethodState
 
 
@@ -33,7 +33,14 @@ def started_from(
             f"{shown(fresh)}; there are {', '.join(MethodState._fields)}."
         )
         raise ValueError(msg)
-    held = read_leaves(_checkpoint_of(Path(start)))
+    place = _checkpoint_of(Path(start))
+    held = read_leaves(place)
+    if int(held.get(".step", 0)):
+        msg = (
+            f"learn: start must be the end of a task, got {place}, which is step "
+            f"{int(held['.step'])} of one; give one of a task's end, or finish that run."
+        )
+        raise ValueError(msg)
     parts = {
         name: part if name in fresh else _part(name, part, held, start)
         for name, part in state._asdict().items()
@@ -45,7 +52,8 @@ def _checkpoint_of(place: Path) -> Path:
     """The latest checkpoint of a run's folder, or the one that is named."""
     for folder in (place / "checkpoints", place):
         if folder.is_dir() and (found := steps(folder)):
-            return folder / str(found[-1])
+            ends = [step for step in found if is_preserved(folder / str(step))]
+            return folder / str((ends or found)[-1])
     if place.with_suffix(".json").is_file():
         return place
     msg = (

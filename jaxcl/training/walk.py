@@ -104,8 +104,10 @@ def take_steps(
         run_state = run_state._replace(state=state, step=np.int32(step + 1))
         recent.append(info)
         over, stop, pause = step + 1, False, False
-        due = over == last or over % options.report_every == 0
         look = options.eval_every and over % options.eval_every == 0
+        look = look or (options.early_stopping and over == last)
+        due = over == last or over % options.report_every == 0
+        due = due or (look and options.early_stopping)  # bad steps are seen first
         if look:
             jax.block_until_ready(state)  # the time of training without evaluation
         if due or jax.process_count() == 1:  # many processes agree only when it is due
@@ -187,7 +189,7 @@ def look_around(run: Run, run_state: RunState) -> RunState:
     best = run_state.best
     assert isinstance(best, Best)
     ahead = best.value - value if stopping.lower_is_better else value - best.value
-    if np.isnan(best.value) or ahead > 0:
+    if np.isfinite(value) and (np.isnan(best.value) or ahead > 0):
         best = new_best(run_state.state)._replace(value=value)
     else:
         best = best._replace(looks=best.looks + np.int32(1))

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.harness import fill
+from experiments.harness import expect_no_words, fill
 
 HERE = Path(__file__).parent.parent
 LINES = HERE / "results" / "accelerator" / "h100.jsonl"
@@ -61,6 +61,7 @@ def readme_text(lines: Sequence[Mapping[str, Any]]) -> str:
 
 
 if __name__ == "__main__":
+    expect_no_words(__doc__)
     fill(HERE / "README.md", readme_text(read_lines()), "accelerator")
 
 
