@@ -126,6 +126,8 @@ REFUSED = [
         lambda: placed(lambda path, shape, mesh: ("fsdp",)),
         r"got \('fsdp',\); see fsdp",
     ),
+    (lambda: learn(metrics=5), "metrics must be a RowMetric, a TaskMetric or a list"),
+    (lambda: learn(evaluation=[3]), r"evaluation must be of type Mapping, got \[3\]"),
     (lambda: scored(lambda x: (x, x)), "rows must return a JAX array .* got tuple"),
     (lambda: scored(lambda x: [x]), r"rows must return a JAX array .* got \["),
     (lambda: scored(lambda x: None), r"rows must return a JAX array .* got None"),
