@@ -20,6 +20,7 @@ _DECISIVE = (
     "end_task_examples",
     "eval_examples",
     "early_stopping",
+    "max_tasks",
 )
 
 

@@ -55,6 +55,8 @@ class Options(NamedTuple):
       eval_every: steps between two evaluations on the tasks so far, besides those at the
         ends of tasks; none if None.
       early_stopping: end tasks early by their validation rows; needs ``eval_every``.
+      max_tasks: how many tasks the run may grow to, for parts of a method that have room
+        for so many, such as ``episodic(max_tasks, ...)``, which would write over the oldest.
       report_every: steps between two lines of metrics, at each of which the loop waits.
       save_every: seconds between two checkpoints inside a task; 0: after each step.
       keep: checkpoints inside tasks, besides one for each task's end.
@@ -71,6 +73,7 @@ class Options(NamedTuple):
     eval_start: bool = True
     eval_every: int | None = None
     early_stopping: EarlyStopping | None = None
+    max_tasks: int | None = None
     report_every: int = 10
     save_every: float = 300.0
     keep: int = 2
@@ -162,7 +165,7 @@ def _check_options(options: Options) -> None:
     named = lambda names: {name: getattr(options, name) for name in names.split()}
     sizes = named("batch_size eval_batch_size eval_every_tasks report_every keep")
     check_size("learn", **sizes)
-    maybe = named("num_steps end_task_examples eval_examples eval_every")
+    maybe = named("num_steps end_task_examples eval_examples eval_every max_tasks")
     check_size("learn", optional=True, **maybe)
     check_number("learn", infinite=True, save_every=options.save_every)
     choices = {"on_non_finite": get_args(Policy), "eval_tasks": ("all", "seen")}
@@ -205,6 +208,13 @@ def _check_tasks(tasks: Sequence[Task], options: Options, *, measured: bool) -> 
         raise ValueError(msg)
     if not tasks:
         msg = "learn: expected at least one task, got none."
+        raise ValueError(msg)
+    if options.max_tasks is not None and len(tasks) > options.max_tasks:
+        msg = (
+            f"learn: the run has room for {options.max_tasks} tasks (max_tasks), got "
+            f"{len(tasks)}; begin another one with start= and fresh= for the parts that "
+            "are full."
+        )
         raise ValueError(msg)
     for task in tasks:
         _check_task(task, options, measured=measured)

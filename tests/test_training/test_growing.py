@@ -346,6 +346,12 @@ def test_a_state_with_a_row_for_each_task_needs_room_from_the_start(tmp_path):
     run(TASKS[:2], tmp_path / "room", build=slots(3))
     grown = run(TASKS, tmp_path / "room", build=slots(3))
     assert int(grown.run_state.state.memory.tasks_seen) == 3
+    bounded = OPTIONS._replace(max_tasks=2)
+    run(TASKS[:2], tmp_path / "bounded", build=slots(2), options=bounded)
+    with pytest.raises(
+        ValueError, match=r"room for 2 tasks \(max_tasks\), got 3; begin"
+    ):
+        run(TASKS, tmp_path / "bounded", build=slots(2), options=bounded)
 
 
 def test_restore_reads_what_learn_wrote(whole):
