@@ -56,7 +56,7 @@ class Options(NamedTuple):
         ends of tasks; none if None.
       early_stopping: end tasks early by their validation rows; needs ``eval_every``.
       max_tasks: how many tasks the run may grow to, for parts of a method that have room
-        for so many, such as ``episodic(max_tasks, ...)``, which would write over the oldest.
+        for so many: ``episodic(max_tasks, ...)`` would write over the oldest.
       report_every: steps between two lines of metrics, at each of which the loop waits.
       save_every: seconds between two checkpoints inside a task; 0: after each step.
       keep: checkpoints inside tasks, besides one for each task's end.
