@@ -132,7 +132,7 @@ def compile_program(
             parts.step.eval_shape(state, frozen, key, number, number, batch)
         with _noting("end_task", task):
             parts.end_task.eval_shape(state, frozen, key, task)
-        for learner in parts.read.eval_shape(state, frozen):
+        for learner in parts.read.eval_shape(state, frozen) if metrics else ():
             with _noting("metrics", tested):
                 parts.total.eval_shape(learner, frozen, tested)
 
@@ -154,6 +154,8 @@ def compile_program(
 
 def _names(parts, metrics, inputs, tested) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The names of learners and of metrics, known by tracing."""
+    if not metrics:
+        return parts.names, ()
     state = parts.start.eval_shape(*inputs)
     learners = parts.read.eval_shape(state, inputs[1])
     first = learners[0]
