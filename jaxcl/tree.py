@@ -81,9 +81,11 @@ def projection(a: PyTree, b: PyTree) -> tuple[Float[Array, ""], Float[Array, ""]
     known &= (jnp.abs(inner) > float(limits.tiny / limits.eps)) & jnp.isfinite(inner)
     fast = safe_divide(inner, square), jnp.sqrt(square)
     scaled = lambda _: _scaled_projection(a, b)
-    if jax.default_backend() == "cpu":
-        return when(~known, scaled, fast)
-    return scaled(None)
+    if jax.default_backend() != "cpu":
+        return scaled(None)
+    # Without examples in memory b is zero at every step: one pass tells.
+    some = lambda nothing: when(_top(b) > 0, scaled, nothing)
+    return when(~known, some, fast)
 
 
 def _scaled_projection(a: PyTree, b: PyTree):
@@ -100,9 +102,14 @@ def _scaled_projection(a: PyTree, b: PyTree):
 
 def _largest(tree: PyTree) -> Float[Array, ""]:
     """The largest entry by size; one where it is zero or no number."""
-    tops = [jnp.max(jnp.abs(wide(leaf)), initial=0) for leaf in jax.tree.leaves(tree)]
-    top = functools.reduce(jnp.maximum, tops)
+    top = _top(tree)
     return jnp.where((top > 0) & (top < jnp.inf), top, 1)
+
+
+def _top(tree: PyTree) -> Float[Array, ""]:
+    """The largest entry by size."""
+    tops = [jnp.max(jnp.abs(wide(leaf)), initial=0) for leaf in jax.tree.leaves(tree)]
+    return functools.reduce(jnp.maximum, tops)
 
 
 def _scaled_norm(tree: PyTree) -> Float[Array, ""]:

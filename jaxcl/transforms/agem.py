@@ -12,7 +12,7 @@ from jaxcl.transforms._perturb import (
     next_count,
     transformation,
 )
-from jaxcl.tree import axpy, norm, projection, safe_divide
+from jaxcl.tree import axpy, dot, projection, safe_divide
 from jaxcl.typing import Params
 
 
@@ -59,7 +59,8 @@ def agem() -> optax.GradientTransformationExtraArgs:
         agreement, length = projection(grads, past)
         uphill = jnp.minimum(agreement, 0.0)
         projected = axpy(-uphill, past, grads)
-        removed = safe_divide(-uphill * length, norm(grads))
+        # A log only: not worth the care for extremes that norm takes.
+        removed = safe_divide(-uphill * length, jnp.sqrt(dot(grads, grads)))
         after = ProjectionState(
             next_count(state.count),
             (agreement < 0).astype(jnp.int32),
