@@ -35,7 +35,8 @@ from tests.golden.files import compare, deviation, flat, load, save
 from tests.golden.setting import composed, run
 
 WANTED = load(COMMITTED)
-USUAL, AMPLIFIED = 1e-6, 3e-5
+USUAL = 1e-6 if jax.__version__.startswith("0.10.") else 1e-5  # XLA fuses otherwise
+AMPLIFIED = 3e-5
 AMPLIFYING = {
     "fisher/llama",
     "fisher/llama_exact",
