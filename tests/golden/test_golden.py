@@ -41,6 +41,7 @@ AMPLIFYING = {
     "fisher/llama",
     "fisher/llama_exact",
     "gradient/looksam",
+    "heads/learning_without_forgetting",
     "loop/device",
     "models/outputs",
     "options/everything",
