@@ -336,12 +336,12 @@ def default_learner(method: Method, state: MethodState) -> PyTree:
 def _data_loss(loss, replay_loss, replay_weight: Any, chunk_size):
     """``(params, batch, keys, replay, replay_keys, progress) -> (L, losses [b])``."""
     losses_of = partial(example_losses, chunk_size=chunk_size)
-    told = callable(replay_weight)
-    weight_of: Any = replay_weight if told else lambda *given: replay_weight
+    scheduled = callable(replay_weight)
+    weight_of: Any = replay_weight if scheduled else lambda *given: replay_weight
 
     def data(params, batch, keys, replay, replay_keys, progress):
         shares, size = _shares(batch), num_rows(batch)
-        if not num_rows(replay) or (not told and is_zero(replay_weight)):
+        if not num_rows(replay) or (not scheduled and is_zero(replay_weight)):
             losses = losses_of(loss, params, batch, keys)
             return jnp.sum(shares * losses), losses
         weight = jnp.any(replay.weight > 0) * weight_of(batch, replay, progress)

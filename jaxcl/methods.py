@@ -280,7 +280,7 @@ def gdumb(
 ) -> Method:
     """GDumb: fill a balanced memory, and train on it at each evaluation (ECCV 2020).
 
-    ``optimizer`` is that of the training from memory; there is no training on the stream.
+    ``optimizer`` trains from memory; the stream itself only fills the memory.
     """
     train = from_memory_alone(
         key, init, loss, optimizer, num_epochs=num_epochs, batch_size=batch_size

@@ -69,7 +69,7 @@ def make_methods(config: Config, num_tasks: int) -> dict[str, Callable[[], Metho
     """What is timed, by name."""
     loss = cross_entropy(single_head(make_model(config).apply))
     optimizer = optax.sgd(config.learning_rate)
-    bent = lambda gradient, **options: (
+    method_with = lambda gradient, **options: (
         lambda: methods.plain(loss, optimizer, gradient=gradient, **options)
     )
     return {
@@ -85,11 +85,11 @@ def make_methods(config: Config, num_tasks: int) -> dict[str, Callable[[], Metho
             capacity_per_task=config.capacity_per_task,
             sample_size=config.replay_size,
         ),
-        "sam": bent(sam(config.rho)),
-        "gnp": bent(gnp(config.rho, alpha=0.5)),
-        "looksam": bent(looksam(config.rho, k=5)),
-        "looksam_reset": bent(looksam(config.rho, k=5), reset_gradient=True),
-        "c_flat": bent(c_flat()),
+        "sam": method_with(sam(config.rho)),
+        "gnp": method_with(gnp(config.rho, alpha=0.5)),
+        "looksam": method_with(looksam(config.rho, k=5)),
+        "looksam_reset": method_with(looksam(config.rho, k=5), reset_gradient=True),
+        "c_flat": method_with(c_flat()),
     }
 
 

@@ -31,7 +31,7 @@ def tfds_images(name: str, data_dir: PathLike, *, download: bool = False) -> Ima
     Raises:
       ModuleNotFoundError: without the extra ``data``.
       FileNotFoundError: if the set is not prepared and ``download`` is false.
-      ValueError: if there is no such set, or it is not a set of labelled images.
+      ValueError: for an unknown set, or one without labelled images.
     """
     tfds = _import_tfds("tfds_images")
     try:

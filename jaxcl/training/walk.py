@@ -81,7 +81,7 @@ def fit(run: Run, run_state: RunState) -> tuple[RunState, Status]:
             rows, order[step], size=options.batch_size, sharding=run.sharding
         )
 
-    if worn_out(run, run_state):
+    if patience_exceeded(run, run_state):
         return run_state, "done"
     left = range(int(run_state.step), len(order))
     with closing(prefetch(read, left)) as batches:
@@ -122,14 +122,14 @@ def take_steps(
                 return run_state, "diverged"
         rest = time.monotonic()
         if look:
-            run_state = look_around(run, run_state)
+            run_state = evaluate_within_task(run, run_state)
         if pause:
             save(run, run_state)
             saved = time.monotonic()
         began += time.monotonic() - rest
         if stop:
             return run_state, "interrupted"
-        if worn_out(run, run_state):
+        if patience_exceeded(run, run_state):
             break
     return run_state, "done"
 
@@ -168,7 +168,7 @@ def report(
     return bad, ready
 
 
-def look_around(run: Run, run_state: RunState) -> RunState:
+def evaluate_within_task(run: Run, run_state: RunState) -> RunState:
     """Evaluate on the tasks so far within one, and on its validation rows."""
     if not run.program.metrics:
         return run_state
@@ -196,7 +196,7 @@ def look_around(run: Run, run_state: RunState) -> RunState:
     return run_state._replace(best=best)
 
 
-def worn_out(run: Run, run_state: RunState) -> bool:
+def patience_exceeded(run: Run, run_state: RunState) -> bool:
     """Whether a task ends before its last step."""
     stopping, best = run.options.early_stopping, run_state.best
     return bool(stopping and isinstance(best, Best) and best.looks >= stopping.patience)

@@ -35,19 +35,23 @@ from tests.golden.files import compare, deviation, flat, load, save
 from tests.golden.setting import composed, run
 
 WANTED = load(COMMITTED)
-USUAL = 1e-6 if jax.__version__.startswith("0.10.") else 1e-5  # XLA fuses otherwise
-AMPLIFIED = 3e-5
+PINNED = jax.__version__.startswith("0.10.")  # newer XLA fuses, and rounds, otherwise
+USUAL, AMPLIFIED = (1e-6, 1e-5) if PINNED else (1e-5, 3e-5)
+LIMITS = {
+    "options/looksam_reset": 3e-5
+}  # 1.1e-5 on one processor, by its rounding alone
 AMPLIFYING = {
     "fisher/llama",
     "fisher/llama_exact",
     "gradient/looksam",
-    "heads/learning_without_forgetting",
     "loop/device",
     "models/outputs",
     "options/everything",
     "options/looksam_reset",
     "plasticity/measure",
 }
+if not PINNED:  # the divergence of nearly equal answers: 2.4e-5 with jax 0.12
+    AMPLIFYING.add("heads/learning_without_forgetting")
 
 
 def wanted(name):
@@ -61,7 +65,7 @@ def wanted(name):
 
 def apart(name, results):
     """Entries that are further from the committed ones than they may be, and how far."""
-    limit = AMPLIFIED if name in AMPLIFYING else USUAL
+    limit = LIMITS.get(name, AMPLIFIED if name in AMPLIFYING else USUAL)
     found = compare(flat(name, results), wanted(name))
     return {path: gap for path, gap in found.items() if gap > limit}
 
