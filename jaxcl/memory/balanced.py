@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
 from jaxcl.errors import check_size
-from jaxcl.memory.base import blank_rows, check_rows, draw_ranks
+from jaxcl.memory.base import blank_rows, check_rows, draw_ranks, later_rows_win
 from jaxcl.tree import at
 from jaxcl.typing import Batch, Memory
 
@@ -74,9 +74,9 @@ def class_balanced_reservoir(
 
     def choose(key, label, counts, state):
         kept, seen = counts[label], state.seen[label] + 1
-        lucky = jax.random.uniform(key, (), jnp.float32) * seen <= kept
+        accepted = jax.random.uniform(key, (), jnp.float32) * seen <= kept
         own = state.full[label]
-        return jnp.where(own, lucky, True), jnp.where(own, label, jnp.argmax(counts))
+        return ~own | accepted, jnp.where(own, label, jnp.argmax(counts))
 
     return _balanced(
         "class_balanced_reservoir", capacity, sample_size, num_classes, choose
@@ -141,9 +141,7 @@ def _balanced(who, capacity, sample_size, num_classes, choose) -> Memory:
         real = (batch.weight > 0) & (batch.y >= 0) & (batch.y < num_classes)
         rows = keys, batch.y, real
         (_, small), slot = jax.lax.scan(place, (state.kept.y, small), rows)
-        # Of two rows that went to one slot the later one stays.
-        beaten = jnp.any(jnp.triu(slot[:, None] == slot, k=1), axis=1)
-        slot = jnp.where(beaten, capacity, slot)
+        slot = later_rows_win(slot, capacity)
         write = lambda leaf, rows: leaf.at[slot].set(rows, mode="drop")
         return small._replace(kept=jax.tree.map(write, state.kept, batch))
 

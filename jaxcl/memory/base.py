@@ -105,6 +105,26 @@ def draw_ranks(
     return jnp.maximum(ranks, 0), ranks >= 0
 
 
+def draw_marked(
+    key: PRNGKeyArray, marked: Bool[Array, " m"], sample_size: int, replace: bool
+) -> tuple[Int[Array, " b"], Bool[Array, " b"]]:
+    """Uniform numbers of marked places, and which are real; see :func:`draw_ranks`."""
+    ends = jnp.cumsum(marked, dtype=jnp.int32)
+    ranks, real = draw_ranks(key, ends[-1], sample_size, replace)
+    places = jnp.searchsorted(ends, ranks + 1)
+    return jnp.minimum(places, len(marked) - 1), real
+
+
+def later_rows_win(slot: Int[Array, " b"], capacity: int) -> Int[Array, " b"]:
+    """Slots in which the last row of each slot stays, and the others are out of range.
+
+    A scatter with ``mode="drop"`` then writes each slot once, as if rows had been inserted
+    in order. Costs ``b^2`` integer comparisons.
+    """
+    replaced = jnp.any(jnp.triu(slot[:, None] == slot, k=1), axis=1)
+    return jnp.where(replaced, capacity, slot)
+
+
 def check_rows(who: str, lead: int, kept: Batch, batch: Batch) -> None:
     """Raise a ValueError unless the rows of ``batch`` match the stored ones.
 
@@ -129,4 +149,12 @@ def check_rows(who: str, lead: int, kept: Batch, batch: Batch) -> None:
         raise ValueError(msg)
 
 
-__all__ = ["after", "blank_rows", "check_rows", "draw_ranks", "no_memory"]
+__all__ = [
+    "after",
+    "blank_rows",
+    "check_rows",
+    "draw_marked",
+    "draw_ranks",
+    "later_rows_win",
+    "no_memory",
+]

@@ -11,7 +11,9 @@ from jaxcl.errors import check_size
 from jaxcl.memory.base import (
     blank_rows,
     check_rows,
+    draw_marked,
     draw_ranks,
+    later_rows_win,
 )
 from jaxcl.tree import at
 from jaxcl.typing import Batch, Memory, Params
@@ -86,12 +88,10 @@ def reservoir(
         return ReservoirState(kept, jnp.zeros((), jnp.int32), past)
 
     def sample(key, state):
-        filled = jnp.minimum(state.seen, capacity)
         if past_only:
-            ends = jnp.cumsum(state.past, dtype=jnp.int32)
-            ranks, real = draw_ranks(key, ends[-1], sample_size, replace)
-            rows = jnp.minimum(jnp.searchsorted(ends, ranks + 1), capacity - 1)
+            rows, real = draw_marked(key, state.past, sample_size, replace)
         else:
+            filled = jnp.minimum(state.seen, capacity)
             rows, real = draw_ranks(key, filled, sample_size, replace)
         drawn = at(rows, state.kept)
         return drawn._replace(weight=drawn.weight * real)
@@ -104,9 +104,7 @@ def reservoir(
         arrival = state.seen + jnp.cumsum(real, dtype=jnp.int32) - real
         lottery = jax.random.randint(key, arrival.shape, 0, arrival + 1, jnp.int32)
         slot = jnp.where(arrival < capacity, arrival, lottery)
-        slot = jnp.where(real, slot, capacity)
-        beaten = jnp.any(jnp.triu(slot[:, None] == slot, k=1), axis=1)
-        slot = jnp.where(beaten, capacity, slot)  # out of range, hence dropped
+        slot = later_rows_win(jnp.where(real, slot, capacity), capacity)
         write = lambda leaf, rows: leaf.at[slot].set(rows, mode="drop")
         kept = jax.tree.map(write, state.kept, keep(step.params, batch))
         past = state.past.at[slot].set(False, mode="drop") if past_only else ()

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int
 
 from jaxcl.errors import check_size
-from jaxcl.memory.base import blank_rows, check_rows, draw_ranks
+from jaxcl.memory.base import blank_rows, check_rows, draw_marked
 from jaxcl.memory.episodic import best_examples
 from jaxcl.memory.selection import Select, random_examples
 from jaxcl.tree import at
@@ -60,9 +60,7 @@ def shared_episodic(
     def sample(key, state):
         if sample_size is None:
             return state.kept
-        ends = jnp.cumsum(state.kept.weight > 0, dtype=jnp.int32)
-        ranks, real = draw_ranks(key, ends[-1], sample_size, replace)
-        rows = jnp.minimum(jnp.searchsorted(ends, ranks + 1), capacity - 1)
+        rows, real = draw_marked(key, state.kept.weight > 0, sample_size, replace)
         drawn = at(rows, state.kept)
         return drawn._replace(weight=drawn.weight * real)
 
@@ -71,9 +69,7 @@ def shared_episodic(
         data = jax.tree.map(jnp.asarray, data)
         new = best_examples(key, select, params, data, capacity)
         tasks = state.tasks_seen + 1
-        before = capacity // jnp.maximum(
-            state.tasks_seen, 1
-        )  # places of each until now
+        before = capacity // jnp.maximum(state.tasks_seen, 1)  # of each until now
         part = capacity // tasks
         place = jnp.arange(capacity)
         task, rank = place // jnp.maximum(part, 1), place % jnp.maximum(part, 1)
