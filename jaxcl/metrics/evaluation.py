@@ -90,7 +90,7 @@ def evaluate(
         total = jnp.sum(batch.weight)
         sums = weighted_sums(rows, batch)
         mean = lambda leaf, total=total: jnp.where(total > 0, leaf / total, jnp.nan)
-        values = metric.finish(jax.tree.map(mean, sums))
+        values = finished(metric, jax.tree.map(mean, sums))
         check_names("evaluate", [*found, *values])
         found |= values
     return found
@@ -108,7 +108,47 @@ def listed(who: str, metrics: Any) -> tuple[RowMetric | TaskMetric, ...]:
             f"{shown(metrics)}; such as jaxcl.metrics.classification(outputs)."
         )
         raise ValueError(msg)
+    for metric in found:
+        names = metric.names if isinstance(metric, TaskMetric) else ("",)
+        if isinstance(names, str) or not all(isinstance(name, str) for name in names):
+            msg = (
+                f"{who}: names of a TaskMetric must be a tuple of strings, got "
+                f"{shown(names)}; such as ('rouge',)."
+            )
+            raise ValueError(msg)
     return tuple(found)
+
+
+def finished(metric: RowMetric, means: Values) -> dict[str, Any]:
+    """The values of a metric: ``finish`` of the means, or a ValueError for another type."""
+    values = metric.finish(means)
+    if not isinstance(values, Mapping):
+        msg = (
+            "metrics: finish must return {name: value}, got "
+            f"{type(values).__name__}; give it a name."
+        )
+        raise ValueError(msg)
+    for name, value in values.items():
+        if jnp.shape(value) != ():
+            msg = (
+                f"metrics: finish must return one number for {name!r}, got shape "
+                f"{list(jnp.shape(value))}; reduce it, or give each entry a name."
+            )
+            raise ValueError(msg)
+    return dict(values)
+
+
+def values_of_task(metric: TaskMetric, *given: Any) -> dict[str, float]:
+    """The values of a data set by their names, or a ValueError if they are others."""
+    values = metric.of_data(*given)
+    if not isinstance(values, Mapping) or set(values) != set(metric.names):
+        came = sorted(values) if isinstance(values, Mapping) else type(values).__name__
+        msg = (
+            f"metrics: of_data must return a number for each of {list(metric.names)}, "
+            f"got {came}; name the same in both."
+        )
+        raise ValueError(msg)
+    return {name: float(values[name]) for name in metric.names}
 
 
 def check_names(who: str, names: Sequence[str]) -> None:
@@ -276,9 +316,11 @@ __all__ = [
     "check_names",
     "classification",
     "evaluate",
+    "finished",
     "listed",
     "macro_f1",
     "regression",
     "tokens",
+    "values_of_task",
     "weighted_sums",
 ]

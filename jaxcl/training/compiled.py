@@ -4,6 +4,7 @@ import inspect
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -16,6 +17,7 @@ from jaxcl.metrics.evaluation import (
     RowMetric,
     TaskMetric,
     check_names,
+    finished,
     listed,
     weighted_sums,
 )
@@ -167,7 +169,7 @@ def _names(parts, metrics, inputs, tested) -> tuple[tuple[str, ...], tuple[str, 
         if isinstance(metric, TaskMetric):
             names += metric.names
         else:
-            names += jax.eval_shape(metric.finish, next(sums))
+            names += jax.eval_shape(partial(finished, metric), next(sums))
     check_names("learn", names)
     return parts.names, tuple(names)
 

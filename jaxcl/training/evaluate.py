@@ -9,7 +9,12 @@ from jaxtyping import PyTree
 
 from jaxcl.data.dataset import Dataset
 from jaxcl.data.subsets import random_row_numbers
-from jaxcl.metrics.evaluation import RowMetric, TaskMetric
+from jaxcl.metrics.evaluation import (
+    RowMetric,
+    TaskMetric,
+    finished,
+    values_of_task,
+)
 from jaxcl.sharding import ShardingPlan
 from jaxcl.training.batches import take_rows
 from jaxcl.training.compiled import Program
@@ -58,9 +63,9 @@ def measure(
             own = jax.random.fold_in(key, place)
             part = subset_of(rows, numbers)
             for learner, params in learners.items():
-                values = metric.of_data(own, params, program.frozen, part)
-                for name in metric.names:
-                    found[name][learner] = float(values[name])
+                values = values_of_task(metric, own, params, program.frozen, part)
+                for name, value in values.items():
+                    found[name][learner] = value
     return found
 
 
@@ -98,7 +103,7 @@ def _row_values(
         row_metrics = [m for m in program.metrics if isinstance(m, RowMetric)]
         for metric, total in zip(row_metrics, totals, strict=True):
             means = {name: value / weight for name, value in total.items()}
-            for name, value in metric.finish(means).items():
+            for name, value in finished(metric, means).items():
                 values[name] = float(value)
         return values
 

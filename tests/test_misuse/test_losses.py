@@ -49,9 +49,14 @@ def column_loss(*place):
     return LOSS(*place)[:, None]
 
 
-def evaluated(values):
-    row_metric = metrics.RowMetric(lambda *_: values)
+def evaluated(values, *finish):
+    row_metric = metrics.RowMetric(lambda *_: values, *finish)
     return metrics.evaluate([row_metric], (), BATCH)
+
+
+def vector(means):
+    """A mean for each class."""
+    return {"f1": means["hits"]}
 
 
 def errors(*entries, **rows):
@@ -176,6 +181,10 @@ REFUSED = [
     (
         lambda: evaluated({"a": jnp.zeros(())}),
         r"shape \[4, ...\], got float32\[\] for 'a'",
+    ),
+    (
+        lambda: evaluated({"hits": jnp.zeros((4, 3))}, vector),
+        r"finish must return one number for 'f1', got shape \[3\]; reduce it",
     ),
     (lambda: evaluated({"a": [1.0] * 4}), "must return a JAX array .* for 'a'"),
     (
