@@ -20,13 +20,13 @@ zero and before the first task ends importances are zero, so that no part needs 
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax.random import split
-from jaxtyping import Array, ArrayLike, Float, PyTree, ScalarLike
+from jaxtyping import Array, Float, PyTree, ScalarLike
 
 from jaxcl.errors import (
     as_key,
@@ -34,10 +34,9 @@ from jaxcl.errors import (
     check_kind,
     check_number,
     check_size,
-    is_zero,
     shown,
 )
-from jaxcl.losses import example_losses
+from jaxcl.losses.replay import ReplayWeight, replayed_loss, step_loss
 from jaxcl.memory import after, no_memory
 from jaxcl.transforms.optimizers import (
     accepting,
@@ -45,11 +44,12 @@ from jaxcl.transforms.optimizers import (
     restarted,
     schedule_free_average,
 )
-from jaxcl.tree import axpy, check_batch, norm, num_rows, safe_divide, subtract
+from jaxcl.tree import axpy, check_batch, check_params, norm, num_rows, subtract
 from jaxcl.typing import (
     Average,
     Batch,
     Context,
+    Key,
     Loss,
     Memory,
     Method,
@@ -66,28 +66,6 @@ from jaxcl.typing import (
 #: ``{name: (state, step) -> scalar}``: computed after every step from the new state and the
 #: :class:`~jaxcl.typing.StepRecord`.
 StepMetrics = Mapping[str, Callable[[MethodState, StepRecord], Float[Array, ""]]]
-
-#: ``(batch, replay, progress) -> scalar``: the weight of the replay relative to the batch.
-ReplayWeight = Callable[[Batch, Batch, Progress], Float[ArrayLike, ""]]
-
-
-def by_rows(batch: Batch, replay: Batch, progress: Progress) -> Float[Array, ""]:
-    """Equal weight for every row, replayed or new: the loss of one joined batch.
-
-    A :data:`ReplayWeight`: the rows of the replay per row of the batch, by their weights.
-    """
-    del progress
-    return safe_divide(jnp.sum(replay.weight), jnp.sum(batch.weight))
-
-
-def by_tasks(batch: Batch, replay: Batch, progress: Progress) -> Float[Array, ""]:
-    """Equal weight for every task: that of the replay is the number of past tasks.
-
-    A :data:`ReplayWeight`, as in van de Ven and Tolias 2018, arXiv:1809.10635, where the
-    current task has weight ``1 / t``.
-    """
-    del batch, replay
-    return progress.task.astype(jnp.float32)
 
 
 def make_method(
@@ -128,8 +106,8 @@ def make_method(
       replay_loss: the loss of replayed rows if it differs from that of new ones (DER).
         It is added, not averaged with the other; each then needs a separate pass.
       replay_weight: the weight of the replay loss relative to the current one, or a
-        function of the step, such as :func:`by_rows` or :func:`by_tasks`; the Python
-        number 0 for methods that use only its gradient (A-GEM, GEM).
+        function of the step, such as :func:`jaxcl.losses.by_rows` and ``by_tasks``;
+        the Python number 0 for methods that use only its gradient (A-GEM, GEM).
       chunk_size: rows whose activations are held at once: gradient accumulation, for
         every gradient of the loss; all if absent. See
         :func:`jaxcl.losses.example_losses`. A regularizer that uses rows has its own
@@ -148,184 +126,241 @@ def make_method(
       A :class:`~jaxcl.typing.Method`. Parts that are absent have no state and add nothing
       to the compiled program.
     """
-    if not callable(replay_weight):
-        check_number("make_method", replay_weight=replay_weight)
-    check_size("make_method", optional=True, chunk_size=chunk_size)
-    check_kind("make_method", Callable, "such as cross_entropy(outputs)", loss=loss)
-    check_function("make_method", "params, batch, keys", loss=loss)
+    _check_arguments(loss, replay_loss, replay_weight, chunk_size, metrics, learners)
     part = partial(check_kind, "make_method", optional=True)
     part(Regularizer, "build it, and add several by sum_of", regularizer=regularizer)
     part(Memory, "build it, such as reservoir(...)", memory=memory)
     part(Average, "build it, such as ema(...)", average=average)
     part(Reset, "build it, and join several by chain_resets", reset=reset)
-    check_kind("make_method", Callable, optional=True, learners=learners)
-    for name in {"grad_norm", "penalty"} & set(metrics or ()):
-        msg = (
-            f"make_method: metrics has {name!r}, which steps report anyway; rename it."
-        )
-        raise ValueError(msg)
-    if callable(replay_weight):
-        check_function("make_method", "batch, replay, progress", weight=replay_weight)
-    if replay_loss is not None:
-        check_kind("make_method", Callable, replay_loss=replay_loss)
-        check_function("make_method", "params, batch, keys", replay_loss=replay_loss)
     if replay_loss is not None and memory is None:
         msg = "make_method: replay_loss needs a memory, got none; give memory= as well."
         raise ValueError(msg)
-    gradient = accepting("gradient", gradient or optax.identity())
-    optimizer = accepting("optimizer", optimizer)
-    regularizer, memory = regularizer or Regularizer(), memory or no_memory()
-    average, reset = average or Average(), reset or Reset()
-    penalised = regularizer.penalty is not no_penalty
-    data_loss = _data_loss(loss, replay_loss, replay_weight, chunk_size)
-    replayed_loss = _replayed_loss(replay_loss or loss, chunk_size)
+    parts = _Parts(
+        accepting("gradient", gradient or optax.identity()),
+        accepting("optimizer", optimizer),
+        regularizer or Regularizer(),
+        memory or no_memory(),
+        average or Average(),
+        reset or Reset(),
+        step_loss(loss, replay_loss, replay_weight, chunk_size),
+        replayed_loss(replay_loss or loss, chunk_size),
+        perturb_penalty,
+        reset_optimizer,
+        reset_gradient,
+        metrics or {},
+        learners,
+    )
+    return Method(
+        partial(_init, parts),
+        partial(_step, parts),
+        partial(_end_task, parts),
+        partial(_named_learners, parts),
+    )
 
-    def init(params, example):
-        check_batch("init", example)
-        _check_params(params)
-        return MethodState(
-            params,
-            gradient.init(params),
-            first_state(optimizer, params),
-            regularizer.init(params, example),
-            memory.init(params, example),
-            average.init(params, example),
-            reset.init(params, example),
-            Progress(*(jnp.zeros((), jnp.int32) for _ in Progress._fields)),
-        )
 
-    def step(key, state, batch):
-        check_kind("step", MethodState, "call step(key, state, batch)", state=state)
-        key = as_key("step", key)
-        check_batch("step", batch)
-        check_size("step", rows=num_rows(batch))
-        # Append new uses of keys: the first five are those of committed runs.
-        key_loss, key_sample, key_memory, key_reset, key_replay, *more = split(key, 7)
-        params, progress = state.params, state.progress
-        groups = memory.sample(key_sample, state.memory)
-        group_keys = split(key_replay, groups.weight.shape)
-        rows = batch, split(key_loss, num_rows(batch))
-        replay = _flat(groups), group_keys.reshape(-1)
-        averaged = average.read(state.average, params)
-        context = Context(batch, replay[0], rows[1], replay[1], averaged, progress)
+class _Parts(NamedTuple):
+    """What a method is composed of; absent parts are neutral ones."""
 
-        def objective(params):
-            return data_loss(params, *rows, *replay, progress)
+    gradient: optax.GradientTransformationExtraArgs
+    optimizer: optax.GradientTransformationExtraArgs
+    regularizer: Regularizer
+    memory: Memory
+    average: Average
+    reset: Reset
+    loss: Callable[..., Any]  # see step_loss
+    replayed: Callable[..., Any]  # see replayed_loss
+    perturb_penalty: bool
+    reset_optimizer: bool
+    reset_gradient: bool
+    metrics: StepMetrics
+    learners: Callable[[MethodState], Mapping[str, PyTree]] | None
 
-        def penalty(params):
-            return regularizer.penalty(state.regularizer, params, context)
 
-        # Two gradients, added: one program for both is up to twice as slow on a CPU.
-        def data_grad(params, *ignored):
-            del ignored  # optax.contrib.sam passes the number of its inner step
-            return jax.grad(objective, has_aux=True)(params)[0]
+def _init(parts: _Parts, params: Params, example: Batch) -> MethodState:
+    check_batch("init", example)
+    check_params("init", params)
+    return MethodState(
+        params,
+        parts.gradient.init(params),
+        first_state(parts.optimizer, params),
+        parts.regularizer.init(params, example),
+        parts.memory.init(params, example),
+        parts.average.init(params, example),
+        parts.reset.init(params, example),
+        Progress(*(jnp.zeros((), jnp.int32) for _ in Progress._fields)),
+    )
 
-        def full_grad(params, *ignored):
-            grads = data_grad(params, *ignored)
-            return axpy(1.0, jax.grad(penalty)(params), grads) if penalised else grads
 
-        (value, losses), data_grads = jax.value_and_grad(objective, has_aux=True)(
-            params
-        )
-        raw, total, logged = data_grads, value, {}
-        if penalised:
-            cost, penalty_grads = jax.value_and_grad(penalty)(params)
-            total, logged = value + cost, {"penalty": cost}
-        if penalised and perturb_penalty:
-            raw = axpy(1.0, penalty_grads, raw)
-        past, length = jax.grad(replayed_loss), norm(raw)
-        grads, gradient_state = gradient.update(
-            raw,
-            state.gradient,
-            params,
-            value=total if perturb_penalty else value,
-            grad_fn=full_grad if perturb_penalty else data_grad,
-            replay_grad_fn=lambda params: past(params, *replay),
-            task_grad_fn=lambda params: _by_task(past, params, groups, group_keys),
-            progress=progress,
-        )
-        if penalised and not perturb_penalty:
-            grads = axpy(1.0, penalty_grads, grads)
-        updates, optimizer_state = optimizer.update(
-            grads,
-            state.optimizer,
-            params,
-            value=total,
-            grad_fn=full_grad,
-            progress=progress,
-        )
-        new = optax.apply_updates(params, updates)
-        new = regularizer.project(state.regularizer, new)
-        reset_state, new, mask = reset.reset(key_reset, state.reset, new, batch)
-        record = StepRecord(
-            params,
-            data_grads,
-            subtract(new, params),
-            after((new, value, length), batch),  # a write to the memory comes last
-            replay[0],
-            losses,
-            progress,
-        )
-        state = MethodState(
-            new,
-            gradient_state,
-            restarted(optimizer, optimizer_state, new, mask),
-            regularizer.observe(more[0], state.regularizer, record, new),
-            memory.observe(key_memory, state.memory, record, new),
-            average.observe(more[1], state.average, record, new),
-            reset_state,
-            progress._replace(step=progress.step + 1),
-        )
-        logged |= {"grad_norm": length}
-        logged |= {name: read(state, record) for name, read in (metrics or {}).items()}
-        return state, StepInfo(value, jnp.isfinite(total), logged)
+def _step(
+    parts: _Parts, key: Key, state: MethodState, batch: Batch
+) -> tuple[MethodState, StepInfo]:
+    check_kind("step", MethodState, "call step(key, state, batch)", state=state)
+    key = as_key("step", key)
+    check_batch("step", batch)
+    check_size("step", rows=num_rows(batch))
+    # Append new uses of keys: the first five are those of committed runs.
+    key_loss, key_sample, key_memory, key_reset, key_replay, *more = split(key, 7)
+    params, progress = state.params, state.progress
+    groups = parts.memory.sample(key_sample, state.memory)
+    group_keys = split(key_replay, groups.weight.shape)
+    context = Context(
+        batch,
+        _flat(groups),
+        split(key_loss, num_rows(batch)),
+        group_keys.reshape(-1),
+        parts.average.read(state.average, params),
+        progress,
+    )
+    change = _update(parts, state, context, groups, group_keys)
+    new = optax.apply_updates(params, change.updates)
+    new = parts.regularizer.project(state.regularizer, new)
+    reset_state, new, mask = parts.reset.reset(key_reset, state.reset, new, batch)
+    record = StepRecord(
+        params,
+        change.grads,
+        subtract(new, params),
+        # A write to the memory comes last.
+        after((new, change.info.loss, change.info.metrics["grad_norm"]), batch),
+        context.replay,
+        change.losses,
+        progress,
+    )
+    state = MethodState(
+        new,
+        change.gradient,
+        restarted(parts.optimizer, change.optimizer, new, mask),
+        parts.regularizer.observe(more[0], state.regularizer, record, new),
+        parts.memory.observe(key_memory, state.memory, record, new),
+        parts.average.observe(more[1], state.average, record, new),
+        reset_state,
+        progress._replace(step=progress.step + 1),
+    )
+    own = {name: read(state, record) for name, read in parts.metrics.items()}
+    info = change.info
+    return state, info._replace(metrics={**info.metrics, **own})
 
-    def end_task(key, state, data):
-        check_kind(
-            "end_task", MethodState, "call end_task(key, state, data)", state=state
-        )
-        key = as_key("end_task", key)
-        check_batch("end_task", data)
-        key_regularizer, key_memory, key_average = split(key, 3)
-        params = schedule_free_average(state) if reset_optimizer else None
-        params = state.params if params is None else params
-        average_state, params = average.end_task(
-            key_average, state.average, params, data
-        )
-        return MethodState(
-            params,
-            gradient.init(params) if reset_gradient else state.gradient,
-            optimizer.init(params) if reset_optimizer else state.optimizer,
-            regularizer.end_task(key_regularizer, state.regularizer, params, data),
-            memory.end_task(key_memory, state.memory, params, data),
-            average_state,
-            state.reset,
-            Progress(
-                state.progress.task + 1,
-                jnp.zeros((), jnp.int32),
-                state.progress.num_steps,
-            ),
-        )
 
-    def usual_learners(state):
-        found = {"params": state.params}
-        averaged = schedule_free_average(state)
-        if average.read is not Average().read:
-            averaged = average.read(state.average, state.params)
-        return found if averaged is None else {"average": averaged, **found}
+class _Change(NamedTuple):
+    """What the gradient transformation and the optimizer make of a batch."""
 
-    def named_learners(state):
-        found = (learners or usual_learners)(state)
-        named = isinstance(found, Mapping) and all(isinstance(n, str) for n in found)
-        if not named or not found:
+    updates: Params
+    gradient: optax.OptState
+    optimizer: optax.OptState
+    grads: Params  # of the data loss
+    losses: PyTree  # [b]
+    info: StepInfo  # without the user's own metrics
+
+
+def _update(
+    parts: _Parts, state: MethodState, context: Context, groups: Batch, group_keys
+) -> _Change:
+    """The update of a step, from the gradients of the loss and of the penalty."""
+    params, progress = state.params, context.progress
+    replay = context.replay, context.replay_keys
+    penalised = parts.regularizer.penalty is not no_penalty
+    both = penalised and parts.perturb_penalty
+
+    def objective(params):
+        return parts.loss(params, context.batch, context.keys, *replay, progress)
+
+    def penalty(params):
+        return parts.regularizer.penalty(state.regularizer, params, context)
+
+    # Two gradients, added: one program for both is up to twice as slow on a CPU.
+    def data_grad(params, *ignored):
+        del ignored  # optax.contrib.sam passes the number of its inner step
+        return jax.grad(objective, has_aux=True)(params)[0]
+
+    def full_grad(params, *ignored):
+        grads = data_grad(params, *ignored)
+        return axpy(1.0, jax.grad(penalty)(params), grads) if penalised else grads
+
+    def replay_grad(params):
+        if not num_rows(context.replay):
             msg = (
-                f"make_method: learners must return a dict {{name: parameters}}, got "
-                f"{shown(found)}; the first one is the default."
+                "make_method: the gradient transformation uses replay_grad_fn, the "
+                "gradient on replayed rows, got no memory; give memory= as well, such "
+                "as reservoir(...)."
             )
             raise ValueError(msg)
-        return found
+        return jax.grad(parts.replayed)(params, *replay)
 
-    return Method(init, step, end_task, named_learners)
+    (value, losses), data_grads = jax.value_and_grad(objective, has_aux=True)(params)
+    raw, total, logged = data_grads, value, {}
+    if penalised:
+        cost, penalty_grads = jax.value_and_grad(penalty)(params)
+        total, logged = value + cost, {"penalty": cost}
+    if both:
+        raw = axpy(1.0, penalty_grads, raw)
+    logged |= {"grad_norm": norm(raw)}
+    grads, gradient_state = parts.gradient.update(
+        raw,
+        state.gradient,
+        params,
+        value=total if parts.perturb_penalty else value,
+        grad_fn=full_grad if parts.perturb_penalty else data_grad,
+        replay_grad_fn=replay_grad,
+        task_grad_fn=lambda params: _by_task(parts, params, groups, group_keys),
+        progress=progress,
+    )
+    if penalised and not parts.perturb_penalty:
+        grads = axpy(1.0, penalty_grads, grads)
+    updates, optimizer_state = parts.optimizer.update(
+        grads,
+        state.optimizer,
+        params,
+        value=total,
+        grad_fn=full_grad,
+        progress=progress,
+    )
+    info = StepInfo(value, jnp.isfinite(total), logged)
+    return _Change(updates, gradient_state, optimizer_state, data_grads, losses, info)
+
+
+def _end_task(parts: _Parts, key: Key, state: MethodState, data: Batch) -> MethodState:
+    remedy = "call end_task(key, state, data)"
+    check_kind("end_task", MethodState, remedy, state=state)
+    key = as_key("end_task", key)
+    check_batch("end_task", data)
+    key_regularizer, key_memory, key_average = split(key, 3)
+    fresh = parts.reset_optimizer
+    params = schedule_free_average(state) if fresh else None
+    params = state.params if params is None else params
+    average = parts.average.end_task(key_average, state.average, params, data)
+    average_state, params = average
+    now, end = state.regularizer, parts.regularizer.end_task
+    task, _, num_steps = state.progress
+    return MethodState(
+        params,
+        parts.gradient.init(params) if parts.reset_gradient else state.gradient,
+        parts.optimizer.init(params) if fresh else state.optimizer,
+        end(key_regularizer, now, params, data),
+        parts.memory.end_task(key_memory, state.memory, params, data),
+        average_state,
+        state.reset,
+        Progress(task + 1, jnp.zeros((), jnp.int32), num_steps),
+    )
+
+
+def _named_learners(parts: _Parts, state: MethodState) -> Mapping[str, PyTree]:
+    found = parts.learners(state) if parts.learners else _usual_learners(parts, state)
+    named = isinstance(found, Mapping) and all(isinstance(n, str) for n in found)
+    if not named or not found:
+        msg = (
+            f"make_method: learners must return a dict {{name: parameters}}, got "
+            f"{shown(found)}; the first one is the default."
+        )
+        raise ValueError(msg)
+    return found
+
+
+def _usual_learners(parts: _Parts, state: MethodState) -> Mapping[str, PyTree]:
+    """The average, if there is one, and the parameters."""
+    averaged = schedule_free_average(state)
+    if parts.average.read is not Average().read:
+        averaged = parts.average.read(state.average, state.params)
+    found = {"params": state.params}
+    return found if averaged is None else {"average": averaged, **found}
 
 
 def default_learner(method: Method, state: MethodState) -> PyTree:
@@ -333,55 +368,7 @@ def default_learner(method: Method, state: MethodState) -> PyTree:
     return next(iter(method.learners(state).values()))
 
 
-def _data_loss(loss, replay_loss, replay_weight: Any, chunk_size):
-    """``(params, batch, keys, replay, replay_keys, progress) -> (L, losses [b])``."""
-    losses_of = partial(example_losses, chunk_size=chunk_size)
-    scheduled = callable(replay_weight)
-    weight_of: Any = replay_weight if scheduled else lambda *given: replay_weight
-
-    def data(params, batch, keys, replay, replay_keys, progress):
-        shares, size = _shares(batch), num_rows(batch)
-        if not num_rows(replay) or (not scheduled and is_zero(replay_weight)):
-            losses = losses_of(loss, params, batch, keys)
-            return jnp.sum(shares * losses), losses
-        weight = jnp.any(replay.weight > 0) * weight_of(batch, replay, progress)
-        past_shares = weight * _shares(replay)
-        if replay_loss is None and not jax.tree.leaves(batch.stored):
-            replay = replay._replace(stored=batch.stored)
-        if replay_loss is None and _alike(batch, replay):
-            # In one pass: two passes cost half as much again.
-            join = lambda a, b: jnp.concatenate([a, b])
-            both = jax.tree.map(join, (batch, keys), (replay, replay_keys))
-            shares = join(shares, past_shares) / (1 + weight)
-            losses = losses_of(loss, params, *both)
-            return jnp.sum(shares * losses), losses[:size]
-        losses = losses_of(loss, params, batch, keys)
-        past = losses_of(replay_loss or loss, params, replay, replay_keys)
-        total = jnp.sum(shares * losses) + jnp.sum(past_shares * past)
-        return total if replay_loss else total / (1 + weight), losses
-
-    return data
-
-
-def _alike(batch: Batch, replay: Batch) -> bool:
-    """Whether rows of both have one structure, and the same shapes and dtypes."""
-    look = lambda rows: jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), rows
-    )
-    return look(batch) == look(replay)
-
-
-def _replayed_loss(loss, chunk_size):
-    """``(params, replay, keys) -> scalar``: the weighted mean over replayed rows."""
-
-    def replayed(params, replay, keys):
-        losses = example_losses(loss, params, replay, keys, chunk_size=chunk_size)
-        return jnp.sum(_shares(replay) * losses)
-
-    return replayed
-
-
-def _by_task(past, params, groups: Batch, keys):
+def _by_task(parts: _Parts, params: Params, groups: Batch, keys) -> PyTree:
     """The gradient on each task's part of the replay, leaves [T, ...]."""
     if groups.weight.ndim != 2:
         msg = (
@@ -390,33 +377,9 @@ def _by_task(past, params, groups: Batch, keys):
             "jaxcl.memory.episodic(..., grouped=True)."
         )
         raise ValueError(msg)
-    return jax.vmap(past, in_axes=(None, 0, 0))(params, groups, keys)
-
-
-def _check_params(params: Params) -> None:
-    """Refuse leaves that cannot be trained, naming their path."""
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        if "'batch_stats'" in jax.tree_util.keystr(path):
-            msg = (
-                "init: params must be trained, got running statistics (batch_stats), "
-                "which depend on the batch; use GroupNorm or LayerNorm, or "
-                "variables['params'] alone."
-            )
-            raise ValueError(msg)
-        dtype = getattr(leaf, "dtype", None)
-        if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
-            msg = (
-                "init: params must be a tree of real arrays, got "
-                f"{shown(leaf) if dtype is None else dtype} at "
-                f"{jax.tree_util.keystr(path) or 'its root'}; keep out of params what is "
-                "not trained, and give build what it needs (frozen=)."
-            )
-            raise ValueError(msg)
-
-
-def _shares(batch: Batch):
-    """The normalised weights of rows; zeros for a batch of padding."""
-    return safe_divide(batch.weight, jnp.sum(batch.weight))
+    return jax.vmap(jax.grad(parts.replayed), in_axes=(None, 0, 0))(
+        params, groups, keys
+    )
 
 
 def _flat(replay: Batch) -> Batch:
@@ -426,11 +389,26 @@ def _flat(replay: Batch) -> Batch:
     return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), replay)
 
 
-__all__ = [
-    "ReplayWeight",
-    "StepMetrics",
-    "by_rows",
-    "by_tasks",
-    "default_learner",
-    "make_method",
-]
+def _check_arguments(
+    loss, replay_loss, replay_weight, chunk_size, metrics, learners
+) -> None:
+    """Refuse arguments of :func:`make_method` of another kind."""
+    if callable(replay_weight):
+        check_function("make_method", "batch, replay, progress", weight=replay_weight)
+    else:
+        check_number("make_method", replay_weight=replay_weight)
+    check_size("make_method", optional=True, chunk_size=chunk_size)
+    check_kind("make_method", Callable, "such as cross_entropy(outputs)", loss=loss)
+    check_function("make_method", "params, batch, keys", loss=loss)
+    if replay_loss is not None:
+        check_kind("make_method", Callable, replay_loss=replay_loss)
+        check_function("make_method", "params, batch, keys", replay_loss=replay_loss)
+    check_kind("make_method", Callable, optional=True, learners=learners)
+    for name in {"grad_norm", "penalty"} & set(metrics or ()):
+        msg = (
+            f"make_method: metrics has {name!r}, which steps report anyway; rename it."
+        )
+        raise ValueError(msg)
+
+
+__all__ = ["StepMetrics", "default_learner", "make_method"]

@@ -313,6 +313,32 @@ def check_batch(who: str, batch: Batch) -> None:
     raise ValueError(msg)
 
 
+def check_params(who: str, params: PyTree) -> None:
+    """Refuse parameters that cannot be trained, naming the leaf.
+
+    Raises:
+      ValueError: for running statistics, and for leaves that are no real arrays.
+    """
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    for path, leaf in leaves or [((), params)]:
+        if "'batch_stats'" in jax.tree_util.keystr(path):
+            msg = (
+                f"{who}: params must be trained, got running statistics (batch_stats), "
+                "which depend on the batch; use GroupNorm or LayerNorm, or "
+                "variables['params'] alone."
+            )
+            raise ValueError(msg)
+        dtype = getattr(leaf, "dtype", None)
+        if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
+            msg = (
+                f"{who}: params must be a tree of real arrays, got "
+                f"{shown(leaf) if dtype is None else dtype} at "
+                f"{jax.tree_util.keystr(path) or 'its root'}; keep out of params what is "
+                "not trained, and give build what it needs (frozen=)."
+            )
+            raise ValueError(msg)
+
+
 def num_rows(batch: Batch) -> int:
     """How many rows a batch has, padding included."""
     return batch.weight.shape[0]
@@ -329,6 +355,7 @@ __all__ = [
     "axpy",
     "by_chunks",
     "check_batch",
+    "check_params",
     "copied",
     "dot",
     "lists_as_arrays",

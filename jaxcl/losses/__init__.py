@@ -19,6 +19,7 @@ from jaxcl.losses.examples import (
     per_example,
 )
 from jaxcl.losses.outputs import MASKED, class_mask, heads, past_heads, single_head
+from jaxcl.losses.replay import ReplayWeight, by_rows, by_tasks
 from jaxcl.losses.supervised import (
     accuracy,
     cross_entropy,
@@ -32,7 +33,10 @@ from jaxcl.typing import Outputs
 __all__ = [
     "MASKED",
     "Outputs",
+    "ReplayWeight",
     "accuracy",
+    "by_rows",
+    "by_tasks",
     "check_rows_independent",
     "class_mask",
     "cross_entropy",

@@ -5,13 +5,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple, get_args
 
 import jax
-import jax.numpy as jnp
 
 from jaxcl.data.dataset import Dataset, Task
 from jaxcl.errors import check_key, check_kind, check_number, check_size, shown
 from jaxcl.sharding import ShardingPlan, check_rows, check_sharding_plan
 from jaxcl.training.compiled import Policy
 from jaxcl.training.identity import check_plain
+from jaxcl.tree import check_params
 from jaxcl.typing import Key, Params
 
 
@@ -124,7 +124,7 @@ def check_run(
       ValueError: in one line.
     """
     check_key("learn", key)
-    _check_params(params)
+    check_params("learn", params)
     _check_options(options)
     _check_tasks(tasks, options, measured=measured)
     check_kind("learn", Mapping, "give {name: dataset}", evaluation=evaluation)
@@ -146,20 +146,6 @@ def check_run(
         raise ValueError(msg)
 
 
-def _check_params(params: Params) -> None:
-    leaves = jax.tree.leaves(params)
-    floats = lambda leaf: (
-        hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.floating)
-    )
-    if not leaves or not all(map(floats, leaves)):
-        odd = next((leaf for leaf in leaves if not floats(leaf)), params)
-        msg = (
-            f"learn: params must be a tree of float arrays, got {shown(odd)}; give "
-            "model.init(key)."
-        )
-        raise ValueError(msg)
-
-
 def _check_options(options: Options) -> None:
     check_kind("learn", Options, options=options)
     named = lambda names: {name: getattr(options, name) for name in names.split()}
@@ -168,6 +154,7 @@ def _check_options(options: Options) -> None:
     maybe = named("num_steps end_task_examples eval_examples eval_every max_tasks")
     check_size("learn", optional=True, **maybe)
     check_number("learn", infinite=True, save_every=options.save_every)
+    check_kind("learn", bool, "True or False", eval_start=options.eval_start)
     choices = {"on_non_finite": get_args(Policy), "eval_tasks": ("all", "seen")}
     for name, allowed in choices.items():
         if getattr(options, name) not in allowed:

@@ -66,8 +66,8 @@ def measured(model=MODEL, params=PARAMS, **changes):
     return plasticity.measure(KEY, LOSS, *place, **changes)
 
 
-def stepped(gradient):
-    method = make_method(LOSS, SGD, gradient=gradient)
+def stepped(gradient=None, **parts):
+    method = make_method(LOSS, SGD, gradient=gradient, **parts)
     return method.step(KEY, method.init(PARAMS, BATCH), BATCH)
 
 
@@ -169,6 +169,13 @@ REFUSED = [
     (lambda: make_method(LOSS, SGD, gradient=transforms.sam), "got function"),
     (lambda: make_method(LOSS, SGD, regularizer=[]), "Regularizer, .* sum_of"),
     (lambda: make_method(LOSS, SGD, memory=ema(0.9)), "memory must .* got Average"),
+    (lambda: stepped(transforms.agem()), "uses replay_grad_fn, .* got no memory; give"),
+    (
+        lambda: stepped(
+            memory=reservoir(4, 2), replay_weight=lambda batch, *_: batch.weight
+        ),
+        r"replay_weight must return one number, shape \[\], got \[4\]; sum",
+    ),
     (lambda: METHOD.init(MODEL, BATCH), "init: params must be a tree of real arrays"),
     (lambda: METHOD.init(PARAMS, STREAM), "init: expected a Batch .* got Stream"),
     (

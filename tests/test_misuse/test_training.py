@@ -8,7 +8,7 @@ from jax.sharding import AxisType, Mesh
 
 from jaxcl import training
 from jaxcl.data import Task
-from jaxcl.metrics import RowMetric
+from jaxcl.metrics import RowMetric, TaskMetric, classification
 from jaxcl.report import records
 from jaxcl.report.summaries import grid, summarize
 from jaxcl.report.tables import summary_table
@@ -38,6 +38,7 @@ from tests.test_report.toy_records import record
 EXPLICIT = (AxisType.Explicit,) * 3
 MESH = training.make_mesh(devices=jax.devices()[:1])
 SGD = noisy("sgd", 0)
+METRIC = classification(OUTPUTS)
 THIRD = record("sam", 9, hyper={"learning_rate": 0.1, "rho": 0.5, "eta": 1.0})
 
 
@@ -49,6 +50,12 @@ def walk(key=KEY, **changes):
 def learn(build=lambda frozen: METHOD, tasks=TASKS, options=OPTIONS, **others):
     given = {"params": PARAMS, "folder": "nowhere", **others}
     return training.learn(KEY, build, given.pop("params"), tasks, options, **given)
+
+
+def bleu(key, params, frozen, dataset):
+    """A task metric of one name."""
+    del key, params, frozen, dataset
+    return {"bleu": 0.5}
 
 
 def scored(score):
@@ -84,12 +91,9 @@ REFUSED = [
         lambda: learn(build=lambda _: LOSS),
         "Method, got function; let build return",
     ),
-    (lambda: learn(params={"w": 1.0}), "tree of float arrays, got 1.0; give"),
-    (lambda: learn(params={"w": Y}), r"tree of float arrays, got \[0 1 0 1\]; give"),
-    (
-        lambda: learn(params=None),
-        "params must be a tree of float arrays, got None; give",
-    ),
+    (lambda: learn(params={"w": 1.0}), r"real arrays, got 1.0 at \['w'\]; keep out"),
+    (lambda: learn(params={"w": Y}), r"real arrays, got int\d+ at \['w'\]; keep out"),
+    (lambda: learn(params=None), "real arrays, got None at its root; keep out"),
     (
         lambda: learn(tasks=[Task("a", BATCH, BATCH)]),
         "train must be of type Dataset, got Batch; .* array_dataset",
@@ -125,6 +129,22 @@ REFUSED = [
     (
         lambda: placed(lambda path, shape, mesh: ("fsdp",)),
         r"got \('fsdp',\); see fsdp",
+    ),
+    (
+        lambda: learn(metrics=TaskMetric("bleu", bleu)),
+        "names of a TaskMetric must be a tuple of strings, got 'bleu'; such as",
+    ),
+    (
+        lambda: learn(metrics=TaskMetric(("rouge",), bleu), folder=None),
+        r"of_data must return .* each of \['rouge'\], got \['bleu'\]; name",
+    ),
+    (
+        lambda: learn(metrics=RowMetric(METRIC.rows, lambda means: means["loss"])),
+        "finish must return {name: value}, got .*; give it a name",
+    ),
+    (
+        lambda: learn(options=OPTIONS._replace(eval_start="no")),
+        "eval_start must be of type bool, got 'no'; True or False",
     ),
     (lambda: learn(metrics=5), "metrics must be a RowMetric, a TaskMetric or a list"),
     (lambda: learn(evaluation=[3]), r"evaluation must be of type Mapping, got \[3\]"),

@@ -1,0 +1,112 @@
+"""The loss of a step: on a batch, and on rows replayed from memory."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, ArrayLike, Float, ScalarLike
+
+from jaxcl.errors import is_zero
+from jaxcl.losses.examples import example_losses
+from jaxcl.tree import num_rows, safe_divide
+from jaxcl.typing import Batch, Loss, Progress
+
+#: ``(batch, replay, progress) -> scalar``: the weight of the replay relative to the batch.
+ReplayWeight = Callable[[Batch, Batch, Progress], Float[ArrayLike, ""]]
+
+
+def by_rows(batch: Batch, replay: Batch, progress: Progress) -> Float[Array, ""]:
+    """Equal weight for every row, replayed or new: the loss of one joined batch.
+
+    A :data:`ReplayWeight`: the rows of the replay per row of the batch, by their weights.
+    """
+    del progress
+    return safe_divide(jnp.sum(replay.weight), jnp.sum(batch.weight))
+
+
+def by_tasks(batch: Batch, replay: Batch, progress: Progress) -> Float[Array, ""]:
+    """Equal weight for every task: that of the replay is the number of past tasks.
+
+    A :data:`ReplayWeight`, as in van de Ven and Tolias 2018, arXiv:1809.10635, where the
+    current task has weight ``1 / t``.
+    """
+    del batch, replay
+    return progress.task.astype(jnp.float32)
+
+
+def step_loss(
+    loss: Loss,
+    replay_loss: Loss | None,
+    replay_weight: ScalarLike | ReplayWeight,
+    chunk_size: int | None,
+) -> Callable[..., Any]:
+    """``(params, batch, keys, replay, replay_keys, progress) -> (L, losses [b])``.
+
+    See :func:`jaxcl.make_method` for the arguments and the formula.
+    """
+    losses_of = partial(example_losses, chunk_size=chunk_size)
+    given: Any = replay_weight
+    scheduled = callable(given)
+
+    def data(params, batch, keys, replay, replay_keys, progress):
+        shares, size = _shares(batch), num_rows(batch)
+        if not num_rows(replay) or (not scheduled and is_zero(given)):
+            losses = losses_of(loss, params, batch, keys)
+            return jnp.sum(shares * losses), losses
+        weight = jnp.any(replay.weight > 0) * _weight(given, batch, replay, progress)
+        past_shares = weight * _shares(replay)
+        if replay_loss is None and not jax.tree.leaves(batch.stored):
+            replay = replay._replace(stored=batch.stored)
+        if replay_loss is None and _alike(batch, replay):
+            # In one pass: two passes cost half as much again.
+            join = lambda a, b: jnp.concatenate([a, b])
+            both = jax.tree.map(join, (batch, keys), (replay, replay_keys))
+            shares = join(shares, past_shares) / (1 + weight)
+            losses = losses_of(loss, params, *both)
+            return jnp.sum(shares * losses), losses[:size]
+        losses = losses_of(loss, params, batch, keys)
+        past = losses_of(replay_loss or loss, params, replay, replay_keys)
+        total = jnp.sum(shares * losses) + jnp.sum(past_shares * past)
+        return total if replay_loss else total / (1 + weight), losses
+
+    return data
+
+
+def _weight(given: Any, batch: Batch, replay: Batch, progress: Progress) -> Any:
+    """The weight of the replay: the number, or that which the function returns."""
+    weight: Any = given(batch, replay, progress) if callable(given) else given
+    if jnp.shape(weight) != ():
+        msg = (
+            "make_method: replay_weight must return one number, shape [], got "
+            f"{list(jnp.shape(weight))}; sum or average over the rows."
+        )
+        raise ValueError(msg)
+    return weight
+
+
+def _alike(batch: Batch, replay: Batch) -> bool:
+    """Whether rows of both have one structure, and the same shapes and dtypes."""
+    look = lambda rows: jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), rows
+    )
+    return look(batch) == look(replay)
+
+
+def replayed_loss(loss: Loss, chunk_size: int | None) -> Callable[..., Any]:
+    """``(params, replay, keys) -> scalar``: the weighted mean over replayed rows."""
+
+    def replayed(params, replay, keys):
+        losses = example_losses(loss, params, replay, keys, chunk_size=chunk_size)
+        return jnp.sum(_shares(replay) * losses)
+
+    return replayed
+
+
+def _shares(batch: Batch):
+    """The normalised weights of rows; zeros for a batch of padding."""
+    return safe_divide(batch.weight, jnp.sum(batch.weight))
+
+
+__all__ = ["ReplayWeight", "by_rows", "by_tasks", "replayed_loss", "step_loss"]
