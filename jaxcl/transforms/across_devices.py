@@ -5,7 +5,7 @@ from collections.abc import Hashable
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import PyTree, ScalarLike
+from jaxtyping import ArrayLike, PyTree
 
 from jaxcl.transforms._perturb import transformation as make
 from jaxcl.tree import safe_divide, wide
@@ -22,9 +22,10 @@ def across_devices(
     Every device holds the same parameters and state and a part of the batch; ``grads``
     and every ``*grad_fn`` are those of *its own* part (means, not sums). The result is
     the same on all devices. Where parts differ in their number of rows, as with
-    padding, give ``update(..., weight=jnp.sum(batch.weight))``, and for the replay
-    ``replay_weight=``: means over devices are then means over rows. There are three ways
-    to perturb:
+    padding, give ``update(..., weight=jnp.sum(batch.weight))``, for the replay
+    ``replay_weight=``, and for one grouped by task ``task_weight=`` with a sum for each
+    task, ``[T]``: means over devices are then means over rows. There are three ways to
+    perturb:
 
     * ``sync=True``: every gradient is averaged over devices before it is used. The
       result is that of one device with the full batch.
@@ -51,8 +52,21 @@ def across_devices(
     """
     inner = optax.with_extra_args_support(transformation)
 
-    def update(grads, state, params=None, *, weight=None, replay_weight=None, **extra):
-        rows = {"grad_fn": weight, "replay_grad_fn": replay_weight}
+    def update(
+        grads,
+        state,
+        params=None,
+        *,
+        weight=None,
+        replay_weight=None,
+        task_weight=None,
+        **extra,
+    ):
+        rows = {
+            "grad_fn": weight,
+            "replay_grad_fn": replay_weight,
+            "task_grad_fn": task_weight,
+        }
         if sync:
             for name, function in extra.items():
                 if name.endswith("grad_fn") and callable(function):
@@ -74,21 +88,23 @@ def across_devices(
 
 
 def mean_over(
-    axis_name: Hashable, tree: PyTree, weight: ScalarLike | None = None
+    axis_name: Hashable, tree: PyTree, weight: ArrayLike | None = None
 ) -> PyTree:
     """The mean over devices, in float32 or better; the largest of integers.
 
     Args:
       axis_name: of the devices.
       tree: what each of them has.
-      weight: the weight of this device, such as its rows; equal if absent.
+      weight: the weight of this device, such as its rows, or one for each entry of the
+        leading axes of all leaves; equal if absent.
     """
 
     def mean(x):
         if weight is None:
             return jax.lax.pmean(x, axis_name)
-        total = jax.lax.psum(weight, axis_name)
-        return safe_divide(jax.lax.psum(weight * x, axis_name), total)
+        own = jnp.expand_dims(weight, range(jnp.ndim(weight), x.ndim))
+        total = jax.lax.psum(own, axis_name)
+        return safe_divide(jax.lax.psum(own * x, axis_name), total)
 
     def leaf(x):
         if jnp.issubdtype(x.dtype, jnp.integer):

@@ -249,3 +249,36 @@ def test_devices_count_by_their_rows(sync):
         want = jnp.sum(counts * each) / jnp.sum(counts)
     np.testing.assert_allclose(found(True), want, rtol=1e-5)
     assert abs(found(False) - want) > 1e-3
+
+
+def test_devices_count_by_their_rows_of_each_task():
+    """Oracle: GEM on one device with the rows that are no padding, 3 of 4 of one task and
+    1 of 4 of the other. Negative control: without the weights another projection."""
+    rows = jnp.asarray(np.random.default_rng(1).normal(size=(2, 4, 4)), jnp.float32)
+    weight = jnp.array([[1.0, 1, 1, 0], [0, 0, 0, 1]])
+    spec = PartitionSpec(None, "data")
+    mesh = Mesh(np.array(jax.devices()[:2]), ("data",))
+    grads = jnp.array([1.0, -2.0, 0.5, 3.0])
+
+    def by_task(p, rows, weight):
+        mean = lambda p, x, w: jnp.sum(w * jnp.sin(x @ p)) / jnp.maximum(jnp.sum(w), 1)
+        return jax.vmap(jax.grad(mean), in_axes=(None, 0, 0))(p, rows, weight)
+
+    def changed(transform, rows, weight, **extra):
+        function = lambda p: by_task(p, rows, weight)
+        state = transform.init(W)
+        return transform.update(grads, state, W, task_grad_fn=function, **extra)[0]
+
+    def found(counted):
+        def body(rows, weight):
+            extra = {"task_weight": jnp.sum(weight, axis=1)} if counted else {}
+            return changed(across_devices(gem(), "data"), rows, weight, **extra)
+
+        places = {"in_specs": (spec, spec), "out_specs": PartitionSpec()}
+        run = jax.shard_map(body, mesh=mesh, check_vma=False, **places)
+        return jax.jit(run)(rows, weight)
+
+    want = changed(gem(), rows, weight)
+    assert np.max(np.abs(want - grads)) > 0.1  # a constraint was violated
+    np.testing.assert_allclose(found(True), want, rtol=1e-5)
+    assert np.max(np.abs(found(False) - want)) > 1e-3
