@@ -36,11 +36,11 @@ from jaxcl.data.stream import (
     stack_plans,
     stack_tasks,
     take_tasks,
-    validate,
 )
 from jaxcl.data.subsets import random_row_numbers, random_rows, train_valid_split
 from jaxcl.data.synthetic import prototypes, synthetic_images
 from jaxcl.data.tfds import prepare_mnist, tfds_images
+from jaxcl.data.validation import validate
 
 __all__ = [
     "Dataset",

@@ -1,17 +1,17 @@
-"""Functions on any stream: build one from arrays, select tasks, stack, and check it."""
+"""Functions on any stream: build one from arrays, select tasks, and stack plans."""
 
-import functools
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from jaxcl.data.dataset import Task
 from jaxcl.errors import as_numbers, check_kind, check_size, shown
-from jaxcl.tree import at, check_batch, lists_as_arrays, num_rows, num_tasks
-from jaxcl.typing import Array, Batch, PyTree, Stream
+from jaxcl.tree import as_batch, at, check_batch, lists_as_arrays, num_rows
+from jaxcl.typing import Batch, PyTree, Stream
 
 
 class Tasks(NamedTuple):
@@ -22,15 +22,19 @@ class Tasks(NamedTuple):
 
 
 def from_arrays(
-    train: Batch, test: Batch, *, num_classes: int, name: str = "arrays"
+    train: Batch | tuple[PyTree, PyTree],
+    test: Batch | tuple[PyTree, PyTree],
+    *,
+    num_classes: int,
+    name: str = "arrays",
 ) -> Stream:
     """A stream of stacked arrays.
 
     Args:
-      train: leaves ``[T, n, ...]``, arrays or lists. Short tasks are padded with rows
-        of weight 0; :func:`stack_tasks` does that. If ``task`` is 0 in all rows, the
-        default of :func:`jaxcl.tree.as_batch`, rows are numbered by their task.
-      test: leaves ``[T, m, ...]``.
+      train: a pair ``(x, y)`` of arrays or lists ``[T, n, ...]``, or a batch with such
+        leaves. Short tasks are padded with rows of weight 0; :func:`stack_tasks` does
+        that. If ``task`` is 0 in all rows, they are numbered by their task.
+      test: likewise, ``[T, m, ...]``.
       num_classes: outputs that the model needs.
       name: what the stream is called in logs and reports.
 
@@ -41,9 +45,11 @@ def from_arrays(
       ValueError: if leaves differ in the number of tasks or rows.
     """
     check_size("from_arrays", num_classes=num_classes)
-    check_kind("from_arrays", Batch, "stack the tasks in one", train=train, test=test)
-    train, test = (lists_as_arrays("from_arrays", part) for part in (train, test))
-    for split, batch in (("train", train), ("test", test)):
+    given = {"train": _pair_as_batch(train), "test": _pair_as_batch(test)}
+    check_kind("from_arrays", Batch, "give (x, y)", **given)
+    read = lambda batch: lists_as_arrays("from_arrays", batch)
+    given = {split: read(batch) for split, batch in given.items()}
+    for split, batch in given.items():
         shapes = {
             np.shape(leaf)[:2] for leaf in (batch.weight, *jax.tree.leaves(batch))
         }
@@ -54,16 +60,17 @@ def from_arrays(
                 f"rows], both above 0, got {sorted(map(list, shapes))}; stack the tasks."
             )
             raise ValueError(msg)
-    if train.weight.shape[0] != test.weight.shape[0]:
+    counts = [len(batch.weight) for batch in given.values()]
+    if counts[0] != counts[1]:
         msg = (
             "from_arrays: train and test must have the same number of tasks, got "
-            f"{train.weight.shape[0]} and {test.weight.shape[0]}; give both of each."
+            f"{counts[0]} and {counts[1]}; give both of each."
         )
         raise ValueError(msg)
-    pool = jax.tree.map(jnp.asarray, Tasks(_numbered(train), _numbered(test)))
+    pool = jax.tree.map(jnp.asarray, Tasks(*map(_numbered, given.values())))
     return Stream(
         pool=pool,
-        plan=jnp.asarray(np.arange(train.weight.shape[0], dtype=np.int32)),
+        plan=jnp.asarray(np.arange(counts[0], dtype=np.int32)),
         train=lambda pool, task: at(task, pool.train),
         test=lambda pool, task: at(task, pool.test),
         num_classes=num_classes,
@@ -71,8 +78,22 @@ def from_arrays(
     )
 
 
+def _pair_as_batch(part) -> Any:
+    """A batch with leaves ``[T, n, ...]`` of a pair; anything else as it is."""
+    if isinstance(part, Batch) or not (isinstance(part, tuple) and len(part) == 2):
+        return part
+    x, y = jax.tree.map(np.asarray, lists_as_arrays("from_arrays", part))
+    lead = jax.tree.leaves(x)[0].shape[:2]
+    flat = lambda leaf: leaf.reshape(-1, *leaf.shape[2:])
+    rows = as_batch(*jax.tree.map(flat, (x, y)))
+    return jax.tree.map(lambda leaf: leaf.reshape(*lead, *leaf.shape[1:]), rows)
+
+
 def stack_tasks(
-    tasks: Sequence[tuple[Batch, Batch]], *, num_classes: int, name: str = "tasks"
+    tasks: Sequence[tuple[Batch, Batch] | Task],
+    *,
+    num_classes: int,
+    name: str = "tasks",
 ) -> Stream:
     """A stream of tasks that may have unequal numbers of rows.
 
@@ -82,7 +103,8 @@ def stack_tasks(
 
     Args:
       tasks: ``(train, test)`` for every task, leaves ``[n, ...]`` and ``[m, ...]`` with
-        their own ``n`` and ``m``; see :func:`jaxcl.tree.as_batch`. If ``task`` is 0 in all
+        their own ``n`` and ``m``; see :func:`jaxcl.tree.as_batch`. Or tasks of the host
+        loop, of which the training and the test set are read. If ``task`` is 0 in all
         rows, they are numbered by their task.
       num_classes: outputs that the model needs.
       name: what the stream is called in logs and reports.
@@ -91,6 +113,7 @@ def stack_tasks(
       ValueError: naming the task, if rows differ from those of task 0 in shape or dtype,
         or none has a weight above 0.
     """
+    tasks = [_all_rows(task) if isinstance(task, Task) else task for task in tasks]
     pairs = [pair for pair in tasks if isinstance(pair, tuple) and len(pair) == 2]
     if not pairs or len(pairs) < len(tasks):
         msg = (
@@ -104,6 +127,12 @@ def stack_tasks(
         for k, split in enumerate(("train", "test"))
     )
     return from_arrays(train, test, num_classes=num_classes, name=name)
+
+
+def _all_rows(task: Task) -> tuple[Batch, Batch]:
+    """Training and test set of a task of the host loop, in memory."""
+    train, test = (part.read(np.arange(part.count)) for part in (task.train, task.test))
+    return train, test
 
 
 def _stacked(split: str, batches: list[Batch]) -> Batch:
@@ -229,144 +258,8 @@ def stack_plans(streams: Sequence[Stream]) -> Stream:
     return first._replace(plan=jax.tree.map(stack, *plans))
 
 
-def validate(stream: Stream) -> Stream:
-    """Check a stream on the host before anything is learned from it.
-
-    All tasks are checked for labels and weights, the pool and the first task for values
-    that are not finite. Labels ``[n]`` must lie in ``[0, num_classes)`` where the weight
-    is not 0; labels with more axes may be negative (positions to ignore). Costs one
-    small compilation and, for the usual streams, far less than making the tasks.
-
-    Args:
-      stream: one seed's stream, plan ``[T, ...]``.
-
-    Returns:
-      The stream itself.
-
-    Raises:
-      ValueError: for the first error found, in one line.
-    """
-    check_kind("validate", Stream, stream=stream)
-    lengths = {leaf.shape[:1] for leaf in jax.tree.leaves(stream.plan)}
-    if len(lengths) != 1 or next(iter(lengths)) in ((), (0,)):
-        _wrong(
-            stream,
-            "all leaves of the plan must have the same number of tasks, above 0",
-            sorted(map(list, lengths)),
-            "stack one entry a task",
-        )
-    for where, tree in (("pool", stream.pool), ("plan", stream.plan)):
-        floats = [
-            x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.floating)
-        ]
-        bad = sum(int(jnp.sum(~jnp.isfinite(leaf))) for leaf in floats)
-        _need_finite(stream, f"the {where}", bad)
-    train, test = _check_shapes(stream, "train"), _check_shapes(stream, "test")
-    if _shapes(train.x, skip=1) != _shapes(test.x, skip=1):
-        _wrong(
-            stream,
-            "train and test inputs must have the same shape and dtype",
-            f"{_shapes(train.x, skip=1)[1]} and {_shapes(test.x, skip=1)[1]}",
-            "make them alike",
-        )
-    found = jax.jit(functools.partial(_survey, stream.train, stream.test))(
-        stream.pool, stream.plan
-    )
-    for split, survey in zip(("train", "test"), found, strict=True):
-        _check_survey(stream, split, jax.tree.map(np.asarray, survey))
-    return stream
-
-
-class Survey(NamedTuple):
-    """What :func:`validate` measures of one split of a stream."""
-
-    strange: Array  # [] inputs of task 0 that are not finite
-    real: Array  # [T] rows of weight above 0
-    usual: Array  # [T] whether weights are finite and not negative
-    lowest: PyTree  # [T] smallest label among real rows, for each leaf of y
-    highest: PyTree  # [T] largest label
-
-
-def _wrong(stream: Stream, expected: str, got, remedy: str):
-    msg = f"validate: {stream.name}: {expected}, got {got}; {remedy}."
-    raise ValueError(msg)
-
-
-def _need_finite(stream: Stream, where: str, bad: int):
-    if bad:
-        _wrong(
-            stream,
-            f"{where} must hold finite numbers only",
-            f"{bad} that are NaN or infinite",
-            "clean the data",
-        )
-
-
-def _check_shapes(stream: Stream, split: str) -> Batch:
-    make = getattr(stream, split)
-    batch = jax.eval_shape(lambda p, q: make(p, at(0, q)), stream.pool, stream.plan)
-    rows = {leaf.shape[:1] for leaf in jax.tree.leaves(batch)}
-    if len(rows) != 1 or next(iter(rows)) in ((), (0,)):
-        expected = (
-            f"all leaves of a {split} batch must have the same number of rows, above 0"
-        )
-        _wrong(stream, expected, sorted(map(list, rows)), "give rows all their parts")
-    for part in ("weight", "task"):
-        shape = list(getattr(batch, part).shape)
-        if len(shape) != 1:
-            expected = f"{part} of a {split} batch must be [rows]"
-            _wrong(stream, expected, shape, "give one number a row")
-    return batch
-
-
-def _survey(train, test, pool: PyTree, plan: PyTree) -> tuple[Survey, Survey]:
-    """Measure all tasks; their inputs are not used, so that XLA does not compute them."""
-
-    def look(make):
-        def task(plan):
-            batch = make(pool, plan)
-            real = batch.weight > 0
-            usual = jnp.all(jnp.isfinite(batch.weight) & (batch.weight >= 0))
-            lowest = jax.tree.map(lambda y: _extreme(jnp.min, y, real), batch.y)
-            highest = jax.tree.map(lambda y: _extreme(jnp.max, y, real), batch.y)
-            return jnp.sum(real), usual, lowest, highest
-
-        inputs = jax.tree.leaves(make(pool, at(0, plan)).x)
-        floats = [x for x in inputs if jnp.issubdtype(x.dtype, jnp.floating)]
-        strange = sum((jnp.sum(~jnp.isfinite(x)) for x in floats), jnp.zeros((), int))
-        return Survey(strange, *jax.lax.map(task, plan))
-
-    return look(train), look(test)
-
-
-def _extreme(reduce, y, real):
-    """The extreme class number of real rows; 0 where there are none, and for targets."""
-    if not jnp.issubdtype(y.dtype, jnp.integer):
-        return jnp.zeros((), jnp.int32)
-    real = real.reshape(real.shape + (1,) * (y.ndim - 1))
-    counted = real if y.ndim == 1 else real & (y >= 0)
-    return reduce(jnp.where(counted, y, 0))
-
-
-def _check_survey(stream: Stream, split: str, survey: Survey):
-    _need_finite(stream, f"the {split} inputs of task 0", int(survey.strange))
-    for task in range(num_tasks(stream.plan)):
-        here = f"in the {split} set of task {task}"
-        if not survey.usual[task]:
-            expected = f"weights {here} must be finite and not negative"
-            _wrong(stream, expected, "others", "use 1 for a row and 0 for padding")
-        if survey.real[task] == 0:
-            expected = f"there must be rows of weight above 0 {here}"
-            _wrong(stream, expected, "none", "leave the task out")
-        low = min(leaf[task] for leaf in jax.tree.leaves(survey.lowest))
-        high = max(leaf[task] for leaf in jax.tree.leaves(survey.highest))
-        if low < 0 or high >= stream.num_classes:
-            expected = f"labels {here} must lie in [0, {stream.num_classes})"
-            _wrong(stream, expected, f"{low} to {high}", "renumber them")
-
-
-def _shapes(tree: PyTree, skip: int = 0):
-    shapes = [(leaf.shape[skip:], str(leaf.dtype)) for leaf in jax.tree.leaves(tree)]
+def _shapes(tree: PyTree):
+    shapes = [(leaf.shape, str(leaf.dtype)) for leaf in jax.tree.leaves(tree)]
     return jax.tree.structure(tree), shapes
 
 
@@ -383,5 +276,4 @@ __all__ = [
     "stack_tasks",
     "take_tasks",
     "task_list",
-    "validate",
 ]

@@ -56,6 +56,16 @@ def test_stacked_tasks_come_back_one_by_one():
     assert (stream.num_classes, stream.name) == (5, "arrays")
 
 
+def test_a_pair_of_arrays_is_a_batch_of_real_rows():
+    """Oracle: the batch of the same arrays; lists are arrays."""
+    train, test = arrays(), arrays(rows=2)
+    want = from_arrays(train, test, num_classes=5)
+    for form in (lambda leaf: leaf, np.ndarray.tolist):
+        pairs = [(form(part.x), form(part.y)) for part in (train, test)]
+        stream = from_arrays(*pairs, num_classes=5)
+        jax.tree.map(np.testing.assert_array_equal, stream.pool, want.pool)
+
+
 def test_tasks_that_say_no_number_are_numbered_in_both_splits():
     """Oracle: the place in the stack; numbers that were given stay (control)."""
     unsaid = [part._replace(task=0 * part.task) for part in (arrays(), arrays(rows=2))]
@@ -194,6 +204,14 @@ def test_stacked_tasks_come_apart_again():
             np.testing.assert_array_equal(found.x, batch.x)
             np.testing.assert_array_equal(found.y, batch.y)
             assert found.task.tolist() == [number] * rows.count
+
+
+def test_tasks_of_the_host_loop_are_stacked():
+    """Oracle: the stream that they come from."""
+    pairs = [(rows_of(t, n), rows_of(t, n + 1)) for t, n in enumerate((3, 2))]
+    stream = stack_tasks(pairs, num_classes=3)
+    again = stack_tasks(stream_tasks(stream), num_classes=3)
+    jax.tree.map(np.testing.assert_array_equal, again.pool, stream.pool)
 
 
 def test_a_short_task_is_learned_as_if_it_were_alone(key):
