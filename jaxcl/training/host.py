@@ -28,6 +28,7 @@ from jaxcl.training.options import EarlyStopping, Options, check_run, steps_of
 from jaxcl.training.processes import exit_together, is_primary
 from jaxcl.training.results import (
     Results,
+    are_new,
     check_tasks_go_on,
     describe,
     empty_results,
@@ -105,7 +106,9 @@ def learn(
 
     A stream may grow: the same call with more tasks at the end resumes from where the run
     ended. Parts of a method whose state has a row for each task (``episodic``) must have
-    room for all from the start.
+    room for all from the start. What is asked for the first time, be it a new task's
+    column, a metric or an evaluation set, is measured from there on, also for a run that
+    had finished.
 
     Args:
       key: of the run; the only source of randomness.
@@ -206,8 +209,7 @@ def learn(
             run_state, notes = latest_run_state(place, run_state, sharding, metadata)
         check_tasks_go_on(notes.get("tasks", ()), described, folder)
         recall(results, notes, tuple(evaluation))
-        grown = 0 < len(notes.get("tasks", ())) < len(tasks)
-        if grown and run_state.step == 0:  # the new tasks are tested before they come
+        if run_state.step == 0 and are_new(results, notes, tuple(evaluation)):
             run_state = run_state._replace(evaluated=run_state.task)
         warn_if_finished(run_state, tasks, home)
         save, write = _writers(

@@ -44,6 +44,16 @@ def recall(results: Results, notes: Mapping[str, Any], sets: Sequence[str]) -> N
             matrix[: len(values), place] = values
 
 
+def are_new(results: Results, notes: Mapping[str, Any], sets: Sequence[str]) -> bool:
+    """Whether metrics, learners, tasks or sets are asked for that notes do not have."""
+    held = notes.get("results", {})
+    return any(
+        name not in held.get(metric, {}).get(learner, {})
+        for metric, learner, matrix in walk(results)
+        for name in _columns(matrix, sets)
+    )
+
+
 def notes_of(
     results: Results,
     described: Sequence[Mapping[str, Any]],
@@ -153,6 +163,7 @@ def warn_of_bad_scores(
 
 __all__ = [
     "Results",
+    "are_new",
     "check_tasks_go_on",
     "describe",
     "empty_results",

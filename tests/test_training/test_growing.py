@@ -110,6 +110,24 @@ def test_sets_for_evaluation_only_are_further_columns(whole):
     np.testing.assert_array_equal(found[3, :3], want[3])
 
 
+def test_what_is_asked_of_a_finished_run_is_measured_at_its_end(whole, tmp_path):
+    """Oracle: a run that was asked from the start, whose last row is the same; the rows
+    before are NaN, and nothing is learned."""
+    run(TASKS, tmp_path, metrics=())
+    for extra in ({}, {"general": TASKS[0].test}):
+        late = run(TASKS, tmp_path, evaluation=extra)
+        same(late.run_state.state.params, whole[0].run_state.state.params)
+        found, want = (
+            late.results["loss"]["average"],
+            whole[0].results["loss"]["average"],
+        )
+        np.testing.assert_array_equal(found[3, :3], want[3])
+        np.testing.assert_array_equal(found[3, 3:], want[3, :1] if extra else [])
+        assert np.isnan(found[:3]).all()
+    with pytest.warns(UserWarning, match="had finished"):
+        run(TASKS, tmp_path, evaluation=extra)
+
+
 def test_a_large_test_set_is_looked_at_through_the_same_random_rows_every_time():
     """Oracle: the numbers that were read; the first ones would be 0, 1, 2, ..."""
     read = []
