@@ -105,7 +105,7 @@ def _check_shapes(stream: Stream, split: str) -> Batch:
 def _survey(train, test, pool: PyTree, plan: PyTree) -> tuple[Survey, Survey]:
     """Measure all tasks; their inputs are not used, so that XLA does not compute them."""
 
-    def look(make):
+    def survey(make):
         def task(plan):
             batch = make(pool, plan)
             real = batch.weight > 0
@@ -119,7 +119,7 @@ def _survey(train, test, pool: PyTree, plan: PyTree) -> tuple[Survey, Survey]:
         strange = sum((jnp.sum(~jnp.isfinite(x)) for x in floats), jnp.zeros((), int))
         return Survey(strange, *jax.lax.map(task, plan))
 
-    return look(train), look(test)
+    return survey(train), survey(test)
 
 
 def _extreme(reduce, y, real):

@@ -88,10 +88,10 @@ def _weight(given: Any, batch: Batch, replay: Batch, progress: Progress) -> Any:
 
 def _alike(batch: Batch, replay: Batch) -> bool:
     """Whether rows of both have one structure, and the same shapes and dtypes."""
-    look = lambda rows: jax.tree.map(
+    spec = lambda rows: jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), rows
     )
-    return look(batch) == look(replay)
+    return spec(batch) == spec(replay)
 
 
 def replayed_loss(loss: Loss, chunk_size: int | None) -> Callable[..., Any]:

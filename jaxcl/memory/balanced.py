@@ -121,10 +121,10 @@ def _balanced(who, capacity, sample_size, num_classes, choose) -> Memory:
         full = state.filled == capacity
         largest = full & (counts == jnp.max(counts))
         state = state._replace(full=state.full | largest)
-        keep, giver = choose(key_choice, label, counts, state)
-        most = jnp.maximum(counts[giver], 1)
+        keep, replaced = choose(key_choice, label, counts, state)
+        most = jnp.maximum(counts[replaced], 1)
         drawn = jax.random.randint(key_slot, (), 0, most, jnp.int32)
-        given = jnp.searchsorted(jnp.cumsum(there & (labels == giver)), drawn + 1)
+        given = jnp.searchsorted(jnp.cumsum(there & (labels == replaced)), drawn + 1)
         slot = jnp.where(full, given, state.filled)
         slot = jnp.where(keep & real, slot, capacity)  # out of range, hence dropped
         state = state._replace(
@@ -152,8 +152,8 @@ def _check_labels(who: str, example: Batch) -> None:
     leaves = jax.tree.leaves(example.y)
     if len(leaves) == 1 and leaves[0].ndim == 1 and leaves[0].dtype == jnp.int32:
         return
-    looks = ", ".join(f"{leaf.dtype}{list(leaf.shape)}" for leaf in leaves)
-    msg = f"{who}: labels must be int32 [n], got {looks}; take reservoir instead."
+    came = ", ".join(f"{leaf.dtype}{list(leaf.shape)}" for leaf in leaves)
+    msg = f"{who}: labels must be int32 [n], got {came}; take reservoir instead."
     raise ValueError(msg)
 
 

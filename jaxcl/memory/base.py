@@ -136,11 +136,11 @@ def check_rows(who: str, lead: int, kept: Batch, batch: Batch) -> None:
       kept: leaves ``[m, ...]`` or ``[T, m, ...]``.
       batch: leaves ``[b, ...]``.
     """
-    look = lambda axes, rows: jax.tree.map(
+    spec = lambda axes, rows: jax.tree.map(
         lambda leaf: f"{jax.dtypes.canonicalize_dtype(leaf.dtype)}{leaf.shape[axes:]}",
         rows._replace(stored=()),  # the memory's own
     )
-    expected, came = look(lead, kept), look(1, batch)
+    expected, came = spec(lead, kept), spec(1, batch)
     if expected != came:
         msg = (
             f"{who}: rows must be like the example given to init, {expected}, "

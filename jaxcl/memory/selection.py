@@ -36,12 +36,12 @@ def class_balanced_examples(
     """
     del params, capacity
     leaves = jax.tree.leaves(task.y)
-    looks = [f"{leaf.dtype}{leaf.shape}" for leaf in leaves]
+    came = [f"{leaf.dtype}{leaf.shape}" for leaf in leaves]
     labels = leaves[0] if len(leaves) == 1 else jnp.zeros(())
     if labels.shape != task.weight.shape or not jnp.isdtype(labels.dtype, "integral"):
         msg = (
             "class_balanced_examples: labels must be integers of shape [n], "
-            f"got {', '.join(looks)}; use another rule, such as random_examples."
+            f"got {', '.join(came)}; use another rule, such as random_examples."
         )
         raise ValueError(msg)
 

@@ -64,9 +64,11 @@ def from_flax(
                 "got None; give from_flax(module, x)."
             )
             raise ValueError(msg)
-        draw, apply, look = _linen(module, x, hidden, *calls, noisy=train is not None)
+        draw, apply, activations = _linen(
+            module, x, hidden, *calls, noisy=train is not None
+        )
     else:
-        draw, apply, look = _nnx(module, hidden, *calls)
+        draw, apply, activations = _nnx(module, hidden, *calls)
 
     @jax.jit
     def init(key):
@@ -75,7 +77,7 @@ def from_flax(
         return params if gain is None else init_kernels(key, params, gain)
 
     model = Model(init, _of_inputs(apply), units=units)
-    return model._replace(hidden=look) if hidden else model
+    return model._replace(hidden=activations) if hidden else model
 
 
 def _of_inputs(apply):
@@ -94,7 +96,7 @@ def _of_inputs(apply):
 
 
 def _nnx(module, hidden, train, evaluate):
-    """``(draw, apply, look)`` of an nnx module."""
+    """``(draw, apply, activations)`` of an nnx module."""
     given = isinstance(module, nnx.Module)
     build = (lambda rngs: module) if given else module
     if not callable(build):
@@ -177,7 +179,7 @@ def _seeded(streams, key: Key):
 
 
 def _linen(module, x, hidden, train, evaluate, *, noisy):
-    """``(draw, apply, look)`` of a linen module."""
+    """``(draw, apply, activations)`` of a linen module."""
 
     def variables(key):
         names = ("params", "dropout")
@@ -209,10 +211,10 @@ def _linen(module, x, hidden, train, evaluate, *, noisy):
 
         return jax.vmap(row)(x, keys)
 
-    def look(params, x):
+    def activations(params, x):
         return tuple(module.apply({"params": params}, x, method=hidden))
 
-    return lambda key: variables(key)["params"], apply, look
+    return lambda key: variables(key)["params"], apply, activations
 
 
 def init_kernels(key: Key, params: Params, gain: Gain) -> Params:

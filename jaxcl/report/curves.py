@@ -24,7 +24,7 @@ from jaxcl.report.style import (
     LineStyle,
     arranged,
     finish,
-    names_and_looks,
+    names_and_styles,
     one_setting,
     panels,
     styled,
@@ -64,10 +64,10 @@ def learning_curves(
         most = max(len({g for g in group(records) if g.setting == s}) for s in settings)
         height = max(3.7, 0.9 + 0.19 * most)  # space for the names beside the lines
         figure, axes = panels(len(settings), 2, width=5.4, height=height)
-        named, look = names_and_looks(records)
+        named, styles = names_and_styles(records)
         for ax, setting in zip(axes, settings, strict=True):
             chosen = [record for record in records if record["setting"] == setting]
-            _lines(ax, chosen, name, named, look, window=window, scale=scale)
+            _lines(ax, chosen, name, named, styles, window=window, scale=scale)
             ax.set_title(setting if len(settings) > 1 or not title else "")
             ax.set_xlabel("task" + _smoothing(window))
             _label_ends(ax, inches=height - 0.9)
@@ -106,9 +106,9 @@ def measure_curves(
         raise ValueError(msg)
     with styled():
         figure, axes = panels(len(names), columns, width=3.6, height=2.4)
-        named, look = names_and_looks(records)
+        named, styles = names_and_styles(records)
         for ax, name in zip(axes, names, strict=True):
-            _lines(ax, records, name, named, look, window=window)
+            _lines(ax, records, name, named, styles, window=window)
             ax.set_title(name.replace("_", " "), fontsize=10.5)
         for ax in axes[-arranged(len(names), columns)[1] :]:
             ax.set_xlabel("task" + _smoothing(window))
@@ -131,7 +131,7 @@ def _lines(
     records: Sequence[Record],
     name: str,
     named: dict[Group, str],
-    look: dict[Group, LineStyle],
+    styles: dict[Group, LineStyle],
     *,
     window: int,
     scale: float = 1.0,
@@ -150,7 +150,7 @@ def _lines(
             raise ValueError(msg)
         task, values = _smoothed(values, window)
         band = mean_band(values)
-        colour, dashes, zorder = look[key]
+        colour, dashes, zorder = styles[key]
         missing = f" {DAGGER}" if lost else ""
         marker = "o" if len(task) <= 12 else None
         ax.plot(

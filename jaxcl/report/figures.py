@@ -21,7 +21,7 @@ from jaxcl.report.records import Record, check, curves, group, group_of, split
 from jaxcl.report.style import (
     FAINT,
     finish,
-    names_and_looks,
+    names_and_styles,
     one_setting,
     panels,
     styled,
@@ -69,15 +69,15 @@ def scatter(
     points *= [100 if name == "accuracy" else 1 for name in (x, y)]
     with styled():
         figure, (ax,) = panels(1, 1, width=6.4, height=4.1)
-        named, look = names_and_looks(records)
+        named, styles = names_and_styles(records)
         for key in group(done):
             mine = np.array([group_of(r) == key for r in done]) & known
-            hollow = look[key].dashes != "solid"
+            hollow = styles[key].dashes != "solid"
             ax.scatter(
                 *points[mine].T,
                 s=36,
-                color="none" if hollow else look[key].colour,
-                edgecolor=look[key].colour if hollow else "white",
+                color="none" if hollow else styles[key].colour,
+                edgecolor=styles[key].colour if hollow else "white",
                 linewidth=1.4 if hollow else 0.6,
                 alpha=0.9,
                 zorder=3,

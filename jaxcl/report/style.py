@@ -75,7 +75,7 @@ class LineStyle(NamedTuple):
     zorder: float
 
 
-def looks(groups: Sequence[Group]) -> dict[Group, LineStyle]:
+def line_styles(groups: Sequence[Group]) -> dict[Group, LineStyle]:
     """A colour for each arm, a dash pattern for each choice of numbers within it."""
     arms = list(dict.fromkeys(key.arm for key in groups))
     found: dict[Group, LineStyle] = {}
@@ -106,14 +106,14 @@ def panels(
     return figure, list(axes[:count])
 
 
-def names_and_looks(
+def names_and_styles(
     records: Sequence[Record],
 ) -> tuple[dict[Group, str], dict[Group, LineStyle]]:
     """Names and line styles by arm and numbers, the same in all settings."""
     groups = list(group(records))
     plain = {key: key._replace(setting="") for key in groups}
-    look = looks(list(dict.fromkeys(plain.values())))
-    return labels(groups), {key: look[plain[key]] for key in groups}
+    styles = line_styles(list(dict.fromkeys(plain.values())))
+    return labels(groups), {key: styles[plain[key]] for key in groups}
 
 
 def one_setting(who: str, records: Sequence[Record]) -> None:
@@ -185,8 +185,8 @@ __all__ = [
     "arranged",
     "finish",
     "head",
-    "looks",
-    "names_and_looks",
+    "line_styles",
+    "names_and_styles",
     "one_setting",
     "panels",
     "styled",

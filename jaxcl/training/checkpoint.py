@@ -394,14 +394,14 @@ def read_leaves(path: Path) -> Leaves:
         raise ValueError(msg)
     note = json.loads(_note(path).read_text())
 
-    def expected(name, look):
-        dtype, _, shape = look.rstrip("]").partition("[")
+    def expected(name, spec):
+        dtype, _, shape = spec.rstrip("]").partition("[")
         if name in note["keys"]:
             dtype = jax.random.key(0, impl=note["keys"][name]).dtype
         return jax.ShapeDtypeStruct([int(n) for n in shape.split(",") if n], dtype)
 
     # In the order of the note, in which leaves are numbered.
-    like = OrderedDict((n, expected(n, look)) for n, look in note["leaves"].items())
+    like = OrderedDict((n, expected(n, spec)) for n, spec in note["leaves"].items())
     return _read(path, {f"[{n!r}]": impl for n, impl in note["keys"].items()}, like)
 
 

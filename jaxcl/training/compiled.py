@@ -262,8 +262,8 @@ def _jit_parts(
     with _noting("build or the method's init", example):
         state = jax.eval_shape(start, *inputs)
         names: list[str] = []
-        look = lambda state, frozen: names.extend(made(frozen).learners(state))
-        jax.eval_shape(look, state, frozen)
+        read_names = lambda state, frozen: names.extend(made(frozen).learners(state))
+        jax.eval_shape(read_names, state, frozen)
     spread = lambda tree, prefix="": (
         sharding and shardings(sharding, tree, prefix=prefix)
     )

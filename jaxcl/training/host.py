@@ -39,9 +39,9 @@ from jaxcl.training.results import (
 from jaxcl.training.run_state import (
     RunState,
     begin,
+    evaluation_due,
     latest_run_state,
     number_of,
-    untested,
     warn_if_finished,
     warn_of_bad_steps,
 )
@@ -274,20 +274,20 @@ def _checked_program(
 
 def _writers(enter, home, run_state, tasks, options, metadata, on_report):
     """The functions that save a checkpoint, and write a line of metrics."""
-    hear = on_report or (lambda line: None)
+    report = on_report or (lambda line: None)
     if home is None:
-        return (lambda *given, **others: None), hear
+        return (lambda *given, **others: None), report
     # A run whose last line of results is missing writes it again.
-    done = number_of(run_state, tasks, options) - untested(run_state)
+    done = number_of(run_state, tasks, options) - evaluation_due(run_state)
     save = enter(saving(home / "checkpoints", keep=options.keep, metadata=metadata))
     if not is_primary():
-        return save, hear
+        return save, report
     known = lambda line: line["at"] <= done
     append = enter(metrics_file(home / "metrics.jsonl", keep=known))
 
     def write(line):
         append(line)
-        hear(line)
+        report(line)
 
     return save, write
 

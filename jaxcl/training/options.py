@@ -168,7 +168,7 @@ def _check_options(options: Options) -> None:
         check_size("learn", patience=options.early_stopping.patience)
         if options.eval_every is None:
             msg = (
-                "learn: early_stopping looks at every eval_every steps, got None; set "
+                "learn: early_stopping evaluates every eval_every steps, got None; set "
                 "it, such as to a tenth of a task."
             )
             raise ValueError(msg)

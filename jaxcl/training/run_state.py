@@ -21,7 +21,7 @@ class Best(NamedTuple):
     """The best of a task so far, for stopping early."""
 
     value: Any  # [] float32; NaN before the first evaluation
-    looks: Any  # [] int32, evaluations since
+    stale: Any  # [] int32, evaluations since
     state: MethodState
 
 
@@ -105,7 +105,7 @@ def _with_numbers(run_state: RunState, convert) -> RunState:
     }
     best = run_state.best
     if isinstance(best, Best):
-        best = best._replace(value=convert(best.value), looks=convert(best.looks))
+        best = best._replace(value=convert(best.value), stale=convert(best.stale))
     return run_state._replace(**numbers, best=best)
 
 
@@ -119,7 +119,7 @@ def position(task: int, step: int, tasks: Sequence[Task], options: Options) -> i
     return sum(steps_of(past, options) + 1 for past in tasks[:task]) + step
 
 
-def untested(run_state: RunState) -> bool:
+def evaluation_due(run_state: RunState) -> bool:
     """Whether the evaluation at the last task's end, or at the start, is still to do."""
     return bool(run_state.step == 0 and run_state.evaluated <= run_state.task)
 
@@ -128,7 +128,7 @@ def warn_if_finished(
     run_state: RunState, tasks: Sequence[Task], home: Path | None
 ) -> None:
     """Warn that the run had finished before."""
-    if run_state.task == len(tasks) and not untested(run_state):
+    if run_state.task == len(tasks) and not evaluation_due(run_state):
         warnings.warn(
             f"learn: the run in {home} had finished; its result is returned and nothing "
             "is learned. For another run give another folder, for a longer one more tasks.",
@@ -163,13 +163,13 @@ __all__ = [
     "Found",
     "RunState",
     "begin",
+    "evaluation_due",
     "latest_run_state",
     "new_best",
     "number_of",
     "on_devices",
     "on_host",
     "position",
-    "untested",
     "warn_if_finished",
     "warn_of_bad_steps",
 ]

@@ -75,10 +75,10 @@ def _part(name: str, part, held: Leaves, start):
         for key in held
         if key == prefix or key.startswith((f"{prefix}.", f"{prefix}["))
     }
-    look = lambda leaf: f"{leaf.dtype}{list(leaf.shape)}"
+    spec = lambda leaf: f"{leaf.dtype}{list(leaf.shape)}"
     for key in sorted(wanted.keys() | there):
-        old = look(held[key]) if key in held else "absent"
-        new = look(wanted[key]) if key in wanted else "absent"
+        old = spec(held[key]) if key in held else "absent"
+        new = spec(wanted[key]) if key in wanted else "absent"
         if old != new:
             msg = (
                 f"learn: the state in {start} has {key.removeprefix('.state.')} {old}, "

@@ -28,10 +28,10 @@ from jaxcl.training.results import Results
 from jaxcl.training.run_state import (
     Best,
     RunState,
+    evaluation_due,
     new_best,
     number_of,
     on_devices,
-    untested,
 )
 from jaxcl.typing import Batch, Key, StepInfo
 
@@ -60,7 +60,7 @@ class Run(NamedTuple):
 def walk_tasks(run: Run, run_state: RunState) -> tuple[RunState, Status]:
     """All remaining tasks, in order."""
     status: Status = "done"
-    if untested(run_state):
+    if evaluation_due(run_state):
         run_state, status = test(run, run_state)
         if status == "done" and run_state.task > 0:
             save(run, run_state, preserve=True)
@@ -104,11 +104,11 @@ def take_steps(
         run_state = run_state._replace(state=state, step=np.int32(step + 1))
         recent.append(info)
         over, stop, pause = step + 1, False, False
-        look = options.eval_every and over % options.eval_every == 0
-        look = look or (options.early_stopping and over == last)
+        evaluate = options.eval_every and over % options.eval_every == 0
+        evaluate = evaluate or (options.early_stopping and over == last)
         due = over == last or over % options.report_every == 0
-        due = due or (look and options.early_stopping)  # bad steps are seen first
-        if look:
+        due = due or (evaluate and options.early_stopping)  # bad steps are seen first
+        if evaluate:
             jax.block_until_ready(state)  # the time of training without evaluation
         if due or jax.process_count() == 1:  # many processes agree only when it is due
             old = time.monotonic() - saved >= options.save_every
@@ -121,7 +121,7 @@ def take_steps(
             if found and options.on_non_finite == "stop":
                 return run_state, "diverged"
         rest = time.monotonic()
-        if look:
+        if evaluate:
             run_state = evaluate_within_task(run, run_state)
         if pause:
             save(run, run_state)
@@ -192,14 +192,14 @@ def evaluate_within_task(run: Run, run_state: RunState) -> RunState:
     if np.isfinite(value) and (np.isnan(best.value) or ahead > 0):
         best = new_best(run_state.state)._replace(value=value)
     else:
-        best = best._replace(looks=best.looks + np.int32(1))
+        best = best._replace(stale=best.stale + np.int32(1))
     return run_state._replace(best=best)
 
 
 def patience_exceeded(run: Run, run_state: RunState) -> bool:
     """Whether a task ends before its last step."""
     stopping, best = run.options.early_stopping, run_state.best
-    return bool(stopping and isinstance(best, Best) and best.looks >= stopping.patience)
+    return bool(stopping and isinstance(best, Best) and best.stale >= stopping.patience)
 
 
 def finish_task(run: Run, run_state: RunState) -> tuple[RunState, Status]:

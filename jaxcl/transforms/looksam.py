@@ -111,7 +111,7 @@ def looksam(
         count, size = state.perturbation.count, norm(grads)
         perturbs = count % k == 0
 
-        def look(_):
+        def perturbed(_):
             perturbed, logs = always(grads, state.perturbation, params, grad_fn=grad_fn)
             # By a direction of unit length: |g|^2 could over- or underflow.
             along, _ = projection(perturbed, grads)
@@ -130,7 +130,7 @@ def looksam(
 
         # Two numbers and a direction for the sum below: XLA then fuses it with the next
         # operation, instead of writing one more tree.
-        along, weight, after = when(perturbs, look, reuse())
+        along, weight, after = when(perturbs, perturbed, reuse())
         mixed = mix(along, grads, weight, after.direction)
         radius = jnp.where(perturbs, at_step(rho, count), after.perturbation.rho)
         logs = after.perturbation._replace(rho=radius.astype(jnp.float32))

@@ -11,7 +11,7 @@ from jaxcl.report import figures
 from jaxcl.report.curves import spread
 from jaxcl.report.records import group
 from jaxcl.report.statistics import mean_band
-from jaxcl.report.style import COLOURS, INK, looks
+from jaxcl.report.style import COLOURS, INK, line_styles
 from jaxcl.report.summaries import grid
 from tests.test_report.test_summaries import noisy, sweep
 from tests.test_report.toy_records import record, runs
@@ -92,7 +92,7 @@ def test_arms_and_their_numbers_can_be_told_apart():
         for a in range(8)
         for rate in (0.1, 0.01)
     ]
-    found = looks(list(group(records)))
+    found = line_styles(list(group(records)))
     assert len({look[:2] for look in found.values()}) == 16
     assert next(iter(found.values())).colour == INK
     assert {look.colour for look in found.values()} <= {INK, *COLOURS}
