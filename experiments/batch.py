@@ -227,8 +227,8 @@ def read_words(words: Sequence[str]) -> Batch:
     if parallel and not (parallel.isdigit() and int(parallel)):
         msg = f"batch: --parallel: expected a number above 0, got {parallel!r}."
         raise InputError(msg)
-    told = [word for flag, values in groups if flag == "slurm" for word in values]
-    slurm = dict(map(pair, told))
+    given = [word for flag, values in groups if flag == "slurm" for word in values]
+    slurm = dict(map(pair, given))
     if slurm and on == "here":
         msg = "batch: --slurm: needs --on slurm; without it the runs take place here."
         raise InputError(msg)

@@ -2,7 +2,7 @@
 
     python -m experiments.scoreboard
 
-writes it anew from ``*/results/``; a test demands that it is up to date.
+writes it again from ``*/results/``; a test demands that it is up to date.
 """
 
 import shlex
@@ -118,7 +118,7 @@ PAPERS = (
     ),
     Paper(
         "Another: four kinds of text, a byte-level decoder",
-        "the same of a language model (next bytes told right in all kinds, at the end)",
+        "the same of a language model (next bytes predicted in all kinds, at the end)",
         ("byte_domains/results/python",),
         lambda record: float(np.mean(record["final"])),
         tuple(map(kept, ("none", "er", "sam", "sam-ewc-er"))),

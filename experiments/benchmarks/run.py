@@ -96,7 +96,7 @@ def turns(config: Config, here: set[str]) -> list[Turn]:
 
 
 def prepare(job: str, config: Config, images: Images) -> Callable[[], dict[str, Any]]:
-    """Compile a job of ours; the function does it and tells what it cost."""
+    """Compile a job of ours; the function does it and returns what it cost."""
     if job == "seeds":
         return partial(learn_side_by_side, config, make_pack(config, images))
     long = job in LONG

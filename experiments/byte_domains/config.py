@@ -48,7 +48,7 @@ class Config:
     chunk_size: int | None = None
     """Rows whose activations are held at once (gradient accumulation); all if None."""
     learning_rate: float = 1e-3
-    """Of AdamW, after a warm-up, started anew with each domain."""
+    """Of AdamW, after a warm-up, reset for each domain."""
     warm_steps: int = 40
     """Steps over which the rate rises from 0."""
     rho: float = 0.05

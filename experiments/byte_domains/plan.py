@@ -173,7 +173,7 @@ def to_table(plans: list[Plan]) -> Table:
         rows.append((made.devices, shape, state, temporary, work, *moved))
     notes = (
         f"Per device and step of SAM with AdamW: a row of {LENGTH} tokens on each device, "
-        "bfloat16 over float32 masters, blocks computed anew for the gradient. XLA's "
+        "bfloat16 over float32 masters, blocks recomputed for the gradient. XLA's "
         "analysis for pretend CPU devices: an accelerator's compiler places temporaries "
         "and combines collectives in its own way.",
     )

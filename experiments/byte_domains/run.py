@@ -136,18 +136,18 @@ def run_spec(config: Config, trial: Trial) -> RunSpec:
 def make_arm(config: Config, arm: str, loss: Loss) -> Method:
     """What an arm is made of."""
     rate = optax.warmup_constant_schedule(0, config.learning_rate, config.warm_steps)
-    memory = pull = gradient = None
+    memory = regularizer = gradient = None
     if "er" in arm.split("-"):
         memory = reservoir(config.capacity, sample_size=config.replay_size)
     if "sam" in arm.split("-"):
         gradient = sam(config.rho)
     if "ewc" in arm.split("-"):
-        pull = ewc(empirical_fisher(loss, chunk_size=8), config.strength)
+        regularizer = ewc(empirical_fisher(loss, chunk_size=8), config.strength)
     return make_method(
         loss,
         optax.adamw(rate),
         gradient=gradient,
-        regularizer=pull,
+        regularizer=regularizer,
         memory=memory,
         chunk_size=config.chunk_size,
     )

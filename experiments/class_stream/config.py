@@ -2,7 +2,7 @@
 
 Every task has outputs of its own (task-incremental). Compared: no measure against
 forgetting; experience replay (ER) from a reservoir; and replay with SAM as the gradient
-and EWC as a pull on top. The host loop walks the tasks: a run killed at any moment goes
+and EWC as a penalty on top. The host loop walks the tasks: a run killed at any moment goes
 on with the same bits when the command is given again.
 
     python -m experiments.class_stream smoke                   # a minute or two, digits
@@ -34,12 +34,12 @@ class Config:
     batch_size: int = 32
     """Images per step."""
     learning_rate: float = 0.1
-    """Of SGD without momentum, started anew with each task."""
+    """Of SGD without momentum, reset for each task."""
     rho: float = 0.05
     """SAM's radius."""
     strength: float = 1.0
     """EWC's, with the factor 1/2 and the mean over examples. At this learning rate 10 is
-    too much: the sum of the Fishers grows with the tasks until the pull overshoots."""
+    too much: the sum of the Fishers grows with the tasks until steps overshoot."""
     fisher_rows: int = 256
     """Images that EWC's Fisher is a mean over, of each task."""
     capacity: int = 1000

@@ -46,7 +46,7 @@ class Config:
     learning_rate: float = 1e-4
     """Of Adam, betas 0.9 and 0.999."""
     reset_optimizer: bool = False
-    """Whether Adam starts anew with each task; the authors' default does not."""
+    """Whether Adam is reset for each task; the authors' default does not."""
     iterations: int = 5000
     """Steps per task."""
     batch_size: int = 128

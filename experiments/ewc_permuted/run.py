@@ -221,14 +221,14 @@ def make_program(config: Config, arm: str, stream: Stream) -> Program:
 
     def build(stream, strength):
         joint = arm == "joint"
-        pull = None
+        regularizer = None
         if arm in PULLED:
             decay = config.decay if arm == "online-ewc" else None
-            pull = ewc(make_fisher(config, outputs), strength, decay=decay)
+            regularizer = ewc(make_fisher(config, outputs), strength, decay=decay)
         return make_method(
             cross_entropy(reading(model, stream) if joint else outputs),
             optax.adam(config.learning_rate),
-            regularizer=pull,
+            regularizer=regularizer,
             reset_optimizer=config.reset_optimizer,
         ), so_far(stream) if joint else stream
 

@@ -138,7 +138,7 @@ def _run(
             ended = "diverged" if lost else "done"
             mark(folder, ended, runs=len(records), diverged=lost)
             if report is not None:
-                report(folder.config, folder)  # its page tells how the run ended
+                report(folder.config, folder)  # its page says how the run ended
         except KeyboardInterrupt as error:
             ignore_more()
             mark(folder, "interrupted")
@@ -195,7 +195,7 @@ def parse(
         return None
     groups = flags(rest)
     names = [option(field.name) for field in dataclasses.fields(default)] + ["--out"]
-    # Given twice, the last one counts: a command is given anew with another --data.
+    # Given twice, the last one counts: a command is given again with another --data.
     for flag, _ in groups:
         if option(flag) not in names:
             msg = f"unknown field {option(flag)}{nearest(option(flag), names)}"

@@ -36,7 +36,7 @@ def terminable() -> Iterator[None]:
 
 
 def ignore_more() -> None:
-    """Hear no SIGTERM from here to the end of :func:`terminable`, which is near.
+    """Ignore SIGTERM from here to the end of :func:`terminable`, which is near.
 
     After Ctrl-C too: it reaches parents as well, and these then send SIGTERM.
     """

@@ -1,4 +1,4 @@
-"""Bad input against bugs: the first is told in one line, the second keeps its trace."""
+"""Bad input against bugs: the first is reported in one line, the second keeps its trace."""
 
 import errno
 import traceback
@@ -16,7 +16,7 @@ def is_bad_input(error: BaseException) -> bool:
 
     The same kinds of errors from JAX, numpy or a slip of ours are bugs. Only the process
     in which it was raised can tell; it may then pass an :class:`InputError` on. A disk
-    that refuses is no bug, whoever heard of it.
+    that refuses is not a bug, whichever process it reached.
     """
     if isinstance(error, InputError):
         return True

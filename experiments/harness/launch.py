@@ -97,7 +97,7 @@ def execute(job: Job) -> int:
     """Run one job to its end; its exit code.
 
     Before its time is up submitit has SIGUSR2 sent to all processes, and raises here. The
-    job is then told by SIGTERM, by which it saves.
+    job then gets SIGTERM, at which it saves.
     """
     handler = signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # which the job inherits
     process = _begin(job)

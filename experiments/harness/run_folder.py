@@ -233,7 +233,7 @@ _known: dict[Path, tuple[Signature, set[str]]] = {}  # names, as append left a f
 
 
 def _names(path: Path) -> set[str]:
-    """Names in the file, read anew only if it is not as :func:`append` left it."""
+    """Names in the file, read again only if it is not as :func:`append` left it."""
     if not path.exists():
         return set()
     sign, names = _known.get(path, (None, set()))

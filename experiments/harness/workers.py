@@ -28,7 +28,7 @@ Do = Callable[[Any, Callable[[Any], None]], None]
 GRACE = 25.0  # seconds; clusters commonly give 30 between SIGTERM and SIGKILL
 
 
-class Told(NamedTuple):
+class Message(NamedTuple):
     """A message of a worker: something a job sent, its end, or what it raised."""
 
     kind: str  # sent | done | raised
@@ -75,7 +75,7 @@ def share_out(
                 _give(pipe, process, todo.pop())
             for pipe in wait(list(busy)):
                 assert isinstance(pipe, Connection)
-                on_progress = _hear(pipe, busy[pipe])
+                on_progress = _receive(pipe, busy[pipe])
                 if on_progress.kind == "sent":
                     receive(on_progress.value)
                 elif on_progress.kind == "raised":
@@ -143,7 +143,7 @@ def _give(pipe: Connection, process: Any, job: Any) -> None:
         raise _lost(process) from None
 
 
-def _hear(pipe: Connection, process: Any) -> Told:
+def _receive(pipe: Connection, process: Any) -> Message:
     try:
         return pipe.recv()
     except (EOFError, OSError):  # nothing more comes, or not the rest of a message
@@ -161,7 +161,7 @@ def _lost(process: Any) -> RuntimeError:
 def _serve(prepare: Callable[..., Do], args: tuple, pipe: Connection) -> None:
     """Do jobs until the pipe ends, or the parent does."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    send = lambda value: pipe.send(Told("sent", value))
+    send = lambda value: pipe.send(Message("sent", value))
     do = None
     while True:
         try:
@@ -171,11 +171,11 @@ def _serve(prepare: Callable[..., Do], args: tuple, pipe: Connection) -> None:
         try:
             do = do or prepare(*args)
             do(job, send)
-            on_progress = Told("done")
+            on_progress = Message("done")
         except KeyboardInterrupt:  # a signal came, and what was at hand is saved
             return
         except Exception as error:
-            on_progress = Told("raised", _portable(error))
+            on_progress = Message("raised", _portable(error))
         pipe.send(on_progress)
 
 
@@ -187,7 +187,7 @@ def _end_with_parent() -> None:
 
 
 def _portable(error: Exception) -> Exception:
-    """What the parent shall raise: bad input is told apart here, where the trace is."""
+    """What the parent shall raise: bad input is recognised here, where the trace is."""
     if is_bad_input(error):
         return InputError(one_line(error))
     trace = f"In a worker:\n{traceback.format_exc()}"

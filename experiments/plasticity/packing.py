@@ -165,7 +165,7 @@ def time_pack(
 
 
 def metered(program: Program, started: float) -> tuple[Program, dict[str, Any]]:
-    """The program, and a dict that tells after its first call what compiling cost.
+    """The program, and a dict that says after its first call what compiling cost.
 
     Counted is all that comes before the first task: tracing and the start, too. None of
     it grows with the tasks, so it must not be scaled to the whole stream.
@@ -186,7 +186,7 @@ def metered(program: Program, started: float) -> tuple[Program, dict[str, Any]]:
 
 
 def program_bytes(program) -> int | None:
-    """Arguments, results and scratch of a compiled program, where the device tells."""
+    """Arguments, results and scratch of a compiled program, where the device reports it."""
     sizes = program.memory_analysis()
     if sizes is None:
         return None

@@ -55,7 +55,7 @@ SHARPNESS = ("top_eigenvalue", "sam_sharpness")
 
 TEXT = """
 Every run on the sphere is kept at the weight norm it started with; SAM and its reverse
-then pull sharpness down and up. All are compared with plain SGD on the sphere, paired by
+then lower and raise the sharpness. All are compared with plain SGD on the sphere, paired by
 seed; plain SGD off the sphere shows what holding the norm does by itself. Noise of SAM's
 size in a random direction hardly changes the loss, unlike a step of that size along the
 gradient: it is a control for perturbing at all, not a run of other sharpness, and its
@@ -69,7 +69,7 @@ the same rank, and asks how sharpness and accuracy differ there.
 Does sharpness go with what is learned next? Sharpness is first of all the largest
 eigenvalue of the Hessian after a task, related to the accuracy on the tasks up to the
 next look. SAM's own measure stands beside it; it rises with the gradient norm, so that it
-tells how well the last task was fitted. Correlations over runs only describe, for runs of
+shows how well the last task was fitted. Correlations over runs only describe, for runs of
 one method are not independent. The one test permutes whole methods, at all rates at once;
 of four methods there are 24 orders, so it cannot fall below 0.04.
 
@@ -205,7 +205,7 @@ def cause_table(records: Sequence[Record]) -> Table:
         "accuracy on the tasks that follow each measurement: one point per run; then of "
         "what a linear fit on others leaves of both. Description, no test.",
         "With gradient norm: of the logs of sharpness and gradient norm, seed and rate "
-        "out. Where it is near 1, sharpness tells how well the last task was fitted.",
+        "out. Where it is near 1, sharpness shows how well the last task was fitted.",
         "Runs whose sharpness has no logarithm (zero, negative or unknown) are counted and "
         "left out.",
         "r of methods: over the means of method x rate, rates centred; p by permuting "

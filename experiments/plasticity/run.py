@@ -144,12 +144,12 @@ def check(config: Config) -> None:
         raise ValueError(msg)
     check_fields(config, may_be_zero=MAY_BE_ZERO, shares=SHARES)
     check_names("settings", config.settings, SETTINGS)
-    # A quadratic pull is stable only while learning rate * strength < 2.
-    pull = max(config.learning_rates) * config.l2_init_strength
-    if pull >= 2:
+    # A quadratic penalty is stable only while learning rate * strength < 2.
+    product = max(config.learning_rates) * config.l2_init_strength
+    if product >= 2:
         msg = (
             "l2_init_strength: learning rate * strength must be below 2 to be stable, "
-            f"got {pull:g}; lower one of them."
+            f"got {product:g}; lower one of them."
         )
         raise ValueError(msg)
 

@@ -32,7 +32,7 @@ class Job(NamedTuple):
 
 
 def make_job(config: Config, *, with_sam: bool = False, large: bool = False) -> Job:
-    """Random bytes, of which the next is to be told; AdamW, alone or after SAM."""
+    """Random bytes, of which the next is predicted; AdamW, alone or after SAM."""
     hidden = config.large_hidden_size if large else config.hidden_size
     sizes = LlamaConfig(
         vocab_size=NUM_BYTES,

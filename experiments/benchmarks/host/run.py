@@ -200,7 +200,7 @@ def prepare_checkpoint(config: Config) -> Callable[[], dict[str, Any]]:
 
 def prepare_sam(config: Config) -> Callable[[], dict[str, Any]]:
     """The same steps with SAM and without."""
-    jobs = [make_job(config, with_sam=bent) for bent in (False, True)]
+    jobs = [make_job(config, with_sam=perturbed) for perturbed in (False, True)]
     loops = [partial(bare_loop, config, job, make_program(job)) for job in jobs]
     for loop in loops:
         timed(loop)
