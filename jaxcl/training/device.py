@@ -79,8 +79,7 @@ def fit_task(
       task: the training set, leaves ``[n, ...]``.
       num_steps: batches to train on; see :func:`steps_for`. May be traced where
         ``most_steps`` is given.
-      batch_size: rows per batch; all of a task that has fewer. Padding of the task counts
-        here: the host loop knows a short task's own number of rows.
+      batch_size: rows per batch; all of a task that has fewer.
       most_steps: what ``num_steps`` can be at most; steps from there on are skipped.
 
     Returns:

@@ -41,17 +41,18 @@ def task_keys(key: Key, index) -> TaskKeys:
 def batch_order(
     key: Key, weight: Float[Array, " n"], *, num_steps: int, batch_size: int
 ) -> Int[Array, "steps b"]:
-    """Row numbers of ``num_steps`` full batches, drawn without replacement.
+    """Row numbers of ``num_steps`` batches, drawn without replacement.
 
-    Each pass over the task is a new random order of its real rows; rows of weight zero
-    never appear, and padding at the end does not change the order. A batch may span two
-    passes, so that all batches are full.
+    Each pass over the task is a new random order of its real rows, and padding at the end
+    does not change the order. A batch may span two passes, so that all batches are full.
+    A padded task with fewer real rows than a batch has each of them once in every batch,
+    which is filled up with a row of weight zero; these appear nowhere else.
 
     Args:
       key: draws the orders.
       weight: [n], zero for padding.
       num_steps: how many batches.
-      batch_size: rows of each.
+      batch_size: rows of each, at most ``n``.
     """
     n, total = weight.shape[0], num_steps * batch_size
     last = jnp.where(weight > 0, 0.0, 2.0)  # padding comes after all draws
@@ -63,9 +64,13 @@ def batch_order(
         # The padding of this pass is overwritten by the next one.
         return jax.lax.dynamic_update_slice(rows, order, (number * real,))
 
-    passes = (total + real - 1) // real
+    drawn = jnp.where(real < n, jnp.minimum(real, batch_size), batch_size)  # a batch
+    passes = (num_steps * drawn + real - 1) // real
     rows = jax.lax.fori_loop(0, passes, add, jnp.zeros(total + n, jnp.int32))
-    return rows[:total].reshape(num_steps, batch_size)
+    column = jnp.arange(batch_size, dtype=jnp.int32)
+    place = jnp.arange(num_steps, dtype=jnp.int32)[:, None] * drawn + column
+    padding = jnp.argmin(weight > 0).astype(jnp.int32)
+    return jnp.where(column < drawn, rows[place], padding)
 
 
 __all__ = ["FitKeys", "TaskKeys", "batch_order", "fit_keys", "task_keys"]

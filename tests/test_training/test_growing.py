@@ -10,14 +10,21 @@ import pytest
 
 from jaxcl.averages import ema
 from jaxcl.curvature import empirical_fisher
-from jaxcl.data import Dataset, Task, array_dataset
+from jaxcl.data import Dataset, Task, array_dataset, stack_tasks
 from jaxcl.losses import cross_entropy, single_head
 from jaxcl.memory import episodic, reservoir
 from jaxcl.method import make_method
 from jaxcl.metrics import RowMetric, TaskMetric, classification
 from jaxcl.models import mlp
 from jaxcl.regularizers import ewc
-from jaxcl.training import EarlyStopping, Options, learn, restore
+from jaxcl.training import (
+    EarlyStopping,
+    Options,
+    first_example,
+    learn,
+    restore,
+    run_stream,
+)
 from jaxcl.tree import as_batch
 
 MODEL = mlp((5, 8, 3))
@@ -144,6 +151,26 @@ def test_a_large_test_set_is_looked_at_through_the_same_random_rows_every_time()
     assert read[0] == read[1]
     assert len(set(read[0])) == 10
     assert sorted(read[0]) != list(range(10))
+
+
+def test_uneven_tasks_are_learned_alike_by_both_loops():
+    """Oracle: the device loop on the stacked tasks; one has fewer rows than a batch, one
+    more. Negative control: batches of which padding is a part."""
+    tasks = [task(0, 5), task(1, 19)]
+    stream = stack_tasks(tasks, num_classes=3)
+    result = run(tasks, metrics=())
+
+    def ends(batch_size):
+        method = build(())
+        state = method.init(MODEL.init(jax.random.key(0)), first_example(stream))
+        sizes = {"num_steps": OPTIONS.num_steps, "batch_size": batch_size}
+        return run_stream(KEY, method, stream, state, **sizes)[0]
+
+    want = ends(OPTIONS.batch_size)
+    close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+    jax.tree.map(close, result.run_state.state, want)
+    with pytest.raises(AssertionError):
+        jax.tree.map(close, result.run_state.state.params, ends(4).params)
 
 
 def test_a_metric_of_a_whole_set_is_computed_on_the_host(whole):

@@ -29,6 +29,16 @@ def test_padding_at_the_end_changes_no_order():
     )
 
 
+def test_a_task_smaller_than_a_batch_has_each_row_once_in_every_batch():
+    """Oracle: the same rows in batches of their number; the rest is padding."""
+    key, weight = jax.random.key(1), jnp.array([1.0, 0, 1, 1, 0, 0, 0])
+    found = batch_order(key, weight, num_steps=4, batch_size=5)
+    want = batch_order(key, weight, num_steps=4, batch_size=3)
+    np.testing.assert_array_equal(found[:, :3], want)
+    assert np.all(weight[found[:, 3:]] == 0)
+    assert all(len({*row}) == 3 for row in want.tolist())
+
+
 def test_runs_with_different_padding_side_by_side_are_runs_alone():
     """Oracle: one at a time; the number of passes differs between them."""
     weights = jnp.array([[1.0] * 6, [1.0, 1, 0, 0, 0, 0]])
