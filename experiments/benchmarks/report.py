@@ -53,7 +53,8 @@ def report(config: Config, folder: RunFolder) -> None:
     for name, text in made.items():
         write_text(folder.path / "tables" / f"{name}.md", text)
     if README.parent in folder.path.resolve().parents:
-        fill(README, section(config, folder))
+        name = folder.path.name
+        fill(README, section(config, folder), "results" if name == "speed" else name)
     print(*made.values(), sep="\n")
 
 
@@ -69,13 +70,15 @@ def tables(config: Config, folder: RunFolder) -> dict[str, str]:
 
 
 def section(config: Config, folder: RunFolder) -> str:
-    """What the README says of a folder of results."""
-    records = read_records(folder)
+    """What the README says of a folder of results: of all but ``speed``, the seconds."""
+    records, made = read_records(folder), tables(config, folder)
+    if folder.path.name != "speed":
+        made = {"seconds": made["seconds"]}
     words = surroundings(folder, by_job(records))
     if lost := split(records)[1]:
         names = ", ".join(record["run"] for record in lost)
         words += f" Diverged, and counted nowhere: {names}."
-    return "\n".join([f"{words}\n", *tables(config, folder).values()])
+    return "\n".join([f"{words}\n", *made.values()])
 
 
 def by_job(records: Sequence[Record]) -> Done:

@@ -1,7 +1,6 @@
 """The compiled functions of the host loop, on one device or sharded over a mesh."""
 
-import inspect
-import weakref
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -36,24 +35,26 @@ Policy = Literal["stop", "skip", "continue"]
 
 
 class Program(NamedTuple):
-    """The functions of a run on the device; each is compiled when it is first used.
-
-    ``check_shapes`` traces every function that takes rows, in the shapes it will get, and
-    caches the traces: errors of shape are raised before the first step. ``kept`` are
-    ``build`` and the metrics, to which the functions have weak references only.
-    """
+    """The functions of a run on the device; each is compiled when it is first used."""
 
     start: Callable[[Params], MethodState]
     step: Callable[..., Any]  # (state, key, number, num_steps, batch) -> (state, info)
     end_task: Callable[..., MethodState]  # (state, key, task) -> state
     read: Callable[[MethodState], dict[str, PyTree]]  # the learners
     total: Callable[..., Any]  # (params, batch) -> (sums of each row metric, weight)
-    check_shapes: Callable[[Key, Batch, Batch], None]  # (key, batch, task)
     metrics: tuple[RowMetric | TaskMetric, ...]
     metric_names: tuple[str, ...]
     learner_names: tuple[str, ...]
     frozen: PyTree
-    kept: tuple[Callable, ...]
+
+
+class Rows(NamedTuple):
+    """The batches that the functions of a run get, for shapes and dtypes."""
+
+    example: Batch  # one real row
+    batch: Batch  # of a step
+    data: Batch  # of the end of a task
+    tested: Batch  # of an evaluation
 
 
 class _Parts(NamedTuple):
@@ -67,43 +68,41 @@ class _Parts(NamedTuple):
     total: Any  # (params, frozen, batch) -> (sums of each row metric, weight)
 
 
-class _Compiled(NamedTuple):
-    """The compiled functions of an earlier run, and the key under which they are reused."""
+class _Known(NamedTuple):
+    """The functions of an earlier run, and what they were compiled from."""
 
-    functions: list[weakref.ref]  # build, rows of metrics: the same objects
-    outside: list  # objects in their closures and globals: the same objects
-    traits: tuple  # policy, layout, trees and shapes: equal
+    programs: tuple  # of each function: its StableHLO, hashed, and its trees
+    sharding: ShardingPlan | None
     parts: _Parts
 
 
-_RECENT: list[_Compiled] = []  # newest first; an entry is removed with its functions
-_MAX_RECENT = 8
+_KNOWN: list[_Known] = []  # the latest first
+_MOST_KNOWN = 8
 
 
 def compile_program(
     build: Build,
     params: Params,
     frozen: PyTree,
-    example: Batch,
+    rows: Rows,
     *,
-    tested: Batch,
+    key: Key,
     metrics: Metrics = (),
     on_non_finite: Policy = "stop",
     sharding: ShardingPlan | None = None,
 ) -> Program:
     """Jit the functions of a run. The state is donated to each step.
 
-    A run reuses the compiled functions of an earlier one of this process if ``build`` and
-    metrics are the same objects, with the same objects in their closures and globals, and
-    if shapes, policy and sharding are equal. Objects that they read must not be changed in
-    place between two runs.
+    All functions are traced and lowered in the shapes they will get, so that errors of
+    shape are raised before the first step. Where an earlier run of this process was
+    lowered to the same programs, its compiled ones are used; the last few are kept.
 
     Args:
       build: makes the method.
       params: for shapes and dtypes.
       frozen: placed by :func:`shard`; passed to every call.
-      example: a batch of one row.
-      tested: a batch of test rows, for shapes and dtypes.
+      rows: shapes and dtypes of batches.
+      key: of the run, for its type.
       metrics: computed on test rows.
       on_non_finite: with ``skip`` a step whose loss, gradient or parameters are not
         finite does not change the state.
@@ -118,51 +117,38 @@ def compile_program(
     for metric in row_metrics:
         check_function("learn", "params, frozen, batch", rows=metric.rows)
 
-    functions = [build, *(metric.rows for metric in row_metrics)]
-    inputs = params, frozen, example
-    parts = _find_parts(functions, on_non_finite, sharding, inputs)
+    shapes = jax.eval_shape(lambda *trees: trees, params, frozen, rows.example)
+    totals = [metric.rows for metric in row_metrics]
+    parts = _jit_parts(build, totals, on_non_finite, sharding, shapes)
+    names = _metric_names(parts, metrics, shapes, rows.tested)
+    parts = _compiled_before(parts, shapes, rows, key, sharding, bool(metrics))
 
     def begin(params):
         # Copies: a step donates its buffers, and the caller keeps `params`.
         placed = shard(sharding, params, "params/")
-        return jax.tree.map(jnp.copy, parts.start(placed, frozen, example))
+        return jax.tree.map(jnp.copy, parts.start(placed, frozen, rows.example))
 
-    def check_shapes(key, batch, task):
-        key, number = jax.eval_shape(lambda: key), np.int32(0)
-        state = parts.start.eval_shape(*inputs)
-        with _noting("step", batch):
-            parts.step.eval_shape(state, frozen, key, number, number, batch)
-        with _noting("end_task", task):
-            parts.end_task.eval_shape(state, frozen, key, task)
-        for learner in parts.read.eval_shape(state, frozen) if metrics else ():
-            with _noting("metrics", tested):
-                parts.total.eval_shape(learner, frozen, tested)
-
-    learners, names = _names(parts, metrics, inputs, tested)
     return Program(
         begin,
         lambda state, *given: parts.step(state, frozen, *given),
         lambda state, key, task: parts.end_task(state, frozen, key, task),
         lambda state: dict(zip(parts.names, parts.read(state, frozen), strict=True)),
         lambda params, batch: parts.total(params, frozen, batch),
-        check_shapes,
         metrics,
         names,
-        learners,
+        parts.names,
         frozen,
-        tuple(functions),
     )
 
 
-def _names(parts, metrics, inputs, tested) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The names of learners and of metrics, known by tracing."""
+def _metric_names(parts, metrics, shapes, tested) -> tuple[str, ...]:
+    """The names of all metrics, known by tracing."""
     if not metrics:
-        return parts.names, ()
-    state = parts.start.eval_shape(*inputs)
-    learners = parts.read.eval_shape(state, inputs[1])
-    first = learners[0]
+        return ()
+    state = parts.start.eval_shape(*shapes)
+    first = parts.read.eval_shape(state, shapes[1])[0]
     with _noting("metrics", tested):
-        sums, _ = parts.total.eval_shape(first, inputs[1], tested)
+        sums, _ = parts.total.eval_shape(first, shapes[1], tested)
     names: list[str] = []
     sums = iter(sums)
     for metric in metrics:
@@ -171,65 +157,54 @@ def _names(parts, metrics, inputs, tested) -> tuple[tuple[str, ...], tuple[str, 
         else:
             names += jax.eval_shape(partial(finished, metric), next(sums))
     check_names("learn", names)
-    return parts.names, tuple(names)
+    return tuple(names)
 
 
-def _find_parts(
-    functions: list[Callable],
-    policy: Policy,
-    sharding: ShardingPlan | None,
-    inputs: tuple,
-) -> _Parts:
-    """The compiled functions of an equivalent run, or new ones.
-
-    Only those of plain functions are cached: other callables may have their own state.
-    """
-    plain = all(map(inspect.isfunction, functions))
-    outside = _read_outside(functions) if plain else []
-    shapes = jax.eval_shape(lambda *trees: trees, *inputs)
-    traits = policy, sharding, *jax.tree.flatten(shapes)
-    for known in _RECENT:
-        same = _identical([find() for find in known.functions], functions)
-        if same and _identical(known.outside, outside) and known.traits == traits:
+def _compiled_before(parts, shapes, rows, key, sharding, measured) -> _Parts:
+    """The functions of an earlier run with the same programs, or these."""
+    lowered = list(_lowered(parts, shapes, rows, key, measured))
+    texts = [program.as_text() for program in lowered]
+    if any("callback" in text for text in texts):
+        return parts  # which function is called back is not in the text
+    digest = lambda text: hashlib.sha256(text.encode()).digest()
+    trees = [(program.in_tree, program.out_tree) for program in lowered]
+    programs = parts.names, tuple(zip(map(digest, texts), trees, strict=True))
+    for known in _KNOWN:
+        if known.programs == programs and known.sharding == sharding:
             return known.parts
-    if not plain:
-        return _jit_parts([lambda f=f: f for f in functions], policy, sharding, inputs)
-    found = [weakref.ref(function, _forget) for function in functions]
-    parts = _jit_parts(found, policy, sharding, inputs)
-    _RECENT.insert(0, _Compiled(found, outside, traits, parts))
-    del _RECENT[_MAX_RECENT:]
+    _KNOWN.insert(0, _Known(programs, sharding, parts))
+    del _KNOWN[_MOST_KNOWN:]
     return parts
 
 
-def _read_outside(functions: list[Callable]) -> list:
-    """The objects of the closures and global names of functions.
-
-    They distinguish runs in a loop over learning rates that ``build`` reads as a global.
-    """
-    read = map(inspect.getclosurevars, functions)
-    return [v for names in read for v in {**names.nonlocals, **names.globals}.values()]
-
-
-def _identical(left: list, right: list) -> bool:
-    pairs = zip(left, right, strict=False)
-    return len(left) == len(right) and all(a is b for a, b in pairs)
-
-
-def _forget(gone: weakref.ref) -> None:
-    _RECENT[:] = [known for known in _RECENT if gone not in known.functions]
+def _lowered(parts, shapes, rows: Rows, key, measured: bool) -> Iterator[Any]:
+    """All functions of a run, lowered in the shapes they will get."""
+    params, frozen, example = shapes
+    key, number = jax.eval_shape(lambda: key), jax.ShapeDtypeStruct((), np.int32)
+    state = parts.start.eval_shape(*shapes)
+    yield parts.start.lower(params, frozen, example)
+    with _noting("step", rows.batch):
+        yield parts.step.lower(state, frozen, key, number, number, rows.batch)
+    with _noting("end_task", rows.data):
+        yield parts.end_task.lower(state, frozen, key, rows.data)
+    yield parts.read.lower(state, frozen)
+    for learner in parts.read.eval_shape(state, frozen) if measured else ():
+        with _noting("metrics", rows.tested):
+            yield parts.total.lower(learner, frozen, rows.tested)
 
 
 def _jit_parts(
-    functions: list[Callable[[], Any]],
+    build: Build,
+    totals: Sequence[Callable],
     policy: Policy,
     sharding: ShardingPlan | None,
-    inputs: tuple,
+    shapes: tuple,
 ) -> _Parts:
-    """Jit the functions of the method and the metrics; ``functions`` return these."""
-    params, frozen, example = inputs
+    """Jit the functions of the method, and the sums of metrics."""
+    params, frozen, example = shapes
 
     def made(frozen):
-        method = functions[0]()(frozen)
+        method = build(frozen)
         remedy = "let build return what make_method returns"
         check_kind("learn", Method, remedy, method=method)
         return method
@@ -256,11 +231,11 @@ def _jit_parts(
         return tuple(made(frozen).learners(state).values())
 
     def total(params, frozen, batch):
-        sums = [weighted_sums(f()(params, frozen, batch), batch) for f in functions[1:]]
+        sums = [weighted_sums(rows(params, frozen, batch), batch) for rows in totals]
         return sums, jnp.sum(batch.weight)
 
     with _noting("build or the method's init", example):
-        state = jax.eval_shape(start, *inputs)
+        state = jax.eval_shape(start, *shapes)
         names: list[str] = []
         read_names = lambda state, frozen: names.extend(made(frozen).learners(state))
         jax.eval_shape(read_names, state, frozen)
@@ -316,4 +291,12 @@ def _noting(part: str, batch: Batch) -> Iterator[None]:
         raise
 
 
-__all__ = ["Build", "Metrics", "Policy", "Program", "compile_program", "shard"]
+__all__ = [
+    "Build",
+    "Metrics",
+    "Policy",
+    "Program",
+    "Rows",
+    "compile_program",
+    "shard",
+]

@@ -19,7 +19,14 @@ from jaxcl.errors import check_kind
 from jaxcl.sharding import ShardingPlan
 from jaxcl.training.batches import first_rows, numbered, shapes_of, task_rows
 from jaxcl.training.checkpoint import saving, steps
-from jaxcl.training.compiled import Build, Metrics, Program, compile_program, shard
+from jaxcl.training.compiled import (
+    Build,
+    Metrics,
+    Program,
+    Rows,
+    compile_program,
+    shard,
+)
 from jaxcl.training.identity import identity
 from jaxcl.training.interrupt import interruptible
 from jaxcl.training.lock import lock_across_processes
@@ -163,9 +170,8 @@ def learn(
 
     Cost: per step that of the method's step. The next batches are read by a thread;
     every ``report_every`` steps the loop waits for their losses. While a checkpoint is
-    written there is one more copy of the state. A further call with the same objects as
-    ``build`` and metrics, and equal shapes, reuses the compiled programs: objects that
-    these functions read must not be changed in place in between.
+    written there is one more copy of the state. A further call of a process that traces
+    to the same programs uses the compiled ones of the earlier call.
     """
     remedy = "give {name: dataset}"
     check_kind("learn", Mapping, remedy, optional=True, evaluation=evaluation)
@@ -246,21 +252,22 @@ def _checked_program(
     """The program of a run, with all functions traced in their shapes."""
     measured = bool(metrics)
     first = first_rows(tasks, evaluation if measured else {}, measured=measured)
+    at_end = task_rows(tasks, options.end_task_examples, sharding)
+    rows = Rows(
+        first.train,
+        shapes_of(first.train, options.batch_size, sharding),
+        shapes_of(first.train, at_end, sharding),
+        shapes_of(first.test, options.eval_batch_size, sharding),
+    )
     program = compile_program(
         build,
         params,
         frozen,
-        first.train,
-        tested=shapes_of(first.test, options.eval_batch_size, sharding),
+        rows,
+        key=key,
         metrics=metrics,
         on_non_finite=options.on_non_finite,
         sharding=sharding,
-    )
-    at_end = task_rows(tasks, options.end_task_examples, sharding)
-    program.check_shapes(
-        key,
-        shapes_of(first.train, options.batch_size, sharding),
-        shapes_of(first.train, at_end, sharding),
     )
     stopping = options.early_stopping
     if stopping is not None and stopping.metric not in program.metric_names:

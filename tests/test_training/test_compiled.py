@@ -1,8 +1,7 @@
 """The compiled parts of a run: spread over a mesh they do what one device does, and a
 further run like an earlier one compiles nothing."""
 
-import gc
-import weakref
+import importlib
 
 import jax
 import jax.numpy as jnp
@@ -18,9 +17,9 @@ from jaxcl.metrics import classification
 from jaxcl.models import mlp
 from jaxcl.plasticity import redo
 from jaxcl.sharding import ShardingPlan, fsdp, make_mesh, place_rows
-from jaxcl.training.compiled import compile_program
+from jaxcl.training.compiled import Rows, compile_program
 from jaxcl.transforms import c_flat, gsam, looksam
-from jaxcl.tree import as_batch
+from jaxcl.tree import as_batch, at
 
 MODEL = mlp((12, 32, 6))
 LOGITS = single_head(MODEL.apply)
@@ -60,6 +59,7 @@ def task(number):
 
 
 METRIC = classification(LOGITS)
+ROWS = Rows(at(slice(1), task(0)), task(0), task(0), task(0))
 
 
 def walked(name, sharding):
@@ -68,8 +68,8 @@ def walked(name, sharding):
         lambda frozen: METHODS[name](),
         MODEL.init(jax.random.key(0)),
         (),
-        jax.tree.map(lambda leaf: leaf[:1], task(0)),
-        tested=task(0),
+        ROWS,
+        key=jax.random.key(0),
         metrics=METRIC,
         sharding=sharding,
     )
@@ -125,10 +125,9 @@ def compilations():
 
 def first_kernel(build, **options):
     """The first kernel after a step and the end of a task, and what is measured."""
-    rows, params = task(0), MODEL.init(jax.random.key(0))
-    example = jax.tree.map(lambda leaf: leaf[:1], rows)
+    rows, params, key = task(0), MODEL.init(jax.random.key(0)), jax.random.key(0)
     program = compile_program(
-        build, params, (), example, tested=example, metrics=METRIC, **options
+        build, params, (), ROWS, key=key, metrics=METRIC, **options
     )
     state = program.start(params)
     state, _ = program.step(state, jax.random.key(1), np.int32(0), np.int32(3), rows)
@@ -138,51 +137,85 @@ def first_kernel(build, **options):
     return np.asarray(params["hidden_0"]["kernel"])
 
 
+def sgd(rate):
+    return make_method(LOSS, optax.sgd(rate))
+
+
 def test_a_run_like_an_earlier_one_compiles_nothing(compilations):
-    """Oracle: counting, and the bits of the first run. Negative control: the same words in
-    another function, another policy."""
-    build = lambda frozen: make_method(LOSS, optax.sgd(0.1))
-    another = lambda frozen: make_method(LOSS, optax.sgd(0.1))
-    want = first_kernel(build)
+    """Oracle: counting, and the bits of the first run; the same words in another function
+    are the same program. Negative control: another policy."""
+    want = first_kernel(lambda frozen: sgd(0.125))
     own = {f"jit({name})" for name in ("start", "step", "end_task", "read", "total")}
     assert own <= set(compilations)
     compilations.clear()
-    np.testing.assert_array_equal(first_kernel(build), want)
+    np.testing.assert_array_equal(first_kernel(lambda frozen: sgd(0.125)), want)
     assert compilations == []
-    first_kernel(another)
-    assert set(compilations) == own
-    compilations.clear()
-    first_kernel(build, on_non_finite="skip")
+    first_kernel(lambda frozen: sgd(0.125), on_non_finite="skip")
     assert set(compilations) == own
 
 
-def test_what_build_reads_from_outside_may_be_another_in_the_next_run():
-    """Oracle: a function that has the second rate from the start. The rate is a free name,
-    or an attribute of an object that is called."""
+RATE, SHIFT = 0.1, np.zeros((16, 6), np.float32)
+
+
+def by_a_global():
+    return sgd(RATE)
+
+
+def shifted(params, batch, keys=None):
+    return LOGITS(params, batch, keys) + SHIFT[: len(batch.y)]
+
+
+class Builder:
+    """A build function with a state."""
+
     rate = 0.1
-    build = lambda frozen: make_method(LOSS, optax.sgd(rate))
 
-    class Builder:
-        rate = 0.1
-
-        def __call__(self, frozen):
-            del frozen
-            return make_method(LOSS, optax.sgd(self.rate))
-
-    builder = Builder()
-    slow = [first_kernel(build), first_kernel(builder)]
-    rate = builder.rate = 0.5
-    want = first_kernel(lambda frozen: make_method(LOSS, optax.sgd(0.5)))
-    for before, way in zip(slow, (build, builder), strict=True):
-        np.testing.assert_array_equal(first_kernel(way), want)
-        assert not np.array_equal(before, want)
+    def __call__(self, frozen):
+        del frozen
+        return sgd(self.rate)
 
 
-def test_no_program_keeps_its_functions_alive():
-    """Oracle: a weak reference, which is empty once nobody holds the function."""
-    build = lambda frozen: make_method(LOSS, SGD)
-    first_kernel(build)
-    found = weakref.ref(build)
-    del build
-    gc.collect()
-    assert found() is None
+BUILDER = Builder()
+WAYS = {
+    "global": lambda frozen: sgd(RATE),
+    "global of a helper": lambda frozen: by_a_global(),
+    "schedule": lambda frozen: make_method(LOSS, optax.sgd(lambda count: RATE)),
+    "attribute": BUILDER,
+    "constant array": lambda frozen: make_method(
+        cross_entropy(shifted), optax.sgd(0.1)
+    ),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_what_build_reads_from_outside_may_be_another_in_the_next_run(way, monkeypatch):
+    """Oracle: the state of a run of the second value alone, by the bare method. Nothing
+    tells that a value has changed but the program."""
+    before = first_kernel(WAYS[way])
+    module = importlib.import_module(__name__)
+    monkeypatch.setattr(module, "RATE", 0.5)
+    monkeypatch.setattr(BUILDER, "rate", 0.5)
+    monkeypatch.setattr(module, "SHIFT", 3.0 * np.eye(16, 6, dtype=np.float32))
+    after = first_kernel(WAYS[way])
+    method, rows = WAYS[way](()), task(0)
+    state = method.init(MODEL.init(jax.random.key(0)), at(slice(1), rows))
+    key = jax.random.fold_in(jax.random.key(1), 0)
+    want = method.step(key, state, rows)[0].params["hidden_0"]["kernel"]
+    np.testing.assert_allclose(after, want, rtol=1e-5, atol=1e-7)
+    assert not np.allclose(before, after, rtol=1e-5, atol=1e-7)
+
+
+def test_a_function_that_is_called_back_is_the_one_of_its_own_run():
+    """Oracle: two lists, one for each run; the programs have the same text."""
+    seen = [], []
+    for mine in seen:
+
+        def watch(state, step, mine=mine):
+            jax.debug.callback(lambda loss: mine.append(float(loss)), step.losses[0])
+            return state.progress.task
+
+        first_kernel(
+            lambda frozen, watch=watch: make_method(LOSS, SGD, metrics={"task": watch})
+        )
+        jax.effects_barrier()
+    assert [len(mine) for mine in seen] == [1, 1]

@@ -52,8 +52,8 @@ class Steps:
     """Compiled steps on one batch that is there already; the state goes on."""
 
     def __init__(self, config: Config, job: Job):
-        program, key = make_program(job), jax.random.key(1)
-        size = config.batch_size
+        size, key = config.batch_size, jax.random.key(1)
+        program = make_program(job, size)
         self.batch = take_rows(job.task.train, np.arange(size), size=size)
         self.state = program.start(job.start)
         step = lambda state, batch: program.step(
@@ -76,7 +76,7 @@ def host_loop(box: Box) -> None:
     """The loop for large models against its own step in a bare Python loop."""
     config = sizes(box)
     job = make_job(config)
-    program = make_program(job)
+    program = make_program(job, config.batch_size)
     options = Options(num_steps=config.num_steps, batch_size=config.batch_size)
     bare = partial(bare_loop, config, job, program)
     walked = partial(walk, job, program, options)

@@ -25,7 +25,7 @@ def measure(config: Config, count: int) -> dict[str, float]:
     """Wall seconds of the steps, rows split over all devices, parameters on each."""
     sharding = ShardingPlan(make_mesh(), replicate) if count > 1 else None
     job, size = make_job(config), config.devices_batch_size
-    program = make_program(job, sharding)
+    program = make_program(job, size, sharding)
     batch = take_rows(job.task.train, np.arange(size), size=size, sharding=sharding)
 
     def steps(state):

@@ -13,9 +13,10 @@ from jaxcl.losses import single_head, token_cross_entropy
 from jaxcl.method import make_method
 from jaxcl.models import LlamaConfig, llama
 from jaxcl.training import ShardingPlan
-from jaxcl.training.compiled import Program, compile_program
+from jaxcl.training.batches import shapes_of
+from jaxcl.training.compiled import Program, Rows, compile_program
 from jaxcl.transforms import sam
-from jaxcl.tree import as_batch, at
+from jaxcl.tree import as_batch
 from jaxcl.typing import Method, Params
 
 NUM_BYTES = 256
@@ -59,12 +60,14 @@ def make_job(config: Config, *, with_sam: bool = False, large: bool = False) -> 
     return Job(build, model.init(key), Task("bytes", rows, rows))
 
 
-def make_program(job: Job, sharding: ShardingPlan | None = None) -> Program:
+def make_program(
+    job: Job, batch_size: int, sharding: ShardingPlan | None = None
+) -> Program:
     """The functions of the host loop for this job."""
-    example = at(slice(1), job.task.train.read(np.arange(1)))
-    return compile_program(
-        job.build, job.start, (), example, tested=example, sharding=sharding
-    )
+    example = job.task.train.read(np.arange(1))
+    batch = shapes_of(example, batch_size, sharding)
+    rows, key = Rows(example, batch, batch, batch), jax.random.key(0)
+    return compile_program(job.build, job.start, (), rows, key=key, sharding=sharding)
 
 
 __all__ = ["NUM_ROWS", "Job", "make_job", "make_program"]

@@ -115,7 +115,7 @@ def turns(config: Config) -> list[Turn]:
 def prepare_loop(config: Config) -> Callable[[], dict[str, Any]]:
     """The host loop over one task, against its own step in a bare Python loop."""
     job = make_job(config)
-    program = make_program(job)
+    program = make_program(job, config.batch_size)
     options = Options(num_steps=config.num_steps, batch_size=config.batch_size)
     bare = partial(bare_loop, config, job, program)
     walked = partial(host_loop, job, program, options)
@@ -172,7 +172,8 @@ def host_loop(job: Job, program: Program, options: Options):
 def prepare_checkpoint(config: Config) -> Callable[[], dict[str, Any]]:
     """Save and restore a whole state, beside NumPy's own file of the same arrays."""
     job = make_job(config, large=True)
-    state = jax.block_until_ready(make_program(job).start(job.start))
+    program = make_program(job, config.batch_size)
+    state = jax.block_until_ready(program.start(job.start))
     leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(state)]
 
     def work():
@@ -201,7 +202,8 @@ def prepare_checkpoint(config: Config) -> Callable[[], dict[str, Any]]:
 def prepare_sam(config: Config) -> Callable[[], dict[str, Any]]:
     """The same steps with SAM and without."""
     jobs = [make_job(config, with_sam=perturbed) for perturbed in (False, True)]
-    loops = [partial(bare_loop, config, job, make_program(job)) for job in jobs]
+    made = [make_program(job, config.batch_size) for job in jobs]
+    loops = [partial(bare_loop, config, *both) for both in zip(jobs, made, strict=True)]
     for loop in loops:
         timed(loop)
 
@@ -231,9 +233,9 @@ def memory(config: Config) -> dict[str, Any]:
     found = {}
     for name in ("plain", "sam"):
         job = make_job(config, with_sam=name == "sam", large=True)
-        program, key = make_program(job), jax.random.key(KEY_SEED)
+        size, key = config.large_batch_size, jax.random.key(KEY_SEED)
+        program = make_program(job, size)
         state = program.start(job.start)
-        size = config.large_batch_size
         batch = take_rows(job.task.train, np.arange(size), size=size)
         step = lambda state, batch, run=program, key=key: run.step(
             state, key, 0, 0, batch
