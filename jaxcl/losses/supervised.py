@@ -27,7 +27,7 @@ def cross_entropy(outputs: Outputs) -> Loss:
 
     def loss(params, batch, keys):
         scores = outputs(params, batch, keys)
-        labels = _labels("cross_entropy", scores, batch)
+        labels = class_labels("cross_entropy", scores, batch)
         # NaN for a label that is not a class; a negative index would count from the end.
         labels = jnp.where(labels < 0, scores.shape[-1], labels)
         return optax.softmax_cross_entropy_with_integer_labels(scores, labels)
@@ -73,7 +73,7 @@ def dark_experience_loss(
     return loss
 
 
-def _labels(who: str, scores, batch: Batch):
+def class_labels(who: str, scores, batch: Batch):
     """The classes of the examples, or a ValueError unless there is one for each."""
     labels = jnp.asarray(batch.y)
     integer = jnp.issubdtype(labels.dtype, jnp.integer)
@@ -178,8 +178,9 @@ def accuracy(
         compiles the body once instead of twice.
 
     Returns:
-      [] float32, NaN if all weights are zero. Where a logit is NaN the prediction is the
-      class of the first NaN, so check finiteness separately.
+      [] float32, NaN if all weights are zero, or if a label of a row with a weight is not
+      a class. Where a logit is NaN the prediction is the class of the first NaN, so check
+      finiteness separately.
     """
     check_size("accuracy", optional=True, chunk_size=chunk_size)
     check_kind("accuracy", Callable, "give single_head(model.apply)", outputs=outputs)
@@ -187,16 +188,25 @@ def accuracy(
 
     def hits(batch):
         scores = outputs(params, batch)
-        labels = _labels("accuracy", scores, batch)
-        return (jnp.argmax(scores, axis=-1) == labels).astype(jnp.float32)
+        labels = class_labels("accuracy", scores, batch)
+        hit = (jnp.argmax(scores, axis=-1) == labels).astype(jnp.float32)
+        return jnp.where(are_classes(labels, scores, batch), hit, jnp.nan)
 
     found = by_chunks(hits, (batch,), chunk_size)
     some = jnp.sum(batch.weight) > 0
     return jnp.where(some, weighted_mean(found, batch.weight), jnp.nan)
 
 
+def are_classes(labels: Array, logits: Array, batch: Batch) -> Bool[Array, " b"]:
+    """Where labels are those of a class; true for padding."""
+    inside = (labels >= 0) & (labels < logits.shape[-1])
+    return inside | (batch.weight == 0)
+
+
 __all__ = [
     "accuracy",
+    "are_classes",
+    "class_labels",
     "cross_entropy",
     "dark_experience_loss",
     "squared_error",

@@ -11,10 +11,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, ArrayLike, Float, PyTree
 
 from jaxcl.errors import check_size, shown
 from jaxcl.losses import cross_entropy, squared_error
+from jaxcl.losses.supervised import are_classes, class_labels
 from jaxcl.tree import by_chunks, safe_divide
 from jaxcl.typing import Batch, Key, Outputs
 
@@ -194,14 +195,19 @@ def weighted_sums(rows: Any, batch: Batch) -> dict[str, Array]:
 def classification(outputs: Outputs) -> RowMetric:
     """``accuracy`` in [0, 1] and ``loss``, the mean negative log-likelihood in nats.
 
+    Both are NaN if a logit is, or if a label is not a class.
+
     Args:
-      outputs: ``(params, batch) -> logits [b, c]``; labels are integers.
+      outputs: ``(params, batch) -> logits [b, c]``; labels are integers ``[b]``.
     """
     likely = cross_entropy(lambda params, batch, keys: outputs(params, batch))
 
     def rows(params, frozen, batch):
         del frozen
-        right = jnp.argmax(outputs(params, batch), axis=-1) == batch.y
+        logits = outputs(params, batch)
+        labels = class_labels("classification", logits, batch)
+        known = are_classes(labels, logits, batch) & ~jnp.isnan(logits).any(axis=-1)
+        right = jnp.where(known, jnp.argmax(logits, axis=-1) == labels, jnp.nan)
         return {"accuracy": right, "loss": likely(params, batch, _NO_KEYS)}
 
     return RowMetric(rows)
@@ -228,6 +234,7 @@ def macro_f1(outputs: Outputs, num_classes: int) -> RowMetric:
                 f"{logits.shape[-1]}, got {num_classes}."
             )
             raise ValueError(msg)
+        class_labels("macro_f1", logits, batch)
         answer = jnp.argmax(logits, axis=-1)
         said, true = (jax.nn.one_hot(y, num_classes) for y in (answer, batch.y))
         return {"hits": said * true, "said": said, "true": true}
@@ -243,8 +250,8 @@ def macro_f1(outputs: Outputs, num_classes: int) -> RowMetric:
 def tokens(outputs: Outputs) -> RowMetric:
     """``loss`` in nats a token, ``perplexity``, and ``token_accuracy`` in [0, 1].
 
-    Means are over the tokens of all examples, each with the weight of its example;
-    labels below zero are ignored.
+    Means are over the tokens of all examples, each with the weight of its example, which
+    should be 1 (weights by length would count it twice); labels below zero are ignored.
 
     Args:
       outputs: ``(params, batch) -> logits [b, n, v]``; labels are ``[b, n]``.
@@ -272,7 +279,7 @@ def tokens(outputs: Outputs) -> RowMetric:
     return RowMetric(rows, finish)
 
 
-def regression(outputs: Outputs) -> RowMetric:
+def regression(outputs: Outputs, *, center: ArrayLike = 0.0) -> RowMetric:
     r"""``mse``, ``rmse``, ``mae`` per entry of the target, and ``r2``.
 
     :math:`R^2 = 1 - \sum (f - y)^2 / \sum (y - \bar y)^2`, over all entries, with one mean
@@ -280,6 +287,9 @@ def regression(outputs: Outputs) -> RowMetric:
 
     Args:
       outputs: ``(params, batch) -> [b, ...]``, in the shape of the target.
+      center: about the mean of the targets, a number or one for each output. Needed for
+        ``r2`` where the mean is more than a hundred times the spread: the squares of such
+        targets are rounded by more than their spread in float32.
     """
     shapes = squared_error(lambda params, batch, keys: outputs(params, batch))
 
@@ -288,7 +298,7 @@ def regression(outputs: Outputs) -> RowMetric:
         half = shapes(params, batch, _NO_KEYS)  # checks the shape of targets
         entries = max(batch.y.size // max(len(batch.y), 1), 1)
         away = jnp.abs(outputs(params, batch) - batch.y).reshape(len(batch.y), -1)
-        target = batch.y.reshape(len(batch.y), -1).astype(away.dtype)
+        target = (batch.y - center).reshape(len(batch.y), -1).astype(away.dtype)
         return {
             "mse": 2 * half / entries,
             "mae": jnp.mean(away, axis=-1),
@@ -297,11 +307,12 @@ def regression(outputs: Outputs) -> RowMetric:
         }
 
     def finish(means):
-        spread = jnp.mean(means["square"] - jnp.square(means["target"]))
+        # By operators: on the host the sums are float64, which jnp would round.
+        spread = (means["square"] - means["target"] ** 2).mean()
         explained = jnp.where(spread > 0, 1 - means["mse"] / spread, jnp.nan)
         return {
             "mse": means["mse"],
-            "rmse": jnp.sqrt(means["mse"]),
+            "rmse": means["mse"] ** 0.5,
             "mae": means["mae"],
             "r2": explained,
         }

@@ -13,6 +13,7 @@ from sklearn.metrics import (
     r2_score,
 )
 
+from jaxcl.losses import accuracy
 from jaxcl.metrics import (
     classification,
     evaluate,
@@ -83,6 +84,31 @@ def test_regression_is_scikit_learns():
     close(evaluate([ALL["regression"][0]], (), TARGETS), wanted)
     constant = TARGETS._replace(y=jnp.ones_like(TARGETS.y))
     assert np.isnan(evaluate([regression(READ)], (), constant)["r2"])
+
+
+def test_r2_far_from_zero_needs_a_center():
+    """Oracle: scikit-learn in float64. Negative control: without the center."""
+    far = TARGETS._replace(y=TARGETS.y + 1e4, x=TARGETS.x + 1e4)
+    exact = [np.asarray(leaf, np.float64) for leaf in (far.y, far.x)]
+    want = r2_score(*exact, multioutput="variance_weighted")
+    find = lambda **center: evaluate(regression(READ, **center), (), far)["r2"]
+    np.testing.assert_allclose(find(center=1e4), want, rtol=1e-3)
+    assert not abs(find() - want) < 0.1
+
+
+def test_a_label_that_is_no_class_is_not_a_wrong_answer():
+    """Oracle: NaN in both metrics, as for the loss; padding is not looked at. Negative
+    control: the label of a class."""
+    read = evaluate(classification(READ), (), LOGITS)
+    assert np.isfinite([*read.values()]).all()
+    for label in (CLASSES, -1):
+        bad = LOGITS._replace(y=LOGITS.y.at[3].set(label))
+        assert np.isnan([*evaluate(classification(READ), (), bad).values()]).all()
+        assert np.isnan(accuracy(READ, (), bad))
+        padded = bad._replace(weight=bad.weight.at[3].set(0.0))
+        assert np.isfinite(accuracy(READ, (), padded))
+    lost = LOGITS._replace(x=LOGITS.x.at[3, 0].set(jnp.nan))
+    assert np.isnan(evaluate(classification(READ), (), lost)["accuracy"])
 
 
 def test_tokens_are_counted_over_all_rows():
