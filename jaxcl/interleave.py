@@ -29,7 +29,8 @@ def interleave(method: Method, memory: Memory, *, every: int) -> Method:
     Args:
       method: the learner; build it without a memory.
       memory: which examples are replayed; ``sample`` must give rows ``[r, ...]``. It
-        observes the batch, the parameters and their change, but not the gradient.
+        observes the batch, the parameters and their change, but not the gradient. What
+        it stores beside rows (DER's logits) is not given to the step.
       every: steps between two replays. Counted within a task.
 
     Returns:
@@ -55,7 +56,10 @@ def interleave(method: Method, memory: Memory, *, every: int) -> Method:
         stepped, info = method.step(key_step, before, batch)
         rows = memory.sample(key_sample, replay)._replace(stored=batch.stored)
         due = (stepped.progress.step % every == 0) & jnp.any(rows.weight > 0)
-        again = lambda state: method.step(key_replay, state, rows)[0]
+        # Parts that look at the progress see that of the step before, which may be the
+        # last of its task.
+        same_place = stepped._replace(progress=before.progress)
+        again = lambda _: method.step(key_replay, same_place, rows)[0]
         new = when(due, again, stepped)._replace(progress=stepped.progress)
         record = StepRecord(
             before.params,

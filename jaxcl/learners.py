@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float
 
 from jaxcl.errors import check_key, check_size
 from jaxcl.losses import MASKED
-from jaxcl.method import make_method
+from jaxcl.method import default_learner, make_method
 from jaxcl.tree import at, by_chunks, num_rows, safe_divide
 from jaxcl.typing import Batch, Key, Loss, MethodState, Outputs, Params
 
@@ -28,7 +28,11 @@ class NearestMean(NamedTuple):
 
 
 def nearest_mean(
-    hidden: Callable, num_classes: int, *, chunk_size: int | None = None
+    hidden: Callable,
+    num_classes: int,
+    *,
+    read: Callable[[MethodState], Params] = lambda state: state.params,
+    chunk_size: int | None = None,
 ) -> Callable[[MethodState], NearestMean]:
     r"""Class means of the features of the examples in memory, as in iCaRL.
 
@@ -41,6 +45,8 @@ def nearest_mean(
       hidden: ``(params, x [b, ...]) -> [b, ...]``, flattened per row; with a
         :class:`~jaxcl.typing.Model` ``model.hidden``, of whose tuple the last is taken.
       num_classes: number of classes.
+      read: whose features are used, such as ``lambda state: average.read(state.average,
+        state.params)`` for the average of a method.
       chunk_size: rows held at once; all if absent.
 
     Source: Rebuffi et al. 2017, arXiv:1611.07725, algorithm 1.
@@ -48,14 +54,14 @@ def nearest_mean(
     check_size("nearest_mean", num_classes=num_classes)
 
     def learner(state):
-        rows = kept_rows(state)
+        rows, params = kept_rows(state), read(state)
         features = by_chunks(
-            lambda x: _unit_features(hidden, state.params, x), (rows.x,), chunk_size
+            lambda x: _unit_features(hidden, params, x), (rows.x,), chunk_size
         )
         member = jax.nn.one_hot(rows.y, num_classes, axis=0) * rows.weight
         full = jax.lax.Precision.HIGHEST  # an accelerator would round the inputs
         sums = jnp.matmul(member, features, precision=full)
-        return NearestMean(state.params, _unit(sums), jnp.any(member > 0, axis=1))
+        return NearestMean(params, _unit(sums), jnp.any(member > 0, axis=1))
 
     return learner
 
@@ -69,7 +75,8 @@ def nearest_mean_outputs(outputs: Outputs, hidden: Callable) -> Outputs:
 
     Returns:
       Outputs; for a :class:`NearestMean` they are :math:`-|\bar h(x) - \mu_c|^2`, and for
-      a class without examples in memory :data:`jaxcl.losses.MASKED`.
+      a class without examples in memory :data:`jaxcl.losses.MASKED`; zeros for all
+      classes while the memory is empty.
 
     Source: Rebuffi et al. 2017, arXiv:1611.07725, equation 2.
     """
@@ -79,7 +86,9 @@ def nearest_mean_outputs(outputs: Outputs, hidden: Callable) -> Outputs:
             return outputs(params, batch, keys)
         features = _unit_features(hidden, params.params, batch.x)
         gaps = features[:, None] - params.means
-        return jnp.where(params.known, -jnp.sum(jnp.square(gaps), axis=-1), MASKED)
+        scores = -jnp.sum(jnp.square(gaps), axis=-1)
+        # All classes alike while the memory is empty: a loss of log c, not of zero.
+        return jnp.where(params.known, scores, jnp.any(params.known) * MASKED)
 
     return scores
 
@@ -127,9 +136,9 @@ def from_memory_alone(
 
         def epoch(state, key):
             # Real rows first, in random order, so that batches are filled with them.
-            lots = jax.random.uniform(key, rows.weight.shape, jnp.float32)
-            lots -= 2 * (rows.weight > 0)
-            order = jnp.pad(jnp.argsort(lots), (0, missing)).reshape(steps, size)
+            draws = jax.random.uniform(key, rows.weight.shape, jnp.float32)
+            draws -= 2 * (rows.weight > 0)
+            order = jnp.pad(jnp.argsort(draws), (0, missing)).reshape(steps, size)
             once = jnp.arange(steps * size).reshape(steps, size) < num_rows(rows)
 
             def step(state, place):
@@ -146,7 +155,7 @@ def from_memory_alone(
             return jax.lax.scan(step, state, (order, once))[0], None
 
         keys = jax.random.split(key_order, num_epochs)
-        return jax.lax.scan(epoch, start, keys)[0].params
+        return default_learner(method, jax.lax.scan(epoch, start, keys)[0])
 
     return learner
 

@@ -28,19 +28,14 @@ import optax
 from jax.random import split
 from jaxtyping import Array, Float, PyTree, ScalarLike
 
-from jaxcl.errors import (
-    as_key,
-    check_function,
-    check_kind,
-    check_number,
-    check_size,
-    shown,
-)
+from jaxcl.errors import as_key, check_kind, check_size, shown
 from jaxcl.losses.replay import ReplayWeight, replayed_loss, step_loss
 from jaxcl.memory import after, no_memory
+from jaxcl.parts import check_losses, check_parts, check_settings
 from jaxcl.transforms.optimizers import (
     accepting,
     first_state,
+    is_schedule_free,
     restarted,
     schedule_free_average,
 )
@@ -61,6 +56,7 @@ from jaxcl.typing import (
     StepInfo,
     StepRecord,
     no_penalty,
+    no_projection,
 )
 
 #: ``{name: (state, step) -> scalar}``: computed after every step from the new state and the
@@ -93,12 +89,13 @@ def make_method(
       optimizer: turns the final gradient into an update; any optax transformation except
         a line search, which needs the gradient of the loss itself. It gets ``value``,
         ``grad_fn(params)`` (of loss and penalty) and ``progress``. The averaged parameters
-        of a schedule-free optimizer are the default learner, and training continues from
-        them after a task.
+        of a schedule-free optimizer are the default learner and what a task ends with;
+        with ``reset_optimizer`` training continues from them.
       gradient: a transformation of the raw gradient that may call ``grad_fn(params)``,
         ``replay_grad_fn(params)`` or ``task_grad_fn(params)`` (SAM, GNP, A-GEM, GEM).
-        All use the same batch and replay, and for each row the same key. The identity if
-        absent.
+        All use the same batch and replay, and for each row the same key. For
+        ``across_devices`` it also gets ``weight``, ``replay_weight`` and ``task_weight``,
+        the sums of the rows' weights. The identity if absent.
       regularizer: keeps parameters near past solutions.
       memory: stores and replays examples.
       average: the slower copy that is evaluated.
@@ -118,7 +115,8 @@ def make_method(
       reset_optimizer: reset the optimizer to its initial state at the end of each task.
       reset_gradient: likewise the gradient transformation, so that schedules inside it
         count from the start of the task, and LookSAM reuses no direction of another task.
-      metrics: further scalars for :class:`~jaxcl.typing.StepInfo`.
+      metrics: further scalars for :class:`~jaxcl.typing.StepInfo`, which the host loop
+        writes down and ``run_stream`` does not.
       learners: what is evaluated, by name and the default first; if absent the average,
         if there is one, and the parameters.
 
@@ -126,12 +124,16 @@ def make_method(
       A :class:`~jaxcl.typing.Method`. Parts that are absent have no state and add nothing
       to the compiled program.
     """
-    _check_arguments(loss, replay_loss, replay_weight, chunk_size, metrics, learners)
-    part = partial(check_kind, "make_method", optional=True)
-    part(Regularizer, "build it, and add several by sum_of", regularizer=regularizer)
-    part(Memory, "build it, such as reservoir(...)", memory=memory)
-    part(Average, "build it, such as ema(...)", average=average)
-    part(Reset, "build it, and join several by chain_resets", reset=reset)
+    check_losses(loss, replay_loss, replay_weight)
+    check_settings(
+        metrics,
+        learners,
+        chunk_size,
+        perturb_penalty=perturb_penalty,
+        reset_optimizer=reset_optimizer,
+        reset_gradient=reset_gradient,
+    )
+    check_parts(regularizer=regularizer, memory=memory, average=average, reset=reset)
     if replay_loss is not None and memory is None:
         msg = "make_method: replay_loss needs a memory, got none; give memory= as well."
         raise ValueError(msg)
@@ -179,16 +181,37 @@ class _Parts(NamedTuple):
 def _init(parts: _Parts, params: Params, example: Batch) -> MethodState:
     check_batch("init", example)
     check_params("init", params)
+    optimizer_state = first_state(parts.optimizer, params)
+    if is_schedule_free(optimizer_state):
+        _check_schedule_free(parts)
     return MethodState(
         params,
         parts.gradient.init(params),
-        first_state(parts.optimizer, params),
+        optimizer_state,
         parts.regularizer.init(params, example),
         parts.memory.init(params, example),
         parts.average.init(params, example),
         parts.reset.init(params, example),
         Progress(*(jnp.zeros((), jnp.int32) for _ in Progress._fields)),
     )
+
+
+def _check_schedule_free(parts: _Parts) -> None:
+    """Refuse parts that would not apply to the averaged parameters."""
+    others = {
+        "average": (parts.average != Average(), "it has its own"),
+        "projection (box)": (
+            parts.regularizer.project is not no_projection,
+            "which would hold for the parameters in training only",
+        ),
+    }
+    for name, (given, reason) in others.items():
+        if given:
+            msg = (
+                f"make_method: a schedule-free optimizer takes no {name}, {reason}; leave "
+                "it out, or give another optimizer."
+            )
+            raise ValueError(msg)
 
 
 def _step(
@@ -264,7 +287,16 @@ def _update(
         return parts.loss(params, context.batch, context.keys, *replay, progress)
 
     def penalty(params):
-        return parts.regularizer.penalty(state.regularizer, params, context)
+        cost = parts.regularizer.penalty(state.regularizer, params, context)
+        if jnp.shape(cost) != () or not jnp.issubdtype(
+            jnp.result_type(cost), jnp.floating
+        ):
+            msg = (
+                "make_method: the penalty of regularizer must be one float, shape [], got "
+                f"{jnp.result_type(cost)}{list(jnp.shape(cost))}; sum over its entries."
+            )
+            raise ValueError(msg)
+        return cost
 
     # Two gradients, added: one program for both is up to twice as slow on a CPU.
     def data_grad(params, *ignored):
@@ -301,6 +333,9 @@ def _update(
         grad_fn=full_grad if parts.perturb_penalty else data_grad,
         replay_grad_fn=replay_grad,
         task_grad_fn=lambda params: _by_task(parts, params, groups, group_keys),
+        weight=jnp.sum(context.batch.weight),
+        replay_weight=jnp.sum(context.replay.weight),
+        task_weight=jnp.sum(groups.weight, axis=-1),
         progress=progress,
     )
     if penalised and not parts.perturb_penalty:
@@ -323,15 +358,15 @@ def _end_task(parts: _Parts, key: Key, state: MethodState, data: Batch) -> Metho
     key = as_key("end_task", key)
     check_batch("end_task", data)
     key_regularizer, key_memory, key_average = split(key, 3)
-    fresh = parts.reset_optimizer
-    params = schedule_free_average(state) if fresh else None
-    params = state.params if params is None else params
+    fresh, averaged = parts.reset_optimizer, schedule_free_average(state)
+    # A schedule-free average is the solution, also where training goes on beside it.
+    params = state.params if averaged is None else averaged
     average = parts.average.end_task(key_average, state.average, params, data)
     average_state, params = average
     now, end = state.regularizer, parts.regularizer.end_task
     task, _, num_steps = state.progress
     return MethodState(
-        params,
+        params if fresh or averaged is None else state.params,
         parts.gradient.init(params) if parts.reset_gradient else state.gradient,
         parts.optimizer.init(params) if fresh else state.optimizer,
         end(key_regularizer, now, params, data),
@@ -387,28 +422,6 @@ def _flat(replay: Batch) -> Batch:
     if replay.weight.ndim == 1:
         return replay
     return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), replay)
-
-
-def _check_arguments(
-    loss, replay_loss, replay_weight, chunk_size, metrics, learners
-) -> None:
-    """Refuse arguments of :func:`make_method` of another kind."""
-    if callable(replay_weight):
-        check_function("make_method", "batch, replay, progress", weight=replay_weight)
-    else:
-        check_number("make_method", replay_weight=replay_weight)
-    check_size("make_method", optional=True, chunk_size=chunk_size)
-    check_kind("make_method", Callable, "such as cross_entropy(outputs)", loss=loss)
-    check_function("make_method", "params, batch, keys", loss=loss)
-    if replay_loss is not None:
-        check_kind("make_method", Callable, replay_loss=replay_loss)
-        check_function("make_method", "params, batch, keys", replay_loss=replay_loss)
-    check_kind("make_method", Callable, optional=True, learners=learners)
-    for name in {"grad_norm", "penalty"} & set(metrics or ()):
-        msg = (
-            f"make_method: metrics has {name!r}, which steps report anyway; rename it."
-        )
-        raise ValueError(msg)
 
 
 __all__ = ["StepMetrics", "default_learner", "make_method"]

@@ -8,6 +8,7 @@ and GEM then project). For a second regularizer or memory, call ``make_method``,
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import optax
 from jaxtyping import ScalarLike
@@ -84,6 +85,7 @@ def ewc(
     *,
     strength: ScalarLike,
     decay: ScalarLike | None = None,
+    running_mean: bool = False,
     fisher: Fisher | None = None,
     **options,
 ) -> Method:
@@ -94,11 +96,15 @@ def ewc(
       optimizer: keep ``learning_rate * strength * max(Fisher) < 2``.
       strength: in the unit of :mod:`jaxcl.regularizers.ewc`.
       decay: fraction of the old Fisher kept per task; separate anchors if absent.
+      running_mean: one anchor and the mean of the tasks' Fishers.
       fisher: the empirical one on all of the task's rows if absent.
       **options: for :func:`~jaxcl.method.make_method`.
     """
     regularizer = ewc_regularizer(
-        fisher or empirical_fisher(loss), strength, decay=decay
+        fisher or empirical_fisher(loss),
+        strength,
+        decay=decay,
+        running_mean=running_mean,
     )
     return make_method(loss, optimizer, regularizer=regularizer, **options)
 
@@ -160,9 +166,20 @@ def agem(
     Its memory is ``episodic(num_tasks, capacity_per_task, sample_size, select=select)``,
     or any other: ``memory=reservoir(capacity, sample_size, past_only=True)``.
     """
+    sizes: dict[str, Any] = {
+        "num_tasks": num_tasks,
+        "capacity_per_task": capacity_per_task,
+        "sample_size": sample_size,
+    }
+    given = [name for name, size in sizes.items() if size is not None]
+    if memory is not None and given:
+        msg = (
+            f"agem: {', '.join(given)} are of its own memory, got memory= as well; leave "
+            "one of them out."
+        )
+        raise ValueError(msg)
     if memory is None:
-        check_size("agem", num_tasks=num_tasks, capacity_per_task=capacity_per_task)
-        check_size("agem", sample_size=sample_size)
+        check_size("agem", **sizes)
         slots = num_tasks or 1, capacity_per_task or 1, sample_size
         memory = episodic(*slots, select=select)
     return make_method(
@@ -236,11 +253,12 @@ def riemannian_walk(
     strength: ScalarLike,
     fisher_decay: ScalarLike = 0.9,
     interval: int = 10,
+    damping: ScalarLike = 1e-12,
     **options,
 ) -> Method:
     """RWalk: a running Fisher plus path importance (arXiv:1801.10112)."""
     regularizer = walk_regularizer(
-        strength, fisher_decay=fisher_decay, interval=interval
+        strength, fisher_decay=fisher_decay, interval=interval, damping=damping
     )
     return make_method(loss, optimizer, regularizer=regularizer, **options)
 

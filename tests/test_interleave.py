@@ -15,7 +15,7 @@ from jaxcl.regularizers import synaptic_intelligence
 from jaxcl.training.device import first_example, run_stream
 from jaxcl.transforms import sam
 from jaxcl.tree import as_batch, at
-from jaxcl.typing import Stream
+from jaxcl.typing import Regularizer, Stream
 from tests.steps import seen
 
 D, C, T = 4, 3, 2
@@ -130,6 +130,24 @@ def test_the_info_is_that_of_the_step_on_new_rows():
     alone = state._replace(memory=state.memory.own)
     _, wanted = METHOD.step(jax.random.split(key, 4)[0], alone, batch_of(1, 1))
     np.testing.assert_allclose(info.loss, wanted.loss, rtol=1e-6)
+
+
+def test_a_replay_step_has_the_progress_of_the_step_before():
+    """Oracle: counting by hand: the last step of a task is followed by a replay, and both
+    are at its place; the step before is followed by none."""
+
+    def mark(key, state, step, params):
+        del key, params
+        return state.at[step.progress.step].add(1)
+
+    count = Regularizer(lambda params, example: jnp.zeros(4, jnp.int32), observe=mark)
+    method = make_method(LOSS, optax.sgd(0.1), regularizer=count)
+    method = interleave(method, MEMORIES["reservoir"], every=2)
+    state = method.init(PARAMS, at(slice(1), task(0)))
+    for step in range(4):
+        state, _ = method.step(jax.random.key(step), state, batch_of(0, step))
+    assert state.regularizer.tolist() == [1, 2, 1, 2]
+    assert int(state.progress.step) == 4
 
 
 def test_while_the_memory_is_empty_it_is_the_method_bit_for_bit():

@@ -12,7 +12,7 @@ LAYERS = [
     {"tree", "sharding"},
     {"losses", "adapters"},
     {"metrics", "transforms", "curvature", "memory", "averages", "data", "models"},
-    {"regularizers", "landscape", "plasticity"},
+    {"regularizers", "landscape", "plasticity", "parts"},
     {"method"},
     {"learners", "interleave"},
     {"methods"},

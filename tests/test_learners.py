@@ -9,6 +9,7 @@ import optax
 import pytest
 from jax.flatten_util import ravel_pytree
 
+from jaxcl.averages import ema
 from jaxcl.learners import (
     from_memory_alone,
     kept_rows,
@@ -168,13 +169,30 @@ def test_classes_that_the_memory_does_not_know_are_never_chosen(name):
 
 
 def test_an_empty_memory_knows_no_class_and_gives_numbers():
-    """Oracle: finiteness, and the mask."""
+    """Oracle: finiteness, and the loss of a guess, log c."""
     method = make_method(LOSS, SGD, memory=reservoir(6, 2))
     state = method.init(PARAMS, first_example(STREAM))
     learner = nearest_mean(hidden, C)(state)
     assert not np.any(learner.known)
     assert np.isfinite(learner.means).all()
-    np.testing.assert_array_equal(OUTPUTS(learner, task(0)), MASKED)
+    np.testing.assert_array_equal(OUTPUTS(learner, task(0)), 0)
+    losses = cross_entropy(OUTPUTS)(learner, task(0), None)
+    np.testing.assert_allclose(losses, np.log(C), rtol=1e-6)
+
+
+def test_the_features_may_be_those_of_an_average():
+    """Oracle: the nearest mean of a method that has the average as its parameters."""
+    average = ema(0.7)
+    method = make_method(LOSS, SGD, memory=reservoir(20, 2), average=average)
+    state = method.init(PARAMS, first_example(STREAM))
+    for step in range(3):
+        state, _ = method.step(jax.random.key(step), state, task(0))
+    slow = average.read(state.average, state.params)
+    read = lambda state: average.read(state.average, state.params)
+    found = nearest_mean(hidden, C, read=read)(state)
+    want = nearest_mean(hidden, C)(state._replace(params=slow))
+    jax.tree.map(np.testing.assert_array_equal, found, want)
+    assert not np.allclose(found.means, nearest_mean(hidden, C)(state).means)
 
 
 def test_heavy_rows_count_more_in_a_mean():
@@ -243,6 +261,22 @@ def test_training_from_memory_is_a_loop_over_its_rows(offered):
         ravel_pytree(found)[0], ravel_pytree(expected)[0], atol=1e-5
     )
     assert not np.allclose(found["w"], PARAMS["w"])
+
+
+def test_training_from_memory_gives_the_average_of_a_schedule_free_optimizer():
+    """Oracle: steps of the bare method on all rows at once. Negative control: the point
+    at which it trains."""
+    key, state = jax.random.key(5), full_state(11)
+    optimizer = optax.contrib.schedule_free(optax.sgd(0.1), 0.1, b1=0.5)
+    train = from_memory_alone(key, init, LOSS, optimizer, num_epochs=3, batch_size=11)
+    method = make_method(LOSS, optimizer)
+    rows = kept_rows(state)
+    own = method.init(init(jax.random.split(key, 3)[0]), at(slice(1), rows))
+    for step in range(3):  # all rows in one batch: their order does not matter
+        own, _ = method.step(jax.random.key(step), own, rows)
+    found = train(state)["w"]
+    np.testing.assert_allclose(found, method.learners(own)["average"]["w"], atol=1e-5)
+    assert not np.allclose(found, own.params["w"], atol=1e-4)
 
 
 def test_training_from_memory_ends_its_schedule_with_its_last_step():

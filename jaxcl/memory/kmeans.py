@@ -20,8 +20,8 @@ def kmeans_examples(
     filled with other rows at random.
 
     Args:
-      hidden: ``(params, x [b, ...]) -> [b, ...]``; flattened per row and read as float32.
-        With a :class:`jaxcl.typing.Model`: ``lambda *args: model.hidden(*args)[-1]``.
+      hidden: ``(params, x [b, ...]) -> [b, ...]``, flattened per row and read as float32;
+        of a tuple, such as that of ``model.hidden``, the last is taken.
       num_iterations: of Lloyd's algorithm, after K-means++; see :func:`kmeans`.
       chunk_size: rows held at once: features and distances to the centroids take
         ``chunk_size`` rows of memory, besides the ``n`` feature vectors themselves.
@@ -41,6 +41,7 @@ def kmeans_examples(
 
         def flat(x):
             found = hidden(params, x)
+            found = found[-1] if isinstance(found, tuple) else found
             return found.reshape(len(found), -1).astype(jnp.float32)
 
         points = by_chunks(flat, (task.x,), chunk_size)

@@ -39,7 +39,9 @@ def synaptic_intelligence(
        \frac{\max(\omega, 0)}{(\theta_{end} - \theta_{start})^2 + \xi}
 
     A negative :math:`\omega` (changes that raised the loss) counts as zero, as in the
-    authors' code.
+    authors' code. The path and its end should be those of training: with
+    :func:`jaxcl.averages.interpolate`, which moves the parameters at the end of a task,
+    the distance is too short and the importance too large.
 
     Args:
       strength: twice the paper's c.

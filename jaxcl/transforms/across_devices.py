@@ -90,7 +90,7 @@ def across_devices(
 def mean_over(
     axis_name: Hashable, tree: PyTree, weight: ArrayLike | None = None
 ) -> PyTree:
-    """The mean over devices, in float32 or better; the largest of integers.
+    """The mean over devices, in float32 or better; the largest of integers and booleans.
 
     Args:
       axis_name: of the devices.
@@ -107,6 +107,8 @@ def mean_over(
         return safe_divide(jax.lax.psum(own * x, axis_name), total)
 
     def leaf(x):
+        if x.dtype == bool:
+            return jax.lax.pmax(x.astype(jnp.int32), axis_name).astype(bool)
         if jnp.issubdtype(x.dtype, jnp.integer):
             return jax.lax.pmax(x, axis_name)
         if not jnp.issubdtype(x.dtype, jnp.inexact):

@@ -45,7 +45,19 @@ def first_state(
         if _named(name, state):
             msg = f"make_method: optimizer must {wanted}"
             raise ValueError(msg)
+    if any(node.cache is not None for node in _named("SAMState", state)):
+        msg = (
+            "make_method: optimizer must leave the parameters where they are evaluated, "
+            "got optax.contrib.sam, which moves them between its two kinds of steps; give "
+            "gradient=sam(rho), or optax.contrib.sam(..., opaque_mode=True)."
+        )
+        raise ValueError(msg)
     return state
+
+
+def is_schedule_free(state: optax.OptState) -> bool:
+    """Whether an optimizer's state has an average of its own, beside the parameters."""
+    return bool(_named("ScheduleFreeState", state))
 
 
 def _named(name: str, state: optax.OptState) -> list:
@@ -125,4 +137,10 @@ def restarted(
     return jax.tree.map(pick, marks, optimizer.init(params), state)
 
 
-__all__ = ["accepting", "first_state", "restarted", "schedule_free_average"]
+__all__ = [
+    "accepting",
+    "first_state",
+    "is_schedule_free",
+    "restarted",
+    "schedule_free_average",
+]

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxcl import memory, plasticity, regularizers, transforms
+from jaxcl import memory, methods, plasticity, regularizers, transforms
 from jaxcl.averages import ema, interpolate, wise_ft
 from jaxcl.curvature import (
     batched_fisher,
@@ -23,6 +23,7 @@ from jaxcl.memory.kmeans import kmeans
 from jaxcl.method import make_method
 from jaxcl.models import mlp
 from jaxcl.tree import as_batch, at
+from jaxcl.typing import Memory, Regularizer
 from tests.steps import seen
 from tests.test_misuse.table import (
     BATCH,
@@ -44,6 +45,7 @@ from tests.test_misuse.table import (
 
 RANKS = jax.tree.map(lambda leaf: leaf.ndim > 1, PARAMS)
 PARTS = {True: transforms.sam(0.1), False: optax.identity()}
+SCHEDULE_FREE = optax.contrib.schedule_free_sgd(0.1)
 FISHER = empirical_fisher(LOSS)
 MIXED = as_batch({"a": np.ones((2, 1), np.float32), "b": np.arange(2)}, np.arange(2))
 TARGETS = MIXED._replace(y=MIXED.x["a"])
@@ -169,6 +171,61 @@ REFUSED = [
     (lambda: make_method(LOSS, SGD, gradient=transforms.sam), "got function"),
     (lambda: make_method(LOSS, SGD, regularizer=[]), "Regularizer, .* sum_of"),
     (lambda: make_method(LOSS, SGD, memory=ema(0.9)), "memory must .* got Average"),
+    (
+        lambda: make_method(LOSS, optax.contrib.sam(SGD, SGD)).init(PARAMS, BATCH),
+        "leave the parameters where they are evaluated, .* opaque_mode=True",
+    ),
+    *[
+        (
+            lambda part=part: make_method(LOSS, SCHEDULE_FREE, **part).init(
+                PARAMS, BATCH
+            ),
+            f"a schedule-free optimizer takes no {words}",
+        )
+        for words, part in (
+            ("average, it has its own; leave it out", {"average": wise_ft(0.5)}),
+            (
+                r"projection \(box\), which would hold",
+                {"regularizer": regularizers.box(0.1)},
+            ),
+        )
+    ],
+    *[
+        (
+            lambda field=field, part=part: make_method(LOSS, SGD, **{part: field}),
+            rf"{words}, got",
+        )
+        for part, field, words in (
+            ("regularizer", Regularizer(penalty=3.0), r"penalty must .* context\)"),
+            (
+                "regularizer",
+                Regularizer(project=lambda p: p),
+                r"project must .* params\)",
+            ),
+            (
+                "memory",
+                Memory(lambda p, e: (), lambda k: ()),
+                r"sample .* \(key, state\)",
+            ),
+            ("metrics", [len], "metrics must be of type Mapping"),
+            ("metrics", {"a": "b"}, r"metrics\['a'\] must .* step\)"),
+            ("reset_optimizer", "no", "reset_optimizer must be of type bool"),
+        )
+    ],
+    (
+        lambda: stepped(
+            regularizer=Regularizer(penalty=lambda s, p, c: p["out"]["bias"])
+        ),
+        r"penalty of regularizer must be one float, .* float32\[2\]; sum",
+    ),
+    (
+        lambda: make_method(LOSS, SGD, metrics={"task": lambda state, step: 0.0}),
+        "metrics has 'task', which steps report anyway",
+    ),
+    (
+        lambda: methods.agem(LOSS, SGD, num_tasks=2, memory=reservoir(4, 2)),
+        "agem: num_tasks are of its own memory, got memory= as well",
+    ),
     (lambda: stepped(transforms.agem()), "uses replay_grad_fn, .* got no memory; give"),
     (
         lambda: stepped(

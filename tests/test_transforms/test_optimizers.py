@@ -15,6 +15,7 @@ from jaxcl.method import default_learner, make_method
 from jaxcl.regularizers import l2_init
 from jaxcl.transforms import sam
 from jaxcl.tree import as_batch, at
+from jaxcl.typing import Regularizer
 
 D, C = 4, 3
 LOSS = cross_entropy(single_head(lambda p, x, keys=None: x @ p["w"] + p["b"]))
@@ -73,13 +74,22 @@ def test_sam_inside_the_optimizer_is_sam_as_the_gradient(optimizer, parts):
     assert_different(found.params, walked(optax.sgd(0.1), **parts)[1].params)
 
 
-def test_the_transparent_sam_of_optax_takes_turns():
-    """Oracle: optax in a loop; every second step goes back and descends."""
-    optimizer = optax.contrib.sam(optax.sgd(0.1), NORMALIZED, sync_period=2)
-    _, state = walked(optimizer)
-    assert_same(state.params, alone(optimizer)[0])
-    _, two = walked(optax.sgd(0.1), 2, gradient=sam(0.05))
-    assert_same(state.params, two.params)
+def test_parts_see_the_average_of_a_schedule_free_optimizer_at_the_end_of_a_task():
+    """Oracle: the learner that is evaluated; training goes on from it, or not."""
+    keep = Regularizer(
+        lambda params, example: params, end_task=lambda key, old, params, data: params
+    )
+    for reset in (True, False):
+        method, state = walked(
+            optax.contrib.schedule_free_sgd(0.5),
+            reset_optimizer=reset,
+            regularizer=keep,
+        )
+        want = method.learners(state)["average"]
+        ended = method.end_task(jax.random.key(9), state, BATCH)
+        assert_same(ended.regularizer, want)
+        assert_same(ended.params, want if reset else state.params)
+        assert_different(want, state.params)
 
 
 @pytest.mark.parametrize(
