@@ -50,34 +50,74 @@ def _weighted(batch: Batch, real: np.ndarray) -> Batch:
     return batch._replace(weight=batch.weight * real.astype(np.float32))
 
 
-def numbered(tasks: Sequence[Task]) -> Sequence[Task]:
-    """Tasks of which none says its number, numbered by their place in the list."""
-    given = isinstance(tasks, Sequence) and not isinstance(tasks, Task)
-    if not given or len(tasks) < 2 or not all(isinstance(task, Task) for task in tasks):
-        return tasks  # refused later
-    for task in tasks:
-        row = task.train.read(np.arange(1)) if isinstance(task.train, Dataset) else None
-        if not isinstance(row, Batch) or np.any(np.asarray(row.task) != 0):
-            return tasks
+#: Rows of a set that are read to see whether they have task numbers.
+_SAMPLE = 64
 
-    def saying(number: int, rows: Dataset | None) -> Any:
-        if not isinstance(rows, Dataset):
-            return rows
 
-        def read(numbers):
-            batch = rows.read(numbers)
-            return batch._replace(task=np.full_like(np.asarray(batch.task), number))
+def numbered(tasks: Sequence[Task], first: int = 0) -> Sequence[Task]:
+    """Tasks with numbers: by their place, where no training row has one above 0.
 
-        return Dataset(rows.count, read)
+    A test or validation set without numbers gets that of the training set. A single task
+    is numbered only if it is not the first of its stream.
 
-    return [
-        task._replace(
-            train=saying(number, task.train),
-            test=saying(number, task.test),
-            valid=saying(number, task.valid),
-        )
-        for number, task in enumerate(tasks)
-    ]
+    Args:
+      tasks: of a run; left as they are if they are not a list of tasks, which is refused
+        later.
+      first: number of the first one.
+    """
+    if not isinstance(tasks, Sequence) or isinstance(tasks, Task):
+        return tasks
+    usable = lambda task: isinstance(task, Task) and isinstance(task.train, Dataset)
+    if not all(map(usable, tasks)):
+        return tasks
+    found = [_task_numbers(task.train) for task in tasks]
+    if None in found:
+        return tasks
+    if len(tasks) + first > 1 and all(numbers == {0} for numbers in found):
+        found = [{first + place} for place in range(len(tasks))]
+        tasks = [
+            task._replace(train=_with_number(task.name, task.train, first + place))
+            for place, task in enumerate(tasks)
+        ]
+    done = []
+    for task, numbers in zip(tasks, found, strict=True):
+        if len(numbers) == 1 and (number := next(iter(numbers))) > 0:
+            for name in ("test", "valid"):
+                rows = getattr(task, name)
+                if isinstance(rows, Dataset) and _task_numbers(rows) == {0}:
+                    rows = _with_number(task.name, rows, number)
+                    task = task._replace(**{name: rows})
+        done.append(task)
+    return done
+
+
+def _task_numbers(rows: Dataset) -> Any:
+    """The task numbers of up to 64 rows, evenly spaced; None for what is no batch."""
+    places = np.unique(np.linspace(0, max(rows.count - 1, 0), _SAMPLE).astype(int))
+    try:
+        batch = rows.read(places[: rows.count])
+    except Exception:
+        return None
+    if not isinstance(batch, Batch):
+        return None
+    return {*np.unique(np.asarray(batch.task)).tolist()}
+
+
+def _with_number(name: str, rows: Dataset, number: int) -> Dataset:
+    """The same rows with the number of their task."""
+
+    def read(numbers):
+        batch = rows.read(numbers)
+        if np.any(np.asarray(batch.task) != 0):
+            msg = (
+                f"learn: task {name!r} has rows with task 0 and rows with "
+                f"{int(np.max(np.asarray(batch.task)))}; number those of all tasks from "
+                "1, so that they are not taken for rows without a number."
+            )
+            raise ValueError(msg)
+        return batch._replace(task=np.full_like(np.asarray(batch.task), number))
+
+    return Dataset(rows.count, read)
 
 
 class FirstRows(NamedTuple):

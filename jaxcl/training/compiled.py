@@ -117,11 +117,11 @@ def compile_program(
     for metric in row_metrics:
         check_function("learn", "params, frozen, batch", rows=metric.rows)
 
-    shapes = jax.eval_shape(lambda *trees: trees, params, frozen, rows.example)
+    inputs = params, frozen, rows.example
     totals = [metric.rows for metric in row_metrics]
-    parts = _jit_parts(build, totals, on_non_finite, sharding, shapes)
-    names = _metric_names(parts, metrics, shapes, rows.tested)
-    parts = _compiled_before(parts, shapes, rows, key, sharding, bool(metrics))
+    parts = _jit_parts(build, totals, on_non_finite, sharding, inputs)
+    names = _metric_names(parts, metrics, inputs, rows.tested)
+    parts = _compiled_before(parts, inputs, rows, key, sharding, bool(metrics))
 
     def begin(params):
         # Copies: a step donates its buffers, and the caller keeps `params`.
@@ -141,14 +141,14 @@ def compile_program(
     )
 
 
-def _metric_names(parts, metrics, shapes, tested) -> tuple[str, ...]:
+def _metric_names(parts, metrics, inputs, tested) -> tuple[str, ...]:
     """The names of all metrics, known by tracing."""
     if not metrics:
         return ()
-    state = parts.start.eval_shape(*shapes)
-    first = parts.read.eval_shape(state, shapes[1])[0]
+    state = parts.start.eval_shape(*inputs)
+    first = parts.read.eval_shape(state, inputs[1])[0]
     with _noting("metrics", tested):
-        sums, _ = parts.total.eval_shape(first, shapes[1], tested)
+        sums, _ = parts.total.eval_shape(first, inputs[1], tested)
     names: list[str] = []
     sums = iter(sums)
     for metric in metrics:
@@ -160,9 +160,9 @@ def _metric_names(parts, metrics, shapes, tested) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _compiled_before(parts, shapes, rows, key, sharding, measured) -> _Parts:
+def _compiled_before(parts, inputs, rows, key, sharding, measured) -> _Parts:
     """The functions of an earlier run with the same programs, or these."""
-    lowered = list(_lowered(parts, shapes, rows, key, measured))
+    lowered = list(_lowered(parts, inputs, rows, key, measured))
     texts = [program.as_text() for program in lowered]
     if any("callback" in text for text in texts):
         return parts  # which function is called back is not in the text
@@ -177,20 +177,48 @@ def _compiled_before(parts, shapes, rows, key, sharding, measured) -> _Parts:
     return parts
 
 
-def _lowered(parts, shapes, rows: Rows, key, measured: bool) -> Iterator[Any]:
+def _lowered(parts, inputs, rows: Rows, key, measured: bool) -> Iterator[Any]:
     """All functions of a run, lowered in the shapes they will get."""
-    params, frozen, example = shapes
+    params, frozen, example = inputs
     key, number = jax.eval_shape(lambda: key), jax.ShapeDtypeStruct((), np.int32)
-    state = parts.start.eval_shape(*shapes)
+    state = parts.start.eval_shape(*inputs)
     yield parts.start.lower(params, frozen, example)
     with _noting("step", rows.batch):
-        yield parts.step.lower(state, frozen, key, number, number, rows.batch)
+        given = state, frozen, key, number, number, rows.batch
+        check_state("step", state, parts.step.eval_shape(*given)[0])
+        yield parts.step.lower(*given)
     with _noting("end_task", rows.data):
-        yield parts.end_task.lower(state, frozen, key, rows.data)
+        given = state, frozen, key, rows.data
+        check_state("end_task", state, parts.end_task.eval_shape(*given))
+        yield parts.end_task.lower(*given)
     yield parts.read.lower(state, frozen)
     for learner in parts.read.eval_shape(state, frozen) if measured else ():
         with _noting("metrics", rows.tested):
             yield parts.total.lower(learner, frozen, rows.tested)
+
+
+def check_state(where: str, before: MethodState, after: MethodState) -> None:
+    """Refuse a state that changes its structure, shapes or dtypes.
+
+    Raises:
+      ValueError: naming the first leaf that differs, and so the part.
+    """
+
+    def specs(state):
+        leaves = jax.tree_util.tree_leaves_with_path(state)
+        name = jax.tree_util.keystr
+        return {name(path): f"{x.dtype}{list(x.shape)}" for path, x in leaves}
+
+    old, new = specs(before), specs(after)
+    for path in sorted(old.keys() | new.keys()):
+        if old.get(path) != new.get(path):
+            msg = (
+                f"learn: {where} must keep the form of the state, got "
+                f"{new.get(path, 'nothing')} at {path.lstrip('.')}, "
+                f"{old.get(path, 'nothing')} before; let that part return a state like "
+                "the one of its init."
+            )
+            raise ValueError(msg)
 
 
 def _jit_parts(
@@ -198,10 +226,10 @@ def _jit_parts(
     totals: Sequence[Callable],
     policy: Policy,
     sharding: ShardingPlan | None,
-    shapes: tuple,
+    inputs: tuple,
 ) -> _Parts:
     """Jit the functions of the method, and the sums of metrics."""
-    params, frozen, example = shapes
+    params, frozen, example = inputs
 
     def made(frozen):
         method = build(frozen)
@@ -235,7 +263,7 @@ def _jit_parts(
         return sums, jnp.sum(batch.weight)
 
     with _noting("build or the method's init", example):
-        state = jax.eval_shape(start, *shapes)
+        state = jax.eval_shape(start, *inputs)
         names: list[str] = []
         read_names = lambda state, frozen: names.extend(made(frozen).learners(state))
         jax.eval_shape(read_names, state, frozen)

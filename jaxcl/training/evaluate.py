@@ -102,7 +102,8 @@ def _row_values(
         values: dict[str, float] = {}
         row_metrics = [m for m in program.metrics if isinstance(m, RowMetric)]
         for metric, total in zip(row_metrics, totals, strict=True):
-            means = {name: value / weight for name, value in total.items()}
+            with np.errstate(invalid="ignore"):  # NaN if all weights are zero
+                means = {name: value / weight for name, value in total.items()}
             for name, value in finished(metric, means).items():
                 values[name] = float(value)
         return values

@@ -8,6 +8,7 @@ keys from :mod:`jaxcl.training.order`.
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,8 +37,9 @@ from jaxcl.training.processes import exit_together, is_primary
 from jaxcl.training.results import (
     Results,
     are_new,
+    check_room,
     check_tasks_go_on,
-    describe,
+    described_parts,
     empty_results,
     notes_of,
     recall,
@@ -74,14 +76,25 @@ class TrainResult(NamedTuple):
           metric: the first one if absent.
           learner: the default one if absent.
         """
-        learners = self.results[metric or next(iter(self.results))]
-        found = learners[learner or next(iter(learners))]
+        learners = _chosen("metric", self.results, metric)
+        found = _chosen("learner", learners, learner)
         return found[1:, : len(found) - 1]
 
     @property
     def params(self) -> PyTree:
         """The default learner."""
         return next(iter(self.learners.values()))
+
+
+def _chosen(what: str, found: Mapping[str, Any], name: str | None) -> Any:
+    """The entry of that name, or the first one."""
+    if not found or (name is not None and name not in found):
+        msg = (
+            f"matrix: {what} must be one of {', '.join(found) or 'none'}, got {name!r}; "
+            "learn(..., metrics=) measures further ones."
+        )
+        raise ValueError(msg)
+    return found[next(iter(found)) if name is None else name]
 
 
 def learn(
@@ -123,8 +136,9 @@ def learn(
         of the program.
       params: initial parameters; not modified.
       tasks: in order; rows may differ in number from task to task, not in shape. Where
-        all rows say task 0, as ``as_batch`` does by default, tasks are numbered by their
-        place (not with ``start``, where earlier tasks have numbers).
+        all training rows have task 0, the default of ``as_batch``, tasks are numbered by
+        their place in the stream, which ``start`` continues. A test or validation set
+        without numbers gets the number of its training set.
       options: see :class:`Options`.
       folder: gets ``checkpoints/`` and ``metrics.jsonl``; created if absent. Use one folder
         per run; the result of a finished run there is returned, with a warning. None writes
@@ -133,7 +147,8 @@ def learn(
         of them; a run with others does not resume.
       metrics: computed on test rows, such as :func:`jaxcl.metrics.classification`; no
         evaluation if absent.
-      evaluation: data sets for evaluation only, by name.
+      evaluation: data sets for evaluation only, by name; their rows need the numbers of
+        the tasks whose heads they are for.
       start: folder of a run, or a checkpoint in it, ``FOLDER/checkpoints/NUMBER``, of the
         end of a task: learning begins with its full state in place of ``params``. Rows and
         keys are those of this run.
@@ -146,7 +161,11 @@ def learn(
       tensorboard_folder: also write scalars for TensorBoard.
       quiet: no progress; by default a bar is shown on a terminal only.
       on_progress: called with progress in place of a bar: steps, and a short text.
-      on_report: called with each line of ``metrics.jsonl``, for other loggers.
+      on_report: called with each line of ``metrics.jsonl``, for other loggers. All have
+        ``at`` (a number that grows) and ``task``; lines of steps ``step, loss, seconds,
+        examples_per_second, not_finite`` and the metrics of the method, those of
+        evaluations ``results`` ({metric: {learner: [values]}}), within a task also
+        ``valid``, at its end ``columns`` (names of the values) and ``ended``.
 
     Returns:
       The status, the learners, the results ``{metric: {learner: [T + 1, E]}}`` (row 0
@@ -175,7 +194,6 @@ def learn(
     """
     remedy = "give {name: dataset}"
     check_kind("learn", Mapping, remedy, optional=True, evaluation=evaluation)
-    tasks = numbered(tasks) if start is None else tasks
     evaluation, measured = dict(evaluation or {}), bool(metrics)
     if fresh and start is None:
         msg = f"learn: fresh={fresh!r} is for a run that begins with start=, got none."
@@ -191,13 +209,14 @@ def learn(
         metadata=metadata,
         measured=measured,
     )
-    check_kind("learn", Callable, optional=True, on_report=on_report)
+    function = partial(check_kind, "learn", Callable, "give a function", optional=True)
+    function(on_report=on_report, on_progress=on_progress)
+    check_kind("learn", bool, "True or False", optional=True, quiet=quiet)
     frozen = shard(sharding, frozen, "frozen/")
     program = _checked_program(
         key, build, params, tasks, options, frozen, metrics, evaluation, sharding
     )
     metadata = identity(key, options, frozen, metadata)
-    described = [describe(task, options) for task in tasks]
     sizes = len(tasks), len(evaluation)
     results = empty_results(program.metric_names, program.learner_names, *sizes)
     home = None if folder is None else Path(folder)
@@ -213,14 +232,18 @@ def learn(
         if home is not None:
             place = home / "checkpoints"
             run_state, notes = latest_run_state(place, run_state, sharding, metadata)
+        # Tasks that a run with start= has before its own have the numbers below `first`.
+        first = int(run_state.state.progress.task) - int(run_state.task)
+        tasks = numbered(tasks, first)
+        described, sets = described_parts(tasks, evaluation, options)
         check_tasks_go_on(notes.get("tasks", ()), described, folder)
-        recall(results, notes, tuple(evaluation))
-        if run_state.step == 0 and are_new(results, notes, tuple(evaluation)):
+        check_room(notes, options, folder)
+        recall(results, notes, sets)
+        done = number_of(run_state, tasks, options) - evaluation_due(run_state)
+        if run_state.step == 0 and are_new(results, notes, sets):
             run_state = run_state._replace(evaluated=run_state.task)
         warn_if_finished(run_state, tasks, home)
-        save, write = _writers(
-            enter, home, run_state, tasks, options, metadata, on_report
-        )
+        save, write = _writers(enter, home, done, options, metadata, on_report)
         run = Run(
             key,
             tasks,
@@ -230,7 +253,7 @@ def learn(
             program,
             results,
             np.zeros((len(tasks) + 1, sum(sizes)), bool),
-            lambda: notes_of(results, described, tuple(evaluation), notes),
+            lambda: notes_of(results, described, sets, notes, options.max_tasks),
             interrupted,
             save,
             write,
@@ -279,13 +302,14 @@ def _checked_program(
     return program
 
 
-def _writers(enter, home, run_state, tasks, options, metadata, on_report):
-    """The functions that save a checkpoint, and write a line of metrics."""
+def _writers(enter, home, done, options, metadata, on_report):
+    """The functions that save a checkpoint, and write a line of metrics.
+
+    Lines of metrics of the run so far are kept up to the position ``done``.
+    """
     report = on_report or (lambda line: None)
     if home is None:
         return (lambda *given, **others: None), report
-    # A run whose last line of results is missing writes it again.
-    done = number_of(run_state, tasks, options) - evaluation_due(run_state)
     save = enter(saving(home / "checkpoints", keep=options.keep, metadata=metadata))
     if not is_primary():
         return save, report

@@ -20,7 +20,6 @@ _DECISIVE = (
     "end_task_examples",
     "eval_examples",
     "early_stopping",
-    "max_tasks",
 )
 
 

@@ -24,12 +24,22 @@ class EarlyStopping(NamedTuple):
     Attributes:
       metric: name of the metric, of the default learner, evaluated every ``eval_every``.
       patience: evaluations without improvement after which the task ends.
-      lower_is_better: for errors and losses.
+      lower_is_better: for errors and losses; if None, for those of this library, by name.
     """
 
     metric: str
     patience: int = 3
-    lower_is_better: bool = False
+    lower_is_better: bool | None = None
+
+    @property
+    def minimizes(self) -> bool:
+        """Whether a lower value is better."""
+        given = self.lower_is_better
+        return self.metric in LOWER_IS_BETTER if given is None else given
+
+
+#: Metrics of :mod:`jaxcl.metrics` of which a lower value is better.
+LOWER_IS_BETTER = ("loss", "mae", "mse", "perplexity", "rmse")
 
 
 class Options(NamedTuple):
@@ -37,7 +47,7 @@ class Options(NamedTuple):
 
     Only ``num_steps``, ``batch_size``, ``on_non_finite``, ``end_task_examples`` and
     ``early_stopping`` change what is learned, with it also ``eval_every`` and
-    ``eval_examples``.
+    ``eval_examples``. A run resumes with these as they were.
 
     Attributes:
       num_steps: of each task without its own number; None if all have one.
@@ -126,8 +136,8 @@ def check_run(
     check_key("learn", key)
     check_params("learn", params)
     _check_options(options)
-    _check_tasks(tasks, options, measured=measured)
     check_kind("learn", Mapping, "give {name: dataset}", evaluation=evaluation)
+    _check_tasks(tasks, options, evaluation, measured=measured)
     for name, rows in evaluation.items():
         check_kind("learn", Dataset, f"as evaluation[{name!r}]", evaluation=rows)
         if rows.count < 1:
@@ -151,6 +161,12 @@ def _check_options(options: Options) -> None:
     named = lambda names: {name: getattr(options, name) for name in names.split()}
     sizes = named("batch_size eval_batch_size eval_every_tasks report_every keep")
     check_size("learn", **sizes)
+    if isinstance(options.num_steps, Sequence):
+        msg = (
+            "learn: num_steps must be one int, got a list; give each task its own: "
+            "Task(..., num_steps=)."
+        )
+        raise ValueError(msg)
     maybe = named("num_steps end_task_examples eval_examples eval_every max_tasks")
     check_size("learn", optional=True, **maybe)
     check_number("learn", infinite=True, save_every=options.save_every)
@@ -166,6 +182,8 @@ def _check_options(options: Options) -> None:
     if options.early_stopping is not None:
         check_kind("learn", EarlyStopping, early_stopping=options.early_stopping)
         check_size("learn", patience=options.early_stopping.patience)
+        lower = options.early_stopping.lower_is_better
+        check_kind("learn", bool, "True or False", optional=True, lower_is_better=lower)
         if options.eval_every is None:
             msg = (
                 "learn: early_stopping evaluates every eval_every steps, got None; set "
@@ -188,7 +206,24 @@ def _check_layout(sharding: ShardingPlan | None, options: Options) -> None:
         check_rows("learn", sharding, batch_size=sizes[0], eval_batch_size=sizes[1])
 
 
-def _check_tasks(tasks: Sequence[Task], options: Options, *, measured: bool) -> None:
+def _check_column_names(names: Sequence[str]) -> None:
+    odd = [name for name in names if not isinstance(name, str) or not name]
+    twice = [name for name in names if names.count(name) > 1]
+    for wrong in [*odd, *twice][:1]:
+        msg = (
+            "learn: tasks and evaluation sets must have different names, got "
+            f"{shown(wrong)}{' twice' if not odd else ''}; give each its own."
+        )
+        raise ValueError(msg)
+
+
+def _check_tasks(
+    tasks: Sequence[Task],
+    options: Options,
+    evaluation: Mapping[str, Dataset],
+    *,
+    measured: bool,
+) -> None:
     if not isinstance(tasks, Sequence) or isinstance(tasks, Task):
         came = type(tasks).__name__
         msg = f"learn: tasks must be a list of tasks, got {came}; make one of them."
@@ -205,6 +240,7 @@ def _check_tasks(tasks: Sequence[Task], options: Options, *, measured: bool) -> 
         raise ValueError(msg)
     for task in tasks:
         _check_task(task, options, measured=measured)
+    _check_column_names([*(task.name for task in tasks), *evaluation])
 
 
 def _check_task(task: Task, options: Options, *, measured: bool) -> None:

@@ -6,7 +6,7 @@ order, then the data sets for evaluation only. Entries not measured are NaN.
 
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -15,6 +15,7 @@ from jaxcl.data.dataset import Dataset, Task
 from jaxcl.training.batches import take_rows
 from jaxcl.training.fingerprint import fingerprint
 from jaxcl.training.options import Options, steps_of
+from jaxcl.typing import Batch
 
 #: ``{metric: {learner: [T + 1, E]}}``, float64 on the host.
 Results = dict[str, dict[str, Float[np.ndarray, "rows E"]]]
@@ -35,7 +36,7 @@ def recall(results: Results, notes: Mapping[str, Any], sets: Sequence[str]) -> N
     Args:
       results: of all tasks, filled in place; may have more tasks than the earlier part.
       notes: of its checkpoint, from :func:`notes_of`.
-      sets: names of the data sets for evaluation only.
+      sets: the data sets for evaluation only, see :func:`described_parts`.
     """
     for metric, learner, matrix in walk(results):
         held = notes.get("results", {}).get(metric, {}).get(learner, {})
@@ -59,6 +60,7 @@ def notes_of(
     described: Sequence[Mapping[str, Any]],
     sets: Sequence[str],
     earlier: Mapping[str, Any],
+    max_tasks: int | None,
 ) -> dict[str, Any]:
     """What stands beside a checkpoint, for JSON: tasks, and results column by column.
 
@@ -68,6 +70,7 @@ def notes_of(
       sets: names of the data sets for evaluation only.
       earlier: notes that the run began with; what they hold of other metrics, learners
         and sets stays.
+      max_tasks: how many the run has room for.
     """
     held = {
         metric: {name: dict(columns) for name, columns in learners.items()}
@@ -78,13 +81,30 @@ def notes_of(
         for place, name in enumerate(_columns(matrix, sets)):
             values = matrix[:, place]
             columns[name] = [None if np.isnan(v) else float(v) for v in values]
-    return {"results": held, "tasks": list(described)}
+    room = {"max_tasks": max_tasks or earlier.get("max_tasks")}
+    return {"results": held, "tasks": list(described), **room}
+
+
+def check_room(notes: Mapping[str, Any], options: Options, place: Any) -> None:
+    """Refuse more tasks than the run was begun with room for.
+
+    Raises:
+      ValueError: naming both numbers.
+    """
+    held, tasks = notes.get("max_tasks"), options.max_tasks
+    if held is not None and tasks is not None and tasks > held:
+        msg = (
+            f"learn: {place} holds a run with room for {held} tasks (max_tasks), got "
+            f"{tasks}; begin another one with start= and fresh= for the parts that are "
+            "full."
+        )
+        raise ValueError(msg)
 
 
 def _columns(matrix: np.ndarray, sets: Sequence[str]) -> list[str]:
     """What columns are called beside a checkpoint: tasks by their numbers."""
     tasks = matrix.shape[0] - 1
-    return [*map(str, range(tasks)), *(f"set {name}" for name in sets)]
+    return [*map(str, range(tasks)), *sets]
 
 
 def walk(results: Results) -> Iterable[tuple[str, str, np.ndarray]]:
@@ -94,23 +114,43 @@ def walk(results: Results) -> Iterable[tuple[str, str, np.ndarray]]:
             yield metric, learner, matrix
 
 
+class Described(NamedTuple):
+    """What the notes of a checkpoint have of its data."""
+
+    tasks: list[dict[str, Any]]
+    sets: tuple[str, ...]  # for evaluation only: names that other rows would change
+
+
+def described_parts(
+    tasks: Sequence[Task], evaluation: Mapping[str, Dataset], options: Options
+) -> Described:
+    """Descriptions of tasks, and of data sets for evaluation only."""
+    marks = {name: fingerprint(_some_rows(rows)) for name, rows in evaluation.items()}
+    return Described(
+        [describe(task, options) for task in tasks],
+        tuple(f"set {name} {mark}" for name, mark in marks.items()),
+    )
+
+
 def describe(task: Task, options: Options) -> dict[str, Any]:
-    """What tells a task from another: name, numbers of rows and steps, and some rows."""
+    """Name, numbers of rows and steps, task numbers, and a fingerprint of some rows."""
     parts = (task.train, task.test, *([task.valid] if task.valid else []))
+    rows = [_some_rows(part) for part in parts]
+    numbers = {int(row.task[0]) for part in rows for row in part}
     return {
         "name": task.name,
         "train": int(task.train.count),
         "test": int(task.test.count),
         "steps": int(steps_of(task, options)),
-        "rows": fingerprint([_some_rows(part) for part in parts]),
+        "task numbers": sorted(numbers),
+        "rows": fingerprint([(row.x, row.y) for part in rows for row in part]),
     }
 
 
-def _some_rows(rows: Dataset) -> list:
+def _some_rows(rows: Dataset) -> list[Batch]:
     """The first, middle and last row, one by one; none of an empty set."""
     places = sorted({0, rows.count // 2, rows.count - 1}) if rows.count else []
-    found = [take_rows(rows, np.array([place]), size=1) for place in places]
-    return [(row.x, row.y) for row in found]
+    return [take_rows(rows, np.array([place]), size=1) for place in places]
 
 
 def check_tasks_go_on(
@@ -122,9 +162,9 @@ def check_tasks_go_on(
       ValueError: naming the first that differs, or the number that are missing.
     """
     for number, (old, new) in enumerate(zip(held, now, strict=False)):
-        apart = [name for name in new if old.get(name) != new[name]]
-        if apart:
-            name = apart[0]
+        differing = [name for name in new if old.get(name) != new[name]]
+        if differing:
+            name = differing[0]
             msg = (
                 f"learn: {place} holds a run whose task {number} has {name} "
                 f"{old.get(name)!r}, got {new[name]!r}; the tasks of a run stay, and new "
@@ -164,8 +204,9 @@ def warn_of_bad_scores(
 __all__ = [
     "Results",
     "are_new",
+    "check_room",
     "check_tasks_go_on",
-    "describe",
+    "described_parts",
     "empty_results",
     "notes_of",
     "recall",

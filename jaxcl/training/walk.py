@@ -188,7 +188,7 @@ def evaluate_within_task(run: Run, run_state: RunState) -> RunState:
     value = np.float32(next(iter(seen[stopping.metric].values())))
     best = run_state.best
     assert isinstance(best, Best)
-    ahead = best.value - value if stopping.lower_is_better else value - best.value
+    ahead = best.value - value if stopping.minimizes else value - best.value
     if np.isfinite(value) and (np.isnan(best.value) or ahead > 0):
         best = new_best(run_state.state)._replace(value=value)
     else:

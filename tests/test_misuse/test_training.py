@@ -39,6 +39,8 @@ EXPLICIT = (AxisType.Explicit,) * 3
 MESH = training.make_mesh(devices=jax.devices()[:1])
 SGD = noisy("sgd", 0)
 METRIC = classification(OUTPUTS)
+ONE = {"params": np.zeros((2, 1))}
+ENDED = training.TrainResult("done", {}, {"accuracy": ONE, "loss": ONE}, None)
 THIRD = record("sam", 9, hyper={"learning_rate": 0.1, "rho": 0.5, "eta": 1.0})
 
 
@@ -145,6 +147,30 @@ REFUSED = [
     (
         lambda: learn(options=OPTIONS._replace(eval_start="no")),
         "eval_start must be of type bool, got 'no'; True or False",
+    ),
+    (
+        lambda: learn(options=OPTIONS._replace(num_steps=[3, 1])),
+        r"num_steps must be one int, got a list; give each .* Task\(..., num_steps=\)",
+    ),
+    (
+        lambda: learn(tasks=[TASKS[0], TASKS[1]._replace(name=TASKS[0].name)]),
+        "must have different names, got .* twice",
+    ),
+    (
+        lambda: learn(metrics=METRIC, evaluation={TASKS[0].name: TASKS[0].test}),
+        "must have different names, got .* twice",
+    ),
+    (lambda: learn(tasks=[TASKS[0]._replace(name=3)]), "different names, got 3"),
+    (lambda: learn(quiet="yes"), "quiet must be of type bool, got 'yes'; True or"),
+    (lambda: learn(on_progress=3), "on_progress must be a function, got 3; give"),
+    (
+        lambda: ENDED.matrix("bleu"),
+        "matrix: metric must be one of accuracy, loss, got 'bleu'",
+    ),
+    (lambda: ENDED.matrix(learner="slow"), "learner must be one of params, got 'slow'"),
+    (
+        lambda: ENDED._replace(results={}).matrix(),
+        "matrix: metric must be one of none, got None",
     ),
     (lambda: learn(metrics=5), "metrics must be a RowMetric, a TaskMetric or a list"),
     (lambda: learn(evaluation=[3]), r"evaluation must be of type Mapping, got \[3\]"),

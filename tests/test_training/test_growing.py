@@ -25,7 +25,9 @@ from jaxcl.training import (
     restore,
     run_stream,
 )
+from jaxcl.training.batches import numbered
 from jaxcl.tree import as_batch
+from jaxcl.typing import Regularizer
 
 MODEL = mlp((5, 8, 3))
 LOGITS = single_head(MODEL.apply)
@@ -397,6 +399,129 @@ def test_a_state_with_a_row_for_each_task_needs_room_from_the_start(tmp_path):
         ValueError, match=r"room for 2 tasks \(max_tasks\), got 3; begin"
     ):
         run(TASKS, tmp_path / "bounded", build=slots(2), options=bounded)
+
+
+def test_room_may_be_given_later_and_not_be_made_larger(tmp_path):
+    """Oracle: the same run without it; the message."""
+    run(TASKS[:1], tmp_path)
+    bounded = OPTIONS._replace(max_tasks=2)
+    grown = run(TASKS[:2], tmp_path, options=bounded)
+    same(grown.run_state.state, run(TASKS[:2]).run_state.state)
+    with pytest.raises(ValueError, match=r"room for 2 tasks \(max_tasks\), got 3"):
+        run(TASKS[:2], tmp_path, options=bounded._replace(max_tasks=3))
+
+
+def unnumbered(part):
+    return Dataset(
+        part.count, lambda at: part.read(at)._replace(task=np.zeros(len(at), np.int32))
+    )
+
+
+def numbers_seen(tasks, folder=None, **others):
+    """The task numbers of the training and test rows of all tasks, as a run has them."""
+    seen = [], []
+
+    def watch(params, batch, keys):
+        jax.debug.callback(lambda task: seen[0].append(int(task[0])), batch.task)
+        return LOSS(params, batch, keys)
+
+    def tested(params, frozen, batch):
+        del params, frozen
+        return {"number": batch.task.astype(float)}
+
+    result = run(
+        tasks,
+        folder,
+        build=lambda frozen: make_method(watch, optax.sgd(0.1)),
+        metrics=RowMetric(tested),
+        **others,
+    )
+    jax.effects_barrier()
+    count = OPTIONS.num_steps
+    own = seen[0][-count * (len(seen[0]) // count) :: count]
+    return sorted(set(own)), result.results["number"]["params"][-1].tolist()
+
+
+def test_tasks_are_numbered_in_the_same_way_however_a_run_is_come_by(tmp_path):
+    """Oracle: the places in the stream. Negative control: numbers that are given stay, of
+    tasks in another order and of rows of several tasks in one."""
+    bare = [
+        t._replace(train=unnumbered(t.train), test=unnumbered(t.test)) for t in TASKS
+    ]
+    assert numbers_seen(bare) == ([0, 1, 2], [0, 1, 2])
+    half = [t._replace(test=bare[place].test) for place, t in enumerate(TASKS)]
+    assert numbers_seen(half) == ([0, 1, 2], [0, 1, 2])
+    turned = TASKS[::-1]
+    assert numbers_seen(turned) == ([0, 1, 2], [2, 1, 0])
+
+    numbers_seen(bare[:2], tmp_path / "a")
+    assert numbers_seen(bare, tmp_path / "a")[1] == [0, 1, 2]
+    later = numbers_seen(bare[2:], tmp_path / "b", start=tmp_path / "a")
+    assert later == ([3], [3])
+    again = numbers_seen([bare[2], bare[0]], tmp_path / "b", start=tmp_path / "a")
+    assert again == ([4], [3, 4])
+    alone = numbers_seen([bare[2], bare[0], bare[1]], tmp_path / "b")
+    assert alone == ([5], [3, 4, 5])
+    one = TASKS[1]._replace(name=bare[2].name)
+    with pytest.raises(ValueError, match=r"task 0 has task numbers \[3\], got \[1\]"):
+        numbers_seen([one, *bare[:2]], tmp_path / "b")
+
+
+def test_rows_of_several_tasks_keep_their_numbers():
+    """Oracle: the numbers that were given; where only unread rows have some, a message."""
+    mixed = rows(1, 24, 0)._replace(task=np.arange(24) % 3)
+    tasks = [task(0)._replace(train=array_dataset(mixed)), task(0)._replace(name="b")]
+    (first, second) = numbered(tasks)
+    np.testing.assert_array_equal(first.train.read(np.arange(24)).task, mixed.task)
+    assert set(second.train.read(np.arange(24)).task) == {0}
+    large = rows(1, 1000, 0)
+    hidden = large._replace(task=(np.arange(1000) == 501).astype(np.int32))
+    tasks[0] = task(0)._replace(train=array_dataset(hidden))
+    assert set(numbered(tasks)[1].train.read(np.arange(3)).task) == {1}
+    with pytest.raises(ValueError, match="rows with task 0 and rows with 1; number"):
+        numbered(tasks)[0].train.read(np.arange(1000))
+
+
+def test_another_evaluation_set_of_the_same_name_is_measured(tmp_path):
+    """Oracle: the test set of the task whose rows it has."""
+    for place in (0, 2):
+        found = run(TASKS, tmp_path, evaluation={"general": TASKS[place].test})
+        last = found.results["loss"]["params"][-1]
+        assert last[3] == last[place]
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    ends = [line for line in map(json.loads, lines) if "columns" in line]
+    assert len(ends) == 4 + 1  # nothing that was measured is lost
+
+
+@pytest.mark.parametrize("where", ["observe", "end_task"])
+def test_a_part_must_keep_the_form_of_its_state(where, tmp_path):
+    """Oracle: the message, before the first step, which names the part."""
+    wrong = lambda key, state, *others: None
+    part = Regularizer(lambda params, example: params, **{where: wrong})
+    with pytest.raises(
+        ValueError, match=r"form of the state, got nothing at regul"
+    ) as e:
+        run(
+            TASKS,
+            tmp_path,
+            build=lambda frozen: make_method(LOSS, optax.sgd(0.1), regularizer=part),
+        )
+    assert "\n" not in str(e.value)
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_a_loss_is_known_to_be_better_when_lower():
+    """Oracle: the run that says so. Negative control: the run that says the opposite."""
+    valid = array_dataset(rows(9, 6, 0))
+
+    def ended(lower):
+        stopping = EarlyStopping("loss", patience=1, lower_is_better=lower)
+        options = OPTIONS._replace(eval_every=1, early_stopping=stopping)
+        return run([task(0, valid=valid)], options=options).params
+
+    want = jax.tree.leaves(ended(True))
+    same(jax.tree.leaves(ended(None)), want)
+    assert not np.array_equal(jax.tree.leaves(ended(False))[0], want[0])
 
 
 def test_restore_reads_what_learn_wrote(whole):

@@ -210,6 +210,6 @@ def test_test_rows_unlike_those_of_training_and_two_lengths_are_one_line():
         run([TASKS[0]._replace(test=array_dataset(wide))])
     with pytest.raises(ValueError, match="has num_steps and num_epochs; leave one out"):
         run([task(0, num_steps=2, num_epochs=1)])
-    same = [TASKS[0], TASKS[0]._replace(train=array_dataset(wide))]
+    same = [TASKS[1], TASKS[0]._replace(train=array_dataset(wide))]
     with pytest.raises(ValueError, match="train of task 'task 0' has rows of"):
         run(same)
