@@ -76,7 +76,8 @@ def check_key(who: str, key: Any) -> None:
     came = shown(key)
     if isinstance(key, jax.Array | np.ndarray):
         typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
-        raw = key.shape in ((2,), (4,)) and key.dtype == np.uint32  # all of JAX's own
+        own = jax.eval_shape(lambda: jax.random.key_data(jax.random.key(0))).shape
+        raw = key.shape == own and key.dtype == np.uint32
         if key.ndim == 0 if typed else raw:
             return
         if key.ndim or isinstance(key, Tracer):

@@ -187,7 +187,7 @@ class Memory(NamedTuple):
 
     Attributes:
       init: ``(params, example) -> state``; empty slots are copies of the example, a batch
-        of one real row, with weight zero.
+        of one real row, with weight zero: :func:`jaxcl.memory.blank_rows`.
       sample: ``(key, state) -> batch``; rows have weight 0 while the memory is empty.
         Leaves are ``[r, ...]``, or ``[T, m, ...]`` when grouped by task.
       observe: ``(key, state, step, params) -> state``, after every step.

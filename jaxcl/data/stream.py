@@ -31,9 +31,10 @@ def from_arrays(
     """A stream of stacked arrays.
 
     Args:
-      train: a pair ``(x, y)`` of arrays or lists ``[T, n, ...]``, or a batch with such
-        leaves. Short tasks are padded with rows of weight 0; :func:`stack_tasks` does
-        that. If ``task`` is 0 in all rows, they are numbered by their task.
+      train: a pair ``(x, y)`` of arrays ``[T, n, ...]`` or lists of arrays, one a task,
+        or a batch with such leaves. Short tasks are padded with rows of weight 0;
+        :func:`stack_tasks` does that. If ``task`` is 0 in all rows, they are numbered by
+        their task.
       test: likewise, ``[T, m, ...]``.
       num_classes: outputs that the model needs.
       name: what the stream is called in logs and reports.
@@ -82,11 +83,34 @@ def _pair_as_batch(part) -> Any:
     """A batch with leaves ``[T, n, ...]`` of a pair; anything else as it is."""
     if isinstance(part, Batch) or not (isinstance(part, tuple) and len(part) == 2):
         return part
-    x, y = jax.tree.map(np.asarray, lists_as_arrays("from_arrays", part))
-    lead = jax.tree.leaves(x)[0].shape[:2]
+    x, y = (_stacked_list(tree) for tree in lists_as_arrays("from_arrays", part))
+    shapes = {leaf.shape[:2] for leaf in jax.tree.leaves((x, y))}
+    lead = next(iter(shapes))
+    if len(shapes) != 1 or len(lead) != 2:
+        msg = (
+            "from_arrays: x and y must be arrays [tasks, rows, ...], got "
+            f"{sorted(map(list, shapes))} of them; tasks of unequal length need "
+            "stack_tasks."
+        )
+        raise ValueError(msg)
     flat = lambda leaf: leaf.reshape(-1, *leaf.shape[2:])
     rows = as_batch(*jax.tree.map(flat, (x, y)))
     return jax.tree.map(lambda leaf: leaf.reshape(*lead, *leaf.shape[1:]), rows)
+
+
+def _stacked_list(tree: PyTree) -> PyTree:
+    """Arrays on the host; a list of arrays, one a task, as one if they are alike."""
+    tree = jax.tree.map(np.asarray, tree)
+    if isinstance(tree, list) and all(isinstance(leaf, np.ndarray) for leaf in tree):
+        shapes = sorted({leaf.shape for leaf in tree})
+        if len(shapes) != 1:
+            msg = (
+                f"from_arrays: tasks must have the same shape, got {shapes}; take "
+                "stack_tasks."
+            )
+            raise ValueError(msg)
+        return np.stack(tree)
+    return tree
 
 
 def stack_tasks(

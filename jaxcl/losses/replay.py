@@ -20,7 +20,8 @@ ReplayWeight = Callable[[Batch, Batch, Progress], Float[ArrayLike, ""]]
 def by_rows(batch: Batch, replay: Batch, progress: Progress) -> Float[Array, ""]:
     """Equal weight for every row, replayed or new: the loss of one joined batch.
 
-    A :data:`ReplayWeight`: the rows of the replay per row of the batch, by their weights.
+    A :data:`ReplayWeight`: the rows of the replay per row of the batch, by their weights;
+    zero for a batch of padding.
     """
     del progress
     return safe_divide(jnp.sum(replay.weight), jnp.sum(batch.weight))

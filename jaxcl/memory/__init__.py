@@ -5,7 +5,7 @@ from jaxcl.memory.balanced import (
     class_balanced_reservoir,
     greedy_balanced,
 )
-from jaxcl.memory.base import after, no_memory
+from jaxcl.memory.base import after, blank_rows, no_memory
 from jaxcl.memory.episodic import EpisodicState, episodic
 from jaxcl.memory.kmeans import kmeans, kmeans_examples
 from jaxcl.memory.reservoir import ReservoirState, reservoir
@@ -19,6 +19,7 @@ __all__ = [
     "Select",
     "SharedState",
     "after",
+    "blank_rows",
     "class_balanced_examples",
     "class_balanced_reservoir",
     "episodic",

@@ -95,10 +95,10 @@ def draw_ranks(
 
     # Draw i is from 0 .. last[i].
     last = count - sample_size + jnp.arange(sample_size, dtype=jnp.int32)
-    lottery = draw(jnp.maximum(last + 1, 1))
+    drawn = draw(jnp.maximum(last + 1, 1))
 
     def body(i, ranks):
-        fresh = jnp.where(jnp.any(ranks == lottery[i]), last[i], lottery[i])
+        fresh = jnp.where(jnp.any(ranks == drawn[i]), last[i], drawn[i])
         return ranks.at[i].set(jnp.where(last[i] < 0, -1, fresh))
 
     ranks = jax.lax.fori_loop(0, sample_size, body, jnp.full_like(last, -1))

@@ -102,8 +102,8 @@ def reservoir(
         check_rows("reservoir", 1, state.kept, batch)
         real = batch.weight > 0
         arrival = state.seen + jnp.cumsum(real, dtype=jnp.int32) - real
-        lottery = jax.random.randint(key, arrival.shape, 0, arrival + 1, jnp.int32)
-        slot = jnp.where(arrival < capacity, arrival, lottery)
+        drawn = jax.random.randint(key, arrival.shape, 0, arrival + 1, jnp.int32)
+        slot = jnp.where(arrival < capacity, arrival, drawn)
         slot = later_rows_win(jnp.where(real, slot, capacity), capacity)
         write = lambda leaf, rows: leaf.at[slot].set(rows, mode="drop")
         kept = jax.tree.map(write, state.kept, keep(step.params, batch))

@@ -43,8 +43,8 @@ def from_flax(
       units: the units of the first activations.
       gain: ``(path) -> scalar``; kernels are then drawn by :func:`init_kernels` instead
         of by the module's initialisers, which compiles and runs faster.
-      train: arguments of the call while training, such as ``{"train": True}``; given for
-        linen, the module has dropout.
+      train: arguments of the call while training, such as ``{"train": True}``. A linen
+        module with dropout needs them: without, it is called as for evaluation.
       evaluate: arguments of the call for evaluation.
 
     Returns:

@@ -88,8 +88,8 @@ def on_devices(run_state: RunState, sharding: ShardingPlan | None) -> RunState:
     if sharding is None:
         put = jnp.asarray
     else:
-        whole = replicated(sharding)
-        put = lambda x: jax.make_array_from_process_local_data(whole, np.asarray(x))
+        same = replicated(sharding)
+        put = lambda x: jax.make_array_from_process_local_data(same, np.asarray(x))
     return _with_numbers(run_state, put)
 
 

@@ -208,7 +208,7 @@ def finish_task(run: Run, run_state: RunState) -> tuple[RunState, Status]:
     keys = fit_keys(task_keys(run.key, index).fit)
     if isinstance(run_state.best, Best) and not np.isnan(run_state.best.value):
         state = run_state.best.state  # with the best validation metric
-    state = run.program.end_task(state, keys.end, whole_task(run, index))
+    state = run.program.end_task(state, keys.end, end_task_data(run, index))
     best = new_best(state) if isinstance(run_state.best, Best) else ()
     run_state = run_state._replace(
         state=state, task=np.int32(index + 1), step=np.int32(0), best=best
@@ -311,7 +311,7 @@ def training_order_of(run: Run, index: int) -> Int[np.ndarray, "steps b"]:
     )
 
 
-def whole_task(run: Run, index: int) -> Batch:
+def end_task_data(run: Run, index: int) -> Batch:
     """The rows for ``end_task``: equally many for all tasks, padded with weight 0."""
     rows, size = run.tasks[index].train, run.options.end_task_examples
     numbers = np.arange(rows.count)

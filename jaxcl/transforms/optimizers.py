@@ -5,11 +5,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import PyTree
 
 from jaxcl.errors import shown
-from jaxcl.typing import MethodState, Params
+from jaxcl.typing import MethodState, Params, Progress
 
 _LINE_SEARCH = (
     "take steps from the gradient, got a line search, which evaluates the loss again; "
@@ -74,7 +75,22 @@ def accepting(name: str, part: Any) -> optax.GradientTransformationExtraArgs:
             "build it, such as optax.sgd(0.1)."
         )
         raise ValueError(msg)
+    module = str(getattr(part.update, "__module__", ""))
+    ours = module.startswith("jaxcl.transforms") and not module.endswith("by_progress")
+    if name == "optimizer" and ours:
+        msg = (
+            "make_method: optimizer must turn a gradient into an update, got a gradient "
+            "transformation, which would go uphill; give it as gradient=, or an optimizer "
+            "after it: optax.chain(sam(0.05), optax.sgd(0.1))."
+        )
+        raise ValueError(msg)
     part = optax.with_extra_args_support(part)
+    if name == "gradient" and module.startswith("optax") and _reverses(part):
+        msg = (
+            "make_method: gradient must return a gradient, got a transformation that "
+            "reverses it, as an optimizer does; give it as optimizer."
+        )
+        raise ValueError(msg)
     named = inspect.signature(part.update).parameters
     if any(p.kind is p.VAR_KEYWORD for p in named.values()):
         return part
@@ -84,6 +100,28 @@ def accepting(name: str, part: Any) -> optax.GradientTransformationExtraArgs:
         return part.update(updates, state, params, **wanted)
 
     return optax.GradientTransformationExtraArgs(part.init, update)
+
+
+def _reverses(part: optax.GradientTransformationExtraArgs) -> bool:
+    """Whether a gradient of ones comes back negative; False where that is not known."""
+    ones: Any = {"w": np.ones(1, np.float32)}
+    gradients = lambda *_: ones
+    zero: Any = np.zeros((), np.int32)
+    try:
+        with jax.ensure_compile_time_eval():
+            changed: Any = part.update(
+                ones,
+                part.init(ones),
+                ones,
+                value=np.ones((), np.float32),
+                grad_fn=gradients,
+                replay_grad_fn=gradients,
+                task_grad_fn=lambda *_: {"w": np.ones((1, 1), np.float32)},
+                progress=Progress(zero, zero, zero),
+            )[0]
+            return bool(changed["w"][0] < 0)
+    except Exception:  # masks of other parameters, traced numbers, other arguments
+        return False
 
 
 def schedule_free_average(state: MethodState) -> Params | None:

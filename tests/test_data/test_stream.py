@@ -60,7 +60,7 @@ def test_a_pair_of_arrays_is_a_batch_of_real_rows():
     """Oracle: the batch of the same arrays; lists are arrays."""
     train, test = arrays(), arrays(rows=2)
     want = from_arrays(train, test, num_classes=5)
-    for form in (lambda leaf: leaf, np.ndarray.tolist):
+    for form in (lambda leaf: leaf, np.ndarray.tolist, list):
         pairs = [(form(part.x), form(part.y)) for part in (train, test)]
         stream = from_arrays(*pairs, num_classes=5)
         jax.tree.map(np.testing.assert_array_equal, stream.pool, want.pool)

@@ -172,6 +172,17 @@ REFUSED = [
     (lambda: permuted(num_tasks="2"), "num_tasks must be"),
     (lambda: permuted(normalise=True), r"finite \(mean, std > 0\).* got True"),
     (lambda: data.from_arrays([BATCH], [BATCH], num_classes=2), "train .* got list"),
+    *[
+        (
+            lambda x=x, y=y: data.from_arrays((x, y), (x, y), num_classes=2),
+            f"from_arrays: {words} .* stack_tasks",
+        )
+        for x, y, words in (
+            (np.ones((3, 4, 2)), np.zeros((3, 5), int), "x and y must be arrays"),
+            (np.ones(4), np.zeros(4, int), "x and y must be arrays"),
+            ([np.ones((4, 2)), np.ones((5, 2))], [*map(np.ones, (4, 5))], "tasks must"),
+        )
+    ],
     (lambda: data.take_tasks(STREAM, 1), "permuted-images has tasks 0 to 2, got 1"),
     (lambda: data.take_tasks(STREAM, [True, False, True]), "got .True, False, True"),
     (lambda: data.stack_plans(STREAM), "stream must be of type Stream, got Pool"),

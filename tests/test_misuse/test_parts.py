@@ -169,6 +169,24 @@ REFUSED = [
     (lambda: METHOD.step(KEY, STATE, at(slice(0), BATCH)), "step: rows .* 1, .* got 0"),
     (lambda: make_method(LOSS, 0.1), "optimizer must be an optax .* got 0.1; build"),
     (lambda: make_method(LOSS, SGD, gradient=transforms.sam), "got function"),
+    *[
+        (
+            lambda part=part: make_method(LOSS, SGD, gradient=part),
+            "gradient must .* got a transformation that reverses it, .* as optimizer",
+        )
+        for part in (SGD, optax.chain(transforms.sam(0.1), optax.adam(0.1)))
+    ],
+    *[
+        (
+            lambda part=part: make_method(LOSS, part),
+            "optimizer must .* got a gradient transformation, .* uphill; give it as",
+        )
+        for part in (
+            transforms.sam(0.1),
+            transforms.agem(),
+            transforms.gnp(0.1, alpha=0.5),
+        )
+    ],
     (lambda: make_method(LOSS, SGD, regularizer=[]), "Regularizer, .* sum_of"),
     (lambda: make_method(LOSS, SGD, memory=ema(0.9)), "memory must .* got Average"),
     (
