@@ -243,6 +243,7 @@ def test_every_public_builder_is_in_the_battery():
         "BoxState", "DistillState", "EwcState", "SynapticState", "WalkState",
         "BalancedState", "SharedState", "convert_strength",
         "largest_stable_strength", "EpisodicState", "ReservoirState", "Select", "after",
+        "blank_rows",
         "class_balanced_examples", "episodic", "kmeans", "kmeans_examples",
         "random_examples", "EmaState", "Traces", "Utility", "adaptable_contribution",
         "contribution",

@@ -1,7 +1,7 @@
 """Batches of the host loop: the order of rows, their shapes, and their sharding."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -50,57 +50,48 @@ def _weighted(batch: Batch, real: np.ndarray) -> Batch:
     return batch._replace(weight=batch.weight * real.astype(np.float32))
 
 
-#: Rows of a set that are read to see whether they have task numbers.
-_SAMPLE = 64
-
-
-def numbered(tasks: Sequence[Task], first: int = 0) -> Sequence[Task]:
+def numbered(tasks: Sequence[Task], first: int = 0) -> list[Task]:
     """Tasks with numbers: by their place, where no training row has one above 0.
 
     A test or validation set without numbers gets that of the training set. A single task
     is numbered only if it is not the first of its stream.
 
     Args:
-      tasks: of a run; left as they are if they are not a list of tasks, which is refused
-        later.
+      tasks: of a run, checked.
       first: number of the first one.
     """
-    if not isinstance(tasks, Sequence) or isinstance(tasks, Task):
-        return tasks
-    usable = lambda task: isinstance(task, Task) and isinstance(task.train, Dataset)
-    if not all(map(usable, tasks)):
-        return tasks
-    found = [_task_numbers(task.train) for task in tasks]
-    if None in found:
-        return tasks
-    if len(tasks) + first > 1 and all(numbers == {0} for numbers in found):
-        found = [{first + place} for place in range(len(tasks))]
+    bare = all(_task_numbers(task.train) == {0} for task in tasks)
+    if bare and len(tasks) + first > 1:
         tasks = [
             task._replace(train=_with_number(task.name, task.train, first + place))
             for place, task in enumerate(tasks)
         ]
-    done = []
-    for task, numbers in zip(tasks, found, strict=True):
-        if len(numbers) == 1 and (number := next(iter(numbers))) > 0:
-            for name in ("test", "valid"):
-                rows = getattr(task, name)
-                if isinstance(rows, Dataset) and _task_numbers(rows) == {0}:
-                    rows = _with_number(task.name, rows, number)
-                    task = task._replace(**{name: rows})
-        done.append(task)
-    return done
+    return [_with_one_number(task) for task in tasks]
 
 
-def _task_numbers(rows: Dataset) -> Any:
-    """The task numbers of up to 64 rows, evenly spaced; None for what is no batch."""
-    places = np.unique(np.linspace(0, max(rows.count - 1, 0), _SAMPLE).astype(int))
-    try:
-        batch = rows.read(places[: rows.count])
-    except Exception:
-        return None
-    if not isinstance(batch, Batch):
-        return None
-    return {*np.unique(np.asarray(batch.task)).tolist()}
+def _with_one_number(task: Task) -> Task:
+    """The task with the number of its training set in the others, if these have none."""
+    numbers = _task_numbers(task.train)
+    if len(numbers) > 1 or numbers == {0}:
+        return task
+    parts = {"test": task.test, "valid": task.valid}
+    found = {
+        name: _with_number(task.name, rows, *numbers)
+        for name, rows in parts.items()
+        if rows is not None and _task_numbers(rows) == {0}
+    }
+    return task._replace(**found)
+
+
+def _task_numbers(rows: Dataset) -> set[int]:
+    """The task numbers of the first, middle and last row."""
+    read = (rows.read(np.array([place])) for place in some_places(rows))
+    return {int(row.task[0]) for row in read}
+
+
+def some_places(rows: Dataset) -> list[int]:
+    """The first, middle and last row, by which a set is known; none of an empty one."""
+    return sorted({0, rows.count // 2, rows.count - 1}) if rows.count > 0 else []
 
 
 def _with_number(name: str, rows: Dataset, number: int) -> Dataset:
@@ -239,6 +230,7 @@ __all__ = [
     "first_seen",
     "longest",
     "shapes_of",
+    "some_places",
     "take_rows",
     "task_rows",
     "training_order",

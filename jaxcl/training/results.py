@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from jaxcl.data.dataset import Dataset, Task
-from jaxcl.training.batches import take_rows
+from jaxcl.training.batches import some_places, take_rows
 from jaxcl.training.fingerprint import fingerprint
 from jaxcl.training.options import Options, steps_of
 from jaxcl.typing import Batch
@@ -149,8 +149,7 @@ def describe(task: Task, options: Options) -> dict[str, Any]:
 
 def _some_rows(rows: Dataset) -> list[Batch]:
     """The first, middle and last row, one by one; none of an empty set."""
-    places = sorted({0, rows.count // 2, rows.count - 1}) if rows.count else []
-    return [take_rows(rows, np.array([place]), size=1) for place in places]
+    return [take_rows(rows, np.array([at]), size=1) for at in some_places(rows)]
 
 
 def check_tasks_go_on(

@@ -108,7 +108,7 @@ def test_every_public_part_is_in_a_case():
         if name.islower() and not name.startswith("no_")
     }
     inside = {  # reached through others
-        "adaptable_contribution", "after", "perturbation_curvature",
+        "adaptable_contribution", "after", "blank_rows", "perturbation_curvature",
         "perturbation_rise", "dead_fraction", "dormancy_score", "dormant_fraction",
         "effective_rank", "mean_entry", "random_examples", "reset_units",
         "rho_schedule", "singular_values", "srank", "stable_rank",

@@ -215,7 +215,7 @@ def test_a_function_that_is_called_back_is_the_one_of_its_own_run():
             return state.progress.task
 
         first_kernel(
-            lambda frozen, watch=watch: make_method(LOSS, SGD, metrics={"task": watch})
+            lambda frozen, watch=watch: make_method(LOSS, SGD, metrics={"watch": watch})
         )
         jax.effects_barrier()
     assert [len(mine) for mine in seen] == [1, 1]
