@@ -1,10 +1,14 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from jax.sharding import Mesh, PartitionSpec
 
 from jaxcl import transforms
+from jaxcl.losses import cross_entropy, single_head
+from jaxcl.method import make_method
+from jaxcl.models import mlp
 from jaxcl.transforms import (
     across_devices,
     adaptive_rho,
@@ -20,6 +24,7 @@ from jaxcl.transforms import (
     reverse_sam,
     sam,
 )
+from jaxcl.tree import as_batch, at
 
 DEVICES = 8
 ROWS = jnp.asarray(np.random.default_rng(0).normal(size=(16, 4)), jnp.float32)
@@ -282,3 +287,37 @@ def test_devices_count_by_their_rows_of_each_task():
     assert np.max(np.abs(want - grads)) > 0.1  # a constraint was violated
     np.testing.assert_allclose(found(True), want, rtol=1e-5)
     assert np.max(np.abs(found(False) - want)) > 1e-3
+
+
+def test_a_method_gives_the_weights_of_its_rows():
+    """Oracle: one device with all rows, five of eight real. Negative control: a gradient
+    transformation that is not told the weights."""
+    model = mlp((4, 3))
+    loss = cross_entropy(single_head(model.apply))
+    weight = jnp.array([1.0, 1, 1, 1, 1, 0, 0, 0])
+    batch = as_batch(ROWS[:8], np.arange(8) % 3, weight=weight)
+    shared = across_devices(optax.identity(), "data")
+    deaf = optax.GradientTransformationExtraArgs(
+        shared.init,
+        lambda grads, state, params, **_: shared.update(grads, state, params),
+    )
+
+    def stepped(gradient, rows, **axis):
+        method = make_method(loss, optax.sgd(0.5), gradient=gradient)
+        params = model.init(jax.random.key(0))
+        one = lambda rows: (
+            method.step(
+                jax.random.key(1), method.init(params, at(slice(1), rows)), rows
+            )[0].params
+        )
+        return jax.vmap(one, **axis)(rows)
+
+    parts = jax.tree.map(lambda leaf: leaf.reshape(2, 4, *leaf.shape[1:]), batch)
+    whole = jax.tree.map(lambda leaf: leaf[None], batch)
+    want = jax.tree.leaves(stepped(optax.identity(), whole))
+    for gradient, equal in ((shared, True), (deaf, False)):
+        found = jax.tree.leaves(stepped(gradient, parts, axis_name="data"))
+        same = [
+            np.allclose(f[1], w[0], atol=1e-6) for f, w in zip(found, want, strict=True)
+        ]
+        assert all(same) is equal
