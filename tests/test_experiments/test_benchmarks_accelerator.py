@@ -106,6 +106,7 @@ def test_time_that_is_not_used_goes_to_the_later_items(fakes):
 CHEAP = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 
 
+@pytest.mark.slow
 def test_a_killed_run_ends_with_the_same_bits(tmp_path, monkeypatch):
     """Oracle: the run that was left alone; the kill came inside the first task."""
     monkeypatch.setenv("XLA_FLAGS", CHEAP)

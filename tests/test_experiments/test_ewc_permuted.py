@@ -78,6 +78,7 @@ def test_smoke_searches_runs_and_reports(tmp_path):
     assert (tmp_path / "run" / "figures" / "accuracy.svg").exists()
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_with_the_same_bits(tmp_path, monkeypatch):
     """Oracle: the same run, not killed."""
     presets = {"tiny": ONE_ARM}

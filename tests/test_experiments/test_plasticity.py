@@ -66,6 +66,7 @@ def test_the_smoke_preset_goes_from_data_to_page(tmp_path):
     assert "another configuration" in other.stderr
 
 
+@pytest.mark.slow
 def test_a_run_killed_between_segments_ends_with_the_same_numbers(
     tmp_path, monkeypatch
 ):

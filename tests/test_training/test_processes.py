@@ -79,6 +79,7 @@ def alone(tmp_path_factory):
     return results(folder)
 
 
+@pytest.mark.slow
 def test_two_processes_are_one_run(tmp_path, start, alone):
     """Oracle: one process with all four devices; each of two reads half the rows."""
     port = free_port()

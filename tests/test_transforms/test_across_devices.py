@@ -310,7 +310,7 @@ def test_a_method_gives_the_weights_of_its_rows():
                 jax.random.key(1), method.init(params, at(slice(1), rows)), rows
             )[0].params
         )
-        return jax.vmap(one, **axis)(rows)
+        return jax.jit(jax.vmap(one, **axis))(rows)
 
     parts = jax.tree.map(lambda leaf: leaf.reshape(2, 4, *leaf.shape[1:]), batch)
     whole = jax.tree.map(lambda leaf: leaf[None], batch)
