@@ -4,7 +4,7 @@ import jax.numpy as jnp
 from jaxtyping import ScalarLike
 
 from jaxcl.errors import check_kind, check_number
-from jaxcl.typing import Regularizer, no_penalty
+from jaxcl.typing import Regularizer, no_penalty, no_projection
 
 
 def sum_of(*parts: Regularizer) -> Regularizer:
@@ -42,9 +42,11 @@ def sum_of(*parts: Regularizer) -> Regularizer:
         pairs = zip(parts, states, strict=True)
         return tuple(part.end_task(key, s, params, data) for part, s in pairs)
 
+    # Neutral if all parts are: a method then computes no second gradient.
     free = all(part.penalty is no_penalty for part in parts)
-    cost = no_penalty if free else penalty
-    return Regularizer(init, cost, project, observe, end_task)
+    bare = all(part.project is no_projection for part in parts)
+    functions = no_penalty if free else penalty, no_projection if bare else project
+    return Regularizer(init, *functions, observe, end_task)
 
 
 def scaled(factor: ScalarLike, regularizer: Regularizer) -> Regularizer:

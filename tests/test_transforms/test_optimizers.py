@@ -12,7 +12,7 @@ import pytest
 from jaxcl.losses import cross_entropy, mean_loss, single_head
 from jaxcl.memory import reservoir
 from jaxcl.method import default_learner, make_method
-from jaxcl.regularizers import l2_init
+from jaxcl.regularizers import box, l2_init, sum_of
 from jaxcl.transforms import sam
 from jaxcl.tree import as_batch, at
 from jaxcl.typing import Regularizer
@@ -72,6 +72,15 @@ def test_sam_inside_the_optimizer_is_sam_as_the_gradient(optimizer, parts):
     _, wanted = walked(optax.sgd(0.1), gradient=sam(0.05), **parts)
     assert_same(found.params, wanted.params)
     assert_different(found.params, walked(optax.sgd(0.1), **parts)[1].params)
+
+
+def test_a_sum_of_penalties_fits_a_schedule_free_optimizer():
+    """Oracle: the penalty alone. With a box it is refused."""
+    optimizer, penalty = optax.contrib.schedule_free_sgd(0.5), l2_init(0.3)
+    _, found = walked(optimizer, regularizer=sum_of(penalty, sum_of()))
+    assert_same(found.params, walked(optimizer, regularizer=penalty)[1].params)
+    with pytest.raises(ValueError, match=r"takes no projection \(box\)"):
+        walked(optimizer, regularizer=sum_of(penalty, box(0.1)))
 
 
 def test_parts_see_the_average_of_a_schedule_free_optimizer_at_the_end_of_a_task():
