@@ -16,6 +16,8 @@ _LINE_SEARCH = (
     "take steps from the gradient, got a line search, which evaluates the loss again; "
     "give a learning rate, such as optax.lbfgs(0.1, linesearch=None)."
 )
+#: Modules of this package whose transformations may be, or hold, an optimizer.
+_ANY = ("across_devices", "by_progress", "optimizers")
 _REFUSED = {
     "LookaheadState": (
         "take plain parameters, got optax.lookahead, which takes pairs; give its inner "
@@ -76,8 +78,8 @@ def accepting(name: str, part: Any) -> optax.GradientTransformationExtraArgs:
         )
         raise ValueError(msg)
     module = str(getattr(part.update, "__module__", ""))
-    ours = module.startswith("jaxcl.transforms") and not module.endswith("by_progress")
-    if name == "optimizer" and ours:
+    package, _, last = module.rpartition(".")
+    if name == "optimizer" and package == "jaxcl.transforms" and last not in _ANY:
         msg = (
             "make_method: optimizer must turn a gradient into an update, got a gradient "
             "transformation, which would go uphill; give it as gradient=, or an optimizer "

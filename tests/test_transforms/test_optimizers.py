@@ -13,7 +13,7 @@ from jaxcl.losses import cross_entropy, mean_loss, single_head
 from jaxcl.memory import reservoir
 from jaxcl.method import default_learner, make_method
 from jaxcl.regularizers import box, l2_init, sum_of
-from jaxcl.transforms import sam
+from jaxcl.transforms import across_devices, sam
 from jaxcl.tree import as_batch, at
 from jaxcl.typing import Regularizer
 
@@ -257,3 +257,15 @@ def test_other_complaints_of_an_optimizer_pass_as_they_are():
     optimizer = optax.GradientTransformation(complain, lambda g, s, p=None: (g, s))
     with pytest.raises(ValueError, match=r"^too warm today$"):
         walked(optimizer)
+
+
+def test_an_optimizer_may_be_shared_by_devices():
+    """Oracle: the optimizer itself, on one device of a named axis."""
+    optimizer = across_devices(optax.sgd(0.1), "data")
+    method = make_method(LOSS, optimizer)
+    state = method.init(PARAMS, at(slice(1), BATCH))
+    step = jax.vmap(
+        lambda key: method.step(key, state, BATCH)[0].params, axis_name="data"
+    )
+    _, want = walked(optax.sgd(0.1), 1)
+    assert_same(at(0, step(jax.random.split(jax.random.key(0), 1))), want.params)
