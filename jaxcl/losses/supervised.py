@@ -19,7 +19,8 @@ def cross_entropy(outputs: Outputs) -> Loss:
         :func:`heads`.
 
     Returns:
-      A loss in nats, NaN for a label that is not a class.
+      A loss in nats, NaN for a label that is not a class; about 1e9 for a class that is
+      masked (:data:`jaxcl.losses.MASKED`), such as one beyond a narrow head.
     """
     check_kind(
         "cross_entropy", Callable, "give single_head(model.apply)", outputs=outputs
