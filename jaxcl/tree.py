@@ -317,7 +317,7 @@ def check_params(who: str, params: PyTree) -> None:
     """Refuse parameters that cannot be trained, naming the leaf.
 
     Raises:
-      ValueError: for running statistics, and for leaves that are no real arrays.
+      ValueError: for running statistics, and for leaves other than arrays of real numbers.
     """
     leaves = jax.tree_util.tree_leaves_with_path(params)
     for path, leaf in leaves or [((), params)]:

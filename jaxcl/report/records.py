@@ -61,7 +61,7 @@ def check(records: Sequence[Record]) -> None:
         length within a setting, a finished run whose accuracy is not between 0 and 1.
     """
     if not records:
-        msg = "report: there are no records; a finished run writes them."
+        msg = "report: expected records of runs, got none; a finished run writes them."
         raise ValueError(msg)
     seen: dict[str, int] = {}
     seeds: dict[tuple[Group, int], str] = {}

@@ -232,7 +232,7 @@ REFUSED = [
         "lacks the field 'arm'",
     ),
     (lambda: records.check([record(), record()]), "is there twice, first as 1"),
-    (lambda: records.check([]), "there are no records"),
+    (lambda: records.check([]), "expected records of runs, got none"),
     (lambda: summarize(SGD, baseline="adam"), "no run of the baseline 'adam'.*'sgd'"),
     (
         lambda: summarize(SGD, baseline="sgd", quantity="median"),

@@ -215,7 +215,7 @@ def test_every_line_of_metrics_is_told_to_a_callback(tmp_path):
 def test_tasks_have_steps_or_epochs_of_their_own_and_may_be_smaller_than_a_batch():
     """Oracle: counting reports, and one compilation of the step for all; a task of five
     rows is learned by whole-batch descent, by hand."""
-    traces, told = [], []
+    traces, lines = [], []
 
     def counting(frozen):
         del frozen
@@ -233,8 +233,8 @@ def test_tasks_have_steps_or_epochs_of_their_own_and_may_be_smaller_than_a_batch
         task(2, count=5, num_epochs=4),
     ]
     options = OPTIONS._replace(num_steps=None, report_every=1)
-    result = run(tasks, options=options, build=counting, on_report=told.append)
-    steps = [(line["task"], line["step"]) for line in told if "loss" in line]
+    result = run(tasks, options=options, build=counting, on_report=lines.append)
+    steps = [(line["task"], line["step"]) for line in lines if "loss" in line]
     assert [sum(t == k for t, _ in steps) for k in range(3)] == [3, 6, 4]
     assert len(traces) == 1
     assert result.run_state.task == 3
@@ -272,7 +272,7 @@ def test_a_task_ends_early_and_goes_back_to_where_validation_was_best(lower, tmp
     tasks = [task(0, valid=valid, num_steps=20), task(1, valid=valid, num_steps=3)]
     stopping = EarlyStopping("far", patience=2, lower_is_better=lower)
     options = OPTIONS._replace(eval_every=1, early_stopping=stopping, report_every=1)
-    told = []
+    lines = []
     result = learn(
         KEY,
         build,
@@ -281,9 +281,9 @@ def test_a_task_ends_early_and_goes_back_to_where_validation_was_best(lower, tmp
         options,
         folder=tmp_path,
         metrics=far,
-        on_report=told.append,
+        on_report=lines.append,
     )
-    steps = [(line["task"], line["step"]) for line in told if "loss" in line]
+    steps = [(line["task"], line["step"]) for line in lines if "loss" in line]
     assert steps == [(0, k) for k in range(1, 7)] + [(1, 1), (1, 2), (1, 3)]
     assert float(result.params) == 5.0  # 4, and the first look of task 1 was its best
     np.testing.assert_allclose(result.results["far"]["params"][1], 0.0)
@@ -329,9 +329,9 @@ def test_a_run_begins_where_another_one_ended(whole, tmp_path):
     _, folder = whole
     two = run(TASKS[:2], tmp_path / "two")
     options = OPTIONS._replace(num_steps=1)
-    told = []
+    lines = []
     going = run(
-        [TASKS[2]], options=options, start=tmp_path / "two", on_report=told.append
+        [TASKS[2]], options=options, start=tmp_path / "two", on_report=lines.append
     )
     held = two.run_state.state
     found = going.run_state.state
@@ -573,16 +573,16 @@ def test_the_end_of_a_task_sees_the_rows_that_were_learned_from_first():
 
 def test_a_look_inside_a_task_measures_the_tasks_so_far():
     """Oracle: the number of columns, and the end of the task for the last look."""
-    told = []
+    lines = []
     options = OPTIONS._replace(eval_every=3)
-    result = run(TASKS, options=options, on_report=told.append)
-    looks = [line for line in told if "results" in line and "ended" not in line]
-    assert [(line["task"], line["step"]) for line in looks] == [
+    result = run(TASKS, options=options, on_report=lines.append)
+    evaluations = [line for line in lines if "results" in line and "ended" not in line]
+    assert [(line["task"], line["step"]) for line in evaluations] == [
         (task, step) for task in range(3) for step in (3, 6)
     ]
-    for line in looks:
+    for line in evaluations:
         assert len(line["results"]["loss"]["params"]) == line["task"] + 1
-    last = looks[-1]["results"]["loss"]["params"]
+    last = evaluations[-1]["results"]["loss"]["params"]
     want = result.results["loss"]["params"][
         3
     ]  # nothing moves the weights at a task's end

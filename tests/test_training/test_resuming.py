@@ -115,15 +115,15 @@ def test_a_validation_metric_that_is_no_number_ends_a_task_by_patience():
     valid = array_dataset(rows(9, 6, 0))
     stopping = EarlyStopping("odd", patience=2)
     options = OPTIONS._replace(eval_every=1, early_stopping=stopping)
-    told = []
+    lines = []
     with pytest.warns(UserWarning, match="not finite"):
         run(
             [task(0, valid=valid)],
             options=options,
             metrics=odd,
-            on_report=told.append,
+            on_report=lines.append,
         )
-    assert [line["step"] for line in told if "valid" in line] == [1, 2]
+    assert [line["step"] for line in lines if "valid" in line] == [1, 2]
 
 
 def test_tasks_that_say_no_number_are_numbered_by_their_place():

@@ -211,7 +211,7 @@ def test_bfloat16_gradients_are_averaged_in_float32():
 
 @pytest.mark.parametrize("sync", [True, False])
 def test_devices_count_by_their_rows(sync):
-    """Oracle: one device with the five rows of eight that are no padding; for one
+    """Oracle: one device with the five rows of eight that have a weight; for one
     perturbation each, the mean over rows of what each device finds by itself. Negative
     control: without the weights devices count alike."""
     rows = jnp.arange(1.0, 9.0)
@@ -257,7 +257,7 @@ def test_devices_count_by_their_rows(sync):
 
 
 def test_devices_count_by_their_rows_of_each_task():
-    """Oracle: GEM on one device with the rows that are no padding, 3 of 4 of one task and
+    """Oracle: GEM on one device with the rows that have a weight, 3 of 4 of one task and
     1 of 4 of the other. Negative control: without the weights another projection."""
     rows = jnp.asarray(np.random.default_rng(1).normal(size=(2, 4, 4)), jnp.float32)
     weight = jnp.array([[1.0, 1, 1, 0], [0, 0, 0, 1]])
@@ -291,13 +291,13 @@ def test_devices_count_by_their_rows_of_each_task():
 
 def test_a_method_gives_the_weights_of_its_rows():
     """Oracle: one device with all rows, five of eight real. Negative control: a gradient
-    transformation that is not told the weights."""
+    transformation that ignores the weights."""
     model = mlp((4, 3))
     loss = cross_entropy(single_head(model.apply))
     weight = jnp.array([1.0, 1, 1, 1, 1, 0, 0, 0])
     batch = as_batch(ROWS[:8], np.arange(8) % 3, weight=weight)
     shared = across_devices(optax.identity(), "data")
-    deaf = optax.GradientTransformationExtraArgs(
+    unweighted = optax.GradientTransformationExtraArgs(
         shared.init,
         lambda grads, state, params, **_: shared.update(grads, state, params),
     )
@@ -315,7 +315,7 @@ def test_a_method_gives_the_weights_of_its_rows():
     parts = jax.tree.map(lambda leaf: leaf.reshape(2, 4, *leaf.shape[1:]), batch)
     whole = jax.tree.map(lambda leaf: leaf[None], batch)
     want = jax.tree.leaves(stepped(optax.identity(), whole))
-    for gradient, equal in ((shared, True), (deaf, False)):
+    for gradient, equal in ((shared, True), (unweighted, False)):
         found = jax.tree.leaves(stepped(gradient, parts, axis_name="data"))
         same = [
             np.allclose(f[1], w[0], atol=1e-6) for f, w in zip(found, want, strict=True)
