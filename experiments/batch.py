@@ -29,19 +29,20 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.harness.command import OUTPUTS, flags, option, parse
-from experiments.harness.ending import ignore_more, tell_end, terminable
-from experiments.harness.errors import InputError, is_bad_input, one_line
-from experiments.harness.fields import nearest
-from experiments.harness.launch import Ended, Job, run_here, run_on_cluster
-from experiments.harness.run_folder import (
+from jaxcl.errors import InputError
+from jaxcl.report.tables import Column, Table, to_csv
+from jaxcl.runs.command import OUTPUTS, flags, option, parse
+from jaxcl.runs.ending import ignore_more, tell_end, terminable
+from jaxcl.runs.errors import is_bad_input, one_line
+from jaxcl.runs.fields import nearest
+from jaxcl.runs.launch import Ended, Job, run_here, run_on_cluster
+from jaxcl.runs.run_folder import (
     RunFolder,
     examine,
     read_json,
     read_records,
     write_text,
 )
-from jaxcl.report.tables import Column, Table, to_csv
 from jaxcl.training.progress import progress
 
 HERE = Path(__file__).parent

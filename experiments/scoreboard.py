@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.harness import expect_no_words, fill, read_json, read_records
 from jaxcl.report.records import split
 from jaxcl.report.statistics import mean_interval
 from jaxcl.report.tables import Column, Table, to_markdown
+from jaxcl.runs import expect_no_words, fill, read_json, read_records
 
 Record = dict[str, Any]
 

@@ -11,6 +11,22 @@ import numpy as np
 from jax.core import Tracer
 
 
+class InputError(ValueError):
+    """An argument, a setting or a file that cannot be used.
+
+    The message is one line: who refuses it, what was expected, what it got, what to do. A
+    command shows it without a traceback.
+    """
+
+
+class MissingFileError(InputError, FileNotFoundError):
+    """A file or folder that is not there."""
+
+
+class WriteError(InputError, OSError):
+    """A file that could not be written, such as on a full disk."""
+
+
 def check_number(
     who: str,
     *,
@@ -55,7 +71,7 @@ def check_number(
         if inside and (infinite or math.isfinite(known)):
             continue
         msg = f"{who}: {name} must be {wanted}, got {shown(value)}."
-        raise ValueError(msg)
+        raise InputError(msg)
 
 
 def _as_float(value: Any) -> float:
@@ -85,7 +101,7 @@ def check_key(who: str, key: Any) -> None:
     msg = (
         f"{who}: key must be one JAX key, got {came}; make it by jax.random.key(seed)."
     )
-    raise ValueError(msg)
+    raise InputError(msg)
 
 
 def as_key(who: str, key: Any) -> jax.Array:
@@ -114,7 +130,7 @@ def check_limits(who: str, low: Any, high: Any) -> None:
         msg = (
             f"{who}: the lower limit must not be above the upper, got {low} and {high}."
         )
-        raise ValueError(msg)
+        raise InputError(msg)
 
 
 def check_size(
@@ -138,7 +154,7 @@ def check_size(
             f"{who}: {name} must be an int of at least {least}, known before tracing, "
             f"got {shown(value)}."
         )
-        raise ValueError(msg)
+        raise InputError(msg)
 
 
 def is_zero(value) -> bool:
@@ -172,7 +188,7 @@ def check_kind(
         wanted = "a function" if kind is Callable else f"of type {kind.__name__}"
         remedy = remedy or f"see {kind.__module__}.{kind.__name__}"
         msg = f"{who}: {name} must be {wanted}, got {shown(value)}; {remedy}."
-        raise ValueError(msg)
+        raise InputError(msg)
 
 
 def check_function(who: str, arguments: str, **values: Any) -> None:
@@ -201,7 +217,7 @@ def check_function(who: str, arguments: str, **values: Any) -> None:
                 continue
             came = f"one of {inspect.signature(value)}"
         msg = f"{who}: {name} must be a function of ({arguments}), got {came}."
-        raise ValueError(msg)
+        raise InputError(msg)
 
 
 def as_numbers(who: str, name: str, value: Any) -> np.ndarray:
@@ -219,7 +235,7 @@ def as_numbers(who: str, name: str, value: Any) -> np.ndarray:
             f"{who}: {name} must be an array of numbers, or lists of equal length, got "
             f"{shown(value)}."
         )
-        raise ValueError(msg)
+        raise InputError(msg)
     return array
 
 
@@ -231,6 +247,9 @@ def shown(value: Any) -> str:
 
 
 __all__ = [
+    "InputError",
+    "MissingFileError",
+    "WriteError",
     "as_key",
     "as_numbers",
     "check_function",

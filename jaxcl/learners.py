@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float
 
-from jaxcl.errors import check_key, check_size
+from jaxcl.errors import InputError, check_key, check_size
 from jaxcl.losses import MASKED
 from jaxcl.method import default_learner, make_method
 from jaxcl.tree import at, by_chunks, num_rows, safe_divide
@@ -172,7 +172,7 @@ def kept_rows(state: MethodState) -> Batch:
             "kept_rows: the method must have a memory that stores rows, got state of type "
             f"{type(state.memory).__name__}; give make_method memory=reservoir(...)."
         )
-        raise ValueError(msg)
+        raise InputError(msg)
     if kept.weight.ndim == 1:
         return kept
     return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), kept)

@@ -28,7 +28,7 @@ import optax
 from jax.random import split
 from jaxtyping import Array, Float, PyTree, ScalarLike
 
-from jaxcl.errors import as_key, check_kind, check_size, shown
+from jaxcl.errors import InputError, as_key, check_kind, check_size, shown
 from jaxcl.losses.replay import ReplayWeight, replayed_loss, step_loss
 from jaxcl.memory import after, no_memory
 from jaxcl.parts import check_losses, check_parts, check_settings
@@ -136,7 +136,7 @@ def make_method(
     check_parts(regularizer=regularizer, memory=memory, average=average, reset=reset)
     if replay_loss is not None and memory is None:
         msg = "make_method: replay_loss needs a memory, got none; give memory= as well."
-        raise ValueError(msg)
+        raise InputError(msg)
     parts = _Parts(
         accepting("gradient", gradient or optax.identity()),
         accepting("optimizer", optimizer),
@@ -211,7 +211,7 @@ def _check_schedule_free(parts: _Parts) -> None:
                 f"make_method: a schedule-free optimizer takes no {name}, {reason}; leave "
                 "it out, or give another optimizer."
             )
-            raise ValueError(msg)
+            raise InputError(msg)
 
 
 def _step(
@@ -295,7 +295,7 @@ def _update(
                 "make_method: the penalty of regularizer must be one float, shape [], got "
                 f"{jnp.result_type(cost)}{list(jnp.shape(cost))}; sum over its entries."
             )
-            raise ValueError(msg)
+            raise InputError(msg)
         return cost
 
     # Two gradients, added: one program for both is up to twice as slow on a CPU.
@@ -314,7 +314,7 @@ def _update(
                 "gradient on replayed rows, got no memory; give memory= as well, such "
                 "as reservoir(...)."
             )
-            raise ValueError(msg)
+            raise InputError(msg)
         return jax.grad(parts.replayed)(params, *replay)
 
     (value, losses), data_grads = jax.value_and_grad(objective, has_aux=True)(params)
@@ -385,7 +385,7 @@ def _named_learners(parts: _Parts, state: MethodState) -> Mapping[str, PyTree]:
             f"make_method: learners must return a dict {{name: parameters}}, got "
             f"{shown(found)}; the first one is the default."
         )
-        raise ValueError(msg)
+        raise InputError(msg)
     return found
 
 
@@ -411,7 +411,7 @@ def _by_task(parts: _Parts, params: Params, groups: Batch, keys) -> PyTree:
             f"got weights of shape {groups.weight.shape}; use "
             "jaxcl.memory.episodic(..., grouped=True)."
         )
-        raise ValueError(msg)
+        raise InputError(msg)
     return jax.vmap(jax.grad(parts.replayed), in_axes=(None, 0, 0))(
         params, groups, keys
     )

@@ -16,7 +16,7 @@ from jaxtyping import ScalarLike
 from jaxcl.averages import ema
 from jaxcl.averages import interpolate as interpolated
 from jaxcl.curvature import Fisher, empirical_fisher, output_sensitivity
-from jaxcl.errors import check_size
+from jaxcl.errors import InputError, check_size
 from jaxcl.learners import from_memory_alone
 from jaxcl.losses import cross_entropy, dark_experience_loss
 from jaxcl.memory import (
@@ -177,7 +177,7 @@ def agem(
             f"agem: {', '.join(given)} are of its own memory, got memory= as well; leave "
             "one of them out."
         )
-        raise ValueError(msg)
+        raise InputError(msg)
     if memory is None:
         check_size("agem", **sizes)
         slots = num_tasks or 1, capacity_per_task or 1, sample_size

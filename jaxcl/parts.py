@@ -3,7 +3,13 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from jaxcl.errors import check_function, check_kind, check_number, check_size
+from jaxcl.errors import (
+    InputError,
+    check_function,
+    check_kind,
+    check_number,
+    check_size,
+)
 from jaxcl.typing import Average, Memory, Regularizer, Reset
 
 #: Names that steps and the lines of the host loop have already.
@@ -109,7 +115,7 @@ def check_settings(metrics: Any, learners: Any, chunk_size: Any, **flags: Any) -
                 f"make_method: metrics has {name!r}, which steps report anyway; rename "
                 "it."
             )
-            raise ValueError(msg)
+            raise InputError(msg)
 
 
 __all__ = ["REPORTED", "check_losses", "check_parts", "check_settings"]

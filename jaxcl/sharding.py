@@ -15,7 +15,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
-from jaxcl.errors import check_function, check_kind, check_size, shown
+from jaxcl.errors import InputError, check_function, check_kind, check_size, shown
 from jaxcl.typing import Batch
 
 AXES = ("data", "fsdp", "tensor")
@@ -56,7 +56,7 @@ def make_mesh(
             f"make_mesh: data x fsdp x tensor must be the {devices.size} devices there "
             f"are, got {data} x {fsdp} x {tensor}."
         )
-        raise ValueError(msg)
+        raise InputError(msg)
     kinds = (AxisType.Auto,) * len(AXES)
     return Mesh(devices.reshape(data, fsdp, tensor), AXES, axis_types=kinds)
 
@@ -80,7 +80,7 @@ def fsdp(*, at_least: int = 2**16, replicated: tuple[str, ...] = ()) -> Partitio
         msg = (
             f"fsdp: replicated must be a tuple of str, got {replicated!r}; add a comma."
         )
-        raise ValueError(msg)
+        raise InputError(msg)
 
     def rule(path, shape, mesh):
         names = path.split("/")
@@ -129,7 +129,7 @@ def shardings(plan: ShardingPlan, tree: PyTree, *, prefix: str = "") -> PyTree:
             f"learn: rule must return a PartitionSpec that splits {name} {list(shape)} "
             f"evenly over {mesh}, got {shown(spec)}; see fsdp."
         )
-        raise ValueError(msg)
+        raise InputError(msg)
 
     return jax.tree_util.tree_map_with_path(shard, tree)
 
@@ -163,7 +163,7 @@ def check_sharding_plan(who: str, plan: ShardingPlan) -> None:
             f"{who}: mesh must have the axes {', '.join(AXES)}, all Auto, got {mesh}; "
             "make it by make_mesh()."
         )
-        raise ValueError(msg)
+        raise InputError(msg)
 
 
 def check_rows(who: str, plan: ShardingPlan, **sizes: int) -> None:
@@ -179,7 +179,7 @@ def check_rows(who: str, plan: ShardingPlan, **sizes: int) -> None:
                 f"{who}: {name} must be a multiple of the {parts} devices that share a "
                 f"batch (data x fsdp), got {size}."
             )
-            raise ValueError(msg)
+            raise InputError(msg)
 
 
 def place_rows(plan: ShardingPlan, batch: Batch) -> Batch:

@@ -9,7 +9,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree, ScalarLike
 
-from jaxcl.errors import as_numbers, check_number, check_size, shown
+from jaxcl.errors import InputError, as_numbers, check_number, check_size, shown
 from jaxcl.lockstep import when
 from jaxcl.typing import Batch
 
@@ -230,11 +230,11 @@ def as_batch(x: PyTree, y: PyTree, *, weight=None, task: int = 0) -> Batch:
             "as_batch: x and y must be arrays [n, ...] or lists of numbers, weight [n] "
             f"and task one int, got shapes {shapes} and task {shown(task)}."
         )
-        raise ValueError(msg)
+        raise InputError(msg)
     lengths = sorted({shape[0] for shape in shapes})
     if len(lengths) != 1:
         msg = f"as_batch: x, y and weight must have the same number of rows, got {lengths}."
-        raise ValueError(msg)
+        raise InputError(msg)
     rows = lengths[0]
     if not isinstance(task, Tracer):
         check_size("as_batch", least=0, task=np.asarray(task)[()])
@@ -248,7 +248,7 @@ def as_batch(x: PyTree, y: PyTree, *, weight=None, task: int = 0) -> Batch:
             if max(-low - 1, high) >= 2**31:
                 far = low if -low > high else high
                 msg = f"as_batch: labels must fit in int32, got {far}; renumber them."
-                raise ValueError(msg)
+                raise InputError(msg)
     classes = lambda leaf: leaf.dtype.kind in "biu"
     narrow = lambda leaf: jnp.asarray(leaf, jnp.int32 if classes(leaf) else None)
     return Batch(
@@ -275,7 +275,7 @@ def _check_numbers(x: PyTree, y: PyTree) -> None:
                 msg = (
                     f"as_batch: {name} must hold numbers, got {shown(leaf)}; {remedy}."
                 )
-                raise ValueError(msg)
+                raise InputError(msg)
 
 
 def lists_as_arrays(who: str, tree: PyTree) -> PyTree:
@@ -310,7 +310,7 @@ def check_batch(who: str, batch: Batch) -> None:
         f"{who}: expected a Batch of arrays [n, ...] with weight [n], got {came}; make "
         "one with jaxcl.tree.as_batch."
     )
-    raise ValueError(msg)
+    raise InputError(msg)
 
 
 def check_params(who: str, params: PyTree) -> None:
@@ -327,7 +327,7 @@ def check_params(who: str, params: PyTree) -> None:
                 "which depend on the batch; use GroupNorm or LayerNorm, or "
                 "variables['params'] alone."
             )
-            raise ValueError(msg)
+            raise InputError(msg)
         dtype = getattr(leaf, "dtype", None)
         if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
             msg = (
@@ -336,7 +336,7 @@ def check_params(who: str, params: PyTree) -> None:
                 f"{jax.tree_util.keystr(path) or 'its root'}; keep out of params what is "
                 "not trained, and give build what it needs (frozen=)."
             )
-            raise ValueError(msg)
+            raise InputError(msg)
 
 
 def num_rows(batch: Batch) -> int:

@@ -21,6 +21,8 @@ import optax
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, PRNGKeyArray, PyTree
 from jaxtyping import Key as Keys
 
+from jaxcl.errors import InputError
+
 Key = PRNGKeyArray
 Params = PyTree
 State = Any
@@ -300,7 +302,7 @@ def _no_hidden(params, x):
         "model: it has no hidden activations; give them as from_flax(..., hidden=...) or "
         "Model(init, apply, hidden)."
     )
-    raise ValueError(msg)
+    raise InputError(msg)
 
 
 class Model(NamedTuple):

@@ -7,7 +7,7 @@ from experiments.benchmarks.accelerator import command
 from experiments.benchmarks.one_thread import use_one_thread
 from experiments.benchmarks.report import report
 from experiments.benchmarks.run import run
-from experiments.harness import main
+from jaxcl.runs import main
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["accelerator"]:  # on all cores, and what device there is

@@ -17,8 +17,9 @@ import numpy as np
 
 from experiments.benchmarks.config import Config
 from experiments.benchmarks.ours import NORMALISE, make_stream
-from experiments.harness.run_folder import plain
 from jaxcl.data import Images
+from jaxcl.errors import InputError
+from jaxcl.runs.run_folder import plain
 
 SCRIPTS = Path(__file__).parents[2] / "third_party" / "peers"
 
@@ -60,7 +61,7 @@ def workers(config: Config, job: Path) -> Iterator[dict[str, Ask]]:
                 f"JAXCL_BASELINE: no checkout of jaxcl at {before}; make one by git "
                 "worktree add PATH COMMIT."
             )
-            raise ValueError(msg)
+            raise InputError(msg)
         wanted["baseline"] = (sys.executable, "speed_baseline.py", Path(before))
     theirs = os.environ.get("JAXCL_PEERS_PYTHON")
     if theirs:
@@ -69,7 +70,7 @@ def workers(config: Config, job: Path) -> Iterator[dict[str, Ask]]:
                 f"JAXCL_PEERS_PYTHON: no interpreter at {theirs}; make an environment "
                 "from third_party/peers/requirements-avalanche.txt."
             )
-            raise ValueError(msg)
+            raise InputError(msg)
         wanted["torch"] = (theirs, "speed_torch.py")
         wanted["avalanche"] = (theirs, "speed_avalanche.py")
     with ExitStack() as stack:

@@ -6,9 +6,9 @@ from statistics import fmean, median
 from typing import Any, NamedTuple
 
 from experiments.benchmarks.config import Config
-from experiments.harness import RunFolder, fill, read_json, read_records, write_text
 from jaxcl.report.records import split
 from jaxcl.report.tables import Column, Table, to_markdown
+from jaxcl.runs import RunFolder, fill, read_json, read_records, write_text
 
 Record = dict[str, Any]
 #: ``{(job, system): records by round}``.

@@ -16,7 +16,8 @@ from experiments.benchmarks.ours import (
     make_program,
 )
 from experiments.benchmarks.peers import Ask, workers, write_job
-from experiments.harness import (
+from jaxcl.data import Images
+from jaxcl.runs import (
     RunFolder,
     append,
     check_fields,
@@ -24,7 +25,6 @@ from experiments.harness import (
     finished,
     progress,
 )
-from jaxcl.data import Images
 
 #: Who does a job besides jaxcl; neighbours in a round are compared.
 OTHERS = {

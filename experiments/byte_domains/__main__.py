@@ -3,7 +3,7 @@
 from experiments.byte_domains import config
 from experiments.byte_domains.report import report
 from experiments.byte_domains.run import run
-from experiments.harness import main
+from jaxcl.runs import main
 
 if __name__ == "__main__":
     raise SystemExit(

@@ -19,12 +19,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments.harness import expect_no_words, fill, write_json, write_text
-from experiments.harness.environment import describe_environment
 from jaxcl.losses import single_head, token_cross_entropy
 from jaxcl.method import make_method
 from jaxcl.models import LlamaConfig, cast_compute, llama
 from jaxcl.report.tables import Column, Table, to_csv, to_markdown
+from jaxcl.runs import expect_no_words, fill, write_json, write_text
+from jaxcl.runs.environment import describe_environment
 from jaxcl.sharding import batch_sharding, replicated, shardings
 from jaxcl.training import ShardingPlan, fsdp, make_mesh
 from jaxcl.transforms import sam

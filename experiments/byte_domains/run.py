@@ -10,7 +10,16 @@ import optax
 
 from experiments.byte_domains.config import Config
 from experiments.byte_domains.text import domains, make_task
-from experiments.harness import (
+from jaxcl.curvature import empirical_fisher
+from jaxcl.data import Task
+from jaxcl.errors import InputError
+from jaxcl.losses import single_head, token_accuracy, token_cross_entropy
+from jaxcl.memory import reservoir
+from jaxcl.method import make_method
+from jaxcl.metrics import RowMetric
+from jaxcl.models import LlamaConfig, cast_compute, llama
+from jaxcl.regularizers import ewc
+from jaxcl.runs import (
     RunFolder,
     RunSpec,
     Trial,
@@ -22,14 +31,6 @@ from experiments.harness import (
     sharding_of,
     worker_count,
 )
-from jaxcl.curvature import empirical_fisher
-from jaxcl.data import Task
-from jaxcl.losses import single_head, token_accuracy, token_cross_entropy
-from jaxcl.memory import reservoir
-from jaxcl.method import make_method
-from jaxcl.metrics import RowMetric
-from jaxcl.models import LlamaConfig, cast_compute, llama
-from jaxcl.regularizers import ewc
 from jaxcl.training import Options
 from jaxcl.transforms import sam
 from jaxcl.typing import Loss, Method, Model
@@ -168,7 +169,7 @@ def check(config: Config) -> None:
             f"replay_size: at most the capacity, {config.capacity}, got "
             f"{config.replay_size}."
         )
-        raise ValueError(msg)
+        raise InputError(msg)
 
 
 __all__ = ["ARMS", "run"]

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from jaxcl.data import Task, array_dataset
+from jaxcl.errors import InputError, MissingFileError
 from jaxcl.tree import as_batch
 
 
@@ -24,11 +25,11 @@ def domains(data: str, max_bytes: int) -> dict[str, bytes]:
     folder = Path(data)
     if not folder.is_dir():
         msg = f"data: no folder {folder}; give python, or a folder of .txt files."
-        raise FileNotFoundError(msg)
+        raise MissingFileError(msg)
     files = sorted(folder.glob("*.txt"))
     if not files:
         msg = f"data: {folder} holds no .txt file; put one there for each domain."
-        raise ValueError(msg)
+        raise InputError(msg)
     return {file.stem: first([file.read_bytes()], max_bytes) for file in files}
 
 
@@ -99,7 +100,7 @@ def make_task(name: str, text: bytes, index: int, length: int) -> Task:
             f"data: {name} has {len(text)} bytes, too few for rows of {length} in its "
             "last tenth; lower --length or leave the domain out."
         )
-        raise ValueError(msg)
+        raise InputError(msg)
     train, test = (as_rows(part, length) for part in parts)
     rows = lambda x, y: array_dataset(as_batch(x, y, task=index))
     return Task(name, rows(*train), rows(*test))

@@ -3,7 +3,7 @@
 from experiments.class_stream import config
 from experiments.class_stream.report import report
 from experiments.class_stream.run import run
-from experiments.harness import main
+from jaxcl.runs import main
 
 if __name__ == "__main__":
     raise SystemExit(

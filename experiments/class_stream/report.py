@@ -7,8 +7,8 @@
 from pathlib import Path
 
 from experiments.class_stream.config import Config
-from experiments.harness import RunFolder, expect_no_words
-from experiments.harness.forgetting import report_matrices, write_readme
+from jaxcl.runs import RunFolder, expect_no_words
+from jaxcl.runs.forgetting import report_matrices, write_readme
 
 WORDS = {
     "none": "no measure against forgetting",

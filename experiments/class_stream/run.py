@@ -7,7 +7,23 @@ import jax
 import optax
 
 from experiments.class_stream.config import Config
-from experiments.harness import (
+from jaxcl.curvature import empirical_fisher
+from jaxcl.data import (
+    Images,
+    class_splits,
+    digits,
+    load_images,
+    split_sizes,
+    stream_tasks,
+)
+from jaxcl.errors import InputError
+from jaxcl.losses import cross_entropy, heads
+from jaxcl.memory import reservoir
+from jaxcl.method import make_method
+from jaxcl.metrics import classification
+from jaxcl.models import resnet
+from jaxcl.regularizers import ewc
+from jaxcl.runs import (
     RunFolder,
     RunSpec,
     Trial,
@@ -19,21 +35,6 @@ from experiments.harness import (
     sharding_of,
     worker_count,
 )
-from jaxcl.curvature import empirical_fisher
-from jaxcl.data import (
-    Images,
-    class_splits,
-    digits,
-    load_images,
-    split_sizes,
-    stream_tasks,
-)
-from jaxcl.losses import cross_entropy, heads
-from jaxcl.memory import reservoir
-from jaxcl.method import make_method
-from jaxcl.metrics import classification
-from jaxcl.models import resnet
-from jaxcl.regularizers import ewc
 from jaxcl.training import Options
 from jaxcl.transforms import sam
 from jaxcl.typing import Method, Outputs
@@ -134,7 +135,7 @@ def check(config: Config) -> None:
     """
     if not config.data:
         msg = "data: name the images: --data FOLDER with CIFAR-100, or --data digits."
-        raise ValueError(msg)
+        raise InputError(msg)
     check_fields(config, may_be_zero=("checkpoint_seconds", "rho", "strength"))
     check_names("arms", config.arms, ARMS)
     if config.replay_size > config.capacity:
@@ -142,7 +143,7 @@ def check(config: Config) -> None:
             f"replay_size: at most the capacity, {config.capacity}, got "
             f"{config.replay_size}."
         )
-        raise ValueError(msg)
+        raise InputError(msg)
 
 
 __all__ = ["ARMS", "run"]

@@ -3,7 +3,7 @@
 from experiments.ewc_permuted import config
 from experiments.ewc_permuted.report import report
 from experiments.ewc_permuted.run import run
-from experiments.harness import main
+from jaxcl.runs import main
 
 if __name__ == "__main__":
     raise SystemExit(

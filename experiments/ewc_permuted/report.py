@@ -10,7 +10,13 @@ from typing import Any
 import numpy as np
 
 from experiments.ewc_permuted.config import LABELS, PUBLISHED, Config
-from experiments.harness import (
+from jaxcl.metrics import backward_transfer, learning_accuracy
+from jaxcl.report import figures
+from jaxcl.report.curves import measure_curves
+from jaxcl.report.records import split
+from jaxcl.report.statistics import mean_interval
+from jaxcl.report.tables import Column, Table, interval_note, to_csv, to_markdown
+from jaxcl.runs import (
     RunFolder,
     expect_no_words,
     fill,
@@ -19,13 +25,7 @@ from experiments.harness import (
     read_records,
     write_text,
 )
-from experiments.harness.run_folder import plain
-from jaxcl.metrics import backward_transfer, learning_accuracy
-from jaxcl.report import figures
-from jaxcl.report.curves import measure_curves
-from jaxcl.report.records import split
-from jaxcl.report.statistics import mean_interval
-from jaxcl.report.tables import Column, Table, interval_note, to_csv, to_markdown
+from jaxcl.runs.run_folder import plain
 
 Record = dict[str, Any]
 

@@ -15,7 +15,14 @@ import optax
 
 from experiments.ewc_permuted.config import LABELS, Config
 from experiments.ewc_permuted.joint import reading, so_far
-from experiments.harness import (
+from jaxcl.curvature import Fisher, empirical_fisher, exact_fisher, sampled_fisher
+from jaxcl.data import Images, digits, load_images, padded, permuted, validate
+from jaxcl.errors import InputError
+from jaxcl.losses import cross_entropy, single_head
+from jaxcl.method import make_method
+from jaxcl.models import mlp
+from jaxcl.regularizers import ewc
+from jaxcl.runs import (
     CHECKPOINTS,
     RunFolder,
     append,
@@ -28,12 +35,6 @@ from experiments.harness import (
     share_out,
     worker_count,
 )
-from jaxcl.curvature import Fisher, empirical_fisher, exact_fisher, sampled_fisher
-from jaxcl.data import Images, digits, load_images, padded, permuted, validate
-from jaxcl.losses import cross_entropy, single_head
-from jaxcl.method import make_method
-from jaxcl.models import mlp
-from jaxcl.regularizers import ewc
 from jaxcl.training import (
     accuracies,
     accuracy_row,
@@ -149,7 +150,7 @@ def search_stage(config: Config, images: Images) -> Stage:
             f"search_rows: must leave a batch of {config.batch_size} of the "
             f"{len(images.train_y)} training rows, got {config.search_rows}."
         )
-        raise ValueError(msg)
+        raise InputError(msg)
     held_out = images._replace(
         train_x=images.train_x[:rows],
         train_y=images.train_y[:rows],
@@ -202,7 +203,7 @@ def choose(records: list[dict]) -> dict[str, float]:
         }
         if not found:
             msg = f"strengths: all runs of {arm}'s search diverged; give smaller ones."
-            raise ValueError(msg)
+            raise InputError(msg)
         chosen[arm] = max(sorted(found), key=found.__getitem__)
     return chosen
 
@@ -337,7 +338,7 @@ def check(config: Config) -> None:
     """
     if not config.data:
         msg = "data: name a folder with MNIST's four idx files: --data FOLDER."
-        raise ValueError(msg)
+        raise InputError(msg)
     check_fields(
         config,
         may_be_zero=(
@@ -352,13 +353,13 @@ def check(config: Config) -> None:
     check_names("arms", config.arms, LABELS)
     if config.decay > 1:
         msg = f"decay: expected a share from 0 to 1, got {config.decay:g}."
-        raise ValueError(msg)
+        raise InputError(msg)
     if config.search_seed in range(config.seeds):
         msg = (
             f"search_seed: must not be one of the {config.seeds} reported seeds, got "
             f"{config.search_seed}."
         )
-        raise ValueError(msg)
+        raise InputError(msg)
 
 
 def run_keys(config: Config, seed: int) -> tuple[Key, Key, Key]:

@@ -1,9 +1,9 @@
 """``python -m experiments.plasticity {smoke|quick|paper|...} [--field value]``."""
 
-from experiments.harness import main
 from experiments.plasticity import config
 from experiments.plasticity.report import report
 from experiments.plasticity.run import run
+from jaxcl.runs import main
 
 if __name__ == "__main__":
     raise SystemExit(

@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from experiments.harness import check_names
 from experiments.plasticity.config import Config
 from jaxcl.method import make_method
 from jaxcl.models import crelu
 from jaxcl.plasticity import continual_backprop, redo, shrink_and_perturb
 from jaxcl.regularizers import l2_init
+from jaxcl.runs import check_names
 from jaxcl.transforms import adaptive_rho, gnp, random_sam, reverse_sam, sam
 from jaxcl.tree import norm, safe_divide
 from jaxcl.typing import Average, Key, Loss, Method, Model, Regularizer

@@ -21,7 +21,13 @@ import jax
 import numpy as np
 from jax.core import Tracer
 
-from experiments.harness import (
+from experiments.plasticity import config as experiment
+from experiments.plasticity.arms import Trial, arms, trials
+from experiments.plasticity.run import Program, check, learn, make_program, run_id
+from experiments.plasticity.settings import Setting, load, make_setting
+from jaxcl.data import Images, synthetic_images
+from jaxcl.report.tables import Column, Table, to_markdown
+from jaxcl.runs import (
     RunFolder,
     append,
     check_names,
@@ -31,12 +37,6 @@ from experiments.harness import (
     read_records,
     write_text,
 )
-from experiments.plasticity import config as experiment
-from experiments.plasticity.arms import Trial, arms, trials
-from experiments.plasticity.run import Program, check, learn, make_program, run_id
-from experiments.plasticity.settings import Setting, load, make_setting
-from jaxcl.data import Images, synthetic_images
-from jaxcl.report.tables import Column, Table, to_markdown
 from jaxcl.tree import at, num_tasks
 
 

@@ -11,14 +11,6 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from experiments.harness import (
-    RunFolder,
-    expect_no_words,
-    read_json,
-    read_records,
-    write_text,
-)
-from experiments.harness.readme import fill
 from experiments.plasticity.arms import trials
 from experiments.plasticity.comparisons import (
     FRESH,
@@ -52,6 +44,14 @@ from jaxcl.report.heatmaps import heatmap
 from jaxcl.report.records import group, split
 from jaxcl.report.summaries import grid
 from jaxcl.report.tables import measure_table, to_markdown
+from jaxcl.runs import (
+    RunFolder,
+    expect_no_words,
+    read_json,
+    read_records,
+    write_text,
+)
+from jaxcl.runs.readme import fill
 
 CLAIM = (
     "Claim (arXiv:2409.17300): on streams of MNIST tasks, SAM and the gradient norm "

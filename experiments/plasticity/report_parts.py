@@ -5,12 +5,12 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from experiments.harness import write_text
 from experiments.plasticity.comparisons import Record, within
 from jaxcl.report import figures, page
 from jaxcl.report.curves import measure_curves
 from jaxcl.report.records import measure_names, split
 from jaxcl.report.tables import Table, to_csv, to_markdown
+from jaxcl.runs import write_text
 
 MEASURES = (
     "loss",

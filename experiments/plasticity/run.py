@@ -12,17 +12,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.harness import (
-    RunFolder,
-    append,
-    check_data_hash,
-    check_fields,
-    check_names,
-    finished,
-    progress,
-    share_out,
-    worker_count,
-)
 from experiments.plasticity.arms import Arm, Trial, arms, trials
 from experiments.plasticity.config import Config
 from experiments.plasticity.settings import (
@@ -33,8 +22,20 @@ from experiments.plasticity.settings import (
     make_setting,
 )
 from jaxcl.curvature import top_eigenvalue
+from jaxcl.errors import InputError
 from jaxcl.losses import cross_entropy, mean_loss
 from jaxcl.plasticity import measure
+from jaxcl.runs import (
+    RunFolder,
+    append,
+    check_data_hash,
+    check_fields,
+    check_names,
+    finished,
+    progress,
+    share_out,
+    worker_count,
+)
 from jaxcl.training import (
     current_accuracy,
     first_example,
@@ -141,7 +142,7 @@ def check(config: Config) -> None:
             "data: name the images: --data FOLDER with MNIST's four idx files (or CIFAR's "
             "binary files, .npy, .npz), --data tfds:NAME, or --data digits."
         )
-        raise ValueError(msg)
+        raise InputError(msg)
     check_fields(config, may_be_zero=MAY_BE_ZERO, shares=SHARES)
     check_names("settings", config.settings, SETTINGS)
     # A quadratic penalty is stable only while learning rate * strength < 2.
@@ -151,7 +152,7 @@ def check(config: Config) -> None:
             "l2_init_strength: learning rate * strength must be below 2 to be stable, "
             f"got {product:g}; lower one of them."
         )
-        raise ValueError(msg)
+        raise InputError(msg)
 
 
 def make_program(config: Config, setting: Setting, arm: Arm) -> Program:

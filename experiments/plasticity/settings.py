@@ -22,6 +22,7 @@ from jaxcl.data import (
     tfds_images,
     validate,
 )
+from jaxcl.errors import InputError
 from jaxcl.losses import heads, single_head
 from jaxcl.models import mlp, resnet
 from jaxcl.training.device import steps_for
@@ -153,7 +154,7 @@ def _class_splits(key, config, images, **options):
             f"settings: class-splits has {SPLIT_CLASSES} classes per task, got images of "
             f"{images.num_classes} classes; leave the setting out or give other data."
         )
-        raise ValueError(msg)
+        raise InputError(msg)
     return class_splits(key, images, num_tasks=tasks, **options)
 
 

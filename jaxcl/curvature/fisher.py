@@ -32,7 +32,7 @@ from jaxcl.curvature.per_example import (
     read_program,
     sum_squared_gradients,
 )
-from jaxcl.errors import as_key, check_function, check_kind
+from jaxcl.errors import InputError, as_key, check_function, check_kind
 from jaxcl.losses import example_losses, of_one
 from jaxcl.tree import at, check_batch, num_rows, safe_divide, wide, wide_dtype
 from jaxcl.typing import Batch, Key, Loss, Outputs, Params
@@ -379,7 +379,7 @@ def _log_likelihoods(who, outputs, params, example):
     scores = outputs(params, jax.tree.map(lambda leaf: leaf[None], example))
     if scores.ndim != 2 or scores.shape[0] != 1:
         msg = f"{who}: outputs must be logits [b, c], got {scores.shape} for one row."
-        raise ValueError(msg)
+        raise InputError(msg)
     return jax.nn.log_softmax(scores[0])
 
 
@@ -401,7 +401,7 @@ def _check(who, **sizes):
     for name, size in sizes.items():
         if size is not None and size < 1:
             msg = f"{who}: {name} must be at least 1, got {size}."
-            raise ValueError(msg)
+            raise InputError(msg)
 
 
 __all__ = [

@@ -27,6 +27,7 @@ from jax.extend import core
 from jax.extend.core import primitives
 from jaxtyping import Array, Float, PyTree
 
+from jaxcl.errors import InputError
 from jaxcl.tree import wide
 from jaxcl.typing import Params
 
@@ -92,7 +93,7 @@ def read_program(function: WeightedValues, params: Params, rows: PyTree) -> Prog
             "read_program: function must return (values [m], weights [m]) for one row, "
             f"got shapes {shapes}."
         )
-        raise ValueError(msg)
+        raise InputError(msg)
     jaxpr = jax.make_jaxpr(lambda *args: _evaluate(nested, args, {})[0])(*leaves, *row)
     sites = _find_sites(jaxpr.jaxpr, len(leaves))
     dense = {site.leaf for site in sites}

@@ -6,7 +6,7 @@ import jax
 from jaxtyping import Array, Float, ScalarLike
 
 from jaxcl import tree
-from jaxcl.errors import check_number
+from jaxcl.errors import InputError, check_number
 from jaxcl.typing import Key, Params
 
 
@@ -66,7 +66,7 @@ def top_eigenvalue(
     """
     if num_steps < 1:
         msg = f"top_eigenvalue: num_steps must be at least 1, got {num_steps}."
-        raise ValueError(msg)
+        raise InputError(msg)
 
     params = jax.tree.map(tree.wide, params)
 

@@ -18,7 +18,7 @@ from jaxcl.data.pixels import (
     task_batch,
     task_numbers,
 )
-from jaxcl.errors import check_kind, is_whole, shown
+from jaxcl.errors import InputError, check_kind, is_whole, shown
 from jaxcl.typing import Key, Stream
 
 
@@ -69,7 +69,7 @@ def class_pairs(
             f"class_pairs: pairs must be a list of two different classes of 0 to "
             f"{known[-1]}, got {odd[0] if odd else 'an empty list'}; change it."
         )
-        raise ValueError(msg)
+        raise InputError(msg)
     groups = np.asarray(pairs, np.int32)
     best = min if truncate else max
     sizes = [
@@ -158,7 +158,7 @@ def split_sizes(num_classes: int, num_tasks: int) -> tuple[int, ...]:
             f"class_splits: num_tasks must be at most the {num_classes} classes, got "
             f"{num_tasks}; ask for fewer."
         )
-        raise ValueError(msg)
+        raise InputError(msg)
     width, more = divmod(num_classes, num_tasks)
     return (width + 1,) * more + (width,) * (num_tasks - more)
 
@@ -170,7 +170,7 @@ def _sizes(num_classes: int, num_tasks, sizes) -> tuple[int, ...]:
             f"class_splits: expected either num_tasks or sizes, got {shown(num_tasks)} and "
             f"{shown(sizes)}; give one of them."
         )
-        raise ValueError(msg)
+        raise InputError(msg)
     if sizes is None:
         return split_sizes(num_classes, num_tasks)
     listed = isinstance(sizes, Sequence | np.ndarray) and len(sizes)
@@ -179,13 +179,13 @@ def _sizes(num_classes: int, num_tasks, sizes) -> tuple[int, ...]:
             "class_splits: sizes must be the classes of every task, ints above 0, got "
             f"{shown(sizes)}; give for example (50, 10, 10)."
         )
-        raise ValueError(msg)
+        raise InputError(msg)
     if sum(sizes) > num_classes:
         msg = (
             f"class_splits: sizes must sum to at most the {num_classes} classes, got "
             f"{sum(sizes)}; lower some of them."
         )
-        raise ValueError(msg)
+        raise InputError(msg)
     return tuple(map(int, sizes))
 
 
@@ -239,7 +239,7 @@ def _class_counts(who: str, images: Images, y: np.ndarray, classes: np.ndarray):
             f"{who}: every class needs train and test rows, but class "
             f"{int(classes[counts == 0][0])} of {images.name} lacks some; leave it out."
         )
-        raise ValueError(msg)
+        raise InputError(msg)
     return counts
 
 

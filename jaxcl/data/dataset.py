@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int, PyTree
 
-from jaxcl.errors import check_kind, check_size, shown
+from jaxcl.errors import InputError, MissingFileError, check_kind, check_size, shown
 from jaxcl.tree import at, check_batch
 from jaxcl.typing import Batch, Stream
 
@@ -76,7 +76,7 @@ def array_dataset(batch: Batch) -> Dataset:
     real = np.flatnonzero(batch.weight > 0)
     if not len(real):
         msg = "array_dataset: expected rows with a weight above 0, got none; drop the task."
-        raise ValueError(msg)
+        raise InputError(msg)
     return Dataset(len(real), lambda numbers: at(real[numbers], batch))
 
 
@@ -102,10 +102,10 @@ def source_dataset(
             f"source_dataset: source must have a length and items, got {shown(source)}; "
             "make a list of it."
         )
-        raise ValueError(msg)
+        raise InputError(msg)
     if not len(source):
         msg = "source_dataset: expected at least one item, got none; drop the task."
-        raise ValueError(msg)
+        raise InputError(msg)
 
     def item(number):
         try:
@@ -114,7 +114,7 @@ def source_dataset(
                 _check_shapes(row, shapes, "of item 0")
         except _UNUSABLE as error:
             msg = f"source_dataset: item {number} is bad ({_reason(error)}); see parse."
-            raise ValueError(msg) from error
+            raise InputError(msg) from error
         return row
 
     first = item(0)
@@ -129,7 +129,7 @@ def source_dataset(
                 f"source_dataset: expected the dtypes of the first item, {dtypes}, from "
                 f"all of them ({error}); let parse cast."
             )
-            raise ValueError(msg) from error
+            raise InputError(msg) from error
 
     return Dataset(len(source), read)
 
@@ -164,7 +164,7 @@ def jsonl_dataset(
     path = Path(path)
     if not path.is_file():
         msg = f"jsonl_dataset: no file {path}; give the path of a JSON-lines file."
-        raise FileNotFoundError(msg)
+        raise MissingFileError(msg)
     stamp = _stamp(path)
     places, dtypes = _indexed(path, parse, skip_bad_lines)
 
@@ -174,7 +174,7 @@ def jsonl_dataset(
                 msg = (
                     f"jsonl_dataset: {path} changed after it was indexed; start again."
                 )
-                raise ValueError(msg)
+                raise InputError(msg)
             rows = []
             for start, length in places[numbers]:
                 file.seek(start)
@@ -212,7 +212,7 @@ def _indexed(
                         f"jsonl_dataset: {path}, line {number} is bad ({reason}); fix it, "
                         "or skip such lines with skip_bad_lines."
                     )
-                    raise ValueError(msg) from error
+                    raise InputError(msg) from error
                 bad.append(f"line {number} ({reason})")
                 continue
             places.append((file.tell() - len(line), len(line)))
@@ -226,7 +226,7 @@ def _indexed(
         msg = (
             f"jsonl_dataset: {path} has no usable line; drop the task or fix the file."
         )
-        raise ValueError(msg)
+        raise InputError(msg)
     return np.array(places), dtypes
 
 
@@ -275,7 +275,7 @@ def _check_shapes(row: tuple[PyTree, PyTree], shapes: PyTree, where: str) -> Non
     found = _shapes(row)
     if found != shapes:
         msg = f"expected shapes {shapes}, as {where}, got {found}"
-        raise ValueError(msg)
+        raise InputError(msg)
 
 
 def _reason(error: Exception) -> str:
@@ -299,7 +299,7 @@ def _checked(row: Any) -> tuple[PyTree, PyTree]:
             raise TypeError(msg)
         if array.dtype.kind in "iu" and array.size and _beyond_int32(array):
             msg = f"expected integers within int32 from parse, got {shown(leaf)}"
-            raise ValueError(msg)
+            raise InputError(msg)
     return row
 
 
@@ -308,7 +308,7 @@ def _finite(row: tuple[PyTree, PyTree]) -> tuple[PyTree, PyTree]:
     for leaf in jax.tree.leaves(row):
         if not np.isfinite(leaf).all():
             msg = f"expected finite numbers, got {shown(leaf)}"
-            raise ValueError(msg)
+            raise InputError(msg)
     return row
 
 

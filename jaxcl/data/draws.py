@@ -6,7 +6,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Int
 
-from jaxcl.errors import check_key
+from jaxcl.errors import InputError, check_key
 from jaxcl.typing import Key
 
 
@@ -27,7 +27,7 @@ def generator(key: Key) -> np.random.Generator:
             "stream: a stream's key must be known before tracing, got a traced one; "
             "build one stream for each seed outside of jit and vmap, then stack_plans."
         )
-        raise ValueError(msg)
+        raise InputError(msg)
     check_key("stream", key)
     return np.random.default_rng(np.asarray(jax.random.key_data(key)).tolist())
 

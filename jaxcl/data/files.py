@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from jaxcl.data.images import Images, as_images
+from jaxcl.errors import InputError, MissingFileError
 
 PathLike = str | os.PathLike[str]
 
@@ -53,7 +54,7 @@ def load_images(path: PathLike) -> Images:
         "the like, train.bin or data_batch_1.bin (CIFAR binary), train_x.npy and the "
         "like, or one .npz file; give the folder that holds them."
     )
-    raise FileNotFoundError(msg)
+    raise MissingFileError(msg)
 
 
 def idx_folder(path: PathLike) -> Images:
@@ -102,14 +103,14 @@ def npz_file(path: PathLike) -> Images:
             f"npz_file: {path} does not exist: expected an .npz file with x_train, "
             "y_train, x_test, y_test; give its path."
         )
-        raise FileNotFoundError(msg)
+        raise MissingFileError(msg)
     try:
         with np.load(path, allow_pickle=False) as archive:
             found = sorted(archive.files)
             names = next((n for n in _NPZ_NAMES if set(n) <= set(found)), None)
             arrays = [archive[name] for name in names or ()]
     except (ValueError, OSError, EOFError, AttributeError, *_BROKEN) as error:
-        raise ValueError(
+        raise InputError(
             _broken("npz_file", path, "an .npz of plain arrays")
         ) from error
     if not arrays:
@@ -117,7 +118,7 @@ def npz_file(path: PathLike) -> Images:
             f"npz_file: {path} must hold x_train, y_train, x_test and y_test, got "
             f"{', '.join(found) or 'nothing'}; rename its arrays."
         )
-        raise ValueError(msg)
+        raise InputError(msg)
     return as_images(*arrays, name=path.stem)
 
 
@@ -140,7 +141,7 @@ def npy_folder(path: PathLike) -> Images:
         try:
             return np.load(file, allow_pickle=False)
         except (ValueError, OSError, EOFError, *_BROKEN) as error:
-            raise ValueError(_broken("npy_folder", file, "a plain array")) from error
+            raise InputError(_broken("npy_folder", file, "a plain array")) from error
 
     names = ("train_x", "train_y", "test_x", "test_y")
     return as_images(*map(read, names), name=path.resolve().name)
@@ -181,7 +182,7 @@ def cifar_folder(path: PathLike) -> Images:
             shape = (
                 f"complete records of {head + 3072} bytes, {len(raw)} bytes in total"
             )
-            raise ValueError(_broken("cifar_folder", path / name, shape))
+            raise InputError(_broken("cifar_folder", path / name, shape))
         return raw.reshape(-1, head + 3072)
 
     def arrays(records):
@@ -209,7 +210,7 @@ def _need_folder(who: str, path: Path):
             f"{who}: {path} is not a folder: expected one with the image files; "
             "give its path."
         )
-        raise FileNotFoundError(msg)
+        raise MissingFileError(msg)
 
 
 def _need_file(who: str, path: Path, expected: str):
@@ -218,7 +219,7 @@ def _need_file(who: str, path: Path, expected: str):
             f"{who}: {path.name} is missing in {path.parent}: expected {expected}; "
             "put the files there or give another folder."
         )
-        raise FileNotFoundError(msg)
+        raise MissingFileError(msg)
 
 
 def _find_idx(folder: Path, split: str, kind: str) -> Path:
@@ -237,14 +238,14 @@ def _read_idx(path: Path, rank: int) -> np.ndarray:
         raw = path.read_bytes()
         raw = gzip.decompress(raw) if path.suffix == ".gz" else raw
     except (OSError, EOFError, zlib.error) as error:
-        raise ValueError(_broken("idx_folder", path, "a whole gzip file")) from error
+        raise InputError(_broken("idx_folder", path, "a whole gzip file")) from error
     start = 4 + 4 * rank
     body = len(raw) - start
     header = np.frombuffer(raw[:start] if body >= 0 else b"\0" * start, ">i4")
     sizes = header[1:].astype(int)
     if header[0] != 0x800 + rank or min(sizes) < 0 or np.prod(sizes) != body:
         expected = f"an idx file of unsigned bytes in {rank} dimensions"
-        raise ValueError(_broken("idx_folder", path, expected))
+        raise InputError(_broken("idx_folder", path, expected))
     return np.frombuffer(raw, np.uint8, offset=start).reshape(header[1:])
 
 

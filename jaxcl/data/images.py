@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from jaxcl.data.draws import generator
-from jaxcl.errors import as_numbers, check_kind, check_size, is_whole
+from jaxcl.errors import InputError, as_numbers, check_kind, check_size, is_whole
 from jaxcl.typing import Key
 
 
@@ -123,7 +123,7 @@ def digits(*, test_fraction: float = 0.2) -> Images:
             f"digits: test_fraction must lie in [0.01, 0.99], got {test_fraction}; "
             "the default is 0.2."
         )
-        raise ValueError(msg)
+        raise InputError(msg)
     flat, y = (np.asarray(a) for a in load_digits(return_X_y=True))
     x = np.round(flat.reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
     place = np.zeros(len(y), np.int64)  # how many of its class come before a row
@@ -194,7 +194,7 @@ def only_classes(images: Images, classes: ArrayLike) -> Images:
             f"and test rows, got {wanted.tolist()}; "
             f"{f'leave out {lacking}' if lacking else 'name at least one, each once'}."
         )
-        raise ValueError(msg)
+        raise InputError(msg)
     number = np.full(images.num_classes, -1, np.int32)
     number[wanted] = np.arange(wanted.size)
     train, test = number[images.train_y] >= 0, number[images.test_y] >= 0
@@ -218,7 +218,7 @@ def padded(images: Images, width: int = 2) -> Images:
     check_kind("padded", Images, images=images)
     if width < 0:
         msg = f"padded: width must not be negative, got {width}; give pixels to add."
-        raise ValueError(msg)
+        raise InputError(msg)
 
     def pad(x):
         border = [(0, 0), (width, width), (width, width)] + [(0, 0)] * (x.ndim - 3)
@@ -244,7 +244,7 @@ def mean_and_std(images: Images) -> tuple[np.ndarray, np.ndarray]:
 
 def _fail(name: str, problem: str, remedy: str):
     msg = f"as_images: {name}: {problem}; {remedy}."
-    raise ValueError(msg)
+    raise InputError(msg)
 
 
 def _labels(name: str, split: str, y: ArrayLike) -> np.ndarray:
@@ -275,7 +275,7 @@ def _choose(rng, images: Images, y: np.ndarray, count: int | None, per_class: bo
             f"subset: {images.name}: rows to keep {of}must lie in [1, {least}], "
             f"got {count}; give such an int."
         )
-        raise ValueError(msg)
+        raise InputError(msg)
     return np.sort(np.concatenate([group[:count] for group in groups]))
 
 

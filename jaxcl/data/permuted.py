@@ -28,7 +28,7 @@ from jaxcl.data.pixels import (
     task_batch,
     task_numbers,
 )
-from jaxcl.errors import is_whole
+from jaxcl.errors import InputError, is_whole
 from jaxcl.typing import Key, Stream
 
 
@@ -191,7 +191,7 @@ def rotations(
             "rotations: angles must be one finite number for each task, got "
             f"{angles.tolist()}; give a list of degrees."
         )
-        raise ValueError(msg)
+        raise InputError(msg)
 
     def train(pool, plan):
         x = finish(_turn(pool.train_x, plan.angle))
@@ -234,7 +234,7 @@ def _draw_rows(who, rng, images: Images, num_tasks: int, num_examples: int | Non
             f"{who}: num_examples must lie in [1, {size}], the training rows of "
             f"{images.name}, got {num_examples}; give such an int."
         )
-        raise ValueError(msg)
+        raise InputError(msg)
 
     return rows_without_replacement(rng, num_tasks, size, num_examples)
 

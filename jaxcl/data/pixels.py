@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Array, Int
 
 from jaxcl.data.images import Images, as_images
-from jaxcl.errors import check_kind, is_whole, shown
+from jaxcl.errors import InputError, check_kind, is_whole, shown
 from jaxcl.typing import Batch
 
 #: ``(mean, std)`` of pixels in units of 0..1: numbers, or one for each channel.
@@ -66,7 +66,7 @@ def finisher(
             f"each of {list(images.train_x.shape[3:])} channels, got "
             f"{shown(normalise)}; mean_and_std(images) computes them."
         )
-        raise ValueError(msg)
+        raise InputError(msg)
 
     def finish(x):
         x = x.astype(jnp.float32) * np.float32(1 / 255)  # as jit compiles a division
@@ -93,7 +93,7 @@ def need_tasks(who: str, num_tasks: int):
     """Raise ValueError if there is no task."""
     if not is_whole(num_tasks) or num_tasks < 1:
         msg = f"{who}: num_tasks must be at least 1, got {num_tasks}; give an int."
-        raise ValueError(msg)
+        raise InputError(msg)
 
 
 __all__ = [

@@ -9,7 +9,7 @@ import numpy as np
 from jax.core import Tracer
 
 from jaxcl.data.dataset import Task
-from jaxcl.errors import as_numbers, check_kind, check_size, shown
+from jaxcl.errors import InputError, as_numbers, check_kind, check_size, shown
 from jaxcl.tree import as_batch, at, check_batch, lists_as_arrays, num_rows
 from jaxcl.typing import Batch, PyTree, Stream
 
@@ -60,14 +60,14 @@ def from_arrays(
                 f"from_arrays: all leaves of {split} must start with the same [tasks, "
                 f"rows], both above 0, got {sorted(map(list, shapes))}; stack the tasks."
             )
-            raise ValueError(msg)
+            raise InputError(msg)
     counts = [len(batch.weight) for batch in given.values()]
     if counts[0] != counts[1]:
         msg = (
             "from_arrays: train and test must have the same number of tasks, got "
             f"{counts[0]} and {counts[1]}; give both of each."
         )
-        raise ValueError(msg)
+        raise InputError(msg)
     pool = jax.tree.map(jnp.asarray, Tasks(*map(_numbered, given.values())))
     return Stream(
         pool=pool,
@@ -92,7 +92,7 @@ def _pair_as_batch(part) -> Any:
             f"{sorted(map(list, shapes))} of them; tasks of unequal length need "
             "stack_tasks."
         )
-        raise ValueError(msg)
+        raise InputError(msg)
     flat = lambda leaf: leaf.reshape(-1, *leaf.shape[2:])
     rows = as_batch(*jax.tree.map(flat, (x, y)))
     return jax.tree.map(lambda leaf: leaf.reshape(*lead, *leaf.shape[1:]), rows)
@@ -108,7 +108,7 @@ def _stacked_list(tree: PyTree) -> PyTree:
                 f"from_arrays: tasks must have the same shape, got {shapes}; take "
                 "stack_tasks."
             )
-            raise ValueError(msg)
+            raise InputError(msg)
         return np.stack(tree)
     return tree
 
@@ -145,7 +145,7 @@ def stack_tasks(
             f"{shown(tasks) if len(tasks) == 0 else 'something else in it'}; make the "
             "batches with jaxcl.tree.as_batch."
         )
-        raise ValueError(msg)
+        raise InputError(msg)
     train, test = (
         _stacked(split, [lists_as_arrays("stack_tasks", pair[k]) for pair in pairs])
         for k, split in enumerate(("train", "test"))
@@ -169,13 +169,13 @@ def _stacked(split: str, batches: list[Batch]) -> Batch:
                 f"stack_tasks: {split} rows of task {task} must be like those of task 0, "
                 f"{wanted}, got {found}; pad or cast them."
             )
-            raise ValueError(msg)
+            raise InputError(msg)
         if not np.any(np.asarray(batch.weight) > 0):
             msg = (
                 f"stack_tasks: {split} of task {task} must have rows of weight above 0, "
                 f"got none in {num_rows(batch)}; leave the task out."
             )
-            raise ValueError(msg)
+            raise InputError(msg)
     size = max(map(num_rows, batches))
 
     def fill(batch):
@@ -239,7 +239,7 @@ def task_list(who: str, stream: Stream, tasks, count: int) -> np.ndarray:
             f"{who}: {stream.name} has tasks 0 to {count - 1}, got "
             f"{chosen.tolist() if chosen.size else 'none'}; list some of these."
         )
-        raise ValueError(msg)
+        raise InputError(msg)
     return chosen
 
 
@@ -259,7 +259,7 @@ def stack_plans(streams: Sequence[Stream]) -> Stream:
         msg = (
             "stack_plans: needs at least one stream, got none; give one for each seed."
         )
-        raise ValueError(msg)
+        raise InputError(msg)
     for stream in streams:
         check_kind("stack_plans", Stream, "give a list of them", stream=stream)
     first = streams[0]
@@ -276,7 +276,7 @@ def stack_plans(streams: Sequence[Stream]) -> Stream:
                     f"{number} ({other.name}) has another {what} than stream 0 "
                     f"({first.name}); build them by the same call."
                 )
-                raise ValueError(msg)
+                raise InputError(msg)
     stack = lambda *leaves: jnp.asarray(np.stack(leaves))
     plans = [stream.plan for stream in streams]
     return first._replace(plan=jax.tree.map(stack, *plans))

@@ -10,7 +10,7 @@ from jaxtyping import Int
 
 from jaxcl.data.dataset import Dataset
 from jaxcl.data.draws import generator
-from jaxcl.errors import check_key, check_size, shown
+from jaxcl.errors import InputError, check_key, check_size, shown
 from jaxcl.tree import at, check_batch, num_rows
 from jaxcl.typing import Batch, Key
 
@@ -52,7 +52,7 @@ def train_valid_split(
             "train_valid_split: valid_fraction must be a number in (0, 1), got "
             f"{shown(valid_fraction)}; 0.1 keeps a tenth for validation."
         )
-        raise ValueError(msg)
+        raise InputError(msg)
     if isinstance(data, Dataset):
         rows = np.arange(data.count)
     else:
@@ -63,7 +63,7 @@ def train_valid_split(
             "train_valid_split: needs at least two rows of weight above 0, got "
             f"{len(rows)}; one each for training and validation."
         )
-        raise ValueError(msg)
+        raise InputError(msg)
     labels = _labels(data, rows) if stratify else np.zeros(len(rows), np.int32)
     chosen = _choose(generator(key), labels, valid_fraction)
     return _take(data, rows[~chosen]), _take(data, rows[chosen])
@@ -99,7 +99,7 @@ def _labels(data, rows: np.ndarray) -> np.ndarray:
             "train_valid_split: to stratify, y must be class numbers [n], got "
             f"{first.dtype}{list(first.shape)}; leave stratify out."
         )
-        raise ValueError(msg)
+        raise InputError(msg)
     return np.concatenate(parts)
 
 

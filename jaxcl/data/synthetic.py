@@ -9,6 +9,7 @@ from jaxtyping import Array, Int
 from jaxcl.data.draws import generator, permutations
 from jaxcl.data.images import Images, as_images
 from jaxcl.data.pixels import task_batch, task_numbers
+from jaxcl.errors import InputError
 from jaxcl.typing import Key, Stream
 
 
@@ -46,7 +47,7 @@ def synthetic_images(
             f"least 1 and noise not negative, got {num_train}, {num_test}, "
             f"{num_classes}, {size} and {noise}; change them."
         )
-        raise ValueError(msg)
+        raise InputError(msg)
     rng = generator(key)
     field = rng.random((num_classes, size, size), np.float32)
     for axis in (1, 2, 1, 2):
@@ -115,7 +116,7 @@ def prototypes(
             f"must be at least 1, got {num_tasks}, {num_train}, {num_test}, "
             f"{num_features} and {num_classes}; change them."
         )
-        raise ValueError(msg)
+        raise InputError(msg)
     rng = generator(key)
     order = permutations(rng, num_tasks, num_features)
     centres = rng.standard_normal((num_classes, num_features), np.float32)

@@ -10,6 +10,7 @@ import numpy as np
 
 from jaxcl.data.files import idx_folder
 from jaxcl.data.images import Images, as_images
+from jaxcl.errors import InputError, MissingFileError
 
 PathLike = str | os.PathLike[str]
 
@@ -41,13 +42,13 @@ def tfds_images(name: str, data_dir: PathLike, *, download: bool = False) -> Ima
             f"tfds_images: tensorflow-datasets has no {name!r}; "
             "tfds.list_builders() lists its sets."
         )
-        raise ValueError(msg) from error
+        raise InputError(msg) from error
     if not download and not any(Path(builder.data_path).glob("*array_record*")):
         msg = (
             f"tfds_images: {name} is not prepared as array_record in {data_dir}; call "
             "prepare_mnist for MNIST, or pass download=True where there is a network."
         )
-        raise FileNotFoundError(msg)
+        raise MissingFileError(msg)
     source = tfds.data_source(name, data_dir=data_dir, download=download, try_gcs=False)
     lacking = {"train", "test"} - set(source)
     if lacking or not {"image", "label"} <= set(builder.info.features or ()):
@@ -56,7 +57,7 @@ def tfds_images(name: str, data_dir: PathLike, *, download: bool = False) -> Ima
             f"got {', '.join(source)} with {', '.join(builder.info.features or ())}; "
             "choose a classification set."
         )
-        raise ValueError(msg)
+        raise InputError(msg)
     num_classes = builder.info.features["label"].num_classes
     train, test = _arrays(source["train"]), _arrays(source["test"])
     return as_images(*train, *test, num_classes=num_classes, name=name)

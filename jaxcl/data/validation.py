@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxcl.errors import check_kind
+from jaxcl.errors import InputError, check_kind
 from jaxcl.tree import at, num_tasks
 from jaxcl.typing import Array, Batch, PyTree, Stream
 
@@ -72,7 +72,7 @@ class Survey(NamedTuple):
 
 def _wrong(stream: Stream, expected: str, got, remedy: str):
     msg = f"validate: {stream.name}: {expected}, got {got}; {remedy}."
-    raise ValueError(msg)
+    raise InputError(msg)
 
 
 def _need_finite(stream: Stream, where: str, bad: int):

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Array, Float
 from jaxtyping import Key as Keys
 
-from jaxcl.errors import check_kind, check_size
+from jaxcl.errors import InputError, check_kind, check_size
 from jaxcl.tree import by_chunks, check_batch, num_rows, weighted_mean
 from jaxcl.typing import Batch, Key, Loss, Params
 
@@ -76,7 +76,7 @@ def _one_per_example(losses, batch: Batch):
             f"{list(batch.weight.shape)}, got {list(jnp.shape(losses))}; sum or average "
             "over the other axes, and lift a loss of one example by per_example."
         )
-        raise ValueError(msg)
+        raise InputError(msg)
     return losses
 
 
@@ -121,7 +121,7 @@ def check_rows_independent(loss: Loss, params: Params, batch: Batch, key: Key) -
                 f"the batch and {alone:.6g} among copies of itself; replace batch "
                 "statistics by GroupNorm or LayerNorm."
             )
-            raise ValueError(msg)
+            raise InputError(msg)
 
 
 __all__ = [

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from jaxcl.errors import check_kind, is_whole, shown
+from jaxcl.errors import InputError, check_kind, is_whole, shown
 from jaxcl.typing import Outputs
 
 #: The logit of a class that an example cannot have: large, negative and finite, so that
@@ -106,7 +106,7 @@ def class_mask(
             f"class_mask: allowed must be booleans [tasks, classes], got shape "
             f"{list(np.shape(allowed))}."
         )
-        raise ValueError(msg)
+        raise InputError(msg)
 
     def masked(params, batch, keys=None):
         logits, tasks = outputs(params, batch, keys), len(allowed)
@@ -115,7 +115,7 @@ def class_mask(
                 f"class_mask: allowed must have a column for each of the "
                 f"{logits.shape[-1]} outputs, got {allowed.shape[1]}."
             )
-            raise ValueError(msg)
+            raise InputError(msg)
         mine = jnp.asarray(allowed, bool)[batch.task]
         known = (batch.task >= 0) & (batch.task < tasks)
         return jnp.where(known[:, None], jnp.where(mine, logits, MASKED), jnp.nan)
@@ -130,7 +130,7 @@ def _check_sizes(who: str, sizes) -> None:
             f"{who}: sizes must be the classes of every task, or a list of those of each, "
             f"got {shown(sizes)}."
         )
-        raise ValueError(msg)
+        raise InputError(msg)
 
 
 def _by_task(who: str, scores: Array, sizes) -> Float[Array, "b T c"]:
@@ -142,14 +142,14 @@ def _by_task(who: str, scores: Array, sizes) -> Float[Array, "b T c"]:
                 f"{who}: outputs must be a multiple of the {sizes} classes of a task, got "
                 f"{total}; give the model num_tasks * {sizes} outputs."
             )
-            raise ValueError(msg)
+            raise InputError(msg)
         return scores.reshape(len(scores), -1, sizes)
     if total != sum(sizes):
         msg = (
             f"{who}: outputs must be those of all heads, {sum(sizes)}, got {total}; give "
             f"the model {sum(sizes)} outputs."
         )
-        raise ValueError(msg)
+        raise InputError(msg)
     if len(set(sizes)) == 1:  # no padding
         return scores.reshape(len(scores), -1, sizes[0])
     parts = jnp.split(scores, np.cumsum(sizes)[:-1], axis=-1)

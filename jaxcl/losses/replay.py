@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, ScalarLike
 
-from jaxcl.errors import is_zero
+from jaxcl.errors import InputError, is_zero
 from jaxcl.losses.examples import example_losses
 from jaxcl.tree import num_rows, safe_divide
 from jaxcl.typing import Batch, Loss, Progress
@@ -83,7 +83,7 @@ def _weight(given: Any, batch: Batch, replay: Batch, progress: Progress) -> Any:
             "make_method: replay_weight must return one number, shape [], got "
             f"{list(jnp.shape(weight))}; sum or average over the rows."
         )
-        raise ValueError(msg)
+        raise InputError(msg)
     return weight
 
 

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, ScalarLike, Shaped
 
-from jaxcl.errors import check_kind, check_number, check_size, is_zero
+from jaxcl.errors import InputError, check_kind, check_number, check_size, is_zero
 from jaxcl.tree import by_chunks, check_batch, weighted_mean
 from jaxcl.typing import Batch, Loss, Outputs, Params
 
@@ -66,7 +66,7 @@ def dark_experience_loss(
                 f"dark_experience_loss: stored must have shape {given.shape}, got {came}; "
                 "build the memory with store=outputs."
             )
-            raise ValueError(msg)
+            raise InputError(msg)
         squares = jnp.square(given - batch.stored).reshape(len(given), -1)
         kept = jnp.multiply(alpha, jnp.sum(squares, axis=1))
         return kept if is_zero(beta) else kept + beta * likely(params, batch, keys)
@@ -83,7 +83,7 @@ def class_labels(who: str, scores, batch: Batch):
             f"{who}: labels must be integers [n], one class number a row, got "
             f"{labels.dtype}{list(labels.shape)} for outputs {list(scores.shape)}."
         )
-        raise ValueError(msg)
+        raise InputError(msg)
     return labels
 
 
@@ -105,7 +105,7 @@ def squared_error(outputs: Outputs) -> Loss:
                 "squared_error: outputs and targets must agree in shape, got "
                 f"{jnp.shape(given)} and {jnp.shape(target)}; reshape y, or the outputs."
             )
-            raise ValueError(msg)
+            raise InputError(msg)
         squares = jnp.square(given - target)
         return 0.5 * jnp.sum(squares, axis=tuple(range(1, squares.ndim)))
 

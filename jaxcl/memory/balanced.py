@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
-from jaxcl.errors import check_size
+from jaxcl.errors import InputError, check_size
 from jaxcl.memory.base import blank_rows, check_rows, draw_ranks, later_rows_win
 from jaxcl.tree import at
 from jaxcl.typing import Batch, Memory
@@ -154,7 +154,7 @@ def _check_labels(who: str, example: Batch) -> None:
         return
     came = ", ".join(f"{leaf.dtype}{list(leaf.shape)}" for leaf in leaves)
     msg = f"{who}: labels must be int32 [n], got {came}; take reservoir instead."
-    raise ValueError(msg)
+    raise InputError(msg)
 
 
 __all__ = ["BalancedState", "class_balanced_reservoir", "greedy_balanced"]

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int, PRNGKeyArray, PyTree
 
+from jaxcl.errors import InputError
 from jaxcl.typing import Batch, Memory
 
 
@@ -146,7 +147,7 @@ def check_rows(who: str, lead: int, kept: Batch, batch: Batch) -> None:
             f"{who}: rows must be like the example given to init, {expected}, "
             f"got {came}; use the same structure, shapes and dtypes."
         )
-        raise ValueError(msg)
+        raise InputError(msg)
 
 
 __all__ = [

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
-from jaxcl.errors import check_size
+from jaxcl.errors import InputError, check_size
 from jaxcl.memory.base import (
     blank_rows,
     check_rows,
@@ -129,7 +129,7 @@ def best_examples(key, select: Select, params, task: Batch, capacity: int) -> Ba
             "episodic: select must return one priority per row, shape "
             f"{task.weight.shape}, got {jnp.shape(priority)}; see jaxcl.memory.Select."
         )
-        raise ValueError(msg)
+        raise InputError(msg)
     allowed = (task.weight > 0) & ~jnp.isnan(priority)
     width = min(capacity, num_rows(task))
     best, rows = jax.lax.top_k(jnp.where(allowed, priority, -jnp.inf), width)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int, PyTree
 
-from jaxcl.errors import check_size
+from jaxcl.errors import InputError, check_size
 from jaxcl.memory.base import (
     blank_rows,
     check_rows,
@@ -77,7 +77,7 @@ def reservoir(
             f"reservoir: sample_size must be at most the capacity, {capacity}, got "
             f"{sample_size}; lower it, or raise the capacity."
         )
-        raise ValueError(msg)
+        raise InputError(msg)
 
     def keep(params, batch):
         return batch._replace(stored=store(params, batch)) if store else batch

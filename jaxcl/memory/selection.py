@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from jaxcl.errors import InputError
 from jaxcl.typing import Batch, Key, Params
 
 #: ``(key, params, task, capacity) -> priority [n]``: the ``capacity`` real rows of highest
@@ -43,7 +44,7 @@ def class_balanced_examples(
             "class_balanced_examples: labels must be integers of shape [n], "
             f"got {', '.join(came)}; use another rule, such as random_examples."
         )
-        raise ValueError(msg)
+        raise InputError(msg)
 
     key_order, key_turn = jax.random.split(key)
     real = task.weight > 0

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, ArrayLike, Float, PyTree
 
-from jaxcl.errors import check_size, shown
+from jaxcl.errors import InputError, check_size, shown
 from jaxcl.losses import cross_entropy, squared_error
 from jaxcl.losses.supervised import are_classes, class_labels
 from jaxcl.tree import by_chunks, safe_divide
@@ -82,7 +82,7 @@ def evaluate(
             msg = (
                 "evaluate: metrics must be of rows, got a TaskMetric; call its of_data."
             )
-            raise ValueError(msg)
+            raise InputError(msg)
         rows = by_chunks(
             lambda part, metric=metric: metric.rows(params, frozen, part),
             (batch,),
@@ -108,7 +108,7 @@ def listed(who: str, metrics: Any) -> tuple[RowMetric | TaskMetric, ...]:
             f"{who}: metrics must be a RowMetric, a TaskMetric or a list of them, got "
             f"{shown(metrics)}; such as jaxcl.metrics.classification(outputs)."
         )
-        raise ValueError(msg)
+        raise InputError(msg)
     for metric in found:
         names = metric.names if isinstance(metric, TaskMetric) else ("",)
         if isinstance(names, str) or not all(isinstance(name, str) for name in names):
@@ -116,7 +116,7 @@ def listed(who: str, metrics: Any) -> tuple[RowMetric | TaskMetric, ...]:
                 f"{who}: names of a TaskMetric must be a tuple of strings, got "
                 f"{shown(names)}; such as ('rouge',)."
             )
-            raise ValueError(msg)
+            raise InputError(msg)
     return tuple(found)
 
 
@@ -128,14 +128,14 @@ def finished(metric: RowMetric, means: Values) -> dict[str, Any]:
             "metrics: finish must return {name: value}, got "
             f"{type(values).__name__}; give it a name."
         )
-        raise ValueError(msg)
+        raise InputError(msg)
     for name, value in values.items():
         if jnp.shape(value) != ():
             msg = (
                 f"metrics: finish must return one number for {name!r}, got shape "
                 f"{list(jnp.shape(value))}; reduce it, or give each entry a name."
             )
-            raise ValueError(msg)
+            raise InputError(msg)
     return dict(values)
 
 
@@ -148,7 +148,7 @@ def values_of_task(metric: TaskMetric, *given: Any) -> dict[str, float]:
             f"metrics: of_data must return a number for each of {list(metric.names)}, "
             f"got {came}; name the same in both."
         )
-        raise ValueError(msg)
+        raise InputError(msg)
     return {name: float(values[name]) for name in metric.names}
 
 
@@ -160,7 +160,7 @@ def check_names(who: str, names: Sequence[str]) -> None:
             f"{who}: metrics must have different names, got {min(twice)!r} twice; leave "
             "one out, or rename it."
         )
-        raise ValueError(msg)
+        raise InputError(msg)
 
 
 def weighted_sums(rows: Any, batch: Batch) -> dict[str, Array]:
@@ -179,7 +179,7 @@ def weighted_sums(rows: Any, batch: Batch) -> dict[str, Array]:
                 f"example, shape [{batch.weight.shape[0]}, ...], got {came} for "
                 f"{name!r}; return values per example, without taking their mean."
             )
-            raise ValueError(msg)
+            raise InputError(msg)
         values = values.astype(jnp.promote_types(values.dtype, jnp.float32))
         return jnp.tensordot(batch.weight, values, 1, precision="highest")
 
@@ -188,7 +188,7 @@ def weighted_sums(rows: Any, batch: Batch) -> dict[str, Array]:
             "metrics: rows must return {name: values [b]}, got "
             f"{type(rows).__name__}; give it a name."
         )
-        raise ValueError(msg)
+        raise InputError(msg)
     return {name: total(name, values) for name, values in rows.items()}
 
 
@@ -233,7 +233,7 @@ def macro_f1(outputs: Outputs, num_classes: int) -> RowMetric:
                 f"macro_f1: num_classes must be that of the outputs, "
                 f"{logits.shape[-1]}, got {num_classes}."
             )
-            raise ValueError(msg)
+            raise InputError(msg)
         class_labels("macro_f1", logits, batch)
         answer = jnp.argmax(logits, axis=-1)
         said, true = (jax.nn.one_hot(y, num_classes) for y in (answer, batch.y))

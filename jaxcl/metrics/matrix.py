@@ -21,7 +21,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Array, Float, Num
 
-from jaxcl.errors import as_numbers
+from jaxcl.errors import InputError, as_numbers
 
 #: A NumPy or JAX array, or lists of numbers.
 Matrix = Num[Array, "..."] | Num[np.ndarray, "..."] | Sequence
@@ -212,7 +212,7 @@ def learning_curve_area(curves: Matrix) -> Value:
             "learning_curve_area: curves must have shape [..., T, beta + 1], "
             f"got {curves.shape}; give one row of accuracies for each task."
         )
-        raise ValueError(msg)
+        raise InputError(msg)
     return curves.mean((-2, -1))
 
 
@@ -236,13 +236,13 @@ def accuracies_of(who: str, matrix, least: int = 1) -> tuple[Floats, int]:
             f"{who}: the accuracy matrix must have shape [..., T, T], got {shape}; "
             "entry (i, j) is the accuracy on task j after learning task i."
         )
-        raise ValueError(msg)
+        raise InputError(msg)
     if shape[-1] < least:
         msg = (
             f"{who}: needs {least} or more tasks, got {shape[-1]}; "
             "jaxcl.metrics.summary gives a reason instead of a number."
         )
-        raise ValueError(msg)
+        raise InputError(msg)
     return matrix, shape[-1]
 
 
@@ -254,7 +254,7 @@ def row_of(who: str, name: str, row, tasks: int) -> Floats:
             f"{who}: {name} must have one accuracy for each of the {tasks} tasks, "
             f"got shape {row.shape}."
         )
-        raise ValueError(msg)
+        raise InputError(msg)
     return row
 
 

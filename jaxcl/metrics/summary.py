@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxcl.errors import as_numbers
+from jaxcl.errors import InputError, as_numbers
 from jaxcl.metrics.matrix import (
     accuracies_of,
     average_accuracy,
@@ -65,7 +65,7 @@ def summary(
             f"summary: the accuracy matrix must have shape [T, T], got {matrix.shape}; "
             "summarise seeds one by one."
         )
-        raise ValueError(msg)
+        raise InputError(msg)
     _, tasks = accuracies_of("summary", matrix)
 
     def read_with(formula, least, name, row):
@@ -73,7 +73,7 @@ def summary(
             row = read_in(f"the {name} row", row)
             if row.ndim != 1:
                 msg = f"summary: {name} must have shape [T], got {row.shape}."
-                raise ValueError(msg)
+                raise InputError(msg)
             row_of("summary", name, row, tasks)
         return _read_with(formula, least, matrix, name, row)
 
@@ -160,7 +160,7 @@ def _fractions(what: str, values) -> np.ndarray:
             "divide percentages by 100, give lower_is_better=True for errors, or call the "
             "formulas themselves, such as forgetting(matrix), for scores without bounds."
         )
-        raise ValueError(msg)
+        raise InputError(msg)
     return values
 
 
@@ -172,7 +172,7 @@ def _errors(what: str, values) -> np.ndarray:
             f"summary: {what} must hold finite errors, or NaN where none was measured, got "
             f"{values[np.isinf(values)][0]:g}; leave diverged runs out."
         )
-        raise ValueError(msg)
+        raise InputError(msg)
     return -values
 
 

@@ -10,7 +10,7 @@ from flax import linen, nnx
 from jax.core import Tracer
 from jaxtyping import PyTree, ScalarLike
 
-from jaxcl.errors import check_key, shown
+from jaxcl.errors import InputError, check_key, shown
 from jaxcl.typing import Batch, Key, Model, Params, Units
 
 Gain = Callable[[tuple[str, ...]], ScalarLike]
@@ -63,7 +63,7 @@ def from_flax(
                 "from_flax: a linen module needs x, an input that shows shapes and dtypes, "
                 "got None; give from_flax(module, x)."
             )
-            raise ValueError(msg)
+            raise InputError(msg)
         draw, apply, activations = _linen(
             module, x, hidden, *calls, noisy=train is not None
         )
@@ -89,7 +89,7 @@ def _of_inputs(apply):
                 "model: x must be inputs [b, ...], got a Batch; where a loss takes outputs "
                 "give single_head(model.apply)."
             )
-            raise ValueError(msg)
+            raise InputError(msg)
         return apply(params, x, keys)
 
     return checked
@@ -104,7 +104,7 @@ def _nnx(module, hidden, train, evaluate):
             "from_flax: module must be a function (rngs) -> nnx module, an nnx or a linen "
             f"module, got {shown(module)}; give lambda rngs: Net(..., rngs=rngs)."
         )
-        raise ValueError(msg)
+        raise InputError(msg)
     abstract = nnx.eval_shape(lambda: _checked(build(nnx.Rngs(0))))
     weights = nnx.to_pure_dict(nnx.state(module, nnx.Param)) if given else None
     modes = {}
@@ -146,7 +146,7 @@ def _checked(module):
         "from_flax: the function must return an nnx module, got "
         f"{type(module).__name__}; return the module itself."
     )
-    raise ValueError(msg)
+    raise InputError(msg)
 
 
 def _refuse(others, module) -> None:
@@ -163,7 +163,7 @@ def _refuse(others, module) -> None:
             f"{', '.join(held[:4])}; replace running statistics (BatchNorm) by GroupNorm "
             "or LayerNorm, whose rows do not depend on each other."
         )
-        raise ValueError(msg)
+        raise InputError(msg)
 
 
 def _seeded(streams, key: Key):
@@ -196,7 +196,7 @@ def _linen(module, x, hidden, train, evaluate, *, noisy):
             "running statistics (BatchNorm) by GroupNorm or LayerNorm, whose rows do not "
             "depend on each other."
         )
-        raise ValueError(msg)
+        raise InputError(msg)
 
     def apply(params, x, keys=None):
         if keys is None:

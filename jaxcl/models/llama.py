@@ -9,7 +9,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Float
 
-from jaxcl.errors import check_kind, check_number, check_size
+from jaxcl.errors import InputError, check_kind, check_number, check_size
 from jaxcl.models.from_flax import from_flax
 from jaxcl.tree import wide
 from jaxcl.typing import Model
@@ -86,7 +86,7 @@ def _check(config: LlamaConfig) -> None:
             "divide hidden_size, and a head's size must be even, got "
             f"{keys}, {queries}, {config.hidden_size} and {size}; change the sizes."
         )
-        raise ValueError(msg)
+        raise InputError(msg)
 
 
 def _heads(config: LlamaConfig) -> tuple[int, int, int]:
@@ -180,7 +180,7 @@ class _Llama(nnx.Module):
         shape, dtype = jnp.shape(tokens), jnp.result_type(tokens)
         if len(shape) != 2 or not jnp.issubdtype(dtype, jnp.integer):
             msg = f"llama: x must be integer tokens [b, n], got {dtype}{list(shape)}."
-            raise ValueError(msg)
+            raise InputError(msg)
         turns = rotations(shape[1], self.size, self.theta)
         step = lambda x, layer: layer(x, shape, turns)
         if self.checkpoint:

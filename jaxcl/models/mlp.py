@@ -10,7 +10,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, ScalarLike
 
-from jaxcl.errors import check_kind, check_number, is_whole
+from jaxcl.errors import InputError, check_kind, check_number, is_whole
 from jaxcl.models.from_flax import from_flax
 from jaxcl.typing import Key, Model, Params, Units
 
@@ -51,7 +51,7 @@ class _Mlp(nnx.Module):
                 f"mlp: x must hold {self.num_inputs} numbers per row, got shape {x.shape}; "
                 "apply takes a batch [b, ...], and sizes[0] is the size of a row."
             )
-            raise ValueError(msg)
+            raise InputError(msg)
         hidden, h = [], x.reshape(x.shape[0], self.num_inputs)
         for k in range(self.num_hidden):
             h = getattr(self, f"hidden_{k}")(h)
@@ -114,7 +114,7 @@ def mlp(
             "mlp: sizes must be at least (inputs, outputs), ints above 0, "
             f"got {sizes}; (784, 100, 10) has one hidden layer of 100 units."
         )
-        raise ValueError(msg)
+        raise InputError(msg)
     sizes = tuple(map(int, sizes))
     check_number("mlp", optional=True, gain=gain, out_gain=out_gain)
     check_kind("mlp", Callable, "such as init_like_torch", optional=True, init=init)
@@ -123,7 +123,7 @@ def mlp(
             "mlp: expected either init or gains, got both; let init draw the kernels, or "
             "leave it out."
         )
-        raise ValueError(msg)
+        raise InputError(msg)
     check_kind("mlp", Callable, "such as flax.nnx.relu", activation=activation)
     copies = _copies(activation)
 
@@ -168,7 +168,7 @@ def _copies(activation):
             "mlp: activation must map [b, d] to [b, d] or, like crelu, to [b, k * d], "
             f"got {shape} from (2, 6)."
         )
-        raise ValueError(msg)
+        raise InputError(msg)
     return shape[1] // 6
 
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from jaxcl.errors import check_kind
+from jaxcl.errors import InputError, check_kind
 
 
 def cast_compute(dtype, apply: Callable) -> Callable:
@@ -29,7 +29,7 @@ def cast_compute(dtype, apply: Callable) -> Callable:
             f"cast_compute: dtype must be a floating type, got {dtype}; give "
             "jnp.bfloat16."
         )
-        raise ValueError(msg)
+        raise InputError(msg)
 
     def cast(tree, dtype):
         change = lambda leaf: (

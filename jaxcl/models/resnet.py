@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from jaxcl.errors import InputError
 from jaxcl.models.from_flax import from_flax
 from jaxcl.typing import Model, Units
 
@@ -105,7 +106,7 @@ class _ResNet(nnx.Module):
                 f"resnet: x must be images [b, height, width, {self.channels}], got shape "
                 f"{x.shape}."
             )
-            raise ValueError(msg)
+            raise InputError(msg)
         h = nnx.relu(self.norm(self.stem(x)))
         hidden = []
         for name, _, _ in self.names:
@@ -175,13 +176,13 @@ def resnet(
     for name, number in numbers.items():
         if number < 1:
             msg = f"resnet: {name} must be at least 1 throughout, got {number}."
-            raise ValueError(msg)
+            raise InputError(msg)
     if width % groups:
         msg = (
             f"resnet: groups must divide width, got groups={groups} and width={width}; "
             "take one of its divisors."
         )
-        raise ValueError(msg)
+        raise InputError(msg)
 
     def build(rngs):
         return _ResNet(

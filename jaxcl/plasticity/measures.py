@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, PyTree, ScalarLike
 
 from jaxcl import tree
 from jaxcl.curvature.sharpness import sam_sharpness
-from jaxcl.errors import check_number
+from jaxcl.errors import InputError, check_number
 from jaxcl.losses import mean_loss
 from jaxcl.plasticity.units import dormancy_score, mean_over_rows
 from jaxcl.typing import Batch, Key, Loss, Params
@@ -123,7 +123,7 @@ def _check_values(who, values):
             f"{who}: values must be singular values [k], got shape {jnp.shape(values)}; "
             "give singular_values(matrix, weight)."
         )
-        raise ValueError(msg)
+        raise InputError(msg)
 
 
 def measure(
@@ -166,7 +166,7 @@ def measure(
     activations = hidden(params, batch.x)
     if not activations:
         msg = "measure: hidden must return at least one activation, got none."
-        raise ValueError(msg)
+        raise InputError(msg)
     mean = lambda params: mean_loss(loss, params, batch, key)
     value, grads = jax.value_and_grad(mean)(params)
     last = activations[-1]

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PyTree
 
-from jaxcl.errors import shown
+from jaxcl.errors import InputError, shown
 from jaxcl.tree import safe_divide
 from jaxcl.typing import Params, Units
 
@@ -107,7 +107,7 @@ def check_units(who: str, units: tuple[Units, ...]) -> None:
             f"{who}: units must name at least one hidden layer, got {shown(units)}; "
             "take the units of a model that has hidden layers, such as mlp or resnet."
         )
-        raise ValueError(msg)
+        raise InputError(msg)
 
 
 def check_paths(who: str, units: Units, params: Params) -> None:
@@ -121,7 +121,7 @@ def check_paths(who: str, units: Units, params: Params) -> None:
                 f"{who}: {field} of Units must be the path of an array of the parameters, "
                 f"got {path!r}; the names there are {names}."
             )
-            raise ValueError(msg)
+            raise InputError(msg)
 
 
 def _names_at_mismatch(params, path):

@@ -41,7 +41,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, ScalarLike
 
 from jaxcl.curvature import Fisher, largest_entry
-from jaxcl.errors import check_function, check_kind, check_number
+from jaxcl.errors import InputError, check_function, check_kind, check_number
 from jaxcl.tree import copied, dot, safe_divide, subtract, wide, wide_dtype
 from jaxcl.typing import Params, Regularizer
 
@@ -108,7 +108,7 @@ def ewc(
     check_number("ewc", most=1.0, optional=True, decay=decay)
     if running_mean and decay is not None:
         msg = f"ewc: running_mean takes no decay, got {decay}; leave one of them out."
-        raise ValueError(msg)
+        raise InputError(msg)
 
     def init(params, example):
         del example

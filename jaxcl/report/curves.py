@@ -7,6 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy.optimize import isotonic_regression
 
+from jaxcl.errors import InputError
 from jaxcl.report.records import (
     Group,
     Record,
@@ -103,7 +104,7 @@ def measure_curves(
     names = measure_names(records) if names is None else list(names)
     if not names:
         msg = "measure_curves: the finished runs have no measure in common."
-        raise ValueError(msg)
+        raise InputError(msg)
     with styled():
         figure, axes = panels(len(names), columns, width=3.6, height=2.4)
         named, styles = names_and_styles(records)
@@ -147,7 +148,7 @@ def _lines(
             msg = (
                 f"figures: window must be within 1 and {num_tasks} tasks, got {window}."
             )
-            raise ValueError(msg)
+            raise InputError(msg)
         task, values = _smoothed(values, window)
         band = mean_band(values)
         colour, dashes, zorder = styles[key]

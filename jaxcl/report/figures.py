@@ -15,6 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy import stats
 
+from jaxcl.errors import InputError
 from jaxcl.report.curves import learning_curves, measure_curves
 from jaxcl.report.heatmaps import accuracy_matrix, heatmap
 from jaxcl.report.records import Record, check, curves, group, group_of, split
@@ -65,7 +66,7 @@ def scatter(
     known = np.isfinite(points).all(axis=1)
     if known.sum() < 3:
         msg = f"scatter: expected three runs with {x} and {y}, got {known.sum()}."
-        raise ValueError(msg)
+        raise InputError(msg)
     points *= [100 if name == "accuracy" else 1 for name in (x, y)]
     with styled():
         figure, (ax,) = panels(1, 1, width=6.4, height=4.1)

@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
+from jaxcl.errors import InputError
 from jaxcl.report.records import (
     Record,
     check,
@@ -77,7 +78,7 @@ def accuracy_matrix(
     carrying = [r for r in split(records)[0] if r.get("matrix") is not None]
     if not carrying:
         msg = "accuracy_matrix: no finished run has a matrix; evaluate all tasks."
-        raise ValueError(msg)
+        raise InputError(msg)
     groups = group(carrying)
     named = labels(list(groups))
     several = len({key.setting for key in groups}) > 1

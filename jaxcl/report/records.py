@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from jaxcl.errors import check_kind
+from jaxcl.errors import InputError, check_kind
 
 Record = dict[str, Any]
 
@@ -62,7 +62,7 @@ def check(records: Sequence[Record]) -> None:
     """
     if not records:
         msg = "report: expected records of runs, got none; a finished run writes them."
-        raise ValueError(msg)
+        raise InputError(msg)
     seen: dict[str, int] = {}
     seeds: dict[tuple[Group, int], str] = {}
     lengths: dict[str, tuple[int, str]] = {}
@@ -72,20 +72,20 @@ def check(records: Sequence[Record]) -> None:
         for field, kind in _REQUIRED.items():
             if field not in record:
                 msg = f"report: {name} lacks the field {field!r}."
-                raise ValueError(msg)
+                raise InputError(msg)
             value = record[field]
             if not isinstance(value, kind):
                 msg = f"report: {name}: {field!r} is of type {type(value).__name__}."
-                raise ValueError(msg)
+                raise InputError(msg)
         if record["status"] not in ("done", "diverged"):
             msg = (
                 f"report: {name}: status must be 'done' or 'diverged', got "
                 f"{record['status']!r}."
             )
-            raise ValueError(msg)
+            raise InputError(msg)
         if record["run"] in seen:
             msg = f"report: {name} is there twice, first as {seen[record['run']]}."
-            raise ValueError(msg)
+            raise InputError(msg)
         seen[record["run"]] = number
         if record["status"] == "done":
             _check_curves(name, record, lengths)
@@ -95,7 +95,7 @@ def check(records: Sequence[Record]) -> None:
                     f"report: {other} and {name} agree in setting, arm, hyper and seed "
                     f"{record['seed']}; leave one out, or name what differs in hyper."
                 )
-                raise ValueError(msg)
+                raise InputError(msg)
 
 
 def _check_curves(name: str, record: Record, lengths: dict) -> None:
@@ -105,7 +105,7 @@ def _check_curves(name: str, record: Record, lengths: dict) -> None:
             f"report: {name}: a finished run has one accuracy between 0 and 1 per task; "
             "otherwise mark it 'diverged'."
         )
-        raise ValueError(msg)
+        raise InputError(msg)
     wanted, other = lengths.setdefault(record["setting"], (len(accuracy), name))
     curves = {"accuracy": accuracy, **_measures(record)}
     for field in ("loss", "tasks"):
@@ -117,7 +117,7 @@ def _check_curves(name: str, record: Record, lengths: dict) -> None:
                 f"report: {name}: {field!r} has {len(values)} values, expected {wanted} "
                 f"as in {other}."
             )
-            raise ValueError(msg)
+            raise InputError(msg)
 
 
 def split(records: Sequence[Record]) -> tuple[list[Record], list[Record]]:
@@ -174,14 +174,14 @@ def curves(
     if diverged:
         names = ", ".join(record["run"] for record in diverged)
         msg = f"report: diverged runs have no {name} to average: {names}."
-        raise ValueError(msg)
+        raise InputError(msg)
     rows = []
     for record in records:
         values = _measures(record).get(name, record.get(name))
         if values is None:
             known = ", ".join(["accuracy", "loss", *_measures(record)])
             msg = f"report: {record['run']} has no {name!r}; it has {known}."
-            raise ValueError(msg)
+            raise InputError(msg)
         rows.append(_numbers(values))
     return np.stack(rows)
 

@@ -11,6 +11,8 @@ import numpy as np
 from jaxtyping import Float
 from scipy import stats
 
+from jaxcl.errors import InputError
+
 
 class Interval(NamedTuple):
     """A mean over runs and its confidence interval.
@@ -57,7 +59,7 @@ def mean_band(values: Float[np.ndarray, "s ..."], confidence: float = 0.95) -> B
             "mean_band: expected at least one run and a confidence between 0 and 1, got "
             f"{count} runs, confidence {confidence}."
         )
-        raise ValueError(msg)
+        raise InputError(msg)
     mean = np.mean(values, axis=0)
     if count == 1:
         unknown = np.full_like(mean, np.nan)
@@ -128,7 +130,7 @@ def paired(
             "paired: expected one number per seed of both arms, got shapes "
             f"{values.shape} and {baseline.shape}; compare common seeds."
         )
-        raise ValueError(msg)
+        raise InputError(msg)
     difference = values - baseline
     interval = mean_interval(difference)
     if len(difference) == 1:
@@ -161,7 +163,7 @@ def equivalence(
     """
     if not margin > 0:
         msg = f"equivalence: margin must be positive, got {margin}."
-        raise ValueError(msg)
+        raise InputError(msg)
     difference = np.asarray(values) - np.asarray(baseline)
     if len(difference) < 2:
         return np.nan

@@ -13,6 +13,7 @@ from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from jaxcl.errors import InputError
 from jaxcl.report.records import Group, Record, group, labels, split
 
 INK = "#24292f"  # text and the baseline; light on the page's dark background
@@ -121,7 +122,7 @@ def one_setting(who: str, records: Sequence[Record]) -> None:
     settings = list(dict.fromkeys(record["setting"] for record in records))
     if len(settings) > 1:
         msg = f"{who}: expected runs of one setting, got {settings}; choose one."
-        raise ValueError(msg)
+        raise InputError(msg)
 
 
 def task_axis(axis: Axis, names: Sequence[str] | None, *, slant: int = 0) -> None:

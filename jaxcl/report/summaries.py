@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxcl.errors import InputError
 from jaxcl.report.records import (
     Group,
     Record,
@@ -53,7 +54,7 @@ def quantity_of(who: str, quantity: str) -> Callable[[np.ndarray], np.ndarray]:
     """
     if quantity not in QUANTITIES:
         msg = f"{who}: quantity must be one of {list(QUANTITIES)}, got {quantity!r}."
-        raise ValueError(msg)
+        raise InputError(msg)
     return QUANTITIES[quantity]
 
 
@@ -129,7 +130,7 @@ def summarize(
     arms = list(dict.fromkeys(record["arm"] for record in records))
     if baseline is not None and baseline not in arms:
         msg = f"summarize: no run of the baseline {baseline!r}; the arms are {arms}."
-        raise ValueError(msg)
+        raise InputError(msg)
     groups = group(records)
     names = labels(list(groups))
     summaries = [
@@ -177,14 +178,14 @@ def grid(
     number = quantity_of("grid", quantity)
     if len({(r["setting"], r["arm"]) for r in records}) > 1:
         msg = "grid: expected one setting and one arm; choose the records first."
-        raise ValueError(msg)
+        raise InputError(msg)
     for record in records:
         if not {rows, columns} <= set(record["hyper"]):
             msg = f"grid: {record['run']} lacks {rows!r} or {columns!r} in its hyper."
-            raise ValueError(msg)
+            raise InputError(msg)
     if len(group(records)) > len({(_at(r, rows), _at(r, columns)) for r in records}):
         msg = f"grid: the runs differ in more than {rows!r} and {columns!r}."
-        raise ValueError(msg)
+        raise InputError(msg)
     row_values = _in_order({_at(r, rows) for r in records})
     column_values = _in_order({_at(r, columns) for r in records})
     shape = (len(row_values), len(column_values))
@@ -246,7 +247,7 @@ def _rival(
             f"summarize: {key.arm} fits {len(found)} groups of {baseline}; name in "
             "`match` the numbers in which they differ."
         )
-        raise ValueError(msg)
+        raise InputError(msg)
     return groups[found[0]] if found else []
 
 

@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Int
 
 from jaxcl.data.dataset import Dataset, Task
+from jaxcl.errors import InputError
 from jaxcl.sharding import (
     ShardingPlan,
     batch_sharding,
@@ -105,7 +106,7 @@ def _with_number(name: str, rows: Dataset, number: int) -> Dataset:
                 f"{int(np.max(np.asarray(batch.task)))}; number those of all tasks from "
                 "1, so that they are not taken for rows without a number."
             )
-            raise ValueError(msg)
+            raise InputError(msg)
         return batch._replace(task=np.full_like(np.asarray(batch.task), number))
 
     return Dataset(rows.count, read)
@@ -147,7 +148,7 @@ def first_rows(
             f"learn: {tested[0][0]} has inputs {kinds[1]}, unlike those that are learned "
             f"from, {kinds[0]}; give both the same shapes and dtypes."
         )
-        raise ValueError(msg)
+        raise InputError(msg)
     return FirstRows(first, test)
 
 
@@ -164,7 +165,7 @@ def _alike_rows(parts: Sequence[tuple[str, Dataset]]) -> Batch:
                 f"learn: {name} has rows of {came}, unlike those of the first task, "
                 f"{wanted}; pad or cast them, as one program serves all tasks."
             )
-            raise ValueError(msg)
+            raise InputError(msg)
     return first
 
 

@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from jaxcl.errors import check_size, shown
+from jaxcl.errors import InputError, MissingFileError, WriteError, check_size, shown
 from jaxcl.training.identity import check_metadata, check_plain
 from jaxcl.training.processes import is_primary
 
@@ -156,7 +156,7 @@ def _telling(path: Path) -> Iterator[None]:
             f"({error}); {last}; make room, or give a folder that can be written, and "
             "start again."
         )
-        raise OSError(msg) from error
+        raise WriteError(msg) from error
 
 
 def restore(
@@ -184,7 +184,7 @@ def restore(
     found = steps(folder)
     if not found:
         msg = f"restore: no checkpoint in {folder}; save one first."
-        raise FileNotFoundError(msg)
+        raise MissingFileError(msg)
     damaged = []
     for step in reversed(found):
         path = folder / str(step)
@@ -209,7 +209,7 @@ def restore(
         f"restore: every checkpoint of {folder} is damaged: {', '.join(damaged)}; bring "
         "one back, or start in a new folder."
     )
-    raise ValueError(msg)
+    raise InputError(msg)
 
 
 @contextmanager
@@ -315,13 +315,13 @@ def _leaves(tree: PyTree) -> dict[str, Any]:
                 msg = (
                     f"checkpoint: {name or 'tree'} must be an array, got {shown(leaf)}."
                 )
-                raise ValueError(msg) from error
+                raise InputError(msg) from error
             if getattr(leaf, "dtype", array.dtype) != array.dtype:
                 msg = (
                     f"checkpoint: {name} is {leaf.dtype}, which JAX would cut to "
                     f"{array.dtype}; convert it, or enable x64."
                 )
-                raise ValueError(msg)
+                raise InputError(msg)
             leaf = array
         named[name] = leaf
     return named
@@ -391,7 +391,7 @@ def read_leaves(path: Path) -> Leaves:
     reason = _damage(path)
     if reason:
         msg = f"restore: {path} is damaged ({reason}); name an earlier one."
-        raise ValueError(msg)
+        raise InputError(msg)
     note = json.loads(_note(path).read_text())
 
     def expected(name, spec):
@@ -427,7 +427,7 @@ def _check_same(path: Path, on_disk: dict[str, str], like: PyTree) -> None:
             f"restore: {path} holds another tree: {'; '.join(lines[:8])}{more}. "
             "Resume with the settings it was saved with, or start in a new folder."
         )
-        raise ValueError(msg)
+        raise InputError(msg)
 
 
 __all__ = [

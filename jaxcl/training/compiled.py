@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from jaxcl.errors import check_function, check_kind
+from jaxcl.errors import InputError, check_function, check_kind
 from jaxcl.metrics.evaluation import (
     RowMetric,
     TaskMetric,
@@ -218,7 +218,7 @@ def check_state(where: str, before: MethodState, after: MethodState) -> None:
                 f"{old.get(path, 'nothing')} before; let that part return a state like "
                 "the one of its init."
             )
-            raise ValueError(msg)
+            raise InputError(msg)
 
 
 def _jit_parts(

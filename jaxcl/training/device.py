@@ -24,7 +24,7 @@ from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int, PyTree, ScalarLike
 
 from jaxcl.data.stream import task_list
-from jaxcl.errors import check_key, check_kind, check_size
+from jaxcl.errors import InputError, check_key, check_kind, check_size
 from jaxcl.lockstep import when
 from jaxcl.training.order import batch_order, fit_keys, task_keys
 from jaxcl.tree import at, check_batch, num_rows, num_tasks
@@ -211,7 +211,7 @@ def _step_counts(num_steps, tasks: int):
             f"run_stream: num_steps must be one number, or one for each of the {tasks} "
             f"tasks, got {len(counts)}."
         )
-        raise ValueError(msg)
+        raise InputError(msg)
     array = jnp.asarray(counts, jnp.int32)
     return lambda index: array[index], max(counts)
 
@@ -262,7 +262,7 @@ def over_runs(
     for axis in in_axes if isinstance(in_axes, tuple) else (in_axes,):
         if axis is not None and (not isinstance(axis, int) or axis != 0):
             msg = f"over_runs: in_axes must be 0 or None per argument, got {axis!r}."
-            raise ValueError(msg)
+            raise InputError(msg)
     together = (
         jax.vmap(run, in_axes) if at_once is None else _in_turn(run, in_axes, at_once)
     )
@@ -285,7 +285,7 @@ def over_runs(
                 f"over_runs: the number of runs must be one multiple of the {mesh.size} "
                 f"devices of the mesh, got {sorted(runs)}; add seeds or use fewer devices."
             )
-            raise ValueError(msg)
+            raise InputError(msg)
         return jax.shard_map(
             together,
             mesh=mesh,
@@ -301,7 +301,7 @@ def _in_turn(run: Callable, in_axes: int | tuple, at_once: int) -> Callable:
     """A loop over groups of runs inside the program; a group of one is not vmapped."""
     if at_once < 1:
         msg = f"over_runs: at_once must be at least 1, got {at_once}."
-        raise ValueError(msg)
+        raise InputError(msg)
 
     def looped(*args):
         axes = _per_argument(in_axes, args)

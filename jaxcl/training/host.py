@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Float, PyTree
 
 from jaxcl.data.dataset import Dataset, Task
-from jaxcl.errors import check_kind
+from jaxcl.errors import InputError, check_kind
 from jaxcl.sharding import ShardingPlan
 from jaxcl.training.batches import first_rows, numbered, shapes_of, task_rows
 from jaxcl.training.checkpoint import saving, steps
@@ -93,7 +93,7 @@ def _chosen(what: str, found: Mapping[str, Any], name: str | None) -> Any:
             f"matrix: {what} must be one of {', '.join(found) or 'none'}, got {name!r}; "
             "learn(..., metrics=) measures further ones."
         )
-        raise ValueError(msg)
+        raise InputError(msg)
     return found[next(iter(found)) if name is None else name]
 
 
@@ -197,7 +197,7 @@ def learn(
     evaluation, measured = dict(evaluation or {}), bool(metrics)
     if fresh and start is None:
         msg = f"learn: fresh={fresh!r} is for a run that begins with start=, got none."
-        raise ValueError(msg)
+        raise InputError(msg)
     check_run(
         key,
         params,
@@ -298,7 +298,7 @@ def _checked_program(
             f"learn: early_stopping watches {stopping.metric!r}, got metrics "
             f"{list(program.metric_names)}; name one of them."
         )
-        raise ValueError(msg)
+        raise InputError(msg)
     return program
 
 

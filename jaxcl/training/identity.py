@@ -8,7 +8,7 @@ from typing import Any
 import jax
 from jaxtyping import PyTree
 
-from jaxcl.errors import check_kind
+from jaxcl.errors import InputError, check_kind
 from jaxcl.training.fingerprint import fingerprint
 from jaxcl.typing import Key
 
@@ -53,7 +53,7 @@ def check_plain(who: str, metadata: Mapping[str, Any] | None) -> None:
         json.dumps(dict(metadata or {}), allow_nan=False)
     except (TypeError, ValueError) as error:
         msg = f"{who}: metadata must be a dict of finite numbers and text: {error}."
-        raise ValueError(msg) from error
+        raise InputError(msg) from error
 
 
 def check_metadata(path: Path, held: dict[str, Any], wanted: dict[str, Any]) -> None:
@@ -72,7 +72,7 @@ def check_metadata(path: Path, held: dict[str, Any], wanted: dict[str, Any]) -> 
             f"restore: {path} is of another run: {'; '.join(lines[:8])}. Resume with its "
             "settings, or start in a new folder."
         )
-        raise ValueError(msg)
+        raise InputError(msg)
 
 
 __all__ = ["check_metadata", "check_plain", "identity"]

@@ -7,6 +7,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO
 
+from jaxcl.errors import InputError
 from jaxcl.training.processes import any_across_processes, is_primary
 
 try:
@@ -44,16 +45,16 @@ def lock_folder(path: Path, *, remedy: str = "give another folder") -> Iterator[
         except FileNotFoundError:  # the folder was removed again
             if path.parent.is_dir() and os.access(path.parent, os.W_OK):
                 continue
-            raise ValueError(unwritable) from None
+            raise InputError(unwritable) from None
         except OSError as error:
             msg = f"{unwritable} ({error.strerror})"
-            raise ValueError(msg) from None
+            raise InputError(msg) from None
         with lock:
             if fcntl is not None:
                 try:
                     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError:
-                    raise ValueError(_in_use(path, lock, remedy)) from None
+                    raise InputError(_in_use(path, lock, remedy)) from None
                 except OSError:  # a file system without locks
                     pass
                 if not _is_at(lock, place):
@@ -63,7 +64,7 @@ def lock_folder(path: Path, *, remedy: str = "give another folder") -> Iterator[
             lock.flush()
             yield made
             return
-    raise ValueError(unwritable)
+    raise InputError(unwritable)
 
 
 @contextmanager
@@ -79,10 +80,10 @@ def lock_across_processes(path: Path) -> Iterator[None]:
             try:
                 stack.enter_context(lock_folder(path))
             except ValueError as error:
-                refusal = ValueError(f"learn: {error}")
+                refusal = InputError(f"learn: {error}")
         (refused,) = any_across_processes(refusal is not None)
         if refused:
-            raise refusal or ValueError(
+            raise refusal or InputError(
                 f"learn: process 0 may not have {path}; see its words."
             )
         yield

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxcl.errors import InputError, WriteError
 from jaxcl.training.progress import progress
 
 
@@ -40,7 +41,7 @@ def metrics_file(
                 f"metrics_file: {path}, line {number}, is damaged or of another program; "
                 "give another folder, or take the file away."
             )
-            raise ValueError(msg) from None
+            raise InputError(msg) from None
 
     if path.exists():
         whole = path.read_bytes().split(b"\n")[:-1]
@@ -60,7 +61,7 @@ def metrics_file(
                     f"learn: {path} could not be written ({error}); make room and start "
                     "again: it goes on from the last checkpoint."
                 )
-                raise OSError(msg) from error
+                raise WriteError(msg) from error
 
         yield write
 

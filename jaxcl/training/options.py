@@ -7,7 +7,14 @@ from typing import Any, Literal, NamedTuple, get_args
 import jax
 
 from jaxcl.data.dataset import Dataset, Task
-from jaxcl.errors import check_key, check_kind, check_number, check_size, shown
+from jaxcl.errors import (
+    InputError,
+    check_key,
+    check_kind,
+    check_number,
+    check_size,
+    shown,
+)
 from jaxcl.sharding import ShardingPlan, check_rows, check_sharding_plan
 from jaxcl.training.compiled import Policy
 from jaxcl.training.identity import check_plain
@@ -101,7 +108,7 @@ def steps_of(task: Task, options: Options) -> int:
             f"learn: task {task.name!r} has no number of steps; give it num_steps or "
             "num_epochs, or give Options.num_steps for all."
         )
-        raise ValueError(msg)
+        raise InputError(msg)
     return options.num_steps
 
 
@@ -142,18 +149,18 @@ def check_run(
         check_kind("learn", Dataset, f"as evaluation[{name!r}]", evaluation=rows)
         if rows.count < 1:
             msg = f"learn: evaluation set {name!r} has no rows; leave it out."
-            raise ValueError(msg)
+            raise InputError(msg)
     _check_layout(sharding, options)
     check_plain("learn", metadata)
     if not measured and evaluation:
         msg = "learn: evaluation sets need metrics, got none; give metrics= as well."
-        raise ValueError(msg)
+        raise InputError(msg)
     if not isinstance(folder, str | os.PathLike | None) or folder == "":
         msg = (
             f"learn: folder must be a path, got {shown(folder)}; give each run one of "
             "its own, or None to write nothing."
         )
-        raise ValueError(msg)
+        raise InputError(msg)
 
 
 def _check_options(options: Options) -> None:
@@ -166,7 +173,7 @@ def _check_options(options: Options) -> None:
             "learn: num_steps must be one int, got a list; give each task its own: "
             "Task(..., num_steps=)."
         )
-        raise ValueError(msg)
+        raise InputError(msg)
     maybe = named("num_steps end_task_examples eval_examples eval_every max_tasks")
     check_size("learn", optional=True, **maybe)
     check_number("learn", infinite=True, save_every=options.save_every)
@@ -178,7 +185,7 @@ def _check_options(options: Options) -> None:
                 f"learn: {name} must be one of {', '.join(allowed)}, got "
                 f"{getattr(options, name)!r}."
             )
-            raise ValueError(msg)
+            raise InputError(msg)
     if options.early_stopping is not None:
         check_kind("learn", EarlyStopping, early_stopping=options.early_stopping)
         check_size("learn", patience=options.early_stopping.patience)
@@ -189,7 +196,7 @@ def _check_options(options: Options) -> None:
                 "learn: early_stopping evaluates every eval_every steps, got None; set "
                 "it, such as to a tenth of a task."
             )
-            raise ValueError(msg)
+            raise InputError(msg)
 
 
 def _check_layout(sharding: ShardingPlan | None, options: Options) -> None:
@@ -199,7 +206,7 @@ def _check_layout(sharding: ShardingPlan | None, options: Options) -> None:
             f"learn: {jax.process_count()} processes share one layout, got None; give "
             "ShardingPlan(make_mesh(), fsdp())."
         )
-        raise ValueError(msg)
+        raise InputError(msg)
     if sharding is not None:
         check_sharding_plan("learn", sharding)
         sizes = options.batch_size, options.eval_batch_size
@@ -214,7 +221,7 @@ def _check_column_names(names: Sequence[str]) -> None:
             "learn: tasks and evaluation sets must have different names, got "
             f"{shown(wrong)}{' twice' if not odd else ''}; give each its own."
         )
-        raise ValueError(msg)
+        raise InputError(msg)
 
 
 def _check_tasks(
@@ -227,17 +234,17 @@ def _check_tasks(
     if not isinstance(tasks, Sequence) or isinstance(tasks, Task):
         came = type(tasks).__name__
         msg = f"learn: tasks must be a list of tasks, got {came}; make one of them."
-        raise ValueError(msg)
+        raise InputError(msg)
     if not tasks:
         msg = "learn: expected at least one task, got none."
-        raise ValueError(msg)
+        raise InputError(msg)
     if options.max_tasks is not None and len(tasks) > options.max_tasks:
         msg = (
             f"learn: the run has room for {options.max_tasks} tasks (max_tasks), got "
             f"{len(tasks)}; begin another one with start= and fresh= for the parts that "
             "are full."
         )
-        raise ValueError(msg)
+        raise InputError(msg)
     for task in tasks:
         _check_task(task, options, measured=measured)
     _check_column_names([*(task.name for task in tasks), *evaluation])
@@ -253,26 +260,26 @@ def _check_task(task: Task, options: Options, *, measured: bool) -> None:
     )
     if task.num_steps is not None and task.num_epochs is not None:
         msg = f"learn: task {task.name!r} has num_steps and num_epochs; leave one out."
-        raise ValueError(msg)
+        raise InputError(msg)
     steps_of(task, options)
     if task.train.count < 1:
         msg = f"learn: task {task.name!r} has no rows to learn from; drop the task."
-        raise ValueError(msg)
+        raise InputError(msg)
     if measured and task.test.count < 1:
         msg = (
             f"learn: task {task.name!r} has no rows to be tested on; give it some, or "
             "drop the task or the metrics."
         )
-        raise ValueError(msg)
+        raise InputError(msg)
     if task.valid is not None and task.valid.count < 1:
         msg = f"learn: task {task.name!r} has no validation rows; leave valid out."
-        raise ValueError(msg)
+        raise InputError(msg)
     if options.early_stopping is not None and task.valid is None:
         msg = (
             f"learn: early_stopping needs validation rows, task {task.name!r} has none; "
             "give it valid=, such as by train_valid_split."
         )
-        raise ValueError(msg)
+        raise InputError(msg)
 
 
 __all__ = ["EarlyStopping", "Options", "check_run", "steps_of"]

@@ -7,6 +7,8 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from jaxcl.errors import InputError
+
 
 def start_processes(
     address: str | None = None,
@@ -34,10 +36,10 @@ def start_processes(
             "start_processes: give address, count and index, or none of them where the "
             f"cluster tells, got {address}, {count} and {index}."
         )
-        raise ValueError(msg)
+        raise InputError(msg)
     if count is not None and index is not None and not 0 <= index < count:
         msg = f"start_processes: index must be from 0 to {count - 1}, got {index}."
-        raise ValueError(msg)
+        raise InputError(msg)
     jax.distributed.initialize(
         address,
         num_processes=count,

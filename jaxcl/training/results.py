@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from jaxcl.data.dataset import Dataset, Task
+from jaxcl.errors import InputError
 from jaxcl.training.batches import some_places, take_rows
 from jaxcl.training.fingerprint import fingerprint
 from jaxcl.training.options import Options, steps_of
@@ -98,7 +99,7 @@ def check_room(notes: Mapping[str, Any], options: Options, place: Any) -> None:
             f"{tasks}; begin another one with start= and fresh= for the parts that are "
             "full."
         )
-        raise ValueError(msg)
+        raise InputError(msg)
 
 
 def _columns(matrix: np.ndarray, sets: Sequence[str]) -> list[str]:
@@ -169,13 +170,13 @@ def check_tasks_go_on(
                 f"{old.get(name)!r}, got {new[name]!r}; the tasks of a run stay, and new "
                 "ones come after them: give another folder for another stream."
             )
-            raise ValueError(msg)
+            raise InputError(msg)
     if len(held) > len(now):
         msg = (
             f"learn: {place} holds a run of {len(held)} tasks, got {len(now)}; give all "
             "of them, or another folder."
         )
-        raise ValueError(msg)
+        raise InputError(msg)
 
 
 def warn_of_bad_scores(

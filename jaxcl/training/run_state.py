@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxcl.data.dataset import Task
+from jaxcl.errors import InputError
 from jaxcl.sharding import ShardingPlan, replicated
 from jaxcl.training.checkpoint import restore, steps
 from jaxcl.training.compiled import Policy
@@ -77,7 +78,7 @@ def latest_run_state(
                 f"learn: {place} has {len(bare)} checkpoints and none of their notes, "
                 f"such as {bare[0]}.json; bring these back, or give another folder."
             )
-            raise ValueError(msg)
+            raise InputError(msg)
         return Found(start, {})
     restored = restore(place, on_devices(start, sharding), metadata=metadata)
     return Found(on_host(restored.tree), restored.notes)

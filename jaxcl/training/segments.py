@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int, PyTree
 
-from jaxcl.errors import check_size
+from jaxcl.errors import InputError, check_size
 from jaxcl.training.checkpoint import restore, save, steps
 
 
@@ -58,7 +58,7 @@ def in_segments(
             f"in_segments: size must divide the {num_tasks} tasks, got {size}; "
             "see segment_size."
         )
-        raise ValueError(msg)
+        raise InputError(msg)
     walk = lambda state, first: advance(state, first + jnp.arange(size))
 
     def whole(leaf):
@@ -76,7 +76,7 @@ def in_segments(
                 f"in_segments: the checkpoint in {folder} stands at task {done}, where no "
                 f"segment of {size} tasks begins; go on with the size it was made with."
             )
-            raise ValueError(msg)
+            raise InputError(msg)
     began = saved = time.perf_counter()
     seconds = lambda: float(np.asarray(spent)[0]) + time.perf_counter() - began
     for first in range(done, num_tasks, size):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import jax
 
-from jaxcl.errors import shown
+from jaxcl.errors import InputError, shown
 from jaxcl.training.checkpoint import Leaves, is_preserved, read_leaves, steps
 from jaxcl.typing import MethodState
 
@@ -32,7 +32,7 @@ def started_from(
             f"learn: fresh must name parts of the state, such as ('memory',), got "
             f"{shown(fresh)}; there are {', '.join(MethodState._fields)}."
         )
-        raise ValueError(msg)
+        raise InputError(msg)
     place = _checkpoint_of(Path(start))
     held = read_leaves(place)
     if int(held.get(".step", 0)):
@@ -40,7 +40,7 @@ def started_from(
             f"learn: start must be the end of a task, got {place}, which is step "
             f"{int(held['.step'])} of one; give one of a task's end, or finish that run."
         )
-        raise ValueError(msg)
+        raise InputError(msg)
     parts = {
         name: part if name in fresh else _part(name, part, held, start)
         for name, part in state._asdict().items()
@@ -60,7 +60,7 @@ def _checkpoint_of(place: Path) -> Path:
         f"learn: start must be the folder of a run or FOLDER/checkpoints/NUMBER, got "
         f"{place}, where no checkpoint is."
     )
-    raise ValueError(msg)
+    raise InputError(msg)
 
 
 def _part(name: str, part, held: Leaves, start):
@@ -85,7 +85,7 @@ def _part(name: str, part, held: Leaves, start):
                 f"the method {new}; build the same parts, or begin with new ones: "
                 f"fresh=({name!r},)."
             )
-            raise ValueError(msg)
+            raise InputError(msg)
     leaves = [jax.device_put(held[key], leaf.sharding) for key, leaf in wanted.items()]
     return jax.tree.unflatten(jax.tree.structure(part), leaves)
 

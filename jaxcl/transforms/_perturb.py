@@ -9,7 +9,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int, PyTree, ScalarLike
 
-from jaxcl.errors import is_zero
+from jaxcl.errors import InputError, is_zero
 from jaxcl.tree import axpy, dot, norm, safe_divide, wide, wide_dtype
 from jaxcl.typing import GradFn, Params
 
@@ -82,21 +82,21 @@ def check_update(name: str, params: Any, **functions: Any) -> None:
             f"{name}: update needs params, the point to perturb, got None; "
             "call update(grads, state, params, ...)."
         )
-        raise ValueError(msg)
+        raise InputError(msg)
     hidden = lambda leaf: isinstance(leaf, optax.MaskedNode)
     if any(map(hidden, jax.tree.leaves(params, is_leaf=hidden))):
         msg = (
             f"{name}: update needs all parameters, got some hidden by optax.masked or "
             f"optax.partition; take {name} out of it and give it a mask instead."
         )
-        raise ValueError(msg)
+        raise InputError(msg)
     for argument, function in functions.items():
         if not callable(function):
             msg = (
                 f"{name}: update needs {argument}, a function (params) -> grads on the "
                 f"same batch and key, got {function!r}; pass update(..., {argument}=...)."
             )
-            raise ValueError(msg)
+            raise InputError(msg)
 
 
 def gradient_at(
@@ -114,7 +114,7 @@ def gradient_at(
             f"{name}: {argument} must return gradients of structure {want}, got {got}; "
             "return the gradients alone, without value or aux."
         )
-        raise ValueError(msg)
+        raise InputError(msg)
     shapes = [
         (jnp.shape(f), jnp.shape(g))
         for f, g in zip(jax.tree.leaves(found), jax.tree.leaves(like), strict=True)
@@ -125,7 +125,7 @@ def gradient_at(
             f"{name}: {argument} must return gradients of the parameters' shapes, got "
             f"{wrong[0][0]} for {wrong[0][1]}."
         )
-        raise ValueError(msg)
+        raise InputError(msg)
     return jax.tree.map(lambda f, g: f.astype(g.dtype), found, like)
 
 
@@ -150,7 +150,7 @@ def masked_leaves(name: str, mask: Mask | None, params: Params, tree: PyTree) ->
             f"{name}: mask must be a tree of booleans like params, or a prefix of it, "
             f"got {jax.tree.structure(keeps)}."
         )
-        raise ValueError(msg) from error
+        raise InputError(msg) from error
 
 
 def step_from(params: Params, scale, direction: PyTree) -> Params:
@@ -233,7 +233,7 @@ def _check_real(params: Params) -> None:
                 f"{jax.tree_util.keystr(path) or 'its root'}; hold real and imaginary "
                 "parts as two leaves."
             )
-            raise ValueError(msg)
+            raise InputError(msg)
 
 
 def perturbed_update(

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, ScalarLike
 
-from jaxcl.errors import check_limits, check_number
+from jaxcl.errors import InputError, check_limits, check_number
 from jaxcl.transforms._perturb import (
     Mask,
     PerturbationState,
@@ -30,7 +30,7 @@ def both_gradients(state: PerturbationState) -> tuple[Array, Array]:
             "perturbation_curvature, perturbation_rise: the state must hold the alignment "
             "of both gradients, got None; build the transformation with measure=True."
         )
-        raise ValueError(msg)
+        raise InputError(msg)
     return state.grad_norm, safe_divide(state.alignment, state.grad_norm)
 
 

@@ -7,7 +7,7 @@ import jax
 import optax
 from jaxtyping import Array, ScalarLike
 
-from jaxcl.errors import check_kind
+from jaxcl.errors import InputError, check_kind
 from jaxcl.tree import wide
 
 
@@ -40,7 +40,7 @@ def scale_by_progress(
                 "scale_by_progress: update needs progress, got None; use it inside "
                 "make_method, or pass update(..., progress=jaxcl.typing.Progress(...))."
             )
-            raise ValueError(msg)
+            raise InputError(msg)
         factor = schedule(progress.fraction())
         scale = lambda leaf: (factor * wide(leaf)).astype(leaf.dtype)
         return jax.tree.map(scale, updates), state

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int, ScalarLike
 
-from jaxcl.errors import check_number
+from jaxcl.errors import InputError, check_number
 from jaxcl.transforms._perturb import (
     check_update,
     next_count,
@@ -102,7 +102,7 @@ def task_gradients(rows, grads):
             f"{jax.tree.map(lambda leaf: leaf.shape, rows)}; stack them, zeros for tasks "
             "not seen yet."
         )
-        raise ValueError(msg)
+        raise InputError(msg)
     return rows
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import optax
 
-from jaxcl.errors import check_number, is_zero
+from jaxcl.errors import InputError, check_number, is_zero
 from jaxcl.transforms._perturb import (
     Mask,
     ScalarOrSchedule,
@@ -67,7 +67,7 @@ def gnp(
             "gnp: needs exactly one of alpha (the blend) and penalty (alpha * r), got "
             f"alpha={alpha}, penalty={penalty}."
         )
-        raise ValueError(msg)
+        raise InputError(msg)
     strength: Any = penalty if alpha is None else alpha
     check_number("gnp", schedules=True, r=r)
     check_number(
@@ -75,7 +75,7 @@ def gnp(
     )
     if alpha is None and is_zero(r):
         msg = "gnp: penalty needs r above 0, because alpha = penalty / r; got r=0."
-        raise ValueError(msg)
+        raise InputError(msg)
 
     def blend(count, grads, perturbed):
         share = at_step(strength, count)

@@ -5,7 +5,7 @@ import optax
 from jax.core import Tracer
 from jaxtyping import ScalarLike
 
-from jaxcl.errors import check_number
+from jaxcl.errors import InputError, check_number
 from jaxcl.transforms._perturb import (
     Mask,
     ScalarOrSchedule,
@@ -88,7 +88,7 @@ def rho_schedule(
     traced = any(isinstance(end, Tracer) for end in (lr_max, lr_min))
     if not traced and lr_max == lr_min:
         msg = f"rho_schedule: lr_max must differ from lr_min, got {lr_max} for both."
-        raise ValueError(msg)
+        raise InputError(msg)
 
     def rho(count):
         share = jnp.subtract(learning_rate(count), lr_min) / jnp.subtract(

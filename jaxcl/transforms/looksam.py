@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, PyTree
 
-from jaxcl.errors import check_number
+from jaxcl.errors import InputError, check_number
 from jaxcl.lockstep import when
 from jaxcl.transforms._perturb import (
     Mask,
@@ -92,7 +92,7 @@ def looksam(
     check_number("looksam", schedules=True, alpha=alpha)
     if isinstance(k, bool) or not isinstance(k, int) or k < 1:
         msg = f"looksam: k must be a Python int of at least 1, got {k!r}."
-        raise ValueError(msg)
+        raise InputError(msg)
 
     def init(params):
         nothing = jax.tree.map(lambda leaf: jnp.zeros_like(wide(leaf)), params)

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 from jaxtyping import PyTree
 
-from jaxcl.errors import shown
+from jaxcl.errors import InputError, shown
 from jaxcl.typing import MethodState, Params, Progress
 
 _LINE_SEARCH = (
@@ -43,18 +43,18 @@ def first_state(
             "function of the parameters, such as lambda params: jax.tree.map(...), or "
             "the parameters as plain dicts (flax.core.unfreeze)."
         )
-        raise ValueError(msg) from error
+        raise InputError(msg) from error
     for name, wanted in _REFUSED.items():
         if _named(name, state):
             msg = f"make_method: optimizer must {wanted}"
-            raise ValueError(msg)
+            raise InputError(msg)
     if any(node.cache is not None for node in _named("SAMState", state)):
         msg = (
             "make_method: optimizer must leave the parameters where they are evaluated, "
             "got optax.contrib.sam, which moves them between its two kinds of steps; give "
             "gradient=sam(rho), or optax.contrib.sam(..., opaque_mode=True)."
         )
-        raise ValueError(msg)
+        raise InputError(msg)
     return state
 
 
@@ -76,7 +76,7 @@ def accepting(name: str, part: Any) -> optax.GradientTransformationExtraArgs:
             f"make_method: {name} must be an optax transformation, got {shown(part)}; "
             "build it, such as optax.sgd(0.1)."
         )
-        raise ValueError(msg)
+        raise InputError(msg)
     module = str(getattr(part.update, "__module__", ""))
     package, _, last = module.rpartition(".")
     if name == "optimizer" and package == "jaxcl.transforms" and last not in _ANY:
@@ -85,14 +85,14 @@ def accepting(name: str, part: Any) -> optax.GradientTransformationExtraArgs:
             "transformation, which would go uphill; give it as gradient=, or an optimizer "
             "after it: optax.chain(sam(0.05), optax.sgd(0.1))."
         )
-        raise ValueError(msg)
+        raise InputError(msg)
     part = optax.with_extra_args_support(part)
     if name == "gradient" and module.startswith("optax") and _reverses(part):
         msg = (
             "make_method: gradient must return a gradient, got a transformation that "
             "reverses it, as an optimizer does; give it as optimizer."
         )
-        raise ValueError(msg)
+        raise InputError(msg)
     named = inspect.signature(part.update).parameters
     if any(p.kind is p.VAR_KEYWORD for p in named.values()):
         return part
@@ -163,7 +163,7 @@ def restarted(
             f"expected them in the shapes of the parameters, got {leaf.shape} for "
             f"{mask.shape}; use an optimizer such as SGD or Adam."
         )
-        raise ValueError(msg)
+        raise InputError(msg)
 
     marks = optax.tree.map_params(
         optimizer,

@@ -190,9 +190,9 @@ def test_a_stream_is_read_by_two_programs_a_split_and_one_task_of_it_stays(monke
         ('"cat"', "line 2 is bad .TypeError: expected numbers from parse, got 'cat'"),
         (
             str(2**40),
-            "line 2 is bad .ValueError: expected integers within int32 from parse, got 1",
+            "line 2 is bad .InputError: expected integers within int32 from parse, got 1",
         ),
-        ("[1]", r"line 2 is bad .ValueError: expected shapes"),
+        ("[1]", r"line 2 is bad .InputError: expected shapes"),
     ],
 )
 def test_a_label_that_no_batch_can_hold_is_a_bad_line(tmp_path, bad, words):

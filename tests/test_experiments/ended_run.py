@@ -7,12 +7,12 @@ import jax
 import numpy as np
 import optax
 
-from experiments.harness import RunSpec, Trial, learn_trial, main, run_trials
 from jaxcl.data import Dataset, Task, array_dataset
 from jaxcl.losses import cross_entropy, single_head
 from jaxcl.method import make_method
 from jaxcl.metrics import classification
 from jaxcl.models import mlp
+from jaxcl.runs import RunSpec, Trial, learn_trial, main, run_trials
 from jaxcl.training import Options
 from jaxcl.tree import as_batch
 

@@ -20,7 +20,7 @@ from experiments.benchmarks.report import (
     targets_table,
 )
 from experiments.benchmarks.run import run, turns
-from experiments.harness import (
+from jaxcl.runs import (
     RunFolder,
     append,
     fill,

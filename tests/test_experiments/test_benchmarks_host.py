@@ -11,7 +11,7 @@ import pytest
 from experiments.benchmarks.host import config
 from experiments.benchmarks.host.report import costs_table, report, targets
 from experiments.benchmarks.host.run import run, turns
-from experiments.harness import main, read_records
+from jaxcl.runs import main, read_records
 
 ROOT = Path(__file__).parents[2]
 SMOKE = config.PRESETS["smoke"]

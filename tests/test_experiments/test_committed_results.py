@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from experiments.harness import RunFolder, read_records
-from experiments.harness.command import parse
-from experiments.harness.run_folder import examine
+from jaxcl.runs import RunFolder, read_records
+from jaxcl.runs.command import parse
+from jaxcl.runs.run_folder import examine
 
 ROOT = Path(__file__).parents[2]
 FOLDERS = sorted(

@@ -20,11 +20,11 @@ from experiments.ewc_permuted.report import (
     write_readme,
 )
 from experiments.ewc_permuted.run import check, choose, make_fisher
-from experiments.harness import RunFolder, command, read_records, write_json
-from experiments.harness.run_folder import plain
 from jaxcl.data import permuted, synthetic_images
 from jaxcl.losses import single_head
 from jaxcl.models import mlp
+from jaxcl.runs import RunFolder, command, read_records, write_json
+from jaxcl.runs.run_folder import plain
 from jaxcl.training import segments
 from jaxcl.tree import at
 from jaxcl.typing import Batch

@@ -20,9 +20,9 @@ from experiments.byte_domains.text import as_rows, domains, first, make_task
 from experiments.class_stream import config as class_config
 from experiments.class_stream.report import report as class_report
 from experiments.class_stream.run import run as class_run
-from experiments.harness import host_runs, main, read_records
-from experiments.harness.forgetting import forgetting_table, so_far
-from experiments.harness.host_runs import told_of
+from jaxcl.runs import host_runs, main, read_records
+from jaxcl.runs.forgetting import forgetting_table, so_far
+from jaxcl.runs.host_runs import told_of
 
 ROOT = Path(__file__).parents[2]
 SETTINGS = {

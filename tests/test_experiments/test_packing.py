@@ -4,12 +4,12 @@ import dataclasses
 
 import pytest
 
-from experiments.harness import RunFolder, read_records
 from experiments.plasticity import packing
 from experiments.plasticity.arms import arms, trials
 from experiments.plasticity.config import PRESETS
 from experiments.plasticity.run import Program, run_id
 from experiments.plasticity.settings import load, make_setting
+from jaxcl.runs import RunFolder, read_records
 
 SMOKE = packing.PRESETS["smoke"]
 

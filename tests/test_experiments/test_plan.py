@@ -13,9 +13,9 @@ from experiments.byte_domains.plan import (
     to_table,
     traffic,
 )
-from experiments.harness import read_json
 from jaxcl.models import LlamaConfig, llama
 from jaxcl.report.tables import to_markdown
+from jaxcl.runs import read_json
 
 SMALL = LlamaConfig(
     vocab_size=512,

@@ -12,7 +12,6 @@ import jax
 import numpy as np
 import pytest
 
-from experiments.harness import RunFolder, append, finished, main, read_records
 from experiments.plasticity.arms import arms, fixed_norm, trials
 from experiments.plasticity.config import PRESETS, Config
 from experiments.plasticity.report import report
@@ -20,6 +19,7 @@ from experiments.plasticity.run import MAY_BE_ZERO, check, packs, run
 from experiments.plasticity.settings import load, make_model, make_setting
 from jaxcl.data import synthetic_images
 from jaxcl.losses import cross_entropy
+from jaxcl.runs import RunFolder, append, finished, main, read_records
 from jaxcl.training import first_example
 from jaxcl.tree import at, norm
 

@@ -11,8 +11,6 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from experiments.harness import RunFolder, append, write_json
-from experiments.harness.readme import fill
 from experiments.plasticity.arms import arms, from_the_start, trials
 from experiments.plasticity.comparisons import (
     MARGIN,
@@ -49,6 +47,8 @@ from jaxcl.method import default_learner
 from jaxcl.models import mlp
 from jaxcl.report import figures, page
 from jaxcl.report.tables import to_markdown
+from jaxcl.runs import RunFolder, append, write_json
+from jaxcl.runs.readme import fill
 from jaxcl.training.device import fit_task
 from jaxcl.tree import as_batch
 

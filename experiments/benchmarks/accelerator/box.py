@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 import jax
 
-from experiments.harness.environment import commit
-from experiments.harness.run_folder import plain
+from jaxcl.runs.environment import commit
+from jaxcl.runs.run_folder import plain
 
 
 class Box(NamedTuple):

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.harness import expect_no_words, fill
+from jaxcl.runs import expect_no_words, fill
 
 HERE = Path(__file__).parent.parent
 LINES = HERE / "results" / "accelerator" / "h100.jsonl"

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import jax
 
 from experiments.benchmarks.accelerator.box import Box, make_box
-from experiments.harness.environment import commit
+from jaxcl.runs.environment import commit
 
 #: Autotuning compiles and times many kernels for every product of a program. Zero takes
 #: the compiler's first choice, which may run slower.

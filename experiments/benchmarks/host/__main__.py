@@ -6,7 +6,7 @@ from experiments.benchmarks.host import config
 from experiments.benchmarks.host.report import report
 from experiments.benchmarks.host.run import run
 from experiments.benchmarks.one_thread import use_one_thread
-from experiments.harness import main
+from jaxcl.runs import main
 
 if __name__ == "__main__":
     if os.environ.get("JAX_PLATFORMS", "cpu") == "cpu":  # no accelerator is asked for

@@ -6,8 +6,8 @@ from typing import Any
 
 from experiments.benchmarks.host.config import Config
 from experiments.benchmarks.report import README, Target, targets_table
-from experiments.harness import RunFolder, fill, read_json, read_records, write_text
 from jaxcl.report.tables import Column, Table, to_markdown
+from jaxcl.runs import RunFolder, fill, read_json, read_records, write_text
 
 Record = dict[str, Any]
 Done = dict[str, list[Record]]

@@ -19,7 +19,8 @@ import numpy as np
 from experiments.benchmarks.host.config import JOBS, Config
 from experiments.benchmarks.host.job import NUM_ROWS, Job, make_job, make_program
 from experiments.benchmarks.ours import timed
-from experiments.harness import (
+from jaxcl.errors import InputError
+from jaxcl.runs import (
     RunFolder,
     append,
     check_fields,
@@ -27,7 +28,7 @@ from experiments.harness import (
     finished,
     progress,
 )
-from experiments.harness.run_folder import plain
+from jaxcl.runs.run_folder import plain
 from jaxcl.training import Options, restore, save
 from jaxcl.training.batches import take_rows
 from jaxcl.training.checkpoint import saving
@@ -90,14 +91,14 @@ def check_sizes(config: Config) -> None:
         size = getattr(config, name)
         if size > NUM_ROWS:
             msg = f"{name}: at most the {NUM_ROWS} rows there are, got {size}."
-            raise ValueError(msg)
+            raise InputError(msg)
     for count in config.devices:
         if config.devices_batch_size % count:
             msg = (
                 f"devices_batch_size: must be a multiple of all devices, got "
                 f"{config.devices_batch_size} for {count}."
             )
-            raise ValueError(msg)
+            raise InputError(msg)
 
 
 def turns(config: Config) -> list[Turn]:

@@ -7,18 +7,18 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments.harness.readme import fill, made_on
-from experiments.harness.run_folder import (
-    RunFolder,
-    read_json,
-    read_records,
-    write_text,
-)
 from jaxcl import metrics
 from jaxcl.report import figures, page
 from jaxcl.report.records import group, labels, split
 from jaxcl.report.statistics import Interval, mean_interval
 from jaxcl.report.tables import Column, Table, interval_note, to_csv, to_markdown
+from jaxcl.runs.readme import fill, made_on
+from jaxcl.runs.run_folder import (
+    RunFolder,
+    read_json,
+    read_records,
+    write_text,
+)
 
 Record = dict[str, Any]
 

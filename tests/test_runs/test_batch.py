@@ -11,8 +11,8 @@ import time
 import pytest
 
 from experiments import batch
-from experiments.harness import read_records
-from experiments.harness.launch import Job, execute, run_here, run_on_cluster
+from jaxcl.runs import read_records
+from jaxcl.runs.launch import Job, execute, run_here, run_on_cluster
 
 SLEEP = "import time, os; print(os.getpid(), flush=True); time.sleep(60)"
 TINY = ["--arms", "none", "--num-tasks", "1", "--num-steps", "2"]

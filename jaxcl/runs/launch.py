@@ -8,7 +8,7 @@ from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from experiments.harness.errors import InputError
+from jaxcl.errors import InputError
 
 
 class Job(NamedTuple):

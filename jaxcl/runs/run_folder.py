@@ -36,8 +36,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.harness.environment import commit, describe_environment
-from experiments.harness.errors import InputError
+from jaxcl.errors import InputError
+from jaxcl.runs.environment import commit, describe_environment
 
 #: The folder, inside a run's, of what unfinished runs need to go on.
 CHECKPOINTS = "checkpoints"
@@ -219,7 +219,7 @@ def append(folder: RunFolder, records: Iterable[dict[str, Any]]) -> None:
     for place, name in enumerate(names):
         if not name or name in known or name in names[:place]:
             msg = f"append: {name!r} is no name for a run, or it has finished before."
-            raise ValueError(msg)
+            raise InputError(msg)
     text = "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines)
     with open(path, "a", encoding="utf-8") as results:
         results.write(text)
@@ -319,8 +319,8 @@ def plain(value: Any) -> Any:
     return array.tolist()
 
 
-def _numbers(array: np.ndarray) -> Any:
-    if array.ndim:
+def _numbers(array: np.ndarray | np.generic) -> Any:
+    if isinstance(array, np.ndarray) and array.ndim:
         return [_numbers(row) for row in array]
     return float(str(array)) if np.isfinite(array) else None
 

@@ -3,7 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from experiments.harness.run_folder import write_text
+from jaxcl.errors import InputError
+from jaxcl.runs.run_folder import write_text
 
 
 def fill(path: Path, text: str, name: str = "results") -> None:
@@ -25,7 +26,7 @@ def fill(path: Path, text: str, name: str = "results") -> None:
     once = held.count(begin) == held.count(end) == 1
     if not once or held.index(begin) > held.index(end):
         msg = f"{path}: expected the marks {begin} and {end}, once each, in this order."
-        raise ValueError(msg)
+        raise InputError(msg)
     before, rest = held.split(begin)
     after = rest.split(end)[1]
     made = f"{before}{begin}\n\n{text.strip()}\n\n{end}{after}"

@@ -19,9 +19,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import harness
-from experiments.harness import command, environment, run_folder
-from experiments.harness.errors import is_bad_input
+from jaxcl import runs
+from jaxcl.runs import command, environment, run_folder
+from jaxcl.runs.errors import is_bad_input
 from jaxcl.training.lock import lock_folder
 from jaxcl.training.progress import pace
 
@@ -52,10 +52,10 @@ def stop(_config, _folder):
 
 
 def run_all(config, folder):
-    done = harness.finished(folder)
+    done = runs.finished(folder)
     for seed in range(config.seeds):
         if f"seed={seed}" not in done:
-            harness.append(folder, [record(f"seed={seed}")])
+            runs.append(folder, [record(f"seed={seed}")])
 
 
 def start(tmp_path, *words, run=run_all, out="run", **others):
@@ -97,7 +97,7 @@ def test_the_default_folder_names_experiment_preset_and_settings():
     """Oracle: equal settings give equal names, other settings other names."""
 
     def path(config):
-        folder = harness.RunFolder(
+        folder = runs.RunFolder(
             Path(), "toy", "smoke", config, cosmetic_fields=("limit",)
         )
         return run_folder.default_path(folder, Path("o"))
@@ -192,10 +192,10 @@ def test_a_command_that_asks_for_help_gets_no_job(path, monkeypatch, capsys):
 def test_a_command_without_arguments_goes_on_without_any(capsys):
     """Oracle: it returns and is silent; control: with a word it leaves, and names it."""
     assert len(COMMANDS) >= 4
-    harness.expect_no_words("What it is.", [])
+    runs.expect_no_words("What it is.", [])
     assert capsys.readouterr() == ("", "")
     with pytest.raises(SystemExit):
-        harness.expect_no_words("What it is.", ["now"])
+        runs.expect_no_words("What it is.", ["now"])
     assert "unexpected 'now'; this command takes no" in capsys.readouterr().err
 
 
@@ -285,7 +285,7 @@ def test_a_folder_remembers_its_data(tmp_path, capsys):
     images = np.arange(6.0)
 
     def run(config, folder):
-        harness.check_data_hash(folder, [images, np.zeros(2)])
+        runs.check_data_hash(folder, [images, np.zeros(2)])
         stop(config, folder)
 
     for _ in range(2):
@@ -311,7 +311,7 @@ def test_sigterm_is_an_end_without_error_and_the_handler_is_put_back(tmp_path, c
 
     def end(config, folder):
         del config
-        harness.append(folder, [record("seed=0")])
+        runs.append(folder, [record("seed=0")])
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(60)
 
@@ -345,7 +345,7 @@ def test_a_run_whose_report_fails_is_not_done_and_the_next_makes_the_report(tmp_
 
 def test_the_time_of_a_run_is_that_between_its_marks(tmp_path, monkeypatch):
     """Oracle: a clock set by hand; a second end adds nothing."""
-    folder = harness.RunFolder(tmp_path, "toy", "smoke", Config())
+    folder = runs.RunFolder(tmp_path, "toy", "smoke", Config())
     for clock, state, seconds in (
         (100.0, "running", 0.0),
         (107.0, "done", 7.0),
@@ -355,20 +355,20 @@ def test_the_time_of_a_run_is_that_between_its_marks(tmp_path, monkeypatch):
     ):
         monkeypatch.setattr(time, "time", lambda clock=clock: clock)
         run_folder.mark(folder, state)
-        assert harness.read_json(tmp_path / "status.json")["seconds"] == seconds
+        assert runs.read_json(tmp_path / "status.json")["seconds"] == seconds
 
 
 def test_an_unfinished_run_goes_on_and_drops_a_torn_line(tmp_path):
     """Oracle: the lines of a run that was never stopped."""
 
     def begin(_config, folder):
-        harness.append(folder, [record("seed=0"), record("seed=1")])
+        runs.append(folder, [record("seed=0"), record("seed=1")])
         raise KeyboardInterrupt
 
     assert start(tmp_path, "paper", run=begin) == 130
     results = tmp_path / "run" / "results.jsonl"
     results.write_bytes(results.read_bytes()[:-4])
-    assert harness.finished(tmp_path / "run") == {"seed=0"}
+    assert runs.finished(tmp_path / "run") == {"seed=0"}
     assert start(tmp_path, "paper") == 0
     names = [json.loads(line)["run"] for line in lines(tmp_path)]
     assert names == ["seed=0", "seed=1", "seed=2"]
@@ -383,7 +383,7 @@ def test_lines_of_another_machine_or_program_are_announced(tmp_path, capsys):
     path = tmp_path / "run" / "environment.json"
     held = json.loads(path.read_text())
     held["versions"]["jax"] = "0.1"
-    harness.write_json(path, {**held, "cpu": "an abacus"})
+    runs.write_json(path, {**held, "cpu": "an abacus"})
     assert start(tmp_path, "paper", run=stop) == 130
     (said,) = (line for line in capsys.readouterr().out.splitlines() if "note:" in line)
     assert f"jax 0.1 -> {jax.__version__}; cpu an abacus -> " in said
@@ -406,7 +406,7 @@ def test_a_diverged_run_is_named_in_the_status(tmp_path, capsys):
 
     def run(_config, folder):
         names = [record("a"), record("b", status="diverged"), record("c")]
-        harness.append(folder, names)
+        runs.append(folder, names)
 
     assert start(tmp_path, "smoke", run=run) == 0
     assert status(tmp_path)["status"] == "diverged"
@@ -493,16 +493,16 @@ def test_appending_does_not_read_everything_again(tmp_path, monkeypatch):
     """Oracle: counting the lines that are parsed; a line of somebody else is seen."""
     parsed, loads = [], json.loads
     monkeypatch.setattr(json, "loads", lambda text: parsed.append(1) or loads(text))
-    folder = harness.RunFolder(tmp_path, "toy", "smoke", None)
+    folder = runs.RunFolder(tmp_path, "toy", "smoke", None)
     for number in range(20):
-        harness.append(folder, [record(f"seed={number}")])
+        runs.append(folder, [record(f"seed={number}")])
     assert len(parsed) == 0
     with open(tmp_path / "results.jsonl", "a") as file:
         file.write(json.dumps(record("theirs")) + "\n")
     with pytest.raises(ValueError, match="finished before"):
-        harness.append(folder, [record("theirs")])
+        runs.append(folder, [record("theirs")])
     with pytest.raises(ValueError, match="finished before"):
-        harness.append(folder, [record("twice"), record("twice")])
+        runs.append(folder, [record("twice"), record("twice")])
     assert len(lines_of(tmp_path)) == 21
 
 
@@ -516,10 +516,10 @@ def test_every_line_names_its_commit(tmp_path, monkeypatch):
         ["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True
     )
     environment.commit.cache_clear()
-    harness.append(harness.RunFolder(tmp_path, "toy", "", None), [record("a")])
+    runs.append(runs.RunFolder(tmp_path, "toy", "", None), [record("a")])
     monkeypatch.setattr(run_folder, "commit", lambda: "another")
-    harness.append(harness.RunFolder(tmp_path, "toy", "", None), [record("b")])
-    first, second = [line["commit"] for line in harness.read_records(tmp_path)]
+    runs.append(runs.RunFolder(tmp_path, "toy", "", None), [record("b")])
+    first, second = [line["commit"] for line in runs.read_records(tmp_path)]
     if asked.returncode == 0:
         assert first.startswith(asked.stdout.strip())
     assert second == "another"
@@ -544,12 +544,12 @@ def test_results_hold_exact_numbers_and_no_nan(tmp_path):
     third = np.float32(1) / np.float32(3)
     values = jnp.array([third, jnp.nan, 0.1])
     half = jnp.array([1.5, 1 / 3], jnp.bfloat16)
-    run = lambda _, folder: harness.append(
+    run = lambda _, folder: runs.append(
         folder,
         [record("a", x=values, n=jnp.int32(3), half=half, wide=np.float64(1) / 3)],
     )
     assert start(tmp_path, "smoke", run=run) == 0
-    (held,) = harness.read_records(tmp_path / "run")
+    (held,) = runs.read_records(tmp_path / "run")
     assert np.float32(held["x"][0]) == third
     assert held["x"][1:] == [None, 0.1]
     assert held["n"] == 3
@@ -562,8 +562,8 @@ def test_a_name_is_used_once(tmp_path):
     """Oracle: the same record twice."""
 
     def run(_config, folder):
-        harness.append(folder, [record("a")])
-        harness.append(folder, [record("b"), record("a")])
+        runs.append(folder, [record("a")])
+        runs.append(folder, [record("b"), record("a")])
 
     assert start(tmp_path, "smoke", run=run) == 2
     assert [json.loads(line)["run"] for line in lines(tmp_path)] == ["a"]
@@ -572,14 +572,14 @@ def test_a_name_is_used_once(tmp_path):
 def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
     """Oracle: the old content, after a rename that never came."""
     path = tmp_path / "deep" / "page.html"
-    harness.write_text(path, "old")
+    runs.write_text(path, "old")
 
     def fail(*_):
         raise OSError
 
     monkeypatch.setattr(os, "replace", fail)
     with pytest.raises(OSError):  # noqa: PT011
-        harness.write_text(path, "new")
+        runs.write_text(path, "new")
     assert path.read_text() == "old"
 
 
@@ -591,7 +591,7 @@ def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
         monkeypatch.setattr(
             os, name, lambda *a, n=name, real=real: (calls.append(n), real(*a))
         )
-    harness.write_text(tmp_path / "a", "text")
+    runs.write_text(tmp_path / "a", "text")
     assert calls == ["fsync", "replace"]
 
 
@@ -599,7 +599,7 @@ def test_text_is_utf_8_wherever_it_is_written(tmp_path):
     """Oracle: the bytes, from a process whose own encoding is ASCII."""
     code = (
         "import sys; from pathlib import Path\n"
-        "from experiments.harness import read_json, write_json\n"
+        "from jaxcl.runs import read_json, write_json\n"
         "path = Path(sys.argv[1]); write_json(path, {'a': chr(177)})\n"
         "assert read_json(path) == {'a': chr(177)}"
     )
@@ -619,7 +619,7 @@ def test_pace_counts_like_a_stopwatch():
 
 def test_progress_in_a_log_is_a_few_plain_lines(capsys):
     """Oracle: one at once and one per tenth, none of them with control characters."""
-    with harness.progress(100, "runs") as advance:
+    with runs.progress(100, "runs") as advance:
         for _ in range(100):
             advance(1, "sam")
     said = capsys.readouterr().err.splitlines()
@@ -635,7 +635,7 @@ def test_progress_on_a_terminal_is_a_bar(capsys, monkeypatch):
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("COLUMNS", "100")
     monkeypatch.setenv("TERM", "xterm")
-    with harness.progress(4, "runs", done=2) as advance:
+    with runs.progress(4, "runs", done=2) as advance:
         time.sleep(0.01)
         advance(Fraction(1, 3))
         advance(Fraction(5, 3))
@@ -648,7 +648,7 @@ def test_a_part_of_a_run_counts_for_the_time_left(capsys, monkeypatch):
     """Oracle: worked out by hand; a third of one of two runs took two seconds."""
     clock = iter([0.0, 2.0, 2.0, 6.0, 6.0])
     monkeypatch.setattr(time, "monotonic", lambda: next(clock))
-    with harness.progress(2, "runs") as advance:
+    with runs.progress(2, "runs") as advance:
         advance(Fraction(1, 3))
         advance(Fraction(2, 3))
     assert capsys.readouterr().err.splitlines() == [

@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from experiments.harness.run_folder import CHECKPOINTS, RunFolder, append, finished
-from experiments.harness.workers import share_out
 from jaxcl.data import Task
+from jaxcl.runs.run_folder import CHECKPOINTS, RunFolder, append, finished
+from jaxcl.runs.workers import share_out
 from jaxcl.training import Options, ShardingPlan, fsdp, learn, make_mesh
 from jaxcl.training.compiled import Build, Metrics
 from jaxcl.training.options import steps_of

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.harness.forgetting import drawings, so_far, write_readme
+from jaxcl.runs.forgetting import drawings, so_far, write_readme
 
 ROOT = Path(__file__).parents[2]
 BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"

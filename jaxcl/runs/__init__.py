@@ -6,17 +6,17 @@ reports it; ``__main__.py`` of its folder is::
     raise SystemExit(main(PRESETS, run, __doc__, report=report, free=FREE))
 """
 
-from experiments.harness.command import expect_no_words, main
-from experiments.harness.fields import check_fields, check_names, nearest
-from experiments.harness.host_runs import (
+from jaxcl.runs.command import expect_no_words, main
+from jaxcl.runs.fields import check_fields, check_names, nearest
+from jaxcl.runs.host_runs import (
     RunSpec,
     Trial,
     learn_trial,
     run_trials,
     sharding_of,
 )
-from experiments.harness.readme import fill, made_on
-from experiments.harness.run_folder import (
+from jaxcl.runs.readme import fill, made_on
+from jaxcl.runs.run_folder import (
     CHECKPOINTS,
     RunFolder,
     append,
@@ -27,7 +27,7 @@ from experiments.harness.run_folder import (
     write_json,
     write_text,
 )
-from experiments.harness.workers import share_out, worker_count
+from jaxcl.runs.workers import share_out, worker_count
 from jaxcl.training.progress import progress
 
 __all__ = [

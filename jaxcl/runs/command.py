@@ -20,10 +20,11 @@ from typing import Annotated, Any, NamedTuple, get_args
 
 import tyro
 
-from experiments.harness.ending import ignore_more, tell_end, terminable
-from experiments.harness.errors import InputError, is_bad_input, one_line
-from experiments.harness.fields import nearest
-from experiments.harness.run_folder import (
+from jaxcl.errors import InputError
+from jaxcl.runs.ending import ignore_more, tell_end, terminable
+from jaxcl.runs.errors import is_bad_input, one_line
+from jaxcl.runs.fields import nearest
+from jaxcl.runs.run_folder import (
     CHECKPOINTS,
     RunFolder,
     begin,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.harness.readme import fill
+from jaxcl.runs.readme import fill
 
 HELD = "# Head\n\n<!-- results: begin -->old<!-- results: end -->\n\ntail\n"
 MADE = "# Head\n\n<!-- results: begin -->\n\nnew\n\n<!-- results: end -->\n\ntail\n"
@@ -38,7 +38,7 @@ def test_a_readme_is_utf_8_wherever_it_is_filled(tmp_path):
     path.write_text("± " + HELD, encoding="utf-8")
     code = (
         "import sys; from pathlib import Path\n"
-        "from experiments.harness import fill\n"
+        "from jaxcl.runs import fill\n"
         "fill(Path(sys.argv[1]), 'new')"
     )
     words = [sys.executable, "-X", "utf8=0", "-c", code, str(path)]

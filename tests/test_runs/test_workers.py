@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from experiments.harness import read_records, share_out, worker_count
-from experiments.harness.errors import InputError
+from jaxcl.errors import InputError
+from jaxcl.runs import read_records, share_out, worker_count
 
 JOBS = """
 import os, signal, time

@@ -6,6 +6,8 @@ import math
 from collections.abc import Collection, Iterable
 from typing import Any
 
+from jaxcl.errors import InputError
+
 
 def nearest(word: str, names: Collection[str]) -> str:
     """The end of a refusal: what was meant, or all there is."""
@@ -24,7 +26,7 @@ def check_names(field: str, given: Iterable[str], known: Collection[str]) -> Non
     for word in given:
         if word not in known:
             msg = f"{field}: unknown {word!r}{nearest(word, known)}"
-            raise ValueError(msg)
+            raise InputError(msg)
 
 
 def check_fields(
@@ -49,10 +51,10 @@ def check_fields(
         members = value if isinstance(value, tuple) else (value,)
         if not members:
             msg = f"{field}: expected at least one, got none."
-            raise ValueError(msg)
+            raise InputError(msg)
         if len(set(members)) < len(members) and field not in may_repeat:
             msg = f"{field}: expected each one once, got {value}."
-            raise ValueError(msg)
+            raise InputError(msg)
         # A bool is an int to isinstance, and no number.
         numbers = [one for one in members if type(one) in (int, float)]
         most = 1 if field in shares else math.inf
@@ -63,7 +65,7 @@ def check_fields(
             least = "of at least" if field in may_be_zero else "above"
             limit = " and below 1" if field in shares else ""
             msg = f"{field}: expected finite numbers {least} 0{limit}, got {value}."
-            raise ValueError(msg)
+            raise InputError(msg)
 
 
 __all__ = ["check_fields", "check_names", "nearest"]

@@ -18,8 +18,9 @@ from typing import Any, NamedTuple
 
 import jax
 
-from experiments.harness.ending import Terminated
-from experiments.harness.errors import InputError, is_bad_input, one_line
+from jaxcl.errors import InputError
+from jaxcl.runs.ending import Terminated
+from jaxcl.runs.errors import is_bad_input, one_line
 
 #: ``(job, send) -> None``: do a job, and ``send`` what there is to tell meanwhile.
 Do = Callable[[Any, Callable[[Any], None]], None]
