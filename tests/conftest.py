@@ -84,6 +84,10 @@ def pytest_runtest_setup(item):
         pytest.skip("set JAXCL_REALDATA to the folder that holds the data sets")
     if item.get_closest_marker("gpu") and jax.default_backend() != "gpu":
         pytest.skip("needs a GPU; run with JAX_PLATFORMS=cuda,cpu")
+    if item.get_closest_marker("devices") and jax.device_count() < 8:
+        pytest.skip(
+            "needs eight devices; run with JAX_PLATFORMS=cpu, which pretends them"
+        )
 
 
 @pytest.fixture

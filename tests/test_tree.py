@@ -111,6 +111,7 @@ def test_the_norm_has_a_derivative_of_zero_at_zero():
     np.testing.assert_allclose(gradient(jnp.array([3.0, 4.0])), [0.6, 0.8], rtol=1e-6)
 
 
+@pytest.mark.devices
 def test_an_inner_product_of_leaves_over_devices_gathers_nothing():
     """Oracle: the collectives in the compiled program; raveling is the control."""
     auto = (jax.sharding.AxisType.Auto,)

@@ -243,6 +243,8 @@ def store_copies(name, order):
 
 @pytest.mark.parametrize("name", BUILDERS)
 def test_a_loop_writes_to_the_store_in_place(name):
-    """Oracle: the compiled program; control: out of order, XLA copies the store."""
+    """Oracle: the compiled program; control: out of order, XLA copies the
+    store (on a CPU; for a GPU it finds the order itself)."""
     assert store_copies(name, order=True) == 0
-    assert store_copies(name, order=False) > 0
+    if jax.default_backend() == "cpu":
+        assert store_copies(name, order=False) > 0

@@ -67,6 +67,7 @@ def test_waiting_for_results_changes_no_bit(key):
     np.testing.assert_array_equal(after((), batch).weight, weight)
 
 
+@pytest.mark.devices
 def test_waiting_for_a_leaf_that_is_split_gathers_nothing():
     """Oracle: the collectives of the compiled program. Negative control: a ravel needs all
     of a leaf that is split on its last axis."""

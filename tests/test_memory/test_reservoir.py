@@ -167,9 +167,11 @@ def store_copies(capacity, order):
 
 
 def test_a_loop_writes_to_the_store_in_place():
-    """Oracle: the compiled program; control: out of order, XLA copies the store."""
+    """Oracle: the compiled program; control: out of order, XLA copies the
+    store (on a CPU; for a GPU it finds the order itself)."""
     assert store_copies(977, order=True) == 0
-    assert store_copies(977, order=False) > 0
+    if jax.default_backend() == "cpu":
+        assert store_copies(977, order=False) > 0
 
 
 def test_order_changes_nothing_but_speed_and_runs_vmap_like_single_ones(key):

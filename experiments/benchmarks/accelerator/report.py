@@ -11,20 +11,30 @@ from typing import Any
 from jaxcl.runs import expect_no_words, fill
 
 HERE = Path(__file__).parent.parent
-LINES = HERE / "results" / "accelerator" / "h100.jsonl"
+LINES = HERE / "results" / "accelerator"
+
+
+#: What a ratio is of, by item; those of Fishers name the network.
+RATIOS = {
+    "sam": "a step of SAM, decoder | the plain step",
+    "loop": "a step of the host loop, decoder | the bare step",
+}
 
 
 def read_lines(path: Path = LINES) -> list[dict[str, Any]]:
     """All lines that were committed."""
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    files = sorted(path.glob("*.jsonl"), key=lambda file: len(file.name))
+    return [
+        json.loads(line) for file in files for line in file.read_text().splitlines()
+    ]
 
 
 def readme_text(lines: Sequence[Mapping[str, Any]]) -> str:
-    """Packed runs, Fishers and the kill, as the lines have them."""
+    """Packed runs, steps, Fishers and the kill, as the lines have them."""
     packed = [line for line in lines if line.get("tasks_timed") == 5]
     packs = [line for line in packed if line["item"] == "packs"]
     rows = [
-        f"| {line['runs']} | {line['runs_per_hour']:,.0f} "
+        f"| {line['runs']} | {line['commit'][:7]} | {line['runs_per_hour']:,.0f} "
         f"| {line['steps_per_second']:,.0f} "
         f"| {line['compile_seconds']:.0f} s | {line['program_bytes'] / 1e9:.1f} GB |"
         for line in packs
@@ -32,10 +42,10 @@ def readme_text(lines: Sequence[Mapping[str, Any]]) -> str:
     ratios: dict[str, list[float]] = {}
     for line in lines:
         if "ratio" in line:
-            ratios.setdefault(line["what"].split(":")[0], []).append(line["ratio"])
+            ratios.setdefault(_ratio_of(line), []).append(line["ratio"])
     fishers = [
         f"| {name} | {', '.join(f'{ratio:.2f}' for ratio in found)} |"
-        for name, found in ratios.items()
+        for name, found in sorted(ratios.items())
     ]
     grids = [line for line in lines if "programs_timed" in line]
     grid, kill = grids[-1], next(line for line in lines if "equal_arrays" in line)
@@ -43,12 +53,13 @@ def readme_text(lines: Sequence[Mapping[str, Any]]) -> str:
         [
             f"On one {packs[0]['device']}, jax {packs[0]['jax']}:",
             "",
-            "| runs in one program | runs an hour | steps a second | compiling | memory |",
-            "|---:|---:|---:|---:|---:|",
+            "| runs in one program | commit | runs an hour | steps a second | compiling "
+            "| memory |",
+            "|---:|---|---:|---:|---:|---:|",
             *rows,
             "",
-            "| Fisher of | seconds against those of the gradient, each call |",
-            "|---|---|",
+            "| what costs | of the time of | each round or call |",
+            "|---|---|---|",
             *fishers,
             "",
             f"The whole grid of {grid['runs']} runs, extrapolated from "
@@ -58,6 +69,12 @@ def readme_text(lines: Sequence[Mapping[str, Any]]) -> str:
             f"with {kill['equal_arrays']} of {kill['arrays']} arrays equal bit for bit.",
         ]
     )
+
+
+def _ratio_of(line: Mapping[str, Any]) -> str:
+    """The two cells of the table that say what was measured against what."""
+    network = line["what"].split(":")[0]
+    return RATIOS.get(line["item"], f"the Fisher of {network} | the gradient")
 
 
 if __name__ == "__main__":
