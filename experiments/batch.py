@@ -43,7 +43,7 @@ from jaxcl.runs.run_folder import (
     read_records,
     write_text,
 )
-from jaxcl.training.progress import progress
+from jaxcl.training.logging import progress
 
 HERE = Path(__file__).parent
 OWN = ("grid", "each", "on", "parallel", "slurm", "out")

@@ -41,7 +41,7 @@ from jaxcl.training import (
     first_example,
     run_stream,
 )
-from jaxcl.training.segments import in_segments
+from jaxcl.training.device import in_segments
 from jaxcl.typing import Key, Outputs, Stream
 
 PULLED = ("ewc", "online-ewc")  # the arms with a strength

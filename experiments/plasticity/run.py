@@ -42,7 +42,7 @@ from jaxcl.training import (
     over_runs,
     run_stream,
 )
-from jaxcl.training.segments import in_segments, segment_size
+from jaxcl.training.device import in_segments, segment_size
 from jaxcl.tree import at
 
 

@@ -28,7 +28,7 @@ from jaxcl.runs.run_folder import (
     write_text,
 )
 from jaxcl.runs.workers import share_out, worker_count
-from jaxcl.training.progress import progress
+from jaxcl.training.logging import progress
 
 __all__ = [
     "CHECKPOINTS",

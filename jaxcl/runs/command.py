@@ -36,7 +36,7 @@ from jaxcl.runs.run_folder import (
     read_json,
     read_records,
 )
-from jaxcl.training.lock import lock_folder
+from jaxcl.training.files import lock_folder
 
 OUTPUTS = Path("outputs")  # where folders go without --out; ignored by git
 _OUT = (

@@ -16,8 +16,8 @@ from jaxcl.runs.run_folder import CHECKPOINTS, RunFolder, append, finished
 from jaxcl.runs.workers import share_out
 from jaxcl.training import Options, ShardingPlan, fsdp, learn, make_mesh
 from jaxcl.training.compiled import Build, Metrics
+from jaxcl.training.logging import progress
 from jaxcl.training.options import steps_of
-from jaxcl.training.progress import progress
 from jaxcl.typing import Key, Params
 
 

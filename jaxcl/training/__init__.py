@@ -1,28 +1,30 @@
 """Training loops: on the device, and on the host with checkpoints for exact resume."""
 
 from jaxcl.sharding import ShardingPlan, fsdp, make_mesh
+from jaxcl.training.batches import batch_order
 from jaxcl.training.checkpoint import restore, save
 from jaxcl.training.device import (
     Callback,
+    StreamResult,
     TaskRecord,
     TaskSnapshot,
     first_example,
     fit_task,
+    in_segments,
     over_runs,
     run_stream,
+    segment_size,
     steps_for,
 )
-from jaxcl.training.host import EarlyStopping, Options, TrainResult, learn
-from jaxcl.training.observers import (
+from jaxcl.training.evaluate import (
     accuracies,
     accuracy_row,
     current_accuracy,
     first_row,
     metric_row,
 )
-from jaxcl.training.order import batch_order
+from jaxcl.training.host import EarlyStopping, Options, TrainResult, learn
 from jaxcl.training.processes import start_processes
-from jaxcl.training.segments import StreamResult, in_segments, segment_size
 
 __all__ = [
     "Callback",

@@ -1,11 +1,14 @@
-"""Batches of the host loop: the order of rows, their shapes, and their sharding."""
+"""Batches of both loops: random keys, the order of rows, shapes, sharding, prefetch."""
 
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+import queue
+import threading
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Array, Float, Int
 
 from jaxcl.data.dataset import Dataset, Task
 from jaxcl.errors import InputError
@@ -16,9 +19,69 @@ from jaxcl.sharding import (
     own_rows,
     place_rows,
 )
-from jaxcl.training.order import batch_order
 from jaxcl.tree import check_batch
 from jaxcl.typing import Batch, Key
+
+
+class FitKeys(NamedTuple):
+    """The keys of the order of a task's rows, of its steps (by number), and its end."""
+
+    order: Key
+    steps: Key
+    end: Key
+
+
+def fit_keys(key: Key) -> FitKeys:
+    """The keys of one task from the key of its fit; the host loop uses the same."""
+    return FitKeys(*jax.random.split(key, 3))
+
+
+class TaskKeys(NamedTuple):
+    """The keys of a task's fit and of its observers."""
+
+    fit: Key
+    before: Key
+    after: Key
+
+
+def task_keys(key: Key, index) -> TaskKeys:
+    """The keys of task ``index``, from the key of the run alone."""
+    return TaskKeys(*jax.random.split(jax.random.fold_in(key, index), 3))
+
+
+def batch_order(
+    key: Key, weight: Float[Array, " n"], *, num_steps: int, batch_size: int
+) -> Int[Array, "steps b"]:
+    """Row numbers of ``num_steps`` batches, drawn without replacement.
+
+    Each pass over the task is a new random order of its real rows, and padding at the end
+    does not change the order. A batch may span two passes, so that all batches are full.
+    A padded task with fewer real rows than a batch has each of them once in every batch,
+    which is filled up with a row of weight zero; these appear nowhere else.
+
+    Args:
+      key: draws the orders.
+      weight: [n], zero for padding.
+      num_steps: how many batches.
+      batch_size: rows of each, at most ``n``.
+    """
+    n, total = weight.shape[0], num_steps * batch_size
+    last = jnp.where(weight > 0, 0.0, 2.0)  # padding comes after all draws
+    real = jnp.maximum(jnp.sum(weight > 0).astype(jnp.int32), 1)
+
+    def add(number, rows):
+        draws = jax.random.uniform(jax.random.fold_in(key, number), (n,), jnp.float32)
+        order = jnp.argsort(draws + last).astype(jnp.int32)
+        # The padding of this pass is overwritten by the next one.
+        return jax.lax.dynamic_update_slice(rows, order, (number * real,))
+
+    drawn = jnp.where(real < n, jnp.minimum(real, batch_size), batch_size)  # a batch
+    passes = (num_steps * drawn + real - 1) // real
+    rows = jax.lax.fori_loop(0, passes, add, jnp.zeros(total + n, jnp.int32))
+    column = jnp.arange(batch_size, dtype=jnp.int32)
+    place = jnp.arange(num_steps, dtype=jnp.int32)[:, None] * drawn + column
+    padding = jnp.argmin(weight > 0).astype(jnp.int32)
+    return jnp.where(column < drawn, rows[place], padding)
 
 
 def take_rows(
@@ -225,14 +288,76 @@ def first_seen(order: Int[np.ndarray, "steps b"], count: int) -> Int[np.ndarray,
     return np.sort(order.ravel()[np.sort(first)[:count]])
 
 
+def prefetch(
+    read: Callable[[Any], Any], items: Iterable[Any], *, ahead: int = 2
+) -> Generator[Any, None, None]:
+    """Yield ``read(item)`` for all items in order, reading ``ahead`` of them early.
+
+    Args:
+      read: called in another thread; it may be slow.
+      items: what to read.
+      ahead: how many results may wait.
+
+    Raises:
+      Whatever ``read`` raises, at the place in the order where it raised it; a
+      StopIteration, which an iterator cannot pass on, as a RuntimeError.
+    """
+    box: queue.Queue = queue.Queue(max(1, ahead))
+    done = object()
+    ended = threading.Event()
+
+    def put(entry) -> bool:
+        while not ended.is_set():
+            try:
+                box.put(entry, timeout=0.1)
+            except queue.Full:
+                continue
+            return True
+        return False
+
+    # The context manager has effect in its own thread only: rows would become float32.
+    wide = jax.dtypes.canonicalize_dtype(np.float64) == np.float64
+
+    def work():
+        try:
+            with jax.enable_x64(wide):
+                for item in items:
+                    if not put((read(item), None)):
+                        return
+        except BaseException as error:  # raised where the result is awaited
+            put((None, error))
+        else:
+            put((done, None))
+
+    reader = threading.Thread(target=work, daemon=True, name="feed")
+    reader.start()
+    try:
+        while True:
+            result, error = box.get()
+            if error is not None:
+                raise error
+            if result is done:
+                return
+            yield result
+    finally:
+        ended.set()
+        reader.join()  # a thread inside JAX would abort the process at exit
+
+
 __all__ = [
     "FirstRows",
+    "FitKeys",
+    "TaskKeys",
+    "batch_order",
     "first_rows",
     "first_seen",
+    "fit_keys",
     "longest",
+    "prefetch",
     "shapes_of",
     "some_places",
     "take_rows",
+    "task_keys",
     "task_rows",
     "training_order",
 ]

@@ -12,7 +12,6 @@ import json
 import os
 import shutil
 import warnings
-import zlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -25,8 +24,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from jaxcl.errors import InputError, MissingFileError, WriteError, check_size, shown
-from jaxcl.training.identity import check_metadata, check_plain
+from jaxcl.errors import (
+    InputError,
+    MissingFileError,
+    WriteError,
+    check_size,
+    shown,
+)
+from jaxcl.training.files import check_metadata, check_plain, checksum
 from jaxcl.training.processes import is_primary
 
 
@@ -274,14 +279,6 @@ def _remove(entry: Path) -> None:
 
 def _checksums(path: Path) -> dict[str, int]:
     """CRC-32 of every file of a checkpoint, by its relative path."""
-
-    def checksum(file: Path) -> int:
-        total = 0
-        with file.open("rb") as stream:
-            while chunk := stream.read(1 << 24):
-                total = zlib.crc32(chunk, total)
-        return total
-
     files = sorted(file for file in path.rglob("*") if file.is_file())
     return {file.relative_to(path).as_posix(): checksum(file) for file in files}
 

@@ -2,7 +2,7 @@
 
 Tasks of any kind and size are processed one batch at a time. The result is that of the
 compiled stream of the same tasks, to float tolerance, because both take their rows and
-keys from :mod:`jaxcl.training.order`.
+keys from :mod:`jaxcl.training.batches`.
 """
 
 import sys
@@ -28,34 +28,37 @@ from jaxcl.training.compiled import (
     compile_program,
     shard,
 )
-from jaxcl.training.identity import identity
-from jaxcl.training.interrupt import interruptible
-from jaxcl.training.lock import lock_across_processes
-from jaxcl.training.logging import bar, metrics_file, tensorboard
-from jaxcl.training.options import EarlyStopping, Options, check_run, steps_of
-from jaxcl.training.processes import exit_together, is_primary
-from jaxcl.training.results import (
-    Results,
-    are_new,
+from jaxcl.training.identity import (
     check_room,
     check_tasks_go_on,
     described_parts,
-    empty_results,
-    notes_of,
-    recall,
-    warn_of_bad_scores,
+    identity,
+)
+from jaxcl.training.logging import bar, metrics_file, tensorboard
+from jaxcl.training.loop import Run, Status, walk_tasks
+from jaxcl.training.options import EarlyStopping, Options, check_run, steps_of
+from jaxcl.training.processes import (
+    exit_together,
+    interruptible,
+    is_primary,
+    lock_across_processes,
 )
 from jaxcl.training.run_state import (
+    Results,
     RunState,
+    are_new,
     begin,
+    empty_results,
     evaluation_due,
     latest_run_state,
+    notes_of,
     number_of,
+    recall,
+    started_from,
     warn_if_finished,
+    warn_of_bad_scores,
     warn_of_bad_steps,
 )
-from jaxcl.training.start import started_from
-from jaxcl.training.walk import Run, Status, walk_tasks
 from jaxcl.typing import Key, Params
 
 

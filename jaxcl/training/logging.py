@@ -1,17 +1,91 @@
-"""Logs of a run: a line per report in a file, TensorBoard, and a progress bar."""
+"""Logs of a run: a line per report in a file, TensorBoard, and progress."""
 
 import importlib
 import json
+import math
 import os
+import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from jaxcl.errors import InputError, WriteError
-from jaxcl.training.progress import progress
+
+LINE_SECONDS = 30.0  # between lines in a log, besides the first and every tenth of all
+
+
+@contextmanager
+def progress(total: int, label: str, *, done: int = 0) -> Iterator[Callable[..., None]]:
+    """Show progress on stderr; yields ``advance(steps, note)``.
+
+    Steps may be fractions; the integer part is shown. Rate and remaining time are computed
+    without the steps of earlier runs, ``done``. ``advance`` may be called from another
+    thread.
+    """
+    console = Console(stderr=True)
+    show = _bar if console.is_terminal else _lines
+    with show(console, total, label, done) as update:
+        started, reached = time.monotonic(), done
+
+        def advance(steps: int | Fraction = 1, note: str = "") -> None:
+            nonlocal reached
+            reached += steps
+            seconds = time.monotonic() - started
+            update(reached, pace(reached - done, total - reached, seconds), note)
+
+        yield advance
+
+
+def pace(done: int | Fraction, left: int | Fraction, seconds: float) -> str:
+    """Rate and remaining time, such as ``2.5/s, 1:20 left``."""
+    if done <= 0 or seconds <= 0:
+        return ""
+    rate = done / seconds
+    number = f"{rate:.0f}" if rate >= 100 else f"{rate:.3g}"
+    speed = f"{number}/s" if rate >= 1 else f"{1 / rate:.3g} s each"
+    minutes, rest = divmod(round(max(left, 0) / rate), 60)
+    hours, minutes = divmod(minutes, 60)
+    clock = f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+    return f"{speed}, {clock} left" if left > 0 else speed
+
+
+@contextmanager
+def _bar(console: Console, total: int, label: str, done: int):
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=28),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[pace]}"),
+        TextColumn("[dim]{task.fields[note]}"),
+    )
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task(label, total=total, completed=done, pace="", note="")
+        yield lambda reached, pace, note: bar.update(
+            task, completed=reached, pace=pace, note=note
+        )
+
+
+@contextmanager
+def _lines(_console: Console, total: int, label: str, done: int):
+    said, tenth = -math.inf, 10 * done // max(total, 1)
+
+    def update(reached: int | Fraction, pace: str, note: str) -> None:
+        nonlocal said, tenth
+        now, reached_tenth = time.monotonic(), 10 * reached // max(total, 1)
+        if reached_tenth > tenth or now - said > LINE_SECONDS:
+            said, tenth = now, reached_tenth
+            words = ", ".join(filter(None, (pace, note)))
+            text = f"{label}: {int(reached)}/{total}" + (f" ({words})" if words else "")
+            print(text, file=sys.stderr, flush=True)
+
+    yield update
 
 
 @contextmanager
@@ -88,7 +162,7 @@ def tensorboard(
 
 
 def bar(total: int, *, done: int, quiet: bool):
-    """The progress of :mod:`jaxcl.training.progress` in steps, or nothing."""
+    """The progress of :mod:`jaxcl.training.logging` in steps, or nothing."""
     if quiet:
         return nullcontext(lambda steps=1, note="": None)
     return progress(total, "steps", done=done)
@@ -107,4 +181,4 @@ def _plain(value: Any) -> Any:
     return value
 
 
-__all__ = ["bar", "metrics_file", "tensorboard"]
+__all__ = ["LINE_SECONDS", "bar", "metrics_file", "pace", "progress", "tensorboard"]

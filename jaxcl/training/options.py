@@ -17,7 +17,7 @@ from jaxcl.errors import (
 )
 from jaxcl.sharding import ShardingPlan, check_rows, check_sharding_plan
 from jaxcl.training.compiled import Policy
-from jaxcl.training.identity import check_plain
+from jaxcl.training.files import check_plain
 from jaxcl.tree import check_params
 from jaxcl.typing import Key, Params
 

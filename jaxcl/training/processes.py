@@ -1,13 +1,17 @@
-"""Runs of many processes: their start, agreement, and common end."""
+"""Runs of many processes, and signals: start, agreement, locks, and the end."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
 from jaxcl.errors import InputError
+from jaxcl.training.files import lock_folder
 
 
 def start_processes(
@@ -86,4 +90,105 @@ def any_across_processes(*flags: bool) -> tuple[bool, ...]:
     return tuple(bool(flag) for flag in np.any(gathered, axis=0))
 
 
-__all__ = ["any_across_processes", "exit_together", "is_primary", "start_processes"]
+@contextmanager
+def lock_across_processes(path: Path) -> Iterator[None]:
+    """Lock the folder of a run of one or many processes, by the primary process.
+
+    Raises:
+      ValueError: in all processes, if the primary one cannot lock it.
+    """
+    refusal = None
+    with ExitStack() as stack:
+        if is_primary():
+            try:
+                stack.enter_context(lock_folder(path))
+            except ValueError as error:
+                refusal = InputError(f"learn: {error}")
+        (refused,) = any_across_processes(refusal is not None)
+        if refused:
+            raise refusal or InputError(
+                f"learn: process 0 may not have {path}; see its words."
+            )
+        yield
+
+
+@contextmanager
+def interruptible() -> Iterator[Callable[[], bool]]:
+    """Yield a function that returns whether SIGTERM or SIGINT was received since.
+
+    A second SIGINT raises the usual ``KeyboardInterrupt``. A SIGTERM is passed to the
+    previous handler at the end. Outside the main thread, where signals cannot be handled,
+    the function always returns False.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+    asked: list[int] = []
+
+    def note(number, frame):
+        if number == signal.SIGINT and asked:
+            raise KeyboardInterrupt
+        del frame
+        asked.append(number)
+
+    before = {number: signal.signal(number, note) for number in _SIGNALS}
+    try:
+        yield lambda: bool(asked)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        earlier = before[signal.SIGTERM]
+        if signal.SIGTERM in asked and callable(earlier):
+            earlier(signal.SIGTERM, None)
+
+
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM came. A host loop had saved its run before this was raised."""
+
+
+@contextmanager
+def terminable() -> Iterator[None]:
+    """Raise :class:`Terminated` here when SIGTERM comes; only the main thread can.
+
+    Further ones are ignored from then on: clusters send it to every process of a job, and
+    parents pass it on.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def end(number, frame):
+        del number, frame
+        ignore_more()
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def ignore_more() -> None:
+    """Ignore SIGTERM from here to the end of :func:`terminable`, which is near.
+
+    After Ctrl-C too: it reaches parents as well, and these then send SIGTERM.
+    """
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+__all__ = [
+    "Terminated",
+    "any_across_processes",
+    "exit_together",
+    "ignore_more",
+    "interruptible",
+    "is_primary",
+    "lock_across_processes",
+    "start_processes",
+    "terminable",
+]

@@ -1,18 +1,19 @@
-"""The state of a run: what a checkpoint holds, and how it is found."""
+"""The state of a run and its results: what a checkpoint holds, and how it is found."""
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Bool, Float
 
 from jaxcl.data.dataset import Task
-from jaxcl.errors import InputError
+from jaxcl.errors import InputError, shown
 from jaxcl.sharding import ShardingPlan, replicated
-from jaxcl.training.checkpoint import restore, steps
+from jaxcl.training.checkpoint import Leaves, is_preserved, read_leaves, restore, steps
 from jaxcl.training.compiled import Policy
 from jaxcl.training.options import Options, steps_of
 from jaxcl.typing import MethodState
@@ -159,18 +160,209 @@ def warn_of_bad_steps(
     )
 
 
+def started_from(
+    start: str | Path,
+    state: MethodState,
+    fresh: Sequence[str],
+) -> MethodState:
+    """The state of a checkpoint, with some parts initialised instead.
+
+    Args:
+      start: folder of a run, or one of its checkpoints.
+      state: the method's initial state; the parts in ``fresh`` are taken from it.
+      fresh: fields of the state.
+
+    Raises:
+      ValueError: for an unknown field, a folder without checkpoints, or a part with
+        another structure, by the path of its first leaf that differs.
+    """
+    wrong = [name for name in fresh if name not in MethodState._fields]
+    if wrong or isinstance(fresh, str):
+        msg = (
+            f"learn: fresh must name parts of the state, such as ('memory',), got "
+            f"{shown(fresh)}; there are {', '.join(MethodState._fields)}."
+        )
+        raise InputError(msg)
+    place = _checkpoint_of(Path(start))
+    held = read_leaves(place)
+    if int(held.get(".step", 0)):
+        msg = (
+            f"learn: start must be the end of a task, got {place}, which is step "
+            f"{int(held['.step'])} of one; give one of a task's end, or finish that run."
+        )
+        raise InputError(msg)
+    parts = {
+        name: part if name in fresh else _part(name, part, held, start)
+        for name, part in state._asdict().items()
+    }
+    return MethodState(**parts)
+
+
+def _checkpoint_of(place: Path) -> Path:
+    """The latest checkpoint of a run's folder, or the one that is named."""
+    for folder in (place / "checkpoints", place):
+        if folder.is_dir() and (found := steps(folder)):
+            ends = [step for step in found if is_preserved(folder / str(step))]
+            return folder / str((ends or found)[-1])
+    if place.with_suffix(".json").is_file():
+        return place
+    msg = (
+        f"learn: start must be the folder of a run or FOLDER/checkpoints/NUMBER, got "
+        f"{place}, where no checkpoint is."
+    )
+    raise InputError(msg)
+
+
+def _part(name: str, part, held: Leaves, start):
+    """One field of the state, with the leaves of the checkpoint."""
+    prefix = f".state.{name}"
+    wanted = {
+        prefix + jax.tree_util.keystr(path): leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(part)
+    }
+    there = {
+        key
+        for key in held
+        if key == prefix or key.startswith((f"{prefix}.", f"{prefix}["))
+    }
+    spec = lambda leaf: f"{leaf.dtype}{list(leaf.shape)}"
+    for key in sorted(wanted.keys() | there):
+        old = spec(held[key]) if key in held else "absent"
+        new = spec(wanted[key]) if key in wanted else "absent"
+        if old != new:
+            msg = (
+                f"learn: the state in {start} has {key.removeprefix('.state.')} {old}, "
+                f"the method {new}; build the same parts, or begin with new ones: "
+                f"fresh=({name!r},)."
+            )
+            raise InputError(msg)
+    leaves = [jax.device_put(held[key], leaf.sharding) for key, leaf in wanted.items()]
+    return jax.tree.unflatten(jax.tree.structure(part), leaves)
+
+
+#: ``{metric: {learner: [T + 1, E]}}``, float64 on the host.
+Results = dict[str, dict[str, Float[np.ndarray, "rows E"]]]
+
+
+def empty_results(
+    metrics: Iterable[str], learners: Iterable[str], num_tasks: int, num_sets: int
+) -> Results:
+    """Results with all entries NaN."""
+    learners = tuple(learners)
+    blank = lambda: np.full((num_tasks + 1, num_tasks + num_sets), np.nan)
+    return {metric: {name: blank() for name in learners} for metric in metrics}
+
+
+def recall(results: Results, notes: Mapping[str, Any], sets: Sequence[str]) -> None:
+    """Fill in what an earlier part of the run measured.
+
+    Args:
+      results: of all tasks, filled in place; may have more tasks than the earlier part.
+      notes: of its checkpoint, from :func:`notes_of`.
+      sets: the data sets for evaluation only, see :func:`described_parts`.
+    """
+    for metric, learner, matrix in walk(results):
+        held = notes.get("results", {}).get(metric, {}).get(learner, {})
+        for place, name in enumerate(_columns(matrix, sets)):
+            values = np.array(held.get(name, ()), float)
+            matrix[: len(values), place] = values
+
+
+def are_new(results: Results, notes: Mapping[str, Any], sets: Sequence[str]) -> bool:
+    """Whether metrics, learners, tasks or sets are asked for that notes do not have."""
+    held = notes.get("results", {})
+    return any(
+        name not in held.get(metric, {}).get(learner, {})
+        for metric, learner, matrix in walk(results)
+        for name in _columns(matrix, sets)
+    )
+
+
+def notes_of(
+    results: Results,
+    described: Sequence[Mapping[str, Any]],
+    sets: Sequence[str],
+    earlier: Mapping[str, Any],
+    max_tasks: int | None,
+) -> dict[str, Any]:
+    """What stands beside a checkpoint, for JSON: tasks, and results column by column.
+
+    Args:
+      results: as measured so far.
+      described: the tasks.
+      sets: names of the data sets for evaluation only.
+      earlier: notes that the run began with; what they hold of other metrics, learners
+        and sets stays.
+      max_tasks: how many the run has room for.
+    """
+    held = {
+        metric: {name: dict(columns) for name, columns in learners.items()}
+        for metric, learners in earlier.get("results", {}).items()
+    }
+    for metric, learner, matrix in walk(results):
+        columns = held.setdefault(metric, {}).setdefault(learner, {})
+        for place, name in enumerate(_columns(matrix, sets)):
+            values = matrix[:, place]
+            columns[name] = [None if np.isnan(v) else float(v) for v in values]
+    room = {"max_tasks": max_tasks or earlier.get("max_tasks")}
+    return {"results": held, "tasks": list(described), **room}
+
+
+def _columns(matrix: np.ndarray, sets: Sequence[str]) -> list[str]:
+    """What columns are called beside a checkpoint: tasks by their numbers."""
+    tasks = matrix.shape[0] - 1
+    return [*map(str, range(tasks)), *sets]
+
+
+def walk(results: Results) -> Iterable[tuple[str, str, np.ndarray]]:
+    """Every metric, learner and matrix."""
+    for metric, learners in results.items():
+        for learner, matrix in learners.items():
+            yield metric, learner, matrix
+
+
+def warn_of_bad_scores(
+    results: Results, names: Sequence[str], measured: Bool[np.ndarray, "rows E"]
+) -> None:
+    """Warn of columns that were measured and not finite, if there are any.
+
+    Args:
+      results: of the run.
+      names: of the columns.
+      measured: what this process has measured.
+    """
+    bad = np.zeros(len(names), bool)
+    for _, _, matrix in walk(results):
+        bad |= (measured & ~np.isfinite(matrix)).any(axis=0)
+    if bad.any():
+        which = ", ".join(repr(name) for name, b in zip(names, bad, strict=True) if b)
+        warnings.warn(
+            f"learn: what was measured on the test rows of {which} was not finite. Look "
+            "for NaN among these rows, or in what the metrics return.",
+            stacklevel=3,
+        )
+
+
 __all__ = [
     "Best",
     "Found",
+    "Results",
     "RunState",
+    "are_new",
     "begin",
+    "empty_results",
     "evaluation_due",
     "latest_run_state",
     "new_best",
+    "notes_of",
     "number_of",
     "on_devices",
     "on_host",
     "position",
+    "recall",
+    "started_from",
+    "walk",
     "warn_if_finished",
+    "warn_of_bad_scores",
     "warn_of_bad_steps",
 ]

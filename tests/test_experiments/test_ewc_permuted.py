@@ -25,7 +25,7 @@ from jaxcl.losses import single_head
 from jaxcl.models import mlp
 from jaxcl.runs import RunFolder, command, read_records, write_json
 from jaxcl.runs.run_folder import plain
-from jaxcl.training import segments
+from jaxcl.training import device
 from jaxcl.tree import at
 from jaxcl.typing import Batch
 
@@ -84,15 +84,15 @@ def test_a_killed_run_goes_on_with_the_same_bits(tmp_path, monkeypatch):
     presets = {"tiny": ONE_ARM}
     assert start(tmp_path / "whole", "tiny", presets=presets) == 0
 
-    saved = segments.save
+    saved = device.save
 
     def save_and_die(place, step, tree):
         saved(place, step, tree)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(segments, "save", save_and_die)
+    monkeypatch.setattr(device, "save", save_and_die)
     assert start(tmp_path / "killed", "tiny", presets=presets) == 130
-    monkeypatch.setattr(segments, "save", saved)
+    monkeypatch.setattr(device, "save", saved)
     folder = RunFolder(tmp_path / "killed", "ewc_permuted", "tiny", ONE_ARM)
     assert list((folder.path / "checkpoints").rglob("1.json"))
     assert start(tmp_path / "killed", "tiny", presets=presets) == 0

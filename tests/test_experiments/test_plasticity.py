@@ -82,7 +82,7 @@ def test_a_run_killed_between_segments_ends_with_the_same_numbers(
         folder.path.mkdir()
     run(config, whole)
 
-    from jaxcl.training import segments as module
+    from jaxcl.training import device as module
 
     save, calls = module.save, []
 

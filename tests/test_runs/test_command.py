@@ -22,8 +22,8 @@ import pytest
 from jaxcl import runs
 from jaxcl.runs import command, environment, run_folder
 from jaxcl.runs.errors import is_bad_input
-from jaxcl.training.lock import lock_folder
-from jaxcl.training.progress import pace
+from jaxcl.training.files import lock_folder
+from jaxcl.training.logging import pace
 
 ROOT = Path(__file__).parent.parent.parent
 

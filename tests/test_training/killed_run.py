@@ -27,7 +27,7 @@ from jaxcl.method import make_method
 from jaxcl.metrics import classification
 from jaxcl.models import mlp
 from jaxcl.regularizers import ewc
-from jaxcl.training import Options, checkpoint, learn, walk
+from jaxcl.training import Options, checkpoint, learn, loop
 from jaxcl.transforms import sam
 
 MODEL = mlp((64, 16, 10))
@@ -109,7 +109,7 @@ def wrapped(passing):
 
     before(orbax, "save", "save")
     before(checkpoint, "_checksums", "note")
-    before(walk, "finish_task", "boundary")
+    before(loop, "finish_task", "boundary")
 
 
 def serve():

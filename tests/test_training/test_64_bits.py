@@ -8,7 +8,7 @@ import pytest
 from jaxcl.data import Dataset, Task, digits, permuted, stream_tasks, subset
 from jaxcl.sharding import ShardingPlan, fsdp, make_mesh
 from jaxcl.training import accuracy_row, first_example, learn, run_stream
-from jaxcl.training.prefetch import prefetch
+from jaxcl.training.batches import prefetch
 from tests.test_training.test_host import (
     LOGITS,
     METRIC,

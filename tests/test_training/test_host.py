@@ -21,7 +21,7 @@ from jaxcl.metrics import RowMetric
 from jaxcl.models import mlp
 from jaxcl.regularizers import ewc
 from jaxcl.sharding import ShardingPlan, fsdp, make_mesh, replicated, shardings
-from jaxcl.training import accuracy_row, first_example, run_stream, walk
+from jaxcl.training import accuracy_row, first_example, loop, run_stream
 from jaxcl.training.checkpoint import restore
 from jaxcl.training.compiled import shard
 from jaxcl.training.host import Options, learn
@@ -455,9 +455,9 @@ def test_looking_and_saving_slow_no_training_down(tasks, tmp_path, monkeypatch, 
 
         return slow
 
-    monkeypatch.setattr(walk, "time", SimpleNamespace(monotonic=lambda: clock[0]))
-    monkeypatch.setattr(walk, "measured_on", hour(walk.measured_on))
-    monkeypatch.setattr(walk, "on_devices", hour(walk.on_devices))
+    monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    monkeypatch.setattr(loop, "measured_on", hour(loop.measured_on))
+    monkeypatch.setattr(loop, "on_devices", hour(loop.on_devices))
     run(tmp_path, tasks, OPTIONS._replace(**others))
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
     rates = [json.loads(line).get("examples_per_second") for line in lines]
@@ -472,7 +472,7 @@ def test_steps_take_until_the_device_is_through_with_them(
     """Oracle: a clock that moves an hour a step, when the loop waits for the device, or
     when it hands the step over and that waits itself."""
     clock = [0.0]
-    device_get, take_rows = jax.device_get, walk.take_rows
+    device_get, take_rows = jax.device_get, loop.take_rows
 
     def get(infos):
         clock[0] += 3600.0 * len(infos) if waits else 0.0
@@ -482,10 +482,10 @@ def test_steps_take_until_the_device_is_through_with_them(
         clock[0] += 0.0 if waits else 3600.0
         return take_rows(*args, **options)
 
-    monkeypatch.setattr(walk, "time", SimpleNamespace(monotonic=lambda: clock[0]))
-    monkeypatch.setattr(walk, "take_rows", take)
+    monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    monkeypatch.setattr(loop, "take_rows", take)
     monkeypatch.setattr(
-        walk, "prefetch", lambda read, steps: (read(step) for step in steps)
+        loop, "prefetch", lambda read, steps: (read(step) for step in steps)
     )
     monkeypatch.setattr(jax, "device_get", get)
     run(tmp_path, tasks, OPTIONS._replace(save_every=1e9))

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxcl.training import in_segments, segment_size, segments
+from jaxcl.training import device, in_segments, segment_size
 from jaxcl.training.checkpoint import steps
 
 
@@ -51,17 +51,17 @@ def test_a_walk_killed_after_a_checkpoint_goes_on_from_it(tmp_path, monkeypatch)
     """Oracle: the walk left alone. Only the tasks that were lost are walked again."""
     options = {"num_tasks": 6, "size": 2, "save_every": 0.0, "task_axis": 1}
     whole = in_segments(wander, start(), folder=tmp_path / "whole", **options)
-    save, heard = segments.save, []
+    save, heard = device.save, []
 
     def save_and_die(folder, step, tree):
         save(folder, step, tree)
         if step == 4:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(segments, "save", save_and_die)
+    monkeypatch.setattr(device, "save", save_and_die)
     with pytest.raises(KeyboardInterrupt):
         in_segments(wander, start(), folder=tmp_path / "cut", **options)
-    monkeypatch.setattr(segments, "save", save)
+    monkeypatch.setattr(device, "save", save)
     options["note"] = heard.append
     resumed = in_segments(wander, start(), folder=tmp_path / "cut", **options)
     assert heard == [4]
@@ -80,16 +80,16 @@ def test_segments_are_equal_parts_of_the_stream(tmp_path):
 
 def test_a_checkpoint_between_other_segments_is_refused(tmp_path, monkeypatch):
     """Oracle: arithmetic; two tasks are done, and segments of three were asked for."""
-    save = segments.save
+    save = device.save
 
     def save_and_die(folder, step, tree):
         save(folder, step, tree)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(segments, "save", save_and_die)
+    monkeypatch.setattr(device, "save", save_and_die)
     options = {"num_tasks": 6, "save_every": 0.0, "task_axis": 1, "folder": tmp_path}
     with pytest.raises(KeyboardInterrupt):
         in_segments(wander, start(), size=2, **options)
-    monkeypatch.setattr(segments, "save", save)
+    monkeypatch.setattr(device, "save", save)
     with pytest.raises(ValueError, match="stands at task 2, where no segment of 3"):
         in_segments(wander, start(), size=3, **options)

@@ -33,10 +33,10 @@ from jaxcl.training import Options, restore, save
 from jaxcl.training.batches import take_rows
 from jaxcl.training.checkpoint import saving
 from jaxcl.training.compiled import Program
-from jaxcl.training.interrupt import interruptible
 from jaxcl.training.logging import metrics_file
+from jaxcl.training.loop import Run, fit
+from jaxcl.training.processes import interruptible
 from jaxcl.training.run_state import begin
-from jaxcl.training.walk import Run, fit
 
 KEY_SEED = 1  # no array before main has chosen threads and device
 

@@ -13,20 +13,21 @@ from jaxcl.data.dataset import Dataset, Task
 from jaxcl.sharding import ShardingPlan
 from jaxcl.training.batches import (
     first_seen,
+    fit_keys,
     longest,
+    prefetch,
     take_rows,
+    task_keys,
     task_rows,
     training_order,
 )
 from jaxcl.training.compiled import Program
 from jaxcl.training.evaluate import Measured, measure
 from jaxcl.training.options import Options, steps_of
-from jaxcl.training.order import fit_keys, task_keys
-from jaxcl.training.prefetch import prefetch
 from jaxcl.training.processes import any_across_processes
-from jaxcl.training.results import Results
 from jaxcl.training.run_state import (
     Best,
+    Results,
     RunState,
     evaluation_due,
     new_best,
