@@ -15,7 +15,9 @@ import numpy as np
 from jaxcl.report.records import split
 from jaxcl.report.statistics import mean_interval
 from jaxcl.report.tables import Column, Table, to_markdown
-from jaxcl.runs import expect_no_words, fill, read_json, read_records
+from jaxcl.runs.experiment import expect_no_words
+from jaxcl.runs.folder import read_json, read_records
+from jaxcl.runs.readme import fill
 
 Record = dict[str, Any]
 

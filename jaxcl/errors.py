@@ -3,12 +3,12 @@
 import inspect
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
+
+if TYPE_CHECKING:
+    import jax
 
 
 class InputError(ValueError):
@@ -62,7 +62,7 @@ def check_number(
         wanted = f"a {finite} {'above' if above else 'of at least'} {least:g}"
     wanted += " or a schedule" if schedules else ""
     for name, value in values.items():
-        if isinstance(value, Tracer) or (optional and value is None):
+        if _is_traced(value) or (optional and value is None):
             continue
         if schedules and callable(value):
             continue
@@ -72,6 +72,13 @@ def check_number(
             continue
         msg = f"{who}: {name} must be {wanted}, got {shown(value)}."
         raise InputError(msg)
+
+
+def _is_traced(value: Any) -> bool:
+    """Whether it is known only to JAX, while tracing."""
+    from jax.core import Tracer  # here, because a command shows its help without JAX
+
+    return isinstance(value, Tracer)
 
 
 def _as_float(value: Any) -> float:
@@ -89,6 +96,9 @@ def check_key(who: str, key: Any) -> None:
     Raises:
       ValueError: naming the function, and what it got.
     """
+    import jax
+    import jax.numpy as jnp
+
     came = shown(key)
     if isinstance(key, jax.Array | np.ndarray):
         typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
@@ -96,7 +106,7 @@ def check_key(who: str, key: Any) -> None:
         raw = key.shape == own and key.dtype == np.uint32
         if key.ndim == 0 if typed else raw:
             return
-        if key.ndim or isinstance(key, Tracer):
+        if key.ndim or _is_traced(key):
             came = f"{key.dtype}{list(key.shape)}"
     msg = (
         f"{who}: key must be one JAX key, got {came}; make it by jax.random.key(seed)."
@@ -104,12 +114,15 @@ def check_key(who: str, key: Any) -> None:
     raise InputError(msg)
 
 
-def as_key(who: str, key: Any) -> jax.Array:
+def as_key(who: str, key: Any) -> "jax.Array":
     """One key in typed form, from a typed or a raw one.
 
     Raises:
       ValueError: as :func:`check_key`.
     """
+    import jax
+    import jax.numpy as jnp
+
     check_key(who, key)
     typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
     return key if typed else jax.random.wrap_key_data(key)
@@ -121,10 +134,10 @@ def check_limits(who: str, low: Any, high: Any) -> None:
     Raises:
       ValueError: naming both limits.
     """
+    import jax
+
     known = (int, float, np.number, np.ndarray, jax.Array)
-    if any(
-        isinstance(end, Tracer) or not isinstance(end, known) for end in (low, high)
-    ):
+    if any(_is_traced(end) or not isinstance(end, known) for end in (low, high)):
         return
     if float(low) > float(high):
         msg = (

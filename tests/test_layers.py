@@ -20,6 +20,7 @@ LAYERS = [
     {"training", "interop", "report"},
     {"runs"},
     {"cli"},
+    {"__main__"},
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 

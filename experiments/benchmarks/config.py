@@ -28,6 +28,8 @@ A few minutes of a GPU have a command of their own, with a help of its own:
 
 from dataclasses import dataclass
 
+from jaxcl.runs.experiment import Experiment, check_fields, check_names
+
 #: All jobs: methods, runs side by side, and EWC on a long stream. ``--jobs`` knows one
 #: more, ``looksam_reset``, which is younger than the committed rounds.
 JOBS = (
@@ -112,4 +114,20 @@ PRESETS = {
 }
 
 
-__all__ = ["JOBS", "PRESETS", "Config"]
+def check(config: Config) -> None:
+    """Refuse settings that could not work, before any compute.
+
+    Raises:
+      InputError: naming the field.
+    """
+    check_fields(config, may_be_zero=("long_rounds", "strength"), runs=("rounds",))
+    check_names("jobs", config.jobs, (*JOBS, "looksam_reset"))
+
+
+EXPERIMENT = Experiment(
+    "experiments.benchmarks",
+    PRESETS,
+    default="smoke",
+    about=__doc__ or "",
+    check=check,
+)

@@ -8,7 +8,9 @@ from typing import Any, NamedTuple
 from experiments.benchmarks.config import Config
 from jaxcl.report.records import split
 from jaxcl.report.tables import Column, Table, to_markdown
-from jaxcl.runs import RunFolder, fill, read_json, read_records, write_text
+from jaxcl.runs.folder import RunFolder, read_json, read_records
+from jaxcl.runs.readme import fill
+from jaxcl.training.files import write_text
 
 Record = dict[str, Any]
 #: ``{(job, system): records by round}``.

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from experiments.benchmarks.config import JOBS, Config
+from experiments.benchmarks.config import Config
 from experiments.benchmarks.ours import (
     learn,
     learn_side_by_side,
@@ -17,14 +17,8 @@ from experiments.benchmarks.ours import (
 )
 from experiments.benchmarks.peers import Ask, workers, write_job
 from jaxcl.data import Images
-from jaxcl.runs import (
-    RunFolder,
-    append,
-    check_fields,
-    check_names,
-    finished,
-    progress,
-)
+from jaxcl.runs.folder import RunFolder, append, finished
+from jaxcl.training.logging import progress
 
 #: Who does a job besides jaxcl; neighbours in a round are compared.
 OTHERS = {
@@ -57,7 +51,6 @@ class Turn(NamedTuple):
 
 def run(config: Config, folder: RunFolder) -> None:
     """Do every turn that has no line in ``results.jsonl`` yet."""
-    check(config)
     images = make_images(config)
     with tempfile.TemporaryDirectory() as place:
         data = Path(place) / "job.npz"
@@ -71,16 +64,6 @@ def run(config: Config, folder: RunFolder) -> None:
                 for turn in todo:
                     append(folder, [take(turn, ours, ask)])
                     advance(1, turn.name)
-
-
-def check(config: Config) -> None:
-    """Refuse settings that could not work, before any compute.
-
-    Raises:
-      ValueError: naming the field.
-    """
-    check_fields(config, may_be_zero=("long_rounds", "strength"))
-    check_names("jobs", config.jobs, (*JOBS, "looksam_reset"))
 
 
 def turns(config: Config, here: set[str]) -> list[Turn]:
@@ -124,6 +107,3 @@ def rounded(answer: Any) -> Any:
     if isinstance(answer, list):
         return [rounded(value) for value in answer]
     return round(answer, 6) if isinstance(answer, float) else answer
-
-
-__all__ = ["LONG", "OTHERS", "Turn", "run", "turns"]

@@ -12,6 +12,10 @@ of bytes that are predicted right from those before them.
 """
 
 from dataclasses import dataclass
+from typing import Literal
+
+from jaxcl.errors import InputError
+from jaxcl.runs.experiment import Experiment, check_fields
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +25,12 @@ class Config:
     data: str = "python"
     """python (text that ships with it), or a folder with a .txt file per domain, which
     are learned in the order of their names."""
-    arms: tuple[str, ...] = ("none", "er", "sam", "sam-ewc-er")
+    arms: tuple[Literal["none", "er", "sam", "sam-ewc-er"], ...] = (
+        "none",
+        "er",
+        "sam",
+        "sam-ewc-er",
+    )
     """What is compared, in the order it is run."""
     seeds: int = 3
     """Runs per arm; a seed draws the start and the batches."""
@@ -74,8 +83,15 @@ class Config:
     """Where all randomness comes from."""
 
 
-#: Fields that cannot change a result, and those that name a folder.
-COSMETIC_FIELDS, PATH_FIELDS = ("checkpoint_seconds", "workers"), ("data",)
+#: The numbers that make an arm what it is.
+ADAMW = ("learning_rate", "warm_steps")
+REPLAY = ("capacity", "replay_size")
+NUMBERS = {
+    "none": ADAMW,
+    "er": (*ADAMW, *REPLAY),
+    "sam": (*ADAMW, "rho"),
+    "sam-ewc-er": (*ADAMW, "rho", "strength", "fisher_rows", *REPLAY),
+}
 
 PRESETS = {
     "smoke": Config(  # a minute; a test runs it
@@ -98,4 +114,28 @@ PRESETS = {
 }
 
 
-__all__ = ["COSMETIC_FIELDS", "PATH_FIELDS", "PRESETS", "Config"]
+def check(config: Config) -> None:
+    """Refuse settings that could not work, before any compute.
+
+    Raises:
+      InputError: naming the field, what it must be, and what it was.
+    """
+    may_be_zero = ("checkpoint_seconds", "rho", "strength", "warm_steps")
+    check_fields(config, may_be_zero=may_be_zero)
+    if config.replay_size > config.capacity:
+        msg = (
+            f"replay_size: at most the capacity, {config.capacity}, got "
+            f"{config.replay_size}."
+        )
+        raise InputError(msg)
+
+
+EXPERIMENT = Experiment(
+    "experiments.byte_domains",
+    PRESETS,
+    default="smoke",
+    about=__doc__ or "",
+    check=check,
+    cosmetic_fields=("checkpoint_seconds", "workers"),
+    path_fields={"data": ("python",)},
+)

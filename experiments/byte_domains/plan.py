@@ -23,10 +23,12 @@ from jaxcl.losses import single_head, token_cross_entropy
 from jaxcl.method import make_method
 from jaxcl.models import LlamaConfig, cast_compute, llama
 from jaxcl.report.tables import Column, Table, to_csv, to_markdown
-from jaxcl.runs import expect_no_words, fill, write_json, write_text
 from jaxcl.runs.environment import describe_environment
+from jaxcl.runs.experiment import expect_no_words
+from jaxcl.runs.readme import fill
 from jaxcl.sharding import batch_sharding, replicated, shardings
 from jaxcl.training import ShardingPlan, fsdp, make_mesh
+from jaxcl.training.files import write_json, write_text
 from jaxcl.transforms import sam
 from jaxcl.typing import Batch
 

@@ -1,75 +1,54 @@
 """The protocol in order: text, network, method, the host loop."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments.byte_domains.config import Config
+from experiments.byte_domains.config import NUMBERS, Config
 from experiments.byte_domains.text import domains, make_task
 from jaxcl.curvature import empirical_fisher
 from jaxcl.data import Task
-from jaxcl.errors import InputError
 from jaxcl.losses import single_head, token_accuracy, token_cross_entropy
 from jaxcl.memory import reservoir
 from jaxcl.method import make_method
 from jaxcl.metrics import RowMetric
 from jaxcl.models import LlamaConfig, cast_compute, llama
 from jaxcl.regularizers import ewc
-from jaxcl.runs import (
-    RunFolder,
+from jaxcl.runs.folder import RunFolder, check_data_hash
+from jaxcl.runs.jobs import worker_count
+from jaxcl.runs.trials import (
     RunSpec,
     Trial,
-    check_data_hash,
-    check_fields,
-    check_names,
-    learn_trial,
+    all_trials,
+    learner,
     run_trials,
     sharding_of,
-    worker_count,
 )
 from jaxcl.training import Options
 from jaxcl.transforms import sam
 from jaxcl.typing import Loss, Method, Model
 
-ARMS = ("none", "er", "sam", "sam-ewc-er")
 NUM_BYTES = 256  # a token is a byte
 
 
 def run(config: Config, folder: RunFolder) -> None:
     """Do every run that is not in ``results.jsonl`` yet."""
-    check(config)
     sharding_of(config.fsdp)
     texts = texts_of(config)
-    tasks_of(config)  # refuses what does not fit the data
-    make_model(config)
     check_data_hash(folder, (np.frombuffer(text, np.uint8) for text in texts.values()))
-    trials = [
-        Trial(arm, {}, seed) for seed in range(config.seeds) for arm in config.arms
-    ]
-    count = worker_count(config.workers)
-    run_trials(config, folder, trials, worker, num_workers=count)
-
-
-def worker(config: Config, folder: RunFolder):
-    """What a process needs to do trials."""
-
-    def do(trial: Trial, send: Callable) -> None:
-        spec = run_spec(config, trial)
-        learn_trial(
-            trial,
-            spec,
-            folder,
-            send,
-            setting="domains of text",
-            fsdp=config.fsdp,
-            named=True,
-        )
-
-    return do
+    trials = all_trials("domains of text", config, NUMBERS)
+    run_spec(config, trials[0])  # refuses what does not fit the data
+    run_trials(
+        folder,
+        trials,
+        learner,
+        (run_spec, config, folder),
+        num_workers=worker_count(config.workers),
+    )
 
 
 @functools.lru_cache(maxsize=1)
@@ -114,7 +93,8 @@ def run_spec(config: Config, trial: Trial) -> RunSpec:
 
     def build(frozen) -> Method:
         del frozen
-        return make_arm(config, trial.arm, loss)
+        arm = functools.partial(make_arm, trial.arm, trial.hyper, loss)
+        return arm(chunk_size=config.chunk_size)
 
     def rows(params, frozen, batch):
         del frozen
@@ -134,42 +114,25 @@ def run_spec(config: Config, trial: Trial) -> RunSpec:
     )
 
 
-def make_arm(config: Config, arm: str, loss: Loss) -> Method:
+def make_arm(
+    arm: str, hyper: Mapping[str, float], loss: Loss, *, chunk_size: int | None
+) -> Method:
     """What an arm is made of."""
-    rate = optax.warmup_constant_schedule(0, config.learning_rate, config.warm_steps)
+    warm_steps = int(hyper["warm_steps"])
+    rate = optax.warmup_constant_schedule(0, hyper["learning_rate"], warm_steps)
     memory = regularizer = gradient = None
     if "er" in arm.split("-"):
-        memory = reservoir(config.capacity, sample_size=config.replay_size)
+        size = int(hyper["replay_size"])
+        memory = reservoir(int(hyper["capacity"]), sample_size=size)
     if "sam" in arm.split("-"):
-        gradient = sam(config.rho)
+        gradient = sam(hyper["rho"])
     if "ewc" in arm.split("-"):
-        regularizer = ewc(empirical_fisher(loss, chunk_size=8), config.strength)
+        regularizer = ewc(empirical_fisher(loss, chunk_size=8), hyper["strength"])
     return make_method(
         loss,
         optax.adamw(rate),
         gradient=gradient,
         regularizer=regularizer,
         memory=memory,
-        chunk_size=config.chunk_size,
+        chunk_size=chunk_size,
     )
-
-
-def check(config: Config) -> None:
-    """Refuse settings that could not work, before any compute.
-
-    Raises:
-      ValueError: naming the field, what it must be, and what it was.
-    """
-    check_fields(
-        config, may_be_zero=("checkpoint_seconds", "rho", "strength", "warm_steps")
-    )
-    check_names("arms", config.arms, ARMS)
-    if config.replay_size > config.capacity:
-        msg = (
-            f"replay_size: at most the capacity, {config.capacity}, got "
-            f"{config.replay_size}."
-        )
-        raise InputError(msg)
-
-
-__all__ = ["ARMS", "run"]

@@ -10,6 +10,10 @@ on with the same bits when the command is given again.
 """
 
 from dataclasses import dataclass
+from typing import Literal
+
+from jaxcl.errors import InputError
+from jaxcl.runs.experiment import Experiment, check_fields
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,7 +23,7 @@ class Config:
     data: str = ""
     """digits (ships with scikit-learn), or a folder or file of images: CIFAR's binary
     files, .npy or .npz."""
-    arms: tuple[str, ...] = ("none", "er", "sam-ewc-er")
+    arms: tuple[Literal["none", "er", "sam-ewc-er"], ...] = ("none", "er", "sam-ewc-er")
     """What is compared, in the order it is run."""
     seeds: int = 3
     """Runs per arm; a seed draws which classes meet, the start and the batches."""
@@ -62,11 +66,13 @@ class Config:
     """Where all randomness comes from."""
 
 
-#: Fields that cannot change a result, and those that name a folder.
-COSMETIC_FIELDS, PATH_FIELDS = (
-    ("checkpoint_seconds", "eval_batch_size", "workers"),
-    ("data",),
-)
+#: The numbers that make an arm what it is.
+REPLAY = ("capacity", "replay_size")
+NUMBERS = {
+    "none": ("learning_rate",),
+    "er": ("learning_rate", *REPLAY),
+    "sam-ewc-er": ("learning_rate", "rho", "strength", "fisher_rows", *REPLAY),
+}
 
 PRESETS = {
     "smoke": Config(  # a minute or two, to compile; a test runs a part of it
@@ -86,4 +92,30 @@ PRESETS = {
 }
 
 
-__all__ = ["COSMETIC_FIELDS", "PATH_FIELDS", "PRESETS", "Config"]
+def check(config: Config) -> None:
+    """Refuse settings that could not work, before any compute.
+
+    Raises:
+      InputError: naming the field, what it must be, and what it was.
+    """
+    if not config.data:
+        msg = "data: name the images: --data FOLDER with CIFAR-100, or --data digits."
+        raise InputError(msg)
+    check_fields(config, may_be_zero=("checkpoint_seconds", "rho", "strength"))
+    if config.replay_size > config.capacity:
+        msg = (
+            f"replay_size: at most the capacity, {config.capacity}, got "
+            f"{config.replay_size}."
+        )
+        raise InputError(msg)
+
+
+EXPERIMENT = Experiment(
+    "experiments.class_stream",
+    PRESETS,
+    default="smoke",
+    about=__doc__ or "",
+    check=check,
+    cosmetic_fields=("checkpoint_seconds", "eval_batch_size", "workers"),
+    path_fields={"data": ("digits",)},
+)

@@ -7,7 +7,8 @@
 from pathlib import Path
 
 from experiments.class_stream.config import Config
-from jaxcl.runs import RunFolder, expect_no_words
+from jaxcl.runs.experiment import expect_no_words
+from jaxcl.runs.folder import RunFolder
 from jaxcl.runs.forgetting import report_matrices, write_readme
 
 WORDS = {

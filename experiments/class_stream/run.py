@@ -1,12 +1,12 @@
 """The protocol in order: data, network, method, the host loop."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Mapping
 
 import jax
 import optax
 
-from experiments.class_stream.config import Config
+from experiments.class_stream.config import NUMBERS, Config
 from jaxcl.curvature import empirical_fisher
 from jaxcl.data import (
     Images,
@@ -16,54 +16,40 @@ from jaxcl.data import (
     split_sizes,
     stream_tasks,
 )
-from jaxcl.errors import InputError
 from jaxcl.losses import cross_entropy, heads
 from jaxcl.memory import reservoir
 from jaxcl.method import make_method
 from jaxcl.metrics import classification
 from jaxcl.models import resnet
 from jaxcl.regularizers import ewc
-from jaxcl.runs import (
-    RunFolder,
+from jaxcl.runs.folder import RunFolder, check_data_hash
+from jaxcl.runs.jobs import worker_count
+from jaxcl.runs.trials import (
     RunSpec,
     Trial,
-    check_data_hash,
-    check_fields,
-    check_names,
-    learn_trial,
+    all_trials,
+    learner,
     run_trials,
     sharding_of,
-    worker_count,
 )
 from jaxcl.training import Options
 from jaxcl.transforms import sam
 from jaxcl.typing import Method, Outputs
 
-ARMS = ("none", "er", "sam-ewc-er")
-
 
 def run(config: Config, folder: RunFolder) -> None:
     """Do every run that is not in ``results.jsonl`` yet."""
-    check(config)
     sharding_of(config.fsdp)
-    images = images_of(config)
-    check_data_hash(folder, images[:4])
-    run_spec(config, Trial(config.arms[0], {}, 0))  # refuses what does not fit the data
-    trials = [
-        Trial(arm, {}, seed) for seed in range(config.seeds) for arm in config.arms
-    ]
-    count = worker_count(config.workers)
-    run_trials(config, folder, trials, worker, num_workers=count)
-
-
-def worker(config: Config, folder: RunFolder):
-    """What a process needs to do trials."""
-
-    def do(trial: Trial, send: Callable) -> None:
-        spec = run_spec(config, trial)
-        learn_trial(trial, spec, folder, send, setting="class splits", fsdp=config.fsdp)
-
-    return do
+    check_data_hash(folder, images_of(config)[:4])
+    trials = all_trials("class splits", config, NUMBERS)
+    run_spec(config, trials[0])  # refuses what does not fit the data
+    run_trials(
+        folder,
+        trials,
+        learner,
+        (run_spec, config, folder),
+        num_workers=worker_count(config.workers),
+    )
 
 
 @functools.lru_cache(maxsize=1)
@@ -92,7 +78,7 @@ def run_spec(config: Config, trial: Trial) -> RunSpec:
 
     def build(frozen) -> Method:
         del frozen
-        return make_arm(config, trial.arm, outputs)
+        return make_arm(trial.arm, trial.hyper, outputs)
 
     options = Options(
         num_steps=config.num_steps,
@@ -109,41 +95,19 @@ def run_spec(config: Config, trial: Trial) -> RunSpec:
     )
 
 
-def make_arm(config: Config, arm: str, outputs: Outputs) -> Method:
+def make_arm(arm: str, hyper: Mapping[str, float], outputs: Outputs) -> Method:
     """What an arm is made of."""
-    loss, optimizer = cross_entropy(outputs), optax.sgd(config.learning_rate)
+    loss, optimizer = cross_entropy(outputs), optax.sgd(hyper["learning_rate"])
     if arm == "none":
         return make_method(loss, optimizer)
-    memory = reservoir(config.capacity, sample_size=config.replay_size)
+    memory = reservoir(int(hyper["capacity"]), sample_size=int(hyper["replay_size"]))
     if arm == "er":
         return make_method(loss, optimizer, memory=memory)
     fisher = empirical_fisher(loss, chunk_size=16)
     return make_method(
         loss,
         optimizer,
-        gradient=sam(config.rho),
-        regularizer=ewc(fisher, config.strength),
+        gradient=sam(hyper["rho"]),
+        regularizer=ewc(fisher, hyper["strength"]),
         memory=memory,
     )
-
-
-def check(config: Config) -> None:
-    """Refuse settings that could not work, before any compute.
-
-    Raises:
-      ValueError: naming the field, what it must be, and what it was.
-    """
-    if not config.data:
-        msg = "data: name the images: --data FOLDER with CIFAR-100, or --data digits."
-        raise InputError(msg)
-    check_fields(config, may_be_zero=("checkpoint_seconds", "rho", "strength"))
-    check_names("arms", config.arms, ARMS)
-    if config.replay_size > config.capacity:
-        msg = (
-            f"replay_size: at most the capacity, {config.capacity}, got "
-            f"{config.replay_size}."
-        )
-        raise InputError(msg)
-
-
-__all__ = ["ARMS", "run"]

@@ -1,18 +1,7 @@
-"""``python -m experiments.ewc_permuted {smoke|short|reduced|paper} [--field value]``."""
+"""``python -m experiments.ewc_permuted [PRESET] [--field value ...]``."""
 
-from experiments.ewc_permuted import config
-from experiments.ewc_permuted.report import report
-from experiments.ewc_permuted.run import run
-from jaxcl.runs import main
+from experiments.ewc_permuted.config import EXPERIMENT
+from jaxcl.runs.command import main
 
 if __name__ == "__main__":
-    raise SystemExit(
-        main(
-            config.PRESETS,
-            run,
-            config.__doc__ or "",
-            report=report,
-            cosmetic_fields=config.COSMETIC_FIELDS,
-            path_fields=config.PATH_FIELDS,
-        )
-    )
+    raise SystemExit(main(EXPERIMENT))

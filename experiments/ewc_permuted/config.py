@@ -14,6 +14,9 @@ from the paper or the defaults of the code that the authors published with it.
 from dataclasses import dataclass
 from typing import Literal
 
+from jaxcl.errors import InputError
+from jaxcl.runs.experiment import Experiment, check_fields
+
 #: Average accuracy over the ten tasks at the end, in per cent (Table 4, domain).
 PUBLISHED = {"none": 78.51, "ewc": 94.31, "online-ewc": 94.42, "joint": 97.59}
 
@@ -23,6 +26,7 @@ LABELS = {
     "online-ewc": "online EWC",
     "joint": "joint",
 }
+PENALIZED = ("ewc", "online-ewc")  # the arms with a strength
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +35,12 @@ class Config:
 
     data: str = ""
     """digits (ships with scikit-learn), or a folder with MNIST's four idx files."""
-    arms: tuple[str, ...] = ("none", "ewc", "online-ewc", "joint")
+    arms: tuple[Literal["none", "ewc", "online-ewc", "joint"], ...] = (
+        "none",
+        "ewc",
+        "online-ewc",
+        "joint",
+    )
     """What is compared, in the order it is run."""
     seeds: int = 20
     """Runs per arm; a seed draws permutations, start and batches."""
@@ -87,10 +96,6 @@ class Config:
     """Where all randomness comes from."""
 
 
-#: Fields that cannot change a result, and those that name a folder: a run is taken up
-#: again whatever the first are, and wherever the second lie.
-COSMETIC_FIELDS, PATH_FIELDS = ("checkpoint_seconds", "workers"), ("data",)
-
 PRESETS = {
     "smoke": Config(  # seconds; a test runs it
         data="digits",
@@ -126,4 +131,38 @@ PRESETS = {
 }
 
 
-__all__ = ["COSMETIC_FIELDS", "LABELS", "PATH_FIELDS", "PRESETS", "PUBLISHED", "Config"]
+def check(config: Config) -> None:
+    """Refuse settings that could not work, before any compute.
+
+    Raises:
+      InputError: naming the field, what it must be, and what it was.
+    """
+    if not config.data:
+        msg = "data: name a folder with MNIST's four idx files: --data FOLDER."
+        raise InputError(msg)
+    check_fields(
+        config,
+        may_be_zero=("checkpoint_seconds", "decay", "padding", "strength", "strengths"),
+        seeds=("seed", "search_seed"),
+    )
+    if config.decay > 1:
+        msg = f"decay: expected a fraction from 0 to 1, got {config.decay:g}."
+        raise InputError(msg)
+    if config.search_seed in range(config.seeds):
+        msg = (
+            f"search_seed: must not be one of the {config.seeds} reported seeds, got "
+            f"{config.search_seed}."
+        )
+        raise InputError(msg)
+
+
+EXPERIMENT = Experiment(
+    "experiments.ewc_permuted",
+    PRESETS,
+    default="smoke",
+    about=__doc__ or "",
+    check=check,
+    # A run is taken up again whatever these are, and wherever the data lie.
+    cosmetic_fields=("checkpoint_seconds", "workers"),
+    path_fields={"data": ("digits",)},
+)

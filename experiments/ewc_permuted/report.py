@@ -16,16 +16,10 @@ from jaxcl.report.curves import measure_curves
 from jaxcl.report.records import split
 from jaxcl.report.statistics import mean_interval
 from jaxcl.report.tables import Column, Table, interval_note, to_csv, to_markdown
-from jaxcl.runs import (
-    RunFolder,
-    expect_no_words,
-    fill,
-    made_on,
-    read_json,
-    read_records,
-    write_text,
-)
-from jaxcl.runs.run_folder import plain
+from jaxcl.runs.experiment import expect_no_words
+from jaxcl.runs.folder import RunFolder, read_json, read_records
+from jaxcl.runs.readme import fill, made_on
+from jaxcl.training.files import plain, write_text
 
 Record = dict[str, Any]
 
@@ -71,12 +65,11 @@ def result_table(records: list[Record], *, published: bool = True) -> Table:
         final = mean_interval(np.array([np.mean(r["final"]) for r in runs]))
         matrices = np.array([r["matrix"] for r in runs])
         theirs = PUBLISHED[arm] / 100 if published else None
+        strength = runs[0]["hyper"].get("strength")
         rows.append(
             (
                 label,
-                f"{runs[0]['hyper'].get('strength', 0):g}"
-                if runs[0]["hyper"]
-                else None,
+                strength if strength is None else f"{strength:g}",
                 len(runs),
                 final,
                 theirs,

@@ -1,18 +1,7 @@
-"""``python -m experiments.plasticity {smoke|quick|paper|...} [--field value]``."""
+"""``python -m experiments.plasticity [PRESET] [--field value ...]``."""
 
-from experiments.plasticity import config
-from experiments.plasticity.report import report
-from experiments.plasticity.run import run
-from jaxcl.runs import main
+from experiments.plasticity.config import EXPERIMENT
+from jaxcl.runs.command import main
 
 if __name__ == "__main__":
-    raise SystemExit(
-        main(
-            config.PRESETS,
-            run,
-            config.__doc__ or "",
-            report=report,
-            cosmetic_fields=config.COSMETIC_FIELDS,
-            path_fields=config.PATH_FIELDS,
-        )
-    )
+    raise SystemExit(main(EXPERIMENT))

@@ -13,7 +13,7 @@ from jaxcl.method import make_method
 from jaxcl.models import crelu
 from jaxcl.plasticity import continual_backprop, redo, shrink_and_perturb
 from jaxcl.regularizers import l2_init
-from jaxcl.runs import check_names
+from jaxcl.runs.trials import Trial
 from jaxcl.transforms import adaptive_rho, gnp, random_sam, reverse_sam, sam
 from jaxcl.tree import norm, safe_divide
 from jaxcl.typing import Average, Key, Loss, Method, Model, Regularizer
@@ -28,19 +28,6 @@ class Arm(NamedTuple):
     build: Callable[[Loss, Model, Hyper, Key], Method]  # the run's key
     activation: Callable = nnx.relu
     layer_norm: bool = False
-
-
-class Trial(NamedTuple):
-    """One run to be done: an arm with numbers and a seed."""
-
-    arm: str
-    group: str
-    hyper: Hyper
-    seed: int
-
-
-#: Arms that change the fully connected network.
-OTHER_NETWORKS = ("crelu", "layer-norm")
 
 
 def arms(config: Config, num_steps: int) -> dict[str, Arm]:
@@ -142,52 +129,64 @@ def arms(config: Config, num_steps: int) -> dict[str, Arm]:
 
 def trials(config: Config) -> list[Trial]:
     """Every run of the experiment, in the order they are done."""
-    rates, rho = config.learning_rates, config.rho
-    usual = {"r": config.r, "penalty": config.penalty}
-    groups = {
-        "paper": [("sgd", {}), ("sam", {"rho": rho}), ("gnp", usual)],
-        "neighbours": [
-            ("fresh", {}),
-            ("l2-init", {"strength": config.l2_init_strength}),
-            ("shrink-perturb", {}),
-            ("redo", {}),
-            ("continual-backprop", {}),
-            ("crelu", {}),
-            ("layer-norm", {}),
-        ],
+    groups = arms_of_groups(config)
+    seeds = dict.fromkeys(groups, config.other_seeds)
+    seeds |= {"paper": config.seeds, "sweep": config.sweep_seeds}
+    momentum = {"momentum": config.momentum} if config.momentum else {}
+    return [
+        Trial(setting, arm, {"learning_rate": rate, **momentum, **hyper}, seed, group)
+        for group in config.groups
+        for setting in config.settings
+        for arm, hyper in groups[group]
+        for rate in config.learning_rates
+        for seed in range(min(seeds[group], config.seeds))
+    ]
+
+
+def arms_of_groups(config: Config) -> dict[str, list[tuple[str, Hyper]]]:
+    """The arms of every group, each with the numbers that make it what it is."""
+    sam_of = lambda rho: {"rho": rho}
+    gnp_of = lambda r, penalty: {"r": r, "penalty": penalty}
+    usual, warm = gnp_of(config.r, config.penalty), {"warm_share": config.warm_share}
+    neighbours = [
+        ("fresh", {}),
+        ("l2-init", {"strength": config.l2_init_strength}),
+        (
+            "shrink-perturb",
+            {
+                "shrink": config.shrink,
+                "perturb": config.perturb,
+                "period": config.renewal_period,
+            },
+        ),
+        ("redo", {"threshold": config.dormant, "period": config.redo_period}),
+        ("continual-backprop", {"rate": config.replacement_rate}),
+    ]
+    if not config.resnet_width:  # it has normalisation, and one activation, of its own
+        neighbours += [("crelu", {}), ("layer-norm", {})]
+    return {
+        "paper": [("sgd", {}), ("sam", sam_of(config.rho)), ("gnp", usual)],
+        "neighbours": neighbours,
         "adaptive": [
             ("sam-tracking", {"target": config.target_sharpness}),
-            ("sam-warm", {"rho": rho}),
-            ("gnp-warm", usual),
+            ("sam-warm", sam_of(config.rho) | warm),
+            ("gnp-warm", usual | warm),
         ],
         "controls": [
             ("sgd-sphere", {}),
-            ("sam-sphere", {"rho": rho}),
-            ("reverse-sphere", {"rho": rho}),
-            ("noise-sphere", {"rho": rho}),
+            ("sam-sphere", sam_of(config.rho)),
+            ("reverse-sphere", sam_of(config.rho)),
+            ("noise-sphere", sam_of(config.rho)),
         ],
         "sweep": [
-            *(("sam", {"rho": value}) for value in config.rhos),
+            *(("sam", sam_of(rho)) for rho in config.rhos),
             *(
-                ("gnp", {"r": r, "penalty": penalty})
+                ("gnp", gnp_of(r, penalty))
                 for r in config.radii
                 for penalty in config.penalties
             ),
         ],
     }
-    check_names("groups", config.groups, groups)
-    if config.resnet_width:  # which has normalisation, and one activation, of its own
-        others = groups["neighbours"]
-        groups["neighbours"] = [arm for arm in others if arm[0] not in OTHER_NETWORKS]
-    seeds = dict.fromkeys(groups, config.other_seeds)
-    seeds |= {"paper": config.seeds, "sweep": config.sweep_seeds}
-    return [
-        Trial(arm, group, {"learning_rate": rate, **hyper}, seed)
-        for group in config.groups
-        for arm, hyper in groups[group]
-        for rate in rates
-        for seed in range(min(seeds[group], config.seeds))
-    ]
 
 
 def from_the_start() -> Average:
@@ -222,6 +221,3 @@ def _shrink(config: Config, model: Model):
     steps = jnp.arange(period)
     variance = jnp.sum((1.0 - config.shrink) ** (2 * steps)) * config.perturb**2
     return shrink_and_perturb(kept, jnp.sqrt(variance), model.init, period=period)
-
-
-__all__ = ["Arm", "Hyper", "Trial", "arms", "fixed_norm", "from_the_start", "trials"]

@@ -15,6 +15,17 @@ else is marked *ours*, or has its source.
 """
 
 from dataclasses import dataclass
+from typing import Literal, get_args
+
+from jaxcl.errors import InputError
+from jaxcl.runs.experiment import Experiment, check_fields
+
+#: Streams of tasks; :mod:`experiments.plasticity.settings` makes them.
+SettingName = Literal[
+    "permuted", "pairs-new-head", "pairs-one-head", "class-splits", "permuted-labels"
+]
+#: Arms that are reported together.
+Group = Literal["paper", "neighbours", "adaptive", "controls", "sweep"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,9 +35,9 @@ class Config:
     data: str = "digits"
     """digits (ships with scikit-learn), tfds:NAME, or a folder of images (MNIST's idx
     files, CIFAR's binary files, .npy or .npz). The long presets want one named."""
-    settings: tuple[str, ...] = ("permuted", "pairs-new-head", "pairs-one-head")
-    """permuted | pairs-new-head | pairs-one-head | class-splits | permuted-labels."""
-    groups: tuple[str, ...] = ("paper", "neighbours", "adaptive", "controls", "sweep")
+    settings: tuple[SettingName, ...] = ("permuted", "pairs-new-head", "pairs-one-head")
+    """Streams of tasks."""
+    groups: tuple[Group, ...] = get_args(Group)
     """paper: SGD, SAM, GNP; neighbours: what else preserves plasticity; adaptive: strengths
     that follow the run; controls: matched in norm; sweep: rho and lambda x r. Done in
     this order."""
@@ -90,6 +101,10 @@ class Config:
     warm_share: float = 0.5
     """Share of a task's steps over which the re-warmed strengths rise. Ours."""
 
+    measured_rho: float = 0.05
+    """Radius of the sharpness that is measured, whatever SAM's is. Ours."""
+    measured_dormant: float = 0.025
+    """Threshold of the dormant units that are counted, whatever ReDo's is."""
     probe_examples: int = 128
     """Images of the current task that the plasticity figures are taken on. Ours."""
     probe_every: int = 5
@@ -106,10 +121,6 @@ class Config:
     seed: int = 0
     """Where all randomness comes from."""
 
-
-#: Fields that cannot change a result, and those that name a folder: a run is taken up
-#: again whatever the first are, and wherever the second lie.
-COSMETIC_FIELDS, PATH_FIELDS = ("checkpoint_seconds", "workers"), ("data",)
 
 PRESETS = {
     "smoke": Config(  # seconds; a test runs it
@@ -166,3 +177,65 @@ PRESETS = {
         tasks_per_call=2,
     ),
 }
+
+
+def check(config: Config) -> None:
+    """Refuse settings that could not work, before any compute.
+
+    Raises:
+      InputError: naming the field, what it must be, and what it was.
+    """
+    if not config.data:
+        msg = (
+            "data: name the images: --data FOLDER with MNIST's four idx files (or CIFAR's "
+            "binary files, .npy, .npz), --data tfds:NAME, or --data digits."
+        )
+        raise InputError(msg)
+    check_fields(
+        config,
+        may_be_zero=MAY_BE_ZERO,
+        fractions=FRACTIONS,
+        runs=("seeds", "other_seeds", "sweep_seeds"),
+    )
+    # A quadratic penalty is stable only while learning rate * strength < 2.
+    product = max(config.learning_rates) * config.l2_init_strength
+    if product >= 2:
+        msg = (
+            "l2_init_strength: learning rate * strength must be below 2 to be stable, "
+            f"got {product:g}; lower one of them."
+        )
+        raise InputError(msg)
+
+
+#: Numbers that turn something off when they are 0.
+MAY_BE_ZERO = (
+    "checkpoint_seconds",
+    "dormant",
+    "l2_init_strength",
+    "measured_dormant",
+    "momentum",
+    "perturb",
+    "replacement_rate",
+    "resnet_width",
+    "shrink",
+    "warm_share",
+)
+FRACTIONS = (
+    "dormant",
+    "measured_dormant",
+    "momentum",
+    "replacement_rate",
+    "shrink",
+    "warm_share",
+)
+
+EXPERIMENT = Experiment(
+    "experiments.plasticity",
+    PRESETS,
+    default="quick",
+    about=__doc__ or "",
+    check=check,
+    # A run is taken up again whatever these are, and wherever the data lie.
+    cosmetic_fields=("checkpoint_seconds", "workers"),
+    path_fields={"data": ("digits", "tfds:")},
+)

@@ -44,14 +44,10 @@ from jaxcl.report.heatmaps import heatmap
 from jaxcl.report.records import group, split
 from jaxcl.report.summaries import grid
 from jaxcl.report.tables import measure_table, to_markdown
-from jaxcl.runs import (
-    RunFolder,
-    expect_no_words,
-    read_json,
-    read_records,
-    write_text,
-)
+from jaxcl.runs.experiment import expect_no_words
+from jaxcl.runs.folder import RunFolder, read_json, read_records
 from jaxcl.runs.readme import fill
+from jaxcl.training.files import write_text
 
 CLAIM = (
     "Claim (arXiv:2409.17300): on streams of MNIST tasks, SAM and the gradient norm "

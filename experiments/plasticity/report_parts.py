@@ -10,7 +10,7 @@ from jaxcl.report import figures, page
 from jaxcl.report.curves import measure_curves
 from jaxcl.report.records import measure_names, split
 from jaxcl.report.tables import Table, to_csv, to_markdown
-from jaxcl.runs import write_text
+from jaxcl.training.files import write_text
 
 MEASURES = (
     "loss",

@@ -1,48 +1,39 @@
 """The paper's algorithm, in the paper's order: data, network, method, loop, figures."""
 
 import functools
-import hashlib
-import itertools
-import shutil
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from fractions import Fraction
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.plasticity.arms import Arm, Trial, arms, trials
+from experiments.plasticity.arms import Arm, arms, trials
 from experiments.plasticity.config import Config
-from experiments.plasticity.settings import (
-    SETTINGS,
-    Setting,
-    load,
-    make_model,
-    make_setting,
-)
+from experiments.plasticity.settings import Setting, load, make_model, make_setting
 from jaxcl.curvature import top_eigenvalue
-from jaxcl.errors import InputError
 from jaxcl.losses import cross_entropy, mean_loss
 from jaxcl.plasticity import measure
-from jaxcl.runs import (
-    RunFolder,
-    append,
-    check_data_hash,
-    check_fields,
-    check_names,
-    finished,
-    progress,
-    share_out,
-    worker_count,
+from jaxcl.runs.folder import RunFolder, check_data_hash
+from jaxcl.runs.jobs import worker_count
+from jaxcl.runs.trials import (
+    Learn,
+    Tell,
+    Trial,
+    checkpoint_folder,
+    result_line,
+    rounded,
+    run_trials,
 )
 from jaxcl.training import (
     current_accuracy,
     first_example,
+    in_segments,
     over_runs,
     run_stream,
+    segment_size,
 )
-from jaxcl.training.device import in_segments, segment_size
 from jaxcl.tree import at
 
 
@@ -53,106 +44,45 @@ class Program(NamedTuple):
     advance: Callable  # (states, keys, hypers, seeds, pool, plans, tasks) -> ...
 
 
-class Job(NamedTuple):
-    """Runs that share a compiled program, for one worker."""
-
-    place: int  # of the setting
-    arm: str
-    trials: list[Trial]
-
-
-class Finished(NamedTuple):
-    """A pack of runs: its lines, and the checkpoints that are no longer needed."""
-
-    lines: list[dict]
-    checkpoints: Path
-
-
 def run(config: Config, folder: RunFolder) -> None:
     """Do every trial that is not in ``results.jsonl`` yet."""
-    check(config)
     check_data_hash(folder, images_of(config))
-    settings, todo = make_settings(config), trials(config)
-    num_workers = worker_count(config.workers)
-    jobs = unfinished(settings, todo, finished(folder), num_workers)
-    total, done = len(unique(settings, todo)), len(finished(folder))
-    with progress(total, "runs", done=done) as advance:
-
-        def receive(sent: str | Finished):
-            if isinstance(sent, str):
-                advance(0, sent)
-                return
-            append(folder, sent.lines)
-            shutil.rmtree(sent.checkpoints, ignore_errors=True)
-            advance(len(sent.lines))
-
-        share_out(worker, (config, folder), jobs, receive, num_workers=num_workers)
+    for name in config.settings:
+        setting_of(config, name)  # refuses what does not fit the data
+    run_trials(
+        folder,
+        trials(config),
+        worker,
+        (config, folder),
+        num_workers=worker_count(config.workers),
+        size=runs_per_call(config),
+        program=lambda trial: (trial.setting, trial.arm),
+    )
 
 
-def worker(config: Config, folder: RunFolder):
-    """What a process needs to do jobs: data once, and each program when it is due."""
-    settings = make_settings(config)
+def worker(config: Config, folder: RunFolder) -> Learn:
+    """What a process needs to do trials: data once, and each program when it is due."""
 
     @functools.cache
-    def program_of(place: int, name: str) -> Program:
-        setting = settings[place]
-        return make_program(config, setting, arms(config, setting.num_steps)[name])
+    def program_of(name: str, arm: str) -> Program:
+        setting = setting_of(config, name)
+        return make_program(config, setting, arms(config, setting.num_steps)[arm])
 
-    def do(job: Job, send: Callable[[str | Finished], None]) -> None:
-        setting, program = settings[job.place], program_of(job.place, job.arm)
-        for pack in packs(job.trials, runs_per_call(config)):
-            lines = learn(config, setting, program, pack, folder, send)
-            send(Finished(lines, checkpoints(folder, setting, pack)))
+    def do(pack: Sequence[Trial], tell: Tell) -> list[dict]:
+        setting = setting_of(config, pack[0].setting)
+        program = program_of(setting.name, pack[0].arm)
+        return learn(config, setting, program, pack, folder, tell)
 
     return do
 
 
-@functools.lru_cache(maxsize=1)  # one process checks the data, and may then do the work
-def make_settings(config: Config) -> list[Setting]:
-    """All settings on the data of the experiment."""
-    return [make_setting(name, config, images_of(config)) for name in config.settings]
+@functools.cache  # one process checks the data, and may then do the work
+def setting_of(config: Config, name: str) -> Setting:
+    """A setting on the data of the experiment."""
+    return make_setting(name, config, images_of(config))
 
 
 images_of = functools.lru_cache(maxsize=1)(load)
-
-
-#: Numbers that turn something off when they are 0.
-MAY_BE_ZERO = (
-    "checkpoint_seconds",
-    "dormant",
-    "l2_init_strength",
-    "momentum",
-    "perturb",
-    "replacement_rate",
-    "resnet_width",
-    "shrink",
-    "warm_share",
-)
-SHARES = ("momentum", "shrink", "dormant", "replacement_rate", "warm_share")
-
-
-def check(config: Config) -> None:
-    """Refuse settings that could not work, before any compute.
-
-    Raises:
-      ValueError: naming the field, what it must be, and what it was.
-    """
-    if not config.data:
-        msg = (
-            "data: name the images: --data FOLDER with MNIST's four idx files (or CIFAR's "
-            "binary files, .npy, .npz), --data tfds:NAME, or --data digits."
-        )
-        raise InputError(msg)
-    check_fields(config, may_be_zero=MAY_BE_ZERO, shares=SHARES)
-    check_names("settings", config.settings, SETTINGS)
-    # A quadratic penalty is stable only while learning rate * strength < 2.
-    product = max(config.learning_rates) * config.l2_init_strength
-    if product >= 2:
-        msg = (
-            "l2_init_strength: learning rate * strength must be below 2 to be stable, "
-            f"got {product:g}; lower one of them."
-        )
-        raise InputError(msg)
 
 
 def make_program(config: Config, setting: Setting, arm: Arm) -> Program:
@@ -184,8 +114,8 @@ def make_program(config: Config, setting: Setting, arm: Arm) -> Program:
                 moment.params,
                 origin,
                 probe,
-                rho=config.rho,
-                tau=config.dormant,
+                rho=config.measured_rho,
+                tau=config.measured_dormant,
             )
             mean = lambda p: mean_loss(loss, p, probe, moment.key)
             due = (moment.index + 1) % config.probe_every == 0
@@ -223,13 +153,13 @@ def learn(
     config: Config,
     setting: Setting,
     program: Program,
-    pack: list[Trial],
+    pack: Sequence[Trial],
     folder: RunFolder,
-    note: Callable[[str], None],
+    tell: Tell,
 ) -> list[dict]:
     """Learn one pack of runs side by side; return their lines."""
     # A short pack repeats its last run, so that one compiled program serves all packs.
-    full = pack + [pack[-1]] * (runs_per_call(config) - len(pack))
+    full = [*pack, *[pack[-1]] * (runs_per_call(config) - len(pack))]
     seeds = jnp.array([trial.seed for trial in full])
     keys = jax.vmap(lambda s: jax.random.fold_in(jax.random.key(config.seed), s))(seeds)
     hypers = {
@@ -237,22 +167,42 @@ def learn(
         for name in pack[0].hyper
     }
     shared = setting.streams.pool, setting.streams.plan
-    walked = in_segments(
+    size = segment_size(setting.num_tasks, config.tasks_per_call)
+
+    def note(task: int) -> None:
+        part = Fraction(size if task else 0, setting.num_tasks)
+        tell(part, f"{setting.name}, {pack[0].arm}, task {task + 1}")
+
+    learned = in_segments(
         lambda state, tasks: program.advance(
             state, keys, hypers, seeds, *shared, tasks
         ),
         program.start(keys, hypers),
         num_tasks=setting.num_tasks,
-        size=segment_size(setting.num_tasks, config.tasks_per_call),
-        folder=checkpoints(folder, setting, pack),
+        size=size,
+        folder=checkpoint_folder(folder, pack),
         save_every=config.checkpoint_seconds,
         task_axis=1,
-        note=lambda task: note(f"{setting.name}, {pack[0].arm}, task {task + 1}"),
+        note=note,
     )
+    seconds = learned.seconds / len(pack)
     return [
-        line(setting, trial, at(index, walked.record), walked.seconds / len(pack))
+        line(trial, at(index, learned.record), seconds)
         for index, trial in enumerate(pack)
     ]
+
+
+def line(trial: Trial, record, seconds: float) -> dict:
+    """What ``results.jsonl`` keeps of one run: few digits, there are many runs."""
+    accuracy, figures = record.after
+    return result_line(
+        trial,
+        record.finite,
+        seconds=seconds,
+        accuracy=rounded(accuracy),
+        loss=rounded(record.loss),
+        measures={name: rounded(values, 3) for name, values in figures.items()},
+    )
 
 
 def runs_per_call(config: Config) -> int:
@@ -264,80 +214,3 @@ def mesh_for(num_runs: int) -> jax.sharding.Mesh:
     """As many devices as divide the runs evenly."""
     count = max(k for k in range(1, jax.device_count() + 1) if num_runs % k == 0)
     return jax.sharding.Mesh(np.array(jax.devices()[:count]), ("runs",))
-
-
-def checkpoints(folder: RunFolder, setting: Setting, pack: list[Trial]) -> Path:
-    """Where a pack's unfinished state lies; other packs have other places."""
-    names = ";".join(run_id(setting, trial) for trial in pack)
-    return folder.path / "checkpoints" / hashlib.sha256(names.encode()).hexdigest()[:16]
-
-
-def line(setting: Setting, trial: Trial, record, seconds: float) -> dict:
-    """What ``results.jsonl`` keeps of one run: few digits, there are many runs."""
-    accuracy, figures = record.after
-    finite = np.asarray(record.finite)
-    bad = int(np.argmin(finite)) if not finite.all() else None
-    return {
-        "run": run_id(setting, trial),
-        "setting": setting.name,
-        "arm": trial.arm,
-        "group": trial.group,
-        "hyper": trial.hyper,
-        "seed": trial.seed,
-        "status": "done" if bad is None else "diverged",
-        "first_bad_task": bad,
-        "accuracy": rounded(accuracy),
-        "loss": rounded(record.loss),
-        "measures": {name: rounded(values, 3) for name, values in figures.items()},
-        "seconds": round(seconds, 2),
-        "device": jax.devices()[0].device_kind,
-    }
-
-
-def run_id(setting: Setting, trial: Trial) -> str:
-    """``setting/arm/lr=0.01,rho=0.05/seed=3``."""
-    numbers = ",".join(f"{name}={value:g}" for name, value in trial.hyper.items())
-    return f"{setting.name}/{trial.arm}/{numbers}/seed={trial.seed}"
-
-
-def unique(settings: list[Setting], todo: list[Trial]) -> set[str]:
-    """All runs; the sweeps contain some of the others."""
-    return {run_id(setting, trial) for setting in settings for trial in todo}
-
-
-def unfinished(
-    settings: list[Setting], todo: list[Trial], done: set[str], num_workers: int
-) -> list[Job]:
-    """What is left to do, each run once: group by group, setting by setting, arm by arm.
-
-    A job is all runs of a program, cut only where there would be fewer jobs than workers.
-    """
-    done, jobs = set(done), {}
-    groups = list(dict.fromkeys(trial.group for trial in todo))
-    for group, (place, setting) in itertools.product(groups, enumerate(settings)):
-        for trial in todo:
-            name = run_id(setting, trial)
-            if trial.group == group and name not in done:
-                done.add(name)
-                jobs.setdefault((group, place, trial.arm), []).append(trial)
-    parts = -(-num_workers // max(1, len(jobs)))
-    return [
-        Job(place, arm, part)
-        for (_, place, arm), left in jobs.items()
-        for part in packs(left, -(-len(left) // parts))
-    ]
-
-
-def packs(todo: list[Trial], size: int) -> list[list[Trial]]:
-    """Runs that share a compiled call."""
-    return [todo[first : first + size] for first in range(0, len(todo), size)]
-
-
-def rounded(values, digits: int = 4) -> list[float | None]:
-    """So many significant digits; None where there is no number."""
-    return [
-        float(f"{v:.{digits}g}") if np.isfinite(v) else None for v in np.asarray(values)
-    ]
-
-
-__all__ = ["learn", "make_program", "run"]

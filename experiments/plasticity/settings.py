@@ -169,14 +169,3 @@ SETTINGS = {
     "class-splits": Kind(_class_splits, classes_per_task=SPLIT_CLASSES),
     "permuted-labels": Kind(_permuted_labels, some_classes=LABEL_CLASSES),
 }
-
-
-__all__ = [
-    "IN_ONE_ORDER",
-    "SETTINGS",
-    "Setting",
-    "load",
-    "make_model",
-    "make_setting",
-    "multi_head_of",
-]

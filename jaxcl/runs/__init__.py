@@ -1,58 +1,14 @@
-"""What every experiment shares: a command with presets, a folder per run, a bar.
+"""Runs from a command line: presets, a folder that can be resumed, processes, reports.
 
-An experiment is a frozen dataclass of settings, a function that runs it, and one that
-reports it; ``__main__.py`` of its folder is::
+==================  =================================================================
+``experiment``      ``Experiment``: settings with presets; refusals of bad ones
+``command``         ``main``: from a command line to a run and its report
+``folder``          ``RunFolder``: what a folder of runs holds, and how it is read
+``trials``          ``Trial``: one run; ``run_trials`` does all that are left
+``jobs``            the processes that do them
+``batch, launch``   a grid of settings as one job, here or on a cluster
+==================  =================================================================
 
-    raise SystemExit(main(PRESETS, run, __doc__, report=report, free=FREE))
+Import from the modules: the command imports the others when the settings are known to be
+good, because they need JAX and its import takes a second.
 """
-
-from jaxcl.runs.command import expect_no_words, main
-from jaxcl.runs.fields import check_fields, check_names, nearest
-from jaxcl.runs.host_runs import (
-    RunSpec,
-    Trial,
-    learn_trial,
-    run_trials,
-    sharding_of,
-)
-from jaxcl.runs.readme import fill, made_on
-from jaxcl.runs.run_folder import (
-    CHECKPOINTS,
-    RunFolder,
-    append,
-    check_data_hash,
-    finished,
-    read_json,
-    read_records,
-    write_json,
-    write_text,
-)
-from jaxcl.runs.workers import share_out, worker_count
-from jaxcl.training.logging import progress
-
-__all__ = [
-    "CHECKPOINTS",
-    "RunFolder",
-    "RunSpec",
-    "Trial",
-    "append",
-    "check_data_hash",
-    "check_fields",
-    "check_names",
-    "expect_no_words",
-    "fill",
-    "finished",
-    "learn_trial",
-    "made_on",
-    "main",
-    "nearest",
-    "progress",
-    "read_json",
-    "read_records",
-    "run_trials",
-    "sharding_of",
-    "share_out",
-    "worker_count",
-    "write_json",
-    "write_text",
-]

@@ -12,13 +12,9 @@ from jaxcl.report import figures, page
 from jaxcl.report.records import group, labels, split
 from jaxcl.report.statistics import Interval, mean_interval
 from jaxcl.report.tables import Column, Table, interval_note, to_csv, to_markdown
+from jaxcl.runs.folder import RunFolder, read_json, read_records
 from jaxcl.runs.readme import fill, made_on
-from jaxcl.runs.run_folder import (
-    RunFolder,
-    read_json,
-    read_records,
-    write_text,
-)
+from jaxcl.training.files import write_text
 
 Record = dict[str, Any]
 

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxcl.errors import InputError
-from jaxcl.runs.run_folder import write_text
+from jaxcl.training.files import write_text
 
 
 def fill(path: Path, text: str, name: str = "results") -> None:

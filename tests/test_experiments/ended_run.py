@@ -12,7 +12,9 @@ from jaxcl.losses import cross_entropy, single_head
 from jaxcl.method import make_method
 from jaxcl.metrics import classification
 from jaxcl.models import mlp
-from jaxcl.runs import RunSpec, Trial, learn_trial, main, run_trials
+from jaxcl.runs.command import main
+from jaxcl.runs.experiment import Experiment
+from jaxcl.runs.trials import RunSpec, Trial, learner, run_trials
 from jaxcl.training import Options
 from jaxcl.tree import as_batch
 
@@ -24,21 +26,17 @@ class Config:
     num_steps: int = 600
     pause: float = 0.0  # seconds before each batch: time for a signal to arrive
     workers: int = 2
+    fsdp: int = 1
 
 
 def run(config, folder):
-    trials = [Trial("sgd", {}, seed) for seed in range(2)]
-    run_trials(config, folder, trials, worker, num_workers=config.workers)
+    trials = [Trial("toy", "sgd", {}, seed) for seed in range(2)]
+    args = spec, config, folder
+    run_trials(folder, trials, learner, args, num_workers=config.workers)
 
 
-def worker(config, folder):
-    def do(trial, send):
-        learn_trial(trial, spec(config, trial.seed), folder, send, setting="toy")
-
-    return do
-
-
-def spec(config, seed):
+def spec(config, trial):
+    seed = trial.seed
     x = np.random.default_rng(seed).normal(size=(64, 4)).astype(np.float32)
     rows = array_dataset(as_batch(x, x[:, 0] > 0))
     model = mlp((4, 8, 2))
@@ -59,8 +57,6 @@ def spec(config, seed):
 
 
 if __name__ == "__main__":
-    presets = {"toy": Config()}
-    cosmetic_fields = ("pause", "workers")
-    raise SystemExit(
-        main(presets, run, "A toy.", name="toy", cosmetic_fields=cosmetic_fields)
-    )
+    toy = Experiment("toy", {"toy": Config()}, "toy", "A toy.")
+    toy = toy._replace(cosmetic_fields=("pause", "workers"))
+    raise SystemExit(main(toy, run=run, report=lambda *_: None))

@@ -12,22 +12,17 @@ from experiments.benchmarks.report import (
     Target,
     by_job,
     growth,
-    report,
     seconds_table,
     section,
     tables,
     targets,
     targets_table,
 )
-from experiments.benchmarks.run import run, turns
-from jaxcl.runs import (
-    RunFolder,
-    append,
-    fill,
-    main,
-    read_records,
-    write_json,
-)
+from experiments.benchmarks.run import turns
+from jaxcl.runs.command import main
+from jaxcl.runs.folder import RunFolder, append, read_records
+from jaxcl.runs.readme import fill
+from jaxcl.training.files import write_json
 
 SMOKE = config.PRESETS["smoke"]
 ENVIRONMENT = {
@@ -42,7 +37,7 @@ def test_the_smoke_preset_does_every_job_of_ours_in_every_round(tmp_path, monkey
     monkeypatch.delenv("JAXCL_BASELINE", raising=False)
     out = tmp_path / "speed"
     argv = ["smoke", "--out", str(out)]
-    assert main(config.PRESETS, run, "", argv, report=report) == 0
+    assert main(config.EXPERIMENT, argv) == 0
     records = read_records(out)
     names = {record["run"] for record in records}
     assert names == {turn.name for turn in turns(SMOKE, {"jaxcl"})}
@@ -68,7 +63,7 @@ def test_a_baseline_does_the_same_job_in_a_process_of_its_own(tmp_path, monkeypa
     monkeypatch.setenv("JAXCL_BASELINE", str(README.parents[2]))
     out = tmp_path / "speed"
     argv = ["smoke", "--jobs", "naive", "ewc", "--rounds", "1", "--out", str(out)]
-    assert main(config.PRESETS, run, "", argv, report=report) == 0
+    assert main(config.EXPERIMENT, argv) == 0
     done = {(r["job"], r["system"]): r for r in read_records(out)}
     assert len(done) == 4
     for job in ("naive", "ewc"):
@@ -288,7 +283,7 @@ def test_a_missing_peer_is_refused_before_any_work(
     out = tmp_path / "speed"
     monkeypatch.setenv(variable, path)
     argv = ["smoke", "--out", str(out)]
-    assert main(config.PRESETS, run, "", argv, report=report) == 2
+    assert main(config.EXPERIMENT, argv) == 2
     assert message in capsys.readouterr().err
     assert not (out / "results.jsonl").exists()
 
@@ -306,6 +301,6 @@ def test_bad_fields_are_refused_before_any_work(tmp_path, capsys, words, message
     """Oracle: exit code, one line, no folder."""
     out = tmp_path / "speed"
     argv = ["smoke", *words, "--out", str(out)]
-    assert main(config.PRESETS, run, "", argv, report=report) == 2
+    assert main(config.EXPERIMENT, argv) == 2
     assert message in capsys.readouterr().err
     assert not out.exists()

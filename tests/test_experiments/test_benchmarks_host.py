@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from experiments.benchmarks.host import config
-from experiments.benchmarks.host.report import costs_table, report, targets
-from experiments.benchmarks.host.run import run, turns
-from jaxcl.runs import main, read_records
+from experiments.benchmarks.host.report import costs_table, targets
+from experiments.benchmarks.host.run import turns
+from jaxcl.runs.command import main
+from jaxcl.runs.folder import read_records
 
 ROOT = Path(__file__).parents[2]
 SMOKE = config.PRESETS["smoke"]
@@ -19,7 +20,7 @@ SMOKE = config.PRESETS["smoke"]
 
 def start(folder, *words):
     argv = ["smoke", *words, "--out", str(folder)]
-    return main(config.PRESETS, run, "", argv, report=report, name="benchmarks.host")
+    return main(config.EXPERIMENT, argv)
 
 
 @pytest.mark.slow

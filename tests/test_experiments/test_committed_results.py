@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from jaxcl.runs import RunFolder, read_records
-from jaxcl.runs.command import parse
-from jaxcl.runs.run_folder import examine
+from jaxcl.runs.command import folder_of
+from jaxcl.runs.experiment import parse
+from jaxcl.runs.folder import examine, read_records
 
 ROOT = Path(__file__).parents[2]
 FOLDERS = sorted(
@@ -24,23 +24,14 @@ def test_a_stranger_can_take_up_committed_results(path):
     held = json.loads((path / "config.json").read_text())
     name, data = held["experiment"], Path(held["config"].get("data", "")).name
     made_by = json.loads((path / "environment.json").read_text())["command"]
-    settings = importlib.import_module(f"experiments.{name}.config")
-    cosmetic_fields, path_fields = (
-        getattr(settings, "COSMETIC_FIELDS", ()),
-        getattr(settings, "PATH_FIELDS", ()),
-    )
+    experiment = importlib.import_module(f"experiments.{name}.config").EXPERIMENT
     words = shlex.split(made_by)[3:]
-    words += ["--workers", "3"] if "workers" in cosmetic_fields else []
-    words += ["--data", f"/somewhere/else/{data}"] if "data" in path_fields else []
+    words += ["--workers", "3"] if "workers" in experiment.cosmetic_fields else []
+    words += ["--data", f"/somewhere/else/{data}"] if experiment.path_fields else []
 
     def look(*more):
-        request = parse(name, settings.PRESETS, "", [*words, *more])
-        assert request is not None
-        return examine(
-            RunFolder(
-                path, name, request.preset, request.config, cosmetic_fields, path_fields
-            )
-        )
+        request = parse(experiment, [*words, *more])
+        return examine(folder_of(experiment, request._replace(out=path)))
 
     assert look() in ("unfinished", "finished")
     with pytest.raises(ValueError, match="another configuration"):

@@ -12,23 +12,16 @@ import jax
 import numpy as np
 import pytest
 
-from experiments.byte_domains import config as byte_config
-from experiments.byte_domains.report import report as byte_report
-from experiments.byte_domains.run import check as byte_check
-from experiments.byte_domains.run import run as byte_run
+from experiments.byte_domains.config import EXPERIMENT as BYTE_DOMAINS
 from experiments.byte_domains.text import as_rows, domains, first, make_task
-from experiments.class_stream import config as class_config
-from experiments.class_stream.report import report as class_report
-from experiments.class_stream.run import run as class_run
-from jaxcl.runs import host_runs, main, read_records
+from experiments.class_stream.config import EXPERIMENT as CLASS_STREAM
+from jaxcl.runs import trials
+from jaxcl.runs.command import main
+from jaxcl.runs.folder import read_records
 from jaxcl.runs.forgetting import forgetting_table, so_far
-from jaxcl.runs.host_runs import told_of
 
 ROOT = Path(__file__).parents[2]
-SETTINGS = {
-    "class_stream": (class_config.PRESETS, class_run, class_report),
-    "byte_domains": (byte_config.PRESETS, byte_run, byte_report),
-}
+EXPERIMENTS = {"class_stream": CLASS_STREAM, "byte_domains": BYTE_DOMAINS}
 ENVIRONMENT = {**os.environ, "COLUMNS": "100"}
 
 
@@ -90,8 +83,7 @@ def test_a_killed_run_ends_as_one_left_alone_and_so_does_one_on_a_mesh(tmp_path)
     for ours, theirs in zip(read_records(killed), read_records(alone), strict=True):
         np.testing.assert_allclose(ours["loss"], theirs["loss"], atol=2e-4)
 
-    presets, learn, report = SETTINGS[name]
-    assert main(presets, learn, "", words_of(mesh), report=report, name=name) == 0
+    assert main(BYTE_DOMAINS, words_of(mesh)) == 0
     lines = read_records(mesh)
     assert {line["device"].split()[0] for line in lines} == {"8"}
     assert jax.device_count() == 8
@@ -104,10 +96,9 @@ def test_a_killed_run_ends_as_one_left_alone_and_so_does_one_on_a_mesh(tmp_path)
 def test_a_stream_of_classes_is_learned_with_sam_ewc_and_replay(tmp_path, monkeypatch):
     """Oracle: the contract of a line: every task tested after every task, and nothing
     that was not finite. On one device: a ResNet compiles for minutes on eight."""
-    presets, learn, report = SETTINGS["class_stream"]
     words = ["smoke", "--arms", "sam-ewc-er", *FEW, "--out", str(tmp_path / "run")]
-    monkeypatch.setattr(host_runs, "sharding_of", lambda fsdp: None)
-    assert main(presets, learn, "", words, report=report) == 0
+    monkeypatch.setattr(trials, "sharding_of", lambda fsdp: None)
+    assert main(CLASS_STREAM, words) == 0
     (line,) = read_records(tmp_path / "run")
     matrix = np.array(line["matrix"])
     assert matrix.shape == (2, 2)
@@ -165,10 +156,9 @@ def begun(folder):
     [
         ("class_stream", ["--data", ""], "data: name the images"),
         ("class_stream", ["--num-tasks", "11"], "num_tasks must be at most the 10"),
-        ("class_stream", ["--arms", "ers"], "arms: unknown 'ers'; did you mean er?"),
         ("class_stream", ["--width", "6"], "groups must divide width"),
-        ("class_stream", ["--data", "no/such"], "no/such"),
-        ("byte_domains", ["--data", "no/such"], "data: no folder no/such"),
+        ("class_stream", ["--data", "no/such"], "got 'no/such'"),
+        ("byte_domains", ["--data", "no/such"], "got 'no/such'"),
         ("byte_domains", ["--data", "tests"], "tests holds no .txt file"),
         ("byte_domains", ["--max-bytes", "300"], "300 bytes, too few for rows of 32"),
         ("byte_domains", ["--num-heads", "3"], "num_key_value_heads must divide"),
@@ -180,20 +170,13 @@ def test_bad_input_is_one_line_and_leaves_no_folder(
 ):
     """Oracle: exit code 2, one line that names the trouble."""
     monkeypatch.chdir(ROOT)
-    presets, learn, report = SETTINGS[name]
     folder = tmp_path / "out"
     asked = ["smoke", *words, "--out", str(folder)]
-    assert main(presets, learn, "", asked, report=report, name=name) == 2
+    assert main(EXPERIMENTS[name], asked) == 2
     error = capsys.readouterr().err
     assert message in error
     assert error.strip().count("\n") == 0
     assert not folder.exists()
-
-
-def test_every_preset_of_the_text_passes():
-    """Oracle: the presets themselves."""
-    for preset in byte_config.PRESETS.values():
-        byte_check(preset)
 
 
 def test_rows_of_bytes_are_followed_by_what_comes_next():
@@ -224,19 +207,6 @@ def test_a_folder_of_texts_is_learned_in_the_order_of_names(tmp_path):
     for name in ("b", "a"):
         (tmp_path / f"{name}.txt").write_text(name * 9)
     assert domains(str(tmp_path), 5) == {"a": b"aaaaa", "b": b"bbbbb"}
-
-
-def test_losses_and_seconds_are_read_from_the_metrics(tmp_path):
-    """Oracle: by hand; the mean over 1 and 3 steps is not that of two numbers."""
-    lines = [
-        {"task": 0, "step": 1, "loss": 3.0, "seconds": 4.0},
-        {"task": 0, "step": 4, "loss": 2.0, "seconds": 3.0},
-        {"task": 0, "scores": [0.5]},
-        {"task": 1, "step": 4, "loss": 1.0, "seconds": 2.0},
-    ]
-    (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    found = told_of(tmp_path, [4] * 3)
-    assert found == {"loss": [2.25, 1.0], "seconds": 9.0}
 
 
 def test_the_table_of_forgetting_is_that_of_the_matrices():

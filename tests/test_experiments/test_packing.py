@@ -4,28 +4,31 @@ import dataclasses
 
 import pytest
 
-from experiments.plasticity import packing
 from experiments.plasticity.arms import arms, trials
 from experiments.plasticity.config import PRESETS
-from experiments.plasticity.run import Program, run_id
+from experiments.plasticity.packing import run as packing
+from experiments.plasticity.packing.config import EXPERIMENT as PACKING
+from experiments.plasticity.packing.config import PRESETS as PACKS
+from experiments.plasticity.run import Program
 from experiments.plasticity.settings import load, make_setting
-from jaxcl.runs import RunFolder, read_records
+from jaxcl.runs.command import main
+from jaxcl.runs.folder import RunFolder, read_records
 
-SMOKE = packing.PRESETS["smoke"]
+SMOKE = PACKS["smoke"]
 
 
 def test_the_grid_is_that_of_the_paper():
     """Oracle: the names of the runs that the experiment itself would do."""
-    grid, paper = packing.PRESETS["grid"], PRESETS["paper"]
+    grid, paper = PACKS["grid"], PRESETS["paper"]
     for field in dataclasses.fields(paper):
         if field.name not in ("data", "tasks_per_call"):
             assert getattr(grid, field.name) == getattr(paper, field.name)
-    setting = make_setting("permuted", SMOKE, load(SMOKE))
     listed = packing.by_arm(grid)
     assert set(listed) == set(arms(paper, 1))
-    names = [run_id(setting, trial) for runs in listed.values() for trial in runs]
+    names = [trial.run for runs in listed.values() for trial in runs]
     assert len(set(names)) == len(names)
-    assert set(names) == {run_id(setting, trial) for trial in trials(paper)}
+    wanted = {trial.run for trial in trials(paper) if trial.setting == "permuted"}
+    assert set(names) == wanted
 
 
 class Clock:
@@ -78,7 +81,7 @@ def test_only_the_time_of_tasks_is_scaled_to_the_stream(tmp_path, monkeypatch):
 def test_packing_learns_as_the_experiment_does_and_records_every_pack(tmp_path):
     """Oracle: the grid of arms and packs; measures are there; a table for each."""
     out = tmp_path / "packing"
-    assert packing.command(["smoke", "--out", str(out)]) == 0
+    assert main(PACKING, ["smoke", "--out", str(out)]) == 0
     records = read_records(out)
     assert [(r["arm"], r["pack"]) for r in records] == [
         (arm, pack) for arm in ("sgd", "sam") for pack in (1, 2)
@@ -98,7 +101,6 @@ def test_packing_learns_as_the_experiment_does_and_records_every_pack(tmp_path):
     ("flag", "value", "words"),
     [
         ("--arms", "sgdd", "arms: unknown 'sgdd'; did you mean sgd?"),
-        ("--settings", "pears", "settings: unknown 'pears'"),
         ("--packs", "0", "packs: expected finite numbers above 0"),
         ("--rho", "inf", "rho: expected finite numbers above 0"),
     ],
@@ -106,5 +108,5 @@ def test_packing_learns_as_the_experiment_does_and_records_every_pack(tmp_path):
 def test_bad_fields_are_refused(tmp_path, capsys, flag, value, words):
     """Oracle: exit code and message."""
     argv = ["smoke", flag, value, "--out", str(tmp_path / "packing")]
-    assert packing.command(argv) == 2
+    assert main(PACKING, argv) == 2
     assert words in capsys.readouterr().err

@@ -15,7 +15,7 @@ from experiments.byte_domains.plan import (
 )
 from jaxcl.models import LlamaConfig, llama
 from jaxcl.report.tables import to_markdown
-from jaxcl.runs import read_json
+from jaxcl.runs.folder import read_json
 
 SMALL = LlamaConfig(
     vocab_size=512,

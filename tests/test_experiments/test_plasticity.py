@@ -7,19 +7,28 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import jax
 import numpy as np
 import pytest
 
 from experiments.plasticity.arms import arms, fixed_norm, trials
-from experiments.plasticity.config import PRESETS, Config
-from experiments.plasticity.report import report
-from experiments.plasticity.run import MAY_BE_ZERO, check, packs, run
-from experiments.plasticity.settings import load, make_model, make_setting
+from experiments.plasticity.config import (
+    EXPERIMENT,
+    FRACTIONS,
+    MAY_BE_ZERO,
+    PRESETS,
+    Config,
+    SettingName,
+    check,
+)
+from experiments.plasticity.run import make_program, run
+from experiments.plasticity.settings import SETTINGS, load, make_model, make_setting
 from jaxcl.data import synthetic_images
 from jaxcl.losses import cross_entropy
-from jaxcl.runs import RunFolder, append, finished, main, read_records
+from jaxcl.runs.command import main
+from jaxcl.runs.folder import RunFolder, append, finished, read_records
 from jaxcl.training import first_example
 from jaxcl.tree import at, norm
 
@@ -109,8 +118,6 @@ def test_a_run_killed_between_segments_ends_with_the_same_numbers(
     [
         (["--rho", "0"], "rho"),
         (["--rho", "-1"], "rho"),
-        (["--settings", "permuted-pixels"], "permuted"),
-        (["--groups", "papers"], "paper"),
         (["--data", "no/such/folder"], "no/such/folder"),
         (["--seeds", "0"], "seeds"),
         (["--data", ""], "data: name the images: --data FOLDER"),
@@ -129,25 +136,64 @@ def test_a_run_killed_between_segments_ends_with_the_same_numbers(
             ["--momentum", "1"],
             "momentum: expected finite numbers of at least 0 and below 1",
         ),
-        (["--groups", "papper"], "groups: unknown 'papper'; did you mean paper?"),
-        (
-            ["--settings", "permute"],
-            "settings: unknown 'permute'; did you mean permuted?",
-        ),
+        (["--seed", "4294967296"], "seed: expected an integer from 0 to 4294967295"),
+        (["--seed", "9223372036854775808"], "seed: expected an integer"),
+        (["--seeds", "999999999999"], "seeds: expected at most 10000"),
         (["--settings", "permuted", "permuted"], "settings: expected each one once"),
     ],
 )
 def test_bad_input_is_one_line_before_any_compute(words, message, tmp_path, capsys):
     """Oracle: exit code 2, one line that names the trouble, and no folder left."""
     folder = tmp_path / "out"
-    code = main(
-        PRESETS, run, "doc", ["smoke", *words, "--out", str(folder)], report=report
-    )
+    code = main(EXPERIMENT, ["smoke", *words, "--out", str(folder)])
     error = capsys.readouterr().err
     assert code == 2
     assert message in error
     assert error.strip().count("\n") == 0
     assert not folder.exists()
+
+
+@pytest.mark.parametrize(
+    "words", [["--settings", "permuted-pixels"], ["--groups", "papers"]]
+)
+def test_names_are_those_of_the_settings(words, tmp_path, capsys):
+    """Oracle: exit code 2, the choices, and no folder left."""
+    with pytest.raises(SystemExit) as left:
+        main(EXPERIMENT, ["smoke", *words, "--out", str(tmp_path / "out")])
+    assert left.value.code == 2
+    said = capsys.readouterr().err
+    assert words[0] in said
+    assert "paper" in said if "groups" in words[0] else "pairs-one-head" in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_every_setting_that_can_be_named_is_made():
+    """Oracle: the two lists against each other; numbers are fields of the settings."""
+    assert set(SETTINGS) == set(get_args(SettingName))
+    fields = {field.name for field in dataclasses.fields(Config)}
+    assert {*MAY_BE_ZERO, *FRACTIONS} <= fields
+
+
+def test_numbers_of_arms_do_not_change_the_instruments():
+    """Oracle: the measures of one step at equal parameters, traced with other numbers of
+    SAM and ReDo; negative control: the instruments' own numbers change the program."""
+    setting = make_setting("permuted", SMOKE, load(SMOKE))
+
+    def program(**changes):
+        config = dataclasses.replace(SMOKE, **changes)
+        arm = arms(config, setting.num_steps)["sgd"]
+        made = make_program(config, setting, arm)
+        keys = jax.random.split(jax.random.key(0), 2)
+        hyper = {"learning_rate": np.full(2, 0.1, np.float32)}
+        states = jax.eval_shape(made.start, keys, hyper)
+        shared = setting.streams.pool, setting.streams.plan
+        args = (states, keys, hyper, np.arange(2), *shared, np.arange(2))
+        return made.advance.lower(*args).as_text()
+
+    before = program()
+    assert program(rho=0.5, dormant=0.5) == before
+    assert program(measured_rho=0.5) != before
+    assert program(measured_dormant=0.5) != before
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -165,7 +211,7 @@ def test_every_arm_can_be_built_and_every_trial_has_its_arm():
     listed = trials(config)
     assert {trial.arm for trial in listed} <= set(known)
     assert {trial.group for trial in listed} == set(config.groups)
-    keys = [(t.group, t.arm, tuple(t.hyper.items()), t.seed) for t in listed]
+    keys = [(t.group, t.run) for t in listed]
     assert len(set(keys)) == len(keys)
 
 
@@ -234,11 +280,6 @@ def test_the_sphere_keeps_the_norm():
     kept = sphere.project(sphere.init(start, ()), moved)
     np.testing.assert_allclose(norm(kept), 5.0, rtol=1e-6)
     np.testing.assert_allclose(kept["a"][0] / kept["a"][1], 3.0, rtol=1e-6)
-
-
-def test_packs_hold_every_trial():
-    """Oracle: arithmetic."""
-    assert packs(list(range(5)), 2) == [[0, 1], [2, 3], [4]]
 
 
 def test_one_line_per_run_and_no_name_twice(tmp_path):

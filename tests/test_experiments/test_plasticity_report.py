@@ -47,9 +47,10 @@ from jaxcl.method import default_learner
 from jaxcl.models import mlp
 from jaxcl.report import figures, page
 from jaxcl.report.tables import to_markdown
-from jaxcl.runs import RunFolder, append, write_json
+from jaxcl.runs.folder import RunFolder, append
 from jaxcl.runs.readme import fill
 from jaxcl.training.device import fit_task
+from jaxcl.training.files import write_json
 from jaxcl.tree import as_batch
 
 CONFIG = Config(
@@ -556,19 +557,9 @@ def test_the_readme_shows_what_the_committed_results_say(folder, tmp_path):
 def test_rows_come_in_the_order_of_the_configuration_whoever_was_first():
     """Oracle: the list of trials; the records are shuffled."""
     config = PRESETS["quick"]
-    wanted = [
-        (setting, trial.arm, trial.hyper["learning_rate"], trial.seed)
-        for setting in config.settings
-        for trial in trials(config)
-    ]
-    records = [
-        {"run": str(place), "setting": s, "arm": arm, "seed": seed, "hyper": hyper}
-        for place, (s, arm, hyper, seed) in enumerate(
-            (setting, trial.arm, trial.hyper, trial.seed)
-            for setting in config.settings
-            for trial in trials(config)
-        )
-    ]
+    listed = sorted(trials(config), key=lambda t: config.settings.index(t.setting))
+    wanted = [(t.setting, t.arm, t.hyper["learning_rate"], t.seed) for t in listed]
+    records = [trial._asdict() | {"run": trial.run} for trial in listed]
     np.random.default_rng(0).shuffle(records)
     found = [
         (r["setting"], r["arm"], r["hyper"]["learning_rate"], r["seed"])

@@ -2,6 +2,7 @@
 
 import csv
 import importlib.util
+import io
 import json
 import os
 import signal
@@ -10,12 +11,18 @@ import time
 
 import pytest
 
-from experiments import batch
-from jaxcl.runs import read_records
+from experiments.class_stream.config import EXPERIMENT
+from jaxcl.runs import batch, launch
+from jaxcl.runs.experiment import parse
+from jaxcl.runs.folder import read_records
 from jaxcl.runs.launch import Job, execute, run_here, run_on_cluster
 
 SLEEP = "import time, os; print(os.getpid(), flush=True); time.sleep(60)"
 TINY = ["--arms", "none", "--num-tasks", "1", "--num-steps", "2"]
+STREAM = "experiments.class_stream"
+SMOKE = (STREAM, "smoke")
+NUMBERS = list(map(str, range(200)))
+LONG = ["--grid", "rho", *NUMBERS]
 needs_submitit = pytest.mark.skipif(
     importlib.util.find_spec("submitit") is None, reason="needs the extra cluster"
 )
@@ -28,7 +35,7 @@ def test_a_batch_skips_what_finished_and_names_what_failed(tmp_path, capsys):
     A width of 6 cannot be: the groups of the network do not divide it.
     """
     out = tmp_path / "widths"
-    words = ["class_stream", "smoke", *TINY, "--grid", "width", "4", "6"]
+    words = [*SMOKE, *TINY, "--grid", "width", "4", "6"]
     words += ["--out", str(out)]
     assert batch.main(words) == 1
     said = capsys.readouterr().err
@@ -128,8 +135,17 @@ def test_a_batch_says_what_runs_and_how_to_go_on(tmp_path, capsys, monkeypatch):
         time.sleep(60)
         yield
 
-    monkeypatch.setattr(batch, "run_here", end)
-    words = ["class_stream", "smoke", "--grid", "rho", "1", "2", "3", "--parallel", "2"]
+    monkeypatch.setattr(launch, "run_here", end)
+    words = [
+        *SMOKE,
+        "--grid",
+        "rho",
+        "1",
+        "2",
+        "3",
+        "--parallel",
+        "2",
+    ]
     assert batch.main([*words, "--out", str(tmp_path)]) == 0
     assert began == [(3, 2, "runs: 0/3 (rho=1; rho=2)\n")]
     said = f"terminated; the same command goes on from here: {tmp_path}\n"
@@ -140,7 +156,7 @@ def test_a_field_comes_from_the_grid_or_from_the_list(tmp_path, capsys):
     """Oracle: exit code 2 and the field, however it is written."""
     listed = tmp_path / "each.jsonl"
     listed.write_text('{"num-steps": 3}')
-    words = ["class_stream", "smoke", "--each", str(listed)]
+    words = [*SMOKE, "--each", str(listed)]
     assert batch.main([*words, "--grid", "num_steps", "1", "2"]) == 2
     assert "num_steps: given by --grid and by --each" in capsys.readouterr().err
     assert batch.main([*words, "--num-steps", "2"]) == 2
@@ -189,7 +205,7 @@ def test_grids_and_lists_are_multiplied_out(tmp_path):
     """Oracle: by hand."""
     listed = tmp_path / "each.jsonl"
     listed.write_text('{"width": 4, "arms": ["none", "er"]}\n\n{"width": 8}\n')
-    words = ["class_stream", "smoke", "--seeds", "2", "--each", str(listed)]
+    words = [*SMOKE, "--seeds", "2", "--each", str(listed)]
     asked = batch.read_words([*words, "--grid", "rho", "0.1", "0.2", "--parallel", "3"])
     assert [batch.name_of(settings) for settings in asked.each] == [
         "width=4,arms=none+er,rho=0.1",
@@ -198,7 +214,8 @@ def test_grids_and_lists_are_multiplied_out(tmp_path):
         "width=8,rho=0.2",
     ]
     assert (asked.parallel, asked.on) == (3, "here")
-    config = batch.folder_of(asked, asked.each[1]).config
+    words = batch.words_for_run(asked, asked.each[1])
+    config = parse(EXPERIMENT, words).config
     assert (config.width, config.rho, config.seeds) == (4, 0.2, 2)
     assert config.arms == ("none", "er")
 
@@ -206,19 +223,16 @@ def test_grids_and_lists_are_multiplied_out(tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "say which experiment and which preset"),
-        (["class_strea", "smoke"], "did you mean class_stream?"),
-        (["class_stream", "smoke"], "nothing varies"),
-        (["class_stream", "smok", "--grid", "rho", "1"], "did you mean smoke?"),
-        (["class_stream", "smoke", "--grid", "roh", "1"], "did you mean --rho?"),
+        ([STREAM], "expected MODULE PRESET"),
+        (["class_strea", "smoke", "--grid", "rho", "1"], "got 'class_strea'"),
+        ([*SMOKE], "nothing varies"),
         (
-            ["class_stream", "smoke", "--grid", "rho"],
+            [*SMOKE, "--grid", "rho"],
             "a field and its values, got 'rho'",
         ),
         (
             [
-                "class_stream",
-                "smoke",
+                *SMOKE,
                 "--grid",
                 "rho",
                 "1",
@@ -230,29 +244,94 @@ def test_grids_and_lists_are_multiplied_out(tmp_path):
             ],
             "--grid: expected each field once, got rho, rho",
         ),
-        (["class_stream", "smoke", "--grid", "rho", "x"], "--rho: expected float"),
-        (["class_stream", "smoke", "--grid", "rho", "0", "-1"], "rho: expected"),
-        (["class_stream", "cifar", "--grid", "rho", "0", "1"], "data: name the images"),
-        (["class_stream", "smoke", "--grid", "rho", "1", "1"], "rho=1 is there twice"),
         (
-            ["class_stream", "smoke", "--rho", "1", "--grid", "rho", "1", "2"],
+            [*SMOKE, "--grid", "rho", "0", "-1"],
+            "rho: expected",
+        ),
+        (
+            [STREAM, "cifar", "--grid", "rho", "0", "1"],
+            "data: name the images",
+        ),
+        (
+            [*SMOKE, "--grid", "rho", "1", "1"],
+            "rho=1 is there twice",
+        ),
+        (
+            [
+                *SMOKE,
+                "--rho",
+                "1",
+                "--grid",
+                "rho",
+                "1",
+                "2",
+            ],
             "--rho: given for all runs, and varied",
         ),
         (
-            ["class_stream", "smoke", "--grid", "rho", "1", "--on", "mars"],
+            [*SMOKE, "--grid", "rho", "1", "--on", "mars"],
             "one of here",
         ),
-        (["class_stream", "smoke", "--grid", "rho", "1", "--parallel", "0"], "above 0"),
-        (["class_stream", "smoke", "--grid", "rho", "1", "--slurm", "x"], "NAME=VALUE"),
         (
-            ["class_stream", "smoke", "--grid", "rho", "1", "--slurm", "a=1"],
+            [
+                *SMOKE,
+                "--grid",
+                "rho",
+                "1",
+                "--parallel",
+                "0",
+            ],
+            "above 0",
+        ),
+        (
+            [*SMOKE, "--grid", "rho", "1", "--slurm", "x"],
+            "NAME=VALUE",
+        ),
+        (
+            [
+                *SMOKE,
+                "--grid",
+                "rho",
+                "1",
+                "--slurm",
+                "a=1",
+            ],
             "--on slurm",
         ),
         (
-            ["class_stream", "smoke", "--grid", "rho", "1", "--out", __file__],
-            "no folder",
+            [
+                *SMOKE,
+                "--grid",
+                "rho",
+                "1",
+                "--out",
+                __file__,
+            ],
+            "is not a folder",
         ),
-        (["class_stream", "smoke", "--each", "nowhere.jsonl"], "cannot read nowhere"),
+        (
+            [*SMOKE, "--each", "nowhere.jsonl"],
+            "cannot read nowhere",
+        ),
+        ([*SMOKE, "--each", "a\0b"], "can be printed"),
+        (
+            [*SMOKE, "--grid", "rho", "\udcff"],
+            "can be printed",
+        ),
+        (
+            [
+                *SMOKE,
+                "--grid",
+                "data",
+                "digits",
+                "nofolder",
+            ],
+            "a path that exists, got 'nofolder'",
+        ),
+        (
+            [*SMOKE, *LONG, *("--grid", "width", *NUMBERS)],
+            "at most 10000 runs",
+        ),
     ],
 )
 def test_bad_input_is_one_line_and_nothing_is_written(
@@ -267,24 +346,71 @@ def test_bad_input_is_one_line_and_nothing_is_written(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["smok", "--grid", "rho", "1"], "Available subcommands: smoke, cifar"),
+        (["smoke", "--grid", "roh", "1"], "--rho FLOAT"),
+        (["smoke", "--grid", "rho", "x"], "Error parsing --rho"),
+    ],
+)
+def test_fields_are_those_of_the_experiment(
+    words, message, tmp_path, capsys, monkeypatch
+):
+    """Oracle: the word that is wrong, or what was meant, before any run."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "160")
+    with pytest.raises(SystemExit) as left:
+        batch.main([STREAM, *words])
+    assert left.value.code == 2
+    assert message in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_any_module_can_be_run(tmp_path, monkeypatch, capsys):
+    """Oracle: a module that knows nothing of this library; its exit code and output."""
+    (tmp_path / "plain_module.py").write_text(
+        "import sys; print(sys.argv[1:]); sys.exit(int(sys.argv[3]))"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    words = ["plain_module", "go", "--grid", "code", "3", "--out", str(tmp_path / "b")]
+    assert batch.main(words) == 1
+    assert "failed: code=3" in capsys.readouterr().err
+    held = (tmp_path / "b" / "logs" / "code=3.txt").read_text()
+    assert held.startswith("['go', '--code', '3', '--out', ")
+
+
 def test_a_bad_line_of_a_list_is_named(tmp_path, capsys):
     """Oracle: its number."""
     listed = tmp_path / "each.jsonl"
     for text, said in (
-        ('{"rho": 1}\nrho', "line 2 is no JSON object"),
-        ("[1]", "line 1 is no JSON object"),
+        ('{"rho": 1}\nrho', "line 2 is not a JSON object"),
+        ("[1]", "line 1 is not a JSON object"),
+        ("[" * 5000, "line 1 is not a JSON object"),
+        ('{"rho": [[1]]}', "line 1 is not a JSON object"),
+        (r'{"data": "a\u0000b"}', "line 1 is not a JSON object"),
+        (r'{"data": "\udcff"}', "line 1 is not a JSON object"),
         ("", "holds no settings"),
-        ('{"out": "a"}', "out is no field of the experiment"),
+        ('{"out": "a"}', "out is not a field of the experiment"),
         (json.dumps({"arms": ["none"] * 99}), "too much varies"),
     ):
         listed.write_text(text)
-        assert batch.main(["class_stream", "smoke", "--each", str(listed)]) == 2
+        assert batch.main([*SMOKE, "--each", str(listed)]) == 2
         assert said in capsys.readouterr().err
 
 
 def test_a_diverged_run_has_no_accuracy_in_the_table(tmp_path):
     """Oracle: by hand."""
-    words = ["class_stream", "smoke", "--grid", "rho", "1", "2", "--out", str(tmp_path)]
+    words = [
+        *SMOKE,
+        "--grid",
+        "rho",
+        "1",
+        "2",
+        "--out",
+        str(tmp_path),
+    ]
     asked = batch.read_words(words)
     place = tmp_path / "rho=1"
     place.mkdir()
@@ -294,18 +420,8 @@ def test_a_diverged_run_has_no_accuracy_in_the_table(tmp_path):
         {**head, "run": "1", "seed": 1, "status": "diverged", "final": [0.5, 0.7]},
     ]
     (place / "results.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
-    folders = {batch.name_of(s): tmp_path / batch.name_of(s) for s in asked.each}
-    rows = batch.runs_table(folders, asked).rows
-    assert rows[0] == (
-        "1",
-        "s",
-        "er",
-        '{"a": 1}',
-        "0",
-        "done",
-        pytest.approx(0.6),
-        None,
-        2.0,
-    )
-    assert rows[1][5:7] == ("diverged", None)
-    assert rows[2] == ("2", "", "", "{}", "", "not begun", None, None, None)
+    with io.StringIO(batch.runs_table(asked)) as table:
+        rows = [list(row.values()) for row in csv.DictReader(table)]
+    assert rows[0] == ["1", "s", "er", '{"a": 1}', "0", "done", "0.6", "", "2.0"]
+    assert rows[1][5:7] == ["diverged", ""]
+    assert rows[2] == ["2", "", "", "{}", "", "not begun", "", "", ""]

@@ -4,6 +4,7 @@ import dataclasses
 import errno
 import fcntl
 import json
+import math
 import os
 import runpy
 import signal
@@ -19,11 +20,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxcl import runs
-from jaxcl.runs import command, environment, run_folder
-from jaxcl.runs.errors import is_bad_input
+from experiments import __main__ as experiments
+from jaxcl.errors import InputError
+from jaxcl.runs import command, environment
+from jaxcl.runs import folder as run_folder
+from jaxcl.runs.command import is_bad_input
+from jaxcl.runs.experiment import Experiment, check_fields, expect_no_words
+from jaxcl.training import files
 from jaxcl.training.files import lock_folder
-from jaxcl.training.logging import pace
+from jaxcl.training.logging import pace, progress
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -52,15 +57,19 @@ def stop(_config, _folder):
 
 
 def run_all(config, folder):
-    done = runs.finished(folder)
+    done = run_folder.finished(folder)
     for seed in range(config.seeds):
         if f"seed={seed}" not in done:
-            runs.append(folder, [record(f"seed={seed}")])
+            run_folder.append(folder, [record(f"seed={seed}")])
 
 
-def start(tmp_path, *words, run=run_all, out="run", **others):
+def toy(about="A toy.", **others):
+    return Experiment("experiments.toy", PRESETS, "paper", about, **others)
+
+
+def start(tmp_path, *words, run=run_all, report=lambda *_: None, out="run", **others):
     argv = [*words, "--out", str(tmp_path / out)] if out else list(words)
-    return command.main(PRESETS, run, "A toy.", argv, name="toy", **others)
+    return command.main(toy(**others), argv, run=run, report=report)
 
 
 def status(tmp_path):
@@ -97,7 +106,7 @@ def test_the_default_folder_names_experiment_preset_and_settings():
     """Oracle: equal settings give equal names, other settings other names."""
 
     def path(config):
-        folder = runs.RunFolder(
+        folder = run_folder.RunFolder(
             Path(), "toy", "smoke", config, cosmetic_fields=("limit",)
         )
         return run_folder.default_path(folder, Path("o"))
@@ -112,29 +121,90 @@ def test_the_default_folder_names_experiment_preset_and_settings():
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "say which preset: paper, smoke"),
-        (["somke"], "unknown preset 'somke'; did you mean smoke?"),
-        (["zzz"], "expected one of paper, smoke."),
-        (["smoke", "--sedes", "3"], "unknown field --sedes; did you mean --seeds?"),
-        (["smoke", "--learning-raet", "1"], "did you mean --learning-rate?"),
-        (["smoke", "--learning-rate", "x"], "--learning-rate: expected float"),
-        (["smoke", "--seeds", "x"], "--seeds: expected int, got 'x'."),
-        (["smoke", "--seeds", "1.5"], "--seeds: expected int, got '1.5'."),
-        (["smoke", "--seeds"], "--seeds: expected int, got 'nothing'."),
-        (["smoke", "--seeds", "1", "2"], "--seeds: expected int, got '1 2'."),
-        (["smoke", "--hidden", "4", "a"], "expected tuple[int, ...], got '4 a'."),
-        (["smoke", "--head", "old"], "--head: expected"),
-        (["smoke", "3"], "unexpected '3'"),
+        (["somke"], "somke"),
+        (["somke"], "Available subcommands: paper, smoke"),
+        (["smoke", "--sedes", "3"], "--seeds INT"),  # what is meant
+        (["--sedes", "3"], "--seeds INT"),
+        (["smoke", "--learning-rate", "x"], "Error parsing --learning-rate"),
+        (["smoke", "--seeds", "x"], "Error parsing --seeds"),
+        (["smoke", "--seeds", "1.5"], "Error parsing --seeds"),
+        (["smoke", "--seeds"], "--seeds"),
+        (["smoke", "--seeds", "1", "2"], "Unrecognized options: 2"),
+        (["smoke", "--hidden", "4", "a"], "--hidden"),
+        (["smoke", "--head", "old"], "invalid choice"),
+        (["smoke", "3"], "Unrecognized options: 3"),
     ],
 )
-def test_bad_words_give_one_line_and_exit_code_two(tmp_path, capsys, words, message):
-    """Oracle: the messages, written by hand."""
-    assert start(tmp_path, *words, out=None) == 2
+def test_bad_words_are_explained_with_exit_code_two(
+    tmp_path, capsys, monkeypatch, words, message
+):
+    """Oracle: the word that is wrong, or what was meant; nothing is run or left."""
+    monkeypatch.setenv("COLUMNS", "160")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as left:
+        start(tmp_path, *words, out=None, run=lambda *_: pytest.fail("it runs"))
+    assert left.value.code == 2
     said = capsys.readouterr()
-    assert said.err.startswith("error: ")
     assert message in said.err
-    assert said.err.count("\n") == 1
+    assert "Traceback" not in said.err
     assert said.out == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_settings_that_could_not_work_are_one_line_before_anything_is_imported(capsys):
+    """Oracle: the message by hand; a module without run.py would fail to import."""
+    experiment = toy(check=check_fields)
+    assert command.main(experiment, ["smoke", "--seeds", "0"]) == 2
+    said = capsys.readouterr().err
+    assert said == "error: seeds: expected finite numbers above 0, got 0.\n"
+
+
+def test_without_a_preset_the_default_one_is_meant(tmp_path):
+    """Oracle: the dataclass built by hand."""
+    seen = []
+    run = lambda config, _: seen.append(config)
+    assert start(tmp_path, "--seeds", "2", run=run) == 0
+    assert start(tmp_path, run=run, out="another") == 0
+    assert seen == [Config(seeds=2), Config()]
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("seed", 2**32, "an integer from 0 to 4294967295"),
+        ("seed", -1, "an integer from 0 to 4294967295"),
+        ("seeds", 10_001, "at most 10000"),
+        ("steps", 2**31, "at most 2147483647"),
+        ("rate", math.nan, "finite numbers above 0"),
+        ("rate", math.inf, "finite numbers above 0"),
+        ("sizes", (), "at least one"),
+        ("sizes", (2, 2), "each one once"),
+        ("part", 1.0, "of at least 0 and below 1"),
+    ],
+)
+def test_numbers_out_of_range_are_refused(field, value, message):
+    """Oracle: the ranges: JAX's seeds have 32 bits, counts are int32."""
+    names = ["seed", "seeds", "steps", "rate", "sizes", "part"]
+    good = dict(zip(names, (0, 1, 1, 0.1, (1, 2), 0.0), strict=True))
+    kind = dataclasses.make_dataclass("Numbers", names)
+    options = {"may_be_zero": ("part",), "fractions": ("part",)}
+    check_fields(kind(**good), **options)
+    with pytest.raises(InputError, match=message) as refused:
+        check_fields(kind(**good | {field: value}), **options)
+    assert str(refused.value).startswith(f"{field}: expected")
+
+
+def test_a_path_that_is_not_there_is_refused_before_the_run(tmp_path, capsys):
+    """Oracle: a folder that exists, words that are no paths, and one that is neither."""
+    paths = {"data": ("digits", "tfds:")}
+    run = lambda *_: None
+    for number, good in enumerate(("digits", "tfds:mnist", str(tmp_path))):
+        words = ["smoke", "--data", good]
+        assert start(tmp_path, *words, run=run, out=str(number), path_fields=paths) == 0
+    assert start(tmp_path, "smoke", "--data", "nofolder", path_fields=paths) == 2
+    wanted = "data: expected digits, tfds:NAME, or a path that exists, got 'nofolder'."
+    assert capsys.readouterr().err == f"error: {wanted}\n"
+    assert not (tmp_path / "run").exists()
 
 
 def test_good_words_reach_the_settings(tmp_path):
@@ -147,21 +217,53 @@ def test_good_words_reach_the_settings(tmp_path):
 
 
 @pytest.mark.parametrize("words", [["--help"], ["smoke", "--help"]])
-def test_help_teaches(capsys, words):
-    """Oracle: the fields, their comments and defaults, the presets, an example.
-
-    What the experiment is stands there as it was written.
-    """
-    doc = "A toy.\n\nWith 2,\n3 or\n\n    no end\n\nof numbers."
-    assert command.main(PRESETS, run_all, doc, words, name="toy") == 0
+def test_help_teaches(capsys, monkeypatch, words):
+    """Oracle: the fields, their comments and defaults, the presets."""
+    monkeypatch.setenv("COLUMNS", "160")
+    with pytest.raises(SystemExit) as left:
+        command.main(toy("A toy.\n\nWith numbers."), words)
+    assert left.value.code == 0
     said = capsys.readouterr().out
-    for needed in (doc, "--learning-rate FLOAT", "size of a step", "--out"):
-        assert needed in said
+    needed = ["A toy.", "With numbers."]
     if len(words) == 1:
-        for needed in ("seeds 1, hidden 2", "examples", "experiments.toy paper"):
-            assert needed in said
+        needed += ["paper", "smoke", "seeds 1, hidden 2", "the default"]
     else:
-        assert "(default: 2)" in said
+        needed += ["--learning-rate FLOAT", "size of a step", "--out", "(default: 2)"]
+    for text in needed:
+        assert text in said
+
+
+@pytest.mark.parametrize("words", [["--help"], ["smoke", "--seeds", "0"]])
+def test_help_and_refusals_need_no_jax(words):
+    """Oracle: the modules of a process that has shown them."""
+    code = (
+        "import sys\n"
+        "from experiments.plasticity.config import EXPERIMENT\n"
+        "from jaxcl.runs.command import main\n"
+        "try: main(EXPERIMENT, sys.argv[1:])\n"
+        "finally: assert not {'jax', 'matplotlib', 'pandas'} & set(sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words], cwd=ROOT, capture_output=True, text=True
+    )
+    assert "AssertionError" not in done.stderr
+    assert "seeds" in done.stdout + done.stderr
+
+
+def test_the_list_of_experiments_has_a_line_each(capsys):
+    """Oracle: the folders that have settings."""
+    with pytest.raises(SystemExit):
+        experiments.expect_no_words("", ["--help"])
+    capsys.readouterr()
+    said = experiments.lines()
+    for path in (ROOT / "experiments").glob("*/config.py"):
+        module = f"experiments.{path.parent.name}"
+        (line,) = [one for one in said if one.split()[:1] == [module]]
+        about = path.read_text().splitlines()[0].strip('"')
+        assert line.endswith(about)
+    for one in experiments.experiments():
+        assert one.default in one.presets
+        one.check(one.presets[one.default])
 
 
 COMMANDS = [
@@ -192,10 +294,10 @@ def test_a_command_that_asks_for_help_gets_no_job(path, monkeypatch, capsys):
 def test_a_command_without_arguments_goes_on_without_any(capsys):
     """Oracle: it returns and is silent; control: with a word it leaves, and names it."""
     assert len(COMMANDS) >= 4
-    runs.expect_no_words("What it is.", [])
+    expect_no_words("What it is.", [])
     assert capsys.readouterr() == ("", "")
     with pytest.raises(SystemExit):
-        runs.expect_no_words("What it is.", ["now"])
+        expect_no_words("What it is.", ["now"])
     assert "unexpected 'now'; this command takes no" in capsys.readouterr().err
 
 
@@ -268,7 +370,7 @@ def test_anybody_can_take_up_a_folder_that_differs_in_what_changes_no_result(
     tmp_path, capsys
 ):
     """Oracle: the free field, and the last component of a place; others are refused."""
-    others = {"cosmetic_fields": ("limit",), "path_fields": ("data",)}
+    others = {"cosmetic_fields": ("limit",), "path_fields": {"data": ("digits",)}}
     assert start(tmp_path, "smoke", "--limit", "1", run=stop, **others) == 130
     assert start(tmp_path, "smoke", "--limit", "2", **others) == 0
     held = json.loads((tmp_path / "run" / "config.json").read_text())
@@ -277,6 +379,7 @@ def test_anybody_can_take_up_a_folder_that_differs_in_what_changes_no_result(
     assert start(tmp_path, "smoke", "--data", "/far/away/digits", **others) == 0
     assert "is finished" in capsys.readouterr().out
     assert start(tmp_path, "smoke", "--data", "/far/away/letters", **others) == 2
+    assert "holds another configuration" in capsys.readouterr().err
     assert start(tmp_path, "smoke", "--data", "/far/away/digits") == 2
 
 
@@ -285,7 +388,7 @@ def test_a_folder_remembers_its_data(tmp_path, capsys):
     images = np.arange(6.0)
 
     def run(config, folder):
-        runs.check_data_hash(folder, [images, np.zeros(2)])
+        run_folder.check_data_hash(folder, [images, np.zeros(2)])
         stop(config, folder)
 
     for _ in range(2):
@@ -311,7 +414,7 @@ def test_sigterm_is_an_end_without_error_and_the_handler_is_put_back(tmp_path, c
 
     def end(config, folder):
         del config
-        runs.append(folder, [record("seed=0")])
+        run_folder.append(folder, [record("seed=0")])
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(60)
 
@@ -345,7 +448,7 @@ def test_a_run_whose_report_fails_is_not_done_and_the_next_makes_the_report(tmp_
 
 def test_the_time_of_a_run_is_that_between_its_marks(tmp_path, monkeypatch):
     """Oracle: a clock set by hand; a second end adds nothing."""
-    folder = runs.RunFolder(tmp_path, "toy", "smoke", Config())
+    folder = run_folder.RunFolder(tmp_path, "toy", "smoke", Config())
     for clock, state, seconds in (
         (100.0, "running", 0.0),
         (107.0, "done", 7.0),
@@ -355,20 +458,20 @@ def test_the_time_of_a_run_is_that_between_its_marks(tmp_path, monkeypatch):
     ):
         monkeypatch.setattr(time, "time", lambda clock=clock: clock)
         run_folder.mark(folder, state)
-        assert runs.read_json(tmp_path / "status.json")["seconds"] == seconds
+        assert run_folder.read_json(tmp_path / "status.json")["seconds"] == seconds
 
 
 def test_an_unfinished_run_goes_on_and_drops_a_torn_line(tmp_path):
     """Oracle: the lines of a run that was never stopped."""
 
     def begin(_config, folder):
-        runs.append(folder, [record("seed=0"), record("seed=1")])
+        run_folder.append(folder, [record("seed=0"), record("seed=1")])
         raise KeyboardInterrupt
 
     assert start(tmp_path, "paper", run=begin) == 130
     results = tmp_path / "run" / "results.jsonl"
     results.write_bytes(results.read_bytes()[:-4])
-    assert runs.finished(tmp_path / "run") == {"seed=0"}
+    assert run_folder.finished(tmp_path / "run") == {"seed=0"}
     assert start(tmp_path, "paper") == 0
     names = [json.loads(line)["run"] for line in lines(tmp_path)]
     assert names == ["seed=0", "seed=1", "seed=2"]
@@ -383,7 +486,7 @@ def test_lines_of_another_machine_or_program_are_announced(tmp_path, capsys):
     path = tmp_path / "run" / "environment.json"
     held = json.loads(path.read_text())
     held["versions"]["jax"] = "0.1"
-    runs.write_json(path, {**held, "cpu": "an abacus"})
+    files.write_json(path, {**held, "cpu": "an abacus"})
     assert start(tmp_path, "paper", run=stop) == 130
     (said,) = (line for line in capsys.readouterr().out.splitlines() if "note:" in line)
     assert f"jax 0.1 -> {jax.__version__}; cpu an abacus -> " in said
@@ -406,7 +509,7 @@ def test_a_diverged_run_is_named_in_the_status(tmp_path, capsys):
 
     def run(_config, folder):
         names = [record("a"), record("b", status="diverged"), record("c")]
-        runs.append(folder, names)
+        run_folder.append(folder, names)
 
     assert start(tmp_path, "smoke", run=run) == 0
     assert status(tmp_path)["status"] == "diverged"
@@ -417,7 +520,7 @@ def test_a_diverged_run_is_named_in_the_status(tmp_path, capsys):
 HOLDER = """
 import sys, time
 from pathlib import Path
-from jaxcl.training.lock import lock_folder
+from jaxcl.training.files import lock_folder
 with lock_folder(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)
@@ -493,16 +596,16 @@ def test_appending_does_not_read_everything_again(tmp_path, monkeypatch):
     """Oracle: counting the lines that are parsed; a line of somebody else is seen."""
     parsed, loads = [], json.loads
     monkeypatch.setattr(json, "loads", lambda text: parsed.append(1) or loads(text))
-    folder = runs.RunFolder(tmp_path, "toy", "smoke", None)
+    folder = run_folder.RunFolder(tmp_path, "toy", "smoke", None)
     for number in range(20):
-        runs.append(folder, [record(f"seed={number}")])
+        run_folder.append(folder, [record(f"seed={number}")])
     assert len(parsed) == 0
     with open(tmp_path / "results.jsonl", "a") as file:
         file.write(json.dumps(record("theirs")) + "\n")
     with pytest.raises(ValueError, match="finished before"):
-        runs.append(folder, [record("theirs")])
+        run_folder.append(folder, [record("theirs")])
     with pytest.raises(ValueError, match="finished before"):
-        runs.append(folder, [record("twice"), record("twice")])
+        run_folder.append(folder, [record("twice"), record("twice")])
     assert len(lines_of(tmp_path)) == 21
 
 
@@ -516,10 +619,10 @@ def test_every_line_names_its_commit(tmp_path, monkeypatch):
         ["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True
     )
     environment.commit.cache_clear()
-    runs.append(runs.RunFolder(tmp_path, "toy", "", None), [record("a")])
+    run_folder.append(run_folder.RunFolder(tmp_path, "toy", "", None), [record("a")])
     monkeypatch.setattr(run_folder, "commit", lambda: "another")
-    runs.append(runs.RunFolder(tmp_path, "toy", "", None), [record("b")])
-    first, second = [line["commit"] for line in runs.read_records(tmp_path)]
+    run_folder.append(run_folder.RunFolder(tmp_path, "toy", "", None), [record("b")])
+    first, second = [line["commit"] for line in run_folder.read_records(tmp_path)]
     if asked.returncode == 0:
         assert first.startswith(asked.stdout.strip())
     assert second == "another"
@@ -544,12 +647,12 @@ def test_results_hold_exact_numbers_and_no_nan(tmp_path):
     third = np.float32(1) / np.float32(3)
     values = jnp.array([third, jnp.nan, 0.1])
     half = jnp.array([1.5, 1 / 3], jnp.bfloat16)
-    run = lambda _, folder: runs.append(
+    run = lambda _, folder: run_folder.append(
         folder,
         [record("a", x=values, n=jnp.int32(3), half=half, wide=np.float64(1) / 3)],
     )
     assert start(tmp_path, "smoke", run=run) == 0
-    (held,) = runs.read_records(tmp_path / "run")
+    (held,) = run_folder.read_records(tmp_path / "run")
     assert np.float32(held["x"][0]) == third
     assert held["x"][1:] == [None, 0.1]
     assert held["n"] == 3
@@ -562,8 +665,8 @@ def test_a_name_is_used_once(tmp_path):
     """Oracle: the same record twice."""
 
     def run(_config, folder):
-        runs.append(folder, [record("a")])
-        runs.append(folder, [record("b"), record("a")])
+        run_folder.append(folder, [record("a")])
+        run_folder.append(folder, [record("b"), record("a")])
 
     assert start(tmp_path, "smoke", run=run) == 2
     assert [json.loads(line)["run"] for line in lines(tmp_path)] == ["a"]
@@ -572,14 +675,14 @@ def test_a_name_is_used_once(tmp_path):
 def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
     """Oracle: the old content, after a rename that never came."""
     path = tmp_path / "deep" / "page.html"
-    runs.write_text(path, "old")
+    files.write_text(path, "old")
 
     def fail(*_):
         raise OSError
 
     monkeypatch.setattr(os, "replace", fail)
     with pytest.raises(OSError):  # noqa: PT011
-        runs.write_text(path, "new")
+        files.write_text(path, "new")
     assert path.read_text() == "old"
 
 
@@ -591,7 +694,7 @@ def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
         monkeypatch.setattr(
             os, name, lambda *a, n=name, real=real: (calls.append(n), real(*a))
         )
-    runs.write_text(tmp_path / "a", "text")
+    files.write_text(tmp_path / "a", "text")
     assert calls == ["fsync", "replace"]
 
 
@@ -599,7 +702,8 @@ def test_text_is_utf_8_wherever_it_is_written(tmp_path):
     """Oracle: the bytes, from a process whose own encoding is ASCII."""
     code = (
         "import sys; from pathlib import Path\n"
-        "from jaxcl.runs import read_json, write_json\n"
+        "from jaxcl.runs.folder import read_json\n"
+        "from jaxcl.training.files import write_json\n"
         "path = Path(sys.argv[1]); write_json(path, {'a': chr(177)})\n"
         "assert read_json(path) == {'a': chr(177)}"
     )
@@ -619,7 +723,7 @@ def test_pace_counts_like_a_stopwatch():
 
 def test_progress_in_a_log_is_a_few_plain_lines(capsys):
     """Oracle: one at once and one per tenth, none of them with control characters."""
-    with runs.progress(100, "runs") as advance:
+    with progress(100, "runs") as advance:
         for _ in range(100):
             advance(1, "sam")
     said = capsys.readouterr().err.splitlines()
@@ -635,7 +739,7 @@ def test_progress_on_a_terminal_is_a_bar(capsys, monkeypatch):
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("COLUMNS", "100")
     monkeypatch.setenv("TERM", "xterm")
-    with runs.progress(4, "runs", done=2) as advance:
+    with progress(4, "runs", done=2) as advance:
         time.sleep(0.01)
         advance(Fraction(1, 3))
         advance(Fraction(5, 3))
@@ -648,7 +752,7 @@ def test_a_part_of_a_run_counts_for_the_time_left(capsys, monkeypatch):
     """Oracle: worked out by hand; a third of one of two runs took two seconds."""
     clock = iter([0.0, 2.0, 2.0, 6.0, 6.0])
     monkeypatch.setattr(time, "monotonic", lambda: next(clock))
-    with runs.progress(2, "runs") as advance:
+    with progress(2, "runs") as advance:
         advance(Fraction(1, 3))
         advance(Fraction(2, 3))
     assert capsys.readouterr().err.splitlines() == [

@@ -38,7 +38,7 @@ def test_a_readme_is_utf_8_wherever_it_is_filled(tmp_path):
     path.write_text("± " + HELD, encoding="utf-8")
     code = (
         "import sys; from pathlib import Path\n"
-        "from jaxcl.runs import fill\n"
+        "from jaxcl.runs.readme import fill\n"
         "fill(Path(sys.argv[1]), 'new')"
     )
     words = [sys.executable, "-X", "utf8=0", "-c", code, str(path)]

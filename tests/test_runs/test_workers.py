@@ -12,19 +12,15 @@ from pathlib import Path
 import pytest
 
 from jaxcl.errors import InputError
-from jaxcl.runs import read_records, share_out, worker_count
+from jaxcl.runs.folder import read_records
+from jaxcl.runs.jobs import Job, choose, run_jobs, worker_count
 
 JOBS = """
 import os, signal, time
-from multiprocessing.connection import Connection
 
 class Odd(ValueError):
     def __init__(self, left, right):
         super().__init__("odd")
-
-def halve(self, buffer):
-    os.write(self._handle, buffer[: len(buffer) // 2])
-    os.kill(os.getpid(), signal.SIGKILL)
 
 def prepare(offset):
     if offset == "unprepared":
@@ -38,7 +34,11 @@ def prepare(offset):
         if job == "killed":
             os.kill(os.getpid(), signal.SIGKILL)
         if job == "cut":
-            Connection._send = halve
+            import multiprocessing.connection as pipes
+            def halve(self, buffer):
+                os.write(self._handle, buffer[: len(buffer) // 2])
+                os.kill(os.getpid(), signal.SIGKILL)
+            pipes.Connection._send = halve
             send("x" * 1000)
         if job == "odd":
             raise Odd(1, 2)
@@ -49,6 +49,7 @@ def prepare(offset):
             time.sleep(60)
         for part in range(3):
             send((job + offset, part, os.getpid()))
+        return job + offset, os.getpid()
     return do
 """
 
@@ -61,11 +62,19 @@ def jobs(tmp_path, monkeypatch):
     return importlib.import_module("jobs_of_a_test")
 
 
+def share_out(jobs, args, todo, receive, *, num_workers):
+    """The results of all jobs."""
+    named = [job if isinstance(job, Job) else Job(job) for job in todo]
+    found = run_jobs(jobs.prepare, args, named, receive, num_workers=num_workers)
+    return [result for _, result in found]
+
+
 @pytest.mark.parametrize("num_workers", [1, 2])
 def test_all_that_jobs_send_arrives_once_and_in_their_order(jobs, num_workers):
     """Oracle: the plain loop."""
     got = []
-    share_out(jobs.prepare, (10,), range(4), got.append, num_workers=num_workers)
+    results = share_out(jobs, (10,), range(4), got.append, num_workers=num_workers)
+    assert sorted(result for result, _ in results) == [10, 11, 12, 13]
     assert sorted(item[:2] for item in got) == [
         (job + 10, part) for job in range(4) for part in range(3)
     ]
@@ -74,13 +83,31 @@ def test_all_that_jobs_send_arrives_once_and_in_their_order(jobs, num_workers):
     assert (os.getpid() in {pid for *_, pid in got}) == (num_workers == 1)
 
 
+@pytest.mark.parametrize(
+    ("programs", "compiled", "elsewhere", "chosen"),
+    [
+        ("aabb", "b", "a", 2),  # what it has compiled
+        ("aabb", None, "a", 2),  # what no other process is at
+        ("aabb", None, "", 0),
+        ("aa", None, "a", 0),  # helps with what is left
+        ("ccab", "b", "c", 3),
+    ],
+)
+def test_a_free_process_chooses_what_it_has_compiled(
+    programs, compiled, elsewhere, chosen
+):
+    """Oracle: the place, by hand."""
+    waiting = [Job(None, program) for program in programs]
+    assert choose(waiting, compiled, set(elsewhere)) == chosen
+
+
 def raised(jobs, *todo, args=(0,), receive=lambda _: None):
     """What sharing out the jobs raises, within a minute: a hang is a failure."""
     caught = []
 
     def share():
         try:
-            share_out(jobs.prepare, args, todo, receive, num_workers=2)
+            share_out(jobs, args, todo, receive, num_workers=2)
         except Exception as error:
             caught.append(error)
 
@@ -99,7 +126,7 @@ def test_what_a_job_raises_arrives_and_ends_the_others(jobs):
     assert isinstance(error, ValueError)
     assert not isinstance(error, InputError)  # a slip, not a raise in our packages
     assert "expected a number" in str(error)
-    assert "in do" in error.__notes__[0]  # its trace
+    assert "in do" in str(error.__cause__)  # its trace
     assert all(gone(pid) for name, pid in got)
 
 
@@ -108,7 +135,7 @@ def test_a_worker_that_is_killed_is_an_error_and_no_hang(jobs, how):
     """Oracle: the clock; ``cut`` dies in the middle of a message."""
     error = raised(jobs, how, *range(4))
     assert isinstance(error, RuntimeError)
-    assert "ended without a word, with code -9" in str(error)
+    assert "ended with exit code -9" in str(error)
 
 
 def test_bad_input_stays_bad_input_on_its_way_from_a_worker(jobs):

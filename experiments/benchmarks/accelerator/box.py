@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 
 from jaxcl.runs.environment import commit
-from jaxcl.runs.run_folder import plain
+from jaxcl.training.files import plain
 
 
 class Box(NamedTuple):

@@ -23,8 +23,8 @@ from pathlib import Path
 
 from experiments.benchmarks.accelerator.items import ITEMS
 from experiments.benchmarks.accelerator.schedule import run_items
-from jaxcl.runs import nearest
-from jaxcl.runs.ending import terminable
+from jaxcl.runs.experiment import nearest
+from jaxcl.training.processes import terminable
 
 
 def main(argv: Sequence[str]) -> int:

@@ -20,25 +20,27 @@ from experiments.benchmarks.accelerator.box import (
     mean,
     seconds_of,
 )
-from experiments.plasticity import packing
-from experiments.plasticity.arms import Trial, arms, trials
+from experiments.plasticity.arms import arms, trials
+from experiments.plasticity.packing.config import PRESETS, Config
+from experiments.plasticity.packing.run import by_arm, load_images
 from experiments.plasticity.run import make_program
 from experiments.plasticity.settings import Setting, make_model, make_setting
 from jaxcl.losses import cross_entropy
+from jaxcl.runs.trials import Trial
 from jaxcl.training.device import first_example, over_runs, run_stream
 from jaxcl.tree import at
 
-GRID = packing.PRESETS["grid"]
+GRID = PRESETS["grid"]
 PACKS, SMALL_PACKS = (1, 10, 50, 200), (1, 2)
 NUM_TIMED = 5  # tasks after the first: the eigenvalue is due in one of them
 
 
-def sizes(box: Box) -> packing.Config:
+def sizes(box: Box) -> Config:
     """The experiment on as many tasks as are timed; on a CPU a small one."""
     if not box.small:
         return dataclasses.replace(GRID, num_tasks=1 + NUM_TIMED)
     return dataclasses.replace(
-        packing.PRESETS["smoke"],
+        PRESETS["smoke"],
         settings=GRID.settings,
         groups=GRID.groups,
         arms=None,
@@ -54,7 +56,7 @@ def packs(box: Box) -> None:
     The first number is that of the steps alone, whose program is compiled much sooner.
     """
     config = sizes(box)
-    setting = make_setting("permuted", config, packing.load_images(config))
+    setting = make_setting("permuted", config, load_images(config))
     box.tell("images and tasks are made", num_tasks=setting.num_tasks)
     time_part(box, config, setting, "the steps alone", steps_alone)
     for pack in SMALL_PACKS if box.small else PACKS:
@@ -64,14 +66,15 @@ def packs(box: Box) -> None:
 def one_pack(box: Box) -> None:
     """The third of these packs only, to compare the compiler's flags."""
     config = sizes(box)
-    setting = make_setting("permuted", config, packing.load_images(config))
+    setting = make_setting("permuted", config, load_images(config))
     pack = (SMALL_PACKS if box.small else PACKS)[-2]
     time_runs(box, config, setting, pack_of(config, "sgd", pack))
 
 
-def pack_of(config: packing.Config, arm: str, pack: int) -> list[Trial]:
+def pack_of(config: Config, arm: str, pack: int) -> list[Trial]:
     """So many runs of an arm; they come again where there are fewer."""
-    runs = [trial for trial in trials(config) if trial.arm == arm]
+    here = lambda trial: (trial.setting, trial.arm) == (config.settings[0], arm)
+    runs = list(filter(here, trials(config)))
     return list(itertools.islice(itertools.cycle(runs), pack))
 
 
@@ -83,7 +86,7 @@ class Timing(NamedTuple):
 
 
 def time_runs(
-    box: Box, config: packing.Config, setting: Setting, packed: Sequence[Trial]
+    box: Box, config: Config, setting: Setting, packed: Sequence[Trial]
 ) -> Timing:
     """Compile a pack of runs and time its tasks; a line after the first, one at the end.
 
@@ -127,7 +130,7 @@ def stream_length(setting: Setting) -> int:
     return GRID.num_tasks if setting.name == "permuted" else setting.num_tasks
 
 
-def arguments(config: packing.Config, packed: Sequence[Trial]) -> tuple[Any, Any, Any]:
+def arguments(config: Config, packed: Sequence[Trial]) -> tuple[Any, Any, Any]:
     """Keys, numbers and seeds of the runs, as the experiment gives them."""
     seeds = jnp.array([trial.seed for trial in packed])
     key = jax.random.key(config.seed)
@@ -153,7 +156,7 @@ def grid(box: Box) -> None:
     mean of those that were.
     """
     config = sizes(box)
-    todo, images = packing.by_arm(config), packing.load_images(config)
+    todo, images = by_arm(config), load_images(config)
     settings = [make_setting(name, config, images) for name in config.settings]
     lengths = {setting.name: stream_length(setting) for setting in settings}
     timed: dict[Part, Timing] = {}
@@ -196,7 +199,7 @@ def parts(box: Box) -> None:
     packing does not help them; the eigenvalues of their Gram matrices stand beside them.
     """
     config = sizes(box)
-    setting = make_setting("permuted", config, packing.load_images(config))
+    setting = make_setting("permuted", config, load_images(config))
     for what, program in {
         "making the tasks": making,
         "singular values alone": singular,
@@ -206,7 +209,7 @@ def parts(box: Box) -> None:
 
 
 def time_part(
-    box: Box, config: packing.Config, setting: Setting, what: str, part: Callable
+    box: Box, config: Config, setting: Setting, what: str, part: Callable
 ) -> None:
     """The least of three times of a part, for as many runs as ``one_pack`` has."""
     runs = (SMALL_PACKS if box.small else PACKS)[-2]
@@ -219,7 +222,7 @@ def time_part(
 Work = tuple[Callable, tuple]  # a function to be compiled, and its arguments
 
 
-def making(config: packing.Config, setting: Setting, runs: int) -> Work:
+def making(config: Config, setting: Setting, runs: int) -> Work:
     """The training images of the first task of all runs."""
     stream = setting.streams
 
@@ -231,7 +234,7 @@ def making(config: packing.Config, setting: Setting, runs: int) -> Work:
     return over_runs(one, (0, None, None)), (seeds, stream.pool, stream.plan)
 
 
-def steps_alone(config: packing.Config, setting: Setting, runs: int) -> Work:
+def steps_alone(config: Config, setting: Setting, runs: int) -> Work:
     """A task without any measure after it."""
     packed = pack_of(config, "sgd", runs)
     arm = arms(config, setting.num_steps)["sgd"]
@@ -257,20 +260,20 @@ def steps_alone(config: packing.Config, setting: Setting, runs: int) -> Work:
     return over_runs(one, (0, 0, 0, None, None)), args
 
 
-def features_like(config: packing.Config, runs: int) -> jax.Array:
+def features_like(config: Config, runs: int) -> jax.Array:
     """Random numbers in the shape of what the measures look at, [runs, rows, units]."""
     shape = runs, config.probe_examples, config.hidden[-1]
     return jnp.asarray(np.random.default_rng(0).normal(size=shape), jnp.float32)
 
 
-def singular(config: packing.Config, setting: Setting, runs: int) -> Work:
+def singular(config: Config, setting: Setting, runs: int) -> Work:
     """Singular values as the measures take them."""
     del setting
     find = lambda x: jnp.linalg.svd(x, compute_uv=False)
     return find, (features_like(config, runs),)
 
 
-def eigenvalues(config: packing.Config, setting: Setting, runs: int) -> Work:
+def eigenvalues(config: Config, setting: Setting, runs: int) -> Work:
     """Their squares, from products that a GPU is good at."""
     del setting
     find = lambda x: jnp.linalg.eigvalsh(jnp.swapaxes(x, 1, 2) @ x)

@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxcl.runs import expect_no_words, fill
+from jaxcl.runs.experiment import expect_no_words
+from jaxcl.runs.readme import fill
 
 HERE = Path(__file__).parent.parent
 LINES = HERE / "results" / "accelerator"

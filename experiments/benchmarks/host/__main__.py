@@ -1,17 +1,12 @@
-"""``python -m experiments.benchmarks.host {smoke|full|accelerator} [--field value]``."""
+"""``python -m experiments.benchmarks.host [PRESET] [--field value ...]``."""
 
 import os
 
-from experiments.benchmarks.host import config
-from experiments.benchmarks.host.report import report
-from experiments.benchmarks.host.run import run
+from experiments.benchmarks.host.config import EXPERIMENT
 from experiments.benchmarks.one_thread import use_one_thread
-from jaxcl.runs import main
+from jaxcl.runs.command import main
 
 if __name__ == "__main__":
     if os.environ.get("JAX_PLATFORMS", "cpu") == "cpu":  # no accelerator is asked for
         use_one_thread()
-    words = config.__doc__ or ""
-    raise SystemExit(
-        main(config.PRESETS, run, words, report=report, name="benchmarks.host")
-    )
+    raise SystemExit(main(EXPERIMENT))

@@ -18,8 +18,12 @@ None of an accelerator are committed so far.
 
 from dataclasses import dataclass
 
+from jaxcl.errors import InputError
+from jaxcl.runs.experiment import Experiment, check_fields, check_names
+
 #: The loop over the bare step, save and restore, SAM's step and memory, many devices.
 JOBS = ("loop", "checkpoint", "sam", "memory", "devices")
+NUM_ROWS = 256
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,4 +100,32 @@ PRESETS = {
 }
 
 
-__all__ = ["JOBS", "PRESETS", "Config"]
+def check(config: Config) -> None:
+    """Refuse settings that could not work, before any compute.
+
+    Raises:
+      InputError: naming the field.
+    """
+    check_fields(config, runs=("rounds",))
+    check_names("jobs", config.jobs, JOBS)
+    for name in ("batch_size", "large_batch_size", "devices_batch_size"):
+        size = getattr(config, name)
+        if size > NUM_ROWS:
+            msg = f"{name}: at most the {NUM_ROWS} rows there are, got {size}."
+            raise InputError(msg)
+    for count in config.devices:
+        if config.devices_batch_size % count:
+            msg = (
+                f"devices_batch_size: must be a multiple of all devices, got "
+                f"{config.devices_batch_size} for {count}."
+            )
+            raise InputError(msg)
+
+
+EXPERIMENT = Experiment(
+    "experiments.benchmarks.host",
+    PRESETS,
+    default="smoke",
+    about=__doc__ or "",
+    check=check,
+)

@@ -15,7 +15,7 @@ from experiments.benchmarks.host.config import Config
 from experiments.benchmarks.host.job import make_job, make_program
 from experiments.benchmarks.one_thread import use_all_cores
 from experiments.benchmarks.ours import timed
-from jaxcl.runs import expect_no_words
+from jaxcl.runs.experiment import expect_no_words
 from jaxcl.sharding import replicate
 from jaxcl.training import ShardingPlan, make_mesh
 from jaxcl.training.batches import take_rows

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import optax
 
-from experiments.benchmarks.host.config import Config
+from experiments.benchmarks.host.config import NUM_ROWS, Config
 from jaxcl.data import Task, array_dataset
 from jaxcl.losses import single_head, token_cross_entropy
 from jaxcl.method import make_method
@@ -21,7 +21,6 @@ from jaxcl.typing import Method, Params
 
 NUM_BYTES = 256
 RHO = 0.05  # SAM's radius, on which its cost does not depend
-NUM_ROWS = 256
 
 
 class Job(NamedTuple):
@@ -68,6 +67,3 @@ def make_program(
     batch = shapes_of(example, batch_size, sharding)
     rows, key = Rows(example, batch, batch, batch), jax.random.key(0)
     return compile_program(job.build, job.start, (), rows, key=key, sharding=sharding)
-
-
-__all__ = ["NUM_ROWS", "Job", "make_job", "make_program"]

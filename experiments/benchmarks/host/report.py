@@ -7,7 +7,9 @@ from typing import Any
 from experiments.benchmarks.host.config import Config
 from experiments.benchmarks.report import README, Target, targets_table
 from jaxcl.report.tables import Column, Table, to_markdown
-from jaxcl.runs import RunFolder, fill, read_json, read_records, write_text
+from jaxcl.runs.folder import RunFolder, read_json, read_records
+from jaxcl.runs.readme import fill
+from jaxcl.training.files import write_text
 
 Record = dict[str, Any]
 Done = dict[str, list[Record]]

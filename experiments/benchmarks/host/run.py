@@ -16,24 +16,16 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from experiments.benchmarks.host.config import JOBS, Config
-from experiments.benchmarks.host.job import NUM_ROWS, Job, make_job, make_program
+from experiments.benchmarks.host.config import Config
+from experiments.benchmarks.host.job import Job, make_job, make_program
 from experiments.benchmarks.ours import timed
-from jaxcl.errors import InputError
-from jaxcl.runs import (
-    RunFolder,
-    append,
-    check_fields,
-    check_names,
-    finished,
-    progress,
-)
-from jaxcl.runs.run_folder import plain
+from jaxcl.runs.folder import RunFolder, append, finished
 from jaxcl.training import Options, restore, save
 from jaxcl.training.batches import take_rows
 from jaxcl.training.checkpoint import saving
 from jaxcl.training.compiled import Program
-from jaxcl.training.logging import metrics_file
+from jaxcl.training.files import plain
+from jaxcl.training.logging import metrics_file, progress
 from jaxcl.training.loop import Run, fit
 from jaxcl.training.processes import interruptible
 from jaxcl.training.run_state import begin
@@ -57,9 +49,7 @@ class Turn(NamedTuple):
 
 def run(config: Config, folder: RunFolder) -> None:
     """Do every turn that has no line in ``results.jsonl`` yet."""
-    check_fields(config)
-    check_names("jobs", config.jobs, JOBS)
-    check_sizes(config)
+    make_job(config)  # refuses sizes that do not fit each other
     every = turns(config)
     todo = [turn for turn in every if turn.name not in finished(folder)]
     prepare = {
@@ -77,28 +67,6 @@ def run(config: Config, folder: RunFolder) -> None:
             head = {"run": turn.name, **turn._asdict(), "load": load}
             append(folder, [{**head, "status": "done", **work()}])
             advance(1, turn.name)
-
-
-def check_sizes(config: Config) -> None:
-    """Refuse sizes that do not fit each other, before any compute.
-
-    Raises:
-      ValueError: naming the field.
-    """
-    make_job(config)
-    names = "batch_size", "large_batch_size", "devices_batch_size"
-    for name in names:
-        size = getattr(config, name)
-        if size > NUM_ROWS:
-            msg = f"{name}: at most the {NUM_ROWS} rows there are, got {size}."
-            raise InputError(msg)
-    for count in config.devices:
-        if config.devices_batch_size % count:
-            msg = (
-                f"devices_batch_size: must be a multiple of all devices, got "
-                f"{config.devices_batch_size} for {count}."
-            )
-            raise InputError(msg)
 
 
 def turns(config: Config) -> list[Turn]:

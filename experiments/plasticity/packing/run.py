@@ -1,87 +1,29 @@
-"""Packing: what the whole grid costs when runs learn side by side on one accelerator.
-
-The runs are those of the experiment: its settings, arms, numbers and seeds, and after each
-task its accuracy and measures. All runs of an arm in a setting are one compiled program.
-Images are drawn in MNIST's shapes, since only time and memory are looked at.
-
-    python -m experiments.plasticity.packing smoke    # seconds, any machine
-    python -m experiments.plasticity.packing curve    # runs per hour against runs packed
-    python -m experiments.plasticity.packing grid     # all runs of the preset ``paper``
-"""
+"""Every program of the grid once, with the time and the memory that it takes."""
 
 import dataclasses
 import itertools
 import math
 import time
-from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import jax
 import numpy as np
 from jax.core import Tracer
 
-from experiments.plasticity import config as experiment
-from experiments.plasticity.arms import Trial, arms, trials
-from experiments.plasticity.run import Program, check, learn, make_program, run_id
+from experiments.plasticity.arms import arms, trials
+from experiments.plasticity.packing.config import Config
+from experiments.plasticity.run import Program, learn, make_program
 from experiments.plasticity.settings import Setting, load, make_setting
 from jaxcl.data import Images, synthetic_images
-from jaxcl.report.tables import Column, Table, to_markdown
-from jaxcl.runs import (
-    RunFolder,
-    append,
-    check_names,
-    finished,
-    main,
-    progress,
-    read_records,
-    write_text,
-)
+from jaxcl.runs.experiment import check_names
+from jaxcl.runs.folder import RunFolder, append, finished
+from jaxcl.runs.trials import Trial
+from jaxcl.training.logging import progress
 from jaxcl.tree import at, num_tasks
-
-
-@dataclass(frozen=True, kw_only=True)
-class Config(experiment.Config):
-    """The experiment, with the number of runs in one program."""
-
-    data: str = "synthetic"
-    """synthetic (60,000 images of 28x28), or data as the experiment names them."""
-    arms: tuple[str, ...] | None = None
-    """Arms to time; all that the groups hold, if None."""
-    packs: tuple[int, ...] | None = None
-    """Runs in one program; all that the groups hold of an arm, if None."""
-
-
-PRESETS = {
-    "smoke": Config(
-        data="digits",
-        settings=("permuted",),
-        groups=("paper",),
-        arms=("sgd", "sam"),
-        packs=(1, 2),
-        seeds=2,
-        num_tasks=4,
-        task_limit=2,
-        examples_per_task=64,
-        test_examples=40,
-        hidden=(8,),
-        probe_every=2,
-        probe_examples=16,
-        tasks_per_call=1,
-    ),
-    "curve": Config(
-        settings=("permuted",),
-        groups=("paper",),
-        packs=(1, 10, 40, 160, 640),
-        task_limit=5,
-    ),
-    "grid": Config(tasks_per_call=20),
-}
 
 
 def run(config: Config, folder: RunFolder) -> None:
     """Time every setting, arm and pack; a pack that does not fit ends its arm."""
-    check(config)
     todo, images = by_arm(config), load_images(config)
     settings = [make_setting(name, config, images) for name in config.settings]
     jobs = [
@@ -94,7 +36,8 @@ def run(config: Config, folder: RunFolder) -> None:
         for setting, arm, pack in jobs:
             name = f"{setting.name}/{arm}/runs={pack}"
             if name not in finished(folder) and (setting.name, arm) not in full:
-                packed = list(itertools.islice(itertools.cycle(todo[arm]), pack))
+                here = [trial._replace(setting=setting.name) for trial in todo[arm]]
+                packed = list(itertools.islice(itertools.cycle(here), pack))
                 record = time_pack(config, setting, packed, folder)
                 append(folder, [{"run": name, **record}])
                 if record["status"] == "out of memory":
@@ -106,12 +49,12 @@ def by_arm(config: Config) -> dict[str, list[Trial]]:
     """All runs of the groups, each once, by the program that they share.
 
     Raises:
-      ValueError: for a name that is not an arm of the groups.
+      InputError: for a name that is not an arm of the groups.
     """
-    runs: dict[str, dict[tuple, Trial]] = {}
+    runs: dict[str, dict[str, Trial]] = {}
     for trial in trials(config):  # the sweep contains some of the others
-        name = (*trial.hyper.items(), trial.seed)
-        runs.setdefault(trial.arm, {}).setdefault(name, trial)
+        if trial.setting == config.settings[0]:
+            runs.setdefault(trial.arm, {}).setdefault(trial.run, trial)
     check_names("arms", config.arms or (), runs)
     return {arm: list(runs[arm].values()) for arm in config.arms or runs}
 
@@ -144,7 +87,7 @@ def time_pack(
     started = time.perf_counter()
     program, costs = metered(make_program(as_packed, setting, arm), started)
     try:
-        lines = learn(as_packed, setting, program, packed, folder, lambda _: None)
+        lines = learn(as_packed, setting, program, packed, folder, lambda *_: None)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
@@ -160,7 +103,7 @@ def time_pack(
         "peak_bytes": (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use"),
         "accuracy": float(np.mean([line["accuracy"] for line in lines])),
         "measures": sorted(lines[0]["measures"]),
-        "first": run_id(setting, packed[0]),
+        "first": packed[0].run,
     }
 
 
@@ -192,48 +135,3 @@ def program_bytes(program) -> int | None:
         return None
     parts = ("argument", "output", "temp")
     return sum(getattr(sizes, f"{part}_size_in_bytes") for part in parts)
-
-
-def report(config: Config, folder: RunFolder) -> None:
-    """Write ``tables/packing.md``: a row per setting, arm and pack."""
-    records = read_records(folder)
-    names = ("setting", "arm", "pack", "seconds", "runs_per_hour", "program_bytes")
-    rows = [tuple(record.get(name) for name in names) for record in records]
-    columns = (
-        Column("setting"),
-        Column("arm"),
-        Column("runs packed", 0),
-        Column("minutes", 2, 1 / 60),
-        Column("runs per hour", 0),
-        Column("memory, GB", 2, 1e-9),
-    )
-    done = [record for record in records if record["status"] == "done"]
-    whole = sum(record["seconds"] + record["compile_seconds"] for record in done) / 60
-    count = sum(record["pack"] for record in done)
-    device = records[0]["device"] if records else "nothing"
-    notes = [
-        f"On {device}; {count} runs in {len(done)} programs, with compilation "
-        f"{whole:.1f} minutes. Accuracy and measures after each task are included."
-    ]
-    if config.task_limit:
-        notes.append(
-            f"Timed on {config.task_limit} tasks and scaled to the whole stream."
-        )
-    table = Table(columns, tuple(rows), tuple(notes))
-    write_text(folder.path / "tables" / "packing.md", to_markdown(table))
-
-
-command = partial(
-    main,
-    PRESETS,
-    run,
-    __doc__ or "",
-    report=report,
-    name="plasticity.packing",
-    path_fields=experiment.PATH_FIELDS,
-)
-
-__all__ = ["PRESETS", "Config", "by_arm", "command", "report", "run"]
-
-if __name__ == "__main__":
-    raise SystemExit(command())

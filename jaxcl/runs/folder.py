@@ -22,10 +22,8 @@ there. So anybody can take up a committed folder, on another machine, as long as
 lie in a folder of the same name.
 """
 
-import dataclasses
 import hashlib
 import json
-import math
 import os
 import time
 from collections.abc import Iterable
@@ -38,6 +36,7 @@ import numpy as np
 
 from jaxcl.errors import InputError
 from jaxcl.runs.environment import commit, describe_environment
+from jaxcl.training.files import plain, read_lines, write_json
 
 #: The folder, inside a run's, of what unfinished runs need to go on.
 CHECKPOINTS = "checkpoints"
@@ -181,7 +180,7 @@ def discard(folder: RunFolder, *, made: bool) -> None:
             folder.path.rmdir()
 
 
-def mark(folder: RunFolder, status: str, **details: Any) -> None:
+def mark(folder: RunFolder, status: str, **details: Any) -> dict[str, Any]:
     """Write ``status.json``: the state, when it began and ended, and ``details``."""
     path = folder.path / "status.json"
     now = datetime.now(UTC).isoformat(timespec="seconds")
@@ -199,7 +198,9 @@ def mark(folder: RunFolder, status: str, **details: Any) -> None:
             "ended": now,
             "seconds": round(max(spent, 0.0), 1),
         }
-    write_json(path, {"status": status, **times, **details})
+    marked = {"status": status, **times, **details}
+    write_json(path, marked)
+    return marked
 
 
 def append(folder: RunFolder, records: Iterable[dict[str, Any]]) -> None:
@@ -253,17 +254,7 @@ def read_records(folder: RunFolder | Path) -> list[dict[str, Any]]:
     path = (folder.path if isinstance(folder, RunFolder) else folder) / "results.jsonl"
     if not path.exists():
         return []
-    *whole, _torn = path.read_bytes().split(b"\n")
-    records = []
-    for number, line in enumerate(whole, 1):
-        try:
-            records.append(json.loads(line))
-        except ValueError:
-            msg = (
-                f"{path}, line {number}, is damaged; delete that line to run it again."
-            )
-            raise InputError(msg) from None
-    return records
+    return read_lines(path, remedy="delete that line to run it again")
 
 
 def finished(folder: RunFolder | Path) -> set[str]:
@@ -271,58 +262,13 @@ def finished(folder: RunFolder | Path) -> set[str]:
     return {record["run"] for record in read_records(folder)}
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> Any:
     """A JSON file; :class:`InputError` if it is damaged."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError:
         msg = f"{path} is damaged; choose another --out."
         raise InputError(msg) from None
-
-
-def write_json(path: Path, values: Any) -> None:
-    """Write a JSON file, whole or not at all."""
-    write_text(path, json.dumps(plain(values), indent=2, ensure_ascii=False) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file, whole or not at all; folders above it are made."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.tmp")
-    with open(partial, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())  # or a power cut leaves the new name on nothing
-    os.replace(partial, path)
-
-
-def plain(value: Any) -> Any:
-    """What JSON can hold: lists for arrays, null for what is no number."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {
-            f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)
-        }
-    if isinstance(value, dict):
-        return {str(name): plain(inner) for name, inner in value.items()}
-    if isinstance(value, list | tuple | set | frozenset):
-        return [plain(inner) for inner in value]
-    if value is None or isinstance(value, str | bool | int):
-        return value
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Path):
-        return str(value)
-    array = np.asarray(value)
-    if array.dtype.kind in "fV":  # V: bfloat16 and its like
-        wide = array.astype(np.float64 if array.dtype.itemsize > 4 else np.float32)
-        return _numbers(wide)
-    return array.tolist()
-
-
-def _numbers(array: np.ndarray | np.generic) -> Any:
-    if isinstance(array, np.ndarray) and array.ndim:
-        return [_numbers(row) for row in array]
-    return float(str(array)) if np.isfinite(array) else None
 
 
 def _identity(folder: RunFolder, config: dict[str, Any]) -> dict[str, Any]:
@@ -341,23 +287,3 @@ def _identity(folder: RunFolder, config: dict[str, Any]) -> dict[str, Any]:
 def _short(value: Any) -> str:
     text = json.dumps(value)
     return text if len(text) <= 40 else text[:37] + "..."
-
-
-__all__ = [
-    "CHECKPOINTS",
-    "InputError",
-    "RunFolder",
-    "append",
-    "begin",
-    "check_data_hash",
-    "default_path",
-    "discard",
-    "examine",
-    "finished",
-    "mark",
-    "plain",
-    "read_json",
-    "read_records",
-    "write_json",
-    "write_text",
-]

@@ -1,0 +1,1 @@
+"""What the experiment costs when runs are packed on one accelerator."""

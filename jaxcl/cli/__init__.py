@@ -1,0 +1,61 @@
+"""The ``jaxcl`` command.
+
+jaxcl report RUN        tables, figures and a page of a folder of runs
+jaxcl batch MODULE ...  a grid of settings as one job, here or on a cluster
+jaxcl COMMAND --help    what a command takes
+jaxcl --version
+"""
+
+import sys
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+from jaxcl.runs import batch
+from jaxcl.runs.command import is_bad_input, refuse
+from jaxcl.runs.experiment import nearest
+
+_REPORT = """Tables, figures and a page of a folder of runs: jaxcl report RUN
+
+RUN is the folder of an experiment (it holds results.jsonl) or of one call of learn (it
+holds checkpoints). Written are RUN/tables, RUN/figures and RUN/report.html."""
+
+
+def report(argv: Sequence[str]) -> int:
+    """``jaxcl report RUN``; the exit code."""
+    if len(argv) != 1 or argv[0].startswith("-"):
+        print(_REPORT, file=sys.stdout if "--help" in argv else sys.stderr)
+        return 0 if "--help" in argv else 2
+    from jaxcl.runs.reports import page_of_run
+
+    print(page_of_run(Path(argv[0])))
+    return 0
+
+
+_COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
+    "report": report,
+    "batch": batch.main,
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; the exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if not words or words[0] in ("-h", "--help"):
+        print((__doc__ or "").strip())
+        return 0
+    if words[0] == "--version":
+        print(version("jaxcl"))
+        return 0
+    if words[0] not in _COMMANDS:
+        print(
+            f"error: unknown command {words[0]!r}{nearest(words[0], _COMMANDS)}",
+            file=sys.stderr,
+        )
+        return 2
+    try:
+        return _COMMANDS[words[0]](words[1:])
+    except Exception as error:
+        if is_bad_input(error):
+            return refuse(error)
+        raise

@@ -1,0 +1,391 @@
+"""A grid of settings, or a list of them, as one job: a run of a module for each.
+
+    jaxcl batch MODULE PRESET [--field value ...]
+        --grid FIELD VALUE VALUE ...    once or more: every combination of the values
+        --each FILE                     a JSON object of fields on each line
+        --parallel N                    runs at a time; else 1, and on slurm all
+        --on slurm                      as an array of jobs, by submitit; local to try that
+        --slurm NAME=VALUE ...          of submitit: timeout_min=60 slurm_partition=gpu ...
+        --out FOLDER                    of the batch; else outputs/MODULE-PRESET-batch
+
+Every run is ``python -m MODULE PRESET --field value ... --out FOLDER/SETTINGS``. Where the
+module is an experiment (jaxcl.runs.experiment), settings are checked before the first run.
+The same command again skips the runs that finished and goes on with the others. At the end
+``runs.csv`` holds every line of all results in one table; a run that failed is named, with
+the file of its output, and the exit code is 1. Seeds need no batch: an experiment packs its
+own, side by side in one program where its networks allow that.
+
+    jaxcl batch experiments.class_stream cifar --data FOLDER --grid rho 0.02 0.05 0.1
+"""
+
+import importlib
+import importlib.util
+import itertools
+import json
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import closing, suppress
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
+
+from jaxcl.errors import InputError
+from jaxcl.runs.command import folder_of, is_bad_input, refuse, tell_end
+from jaxcl.runs.experiment import OUTPUTS, Experiment, check_paths, nearest, parse
+
+OWN = ("grid", "each", "on", "parallel", "slurm", "out")
+PLACES_TO_RUN = ("here", "slurm", "local")
+MOST_RUNS = 10_000  # they are listed before the first one begins
+
+#: Fields and their values, as words of a command line.
+Settings = Mapping[str, Sequence[str]]
+
+
+class Batch(NamedTuple):
+    """What a command line asks for."""
+
+    module: str
+    preset: str
+    shared: Settings  # of all runs
+    each: Sequence[Settings]  # of every run
+    on: str
+    parallel: int | None
+    slurm: dict[str, str | int]
+    out: Path
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Do the batch; 0 if every run ended, 1 if some failed, 2 for bad input."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if {"-h", "--help"} & set(words) or not words:
+        print((__doc__ or "").strip())
+        return 0
+    try:
+        batch = read_words(words)
+        experiment = experiment_of(batch.module)
+        todo = [one for one in batch.each if not is_finished(batch, one, experiment)]
+        return run_batch(batch, todo)
+    except Exception as error:
+        if is_bad_input(error):
+            return refuse(error)
+        raise
+
+
+# ------------------------------------------------------------------ the command line
+
+
+def read_words(words: Sequence[str]) -> Batch:
+    """What the words ask for.
+
+    Raises:
+      InputError: for words that are not understood.
+    """
+    for word in words:
+        if "\0" in word or not word.isprintable():
+            _refuse(f"expected text that can be printed, got {word!r}.")
+    module, preset, *rest = [*words, "", ""]
+    if not preset or preset.startswith("-"):
+        _refuse("expected MODULE PRESET --grid FIELD VALUE ...; see --help.")
+    groups = flags(rest[:-2] if len(words) > 2 else [])
+    grids = [values for flag, values in groups if flag == "grid"]
+    own = {flag: values for flag, values in groups if flag in OWN and flag != "grid"}
+    shared = {flag: values for flag, values in groups if flag not in OWN}
+    each = every_setting(grids, _single("each", own, ""))
+    check_settings(shared, each)
+    on, parallel = _single("on", own, "here"), _single("parallel", own, "")
+    if on not in PLACES_TO_RUN:
+        _refuse(f"--on: unknown {on!r}{nearest(on, PLACES_TO_RUN)}")
+    if parallel and not (parallel.isdecimal() and 0 < int(parallel) < MOST_RUNS):
+        _refuse(f"--parallel: expected a number above 0, got {parallel!r}.")
+    slurm = dict(map(_pair, own.get("slurm", ())))
+    if slurm and on == "here":
+        _refuse("--slurm: needs --on slurm; without it the runs take place here.")
+    default = OUTPUTS / f"{module.removeprefix('experiments.')}-{preset}-batch"
+    out = Path(_single("out", own, str(default)))
+    if out.exists() and not out.is_dir():
+        _refuse(f"--out: {out} is not a folder.")
+    at_once = int(parallel) if parallel else None
+    return Batch(module, preset, shared, each, on, at_once, slurm, out)
+
+
+def flags(words: Sequence[str]) -> list[tuple[str, list[str]]]:
+    """``--field value ...`` by field, hyphens read as underscores."""
+    groups: list[tuple[str, list[str]]] = []
+    for word in words:
+        if word.startswith("--"):
+            flag, equals, value = word[2:].partition("=")
+            groups.append((flag.replace("-", "_"), [value] if equals else []))
+        elif groups:
+            groups[-1][1].append(word)
+        else:
+            _refuse(f"unexpected {word!r}; settings are given as --field value.")
+    return groups
+
+
+def every_setting(grids: Sequence[Sequence[str]], path: str) -> list[Settings]:
+    """Every combination of the grids with every line of the file."""
+    for grid in grids:
+        if len(grid) < 2:
+            _refuse(
+                f"--grid: expected a field and its values, got {shlex.join(grid)!r}."
+            )
+    fields = [_plain_name(grid[0]) for grid in grids]
+    if len(set(fields)) < len(fields):
+        _refuse(f"--grid: expected each field once, got {', '.join(fields)}.")
+    combinations = itertools.product(*(grid[1:] for grid in grids))
+    chosen = [
+        {field: [value] for field, value in zip(fields, values, strict=True)}
+        for values in itertools.islice(combinations, MOST_RUNS + 1)
+    ]
+    listed = read_each(path) if path else [{}]
+    if len(chosen) * len(listed) > MOST_RUNS:
+        _refuse(f"expected at most {MOST_RUNS} runs, got more; leave values out.")
+    pairs = list(itertools.product(listed, chosen))
+    if both := sorted({name for one, other in pairs for name in one if name in other}):
+        _refuse(f"{both[0]}: given by --grid and by --each; leave one out.")
+    each: list[Settings] = [{**one, **other} for one, other in pairs]
+    if each == [{}]:
+        _refuse("nothing varies; give --grid FIELD VALUE ... or --each FILE.")
+    return each
+
+
+def read_each(path: str) -> list[Settings]:
+    """The settings on each line of a file."""
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or "it is not text"
+        msg = f"batch: --each: cannot read {path}: {why}."
+        raise InputError(msg) from None
+    found = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        settings = None
+        with suppress(ValueError, AttributeError, RecursionError, TypeError):
+            fields = json.loads(line)
+            settings = {_plain_name(name): _as_words(v) for name, v in fields.items()}
+        if settings is None or not all(map(str.isprintable, _words_of(settings))):
+            _refuse(f"--each: {path}, line {number} is not a JSON object of fields.")
+        found.append(settings)
+    if not found:
+        _refuse(f"--each: {path} holds no settings.")
+    return found
+
+
+def check_settings(shared: Settings, each: Sequence[Settings]) -> None:
+    """Refuse a field that is given in two ways, and settings that are there twice."""
+    varied = {field for one in each for field in one}
+    if own := sorted(varied & set(OWN)):
+        _refuse(f"{own[0]} is not a field of the experiment; see --help.")
+    if both := sorted(varied & set(shared)):
+        _refuse(
+            f"--{both[0].replace('_', '-')}: given for all runs, and varied; leave one out."
+        )
+    names = [name_of(one) for one in each]
+    if long := [name for name in names if len(name.encode()) > 200]:
+        _refuse(f"too much varies for the name of a folder: {long[0][:60]}...")
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            _refuse(f"{name} is there twice; leave one out.")
+        seen.add(name)
+
+
+def _single(flag: str, own: Mapping[str, Sequence[str]], default: str) -> str:
+    """The single word of a flag."""
+    words = own.get(flag, [default])
+    if len(words) != 1:
+        _refuse(f"--{flag}: expected one word, got {shlex.join(words)!r}.")
+    return words[0]
+
+
+def _pair(word: str) -> tuple[str, str | int]:
+    """``name=value``, integers as such."""
+    name, equals, value = word.partition("=")
+    if not equals or not name:
+        _refuse(f"--slurm: expected NAME=VALUE, got {word!r}.")
+    return name, int(value) if value.isdecimal() and len(value) < 10 else value
+
+
+def _plain_name(field: str) -> str:
+    """``num_steps``, however it was written."""
+    return field.lstrip("-").replace("-", "_")
+
+
+def _as_words(value: Any) -> list[str]:
+    """A JSON value as words of a command line."""
+    parts = value if isinstance(value, list) else [value]
+    if any(isinstance(part, list | dict) for part in parts):
+        raise TypeError
+    return [str(part) for part in parts]
+
+
+def _words_of(settings: Settings) -> list[str]:
+    """``--field value ...``."""
+    return [w for field, values in settings.items() for w in (f"--{field}", *values)]
+
+
+def name_of(settings: Settings) -> str:
+    """``rho=0.05,strength=10``, the name of a run's folder."""
+    parts = [f"{field}={'+'.join(values)}" for field, values in settings.items()]
+    return ",".join(parts).replace("/", "-")
+
+
+def _refuse(reason: str) -> NoReturn:
+    msg = f"batch: {reason}"
+    raise InputError(msg)
+
+
+# ------------------------------------------------------------------ the runs
+
+
+def experiment_of(module: str) -> Experiment | None:
+    """``EXPERIMENT`` of the module ``config`` of a package; None for other modules.
+
+    These are not imported: a script might begin to run.
+
+    Raises:
+      InputError: if there is no such module.
+    """
+    found = None
+    with suppress(ImportError, ValueError, AttributeError):
+        found = importlib.util.find_spec(module)
+    if found is None:
+        _refuse(f"expected a module that python -m finds, got {module!r}.")
+    config = f"{module}.config"
+    if not found.submodule_search_locations or not importlib.util.find_spec(config):
+        return None
+    return getattr(importlib.import_module(config), "EXPERIMENT", None)
+
+
+def is_finished(
+    batch: Batch, settings: Settings, experiment: Experiment | None
+) -> bool:
+    """Whether a run has finished; checks its settings if it has not.
+
+    Raises:
+      SystemExit: by tyro, for fields that the experiment does not have.
+      InputError: for values that could not work, or a folder of other settings.
+    """
+    from jaxcl.runs.folder import examine
+
+    path = batch.out / name_of(settings)
+    if experiment is None:
+        return state(path) in ("done", "diverged")
+    request = parse(experiment, words_for_run(batch, settings))
+    folder = folder_of(experiment, request._replace(out=path))
+    if examine(folder) == "finished":
+        return True
+    check_paths(experiment, request.config)
+    return False
+
+
+def run_batch(batch: Batch, todo: Sequence[Settings]) -> int:
+    """Run what is to be done, say what failed, and write the table."""
+    from jaxcl.training.files import write_text
+    from jaxcl.training.processes import ignore_more, terminable
+
+    with terminable():
+        try:
+            failed = run_all(batch, [make_job(batch, settings) for settings in todo])
+        except KeyboardInterrupt as error:
+            ignore_more()
+            return tell_end(error, batch.out)
+    write_text(batch.out / "runs.csv", runs_table(batch))
+    print(f"{len(batch.each)} runs, {len(failed)} failed: {batch.out / 'runs.csv'}")
+    for job in failed:
+        print(f"failed: {job.name}, see {job.log}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def run_all(batch: Batch, jobs: Sequence[Any]) -> list[Any]:
+    """Run the jobs, showing how far they are; those that failed."""
+    from jaxcl.training.logging import progress
+
+    left, failed, total = list(jobs), [], len(batch.each)
+    with (
+        progress(total, "runs", done=total - len(jobs)) as advance,
+        closing(_launch(batch, jobs)) as ended,
+    ):
+        advance(0, _running(batch, left))
+        for job, code in ended:
+            left.remove(job)
+            advance(1, _running(batch, left))
+            if code or state(batch.out / job.name) not in ("done", "diverged"):
+                failed.append(job)
+    return failed
+
+
+def _running(batch: Batch, left: Sequence[Any]) -> str:
+    """What runs now, of what has not ended: the first ones, for they begin in order."""
+    if batch.on != "here":
+        return f"{len(left)} on {batch.on}" if left else ""
+    names = [job.name for job in left[: batch.parallel or 1]]
+    return "; ".join(names[:3]) + ("; ..." if len(names) > 3 else "")
+
+
+def _launch(batch: Batch, jobs: Sequence[Any]):
+    """The jobs with their exit codes, wherever they run."""
+    from jaxcl.runs.launch import run_here, run_on_cluster
+
+    if batch.on == "here" or not jobs:
+        return run_here(jobs, parallel=batch.parallel or 1)
+    return run_on_cluster(
+        jobs,
+        cluster=batch.on,
+        parallel=batch.parallel,
+        parameters=batch.slurm,
+        folder=batch.out / "submitit",
+    )
+
+
+def make_job(batch: Batch, settings: Settings):
+    """The ordinary command of one run."""
+    from jaxcl.runs.launch import Job
+
+    name = name_of(settings)
+    words = [*words_for_run(batch, settings), "--out", str(batch.out / name)]
+    command = [sys.executable, "-m", batch.module, *words]
+    return Job(name, command, batch.out / "logs" / f"{name}.txt")
+
+
+def words_for_run(batch: Batch, settings: Settings) -> list[str]:
+    """The preset and all fields of one run."""
+    return [batch.preset, *_words_of(batch.shared), *_words_of(settings)]
+
+
+def runs_table(batch: Batch) -> str:
+    """CSV: a row for every line of all results, beside what was varied."""
+    import pandas
+
+    from jaxcl.runs.folder import read_records
+
+    rows = []
+    for settings in batch.each:
+        path = batch.out / name_of(settings)
+        varied = {field: "+".join(values) for field, values in settings.items()}
+        for line in read_records(path) or [{"status": state(path)}]:
+            done = line["status"] == "done"
+            mean = lambda name, line=line, done=done: (
+                sum(line[name]) / len(line[name]) if done and line.get(name) else None
+            )
+            rows.append(
+                varied
+                | {name: line.get(name, "") for name in ("setting", "arm")}
+                | {"hyper": json.dumps(line.get("hyper", {}))}
+                | {"seed": line.get("seed"), "status": line["status"]}
+                | {"accuracy at the end": mean("final")}
+                | {"when just learned": mean("accuracy")}
+                | {"seconds": line.get("seconds")}
+            )
+    # The numbers of one run stay integers beside those that have none.
+    return pandas.DataFrame(rows, dtype=object).to_csv(index=False)
+
+
+def state(path: Path) -> str:
+    """What became of a run, as its ``status.json`` says, or that it never began."""
+    from jaxcl.runs.folder import read_json
+
+    held = path / "status.json"
+    return read_json(held)["status"] if held.exists() else "not begun"

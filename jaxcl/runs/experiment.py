@@ -1,0 +1,254 @@
+"""An experiment: named settings, and the command line that chooses and changes them.
+
+A package with three modules is an experiment::
+
+    config.py    a frozen dataclass of settings, presets, and EXPERIMENT
+    run.py       run(config, folder): does every run that has no line of results yet
+    report.py    report(config, folder): tables, figures and a page of what has finished
+
+and its ``__main__.py`` is ``raise SystemExit(main(EXPERIMENT))``. The last two are imported
+when the settings are known to be good, so that help and refusals need not wait for JAX.
+"""
+
+import dataclasses
+import difflib
+import math
+import os
+import sys
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple, NoReturn
+
+import tyro
+
+from jaxcl.errors import InputError, MissingFileError
+
+OUTPUTS = Path("outputs")  # where folders go without --out; ignored by git
+_OUT = (
+    "Folder of the run. An unfinished run goes on, a finished one is reported again; "
+    f"by default {OUTPUTS}/, experiment, preset and a hash of the settings."
+)
+
+
+class Experiment(NamedTuple):
+    """What a command does, for people to read and for :func:`jaxcl.runs.main` to run.
+
+    Attributes:
+      module: the package, as after ``python -m``.
+      presets: named configurations, instances of one frozen dataclass.
+      default: the preset that is meant where none is named.
+      about: what it is, for ``--help``; the first line stands in lists.
+      check: refuses settings that could not work, before any compute.
+      cosmetic_fields: fields that cannot change a result: a folder may be taken up with
+        others.
+      path_fields: fields that name a file or folder, of which only the last component
+        counts, each with the words that are not paths; ``tfds:`` means all that begin so.
+    """
+
+    module: str
+    presets: Mapping[str, Any]
+    default: str
+    about: str
+    check: Callable[[Any], None] = lambda config: None
+    cosmetic_fields: tuple[str, ...] = ()
+    path_fields: Mapping[str, tuple[str, ...]] = {}
+
+    @property
+    def name(self) -> str:
+        """As in folders: ``plasticity`` for ``experiments.plasticity``."""
+        return self.module.removeprefix("experiments.")
+
+
+class Request(NamedTuple):
+    """What a command line asks for."""
+
+    preset: str
+    config: Any
+    out: Path | None
+
+
+def parse(experiment: Experiment, argv: Sequence[str]) -> Request:
+    """Read a command line: ``[PRESET] [--field value ...] [--out FOLDER]``.
+
+    Raises:
+      SystemExit: by tyro, of code 0 after the help, and of 2 after an explanation of
+        what it does not understand.
+      InputError: for settings that could not work.
+    """
+    presets, program = experiment.presets, f"python -m {experiment.module}"
+    words = list(argv)
+    if not words or (words[0].startswith("-") and not {"-h", "--help"} & set(words)):
+        words = [experiment.default, *words]
+    flags = (tyro.conf.FlagConversionOff,)  # --by-hand False, not --no-by-hand
+    preset = words[0]
+    if preset in presets:
+        asked = tyro.cli(
+            type(_command(presets[preset])),
+            prog=f"{program} {preset}",
+            description=experiment.about,
+            args=words[1:],
+            default=_command(presets[preset]),
+            config=flags,
+        )
+    else:  # the help of all presets, or the explanation of a word that is none of them
+        named = {
+            name: (_differences(experiment, config), _command(config))
+            for name, config in presets.items()
+        }
+        asked = tyro.extras.overridable_config_cli(
+            named, prog=program, description=experiment.about, args=words, config=flags
+        )
+    experiment.check(asked.config)
+    return Request(preset, asked.config, asked.out)
+
+
+def check_paths(experiment: Experiment, config: Any) -> None:
+    """Refuse a file or folder that is not there.
+
+    Raises:
+      MissingFileError: naming the field.
+    """
+    for field, words in experiment.path_fields.items():
+        value = getattr(config, field)
+        begins = tuple(word for word in words if word.endswith(":"))
+        if value in words or value.startswith(begins) or os.path.exists(value):
+            continue
+        others = "".join(
+            f"{word}NAME, " if word in begins else f"{word}, " for word in words
+        )
+        msg = f"{field}: expected {others}or a path that exists, got {value!r}."
+        raise MissingFileError(msg)
+
+
+def _command(config: Any) -> Any:
+    """The settings and ``--out`` as one dataclass, which tyro reads."""
+    kind = dataclasses.make_dataclass(
+        "Command",
+        [
+            ("config", tyro.conf.OmitArgPrefixes[type(config)]),
+            ("out", Annotated[Path | None, tyro.conf.arg(help=_OUT)], None),
+        ],
+        frozen=True,
+        kw_only=True,
+    )
+    return kind(config=config)
+
+
+def _differences(experiment: Experiment, config: Any) -> str:
+    """How a preset differs from the default one."""
+    base = dataclasses.asdict(experiment.presets[experiment.default])
+    words = lambda value: " ".join(map(str, value)) if type(value) is tuple else value
+    changed = [
+        f"{name.replace('_', '-')} {words(value)}"
+        for name, value in dataclasses.asdict(config).items()
+        if value != base[name]
+    ]
+    return ", ".join(changed) or "the default"
+
+
+def expect_no_words(doc: str | None, argv: Sequence[str] | None = None) -> None:
+    """For a command that takes no arguments: return without any, exit with some.
+
+    Args:
+      doc: what the command does, for ``--help``.
+      argv: the command line without the program; ``sys.argv[1:]`` if absent.
+
+    Raises:
+      SystemExit: of code 0 after the help, of 2 after one line for all other words.
+    """
+    words = sys.argv[1:] if argv is None else argv
+    if not words:
+        return
+    if words[0] in ("-h", "--help"):
+        print((doc or "").strip())
+        raise SystemExit(0)
+    print(
+        f"error: unexpected {words[0]!r}; this command takes no arguments (see --help).",
+        file=sys.stderr,
+    )
+    raise SystemExit(2)
+
+
+def nearest(word: str, names: Collection[str]) -> str:
+    """The end of a refusal: what was meant, or all there is."""
+    close = difflib.get_close_matches(word, list(names), n=1, cutoff=0.5)
+    if close:
+        return f"; did you mean {close[0]}?"
+    return f"; expected one of {', '.join(names)}."
+
+
+def check_names(field: str, given: Iterable[str], known: Collection[str]) -> None:
+    """Refuse names that are not known.
+
+    Raises:
+      InputError: naming the field, the first such word, and what is nearest to it.
+    """
+    for word in given:
+        if word not in known:
+            _refuse(f"{field}: unknown {word!r}{nearest(word, known)}")
+
+
+LARGEST_SEED = 2**32 - 1  # JAX cuts a larger one to 32 bits: it would be another seed
+LARGEST_COUNT = 2**31 - 1  # steps and rows are counted in int32
+MOST_RUNS = 10_000  # of an arm: they are listed before the first one begins
+
+
+def check_fields(
+    config: Any,
+    *,
+    may_be_zero: Collection[str] = (),
+    fractions: Collection[str] = (),
+    may_repeat: Collection[str] = ("hidden",),
+    seeds: Collection[str] = ("seed",),
+    runs: Collection[str] = ("seeds",),
+) -> None:
+    """Refuse numbers that could not work, and lists that are empty or repeat themselves.
+
+    Args:
+      config: a dataclass. Every number in it, seeds aside, must be finite and above 0, and
+        every integer below 2^31.
+      may_be_zero: fields in which 0 stands for nothing or none.
+      fractions: fields that must be below 1.
+      may_repeat: lists in which equal members mean something.
+      seeds: fields that must be in [0, 2^32).
+      runs: fields that count runs, at most 10,000.
+
+    Raises:
+      InputError: naming the field, what it must be, and what it was.
+    """
+    for field, value in dataclasses.asdict(config).items():
+        members = value if isinstance(value, tuple) else (value,)
+        if not members:
+            _refuse(f"{field}: expected at least one, got none.")
+        if len(set(members)) < len(members) and field not in may_repeat:
+            _refuse(f"{field}: expected each one once, got {value}.")
+        for number in members:
+            if type(number) in (int, float):  # bool is an int to isinstance
+                expected = _expected(
+                    number,
+                    zero=field in may_be_zero,
+                    below_one=field in fractions,
+                    seed=field in seeds,
+                    most=MOST_RUNS if field in runs else LARGEST_COUNT,
+                )
+                if expected:
+                    _refuse(f"{field}: expected {expected}, got {value}.")
+
+
+def _expected(
+    number: int | float, *, zero: bool, below_one: bool, seed: bool, most: int
+) -> str:
+    """What a number must be, if it is not."""
+    if seed:
+        fits = 0 <= number <= LARGEST_SEED
+        return "" if fits else f"an integer from 0 to {LARGEST_SEED}"
+    if isinstance(number, int) and number > most:
+        return f"at most {most}"
+    if 0 < number < (1 if below_one else math.inf) or (number == 0 and zero):
+        return ""
+    least = "of at least" if zero else "above"
+    return f"finite numbers {least} 0{' and below 1' if below_one else ''}"
+
+
+def _refuse(msg: str) -> NoReturn:
+    raise InputError(msg)

@@ -1,0 +1,298 @@
+"""The runs of an experiment: arms with their numbers, seeds, and a line of results each."""
+
+import hashlib
+import math
+import shutil
+import threading
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from jaxcl.data import Task
+from jaxcl.runs.folder import CHECKPOINTS, RunFolder, append, finished
+from jaxcl.runs.jobs import Do, Job, run_jobs
+from jaxcl.training import Options, ShardingPlan, fsdp, learn, make_mesh
+from jaxcl.training.compiled import Build, Metrics
+from jaxcl.training.files import read_lines
+from jaxcl.training.logging import progress
+from jaxcl.training.options import steps_of
+from jaxcl.typing import Key, Params
+
+#: Says how far a job is: its part since the last message, and a few words.
+Tell = Callable[[Fraction, str], None]
+
+
+class Trial(NamedTuple):
+    """One run: an arm with all of its numbers, and a seed, on one stream of tasks.
+
+    Attributes:
+      setting: the stream.
+      arm: the method.
+      hyper: every number that makes the arm what it is, none of the instruments that
+        measure it.
+      seed: draws the start and the batches.
+      group: of arms that are reported together, where there are several groups.
+    """
+
+    setting: str
+    arm: str
+    hyper: Mapping[str, float]
+    seed: int
+    group: str = ""
+
+    @property
+    def run(self) -> str:
+        """Its name in the results: ``permuted/sam/learning_rate=0.01,rho=0.05/seed=3``."""
+        numbers = ",".join(f"{name}={value:g}" for name, value in self.hyper.items())
+        return f"{self.setting}/{self.arm}/{numbers}/seed={self.seed}"
+
+
+#: ``(trials, tell) -> lines``: learns trials side by side.
+Learn = Callable[[Sequence[Trial], Tell], list[dict]]
+
+
+def all_trials(
+    setting: str, config: Any, numbers: Mapping[str, Sequence[str]]
+) -> list[Trial]:
+    """Every arm with every seed; seed by seed, so that what is cut short compares.
+
+    Args:
+      setting: the stream.
+      config: with ``arms``, ``seeds``, and the numbers of the arms.
+      numbers: the names of the fields that are numbers of each arm.
+    """
+    arms = {
+        arm: {name: getattr(config, name) for name in numbers[arm]}
+        for arm in config.arms
+    }
+    return [
+        Trial(setting, arm, hyper, seed)
+        for seed in range(config.seeds)
+        for arm, hyper in arms.items()
+    ]
+
+
+def result_line(trial: Trial, finite: Any, *, seconds: float, **more: Any) -> dict:
+    """What ``results.jsonl`` keeps of a run.
+
+    Args:
+      trial: the run.
+      finite: [T] bool, whether all steps of each task were finite.
+      seconds: of learning.
+      more: ``accuracy`` [T] of the task just learned, and whatever else is measured.
+    """
+    finite = np.asarray(finite)
+    bad = None if finite.all() else int(np.argmin(finite))
+    return {
+        "run": trial.run,
+        "setting": trial.setting,
+        "arm": trial.arm,
+        **({"group": trial.group} if trial.group else {}),
+        "hyper": dict(trial.hyper),
+        "seed": trial.seed,
+        "status": "done" if bad is None else "diverged",
+        "first_bad_task": bad,
+        **more,
+        "seconds": round(seconds, 2),
+        "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+    }
+
+
+def run_trials(
+    folder: RunFolder,
+    trials: Sequence[Trial],
+    prepare: Callable[..., Learn],
+    args: tuple,
+    *,
+    num_workers: int,
+    size: int = 1,
+    program: Callable[[Trial], Hashable] = lambda trial: None,
+) -> None:
+    """Do every trial that has no line of results yet, and append its line.
+
+    Args:
+      folder: of the run.
+      trials: in this order; those of one name are done once.
+      prepare: ``prepare(*args) -> learn``, found by its name in a module;
+        ``learn(trials, tell)`` learns up to ``size`` trials of one setting and arm side by
+        side and returns their lines, in order. It keeps its checkpoints in
+        :func:`checkpoint_folder`.
+      args: for ``prepare``.
+      num_workers: processes.
+      size: trials in one call.
+      program: what is compiled for a trial: a process prefers those of the same.
+    """
+    done = finished(folder)
+    every = {trial.run: trial for trial in reversed(trials)}  # the first of each name
+    every = {trial.run: every[trial.run] for trial in trials}
+    todo = [trial for name, trial in every.items() if name not in done]
+    with progress(len(every), "runs", done=len(every) - len(todo)) as advance:
+        advanced: dict[str, Fraction] = {}
+        turn = threading.Lock()  # messages come in another thread than results
+
+        def on_message(message: tuple[str, int, Fraction, str]) -> None:
+            name, count, part, words = message
+            with turn:
+                advanced[name] = advanced.get(name, Fraction()) + count * part
+                advance(count * part, words)
+
+        jobs = [Job(pack, program(pack[0])) for pack in packs(todo, size)]
+        for job, lines in run_jobs(
+            _prepared, (prepare, args), jobs, on_message, num_workers=num_workers
+        ):
+            append(folder, lines)
+            shutil.rmtree(checkpoint_folder(folder, job.work), ignore_errors=True)
+            with turn:  # a run that diverged or went on has told less than it is
+                advance(len(lines) - advanced.get(job.work[0].run, 0))
+
+
+def _prepared(prepare: Callable[..., Learn], args: tuple) -> Do:
+    """A job as :func:`run_jobs` has it: its messages say which trials they are of."""
+    learn_trials = prepare(*args)
+
+    def work(pack: Sequence[Trial], send: Callable[[Any], None]) -> list[dict]:
+        tell = lambda part, words: send((pack[0].run, len(pack), part, words))
+        return learn_trials(pack, tell)
+
+    return work
+
+
+def packs(trials: Sequence[Trial], size: int) -> list[list[Trial]]:
+    """Trials in groups of at most ``size`` that have group, setting and arm in common."""
+    if size == 1:
+        return [[trial] for trial in trials]
+    families: dict[tuple, list[Trial]] = {}
+    for trial in trials:
+        families.setdefault((trial.group, trial.setting, trial.arm), []).append(trial)
+    return [
+        family[first : first + size]
+        for family in families.values()
+        for first in range(0, len(family), size)
+    ]
+
+
+def checkpoint_folder(folder: RunFolder, trials: Sequence[Trial]) -> Path:
+    """Where the unfinished state of trials that are learned side by side lies."""
+    names = ";".join(trial.run for trial in trials)
+    return folder.path / CHECKPOINTS / hashlib.sha256(names.encode()).hexdigest()[:16]
+
+
+# ------------------------------------------------------------------ by the host loop
+
+
+class RunSpec(NamedTuple):
+    """What a trial learns, and how: the arguments of :func:`jaxcl.training.learn`."""
+
+    key: Key
+    build: Build
+    params: Params
+    tasks: Sequence[Task]
+    metrics: Metrics
+    options: Options
+    frozen: Any = ()
+
+
+def learner(
+    spec: Callable[[Any, Trial], RunSpec], config: Any, folder: RunFolder
+) -> Learn:
+    """For :func:`run_trials`: each trial is learned by the host loop, over all devices.
+
+    Args:
+      spec: ``(config, trial) -> RunSpec``, found by its name in a module.
+      config: the settings; ``config.fsdp`` devices share large parameters.
+      folder: of the run.
+    """
+
+    def learn_trials(pack: Sequence[Trial], tell: Tell) -> list[dict]:
+        return [
+            learn_trial(trial, spec(config, trial), folder, tell, fsdp=config.fsdp)
+            for trial in pack
+        ]
+
+    return learn_trials
+
+
+def learn_trial(
+    trial: Trial, spec: RunSpec, folder: RunFolder, tell: Tell, *, fsdp: int = 1
+) -> dict:
+    """Learn one trial to its end, or go on with it; its line.
+
+    Raises:
+      KeyboardInterrupt: after a signal, when the checkpoint is on the disk.
+    """
+    lengths = [steps_of(task, spec.options) for task in spec.tasks]
+    place = checkpoint_folder(folder, [trial])
+    result = learn(
+        spec.key,
+        spec.build,
+        spec.params,
+        spec.tasks,
+        spec.options,
+        folder=place,
+        frozen=spec.frozen,
+        metrics=spec.metrics,
+        sharding=sharding_of(fsdp),
+        metadata={"run": trial.run},
+        on_progress=lambda steps, words: tell(
+            Fraction(steps, sum(lengths)), f"{trial.arm}, seed {trial.seed}, {words}"
+        ),
+    )
+    if result.status == "interrupted":
+        raise KeyboardInterrupt
+    losses, seconds = _of_steps(place, lengths)
+    matrix = np.round(result.matrix(), 4)
+    ended = np.arange(len(spec.tasks)) < int(result.run_state.task)
+    return result_line(
+        trial,
+        ended | (result.status == "done"),
+        seconds=seconds,
+        accuracy=np.diagonal(matrix),
+        final=matrix[-1],
+        matrix=matrix,
+        loss=np.round(losses, 4),
+        tasks=[task.name for task in spec.tasks],
+        on_non_finite=spec.options.on_non_finite,
+        not_finite=int(result.run_state.num_bad),
+    )
+
+
+def _of_steps(place: Path, lengths: Sequence[int]) -> tuple[list[float], float]:
+    """Mean training loss of each task, and seconds of steps, of a run."""
+    losses: dict[int, float] = {}
+    seconds, before = 0.0, (0, 0)
+    for line in read_lines(place / "metrics.jsonl"):
+        if "loss" not in line:
+            continue
+        task, step = line["task"], line["step"]
+        steps = step - (before[1] if task == before[0] else 0)
+        seconds += line["seconds"]
+        mean = math.nan if line["loss"] is None else line["loss"]
+        losses[task] = losses.get(task, 0.0) + steps * mean / lengths[task]
+        before = task, step
+    return list(losses.values()), seconds
+
+
+def sharding_of(parts: int) -> ShardingPlan | None:
+    """Rows over all devices, large leaves over ``parts`` of them; None for one device.
+
+    Raises:
+      InputError: if ``parts`` does not divide the devices there are.
+    """
+    if jax.device_count() == 1 and parts == 1:
+        return None
+    return ShardingPlan(make_mesh(fsdp=parts), fsdp())
+
+
+# ------------------------------------------------------------------ on the device
+
+
+def rounded(values: Any, digits: int = 4) -> list[float | None]:
+    """So many significant digits; None where there is no number."""
+    return [
+        float(f"{v:.{digits}g}") if math.isfinite(v) else None
+        for v in np.asarray(values).tolist()
+    ]
