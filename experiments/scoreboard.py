@@ -8,18 +8,16 @@ writes it again from ``*/results/``; a test demands that it is up to date.
 import shlex
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from jaxcl.report.records import split
+from jaxcl.report.records import Record, split
 from jaxcl.report.statistics import mean_interval
 from jaxcl.report.tables import Column, Table, to_markdown
 from jaxcl.runs.experiment import expect_no_words
 from jaxcl.runs.folder import read_json, read_records
 from jaxcl.runs.readme import fill
-
-Record = dict[str, Any]
 
 HERE = Path(__file__).parent
 
@@ -202,9 +200,6 @@ def speed(here: Path = HERE) -> str:
 def write(readme: Path = HERE / "README.md", here: Path = HERE) -> None:
     """Fill the table into the README."""
     fill(readme, f"{to_markdown(table(here))}\n{speed(here)}")
-
-
-__all__ = ["command", "speed", "table", "write"]
 
 
 if __name__ == "__main__":

@@ -30,9 +30,16 @@ def isort_order(name):
     return (not name.isupper(), not name[0].isupper(), name)
 
 
+def offered_by(module):
+    """Names of a package's ``__all__``; of a file without one, what it defines itself."""
+    defined = lambda value: getattr(value, "__module__", None) == module.__name__
+    of_file = (n for n, v in vars(module).items() if n[0] != "_" and defined(v))
+    return getattr(module, "__all__", None) or sorted(of_file, key=isort_order)
+
+
 def undocumented(module):
     """List the public functions and classes of a module that have no words."""
-    values = ((name, getattr(module, name)) for name in module.__all__)
+    values = ((name, getattr(module, name)) for name in offered_by(module))
     return [
         name
         for name, value in values
@@ -51,7 +58,9 @@ def test_every_module_says_what_it_is_and_what_it_offers(name):
     assert module.__doc__
     if "._" in name:  # a part's own affair
         return
-    offered = module.__all__
+    offered = offered_by(module)
+    is_package = hasattr(module, "__path__")
+    assert hasattr(module, "__all__") or not (is_package and offered)
     assert len(set(offered)) == len(offered)
     assert offered == sorted(offered, key=isort_order)
     assert undocumented(module) == []

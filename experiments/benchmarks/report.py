@@ -3,16 +3,15 @@
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import fmean, median
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from experiments.benchmarks.config import Config
-from jaxcl.report.records import split
+from jaxcl.report.records import Record, split
 from jaxcl.report.tables import Column, Table, to_markdown
 from jaxcl.runs.folder import RunFolder, read_json, read_records
 from jaxcl.runs.readme import fill
 from jaxcl.training.files import write_text
 
-Record = dict[str, Any]
 #: ``{(job, system): records by round}``.
 Done = dict[tuple[str, str], list[Record]]
 
@@ -281,6 +280,3 @@ def surroundings(folder: RunFolder, done: Done) -> str:
         f"{rounds} rounds on one thread of {here['cpu']}; {listed}. Load average "
         f"{min(loads):.1f} to {max(loads):.1f} while measuring."
     )
-
-
-__all__ = ["report"]

@@ -9,7 +9,8 @@ from pathlib import Path
 from experiments.byte_domains.config import Config
 from jaxcl.runs.experiment import expect_no_words
 from jaxcl.runs.folder import RunFolder
-from jaxcl.runs.forgetting import report_matrices, write_readme
+from jaxcl.runs.forgetting import write_readme
+from jaxcl.runs.reports import page_of_run
 
 WORDS = {
     "none": "no measure against forgetting",
@@ -26,10 +27,7 @@ def report(config: Config, folder: RunFolder) -> None:
         f"{', '.join(WORDS[arm] for arm in config.arms)}. Accuracy is that of the next "
         "byte."
     )
-    report_matrices(folder, title="Domains of text", claim=claim)
-
-
-__all__ = ["report"]
+    page_of_run(folder, title="Domains of text", claim=claim)
 
 
 if __name__ == "__main__":

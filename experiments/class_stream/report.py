@@ -9,7 +9,8 @@ from pathlib import Path
 from experiments.class_stream.config import Config
 from jaxcl.runs.experiment import expect_no_words
 from jaxcl.runs.folder import RunFolder
-from jaxcl.runs.forgetting import report_matrices, write_readme
+from jaxcl.runs.forgetting import write_readme
+from jaxcl.runs.reports import page_of_run
 
 WORDS = {
     "none": "no measure against forgetting",
@@ -24,10 +25,7 @@ def report(config: Config, folder: RunFolder) -> None:
         "Classes arrive a few at a time. Compared: "
         f"{', '.join(WORDS[arm] for arm in config.arms)}. Each task has outputs of its own."
     )
-    report_matrices(folder, title="A stream of classes", claim=claim)
-
-
-__all__ = ["report"]
+    page_of_run(folder, title="A stream of classes", claim=claim)
 
 
 if __name__ == "__main__":

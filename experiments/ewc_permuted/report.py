@@ -4,6 +4,7 @@
 ``results/`` into the README beside this file, between its two marks.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,40 +12,59 @@ import numpy as np
 
 from experiments.ewc_permuted.config import LABELS, PUBLISHED, Config
 from jaxcl.metrics import backward_transfer, learning_accuracy
-from jaxcl.report import figures
 from jaxcl.report.curves import measure_curves
-from jaxcl.report.records import split
+from jaxcl.report.page import Picture
+from jaxcl.report.records import Record, split
+from jaxcl.report.sections import Part, assemble
 from jaxcl.report.statistics import mean_interval
-from jaxcl.report.tables import Column, Table, interval_note, to_csv, to_markdown
+from jaxcl.report.tables import Column, Table, interval_note, to_markdown
 from jaxcl.runs.experiment import expect_no_words
 from jaxcl.runs.folder import RunFolder, read_json, read_records
+from jaxcl.runs.forgetting import SO_FAR, so_far
 from jaxcl.runs.readme import fill, made_on
-from jaxcl.training.files import plain, write_text
-
-Record = dict[str, Any]
+from jaxcl.runs.reports import write_report
+from jaxcl.training.files import plain
 
 HERE = Path(__file__).parent
 
 
 def report(config: Config, folder: RunFolder) -> None:
-    """Write ``tables/`` and ``figures/`` of whatever has finished."""
+    """Write ``tables/``, ``figures/`` and ``report.html`` of whatever has finished."""
     records = read_records(folder)
     published = comparable(plain(config))
-    made = {
-        "accuracy": result_table(records, published=published),
-        "strength": search_table(records),
-    }
-    for name, table in made.items():
-        if table.rows:
-            write_text(folder.path / "tables" / f"{name}.csv", to_csv(table))
-            write_text(folder.path / "tables" / f"{name}.md", to_markdown(table))
+    part = Part(
+        "Accuracy over all tasks",
+        "The strength is the best on held-out rows, in runs of their own.",
+        [pictures],
+        {
+            "accuracy": lambda records: result_table(records, published=published),
+            "strength": search_table,
+        },
+    )
+    made = assemble(part, records)
+    write_report(
+        folder,
+        title="EWC on permuted images",
+        claim="EWC keeps what was learned on permutations of one set of images.",
+        verdict=verdict(result_table(records)),
+        sections=[made],
+        records=records,
+    )
+
+
+def pictures(records: Sequence[Record]) -> list[Picture]:
+    """Accuracy over the tasks so far, of the reported runs."""
     done = [so_far(r) for r in split(records)[0] if r["setting"] == "test"]
-    if done:
-        name = "accuracy over the tasks so far"
-        figures.save(
-            measure_curves(done, (name,), title="Permuted images"),
-            folder.path / "figures" / "accuracy",
-        )
+    figure = lambda: measure_curves(done, (SO_FAR,), title="Permuted images")
+    alt = "Mean accuracy over the tasks learned so far."
+    return [Picture("accuracy", figure(), alt)] if done else []
+
+
+def verdict(table: Table) -> list[str]:
+    """A statement for each arm, beside the published number where there is one."""
+    place = [column.name for column in table.columns].index("accuracy, %")
+    said = [f"{row[0]}: {100 * row[place].mean:.2f} %" for row in table.rows]
+    return said or ["No reported run has finished."]
 
 
 def comparable(config: dict[str, Any]) -> bool:
@@ -54,7 +74,7 @@ def comparable(config: dict[str, Any]) -> bool:
     return config["data"] != "digits" and same
 
 
-def result_table(records: list[Record], *, published: bool = True) -> Table:
+def result_table(records: Sequence[Record], *, published: bool = True) -> Table:
     """Every arm, beside the published number where that is of use."""
     done, lost = split([r for r in records if r["setting"] == "test"])
     rows = []
@@ -99,7 +119,7 @@ def result_table(records: list[Record], *, published: bool = True) -> Table:
     return Table(columns, tuple(rows), notes)
 
 
-def search_table(records: list[Record]) -> Table:
+def search_table(records: Sequence[Record]) -> Table:
     """Accuracy on the held-out rows at every strength of the grid."""
     runs = [r for r in records if r["setting"] == "search"]
     searched = [arm for arm in LABELS if any(r["arm"] == arm for r in runs)]
@@ -119,13 +139,6 @@ def search_table(records: list[Record]) -> Table:
 
 def _held_out(record: Record) -> float | str:
     return float(np.mean(record["final"])) if record["status"] == "done" else "diverged"
-
-
-def so_far(record: Record) -> Record:
-    """With the mean accuracy over the tasks seen, after each of them."""
-    matrix = np.array(record["matrix"])
-    seen = [float(np.mean(matrix[t, : t + 1])) for t in range(len(matrix))]
-    return {**record, "measures": {"accuracy over the tasks so far": seen}}
 
 
 def section(path: Path) -> str:
@@ -159,9 +172,6 @@ def _transfer(matrices: np.ndarray):
     if matrices.shape[-1] < 2:
         return None
     return mean_interval(np.asarray(backward_transfer(matrices)))
-
-
-__all__ = ["report", "result_table", "search_table", "section", "write_readme"]
 
 
 if __name__ == "__main__":

@@ -1,17 +1,14 @@
 """What is compared with what: SGD as the baseline, a fresh start as the yardstick."""
 
 from collections.abc import Sequence
-from typing import Any
 
 from experiments.plasticity.arms import trials
 from experiments.plasticity.config import Config
 from experiments.plasticity.settings import IN_ONE_ORDER
-from jaxcl.report.records import curves, group, labels, split
-from jaxcl.report.statistics import mean_interval, slopes, tail_means
+from jaxcl.report.records import Record, curves, frame, rivals, values_of, within
+from jaxcl.report.statistics import slopes, tail_means
 from jaxcl.report.summaries import Summary, summarize
-from jaxcl.report.tables import Column, Table, interval_note, summary_table
-
-Record = dict[str, Any]
+from jaxcl.report.tables import Column, Table, interval_table, summary_table
 
 PAPER_ARMS = ("sgd", "sam", "gnp")
 #: Mean accuracies that differ by less than this share, one point, count as equal: the
@@ -20,41 +17,37 @@ MARGIN = 0.01
 FRESH, GAP = "fresh", "minus_fresh"
 
 
+def in_order(config: Config, records: Sequence[Record]) -> list[Record]:
+    """As they are listed in the configuration, whichever worker was done first."""
+    listed = {
+        (trial.arm, *trial.hyper.items(), trial.seed): place
+        for place, trial in reversed([*enumerate(trials(config))])
+    }
+    run = lambda r: (r["arm"], *r["hyper"].items(), r["seed"])
+    ordered = sorted(records, key=lambda r: listed.get(run(r), len(listed)))
+    others = [s for s in values_of(records, "setting") if s not in config.settings]
+    return within(ordered, [*config.settings, *others])
+
+
 def part_of(config: Config, records: Sequence[Record], group: str) -> list[Record]:
-    """The runs a group asks for, and SGD's as what they are compared with."""
+    """The runs a group asks for, and SGD's as what they are compared with.
+
+    Of all groups but the paper's, settings with runs of SGD alone are left out.
+    """
     wanted = {
         (trial.arm, tuple(trial.hyper.items()), trial.seed)
         for trial in trials(config)
         if trial.group == group or trial.arm == "sgd"
     }
-    return [
+    found = [
         record
         for record in records
         if (record["arm"], tuple(record["hyper"].items()), record["seed"]) in wanted
     ]
-
-
-def names(rows: Sequence[dict], field: str) -> list:
-    """The values of a field in order of appearance."""
-    return list(dict.fromkeys(row[field] for row in rows))
-
-
-def settings_with(records: Sequence[Record], *arms: str) -> list[str]:
-    """Settings in which each of the arms has a finished run; any arm if none is named."""
-    done = split(records)[0]
-    has = {(r["setting"], r["arm"]) for r in done}
-    return [s for s in names(done, "setting") if all((s, arm) in has for arm in arms)]
-
-
-def by_setting(records: Sequence[Record]) -> list[Record]:
-    """Setting by setting, otherwise in the same order."""
-    order = names(records, "setting")
-    return sorted(records, key=lambda record: order.index(record["setting"]))
-
-
-def within(records: Sequence[Record], settings: Sequence[str]) -> list[Record]:
-    """The runs of some settings."""
-    return [record for record in records if record["setting"] in settings]
+    if group == "paper":
+        return found
+    others = [record for record in found if record["arm"] != "sgd"]
+    return within(found, values_of(others, "setting"))
 
 
 def compare(
@@ -81,7 +74,7 @@ def accuracy_table(records: Sequence[Record], baseline: str = "sgd") -> Table:
 def slope_table(records: Sequence[Record], baseline: str = "sgd") -> Table:
     """Slopes of accuracy, compared; it says which of them are no loss of plasticity."""
     made = summary_table(compare(records, "slope", baseline), quantity="slope")
-    ordered = [name for name in names(records, "setting") if name in IN_ONE_ORDER]
+    ordered = [name for name in values_of(records, "setting") if name in IN_ONE_ORDER]
     if not ordered:
         return made
     note = (
@@ -91,13 +84,13 @@ def slope_table(records: Sequence[Record], baseline: str = "sgd") -> Table:
     return made._replace(notes=(*made.notes, note))
 
 
-def verdict(records: Sequence[Record]) -> str:
+def verdict(records: Sequence[Record]) -> list[str]:
     """What the paper's arms did against SGD: a sentence, counts, a line for each."""
     if not records:
-        return "The paper's own arms were not run."
+        return ["The paper's own arms were not run."]
     found = compare(records)
     lines = []
-    for setting in names(records, "setting"):
+    for setting in values_of(records, "setting"):
         here = [s for s in found if s.group.setting == setting]
         lines += [
             line(s) for s in here if s.group.arm != "sgd" or len(s.diverged) == s.runs
@@ -105,8 +98,7 @@ def verdict(records: Sequence[Record]) -> str:
         if all(s.group.arm == "sgd" for s in here) and any(s.mean for s in here):
             lines.append(f"{setting}: only SGD has finished, nothing to compare")
     compared = any(s.versus for s in found)
-    words = [concluded(found), counted(found)] if compared else []
-    return " ".join([*words, "; ".join(lines) + "."])
+    return [*([concluded(found), counted(found)] if compared else []), *lines]
 
 
 def concluded(summaries: Sequence[Summary]) -> str:
@@ -163,87 +155,38 @@ def points(share: float) -> str:
     return f"{100 * share:+.2f}".replace("-", "\N{MINUS SIGN}")
 
 
-def shared(record: Record) -> tuple[str, float, int]:
-    """What a run has in common with the one it is paired with: setting, rate and seed."""
-    return record["setting"], record["hyper"]["learning_rate"], record["seed"]
-
-
 def minus_fresh(records: Sequence[Record]) -> list[Record]:
     """Finished runs that have a fresh run beside them, with accuracy less its accuracy.
 
     The two have setting, learning rate and seed in common, hence start, tasks and
     batches; the difference is taken task by task and is the measure ``minus_fresh``.
     """
-    done = by_setting(split(records)[0])
-    yardstick = {shared(r): curves([r])[0] for r in done if r["arm"] == FRESH}
+    rival = rivals(records, FRESH)
+    gap = lambda r: (curves([r])[0] - curves([rival[r["run"]]])[0]).tolist()
     return [
-        r
-        | {
-            "measures": r.get("measures", {})
-            | {GAP: (curves([r])[0] - yardstick[shared(r)]).tolist()}
-        }
-        for r in done
-        if shared(r) in yardstick
+        r | {"measures": r.get("measures", {}) | {GAP: gap(r)}}
+        for r in within(records, values_of(records, "setting"))
+        if r["run"] in rival
     ]
 
 
 def fresh_table(measured: Sequence[Record]) -> Table:
     """Accuracy minus that of a fresh start: its level, its ends and its slopes."""
-    groups = group([r for r in measured if r["arm"] != FRESH])
-    shown = labels(list(groups))
-    taken = (
-        lambda gap: gap.mean(axis=1),
-        lambda gap: tail_means(gap[:, ::-1]),
-        tail_means,
-        slopes,
-        lambda gap: slopes(gap[:, gap.shape[1] // 2 :]),
-    )
-    rows = tuple(
-        (
-            key.setting,
-            shown[key],
-            len(runs),
-            *(mean_interval(number(curves(runs, GAP))) for number in taken),
-        )
-        for key, runs in groups.items()
-    )
-    columns = (
-        Column("setting"),
-        Column("method"),
-        Column("runs", 0),
-        Column("minus fresh, points", 2, 100.0),
-        Column("first tenth", 2, 100.0),
-        Column("last tenth", 2, 100.0),
-        Column("slope", 2, 1e4),
-        Column("second-half slope", 2, 1e4),
-    )
-    said = interval_note(map(len, groups.values()), ", not corrected for their number")
+    others = [r for r in measured if r["arm"] != FRESH]
+    taken = {
+        Column("minus fresh, points", 2, 100.0): lambda gap: gap.mean(axis=1),
+        Column("first tenth", 2, 100.0): lambda gap: tail_means(gap[:, ::-1]),
+        Column("last tenth", 2, 100.0): tail_means,
+        Column("slope", 2, 1e4): slopes,
+        Column("second-half slope", 2, 1e4): lambda g: slopes(g[:, g.shape[1] // 2 :]),
+    }
+    runs, gaps = frame(others), [curves([r], GAP) for r in others]
+    for column, number in taken.items():
+        runs[column.name] = [float(number(gap)[0]) for gap in gaps]
     notes = (
         "Paired by seed and task with SGD that starts every task from the run's initial "
-        f"parameters; {said}.",
+        "parameters; {interval}.",
         "Slopes are in points per 100 tasks: the tasks' difficulty has dropped out.",
     )
-    return Table(columns, rows, notes)
-
-
-__all__ = [
-    "FRESH",
-    "GAP",
-    "MARGIN",
-    "PAPER_ARMS",
-    "Record",
-    "accuracy_table",
-    "by_setting",
-    "compare",
-    "concluded",
-    "counted",
-    "fresh_table",
-    "minus_fresh",
-    "names",
-    "part_of",
-    "settings_with",
-    "shared",
-    "slope_table",
-    "verdict",
-    "within",
-]
+    columns = {column.name: column for column in taken}
+    return interval_table(runs, columns, notes, also=", not corrected for their number")

@@ -4,12 +4,13 @@ import itertools
 from collections.abc import Sequence
 
 import numpy as np
+import pandas as pd
 from jaxtyping import Float
 
-from experiments.plasticity.comparisons import Record, names
+from jaxcl.report.records import Record
 
 
-def looked(measure: Float[np.ndarray, "s T"]) -> np.ndarray:
+def measured_tasks(measure: Float[np.ndarray, "s T"]) -> np.ndarray:
     """Numbers of the tasks after which there is a measurement, and then more tasks."""
     taken = np.flatnonzero(np.isfinite(measure).any(axis=0))
     return taken[taken < measure.shape[1] - 1]
@@ -19,16 +20,16 @@ def ahead(
     measure: Float[np.ndarray, "s T"], accuracy: Float[np.ndarray, "s T"]
 ) -> tuple[Float[np.ndarray, "s k"], Float[np.ndarray, "s k"]]:
     """What was measured after some tasks, and mean accuracy on those up to the next."""
-    looks = looked(measure)
-    ends = [*looks[1:], measure.shape[1] - 1]
+    tasks = measured_tasks(measure)
+    ends = [*tasks[1:], measure.shape[1] - 1]
     following = [
-        accuracy[:, look + 1 : end + 1].mean(axis=1)
-        for look, end in zip(
-            looks, ends, strict=False
-        )  # without looks, one end is left
+        accuracy[:, task + 1 : end + 1].mean(axis=1)
+        for task, end in zip(
+            tasks, ends, strict=False
+        )  # without tasks, one end is left
     ]
     empty = np.empty((len(measure), 0))
-    return measure[:, looks], np.stack(following, axis=1) if following else empty
+    return measure[:, tasks], np.stack(following, axis=1) if following else empty
 
 
 def within_methods(x: Float[np.ndarray, "s k"], y: Float[np.ndarray, "s k"]) -> float:
@@ -60,20 +61,12 @@ def cells(
     runs: Sequence[Record], x: Float[np.ndarray, " s"], y: Float[np.ndarray, " s"]
 ) -> tuple[Float[np.ndarray, "a r"], Float[np.ndarray, "a r"]]:
     """Means over seeds, methods by rates; methods that lack a rate are left out."""
-    where = [(r["arm"], r["hyper"]["learning_rate"]) for r in runs]
-    rates = sorted({rate for _, rate in where})
-    means = {
-        place: np.mean(
-            [(x[i], y[i]) for i, w in enumerate(where) if w == place], axis=0
-        )
-        for place in set(where)
-    }
-    arms = [
-        arm for arm in names(runs, "arm") if all((arm, rate) in means for rate in rates)
-    ]
-    both = np.array([[means[arm, rate] for rate in rates] for arm in arms])
-    both = both.reshape(len(arms), len(rates), 2)
-    return both[..., 0], both[..., 1]
+    table = pd.DataFrame({"x": x, "y": y})
+    table["arm"] = [run["arm"] for run in runs]
+    table["rate"] = [run["hyper"]["learning_rate"] for run in runs]
+    means = table.pivot_table(["x", "y"], "arm", "rate", sort=False).sort_index(axis=1)
+    means = means.dropna()
+    return means["x"].to_numpy(), means["y"].to_numpy()
 
 
 def permuted_methods(
@@ -110,14 +103,3 @@ def _cosine(x, y, raw_x, raw_y) -> float:
         if np.linalg.norm(rest) <= 1e-9 * np.linalg.norm(raw):
             return float("nan")
     return float(x @ y / (np.linalg.norm(x) * np.linalg.norm(y)))
-
-
-__all__ = [
-    "ahead",
-    "cells",
-    "logarithm",
-    "looked",
-    "partial_correlation",
-    "permuted_methods",
-    "within_methods",
-]

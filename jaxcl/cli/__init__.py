@@ -15,6 +15,8 @@ from jaxcl.runs import batch
 from jaxcl.runs.command import is_bad_input, refuse
 from jaxcl.runs.experiment import nearest
 
+__all__ = ["main", "report"]
+
 _REPORT = """Tables, figures and a page of a folder of runs: jaxcl report RUN
 
 RUN is the folder of an experiment (it holds results.jsonl) or of one call of learn (it
@@ -28,7 +30,7 @@ def report(argv: Sequence[str]) -> int:
         return 0 if "--help" in argv else 2
     from jaxcl.runs.reports import page_of_run
 
-    print(page_of_run(Path(argv[0])))
+    page_of_run(Path(argv[0]))
     return 0
 
 

@@ -1,47 +1,63 @@
-"""Reports: statistics, tables, figures, and one page with all of them."""
+"""Reports: statistics, tables, figures, and one page with all of them.
 
-from jaxcl.report.figures import (
-    accuracy_matrix,
-    heatmap,
-    learning_curves,
-    measure_curves,
-    save,
-    scatter,
-)
+Records are plain dicts, one per run, as :mod:`jaxcl.report.records` describes them.
+"""
+
+from jaxcl.report.curves import learning_curves, measure_curves
+from jaxcl.report.figures import save, to_png, to_svg
+from jaxcl.report.heatmaps import accuracy_matrix, heatmap, result_heatmaps
 from jaxcl.report.page import Picture, Section, render
-from jaxcl.report.statistics import equivalence, holm, mean_interval, paired
+from jaxcl.report.records import frame
+from jaxcl.report.scatter import scatter
+from jaxcl.report.sections import Part, assemble
+from jaxcl.report.statistics import (
+    equivalence,
+    holm,
+    mean_interval,
+    paired,
+)
 from jaxcl.report.summaries import grid, summarize
 from jaxcl.report.tables import (
     Column,
     Table,
     grid_table,
+    interval_table,
     measure_table,
     summary_table,
     to_csv,
+    to_frame,
     to_markdown,
 )
 
 __all__ = [
     "Column",
+    "Part",
     "Picture",
     "Section",
     "Table",
     "accuracy_matrix",
+    "assemble",
     "equivalence",
+    "frame",
     "grid",
     "grid_table",
     "heatmap",
     "holm",
+    "interval_table",
     "learning_curves",
     "mean_interval",
     "measure_curves",
     "measure_table",
     "paired",
     "render",
+    "result_heatmaps",
     "save",
     "scatter",
     "summarize",
     "summary_table",
     "to_csv",
+    "to_frame",
     "to_markdown",
+    "to_png",
+    "to_svg",
 ]

@@ -237,6 +237,3 @@ def _legend(figure: Figure, ax: Axes, title: str) -> None:
             fontsize=9.5,
         )
         legend.get_title().set_color(INK)
-
-
-__all__ = ["learning_curves", "measure_curves", "spread"]

@@ -1,12 +1,13 @@
 """Heatmaps: sweeps over two numbers, and accuracy matrices."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from matplotlib.ticker import MaxNLocator
 
 from jaxcl.errors import InputError
 from jaxcl.report.records import (
@@ -72,7 +73,7 @@ def accuracy_matrix(
     cells of streams of at most ten tasks. Unknown entries (null) are blank.
 
     Raises:
-      ValueError: for malformed records, or if no finished run has a matrix.
+      InputError: for malformed records, or if no finished run has a matrix.
     """
     check(records)
     carrying = [r for r in split(records)[0] if r.get("matrix") is not None]
@@ -101,6 +102,59 @@ def accuracy_matrix(
         return figure
 
 
+def result_heatmaps(
+    results: Mapping[str, Mapping[str, np.ndarray]],
+    names: Sequence[str],
+    *,
+    columns: int = 3,
+    title: str = "",
+) -> Figure:
+    """The results of one run: a panel per metric and learner.
+
+    Learners share the colours of a metric.
+
+    Args:
+      results: ``{metric: {learner: [T + 1, E]}}``, as ``learn`` returns them: row 0 is
+        before the first task, row i after i tasks; NaN where nothing was measured.
+      names: of the E columns.
+      columns: panels side by side.
+      title: above the figure.
+    """
+    shown = [
+        (metric, metric if len(learners) == 1 else f"{metric}, {learner}", values)
+        for metric, learners in results.items()
+        for learner, values in learners.items()
+    ]
+    known = {m: np.stack([*learners.values()]) for m, learners in results.items()}
+    limits = {
+        metric: (np.nanmin(values), np.nanmax(values))
+        for metric, values in known.items()
+        if np.isfinite(values).any()
+    }
+    with styled():
+        width = max(3.4, 1.6 + 0.45 * len(names))
+        figure, axes = panels(len(shown), columns, width=width, height=3.2)
+        for ax, (metric, name, values) in zip(axes, shown, strict=True):
+            image = _image(ax, values, *limits.get(metric, ()))
+            if len(values) <= MOST_NAMES:
+                for i, j in np.argwhere(np.isfinite(values)).tolist():
+                    _cell(ax, image, i, j, f"{values[i, j]:.3g}", size=8.0)
+            ax.set_title(name)
+            ax.set_xlabel("evaluated on")
+            ax.set_ylabel("tasks learned")
+            ax.yaxis.set_major_locator(MaxNLocator(8, integer=True))
+            ax.set_xticks(
+                range(len(names)),
+                names,
+                rotation=35,
+                ha="right",
+                rotation_mode="anchor",
+            )
+            figure.colorbar(image, ax=ax, pad=0.03)
+        head(figure, title)
+        return figure
+
+
 def _image(ax: Axes, values: np.ndarray, low=None, high=None, first: int = 0):
     """A heatmap; rows and columns are numbered from ``first``."""
     rows, columns = values.shape
@@ -116,7 +170,7 @@ def _image(ax: Axes, values: np.ndarray, low=None, high=None, first: int = 0):
 
 
 def _cell(
-    ax: Axes, image, row: int, column: int, text: str, size: float = 9, first: int = 0
+    ax: Axes, image, row: int, column: int, text: str, size: float = 9.0, first: int = 0
 ) -> None:
     """Text in a cell, light on dark colours and dark on light ones."""
     value = image.get_array()[row, column]
@@ -133,6 +187,3 @@ def _cell(
 
 def _unit(quantity: str, scale: float) -> str:
     return f"{quantity}, %" if scale == 100 else quantity
-
-
-__all__ = ["accuracy_matrix", "heatmap"]

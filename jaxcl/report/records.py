@@ -26,6 +26,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 from jaxtyping import Float
 
 from jaxcl.errors import InputError, check_kind
@@ -55,7 +56,7 @@ def check(records: Sequence[Record]) -> None:
     """Refuse malformed records.
 
     Raises:
-      ValueError: naming the record and the field: a field that is missing or of the
+      InputError: naming the record and the field: a field that is missing or of the
         wrong type, a duplicate run, two finished runs of one group and seed
         (of which only one could be paired with another group's), curves of unequal
         length within a setting, a finished run whose accuracy is not between 0 and 1.
@@ -63,39 +64,40 @@ def check(records: Sequence[Record]) -> None:
     if not records:
         msg = "report: expected records of runs, got none; a finished run writes them."
         raise InputError(msg)
-    seen: dict[str, int] = {}
+    known: dict[str, int] = {}
     seeds: dict[tuple[Group, int], str] = {}
     lengths: dict[str, tuple[int, str]] = {}
     for number, record in enumerate(records, 1):
         check_kind("report", dict, "give a list of them", record=record)
         name = f"record {number} ({record.get('run', 'without a name')})"
-        for field, kind in _REQUIRED.items():
-            if field not in record:
-                msg = f"report: {name} lacks the field {field!r}."
-                raise InputError(msg)
-            value = record[field]
-            if not isinstance(value, kind):
-                msg = f"report: {name}: {field!r} is of type {type(value).__name__}."
-                raise InputError(msg)
-        if record["status"] not in ("done", "diverged"):
+        if fault := _fault(record, known):
+            msg = f"report: {name}{fault}."
+            raise InputError(msg)
+        known[record["run"]] = number
+        if record["status"] != "done":
+            continue
+        _check_curves(name, record, lengths)
+        other = seeds.setdefault((group_of(record), record["seed"]), name)
+        if other != name:
             msg = (
-                f"report: {name}: status must be 'done' or 'diverged', got "
-                f"{record['status']!r}."
+                f"report: {other} and {name} agree in setting, arm, hyper and seed "
+                f"{record['seed']}; leave one out, or name what differs in hyper."
             )
             raise InputError(msg)
-        if record["run"] in seen:
-            msg = f"report: {name} is there twice, first as {seen[record['run']]}."
-            raise InputError(msg)
-        seen[record["run"]] = number
-        if record["status"] == "done":
-            _check_curves(name, record, lengths)
-            other = seeds.setdefault((group_of(record), record["seed"]), name)
-            if other != name:
-                msg = (
-                    f"report: {other} and {name} agree in setting, arm, hyper and seed "
-                    f"{record['seed']}; leave one out, or name what differs in hyper."
-                )
-                raise InputError(msg)
+
+
+def _fault(record: Record, known: dict[str, int]) -> str:
+    """What is wrong with the fields of a record; nothing if they are as they must be."""
+    for field, kind in _REQUIRED.items():
+        if field not in record:
+            return f" lacks the field {field!r}"
+        if not isinstance(record[field], kind):
+            return f": {field!r} is of type {type(record[field]).__name__}"
+    if record["status"] not in ("done", "diverged"):
+        return f": status must be 'done' or 'diverged', got {record['status']!r}"
+    if record["run"] in known:
+        return f" is there twice, first as {known[record['run']]}"
+    return ""
 
 
 def _check_curves(name: str, record: Record, lengths: dict) -> None:
@@ -107,12 +109,9 @@ def _check_curves(name: str, record: Record, lengths: dict) -> None:
         )
         raise InputError(msg)
     wanted, other = lengths.setdefault(record["setting"], (len(accuracy), name))
-    curves = {"accuracy": accuracy, **_measures(record)}
-    for field in ("loss", "tasks"):
-        if record.get(field) is not None:
-            curves[field] = record[field]
-    for field, values in curves.items():
-        if len(values) != wanted:
+    further = {field: record.get(field) for field in ("loss", "tasks")}
+    for field, values in {"accuracy": accuracy, **_measures(record), **further}.items():
+        if values is not None and len(values) != wanted:
             msg = (
                 f"report: {name}: {field!r} has {len(values)} values, expected {wanted} "
                 f"as in {other}."
@@ -124,6 +123,27 @@ def split(records: Sequence[Record]) -> tuple[list[Record], list[Record]]:
     """The runs that finished, and those that diverged."""
     done = [record for record in records if record["status"] == "done"]
     return done, [record for record in records if record["status"] != "done"]
+
+
+def values_of(records: Sequence[dict], field: str) -> list:
+    """The different values of a field, in order of appearance."""
+    return list(dict.fromkeys(record[field] for record in records))
+
+
+def within(records: Sequence[Record], settings: Sequence[str]) -> list[Record]:
+    """The runs of some settings, setting by setting."""
+    return [r for setting in settings for r in records if r["setting"] == setting]
+
+
+def settings_with(records: Sequence[Record], *arms: str) -> list[str]:
+    """Settings in which each of the arms has a finished run; any arm if none is named."""
+    done = split(records)[0]
+    has = {(r["setting"], r["arm"]) for r in done}
+    return [
+        setting
+        for setting in values_of(done, "setting")
+        if all((setting, arm) in has for arm in arms)
+    ]
 
 
 def group(records: Sequence[Record]) -> dict[Group, list[Record]]:
@@ -158,6 +178,72 @@ def labels(groups: Sequence[Group]) -> dict[Group, str]:
     return names
 
 
+def frame(records: Sequence[Record]) -> pd.DataFrame:
+    """A row per run, for pandas: what it is, and the numbers of its arm.
+
+    The index is the name of the run. Columns are ``setting``, ``method`` (the label of
+    its group), ``arm``, ``seed``, ``status``, ``group`` (a number, equal for runs that
+    differ only in the seed), and one for each number: ``hyper.learning_rate``.
+    """
+    keys = [group_of(record) for record in records]
+    groups = list(dict.fromkeys(keys))
+    named, numbers_ = labels(groups), {key: i for i, key in enumerate(groups)}
+    index = pd.Index([record["run"] for record in records], name="run")
+    fields = ("setting", "arm", "seed", "status")
+    rows = [
+        {
+            **{field: record[field] for field in fields},
+            "method": named[key],
+            "group": numbers_[key],
+            **{f"hyper.{name}": value for name, value in record["hyper"].items()},
+        }
+        for record, key in zip(records, keys, strict=True)
+    ]
+    columns = None if rows else [*fields, "method", "group"]
+    return pd.DataFrame(rows, index, columns)
+
+
+def rivals(
+    records: Sequence[Record],
+    baseline: str,
+    match: Sequence[str] = ("learning_rate",),
+) -> dict[str, Record]:
+    """The run of the baseline that each finished run is compared with, by its name.
+
+    The two have setting, seed, and the numbers of ``match`` in common; a number that
+    either of them lacks is ignored. A run of the baseline is compared with itself. Runs
+    without a finished counterpart are left out.
+
+    Raises:
+      InputError: if a run fits several groups of the baseline.
+    """
+    groups = group(records)
+    found: dict[str, Record] = {}
+    for key, runs in groups.items():
+        fitting = [other for other in groups if _fits(key, other, baseline, match)]
+        if len(fitting) > 1:
+            msg = (
+                f"report: {key.arm} fits {len(fitting)} groups of {baseline}; name in "
+                "`match` the numbers in which they differ."
+            )
+            raise InputError(msg)
+        theirs = {r["seed"]: r for k in fitting for r in split(groups[k])[0]}
+        mine = split(runs)[0]
+        found |= {r["run"]: theirs[r["seed"]] for r in mine if r["seed"] in theirs}
+    return found
+
+
+def _fits(key: Group, other: Group, baseline: str, match: Sequence[str]) -> bool:
+    """Whether ``other`` is the group of the baseline that ``key`` is compared with."""
+    if key.arm == baseline:
+        return other == key
+    mine, theirs = dict(key.hyper), dict(other.hyper)
+    shared = [name for name in match if name in mine and name in theirs]
+    return (other.arm, other.setting) == (baseline, key.setting) and all(
+        mine[name] == theirs[name] for name in shared
+    )
+
+
 def curves(
     records: Sequence[Record], name: str = "accuracy"
 ) -> Float[np.ndarray, "s T"]:
@@ -168,7 +254,7 @@ def curves(
       name: ``accuracy``, ``loss`` or the name of a measure.
 
     Raises:
-      ValueError: if a run diverged, or does not have the quantity; it is named.
+      InputError: if a run diverged, or does not have the quantity; it is named.
     """
     _, diverged = split(records)
     if diverged:
@@ -222,18 +308,3 @@ def _numbers(values) -> np.ndarray:
 
 def _spaced(name: str) -> str:
     return {"learning_rate": "lr"}.get(name, name.replace("_", " "))
-
-
-__all__ = [
-    "Group",
-    "Record",
-    "check",
-    "curves",
-    "group",
-    "group_of",
-    "labels",
-    "measure_names",
-    "show_number",
-    "split",
-    "task_names",
-]

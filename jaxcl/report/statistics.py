@@ -5,7 +5,7 @@ they are compared in pairs. An interval that contains zero does not show that tw
 are equal; :func:`equivalence` does, within a margin.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
@@ -15,23 +15,14 @@ from jaxcl.errors import InputError
 
 
 class Interval(NamedTuple):
-    """A mean over runs and its confidence interval.
+    """A mean over runs and its confidence interval: numbers, or arrays along a curve.
 
     With one run, ``low`` and ``high`` are NaN.
     """
 
-    mean: float
-    low: float
-    high: float
-    count: int  # runs
-
-
-class Band(NamedTuple):
-    """Intervals along a curve: arrays of one shape."""
-
-    mean: np.ndarray
-    low: np.ndarray
-    high: np.ndarray
+    mean: Any
+    low: Any
+    high: Any
     count: int  # runs
 
 
@@ -43,7 +34,7 @@ class Paired(NamedTuple):
     p_flip: float  # sign-flip permutation test, two-sided, no normality assumed
 
 
-def mean_band(values: Float[np.ndarray, "s ..."], confidence: float = 0.95) -> Band:
+def mean_band(values: Float[np.ndarray, "s ..."], confidence: float = 0.95) -> Interval:
     r"""Mean and t-interval over the first axis.
 
     .. math:: \bar x \pm t_{s-1} \, \hat\sigma / \sqrt{s}
@@ -51,7 +42,7 @@ def mean_band(values: Float[np.ndarray, "s ..."], confidence: float = 0.95) -> B
     NaN is propagated. The interval is pointwise, not simultaneous for the full curve.
 
     Raises:
-      ValueError: without any run, or for a confidence outside (0, 1).
+      InputError: without any run, or for a confidence outside (0, 1).
     """
     count = len(values)
     if not count or not 0 < confidence < 1:
@@ -63,10 +54,10 @@ def mean_band(values: Float[np.ndarray, "s ..."], confidence: float = 0.95) -> B
     mean = np.mean(values, axis=0)
     if count == 1:
         unknown = np.full_like(mean, np.nan)
-        return Band(mean, unknown, unknown, count)
+        return Interval(mean, unknown, unknown, count)
     error = np.std(values, axis=0, ddof=1) / np.sqrt(count)
     half = stats.t.ppf((1 + confidence) / 2, count - 1) * error
-    return Band(mean, mean - half, mean + half, count)
+    return Interval(mean, mean - half, mean + half, count)
 
 
 def mean_interval(
@@ -122,7 +113,7 @@ def paired(
       baseline: the same seeds in the same order.
 
     Raises:
-      ValueError: if the lengths differ or there is no seed.
+      InputError: if the lengths differ or there is no seed.
     """
     values, baseline = np.asarray(values), np.asarray(baseline)
     if values.shape != baseline.shape or values.ndim != 1 or not values.size:
@@ -159,7 +150,7 @@ def equivalence(
     Below 0.05, the arms may be called equal within the margin. NaN with one seed.
 
     Raises:
-      ValueError: if the margin is not positive.
+      InputError: if the margin is not positive.
     """
     if not margin > 0:
         msg = f"equivalence: margin must be positive, got {margin}."
@@ -196,18 +187,3 @@ def _p_two_sided(difference: np.ndarray) -> float:
         return 0.0
     statistic = abs(np.mean(difference)) / error
     return float(2 * stats.t.sf(statistic, len(difference) - 1))
-
-
-__all__ = [
-    "Band",
-    "Interval",
-    "Paired",
-    "equivalence",
-    "holm",
-    "known_means",
-    "mean_band",
-    "mean_interval",
-    "paired",
-    "slopes",
-    "tail_means",
-]

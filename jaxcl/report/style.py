@@ -171,25 +171,3 @@ def finish(
 def styled():
     """A context in which figures are built and written in this style."""
     return rc_context(dict(SETTINGS))  # type: ignore[arg-type]
-
-
-__all__ = [
-    "COLOURS",
-    "DAGGER",
-    "DASHES",
-    "FAINT",
-    "GRID",
-    "INK",
-    "MOST_NAMES",
-    "SETTINGS",
-    "LineStyle",
-    "arranged",
-    "finish",
-    "head",
-    "line_styles",
-    "names_and_styles",
-    "one_setting",
-    "panels",
-    "styled",
-    "task_axis",
-]

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 
 from jaxcl.errors import InputError
 from jaxcl.report.records import (
@@ -14,7 +15,10 @@ from jaxcl.report.records import (
     group,
     group_of,
     labels,
+    rivals,
     split,
+    values_of,
+    within,
 )
 from jaxcl.report.statistics import (
     Interval,
@@ -50,7 +54,7 @@ def quantity_of(who: str, quantity: str) -> Callable[[np.ndarray], np.ndarray]:
     """The function from curves [s, T] to numbers [s], by name; errors name ``who``.
 
     Raises:
-      ValueError: for a name that is not in :data:`QUANTITIES`.
+      InputError: for a name that is not in :data:`QUANTITIES`.
     """
     if quantity not in QUANTITIES:
         msg = f"{who}: quantity must be one of {list(QUANTITIES)}, got {quantity!r}."
@@ -69,15 +73,21 @@ class Summary(NamedTuple):
     label: str
     runs: int  # finished or not
     diverged: tuple[str, ...]  # names of runs that are left out below
-    mean: Interval | None  # accuracy over all tasks
-    last: Interval | None  # over the last tenth of the tasks
-    slope: Interval | None  # of accuracy against the task number
-    late_slope: Interval | None  # over the second half, for curves that rise, then fall
-    versus: Paired | None  # against the baseline, on common finished seeds
-    p_t: float  # corrected by Holm over the arms of the setting; NaN without baseline
-    p_flip: float
-    p_equal: float  # of equivalence within a margin, likewise; NaN without a margin
-    verdict: str  # see :func:`summarize`
+    mean: Interval | None = None  # accuracy over all tasks
+    last: Interval | None = None  # over the last tenth of the tasks
+    slope: Interval | None = None  # of accuracy against the task number
+    late_slope: Interval | None = (
+        None  # over the second half, for curves that rise, then fall
+    )
+    versus: Paired | None = None  # against the baseline, on common finished seeds
+    p_t: float = (
+        np.nan
+    )  # corrected by Holm over the arms of the setting; NaN without baseline
+    p_flip: float = np.nan
+    p_equal: float = (
+        np.nan
+    )  # of equivalence within a margin, likewise; NaN without a margin
+    verdict: str = ""  # see :func:`summarize`
 
 
 class Grid(NamedTuple):
@@ -122,35 +132,31 @@ def summarize(
         test of equivalence if None.
 
     Raises:
-      ValueError: for malformed records (see :func:`jaxcl.report.records.check`), an
+      InputError: for malformed records (see :func:`jaxcl.report.records.check`), an
         unknown quantity, or a baseline that did not run.
     """
     check(records)
-    quantity_of("summarize", quantity)
-    arms = list(dict.fromkeys(record["arm"] for record in records))
+    number = quantity_of("summarize", quantity)
+    arms = values_of(records, "arm")
     if baseline is not None and baseline not in arms:
         msg = f"summarize: no run of the baseline {baseline!r}; the arms are {arms}."
         raise InputError(msg)
-    groups = group(records)
-    names = labels(list(groups))
-    summaries = [
-        _summary(
-            key,
-            names[key],
-            runs,
-            _rival(key, groups, baseline, match),
-            quantity,
-            margin,
-        )
-        for key, runs in groups.items()
-    ]
-    return [
-        adjusted
-        for setting in dict.fromkeys(key.setting for key in groups)
-        for adjusted in _adjust(
-            [s for s in summaries if s.group.setting == setting], baseline, level
-        )
-    ]
+    groups = group(within(records, values_of(records, "setting")))
+    named = labels(list(groups))
+    rival = {} if baseline is None else rivals(records, baseline, match)
+    found = []
+    for key, runs in groups.items():
+        summary = _summary(key, named[key], runs)
+        pairs = [(r, rival[r["run"]]) for r in split(runs)[0] if r["run"] in rival]
+        if pairs and key.arm != baseline:
+            mine, theirs = (number(curves(side)) for side in zip(*pairs, strict=True))
+            versus = paired(mine, theirs)
+            p_equal = np.nan if margin is None else equivalence(mine, theirs, margin)
+            summary = summary._replace(
+                versus=versus, p_t=versus.p_t, p_flip=versus.p_flip, p_equal=p_equal
+            )
+        found.append(summary)
+    return [s._replace(verdict=_verdict(s, baseline, level)) for s in _corrected(found)]
 
 
 def grid(
@@ -171,7 +177,7 @@ def grid(
       quantity: ``mean``, ``last``, ``slope`` or ``late slope``.
 
     Raises:
-      ValueError: if the records mix settings or arms, lack one of the numbers, or vary
+      InputError: if the records mix settings or arms, lack one of the numbers, or vary
         in a third one; for an unknown quantity.
     """
     check(records)
@@ -186,32 +192,20 @@ def grid(
     if len(group(records)) > len({(_at(r, rows), _at(r, columns)) for r in records}):
         msg = f"grid: the runs differ in more than {rows!r} and {columns!r}."
         raise InputError(msg)
-    row_values = _in_order({_at(r, rows) for r in records})
-    column_values = _in_order({_at(r, columns) for r in records})
-    shape = (len(row_values), len(column_values))
+    down = _in_order({_at(r, rows) for r in records})
+    across = _in_order({_at(r, columns) for r in records})
+    shape = len(down), len(across)
     mean, half = np.full(shape, np.nan), np.full(shape, np.nan)
     count, diverged = np.zeros(shape, int), np.zeros(shape, int)
     for runs in group(records).values():
-        cell = (
-            row_values.index(_at(runs[0], rows)),
-            column_values.index(_at(runs[0], columns)),
-        )
+        place = down.index(_at(runs[0], rows)), across.index(_at(runs[0], columns))
         done, lost = split(runs)
-        count[cell], diverged[cell] = len(done), len(lost)
+        count[place], diverged[place] = len(done), len(lost)
         if done:
             interval = mean_interval(number(curves(done, name)))
-            mean[cell], half[cell] = interval.mean, interval.high - interval.mean
-    return Grid(
-        rows,
-        columns,
-        row_values,
-        column_values,
-        mean,
-        half,
-        count,
-        diverged,
-        name.replace("_", " ") + SUFFIXES[quantity],
-    )
+            mean[place], half[place] = interval.mean, interval.high - interval.mean
+    shown = name.replace("_", " ") + SUFFIXES[quantity]
+    return Grid(rows, columns, down, across, mean, half, count, diverged, shown)
 
 
 def _in_order(values: set) -> tuple:
@@ -224,93 +218,30 @@ def _at(record: Record, name: str) -> Any:
     return dict(group_of(record).hyper)[name]
 
 
-def _rival(
-    key: Group, groups: dict, baseline: str | None, match: Sequence[str]
-) -> list:
-    """The runs of the baseline that a group is compared with; none for itself."""
-    if baseline is None or key.arm == baseline:
-        return []
-    mine = dict(key.hyper)
-
-    def fits(other: Group) -> bool:
-        theirs = dict(other.hyper)
-        shared = [name for name in match if name in mine and name in theirs]
-        return (
-            other.arm == baseline
-            and other.setting == key.setting
-            and all(mine[name] == theirs[name] for name in shared)
-        )
-
-    found = [other for other in groups if fits(other)]
-    if len(found) > 1:
-        msg = (
-            f"summarize: {key.arm} fits {len(found)} groups of {baseline}; name in "
-            "`match` the numbers in which they differ."
-        )
-        raise InputError(msg)
-    return groups[found[0]] if found else []
-
-
-def _summary(
-    key: Group,
-    label: str,
-    runs: list,
-    rival: list,
-    quantity: str,
-    margin: float | None,
-) -> Summary:
-    """One group with uncorrected p-values, without a verdict."""
+def _summary(key: Group, label: str, runs: list[Record]) -> Summary:
+    """One group that is compared with nothing."""
     done, lost = split(runs)
-    names = tuple(record["run"] for record in lost)
-    taken: list[Interval | None] = [None] * len(QUANTITIES)
-    if done:
-        values = curves(done)
-        taken = [mean_interval(number(values)) for number in QUANTITIES.values()]
-    mean, last, slope, late = taken
-    summary = Summary(
-        key,
-        label,
-        len(runs),
-        names,
-        mean,
-        last,
-        slope,
-        late,
-        versus=None,
-        p_t=np.nan,
-        p_flip=np.nan,
-        p_equal=np.nan,
-        verdict="",
-    )
-    mine = {record["seed"]: record for record in done}
-    theirs = {record["seed"]: record for record in split(rival)[0]}
-    seeds = sorted(mine.keys() & theirs.keys())
-    if not seeds:
+    summary = Summary(key, label, len(runs), tuple(record["run"] for record in lost))
+    if not done:
         return summary
-    number = QUANTITIES[quantity]
-    values, others = (
-        number(curves([of[seed] for seed in seeds])) for of in (mine, theirs)
-    )
-    versus = paired(values, others)
-    p_equal = np.nan if margin is None else equivalence(values, others, margin)
-    return summary._replace(
-        versus=versus, p_t=versus.p_t, p_flip=versus.p_flip, p_equal=p_equal
-    )
+    values = curves(done)
+    levels = [mean_interval(number(values)) for number in QUANTITIES.values()]
+    fields = ("mean", "last", "slope", "late_slope")
+    return summary._replace(**dict(zip(fields, levels, strict=True)))
 
 
-def _adjust(
-    summaries: list[Summary], baseline: str | None, level: float
-) -> list[Summary]:
-    """Holm's correction within one setting, and the verdicts that follow."""
-    tests = ("p_t", "p_flip", "p_equal")
-    corrected = np.stack(
-        [holm(np.array([getattr(s, name) for s in summaries])) for name in tests], 1
-    )
-    found = [
+def _corrected(summaries: list[Summary]) -> list[Summary]:
+    """With Holm's correction of the p-values within each setting."""
+    tests = ["p_t", "p_flip", "p_equal"]
+    raw = pd.DataFrame([[getattr(s, name) for name in tests] for s in summaries])
+    settings = pd.Series([s.group.setting for s in summaries])
+    for setting in settings.unique():
+        here = raw.loc[settings == setting]
+        raw.loc[settings == setting] = here.apply(lambda p: holm(p.to_numpy()))
+    return [
         s._replace(**dict(zip(tests, row, strict=True)))
-        for s, row in zip(summaries, corrected.tolist(), strict=True)
+        for s, row in zip(summaries, raw.to_numpy().tolist(), strict=True)
     ]
-    return [s._replace(verdict=_verdict(s, baseline, level)) for s in found]
 
 
 def _verdict(summary: Summary, baseline: str | None, level: float) -> str:
@@ -325,14 +256,3 @@ def _verdict(summary: Summary, baseline: str | None, level: float) -> str:
         return "equal within the margin" if close else "no difference shown"
     side = "better" if summary.versus.difference.mean > 0 else "worse"
     return f"{side} by less than the margin" if close else side
-
-
-__all__ = [
-    "QUANTITIES",
-    "SUFFIXES",
-    "Grid",
-    "Summary",
-    "grid",
-    "quantity_of",
-    "summarize",
-]

@@ -1,22 +1,13 @@
 """Tables from records: the same rows as CSV, as Markdown and for the page."""
 
-import csv
-import io
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 
-from jaxcl.report.records import (
-    Record,
-    curves,
-    group,
-    labels,
-    measure_names,
-    show_number,
-    split,
-)
+from jaxcl.report.records import Record, curves, frame, measure_names, show_number
 from jaxcl.report.statistics import Interval, known_means, mean_interval
 from jaxcl.report.summaries import Grid, Summary, quantity_of
 
@@ -31,6 +22,7 @@ class Column(NamedTuple):
     digits: int = 2
     scale: float = 1.0
     is_p_value: bool = False
+    is_total: bool = False  # in an interval table: a sum over runs, no interval
 
 
 class Table(NamedTuple):
@@ -55,7 +47,7 @@ def summary_table(
       margin: of the test of equivalence made there; no column for it if None.
 
     Raises:
-      ValueError: for an unknown quantity.
+      InputError: for an unknown quantity.
     """
     quantity_of("summary_table", quantity)
     per_task = "slope" in quantity
@@ -118,6 +110,47 @@ def summary_table(
     return Table(columns, rows, notes)
 
 
+def interval_table(
+    runs: pd.DataFrame,
+    columns: Mapping[str, Column],
+    notes: Sequence[str] = (),
+    *,
+    heads: Sequence[str] = ("setting", "method", "runs"),
+    also: str = "",
+) -> Table:
+    """A row per group of runs, with mean and interval over them of each number.
+
+    Args:
+      runs: a row per run, from :func:`jaxcl.report.records.frame`, with columns added.
+        NaN is left out: an interval is over the runs that have the number, and None if
+        none has.
+      columns: of the table, by the names of the added columns.
+      notes: below the table; ``{interval}`` becomes the note on the intervals.
+      heads: what stands first; ``runs`` counts those that finished.
+      also: a further note on the intervals, see :func:`interval_note`.
+    """
+    rows, counts = [], []
+    for _, group in runs.groupby("group", sort=False):
+        finished = int(np.count_nonzero(group["status"] == "done"))
+        counts.append(finished)
+        first = {**group.iloc[0].to_dict(), "runs": finished}
+        cells = (_over_runs(group[n].to_numpy(), c) for n, c in columns.items())
+        rows.append((*(first[name] for name in heads), *cells))
+    said = interval_note(counts, also)
+    shown = tuple(note.format(interval=said) for note in notes)
+    begin = (Column(name, 0 if name == "runs" else 2) for name in heads)
+    return Table((*begin, *columns.values()), tuple(rows), shown)
+
+
+def _over_runs(values: np.ndarray, column: Column) -> Any:
+    """The total, or the interval of those that are known; None if none is."""
+    if column.is_total:
+        return values.sum().item()
+    known = values.astype(np.float64)
+    known = known[~np.isnan(known)]
+    return mean_interval(known) if known.size else None
+
+
 def measure_table(
     records: Sequence[Record],
     names: Sequence[str] | None = None,
@@ -133,24 +166,27 @@ def measure_table(
         after which a run has the measure.
     """
     names = measure_names(records) if names is None else list(names)
-    groups = group(records)
-    shown = labels(list(groups))
-    rows = []
-    for key, runs in groups.items():
-        done, _ = split(runs)
-        values = [
-            mean_interval(_after(curves(done, name), task)) if done else None
-            for name in names
+    runs = frame(records)
+    for name in names:
+        runs[name] = [
+            _after(curves([record], name), task)
+            if record["status"] == "done"
+            else np.nan
+            for record in records
         ]
-        rows.append((key.setting, shown[key], *values))
-    titles = (
-        Column(name.replace("_", " "), _digits([row[2 + i] for row in rows]))
-        for i, name in enumerate(names)
-    )
     where = {-1: "After the last task", None: "Mean over the stream"}
-    said = interval_note([len(split(runs)[0]) for runs in groups.values()])
-    note = f"{where.get(task, f'After task {task}')}; {said}, diverged runs left out."
-    return Table((Column("setting"), Column("method"), *titles), tuple(rows), (note,))
+    note = where.get(task, f"After task {task}")
+    made = interval_table(
+        runs,
+        {name: Column(name.replace("_", " ")) for name in names},
+        [f"{note}; {{interval}}, diverged runs left out."],
+        heads=("setting", "method"),
+    )
+    columns = (
+        column._replace(digits=_digits([row[place] for row in made.rows]))
+        for place, column in enumerate(made.columns)
+    )
+    return made._replace(columns=tuple(columns))
 
 
 def grid_table(grid: Grid, *, scale: float = 100.0, digits: int = 2) -> Table:
@@ -233,28 +269,30 @@ def to_markdown(table: Table) -> str:
     return "\n".join([*lines, *(f"\n{note}" for note in table.notes)]) + "\n"
 
 
+def to_frame(table: Table) -> pd.DataFrame:
+    """Unrounded values for pandas; an interval takes four columns."""
+    columns = []
+    for place, column in enumerate(table.columns):
+        values = [row[place] for row in table.rows]
+        parts = [_parts(value, column.scale) for value in values]
+        wide = any(isinstance(value, Interval) for value in values)
+        for part, name in enumerate(("", " low", " high", " runs")[: 4 if wide else 1]):
+            made = [value[part] for value in parts]
+            columns.append(pd.Series(made, name=column.name + name, dtype=object))
+    return pd.concat(columns, axis=1)
+
+
 def to_csv(table: Table) -> str:
     """Unrounded values as CSV; an interval takes four columns."""
-    wide = [
-        any(isinstance(row[i], Interval) for row in table.rows)
-        for i in range(len(table.columns))
-    ]
-    header, rows = [], [[] for _ in table.rows]
-    for i, column in enumerate(table.columns):
-        parts = ("", " low", " high", " runs") if wide[i] else ("",)
-        header += [column.name + part for part in parts]
-        for row, values in zip(rows, table.rows, strict=True):
-            value = values[i]
-            if isinstance(value, Interval):
-                scaled = [number * column.scale for number in value[:3]]
-                row += [*map(_plain, scaled), value.count]
-            else:
-                number = isinstance(value, int | float) and not isinstance(value, bool)
-                value = value * column.scale if number else value
-                row += [_plain(value), *[""] * (len(parts) - 1)]
-    stream = io.StringIO()
-    csv.writer(stream, lineterminator="\n").writerows([header, *rows])
-    return stream.getvalue()
+    return to_frame(table).map(_plain).to_csv(index=False, lineterminator="\n")
+
+
+def _parts(value: Any, scale: float) -> tuple:
+    """A value as mean, low, high and count: all of an interval, else only the first."""
+    if isinstance(value, Interval):
+        return (*(number * scale for number in value[:3]), value.count)
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return value * scale if number else value, None, None, None
 
 
 def is_text_column(table: Table, index: int) -> bool:
@@ -263,14 +301,15 @@ def is_text_column(table: Table, index: int) -> bool:
     return bool(values) and all(isinstance(v, str) or v is None for v in values)
 
 
-def _after(values: np.ndarray, task: int | None) -> np.ndarray:
-    return known_means(values) if task is None else values[:, task]
+def _after(values: np.ndarray, task: int | None) -> float:
+    """One number of a run's curve [1, T]."""
+    return float((known_means(values) if task is None else values[:, task])[0])
 
 
-def _digits(intervals: Sequence[Interval | None]) -> int:
+def _digits(intervals: Sequence[Any]) -> int:
     """Decimals such that the largest mean has about four digits."""
-    largest = max((abs(i.mean) for i in intervals if i and i.mean == i.mean), default=1)
-    return min(6, max(0, 3 - math.floor(math.log10(largest or 1))))
+    means = [abs(i.mean) for i in intervals if isinstance(i, Interval)]
+    return min(6, max(0, 3 - math.floor(math.log10(max(means, default=1) or 1))))
 
 
 def _pairs(row: tuple, table: Table):
@@ -283,17 +322,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, float):
         return int(value) if value.is_integer() else f"{value:.10g}"
     return value
-
-
-__all__ = [
-    "Column",
-    "Table",
-    "grid_table",
-    "interval_note",
-    "is_text_column",
-    "measure_table",
-    "show",
-    "summary_table",
-    "to_csv",
-    "to_markdown",
-]

@@ -41,6 +41,3 @@ def made_on(environment: dict[str, Any]) -> str:
         f"{environment['cpu']}, {environment['devices']}; jax "
         f"{environment['versions']['jax']}; commit {f'{commit[:9]} {changes}'.strip()}"
     )
-
-
-__all__ = ["fill", "made_on"]

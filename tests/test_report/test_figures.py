@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from jaxcl.report import figures
+from jaxcl import report as figures
 from jaxcl.report.curves import spread
 from jaxcl.report.records import group
 from jaxcl.report.statistics import mean_band

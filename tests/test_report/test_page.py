@@ -6,7 +6,7 @@ from pathlib import PurePosixPath
 
 import pytest
 
-from jaxcl.report import figures
+from jaxcl import report as figures
 from jaxcl.report.page import Picture, Section, render
 from jaxcl.report.style import FAINT, GRID, INK
 from jaxcl.report.summaries import summarize
@@ -53,17 +53,16 @@ def page():
     lost = [record("sam", 9, [None] * 10, status="diverged", first_bad_task=4)]
     records = [*noisy("sgd", 0), *noisy("sam", 0.01), *lost]
     picture = lambda: Picture(
-        figures.learning_curves(records), 'two "curves"', "Below."
+        "curves", figures.learning_curves(records), 'two "curves"', "Below."
     )
+    table = summary_table(summarize(records, baseline="sgd"))
     return render(
         title="Sharpness & plasticity",
         claim="SAM <keeps> plasticity.",
-        verdict="It does not.",
+        verdict=["It does not.", "Runs were <few>."],
         sections=[
             Section("Curves", "First.\n\nSecond.", [picture(), picture()]),
-            Section(
-                "Table", "", (), [summary_table(summarize(records, baseline="sgd"))]
-            ),
+            Section("Table", tables={"accuracy": table}),
         ],
         records=records,
         config={"rates": [0.1, 0.01], "name": "<b>"},
@@ -112,6 +111,20 @@ def test_the_page_holds_tables_settings_environment_and_lost_runs(reader):
     assert "1 run diverged" in text
     assert "from task 5 on" in text
     assert ("span", {"class": "badge diverged"}) in reader.tags
+
+
+def test_a_verdict_is_a_list_with_an_item_for_each_statement(page):
+    """Oracle: by hand; control: a single statement makes no list."""
+    items = re.findall(r"<li>(.*?)</li>", page[: page.index("</header>")])
+    assert items == ["It does not.", "Runs were &lt;few&gt;."]
+    assert "<ul>" not in render(title="T", claim="C.", verdict="V.", sections=[])
+
+
+def test_a_wide_table_scrolls_within_the_page_and_by_the_keyboard(reader):
+    """Oracle: the element around each table: it takes the focus and has its name."""
+    around = [attrs for tag, attrs in reader.tags if attrs.get("class") == "scroll"]
+    assert [attrs["aria-label"] for attrs in around] == ["table accuracy"]
+    assert all(attrs["tabindex"] == "0" for attrs in around)
 
 
 def test_the_page_asks_the_network_for_nothing(reader, page):

@@ -6,9 +6,11 @@ import pytest
 from jaxcl.report.records import (
     check,
     curves,
+    frame,
     group,
     labels,
     measure_names,
+    rivals,
     split,
 )
 from tests.test_report.toy_records import record, runs
@@ -106,3 +108,38 @@ def test_curves_read_measures_and_nulls():
         curves(records, "trace")
     other = record(seed=1, measures={"rank": [0.0, 0.0]})
     assert measure_names([*records, other]) == ["rank"]
+
+
+def test_a_frame_has_a_row_per_run():
+    """Oracle: by hand; runs that differ only in the seed have one number as their group."""
+    records = [
+        *runs("sgd", [(0.5, 0.5)] * 2),
+        record("sam", 7, hyper={"learning_rate": 0.1, "rho": 0.5}, status="diverged"),
+    ]
+    made = frame(records)
+    assert list(made.index) == [r["run"] for r in records]
+    assert list(made["group"]) == [0, 0, 1]
+    assert list(made["method"]) == ["sgd", "sgd", "sam"]
+    assert list(made["seed"]) == [0, 1, 7]
+    np.testing.assert_array_equal(made["hyper.rho"], [np.nan, np.nan, 0.5])
+    assert frame([]).groupby("group").ngroups == 0
+
+
+def test_a_run_is_compared_with_the_baseline_of_its_seed_and_rate():
+    """Oracle: by hand; a seed that the baseline lost, and a setting without one, have no
+    counterpart. A number that only one of the two has is ignored."""
+    sgd = lambda seed, rate, **more: record(
+        "sgd", seed, hyper={"learning_rate": rate}, **more
+    )
+    sam = lambda seed, rate, **more: record(
+        "sam", seed, hyper={"learning_rate": rate, "rho": 0.5}, **more
+    )
+    base = [sgd(0, 0.1), sgd(0, 0.01), sgd(1, 0.1, status="diverged")]
+    others = [sam(0, 0.1), sam(1, 0.1), sam(0, 0.01), sam(0, 0.1, setting="pairs")]
+    found = rivals([*base, *others], "sgd")
+    assert found[others[0]["run"]] is base[0]
+    assert found[others[2]["run"]] is base[1]
+    assert found[base[0]["run"]] is base[0]
+    assert len(found) == 4
+    with pytest.raises(ValueError, match="sam fits 2 groups of sgd"):
+        rivals([*base, *others], "sgd", match=())

@@ -6,16 +6,19 @@ import io
 import numpy as np
 import pytest
 
-from jaxcl.report.statistics import Interval
+from jaxcl.report.records import frame
+from jaxcl.report.statistics import Interval, mean_interval
 from jaxcl.report.summaries import grid, summarize
 from jaxcl.report.tables import (
     Column,
     Table,
     grid_table,
+    interval_table,
     measure_table,
     show,
     summary_table,
     to_csv,
+    to_frame,
     to_markdown,
 )
 from tests.test_report.test_summaries import noisy, sweep
@@ -178,3 +181,37 @@ def test_a_sweep_over_words_becomes_a_table():
         "nesterov True",
     ]
     assert [row[0] for row in table.rows] == ["adam", "sgd"]
+
+
+def test_an_interval_table_has_a_row_per_group():
+    """Oracle: the intervals of the same numbers; what a run lacks is left out, a total is
+    a sum, and a run that diverged is not counted."""
+    records = [
+        *runs("sgd", [(0.5, 0.5)] * 3),
+        record("sgd", 3, status="diverged"),
+        record("sam"),
+    ]
+    table = frame(records)
+    table["gap"] = [1.0, np.nan, 2.0, np.nan, np.nan]
+    table["minutes"] = [1.0, 2.0, 3.0, 4.0, 5.0]
+    columns = {
+        "gap": Column("gap"),
+        "minutes": Column("minutes", is_total=True),
+    }
+    made = interval_table(table, columns, ["So: {interval}."])
+    assert [column.name for column in made.columns][:3] == ["setting", "method", "runs"]
+    first, second = made.rows
+    assert first == ("permuted", "sgd", 3, mean_interval(np.array([1.0, 2.0])), 10.0)
+    assert second == ("permuted", "sam", 1, None, 5.0)
+    assert made.notes == ("So: mean and 95 % t-interval over seeds.",)
+    assert interval_table(table, {}, heads=["method"]).rows == (("sgd",), ("sam",))
+
+
+def test_a_frame_of_a_table_has_unrounded_values():
+    """Oracle: the numbers that went in, scaled; an interval takes four columns."""
+    made = to_frame(TABLE)
+    assert list(made["method"]) == ["sgd | plain", "sam"]
+    np.testing.assert_allclose(made["accuracy, %"].astype(float), [91.23, 50])
+    assert list(made["accuracy, % runs"]) == [5, 1]
+    assert made["p"].iloc[0] is None
+    assert made["p"].iloc[1] == 0.0004

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from jaxcl.runs.forgetting import drawings, so_far, write_readme
+from jaxcl.runs.forgetting import pictures, write_readme
 
 ROOT = Path(__file__).parents[2]
 BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
@@ -61,7 +61,7 @@ def test_losses_are_drawn_as_they_are_and_accuracies_in_per_cent():
     line = {"run": "er/seed=0", "setting": "s", "arm": "er", "hyper": {}, "seed": 0}
     line |= {"status": "done", "accuracy": [0.8, 0.6], "final": [0.4, 0.6]}
     line |= {"matrix": [[0.8, 0.1], [0.4, 0.6]], "loss": [0.49, 5.46], "seconds": 1.0}
-    made = drawings([so_far(line)], "Toy")
-    drawn = lambda name: list(made[name][0].axes[0].get_lines()[0].get_ydata())
+    made = {picture.name: picture.figure for picture in pictures([line], "Toy")}
+    drawn = lambda name: list(made[name].axes[0].get_lines()[0].get_ydata())
     assert drawn("loss") == [0.49, 5.46]
     assert drawn("so-far") == pytest.approx([80.0, 50.0])

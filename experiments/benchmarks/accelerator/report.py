@@ -81,6 +81,3 @@ def _ratio_of(line: Mapping[str, Any]) -> str:
 if __name__ == "__main__":
     expect_no_words(__doc__)
     fill(HERE / "README.md", readme_text(read_lines()), "accelerator")
-
-
-__all__ = ["LINES", "read_lines", "readme_text"]

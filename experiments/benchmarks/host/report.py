@@ -116,6 +116,3 @@ def section(config: Config, folder: RunFolder) -> str:
         f"{max(loads):.1f} while measuring."
     )
     return "\n".join([f"{words}\n", *tables(folder).values()])
-
-
-__all__ = ["report"]

@@ -1,43 +1,36 @@
 """Is sharpness the cause? Runs on one sphere of parameters that differ in it."""
 
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from jaxtyping import Float
 
-from experiments.plasticity.comparisons import (
-    Record,
-    accuracy_table,
-    by_setting,
-    names,
-    settings_with,
-    shared,
-    slope_table,
-    within,
-)
 from experiments.plasticity.correlations import (
     ahead,
     cells,
     logarithm,
-    looked,
+    measured_tasks,
     partial_correlation,
     permuted_methods,
     within_methods,
 )
-from experiments.plasticity.matching import matched_table
-from experiments.plasticity.report_parts import (
-    known,
-    measure_pictures,
-    picture,
-    table,
-    window_of,
+from jaxcl.report.page import Picture
+from jaxcl.report.records import (
+    Record,
+    curves,
+    frame,
+    group,
+    labels,
+    rivals,
+    settings_with,
+    split,
+    values_of,
+    within,
 )
-from jaxcl.report import figures, page
-from jaxcl.report.curves import learning_curves
-from jaxcl.report.records import curves, group, labels, split
-from jaxcl.report.statistics import known_means, mean_interval
-from jaxcl.report.tables import Column, Table, interval_note, measure_table
+from jaxcl.report.scatter import scatter
+from jaxcl.report.sections import known_measures
+from jaxcl.report.statistics import known_means
+from jaxcl.report.tables import Column, Table, interval_table
 
 BASELINE = "sgd-sphere"
 SPHERE = (BASELINE, "sam-sphere", "reverse-sphere", "noise-sphere")
@@ -83,98 +76,64 @@ task can.
 """
 
 
-def controls_section(records: Sequence[Record], path: Path) -> page.Section:
-    """Comparison on the sphere, a check of the manipulation, and what goes with what."""
-    sphere = by_setting([r for arm in SPHERE for r in records if r["arm"] == arm])
-    settings = names(sphere, "setting")
-    beside = within([r for r in records if r["arm"] == "sgd"], settings)
-    every, finished = by_setting([*sphere, *beside]), settings_with(sphere)
-    pictures = []
-    if finished:
-        shown = within(every, finished)
-        drawn = learning_curves(shown, window=window_of(shown))
-        alt = "Accuracy on the task just learned, weight norm held, and plain SGD."
-        pictures.append(picture(path, "controls", drawn, alt))
-    pictures += measure_pictures(path, "controls", every, finished, CHECKED)
-    pictures += cause_pictures(path, sphere, finished)
-    tables = [
-        table(path, "controls", accuracy_table(every, BASELINE)),
-        table(path, "controls-slope", slope_table(every, BASELINE)),
-    ]
-    if checked := known(every, CHECKED):
-        made = measure_table(every, checked, task=None)
-        tables.append(table(path, "controls-measures", made))
-        made = relative_table(every, checked)
-        tables.append(table(path, "controls-relative", made))
-    related = {
-        "matched": matched_table(sphere, BASELINE),
-        "cause": cause_table(sphere),
-        "ahead": ahead_table(sphere),
-    }
-    tables += [table(path, name, made) for name, made in related.items() if made.rows]
-    return page.Section("Is sharpness the cause?", TEXT, pictures, tables)
+def on_sphere(records: Sequence[Record]) -> list[Record]:
+    """The controlled runs by setting, plain SGD on the sphere first."""
+    found = [r for arm in SPHERE for r in records if r["arm"] == arm]
+    return within(found, values_of(found, "setting"))
 
 
-def cause_pictures(
-    path: Path, sphere: Sequence[Record], settings: Sequence[str]
-) -> list[page.Picture]:
-    """Accuracy against the largest eigenvalue, a point per run."""
-    pictures = []
-    for setting in settings:
+def with_sgd(records: Sequence[Record]) -> list[Record]:
+    """The controlled runs, and beside them plain SGD in the same settings."""
+    sphere = on_sphere(records)
+    beside = [r for r in records if r["arm"] == "sgd"]
+    return within([*sphere, *beside], values_of(sphere, "setting"))
+
+
+def cause_pictures(records: Sequence[Record]) -> Iterable[Picture]:
+    """Accuracy against the largest eigenvalue, a point per run, a figure per setting."""
+    sphere = on_sphere(records)
+    for setting in settings_with(sphere):
         here = within(sphere, [setting])
         done = split(here)[0]
-        if SHARPNESS[0] not in known(here):
+        if SHARPNESS[0] not in known_measures(here):
             continue
         if np.isfinite(known_means(curves(done, SHARPNESS[0]))).sum() >= 3:
-            drawn = figures.scatter(
-                here, SHARPNESS[0], title=f"{setting}: weight norm held"
-            )
+            drawn = scatter(here, SHARPNESS[0], title=f"{setting}: weight norm held")
             alt = f"Accuracy against the largest eigenvalue at equal norm, {setting}."
             caption = (
                 f"{alt} Line and correlation are over all rates together, and mostly tell "
                 "rates apart; a table below takes the rate out."
             )
-            pictures.append(picture(path, f"cause-{setting}", drawn, alt, caption))
-    return pictures
+            yield Picture(f"cause-{setting}", drawn, alt, caption)
 
 
-def relative_table(records: Sequence[Record], checked: Sequence[str]) -> Table:
+def relative_table(records: Sequence[Record]) -> Table:
     """The check of the manipulation: measures relative to SGD on the sphere."""
-    done = split(records)[0]
-    rivals = {shared(r): r for r in done if r["arm"] == BASELINE}
-    groups = group([r for r in done if r["arm"] != BASELINE and shared(r) in rivals])
-    shown = labels(list(groups))
-
-    def relative(runs, name):
-        mine = known_means(curves(runs, name))
-        theirs = known_means(curves([rivals[shared(r)] for r in runs], name))
+    rival = rivals(records, BASELINE)
+    done = [r for r in records if r["run"] in rival and r["arm"] != BASELINE]
+    runs = frame(done)
+    checked = known_measures(records, CHECKED)
+    mean = lambda run, name: known_means(curves([run], name))[0]
+    for name in checked:
+        pairs = np.array([(mean(r, name), mean(rival[r["run"]], name)) for r in done])
+        mine, theirs = pairs.reshape(-1, 2).T
         usable = (mine > 0) & (theirs > 0)
-        return mean_interval(mine[usable] / theirs[usable] - 1) if any(usable) else None
-
-    rows = tuple(
-        (where.setting, shown[where], len(runs), *(relative(runs, n) for n in checked))
-        for where, runs in groups.items()
-    )
-    columns = (
-        Column("setting"),
-        Column("method"),
-        Column("runs", 0),
-        *(Column(f"{name.replace('_', ' ')}, %", 1, 100.0) for name in checked),
-    )
-    said = interval_note(map(len, groups.values()), ", not corrected for their number")
+        runs[name] = np.where(usable, mine / np.where(usable, theirs, 1.0) - 1, np.nan)
     note = (
         f"Means over the stream relative to {BASELINE}, paired by seed, in per cent more; "
-        f"{said}."
+        "{interval}."
     )
-    return Table(columns, rows, (note,))
+    shown = {n: Column(f"{n.replace('_', ' ')}, %", 1, 100.0) for n in checked}
+    also = ", not corrected for their number"
+    return interval_table(runs, shown, [note], also=also)
 
 
 def cause_table(records: Sequence[Record]) -> Table:
     """Log sharpness and accuracy on the next tasks over runs, and over whole methods."""
-    rows = []
-    for setting in settings_with(records):
-        done = split(within(records, [setting]))[0]
-        for name in known(done, SHARPNESS):
+    rows, sphere = [], on_sphere(records)
+    for setting in settings_with(sphere):
+        done = split(within(sphere, [setting]))[0]
+        for name in known_measures(done, SHARPNESS):
             measured = curves(done, name)
             x, y = ahead(measured, curves(done))
             if not x.size:
@@ -183,21 +142,17 @@ def cause_table(records: Sequence[Record]) -> Table:
             usable = np.isfinite(sharpness)
             some = [r for r, use in zip(done, usable, strict=True) if use]
             found = correlations(
-                some, sharpness[usable], accuracy[usable], looked(measured)
+                some, sharpness[usable], accuracy[usable], measured_tasks(measured)
             )
             left_out = int(np.sum(~usable))
             rows.append((setting, name.replace("_", " "), len(some), left_out, *found))
     columns = (
-        Column("setting"),
-        Column("sharpness"),
-        Column("runs", 0),
-        Column("no logarithm", 0),
-        Column("r"),
-        Column("r, seed and rate out"),
-        Column("r, rank out too"),
-        Column("r, gradient norm out too"),
-        Column("with gradient norm"),
-        Column("r of methods"),
+        *map(Column, ("setting", "sharpness")),
+        *(Column(name, 0) for name in ("runs", "no logarithm")),
+        *map(Column, ("r", "r, seed and rate out", "r, rank out too")),
+        *map(
+            Column, ("r, gradient norm out too", "with gradient norm", "r of methods")
+        ),
         Column("p (methods permuted)", is_p_value=True),
     )
     notes = (
@@ -218,69 +173,59 @@ def correlations(
     runs: Sequence[Record],
     sharpness: Float[np.ndarray, " s"],
     accuracy: Float[np.ndarray, " s"],
-    looks: np.ndarray,
+    tasks: np.ndarray,
 ) -> list[float | None]:
-    """The last seven columns of :func:`cause_table`; rank and norm are taken at looks."""
+    """The last seven columns of :func:`cause_table`; rank and norm are of ``tasks``."""
     if not runs:
         return [None] * 7
+    known = known_measures(runs, CHECKED)
+    mean = lambda name: (
+        known_means(curves(runs, name)[:, tasks])
+        if name in known
+        else np.full(len(runs), np.nan)
+    )
     rates = np.log([r["hyper"]["learning_rate"] for r in runs])
     seeds = np.array([r["seed"] for r in runs])
     seen = np.column_stack([seeds[:, None] == np.unique(seeds), rates]).astype(float)
-    mean = lambda name: (
-        known_means(curves(runs, name)[:, looks])
-        if name in known(runs, CHECKED)
-        else np.full(len(runs), np.nan)
-    )
     ranked = np.column_stack([seen, mean("effective_rank")])
     steepness = logarithm(mean("grad_norm"))
-    fitted = np.column_stack([ranked, steepness])
+    taken_out = (
+        np.ones((len(runs), 1)),
+        seen,
+        ranked,
+        np.column_stack([ranked, steepness]),
+    )
     found = [
-        partial_correlation(sharpness, accuracy, np.ones((len(runs), 1))),
-        partial_correlation(sharpness, accuracy, seen),
-        partial_correlation(sharpness, accuracy, ranked),
-        partial_correlation(sharpness, accuracy, fitted),
+        *(partial_correlation(sharpness, accuracy, others) for others in taken_out),
         partial_correlation(sharpness, steepness, seen),
         *permuted_methods(*cells(runs, sharpness, accuracy)),
     ]
-    return [None if np.isnan(value) else value for value in found]
+    return [_known(value) for value in found]
 
 
 def ahead_table(records: Sequence[Record]) -> Table:
     """The eigenvalue after a task and accuracy, among the seeds of one method and rate."""
-    groups = group(split(records)[0])
+    groups = group(split(on_sphere(records))[0])
     shown = labels(list(groups))
     rows = []
     for where, runs in groups.items():
-        if SHARPNESS[0] not in known(runs):
+        if SHARPNESS[0] not in known_measures(runs):
             continue
         measured, accuracy = curves(runs, SHARPNESS[0]), curves(runs)
-        looks = looked(measured)
+        tasks = measured_tasks(measured)
         x, after = ahead(measured, accuracy)
         x = logarithm(x)
         usable = np.isfinite(x).all(axis=1)
-        same = accuracy[:, looks]
         found = [
             within_methods(x[usable], y[usable]) if x.size else np.nan
-            for y in (same, after)
+            for y in (accuracy[:, tasks], after)
         ]
-        rows.append(
-            (
-                where.setting,
-                shown[where],
-                int(usable.sum()),
-                int(np.sum(~usable)),
-                len(looks),
-                *(None if np.isnan(value) else value for value in found),
-            )
-        )
+        counts = int(usable.sum()), int(np.sum(~usable)), len(tasks)
+        rows.append((where.setting, shown[where], *counts, *map(_known, found)))
     columns = (
-        Column("setting"),
-        Column("method"),
-        Column("runs", 0),
-        Column("no logarithm", 0),
-        Column("looks", 0),
-        Column("r, task just learned"),
-        Column("r, next tasks"),
+        *map(Column, ("setting", "method")),
+        *(Column(name, 0) for name in ("runs", "no logarithm", "looks")),
+        *map(Column, ("r, task just learned", "r, next tasks")),
     )
     note = (
         "Correlation of the log of the largest eigenvalue after a task with accuracy on "
@@ -290,4 +235,5 @@ def ahead_table(records: Sequence[Record]) -> Table:
     return Table(columns, tuple(rows), (note,))
 
 
-__all__ = ["ahead_table", "cause_table", "controls_section", "relative_table"]
+def _known(value: float) -> float | None:
+    return None if np.isnan(value) else value

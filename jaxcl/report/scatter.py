@@ -1,0 +1,97 @@
+"""Scatter plots: a point per run."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from scipy import stats
+
+from jaxcl.errors import InputError
+from jaxcl.report.records import Record, check, curves, group, group_of, split
+from jaxcl.report.style import (
+    FAINT,
+    finish,
+    names_and_styles,
+    one_setting,
+    panels,
+    styled,
+)
+from jaxcl.report.summaries import SUFFIXES, quantity_of
+
+
+def scatter(
+    records: Sequence[Record],
+    x: str,
+    y: str = "accuracy",
+    *,
+    quantity: str = "mean",
+    title: str = "",
+) -> Figure:
+    """Scatter plot of ``y`` against ``x``, one point per finished run.
+
+    The line is the least-squares fit over all runs of all arms; the correlation (Pearson
+    and Spearman) is written below the title. It is descriptive and not a test: it has no
+    interval, because runs of one arm are not independent, and does not imply a cause. A
+    mean is taken over the tasks at which the quantity was measured.
+
+    Args:
+      records: runs of one setting.
+      x: ``accuracy``, ``loss`` or a measure.
+      y: likewise.
+      quantity: how a curve becomes a number: ``mean``, ``last``, ``slope`` or ``late
+        slope``.
+      title: above the figure.
+
+    Raises:
+      InputError: for malformed records, several settings, an unknown quantity, or fewer
+        than three runs with both numbers known.
+    """
+    check(records)
+    one_setting("scatter", records)
+    done = split(records)[0]
+    number = quantity_of("scatter", quantity)
+    per_run = [number(curves(done, name)) for name in (x, y)] if done else [[], []]
+    points = np.stack(per_run, axis=1)
+    known = np.isfinite(points).all(axis=1)
+    if known.sum() < 3:
+        msg = f"scatter: expected three runs with {x} and {y}, got {known.sum()}."
+        raise InputError(msg)
+    points *= [100 if name == "accuracy" else 1 for name in (x, y)]
+    with styled():
+        figure, (ax,) = panels(1, 1, width=6.4, height=4.1)
+        named, styles = names_and_styles(records)
+        for key in group(done):
+            mine = np.array([group_of(r) == key for r in done]) & known
+            hollow = styles[key].dashes != "solid"
+            ax.scatter(
+                *points[mine].T,
+                s=36,
+                color="none" if hollow else styles[key].colour,
+                edgecolor=styles[key].colour if hollow else "white",
+                linewidth=1.4 if hollow else 0.6,
+                alpha=0.9,
+                zorder=3,
+                label=named[key],
+            )
+        ax.set_title(_fit(ax, points[known]), fontweight="normal", fontsize=10)
+        for name, put in ((x, ax.set_xlabel), (y, ax.set_ylabel)):
+            unit = ", %" if name == "accuracy" else ""
+            put(name.replace("_", " ") + unit + SUFFIXES[quantity])
+        ax.grid(axis="x")
+        ax.legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
+        finish(figure, records, title, shown="")
+        return figure
+
+
+def _fit(ax: Axes, points: np.ndarray) -> str:
+    """Draw the least-squares line; returns the text for the correlation."""
+    if np.any(np.ptp(points, axis=0) == 0):
+        return f"no correlation: one of the two is the same in all {len(points)} runs"
+    slope, intercept = np.polyfit(points[:, 0], points[:, 1], 1)
+    ends = np.array([points[:, 0].min(), points[:, 0].max()])
+    ax.plot(ends, intercept + slope * ends, color=FAINT, linewidth=1.4, zorder=2)
+    r = stats.pearsonr(*points.T)[0]
+    rho = stats.spearmanr(*points.T)[0]
+    text = f"Pearson r = {r:.2f}, Spearman ρ = {rho:.2f}, {len(points)} runs"
+    return text.replace("-", "\N{MINUS SIGN}")

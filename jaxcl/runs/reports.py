@@ -1,0 +1,233 @@
+"""Reports on disk: of a paper's runs, and of any run folder there is."""
+
+import json
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxcl.errors import MissingFileError
+from jaxcl.report import figures, page
+from jaxcl.report.heatmaps import result_heatmaps
+from jaxcl.report.page import Picture, Section
+from jaxcl.report.records import Record, check, split, values_of, within
+from jaxcl.report.sections import (
+    Part,
+    assemble,
+    curves_of,
+    known_measures,
+    measures_of,
+)
+from jaxcl.report.summaries import summarize
+from jaxcl.report.tables import (
+    Column,
+    Table,
+    measure_table,
+    show,
+    summary_table,
+    to_csv,
+    to_markdown,
+)
+from jaxcl.runs import forgetting
+from jaxcl.runs.folder import (
+    CHECKPOINTS,
+    RunFolder,
+    read_json,
+    read_records,
+)
+from jaxcl.training.files import write_text
+
+ABOUT = ("config", "environment", "status")
+
+#: Of runs that have only curves of accuracy.
+CURVES = (
+    Part(
+        "Accuracy on the task just learned",
+        "",
+        (curves_of("accuracy", "Accuracy on the task just learned."),),
+        {
+            "accuracy": lambda records: summary_table(
+                summarize(records, baseline=None)
+            ),
+            "measures": lambda records: measure_table(
+                records, known_measures(records), task=None
+            ),
+        },
+    ),
+    Part("Measures along the stream", "", (measures_of("measures"),)),
+)
+
+
+def write_report(
+    folder: RunFolder | Path,
+    *,
+    title: str,
+    claim: str = "",
+    verdict: str | Sequence[str] = "",
+    sections: Sequence[Section],
+    records: Sequence[Record] = (),
+) -> Path:
+    """Write ``tables/``, ``figures/`` and ``report.html``, and print the verdict.
+
+    Args:
+      folder: of the run; settings, environment and status are read from it.
+      title: of the page.
+      claim: what was to be tested, in one sentence.
+      verdict: what was found: a statement, or a list of them.
+      sections: in order; one without text, picture and table is left out.
+      records: those that diverged are named on the page.
+
+    Returns:
+      The page.
+    """
+    path = folder.path if isinstance(folder, RunFolder) else folder
+    for section in sections:
+        for name, table in section.tables.items():
+            write_text(path / "tables" / f"{name}.csv", to_csv(table))
+            write_text(path / "tables" / f"{name}.md", to_markdown(table))
+        for picture in section.pictures:
+            figures.save(picture.figure, path / "figures" / picture.name)
+    html = page.render(
+        title=title,
+        claim=claim,
+        verdict=verdict,
+        sections=[s for s in sections if s.text or s.pictures or s.tables],
+        records=records,
+        **{name: _read(path / f"{name}.json") for name in ABOUT},
+    )
+    write_text(path / "report.html", html)
+    print(verdict if isinstance(verdict, str) else "\n".join(verdict))
+    print(f"figures and tables: {path / 'report.html'}")
+    return path / "report.html"
+
+
+def page_of_run(
+    folder: RunFolder | str | Path, *, title: str = "", claim: str = ""
+) -> Path:
+    """Write and print the report of a run folder, whichever experiment it is of.
+
+    A folder with ``results.jsonl`` is reported by its accuracy matrices or, where runs have
+    none, by its curves of accuracy. A folder of one call of ``learn`` is reported by the
+    results beside its newest checkpoint.
+
+    Args:
+      folder: of the run; its report may be there already, and is replaced.
+      title: of the page; the name of the experiment if empty, or of the folder.
+      claim: what was to be tested, if anything.
+
+    Returns:
+      The page.
+
+    Raises:
+      MissingFileError: if the folder holds neither.
+      InputError: for lines that are not records of accuracies, see
+        :func:`jaxcl.report.records.check`.
+    """
+    path = folder.path if isinstance(folder, RunFolder) else Path(folder)
+    experiment = _read(path / "config.json").get("experiment")
+    title = title or experiment or path.resolve().name
+    records = read_records(path)
+    if not records and experiment is None:
+        return write_report(path, title=title, claim=claim, **_of_learn(path))
+    if records:
+        check(records)
+    records = within(records, values_of(records, "setting"))
+    kept = all(r.get("matrix") is not None for r in split(records)[0])
+    parts = forgetting.parts(title) if kept else CURVES
+    return write_report(
+        path,
+        title=title,
+        claim=claim,
+        verdict=forgetting.statements(records) if kept else _accuracies(records),
+        sections=[assemble(part, records) for part in parts],
+        records=records,
+    )
+
+
+def _accuracies(records: Sequence[Record]) -> list[str]:
+    """A statement for each group that has a finished run."""
+    percent = Column("", 1, 100.0)
+    return [
+        f"{s.group.setting}, {s.label}: {show(s.mean, percent)} %"
+        for s in summarize(records, baseline=None)
+        if s.mean is not None
+    ]
+
+
+def _of_learn(path: Path) -> dict[str, Any]:
+    """Verdict and sections of one call of ``learn``, from beside its newest checkpoint."""
+    notes = _newest_notes(path)
+    tasks = [task["name"] for task in notes.get("tasks", ())]
+    shape = len(tasks) + 1
+    results = {
+        metric: {
+            learner: np.stack([_padded(v, shape) for v in columns.values()], axis=1)
+            for learner, columns in learners.items()
+        }
+        for metric, learners in notes["results"].items()
+    }
+    if not results:
+        return {"verdict": "No metric was measured.", "sections": []}
+    first = next(iter(next(iter(notes["results"].values())).values()))
+    # tasks are called by their numbers there, further sets "set NAME FINGERPRINT"
+    names = [tasks[int(n)] if n.isdigit() else n.split(" ")[1] for n in first]
+    alt = "Each metric on each data set (columns) after so many tasks (rows)."
+    picture = Picture("results", result_heatmaps(results, names), alt)
+    tables = {"final": _final_table(results, names, len(tasks))}
+    rows = next(iter(next(iter(results.values())).values()))
+    (measured,) = np.nonzero(np.isfinite(rows).any(axis=1))
+    last = int(max(measured, default=0))
+    return {
+        "verdict": f"Measured after {last} of {len(tasks)} tasks.",
+        "sections": [Section("Results along the stream", "", [picture], tables)],
+    }
+
+
+def _newest_notes(path: Path) -> dict[str, Any]:
+    """The notes of the newest checkpoint that has readable ones."""
+    files = [f for f in (path / CHECKPOINTS).glob("*.json") if f.stem.isdigit()]
+    for file in sorted(files, key=lambda file: int(file.stem), reverse=True):
+        with suppress(ValueError, KeyError, TypeError):
+            notes = json.loads(file.read_text(encoding="utf-8"))["notes"]
+            if isinstance(notes["results"], dict):
+                return notes
+    msg = (
+        f"report: {path} has neither runs in results.jsonl nor checkpoints with results; "
+        "give the folder of a run."
+    )
+    raise MissingFileError(msg)
+
+
+def _padded(values: Sequence[float | None], length: int) -> np.ndarray:
+    """A column of results; a stream that was shorter when it was measured has fewer."""
+    known = np.array(values, float)
+    return np.append(known, np.full(length - len(known), np.nan))
+
+
+def _final_table(
+    results: Mapping[str, Mapping[str, np.ndarray]],
+    names: Sequence[str],
+    num_tasks: int,
+) -> Table:
+    """A row per data set: each metric when the task was just learned, and at the end."""
+    columns, values = [Column("data set")], [list(names)]
+    for metric, learners in results.items():
+        for learner, matrix in learners.items():
+            name = metric if len(learners) == 1 else f"{metric}, {learner}"
+            learned = [
+                matrix[i + 1, i] if i < num_tasks else None for i in range(len(names))
+            ]
+            measured = matrix[np.isfinite(matrix).any(axis=1)]
+            last = measured[-1] if len(measured) else np.full(len(names), np.nan)
+            columns += [
+                Column(f"{name}, just learned", 4),
+                Column(f"{name}, at the end", 4),
+            ]
+            values += [learned, last.tolist()]
+    return Table(tuple(columns), tuple(zip(*values, strict=True)), ("One run.",))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return read_json(path) if path.exists() else {}

@@ -1,0 +1,145 @@
+"""The report of any run folder: of runs with matrices, with curves, and of one `learn`."""
+
+import json
+import shutil
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+from jaxcl.data import Task, array_dataset
+from jaxcl.errors import InputError, MissingFileError
+from jaxcl.losses import cross_entropy, single_head
+from jaxcl.method import make_method
+from jaxcl.metrics import classification
+from jaxcl.models import mlp
+from jaxcl.report import figures
+from jaxcl.runs.reports import page_of_run
+from jaxcl.training import Options, learn
+from jaxcl.tree import as_batch
+
+LINE = {"setting": "s", "arm": "er", "hyper": {}, "status": "done", "seconds": 60.0}
+
+
+def folder_of(path, lines, experiment="toy"):
+    path.mkdir()
+    text = "".join(json.dumps({**LINE, **line}) + "\n" for line in lines)
+    (path / "results.jsonl").write_text(text)
+    (path / "config.json").write_text(json.dumps({"experiment": experiment}))
+    return path
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """Figures by name, not painted."""
+    found = {}
+    keep = lambda figure, path: found.update({path.name: figure})
+    monkeypatch.setattr(figures, "save", keep)
+    return found
+
+
+def test_runs_with_matrices_are_reported_by_what_they_keep(tmp_path, drawn, capsys):
+    """Oracle: by hand, two seeds; the run that diverged is named and counts nowhere."""
+    matrix = lambda last: [[0.8, None], [last, 0.6]]
+    lines = [
+        {"run": f"er/{n}", "seed": n, "accuracy": [0.8, 0.6], "matrix": matrix(last)}
+        for n, last in enumerate((0.4, 0.6))
+    ]
+    lost = {"run": "er/2", "seed": 2, "accuracy": [None, None], "status": "diverged"}
+    page = page_of_run(folder_of(tmp_path / "run", [*lines, lost]))
+    assert page == tmp_path / "run" / "report.html"
+    text = page.read_text()
+    assert "<title>toy</title>" in text
+    assert "er/2" in text
+    assert "er: 55.0 % over all tasks at the end" in capsys.readouterr().out
+    assert set(drawn) == {"matrices", "so-far"}  # these lines have no loss
+    row = (tmp_path / "run" / "tables" / "forgetting.csv").read_text().splitlines()[1]
+    assert row.startswith("er,2,55,")
+
+
+def test_runs_with_curves_alone_are_reported_by_them(tmp_path, drawn, capsys):
+    """Oracle: by hand, two settings; nothing is compared, for no arm is the baseline."""
+    lines = [
+        {"run": f"{s}/{arm}", "setting": s, "arm": arm, "seed": 0, "accuracy": curve}
+        for s, arm, curve in (("a", "x", [0.5, 0.7]), ("b", "y", [0.1, 0.3, 0.2]))
+    ]
+    lines[0]["measures"] = {"rank": [1.0, 3.0]}
+    page = page_of_run(folder_of(tmp_path / "run", lines), title="Mine", claim="C.")
+    assert "<title>Mine</title>" in page.read_text()
+    said = capsys.readouterr().out
+    assert "a, x: 60.0 %" in said
+    assert "b, y: 20.0 %" in said
+    assert set(drawn) == {"accuracy", "measures-a"}
+    text = (tmp_path / "run" / "tables" / "accuracy.md").read_text()
+    assert text.count("no baseline") == 2
+
+
+@pytest.fixture(scope="module")
+def learned(tmp_path_factory):
+    """A short run of the host loop, its folder, and the names of its data."""
+    folder = tmp_path_factory.mktemp("learn") / "run"
+    rng = np.random.default_rng(0)
+    rows = lambda: (rng.normal(size=(16, 4)).astype("f4"), rng.integers(0, 3, 16))
+    data = lambda t: array_dataset(as_batch(*rows(), task=t))
+    model = mlp((4, 3))
+    loss = cross_entropy(single_head(model.apply))
+    result = learn(
+        jax.random.key(0),
+        lambda frozen: make_method(loss, optax.sgd(0.1)),
+        model.init(jax.random.key(1)),
+        [Task(name, data(t), data(t)) for t, name in enumerate(("first", "2nd"))],
+        Options(num_steps=4, batch_size=8, eval_batch_size=16),
+        folder=folder,
+        metrics=classification(single_head(model.apply)),
+        evaluation={"other": data(0)},
+        quiet=True,
+    )
+    return folder, result
+
+
+def test_one_call_of_learn_is_reported_from_its_checkpoints(learned, tmp_path, drawn):
+    """Oracle: the results that `learn` returned: the same arrays, the same last row."""
+    folder, result = learned
+    here = shutil.copytree(folder, tmp_path / "run")
+    assert page_of_run(here).exists()
+    (axes, *_) = (ax for ax in drawn["results"].axes if ax.images)
+    metric = next(iter(result.results))
+    (values,) = result.results[metric].values()
+    assert axes.get_title("left") == metric
+    shown = np.ma.filled(axes.images[0].get_array(), np.nan)
+    np.testing.assert_allclose(shown, values)
+    lines = (here / "tables" / "final.csv").read_text().splitlines()
+    first, second, other = (line.split(",") for line in lines[1:])
+    assert [first[0], second[0], other[0]] == ["first", "2nd", "other"]
+    np.testing.assert_allclose(float(first[1]), values[1, 0], rtol=1e-6)
+    np.testing.assert_allclose(float(second[1]), values[2, 1], rtol=1e-6)
+    assert other[1] == ""
+    last = [float(row[2]) for row in (first, second, other)]
+    np.testing.assert_allclose(last, values[-1], rtol=1e-6)
+    assert "Measured after 2 of 2 tasks." in (here / "report.html").read_text()
+
+
+def test_a_damaged_note_is_passed_over(learned, tmp_path, drawn):
+    """Oracle: the note before it, in which one task had been learned."""
+    here = shutil.copytree(learned[0], tmp_path / "run")
+    notes = sorted((here / "checkpoints").glob("*.json"), key=lambda p: int(p.stem))
+    assert len(notes) == 2
+    notes[-1].write_text('{"notes": 3}')
+    page_of_run(here)
+    assert "Measured after 1 of 2 tasks." in (here / "report.html").read_text()
+    assert "results" in drawn
+
+
+def test_what_is_no_run_is_refused_in_a_line(tmp_path):
+    """Oracle: the folder's name; for lines of another kind, the field that they lack."""
+    with pytest.raises(MissingFileError, match=f"{tmp_path.name} has neither"):
+        page_of_run(tmp_path)
+    with pytest.raises(InputError, match="lacks the field 'accuracy'"):
+        page_of_run(folder_of(tmp_path / "other", [{"run": "x", "seed": 0}]))
+
+
+def test_a_run_of_which_nothing_has_finished_has_a_page(tmp_path, capsys):
+    """Oracle: the words; the folder has a configuration and no line."""
+    assert page_of_run(folder_of(tmp_path / "run", [])).exists()
+    assert "No run has finished." in capsys.readouterr().out
