@@ -5,10 +5,9 @@ are saved, the tree on disk is compared with the expected one before anything is
 every file has a checksum, and if a checkpoint is damaged the one before it is used.
 
 A folder holds ``<step>/`` as orbax writes it, and beside it ``<step>.json``: the leaves
-and the checksums. That file is written last; without it a checkpoint is ignored.
+and all checksums. See :mod:`jaxcl.training.checkpoint_files`.
 """
 
-import json
 import os
 import shutil
 import warnings
@@ -24,14 +23,31 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from jaxcl.errors import (
-    InputError,
-    MissingFileError,
-    WriteError,
-    check_size,
-    shown,
+from jaxcl.errors import InputError, MissingFileError, WriteError, check_size, shown
+from jaxcl.training.checkpoint_files import (
+    BEGUN,
+    MARK,
+    DamageError,
+    Note,
+    all_steps,
+    check_readable,
+    checksums,
+    clean,
+    examined,
+    is_ours,
+    is_preserved,
+    make_room,
+    note_of,
+    plain_path,
+    set_aside,
+    steps,
 )
-from jaxcl.training.files import check_metadata, check_plain, checksum
+from jaxcl.training.files import (
+    as_folder,
+    as_metadata,
+    check_metadata,
+    write_checked,
+)
 from jaxcl.training.processes import is_primary
 
 
@@ -80,65 +96,50 @@ def save(
       ValueError: for a negative step, ``keep`` below one, ``metadata`` that JSON cannot
         hold, or a leaf that is not an array or that JAX would store in fewer bits (float64
         without x64).
-      OSError: if the disk is full or the folder cannot be written; existing checkpoints
-        are intact.
+      OSError: if the disk is full or the folder cannot be written, or if what was written
+        cannot be read; existing checkpoints are intact.
     """
     check_size("save", least=0, step=step)
     check_size("save", keep=keep)
-    check_plain("checkpoint", metadata)
+    path = as_folder("save", folder) / str(step)
+    held = as_metadata("checkpoint", metadata)
     leaves = _leaves(tree)
     from orbax.checkpoint import v1 as orbax  # here, because the import takes a second
 
-    path = Path(folder).resolve() / str(step)
+    data = _numbered([_data(leaf) for leaf in leaves.values()])
+    data = data or {"none": jnp.zeros(1)}
+    new = path.with_name(f"{step}.new")
     with _telling(path):
         if is_primary():
-            _note(path).unlink(missing_ok=True)
-        data = _numbered([_data(leaf) for leaf in leaves.values()])
-        orbax.save(str(path), data or {"none": jnp.zeros(1)}, overwrite=True)
-        if not is_primary():  # one process writes the checksums for all
-            return path
-        note = {
-            "leaves": _describe(leaves),
-            "keys": {
-                n: str(jax.random.key_impl(k)) for n, k in leaves.items() if _is_key(k)
-            },
-            "checksums": _checksums(path),
-            "preserve": preserve,
-            "metadata": dict(metadata or {}),
-            "notes": dict(notes or {}),
-        }
-        partial = path.with_suffix(".json.tmp")
-        partial.write_text(json.dumps(note, indent=1))
-        os.replace(partial, _note(path))
-    _make_room(path, keep, preserve=preserve)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            clean(path.parent)
+            if path.exists() and not is_ours(path):
+                msg = (
+                    f"save: {path} was not written by jaxcl; move it to another place."
+                )
+                raise InputError(msg)
+        with plain_path(new) as place:
+            orbax.save(place, data, overwrite=True, custom_metadata=MARK)
+            if not is_primary():  # one process writes the checksums for all
+                return path
+            check_readable(place, path, data)
+        keys = {n: str(jax.random.key_impl(k)) for n, k in leaves.items() if _is_key(k)}
+        note = Note(
+            leaves=_describe(leaves),
+            keys=keys,
+            checksums=checksums(new),
+            preserve=preserve,
+            metadata=held,
+            notes=dict(notes or {}),
+        )
+        write_checked(note_of(new), note._asdict())
+        earlier = set_aside(path)
+        os.replace(new, path)
+        os.replace(note_of(new), note_of(path))
+        shutil.rmtree(earlier, ignore_errors=True)
+        (path.parent / BEGUN).unlink(missing_ok=True)
+    make_room(path, keep, preserve=preserve)
     return path
-
-
-def _make_room(path: Path, keep: int, *, preserve: bool) -> None:
-    """Remove the checkpoints that the one at ``path`` replaces."""
-    step = int(path.name)
-    held = {
-        other for other in steps(path.parent) if is_preserved(path.parent / str(other))
-    }
-    others = [
-        other for other in steps(path.parent) if other < step and other not in held
-    ]
-    room = keep if preserve else keep - 1
-    kept = {str(s) for s in (step, *held, *others[max(0, len(others) - room) :])}
-    for entry in sorted(path.parent.iterdir()):  # a checkpoint goes before its note
-        name = entry.name.split(".")[0]
-        if _is_ours(entry) and (name not in kept or "tmp" in entry.name):
-            _remove(entry)
-
-
-def _is_ours(entry: Path) -> bool:
-    """Whether it is a checkpoint, its note, or an incomplete one of these."""
-    step, _, rest = entry.name.partition(".")
-    if not step.isdigit():
-        return False
-    if entry.is_dir():
-        return "orbax" in rest or (not rest and (entry / "orbax.checkpoint").exists())
-    return rest in ("json", "json.tmp")
 
 
 @contextmanager
@@ -150,6 +151,8 @@ def _telling(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
         if isinstance(error, TimeoutError) and error.errno is None:
             raise  # another process did not respond; not an error of the disk
         if not isinstance(error, OSError) and "os_error_code" not in str(error):
@@ -185,17 +188,20 @@ def restore(
         (the message lists the differences), if it was saved with another ``metadata``, or
         if every checkpoint is damaged.
     """
-    folder = Path(folder).resolve()
-    found = steps(folder)
+    folder, wanted = as_folder("restore", folder), as_metadata("checkpoint", metadata)
+    if not all_steps(folder) and all_steps(folder / "checkpoints"):
+        folder = folder / "checkpoints"
+    found = all_steps(folder)
     if not found:
         msg = f"restore: no checkpoint in {folder}; save one first."
         raise MissingFileError(msg)
     damaged = []
     for step in reversed(found):
         path = folder / str(step)
-        reason = _damage(path)
-        if reason:
-            damaged.append(f"{step} ({reason})")
+        try:
+            note = examined(path)
+        except DamageError as damage:
+            damaged.append(f"{step} ({damage})")
             continue
         if damaged:
             warnings.warn(
@@ -203,13 +209,10 @@ def restore(
                 f"{', '.join(damaged)}; went back to {step}.",
                 stacklevel=2,
             )
-        note = json.loads(_note(path).read_text())
         if metadata is not None:
-            check_plain("checkpoint", metadata)
-            wanted = json.loads(json.dumps(metadata))
-            check_metadata(path, note.get("metadata", {}), wanted)
-        _check_same(path, note["leaves"], like)
-        return Restored(step, _read(path, note["keys"], like), note.get("notes", {}))
+            check_metadata(path, note.metadata, wanted)
+        _check_same(path, note.leaves, like)
+        return Restored(step, _read(path, note.keys, like), note.notes)
     msg = (
         f"restore: every checkpoint of {folder} is damaged: {', '.join(damaged)}; bring "
         "one back, or start in a new folder."
@@ -233,7 +236,7 @@ def saving(
       keep: likewise.
       metadata: likewise.
     """
-    check_plain("checkpoint", metadata)
+    folder, metadata = as_folder("save", folder), as_metadata("checkpoint", metadata)
     with ThreadPoolExecutor(1, "checkpoint") as writer:
         last: list[Future] = []
 
@@ -258,46 +261,6 @@ def saving(
 
         yield later
         wait()
-
-
-def steps(folder: str | Path) -> list[int]:
-    """The steps that have a finished checkpoint in ``folder``, ascending."""
-    notes = Path(folder).glob("*.json")
-    return sorted(int(note.stem) for note in notes if note.stem.isdigit())
-
-
-def _note(path: Path) -> Path:
-    return path.with_suffix(".json")
-
-
-def _remove(entry: Path) -> None:
-    if entry.is_dir():
-        shutil.rmtree(entry)
-    else:
-        entry.unlink()
-
-
-def _checksums(path: Path) -> dict[str, int]:
-    """CRC-32 of every file of a checkpoint, by its relative path."""
-    files = sorted(file for file in path.rglob("*") if file.is_file())
-    return {file.relative_to(path).as_posix(): checksum(file) for file in files}
-
-
-def _damage(path: Path) -> str:
-    """A description of the damage to a checkpoint's files; empty if there is none."""
-    try:
-        note = json.loads(_note(path).read_text())
-        wanted, _, _ = note["checksums"], note["leaves"], note["keys"]
-    except (ValueError, KeyError, TypeError):
-        return f"unreadable {_note(path).name}"
-    found = _checksums(path)
-    lost, changed = (
-        set(wanted) - set(found),
-        [name for name in found if name in wanted and found[name] != wanted[name]],
-    )
-    if lost:
-        return f"missing {min(lost)}"
-    return f"changed {min(changed)}" if changed else ""
 
 
 def _leaves(tree: PyTree) -> dict[str, Any]:
@@ -373,7 +336,8 @@ def _read(path: Path, key_impls: dict[str, str], like: PyTree) -> PyTree:
     leaves = _leaves(like)
     specs = [abstract(leaf) for leaf in leaves.values()]
     numbered = {number: asked(spec) for number, spec in _numbered(specs).items()}
-    stored = orbax.load(str(path), numbered) if numbered else {}
+    with plain_path(path) as place:
+        stored = orbax.load(place, numbered) if numbered else {}
     values = [stored.get(str(i)) for i in range(len(leaves))]
     parts = map(concrete, leaves, specs, values)
     return jax.tree.unflatten(jax.tree.structure(like), parts)
@@ -385,29 +349,21 @@ def read_leaves(path: Path) -> Leaves:
     Raises:
       ValueError: if it is damaged.
     """
-    reason = _damage(path)
-    if reason:
-        msg = f"restore: {path} is damaged ({reason}); name an earlier one."
-        raise InputError(msg)
-    note = json.loads(_note(path).read_text())
+    try:
+        note = examined(path)
+    except DamageError as damage:
+        msg = f"restore: {path} is damaged ({damage}); name an earlier one."
+        raise InputError(msg) from None
 
     def expected(name, spec):
         dtype, _, shape = spec.rstrip("]").partition("[")
-        if name in note["keys"]:
-            dtype = jax.random.key(0, impl=note["keys"][name]).dtype
+        if name in note.keys:
+            dtype = jax.random.key(0, impl=note.keys[name]).dtype
         return jax.ShapeDtypeStruct([int(n) for n in shape.split(",") if n], dtype)
 
     # In the order of the note, in which leaves are numbered.
-    like = OrderedDict((n, expected(n, spec)) for n, spec in note["leaves"].items())
-    return _read(path, {f"[{n!r}]": impl for n, impl in note["keys"].items()}, like)
-
-
-def is_preserved(path: Path) -> bool:
-    """Whether a checkpoint is never removed to make room: those of ends of tasks are."""
-    try:
-        return json.loads(_note(path).read_text()).get("preserve", False)
-    except (OSError, ValueError):
-        return False
+    like = OrderedDict((n, expected(n, spec)) for n, spec in note.leaves.items())
+    return _read(path, {f"[{n!r}]": impl for n, impl in note.keys.items()}, like)
 
 
 def _check_same(path: Path, on_disk: dict[str, str], like: PyTree) -> None:

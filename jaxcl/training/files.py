@@ -1,10 +1,12 @@
 """Files of a run: the lock of its folder, atomic writes, JSON lines, checksums."""
 
 import dataclasses
+import errno
 import json
 import math
 import os
 import platform
+import stat
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -13,7 +15,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from jaxcl.errors import InputError, check_kind
+from jaxcl.errors import InputError, check_kind, shown
 
 try:
     import fcntl
@@ -25,7 +27,9 @@ ATTEMPTS = 100  # for a folder that other processes keep removing
 
 
 @contextmanager
-def lock_folder(path: Path, *, remedy: str = "give another folder") -> Iterator[bool]:
+def lock_folder(
+    path: Path, *, remedy: str = "give another folder", read_only: bool = False
+) -> Iterator[bool]:
     """Lock a folder against all other processes; yields whether it was created.
 
     A lock file that another process deleted while this one waited for it protects nothing.
@@ -35,10 +39,12 @@ def lock_folder(path: Path, *, remedy: str = "give another folder") -> Iterator[
     Args:
       path: of the folder; it and its parents are created if absent.
       remedy: what to do, for the messages.
+      read_only: whether a folder that exists and cannot be written to is used as it is,
+        without a lock.
 
     Raises:
-      ValueError: if another process has locked it; the message names that process. Also if
-        it cannot be created, as at a dangling link.
+      InputError: if another process has locked it; the message names that process. Also if
+        it cannot be created, as at a dangling link, or if its lock is not a file.
     """
     unwritable = f"{path} cannot be written to; {remedy}"
     place = path / ".lock"
@@ -46,15 +52,22 @@ def lock_folder(path: Path, *, remedy: str = "give another folder") -> Iterator[
     for _ in range(ATTEMPTS):
         try:
             made = _make(path) or made
-            lock = open(place, "a+", encoding="utf-8")  # noqa: SIM115  (closed below)
+            lock = os.fdopen(os.open(place, _LOCK_FLAGS, 0o666), "r+", encoding="utf-8")
         except FileNotFoundError:  # the folder was removed again
             if path.parent.is_dir() and os.access(path.parent, os.W_OK):
                 continue
             raise InputError(unwritable) from None
         except OSError as error:
-            msg = f"{unwritable} ({error.strerror})"
+            if read_only and path.is_dir() and error.errno in _READ_ONLY:
+                yield False
+                return
+            why = "its .lock is a link" if place.is_symlink() else error.strerror
+            msg = f"{unwritable} ({why})"
             raise InputError(msg) from None
         with lock:
+            if not stat.S_ISREG(os.fstat(lock.fileno()).st_mode):
+                msg = f"{unwritable} (its .lock is not a file)"
+                raise InputError(msg)
             if fcntl is not None:
                 try:
                     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -70,6 +83,12 @@ def lock_folder(path: Path, *, remedy: str = "give another folder") -> Iterator[
             yield made
             return
     raise InputError(unwritable)
+
+
+# A link is not followed, and a pipe does not block.
+_LOCK_FLAGS = os.O_RDWR | os.O_CREAT
+_LOCK_FLAGS |= getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+_READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 def _make(path: Path) -> bool:
@@ -104,7 +123,8 @@ def write_text(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.tmp")
     partial.unlink(missing_ok=True)
-    with open(partial, "x", encoding="utf-8") as file:
+    # A name that is not UTF-8 has surrogates, and JSON can hold the escape of one.
+    with open(partial, "x", encoding="utf-8", errors="backslashreplace") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())  # or a power cut leaves the new name on nothing
@@ -174,47 +194,116 @@ def checksum(path: Path) -> int:
     return total
 
 
-def check_plain(who: str, metadata: Mapping[str, Any] | None) -> None:
-    """Refuse metadata that JSON cannot hold, before the run begins.
+def write_checked(path: Path, values: Mapping[str, Any]) -> None:
+    """Write JSON with a checksum of its own, for :func:`read_checked`."""
+    held = json.loads(json.dumps(dict(values), allow_nan=False))
+    write_text(path, json.dumps({**held, _OWN: _checksum_of(held)}, indent=1))
+
+
+def read_checked(path: Path) -> dict[str, Any]:
+    """What :func:`write_checked` wrote.
 
     Raises:
-      ValueError: naming the function, and the error.
+      ValueError: if it was changed since.
+      OSError: if it cannot be read.
+    """
+    if path.exists() and not path.is_file():
+        msg = f"{path} is not a file"
+        raise ValueError(msg)
+    try:
+        held = json.loads(path.read_bytes())
+        # Files of earlier versions have none.
+        changed = _OWN in held and held.pop(_OWN) != _checksum_of(held)
+    except (TypeError, AttributeError, RecursionError):
+        changed, held = True, {}
+    if changed:
+        msg = f"{path} was changed"
+        raise ValueError(msg)
+    return held
+
+
+_OWN = "crc32"
+
+
+def _checksum_of(values: dict[str, Any]) -> int:
+    return zlib.crc32(json.dumps(values, sort_keys=True, allow_nan=False).encode())
+
+
+def as_folder(who: str, folder: Any, name: str = "folder") -> Path:
+    """An absolute path, which does not depend on later changes of the working directory.
+
+    Raises:
+      InputError: for anything but the path of a file or folder.
+    """
+    text = os.fspath(folder) if isinstance(folder, str | os.PathLike) else None
+    if not isinstance(text, str) or not text or "\0" in text:
+        msg = (
+            f"{who}: {name} must be a path, got {shown(folder)}; give each run its own."
+        )
+        raise InputError(msg)
+    return Path(os.path.abspath(text))
+
+
+def as_metadata(who: str, metadata: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Metadata as JSON holds it: paths become text, NumPy scalars numbers.
+
+    Raises:
+      InputError: for what JSON cannot hold, naming the function, and the error.
     """
     remedy = "give a dict of finite numbers and text"
     check_kind(who, Mapping, remedy, optional=True, metadata=metadata)
+
+    def converted(value):
+        if isinstance(value, np.generic):
+            return value.item()
+        if isinstance(value, os.PathLike):
+            return os.fspath(value)
+        msg = f"Object of type {type(value).__name__} is not JSON serializable"
+        raise TypeError(msg)
+
     try:
-        json.dumps(dict(metadata or {}), allow_nan=False)
-    except (TypeError, ValueError) as error:
+        text = json.dumps(dict(metadata or {}), allow_nan=False, default=converted)
+    except (TypeError, ValueError, RecursionError) as error:
         msg = f"{who}: metadata must be a dict of finite numbers and text: {error}."
         raise InputError(msg) from error
+    return json.loads(text)
 
 
 def check_metadata(path: Path, held: dict[str, Any], wanted: dict[str, Any]) -> None:
-    """Refuse the checkpoint of another run, with the differences.
+    """Refuse the checkpoint of another run, with the first differences.
 
     Raises:
-      ValueError: naming up to eight differences.
+      InputError: naming up to three differences.
     """
+
+    def part(values, name):
+        text = repr(values.get(name, "absent"))
+        return text if len(text) <= 40 else f"{text[:37]}..."
+
     lines = [
-        f"{name} {held.get(name, 'absent')!r}, not {wanted.get(name, 'absent')!r}"
+        f"{name} {part(held, name)}, not {part(wanted, name)}"
         for name in sorted({*held, *wanted})
         if held.get(name) != wanted.get(name)
     ]
     if lines:
+        more = f" and {len(lines) - 3} more" if len(lines) > 3 else ""
         msg = (
-            f"restore: {path} is of another run: {'; '.join(lines[:8])}. Resume with its "
-            "settings, or start in a new folder."
+            f"restore: {path} is of another run: {'; '.join(lines[:3])}{more}. Resume "
+            "with its settings, or start in a new folder."
         )
         raise InputError(msg)
 
 
 __all__ = [
+    "as_folder",
+    "as_metadata",
     "check_metadata",
-    "check_plain",
     "checksum",
     "lock_folder",
     "plain",
+    "read_checked",
     "read_lines",
+    "write_checked",
     "write_json",
     "write_text",
 ]

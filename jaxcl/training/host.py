@@ -19,7 +19,8 @@ from jaxcl.data.dataset import Dataset, Task
 from jaxcl.errors import InputError, check_kind
 from jaxcl.sharding import ShardingPlan
 from jaxcl.training.batches import first_rows, numbered, shapes_of, task_rows
-from jaxcl.training.checkpoint import saving, steps
+from jaxcl.training.checkpoint import saving
+from jaxcl.training.checkpoint_files import all_steps
 from jaxcl.training.compiled import (
     Build,
     Metrics,
@@ -28,13 +29,14 @@ from jaxcl.training.compiled import (
     compile_program,
     shard,
 )
+from jaxcl.training.files import as_folder
 from jaxcl.training.identity import (
     check_room,
     check_tasks_go_on,
     described_parts,
     identity,
 )
-from jaxcl.training.logging import bar, metrics_file, tensorboard
+from jaxcl.training.logging import bar, lines_so_far, metrics_file, tensorboard
 from jaxcl.training.loop import Run, Status, walk_tasks
 from jaxcl.training.options import EarlyStopping, Options, check_run, steps_of
 from jaxcl.training.processes import (
@@ -50,10 +52,12 @@ from jaxcl.training.run_state import (
     begin,
     empty_results,
     evaluation_due,
+    is_finished,
     latest_run_state,
     notes_of,
     number_of,
     recall,
+    spent_so_far,
     started_from,
     warn_if_finished,
     warn_of_bad_scores,
@@ -69,6 +73,8 @@ class TrainResult(NamedTuple):
     learners: dict[str, PyTree]  # what the method evaluates, the default first
     results: Results  # {metric: {learner: [T + 1, E]}}
     run_state: RunState
+    loss: Float[np.ndarray, " T"]  # mean over the steps of each task; NaN if not begun
+    seconds: float  # of all steps, without evaluations and checkpoints
 
     def matrix(
         self, metric: str | None = None, learner: str | None = None
@@ -222,14 +228,18 @@ def learn(
     metadata = identity(key, options, frozen, metadata)
     sizes = len(tasks), len(evaluation)
     results = empty_results(program.metric_names, program.learner_names, *sizes)
-    home = None if folder is None else Path(folder)
+    home = None if folder is None else as_folder("learn", folder)
+    if tensorboard_folder is not None:
+        tensorboard_folder = as_folder(
+            "learn", tensorboard_folder, "tensorboard_folder"
+        )
     with ExitStack() as stack:
         enter = stack.enter_context
         interrupted = enter(interruptible())
         if home is not None:
             enter(lock_across_processes(home))
         state, notes = program.start(params), {}
-        if start is not None and not (home and steps(home / "checkpoints")):
+        if start is not None and not (home and all_steps(home / "checkpoints")):
             state = started_from(start, state, fresh)
         run_state = begin(state, options)
         if home is not None:
@@ -245,8 +255,21 @@ def learn(
         done = number_of(run_state, tasks, options) - evaluation_due(run_state)
         if run_state.step == 0 and are_new(results, notes, sets):
             run_state = run_state._replace(evaluated=run_state.task)
-        warn_if_finished(run_state, tasks, home)
-        save, write = _writers(enter, home, done, options, metadata, on_report)
+        if finished := is_finished(run_state, tasks):
+            warn_if_finished(home)
+        spent = spent_so_far(notes, len(tasks))
+        noted = lambda: notes_of(
+            results, described, sets, notes, spent, options.max_tasks
+        )
+        write = on_report or (lambda line: None)
+        save = lambda *given, **others: None
+        if home is not None:
+            lines = home / "metrics.jsonl", done, notes.get("lines", 0)
+            kept = lines_so_far(*lines) if is_primary() else []
+            if not finished:  # its disk may be read-only
+                save, write = _writers(
+                    enter, home, kept, noted, options, metadata, write
+                )
         run = Run(
             key,
             tasks,
@@ -255,8 +278,8 @@ def learn(
             sharding,
             program,
             results,
+            spent,
             np.zeros((len(tasks) + 1, sum(sizes)), bool),
-            lambda: notes_of(results, described, sets, notes, options.max_tasks),
             interrupted,
             save,
             write,
@@ -269,7 +292,9 @@ def learn(
     warn_of_bad_steps(run_state, tasks, policy, diverged=diverged)
     names = [*(task.name for task in tasks), *evaluation]
     warn_of_bad_scores(results, names, run.measured)
-    return TrainResult(status, program.read(run_state.state), results, run_state)
+    mean = spent.loss / np.where(spent.steps, spent.steps, np.nan)
+    learners, seconds = program.read(run_state.state), float(spent.seconds[0])
+    return TrainResult(status, learners, results, run_state, mean, seconds)
 
 
 def _checked_program(
@@ -305,22 +330,23 @@ def _checked_program(
     return program
 
 
-def _writers(enter, home, done, options, metadata, on_report):
-    """The functions that save a checkpoint, and write a line of metrics.
+def _writers(enter, home, kept, noted, options, metadata, report):
+    """The functions that save a checkpoint, and write a line of metrics."""
+    later = enter(saving(home / "checkpoints", keep=options.keep, metadata=metadata))
+    num_lines = len(kept)
 
-    Lines of metrics of the run so far are kept up to the position ``done``.
-    """
-    report = on_report or (lambda line: None)
-    if home is None:
-        return (lambda *given, **others: None), report
-    save = enter(saving(home / "checkpoints", keep=options.keep, metadata=metadata))
+    def save(step, tree, *, preserve):
+        notes = noted() | {"lines": num_lines}
+        later(step, tree, preserve=preserve, notes=notes)
+
     if not is_primary():
         return save, report
-    known = lambda line: line["at"] <= done
-    append = enter(metrics_file(home / "metrics.jsonl", keep=known))
+    append = enter(metrics_file(home / "metrics.jsonl", kept))
 
     def write(line):
+        nonlocal num_lines
         append(line)
+        num_lines += 1
         report(line)
 
     return save, write

@@ -3,20 +3,20 @@
 import importlib
 import json
 import math
-import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from jaxcl.errors import InputError, WriteError
+from jaxcl.training.files import plain, read_lines, write_text
 
 LINE_SECONDS = 30.0  # between lines in a log, besides the first and every tenth of all
 
@@ -88,54 +88,70 @@ def _lines(_console: Console, total: int, label: str, done: int):
     yield update
 
 
+def lines_so_far(path: Path, done: int, expected: int) -> list[dict[str, Any]]:
+    """The lines of a file of metrics up to a position.
+
+    Args:
+      path: of the file; it may be absent.
+      done: the position, from a checkpoint; a run repeats the steps after it.
+      expected: how many lines there were when that was written; fewer are warned of.
+
+    Raises:
+      InputError: if it is not a regular file, or has another line.
+    """
+    remedy = "take the file away, or give another folder"
+    if path.is_symlink() or (path.exists() and not path.is_file()):
+        msg = f"learn: {path} must be a regular file; {remedy}."
+        raise InputError(msg)
+    lines = read_lines(path, remedy=remedy) if path.exists() else []
+    try:
+        kept = [line for line in lines if line["at"] <= done]
+    except (KeyError, TypeError):
+        msg = f"learn: {path} has lines of another program; {remedy}."
+        raise InputError(msg) from None
+    if len(kept) < expected:
+        warnings.warn(
+            f"learn: {path} has {len(kept)} of {expected} lines up to the last checkpoint; "
+            "the others are lost. The result does not depend on them.",
+            stacklevel=4,
+        )
+    return kept
+
+
 @contextmanager
 def metrics_file(
-    path: str | Path, *, keep: Callable[[dict[str, Any]], bool]
+    path: Path, kept: Sequence[Mapping[str, Any]] = ()
 ) -> Iterator[Callable[[Mapping[str, Any]], None]]:
     """Yield a ``write(line)`` that appends to a file of JSON lines.
 
-    A run that resumes from a checkpoint repeats the steps after it; lines that it will
-    write again are removed first, so that each is in the file once.
-
     Args:
       path: of the file; created if absent.
-      keep: which of the existing lines to keep. An incomplete last line is removed.
-
-    Raises:
-      ValueError: for a line that ``keep`` cannot read.
+      kept: the lines it begins with, in place of those it has: a run that resumes from a
+        checkpoint writes the lines after it again.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
 
-    def stays(number: int, line: bytes) -> bool:
-        try:
-            return keep(json.loads(line))
-        except (ValueError, KeyError, TypeError):
-            msg = (
-                f"metrics_file: {path}, line {number}, is damaged or of another program; "
-                "give another folder, or take the file away."
-            )
-            raise InputError(msg) from None
+    def text_of(line):
+        return json.dumps(plain(line), allow_nan=False) + "\n"
 
-    if path.exists():
-        whole = path.read_bytes().split(b"\n")[:-1]
-        kept = [line for number, line in enumerate(whole, 1) if stays(number, line)]
-        partial = path.with_name(f".{path.name}.tmp")
-        partial.write_bytes(b"".join(line + b"\n" for line in kept))
-        os.replace(partial, path)
-    with path.open("a") as file:
+    def failed(error):
+        return WriteError(
+            f"learn: {path} could not be written ({error}); make room and start again: it "
+            "goes on from the last checkpoint."
+        )
+
+    try:
+        write_text(path, "".join(map(text_of, kept)))
+        file = path.open("a")
+    except OSError as error:
+        raise failed(error) from error
+    with file:
 
         def write(line: Mapping[str, Any]) -> None:
-            text = json.dumps(_plain(line), allow_nan=False) + "\n"
             try:
-                file.write(text)
+                file.write(text_of(line))
                 file.flush()
             except OSError as error:
-                msg = (
-                    f"learn: {path} could not be written ({error}); make room and start "
-                    "again: it goes on from the last checkpoint."
-                )
-                raise WriteError(msg) from error
+                raise failed(error) from error
 
         yield write
 
@@ -168,17 +184,12 @@ def bar(total: int, *, done: int, quiet: bool):
     return progress(total, "steps", done=done)
 
 
-def _plain(value: Any) -> Any:
-    """The value for JSON: null if it is not a finite number."""
-    if isinstance(value, Mapping):
-        return {str(name): _plain(inner) for name, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(inner) for inner in value]
-    if isinstance(value, np.ndarray | np.generic):
-        return _plain(value.tolist())
-    if isinstance(value, float):
-        return value if np.isfinite(value) else None
-    return value
-
-
-__all__ = ["LINE_SECONDS", "bar", "metrics_file", "pace", "progress", "tensorboard"]
+__all__ = [
+    "LINE_SECONDS",
+    "bar",
+    "lines_so_far",
+    "metrics_file",
+    "pace",
+    "progress",
+    "tensorboard",
+]

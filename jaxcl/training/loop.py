@@ -29,6 +29,7 @@ from jaxcl.training.run_state import (
     Best,
     Results,
     RunState,
+    Spent,
     evaluation_due,
     new_best,
     number_of,
@@ -49,8 +50,8 @@ class Run(NamedTuple):
     sharding: ShardingPlan | None
     program: Program
     results: Results  # filled in place
+    spent: Spent  # likewise
     measured: np.ndarray  # [T + 1, E] bool, by this process; filled in place
-    notes: Callable[[], dict[str, Any]]
     interrupted: Callable[[], bool]
     save: Callable[..., None]
     write: Callable[[Mapping[str, Any]], None]
@@ -148,8 +149,12 @@ def report(
     seen, ready = jax.device_get(infos), time.monotonic()
     bad, seconds = sum(not info.finite for info in seen), ready - began
     rate = len(seen) * run.options.batch_size / max(seconds, 1e-9)
-    loss = float(np.mean([float(info.loss) for info in seen]))
+    losses = [float(info.loss) for info in seen]
     task, step = int(run_state.task), int(run_state.step)
+    run.spent.loss[task] += sum(losses)
+    run.spent.steps[task] += len(seen)
+    run.spent.seconds[...] += seconds
+    loss = float(np.mean(losses))
     run.write(
         {
             "at": number_of(run_state, run.tasks, run.options),
@@ -297,7 +302,7 @@ def save(run: Run, run_state: RunState, *, preserve: bool = False) -> None:
     """Write a checkpoint of the run."""
     number = number_of(run_state, run.tasks, run.options)
     now = on_devices(run_state, run.sharding)
-    run.save(number, now, preserve=preserve, notes=run.notes())
+    run.save(number, now, preserve=preserve)
 
 
 def training_order_of(run: Run, index: int) -> Int[np.ndarray, "steps b"]:

@@ -17,7 +17,7 @@ from jaxcl.errors import (
 )
 from jaxcl.sharding import ShardingPlan, check_rows, check_sharding_plan
 from jaxcl.training.compiled import Policy
-from jaxcl.training.files import check_plain
+from jaxcl.training.files import as_folder, as_metadata
 from jaxcl.tree import check_params
 from jaxcl.typing import Key, Params
 
@@ -151,16 +151,12 @@ def check_run(
             msg = f"learn: evaluation set {name!r} has no rows; leave it out."
             raise InputError(msg)
     _check_layout(sharding, options)
-    check_plain("learn", metadata)
+    as_metadata("learn", metadata)
     if not measured and evaluation:
         msg = "learn: evaluation sets need metrics, got none; give metrics= as well."
         raise InputError(msg)
-    if not isinstance(folder, str | os.PathLike | None) or folder == "":
-        msg = (
-            f"learn: folder must be a path, got {shown(folder)}; give each run one of "
-            "its own, or None to write nothing."
-        )
-        raise InputError(msg)
+    if folder is not None:
+        as_folder("learn", folder)
 
 
 def _check_options(options: Options) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from jaxcl.errors import InputError
+from jaxcl.training.checkpoint_files import begin_folder
 from jaxcl.training.files import lock_folder
 
 
@@ -95,19 +96,21 @@ def lock_across_processes(path: Path) -> Iterator[None]:
     """Lock the folder of a run of one or many processes, by the primary process.
 
     Raises:
-      ValueError: in all processes, if the primary one cannot lock it.
+      InputError: in all processes, if the primary one cannot lock it, or finds there what
+        must not be lost.
     """
     refusal = None
     with ExitStack() as stack:
         if is_primary():
             try:
-                stack.enter_context(lock_folder(path))
-            except ValueError as error:
+                stack.enter_context(lock_folder(path, read_only=True))
+                begin_folder(path)
+            except (ValueError, OSError) as error:
                 refusal = InputError(f"learn: {error}")
         (refused,) = any_across_processes(refusal is not None)
         if refused:
             raise refusal or InputError(
-                f"learn: process 0 may not have {path}; see its words."
+                f"learn: process 0 cannot use {path}; see its message."
             )
         yield
 

@@ -8,13 +8,15 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
 from jaxcl.data.dataset import Task
 from jaxcl.errors import InputError, shown
 from jaxcl.sharding import ShardingPlan, replicated
 from jaxcl.training.checkpoint import Leaves, is_preserved, read_leaves, restore, steps
+from jaxcl.training.checkpoint_files import all_steps
 from jaxcl.training.compiled import Policy
+from jaxcl.training.files import as_folder, plain
 from jaxcl.training.options import Options, steps_of
 from jaxcl.typing import MethodState
 
@@ -53,6 +55,28 @@ def new_best(state: MethodState) -> Best:
     return Best(np.float32(np.nan), np.int32(0), copy)
 
 
+class Spent(NamedTuple):
+    """What went into training so far, each step counted once; filled in place."""
+
+    loss: Float[np.ndarray, " T"]  # sum over the steps of a task, before each
+    steps: Int[np.ndarray, " T"]  # done of each task
+    seconds: Float[
+        np.ndarray, " 1"
+    ]  # of all steps, without evaluations and checkpoints
+
+
+def spent_so_far(notes: Mapping[str, Any], num_tasks: int) -> Spent:
+    """What the notes of a checkpoint have of it; zeros at the start."""
+    held, spent = (
+        notes.get("spent", {}),
+        Spent(np.zeros(num_tasks), np.zeros(num_tasks, int), np.zeros(1)),
+    )
+    for name, values in held.items():
+        now = np.array(values, float)  # null becomes NaN
+        getattr(spent, name)[: now.size] = now
+    return spent
+
+
 class Found(NamedTuple):
     """What the latest checkpoint of a folder holds."""
 
@@ -69,17 +93,9 @@ def latest_run_state(
     """The latest state of the run in a folder of checkpoints; ``start`` if there is none.
 
     Raises:
-      ValueError: for the checkpoint of another run, and for checkpoints whose notes are
-        missing: starting from the beginning would remove them.
+      InputError: for the checkpoint of another run, and if all are damaged.
     """
-    if not steps(place):
-        bare = [entry.name for entry in place.glob("*") if entry.name.isdigit()]
-        if len(bare) > 1:  # one can remain of a first save that was interrupted
-            msg = (
-                f"learn: {place} has {len(bare)} checkpoints and none of their notes, "
-                f"such as {bare[0]}.json; bring these back, or give another folder."
-            )
-            raise InputError(msg)
+    if not all_steps(place):
         return Found(start, {})
     restored = restore(place, on_devices(start, sharding), metadata=metadata)
     return Found(on_host(restored.tree), restored.notes)
@@ -126,16 +142,18 @@ def evaluation_due(run_state: RunState) -> bool:
     return bool(run_state.step == 0 and run_state.evaluated <= run_state.task)
 
 
-def warn_if_finished(
-    run_state: RunState, tasks: Sequence[Task], home: Path | None
-) -> None:
+def is_finished(run_state: RunState, tasks: Sequence[Task]) -> bool:
+    """Whether nothing is left to do."""
+    return bool(run_state.task == len(tasks)) and not evaluation_due(run_state)
+
+
+def warn_if_finished(home: Path | None) -> None:
     """Warn that the run had finished before."""
-    if run_state.task == len(tasks) and not evaluation_due(run_state):
-        warnings.warn(
-            f"learn: the run in {home} had finished; its result is returned and nothing "
-            "is learned. For another run give another folder, for a longer one more tasks.",
-            stacklevel=3,
-        )
+    warnings.warn(
+        f"learn: the run in {home} had finished; its result is returned and nothing "
+        "is learned. For another run give another folder, for a longer one more tasks.",
+        stacklevel=3,
+    )
 
 
 def warn_of_bad_steps(
@@ -183,7 +201,7 @@ def started_from(
             f"{shown(fresh)}; there are {', '.join(MethodState._fields)}."
         )
         raise InputError(msg)
-    place = _checkpoint_of(Path(start))
+    place = _checkpoint_of(as_folder("learn", start, "start"))
     held = read_leaves(place)
     if int(held.get(".step", 0)):
         msg = (
@@ -283,6 +301,7 @@ def notes_of(
     described: Sequence[Mapping[str, Any]],
     sets: Sequence[str],
     earlier: Mapping[str, Any],
+    spent: Spent,
     max_tasks: int | None,
 ) -> dict[str, Any]:
     """What stands beside a checkpoint, for JSON: tasks, and results column by column.
@@ -293,6 +312,7 @@ def notes_of(
       sets: names of the data sets for evaluation only.
       earlier: notes that the run began with; what they hold of other metrics, learners
         and sets stays.
+      spent: on training so far.
       max_tasks: how many the run has room for.
     """
     held = {
@@ -305,7 +325,11 @@ def notes_of(
             values = matrix[:, place]
             columns[name] = [None if np.isnan(v) else float(v) for v in values]
     room = {"max_tasks": max_tasks or earlier.get("max_tasks")}
-    return {"results": held, "tasks": list(described), **room}
+    return {
+        "results": held,
+        "tasks": list(described),
+        "spent": plain(spent._asdict()),
+    } | room
 
 
 def _columns(matrix: np.ndarray, sets: Sequence[str]) -> list[str]:
@@ -348,10 +372,12 @@ __all__ = [
     "Found",
     "Results",
     "RunState",
+    "Spent",
     "are_new",
     "begin",
     "empty_results",
     "evaluation_due",
+    "is_finished",
     "latest_run_state",
     "new_best",
     "notes_of",
@@ -360,6 +386,7 @@ __all__ = [
     "on_host",
     "position",
     "recall",
+    "spent_so_far",
     "started_from",
     "walk",
     "warn_if_finished",

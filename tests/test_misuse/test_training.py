@@ -40,7 +40,9 @@ MESH = training.make_mesh(devices=jax.devices()[:1])
 SGD = noisy("sgd", 0)
 METRIC = classification(OUTPUTS)
 ONE = {"params": np.zeros((2, 1))}
-ENDED = training.TrainResult("done", {}, {"accuracy": ONE, "loss": ONE}, None)
+ENDED = training.TrainResult(
+    "done", {}, {"accuracy": ONE, "loss": ONE}, None, np.zeros(1), 0.0
+)
 THIRD = record("sam", 9, hyper={"learning_rate": 0.1, "rho": 0.5, "eta": 1.0})
 
 

@@ -108,7 +108,7 @@ def wrapped(passing):
         setattr(owner, name, on_progress)
 
     before(orbax, "save", "save")
-    before(checkpoint, "_checksums", "note")
+    before(checkpoint, "checksums", "note")
     before(loop, "finish_task", "boundary")
 
 

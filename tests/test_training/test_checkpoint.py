@@ -70,8 +70,8 @@ def test_only_the_latest_are_kept_and_the_latest_is_read(tmp_path):
     """Oracle: counting by hand."""
     for step in (1, 2, 10):
         checkpoint.save(tmp_path, step, {"x": jnp.full(2, step)})
-    (tmp_path / "11").mkdir()  # as a kill leaves it: no note yet
-    (tmp_path / "11" / "orbax.checkpoint").touch()
+    (tmp_path / "11.new").mkdir()  # as a kill leaves it
+    (tmp_path / "11.new" / "orbax.checkpoint").touch()
     assert checkpoint.steps(tmp_path) == [2, 10]
     restored = checkpoint.restore(tmp_path, {"x": jnp.zeros(2, jnp.int32)})
     assert restored.step == 10
@@ -179,7 +179,7 @@ def test_what_is_no_checkpoint_stays(tmp_path):
     """Oracle: what was put there; what a kill leaves of a save is the control."""
     (tmp_path / "1000").mkdir()
     others = [tmp_path / name for name in ("2024.csv", "1000/weights", "7")]
-    left = [tmp_path / "3.orbax-checkpoint-tmp", tmp_path / "3.json.tmp"]
+    left = [tmp_path / "3.new.orbax-checkpoint-tmp", tmp_path / ".3.new.json.tmp"]
     for path in [*others, *left]:
         path.write_text("kept")
     left[0].unlink()

@@ -28,7 +28,7 @@ from jaxcl.training.files import plain
 from jaxcl.training.logging import metrics_file, progress
 from jaxcl.training.loop import Run, fit
 from jaxcl.training.processes import interruptible
-from jaxcl.training.run_state import begin
+from jaxcl.training.run_state import begin, spent_so_far
 
 KEY_SEED = 1  # no array before main has chosen threads and device
 
@@ -125,10 +125,10 @@ def host_loop(job: Job, program: Program, options: Options):
             program,
             results={},
             measured=np.zeros((2, 1), bool),
-            notes=dict,
+            spent=spent_so_far({}, 1),
             interrupted=enter(interruptible()),
             save=enter(saving(folder / "checkpoints")),
-            write=enter(metrics_file(folder / "metrics.jsonl", keep=bool)),
+            write=enter(metrics_file(folder / "metrics.jsonl")),
             scalar=lambda name, value, step: None,
             advance=lambda steps, words: None,
         )

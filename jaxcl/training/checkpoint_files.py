@@ -1,0 +1,286 @@
+"""The files of checkpoints: their notes, what is damaged, and what may be removed.
+
+A folder holds ``<step>/`` as orbax writes it, and beside it the note ``<step>.json``: the
+leaves and all checksums, its own as well. A checkpoint is written as ``<step>.new`` and
+takes its name when it is complete; one that is removed is ``<step>.removed`` first. So
+whatever a kill leaves has such a name, and the next save removes it.
+"""
+
+import json
+import os
+import re
+import shutil
+import tempfile
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jaxcl.errors import InputError, WriteError
+from jaxcl.training.files import checksum, read_checked
+
+#: In the metadata of each checkpoint: others are never removed.
+MARK: dict[str, Any] = {"written by": "jaxcl"}
+
+
+#: In a folder of checkpoints from the start of a run until the first one is complete.
+BEGUN = ".begun"
+
+_STEP = r"(0|[1-9][0-9]*)"
+
+
+class Note(NamedTuple):
+    """What stands beside a checkpoint."""
+
+    leaves: dict[str, str]  # dtype and shape by path, in the order of their numbers
+    keys: dict[str, str]  # the generator of each leaf that is a random key
+    checksums: dict[str, int]  # CRC-32 of every file
+    preserve: bool
+    metadata: dict[str, Any]
+    notes: dict[str, Any]
+
+
+class DamageError(Exception):
+    """What is wrong with a checkpoint."""
+
+
+def steps(folder: str | Path) -> list[int]:
+    """The steps that have a finished checkpoint in ``folder``, ascending."""
+    place = Path(folder)
+    return [step for step in all_steps(place) if note_of(place / str(step)).is_file()]
+
+
+def all_steps(folder: Path) -> list[int]:
+    """Likewise, with those whose note was removed or is not a file."""
+    names = set(entries(folder))
+    notes = {name[:-5] for name in names if re.fullmatch(rf"{_STEP}\.json", name)}
+    bare = {name for name in names if re.fullmatch(_STEP, name)} - notes
+    bare = {n for n in bare if f"{n}.new.json" not in names and is_ours(folder / n)}
+    gone = {n for n in notes if f"{n}.removed" in names and n not in names}
+    return sorted(map(int, (notes - gone) | bare))
+
+
+def entries(folder: Path) -> list[str]:
+    """The names in a folder of checkpoints; none if it is absent.
+
+    Raises:
+      InputError: if it cannot be read: what is there must not be taken for nothing.
+    """
+    try:
+        return os.listdir(folder)
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        msg = (
+            f"checkpoint: {folder} cannot be read ({error.strerror}); mend that first."
+        )
+        raise InputError(msg) from error
+
+
+def note_of(path: Path) -> Path:
+    """The file beside a checkpoint that describes it."""
+    return path.with_name(f"{path.name}.json")
+
+
+def read_note(path: Path) -> Note:
+    """The note of a checkpoint.
+
+    Raises:
+      DamageError: if it is absent, unreadable or changed.
+    """
+    name = note_of(path).name
+    try:
+        note = Note(**read_checked(note_of(path)))
+    except FileNotFoundError:
+        msg = f"missing {name}"
+        raise DamageError(msg) from None
+    except (OSError, ValueError, TypeError) as error:
+        msg = f"unreadable {name}"
+        raise DamageError(msg) from error
+    texts = note.leaves, note.keys
+    plain = all(isinstance(part, dict) for part in (*texts, note.checksums, note.notes))
+    if not plain or any(not isinstance(v, str) for p in texts for v in p.values()):
+        msg = f"unreadable {name}"
+        raise DamageError(msg)
+    return note
+
+
+def examined(path: Path) -> Note:
+    """The note of a checkpoint all of whose files are as they were written.
+
+    Raises:
+      DamageError: naming the first file that is not.
+    """
+    note = read_note(path)
+    for name, wanted in note.checksums.items():
+        file = path / name
+        try:
+            if not file.is_file():
+                msg = f"missing {name}"
+                raise DamageError(msg)
+            if checksum(file) != wanted:
+                msg = f"changed {name}"
+                raise DamageError(msg)
+        except OSError as error:
+            msg = f"unreadable {name}: {error.strerror}"
+            raise DamageError(msg) from error
+    return note
+
+
+def checksums(path: Path) -> dict[str, int]:
+    """CRC-32 of every file of a checkpoint, by its relative path."""
+    files = sorted(file for file in path.rglob("*") if file.is_file())
+    return {file.relative_to(path).as_posix(): checksum(file) for file in files}
+
+
+def is_preserved(path: Path) -> bool:
+    """Whether a checkpoint is never removed to make room: those of ends of tasks are."""
+    try:
+        return bool(read_note(path).preserve)
+    except DamageError:
+        return False
+
+
+def is_ours(path: Path) -> bool:
+    """Whether :func:`save` has written a checkpoint: by its mark, or its note."""
+    try:
+        text = (path / "_CHECKPOINT_METADATA").read_text()
+        if json.loads(text)["custom_metadata"] == MARK:
+            return True
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        pass
+    try:
+        return bool(read_note(path))
+    except DamageError:
+        return False
+
+
+def make_room(path: Path, keep: int, *, preserve: bool) -> None:
+    """Remove the checkpoints that the one at ``path`` replaces."""
+    folder, step = path.parent, int(path.name)
+    there = [other for other in all_steps(folder) if other != step]
+    there = [other for other in there if is_ours(folder / str(other))]
+    held = {other for other in there if is_preserved(folder / str(other))}
+    whole = [other for other in there if note_of(folder / str(other)).is_file()]
+    others = [other for other in whole if other < step and other not in held]
+    room = keep if preserve else keep - 1
+    kept = {*held, *others[max(0, len(others) - room) :]}
+    for old in (folder / str(other) for other in there if other not in kept):
+        try:
+            remove(old)
+        except OSError as error:  # the next save tries again
+            warnings.warn(f"save: cannot remove {old} ({error}).", stacklevel=3)
+
+
+def set_aside(path: Path) -> Path:
+    """Give a checkpoint the name of those that are to be removed, and remove its note.
+
+    One that is cut short in its removal then has that name, and not that of a checkpoint.
+    """
+    gone = path.with_name(f"{path.name}.removed")
+    if path.exists():
+        shutil.rmtree(gone, ignore_errors=True)
+        os.replace(path, gone)
+    if not note_of(path).is_dir():
+        note_of(path).unlink(missing_ok=True)
+    return gone
+
+
+def remove(path: Path) -> None:
+    """Remove a checkpoint and its note."""
+    gone = set_aside(path)
+    if gone.exists():
+        shutil.rmtree(gone)
+
+
+def clean(folder: Path) -> None:
+    """Remove what saves and removals that were cut short have left."""
+    for name in sorted(entries(folder)):
+        found = re.fullmatch(rf"\.?{_STEP}\.(new|removed)(\..*)?", name)
+        if found is None:
+            continue
+        place = folder / found[1]
+        if found[2] == "removed" and not place.exists():
+            set_aside(place)  # its note
+        if (folder / name).is_dir():
+            shutil.rmtree(folder / name, ignore_errors=True)
+        else:
+            (folder / name).unlink()
+
+
+def check_readable(place: str, path: Path, data: Iterable[str]) -> None:
+    """Refuse what was just written, if the store does not have all arrays.
+
+    Cost: the index of the store is read, no array.
+    """
+    import tensorstore
+
+    base = {"driver": "file", "path": f"{place}/state/"}
+    store = tensorstore.KvStore.open({"driver": "ocdbt", "base": base}).result()
+    held = {key.split(b"/")[0].decode() for key in store.list().result()}
+    if not held.issuperset(data):
+        msg = (
+            f"save: checkpoint {path.name} was written to {path.parent} and cannot be "
+            "read again; give a folder with a plainer name."
+        )
+        raise WriteError(msg)
+
+
+@contextmanager
+def plain_path(path: Path) -> Iterator[str]:
+    """A path that the store understands: it has its own use for brackets and backslashes.
+
+    Folders with such names, or with names that are not UTF-8, are reached by a link.
+    """
+    if re.fullmatch(r"[\w/.,:=@+~ -]*", path.as_posix()):
+        yield str(path)
+        return
+    with tempfile.TemporaryDirectory(prefix="checkpoint-") as place:
+        link = Path(place) / "link"
+        link.symlink_to(path.parent, target_is_directory=True)
+        yield str(link / path.name)
+
+
+def begin_folder(home: Path) -> None:
+    """Mark the folder of a run that begins.
+
+    Raises:
+      InputError: if it holds metrics of a run whose checkpoints are gone: a run that begins
+        would remove them.
+    """
+    place, metrics = home / "checkpoints", home / "metrics.jsonl"
+    if all_steps(place) or BEGUN in entries(place):
+        return
+    if metrics.is_file() and metrics.stat().st_size:
+        msg = (
+            f"{metrics} is of a run whose checkpoints are not in {place}; bring these "
+            "back, give another folder, or take that file away to begin again."
+        )
+        raise InputError(msg)
+    place.mkdir(exist_ok=True)
+    (place / BEGUN).touch()
+
+
+__all__ = [
+    "BEGUN",
+    "MARK",
+    "DamageError",
+    "Note",
+    "all_steps",
+    "begin_folder",
+    "check_readable",
+    "checksums",
+    "clean",
+    "entries",
+    "examined",
+    "is_ours",
+    "is_preserved",
+    "make_room",
+    "note_of",
+    "plain_path",
+    "read_note",
+    "remove",
+    "set_aside",
+    "steps",
+]
