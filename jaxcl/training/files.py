@@ -52,7 +52,7 @@ def lock_folder(
     for _ in range(ATTEMPTS):
         try:
             made = _make(path) or made
-            lock = os.fdopen(os.open(place, _LOCK_FLAGS, 0o666), "r+", encoding="utf-8")
+            number = os.open(place, _LOCK_FLAGS, 0o666)
         except FileNotFoundError:  # the folder was removed again
             if path.parent.is_dir() and os.access(path.parent, os.W_OK):
                 continue
@@ -64,10 +64,11 @@ def lock_folder(
             why = "its .lock is a link" if place.is_symlink() else error.strerror
             msg = f"{unwritable} ({why})"
             raise InputError(msg) from None
-        with lock:
-            if not stat.S_ISREG(os.fstat(lock.fileno()).st_mode):
-                msg = f"{unwritable} (its .lock is not a file)"
-                raise InputError(msg)
+        if not stat.S_ISREG(os.fstat(number).st_mode):
+            os.close(number)
+            msg = f"{unwritable} (its .lock is not a file)"
+            raise InputError(msg)
+        with os.fdopen(number, "r+", encoding="utf-8") as lock:
             if fcntl is not None:
                 try:
                     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

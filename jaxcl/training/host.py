@@ -215,6 +215,8 @@ def learn(
         sharding,
         evaluation=evaluation,
         folder=folder,
+        start=start,
+        frozen=frozen,
         metadata=metadata,
         measured=measured,
     )
@@ -255,8 +257,6 @@ def learn(
         done = number_of(run_state, tasks, options) - evaluation_due(run_state)
         if run_state.step == 0 and are_new(results, notes, sets):
             run_state = run_state._replace(evaluated=run_state.task)
-        if finished := is_finished(run_state, tasks):
-            warn_if_finished(home)
         spent = spent_so_far(notes, len(tasks))
         noted = lambda: notes_of(
             results, described, sets, notes, spent, options.max_tasks
@@ -266,7 +266,9 @@ def learn(
         if home is not None:
             lines = home / "metrics.jsonl", done, notes.get("lines", 0)
             kept = lines_so_far(*lines) if is_primary() else []
-            if not finished:  # its disk may be read-only
+            if is_finished(run_state, tasks):  # its disk may be read-only
+                warn_if_finished(home)
+            else:
                 save, write = _writers(
                     enter, home, kept, noted, options, metadata, write
                 )

@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple, get_args
 
 import jax
+import numpy as np
+from jaxtyping import PyTree
 
 from jaxcl.data.dataset import Dataset, Task
 from jaxcl.errors import (
@@ -121,6 +123,8 @@ def check_run(
     *,
     evaluation: Mapping[str, Dataset],
     folder: str | os.PathLike[str] | None,
+    start: str | os.PathLike[str] | None,
+    frozen: PyTree,
     metadata: Mapping[str, Any] | None,
     measured: bool,
 ) -> None:
@@ -134,6 +138,8 @@ def check_run(
       sharding: likewise.
       evaluation: likewise.
       folder: likewise.
+      start: likewise.
+      frozen: likewise.
       metadata: likewise.
       measured: whether test rows are used.
 
@@ -152,11 +158,17 @@ def check_run(
             raise InputError(msg)
     _check_layout(sharding, options)
     as_metadata("learn", metadata)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(frozen):
+        if not isinstance(leaf, jax.Array | np.ndarray | np.generic | float | int):
+            at = jax.tree_util.keystr(path)
+            msg = f"learn: frozen must have arrays, got {shown(leaf)}{at and f' at {at}'}."
+            raise InputError(msg)
     if not measured and evaluation:
         msg = "learn: evaluation sets need metrics, got none; give metrics= as well."
         raise InputError(msg)
-    if folder is not None:
-        as_folder("learn", folder)
+    for name, place in {"folder": folder, "start": start}.items():
+        if place is not None:
+            as_folder("learn", place, name)
 
 
 def _check_options(options: Options) -> None:

@@ -107,6 +107,10 @@ REFUSED = [
     (lambda: learn(tasks=STREAM), "of type Task, got Pool; .* stream_tasks"),
     (lambda: learn(options={"num_steps": 2}), "options must be of type Options, got {"),
     (lambda: learn(folder=3), "learn: folder must be a path, got 3; give"),
+    (lambda: learn(folder=b"x"), "learn: folder must be a path, got b'x'; give"),
+    (lambda: learn(start=3), "learn: start must be a path, got 3; give"),
+    (lambda: learn(frozen="x"), "learn: frozen must have arrays, got 'x'"),
+    (lambda: checkpoint.save(3, 1, PARAMS), "save: folder must be a path, got 3"),
     (lambda: learn(metadata=[1]), r"metadata must .* got \[1\]; give a dict of finite"),
     (
         lambda: learn(metadata="hi"),
