@@ -1,10 +1,13 @@
 """Runs of many processes, and signals: start, agreement, locks, and the end."""
 
+import ctypes
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -30,7 +33,7 @@ def start_processes(
       count: how many processes there are; likewise.
       index: number of this one, from 0; likewise.
       patience: seconds without a heartbeat after which a process counts as dead, and all
-        others end.
+        others end with a message.
 
     Raises:
       ValueError: if only some of the three are given, or ``index`` is out of range.
@@ -52,6 +55,40 @@ def start_processes(
         heartbeat_timeout_seconds=patience,
         shutdown_timeout_seconds=patience,
     )
+    explain_abort()
+
+
+def explain_abort() -> None:
+    """Let this process end with a sentence where JAX would abort it.
+
+    When a process of a run ends, JAX aborts the others from a thread of its own, after
+    ``patience`` or at once for process 0, without a Python exception. The callback it has
+    for this cannot be called (``std::bad_cast`` on JAX 0.10), and Python's own handlers of
+    signals wait for the main thread, which waits for the network. So the handler is one of
+    C that calls back.
+    """
+    if os.name != "posix":
+        return
+
+    def end(number):
+        del number
+        os.write(2, f"\n{_PEER_ENDED}\n".encode())
+        os._exit(1)
+
+    library, handler = ctypes.CDLL(None), ctypes.CFUNCTYPE(None, ctypes.c_int)(end)
+    library.signal.argtypes = ctypes.c_int, ctypes.c_void_p
+    library.signal.restype = ctypes.c_void_p
+    library.signal(signal.SIGABRT, ctypes.cast(handler, ctypes.c_void_p))
+    _HANDLERS.append(handler)
+
+
+_HANDLERS: list[Any] = []  # C has no reference to what it calls
+
+
+_PEER_ENDED = (
+    "another process ended or cannot be reached. Start all of them again: the run goes on "
+    "from its last checkpoint, also with another number of processes."
+)
 
 
 @contextmanager
@@ -63,16 +100,23 @@ def exit_together() -> Iterator[None]:
     """
     try:
         yield
-    except (jax.errors.JaxRuntimeError, TimeoutError) as error:
+    except (jax.errors.JaxRuntimeError, ValueError, TimeoutError) as error:
+        # Errors of a collective are ValueErrors where they are raised by the call.
+        other = isinstance(error, ValueError) and not str(error).startswith(_NETWORK)
         own = str(error).startswith(("RESOURCE_EXHAUSTED", "INVALID_ARGUMENT"))
-        if own or jax.process_count() == 1:
+        if own or other or jax.process_count() == 1:
             raise
-        msg = (
-            f"process {jax.process_index()} of {jax.process_count()}: another process "
-            "ended or cannot be reached. Start all of them again: the run goes on from "
-            "its last checkpoint, also with another number of processes."
-        )
+        msg = f"process {jax.process_index()} of {jax.process_count()}: {_PEER_ENDED}"
         raise RuntimeError(msg) from error
+
+
+_NETWORK = (
+    "UNKNOWN: ",
+    "UNAVAILABLE: ",
+    "INTERNAL: ",
+    "ABORTED: ",
+    "DEADLINE_EXCEEDED: ",
+)
 
 
 def is_primary() -> bool:
