@@ -17,7 +17,6 @@ from jaxcl.runs.folder import CHECKPOINTS, RunFolder, append, finished
 from jaxcl.runs.jobs import Do, Job, run_jobs
 from jaxcl.training import Options, ShardingPlan, fsdp, learn, make_mesh
 from jaxcl.training.compiled import Build, Metrics
-from jaxcl.training.files import read_lines
 from jaxcl.training.logging import progress
 from jaxcl.training.options import steps_of
 from jaxcl.typing import Key, Params
@@ -225,14 +224,13 @@ def learn_trial(
       KeyboardInterrupt: after a signal, when the checkpoint is on the disk.
     """
     lengths = [steps_of(task, spec.options) for task in spec.tasks]
-    place = checkpoint_folder(folder, [trial])
     result = learn(
         spec.key,
         spec.build,
         spec.params,
         spec.tasks,
         spec.options,
-        folder=place,
+        folder=checkpoint_folder(folder, [trial]),
         frozen=spec.frozen,
         metrics=spec.metrics,
         sharding=sharding_of(fsdp),
@@ -243,37 +241,20 @@ def learn_trial(
     )
     if result.status == "interrupted":
         raise KeyboardInterrupt
-    losses, seconds = _of_steps(place, lengths)
     matrix = np.round(result.matrix(), 4)
-    ended = np.arange(len(spec.tasks)) < int(result.run_state.task)
+    ended = int(result.run_state.task)  # fewer than all if the run diverged
     return result_line(
         trial,
-        ended | (result.status == "done"),
-        seconds=seconds,
+        np.arange(len(lengths)) < ended,
+        seconds=result.seconds,
         accuracy=np.diagonal(matrix),
         final=matrix[-1],
         matrix=matrix,
-        loss=np.round(losses, 4),
+        loss=np.round(result.loss[: ended + 1], 4),
         tasks=[task.name for task in spec.tasks],
         on_non_finite=spec.options.on_non_finite,
         not_finite=int(result.run_state.num_bad),
     )
-
-
-def _of_steps(place: Path, lengths: Sequence[int]) -> tuple[list[float], float]:
-    """Mean training loss of each task, and seconds of steps, of a run."""
-    losses: dict[int, float] = {}
-    seconds, before = 0.0, (0, 0)
-    for line in read_lines(place / "metrics.jsonl"):
-        if "loss" not in line:
-            continue
-        task, step = line["task"], line["step"]
-        steps = step - (before[1] if task == before[0] else 0)
-        seconds += line["seconds"]
-        mean = math.nan if line["loss"] is None else line["loss"]
-        losses[task] = losses.get(task, 0.0) + steps * mean / lengths[task]
-        before = task, step
-    return list(losses.values()), seconds
 
 
 def sharding_of(parts: int) -> ShardingPlan | None:
