@@ -212,23 +212,25 @@ def as_batch(x: PyTree, y: PyTree, *, weight=None, task: int = 0) -> Batch:
     """Rows of one task as a batch.
 
     Args:
-      x: inputs, leaves ``[n, ...]``; here and below a list of numbers is an array.
-      y: labels, leaves ``[n, ...]``; integers and booleans become int32.
+      x: inputs, leaves ``[n, ...]``; here and below a list of numbers is an array, and so
+        is a frame or series of pandas.
+      y: labels, leaves ``[n, ...]``; integers and booleans become int32. Text is numbered
+        by :func:`jaxcl.data.encode_labels`.
       weight: ``[n]``, 1 for a real row and 0 for padding; all ones if absent.
       task: index of the task the rows come from.
 
     Raises:
       ValueError: if the leaves disagree on the number of rows, or have none; if a weight
         or the task is known to be negative, or a weight is not finite; for
-        labels that do not fit in int32.
+        labels that do not fit in int32, text, dates and other objects.
     """
-    _check_numbers(x, y)
+    check_numbers("as_batch", x, y)
     x, y, weight = lists_as_arrays("as_batch", (x, y, weight))
     shapes = [np.shape(leaf) for leaf in jax.tree.leaves((x, y, weight))]
     if () in shapes or np.ndim(task) or not (weight is None or np.ndim(weight) == 1):
         msg = (
             "as_batch: x and y must be arrays [n, ...] or lists of numbers, weight [n] "
-            f"and task one int, got shapes {shapes} and task {shown(task)}."
+            f"and task one int, got shapes {shapes[:4]} and task {shown(task)}."
         )
         raise InputError(msg)
     lengths = sorted({shape[0] for shape in shapes})
@@ -261,36 +263,65 @@ def as_batch(x: PyTree, y: PyTree, *, weight=None, task: int = 0) -> Batch:
     )
 
 
-def _check_numbers(x: PyTree, y: PyTree) -> None:
-    """Refuse text, dates and objects, which no program takes."""
+def check_numbers(who: str, x: PyTree, y: PyTree) -> None:
+    """Refuse text, dates and objects, which no program takes.
+
+    Raises:
+      ValueError: naming the function, the first such value, and what to do.
+    """
     for name, part in (("x", x), ("y", y)):
         for leaf in jax.tree.leaves(part):
-            kind = getattr(getattr(leaf, "dtype", None), "kind", "")
-            if isinstance(leaf, str | bytes) or kind in ("O", "S", "U", "M", "m"):
+            found = _other_than_numbers(leaf)
+            if found is not None:
                 remedy = (
-                    "number the classes, such as by np.unique(y, return_inverse=True)[1]"
+                    "number the classes with jaxcl.data.encode_labels"
                     if name == "y"
-                    else "encode it as numbers"
+                    else "encode it as numbers, or leave it out"
                 )
-                msg = (
-                    f"as_batch: {name} must hold numbers, got {shown(leaf)}; {remedy}."
-                )
+                msg = f"{who}: {name} must hold numbers, got {found}; {remedy}."
                 raise InputError(msg)
 
 
+def _other_than_numbers(leaf) -> str | None:
+    """A leaf that holds something else than numbers, for a message; else None."""
+    if hasattr(leaf, "columns"):  # pandas
+        kinds = zip(leaf.columns, leaf.dtypes, strict=True)
+        odd = [str(name) for name, dtype in kinds if dtype.kind not in "biufc"]
+        return f"text or objects in column {odd[0]!r}" if odd else None
+    kind = getattr(getattr(leaf, "dtype", None), "kind", "")
+    odd = isinstance(leaf, str | bytes) or kind in ("O", "S", "U", "M", "m")
+    return shown(leaf) if odd else None
+
+
 def lists_as_arrays(who: str, tree: PyTree) -> PyTree:
-    """The tree with each list of numbers, nested or not, made one NumPy array.
+    """The tree with lists of numbers, and frames and series of pandas, as NumPy arrays.
 
     Raises:
-      ValueError: for nested lists of unequal length.
+      ValueError: for nested lists of unequal length, and for missing numbers.
     """
 
     def of_numbers(node):
         leaves = jax.tree.leaves(node) if isinstance(node, list) else ()
         return bool(leaves) and all(isinstance(leaf, int | float) for leaf in leaves)
 
-    convert = lambda node: as_numbers(who, "rows", node) if of_numbers(node) else node
+    def convert(node):
+        if of_numbers(node):
+            return as_numbers(who, "rows", node)
+        return _from_pandas(who, node) if hasattr(node, "to_numpy") else node
+
     return jax.tree.map(convert, tree, is_leaf=of_numbers)
+
+
+def _from_pandas(who: str, frame) -> np.ndarray:
+    """A frame or series of numbers as one array."""
+    dtypes = (
+        getattr(kind, "numpy_dtype", kind) for kind in np.atleast_1d(frame.dtypes)
+    )
+    try:
+        return frame.to_numpy(np.result_type(*dtypes))
+    except (TypeError, ValueError) as error:
+        msg = f"{who}: expected a table of numbers, none missing ({error}); fill it."
+        raise InputError(msg) from error
 
 
 def check_batch(who: str, batch: Batch) -> None:
@@ -303,9 +334,10 @@ def check_batch(who: str, batch: Batch) -> None:
     if isinstance(batch, Batch):
         shapes = [np.shape(leaf) for leaf in jax.tree.leaves(batch)]
         rows = np.shape(batch.weight)
+        check_numbers(who, batch.x, batch.y)
         if len(rows) == 1 and {shape[:1] for shape in shapes} == {rows}:
             return
-        came = f"leaves of shapes {shapes}"
+        came = f"leaves of shapes {shapes[:4]}"
     msg = (
         f"{who}: expected a Batch of arrays [n, ...] with weight [n], got {came}; make "
         "one with jaxcl.tree.as_batch."
@@ -355,6 +387,7 @@ __all__ = [
     "axpy",
     "by_chunks",
     "check_batch",
+    "check_numbers",
     "check_params",
     "copied",
     "dot",

@@ -39,6 +39,7 @@ from jaxcl.data.stream import (
 )
 from jaxcl.data.subsets import random_row_numbers, random_rows, train_valid_split
 from jaxcl.data.synthetic import prototypes, synthetic_images
+from jaxcl.data.tables import csv_dataset, csv_tasks, encode_labels
 from jaxcl.data.tfds import prepare_mnist, tfds_images
 from jaxcl.data.validation import validate
 
@@ -51,7 +52,10 @@ __all__ = [
     "cifar_folder",
     "class_pairs",
     "class_splits",
+    "csv_dataset",
+    "csv_tasks",
     "digits",
+    "encode_labels",
     "from_arrays",
     "idx_folder",
     "joint",

@@ -10,7 +10,14 @@ from jax.core import Tracer
 
 from jaxcl.data.dataset import Task
 from jaxcl.errors import InputError, as_numbers, check_kind, check_size, shown
-from jaxcl.tree import as_batch, at, check_batch, lists_as_arrays, num_rows
+from jaxcl.tree import (
+    as_batch,
+    at,
+    check_batch,
+    check_numbers,
+    lists_as_arrays,
+    num_rows,
+)
 from jaxcl.typing import Batch, PyTree, Stream
 
 
@@ -51,6 +58,7 @@ def from_arrays(
     read = lambda batch: lists_as_arrays("from_arrays", batch)
     given = {split: read(batch) for split, batch in given.items()}
     for split, batch in given.items():
+        check_numbers(f"from_arrays: {split}", batch.x, batch.y)
         shapes = {
             np.shape(leaf)[:2] for leaf in (batch.weight, *jax.tree.leaves(batch))
         }
@@ -83,6 +91,7 @@ def _pair_as_batch(part) -> Any:
     """A batch with leaves ``[T, n, ...]`` of a pair; anything else as it is."""
     if isinstance(part, Batch) or not (isinstance(part, tuple) and len(part) == 2):
         return part
+    check_numbers("from_arrays", *part)
     x, y = (_stacked_list(tree) for tree in lists_as_arrays("from_arrays", part))
     shapes = {leaf.shape[:2] for leaf in jax.tree.leaves((x, y))}
     lead = next(iter(shapes))

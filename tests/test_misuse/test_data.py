@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pandas as pd
 
 from jaxcl import data
 from jaxcl.data.draws import generator
@@ -99,6 +100,23 @@ def stacked_with(**changes):
 
 def parted(rows=BATCH, fraction=0.5, key=KEY, **given):
     return data.train_valid_split(key, rows, valid_fraction=fraction, **given)
+
+
+FRAME = pd.DataFrame({"a": [1.5, 2.0], "b": [True, False], "kind": ["u", "v"]})
+TEXT = np.array(["cat", "dog", "cat"])
+
+
+def csv(frame=FRAME, label="b", columns=("a",), **changes):
+    """A dataset of two rows, with columns of the table changed."""
+    if changes and isinstance(frame, pd.DataFrame):
+        frame = frame.assign(**changes)
+    return data.csv_dataset(frame, label=label, columns=columns)
+
+
+def by_place(places, **given):
+    frame = pd.concat([FRAME, FRAME]).assign(place=places)
+    given = {"label": "b", "task": "place", "test_fraction": 0.5, **given}
+    return data.csv_tasks(KEY, frame, **given)
 
 
 def parse(item):
@@ -432,6 +450,103 @@ REFUSED = [
         "synthetic_images: .*at least 1",
     ),
     (lambda: data.prototypes(KEY, num_train=0), "prototypes: .*at least 1"),
+]
+
+CLASSES = "number the classes with jaxcl.data.encode_labels"
+REFUSED += [
+    # text and objects
+    *[
+        (
+            lambda y=y: as_batch(np.zeros((len(y), 2)), y),
+            f"as_batch: y .*'cat'.*{CLASSES}",
+        )
+        for y in (TEXT, TEXT.tolist(), TEXT[:2].astype(object))
+    ],
+    (lambda: as_batch(np.zeros((121, 2)), ["cat"] * 121), f"y must .*'cat'; {CLASSES}"),
+    (lambda: as_batch(np.zeros((3, 2)), pd.Series(TEXT)), f"got Series; {CLASSES}"),
+    (
+        lambda: as_batch(np.zeros((3, 2), object), [0, 1, 0]),
+        "as_batch: x must hold num",
+    ),
+    (
+        lambda: as_batch(FRAME, [0, 1]),
+        "x must .* text or objects in column 'kind'; enc",
+    ),
+    (
+        lambda: as_batch([1, 2], pd.Series([1, None], dtype="Int64")),
+        "as_batch: expected a table of numbers, none missing",
+    ),
+    (
+        lambda: data.array_dataset(BATCH._replace(x=np.zeros((4, 3), object))),
+        "array_dataset: x must hold numbers, got ndarray",
+    ),
+    (lambda: stacked_with(y=TEXT), f"train of task 1: y must .*{CLASSES}"),
+    (lambda: made(y=np.full((3, 4), "cat")), f"from_arrays: train: y .*{CLASSES}"),
+    *[
+        (lambda y=y: from_arrays((X, y), (X, y)), f"from_arrays: y must .*{CLASSES}")
+        for y in ([["cat"] * 3] * 4, np.full((4, 3), "cat"))
+    ],
+    # classes
+    *[
+        (lambda given=given: data.encode_labels(*given), f"encode_labels: {words}")
+        for given, words in (
+            ((["cat", None],), "label 1 is missing"),
+            (([0.0, NAN],), "label 1 is missing"),
+            ((["cat", 1],), "labels are of types int, str; make them"),
+            (
+                (["cat", "cow"], ["cat"]),
+                "label 1, 'cow', is none of the 1 classes; add",
+            ),
+            ((["cat"], ["cat", "cat"]), "class 'cat' is listed twice"),
+            (("cat",), "labels must be a list or an array, got 'cat'"),
+            ((["a"], "ab"), "classes must be a list or an array, got 'ab'"),
+            ((None,), "labels must be a list or an array, got None"),
+            (([[1], [2, 3]],), "labels are of types list"),
+        )
+    ],
+    # tables
+    *[
+        (lambda given=given: csv(**given), f"csv_dataset: {words}")
+        for given, words in (
+            ({"frame": 3}, "source must be a path or a pandas frame, got 3"),
+            ({"frame": "no.csv"}, "no file no.csv; give the path"),
+            ({"frame": FRAME[:0]}, "expected rows, .* got 0 rows"),
+            ({"columns": ()}, r"expected rows, and columns .* columns \(\)"),
+            ({"columns": "a"}, "expected rows, .* 2 rows and columns 'a'"),
+            (
+                {"columns": ["z"]},
+                "column 'z' is missing among a, b, kind; name another",
+            ),
+            ({"frame": FRAME[["a", "a", "b"]]}, "column 'a' is there 2 times among"),
+            ({"columns": None}, "column 'kind' holds no numbers, but 'u'; encode it"),
+            ({"a": ["?", 1]}, "column 'a' holds no numbers, but '[?]'; encode it"),
+            (
+                {"a": [1, None]},
+                "column 'a' has 1 missing values, the first in row 1; fi",
+            ),
+            (
+                {"a": [1, 1e39]},
+                r"column 'a' has 1e\+39 in row 1; float32 cannot hold it",
+            ),
+            ({"a": [1, -np.inf]}, "column 'a' has -inf in row 1"),
+            (
+                {"label": "kind"},
+                r"column 'kind' holds text, 2 .* give classes=\['u', 'v",
+            ),
+            (
+                {"b": [0, 2**31]},
+                "column 'b' has 2147483648 in row 1, which is no class",
+            ),
+            ({"b": [0, -1]}, "column 'b' has -1 in row 1, which is no class number"),
+            ({"b": [0.5, None]}, "column 'b' has 1 missing values"),
+        )
+    ],
+    (lambda: by_place(["x", "x", None, "y"]), "column 'place' has missing values"),
+    (
+        lambda: by_place(["x", "x", "x", "y"], columns=["a"]),
+        "'place' has one row of 'y'; a task needs",
+    ),
+    (lambda: by_place([1, 1, 2, 2]), "column 'kind' holds no numbers"),
 ]
 
 
