@@ -259,6 +259,12 @@ def shown(value: Any) -> str:
     return text if short else type(value).__name__
 
 
+def reason_of(error: Exception, most: int = 200) -> str:
+    """The kind and the text of an error, for a message: one line, cut where it is long."""
+    text = " ".join(f"{type(error).__name__}: {error}".splitlines())
+    return text if len(text) <= most else f"{text[:most]}..."
+
+
 __all__ = [
     "InputError",
     "MissingFileError",
@@ -273,5 +279,6 @@ __all__ = [
     "check_size",
     "is_whole",
     "is_zero",
+    "reason_of",
     "shown",
 ]

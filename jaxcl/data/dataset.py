@@ -18,12 +18,22 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int, PyTree
 
-from jaxcl.errors import InputError, MissingFileError, check_kind, check_size, shown
+from jaxcl.errors import (
+    InputError,
+    MissingFileError,
+    check_kind,
+    check_size,
+    reason_of,
+    shown,
+)
 from jaxcl.tree import at, check_batch
 from jaxcl.typing import Batch, Stream
 
 #: Errors that mean that a row is not usable.
-_UNUSABLE = (ValueError, LookupError, TypeError, AttributeError)
+_UNUSABLE = (
+    *(ValueError, LookupError, TypeError, AttributeError),
+    *(ArithmeticError, RecursionError, MemoryError),  # 10**400, "[" * 5000
+)
 
 
 @runtime_checkable
@@ -113,7 +123,9 @@ def source_dataset(
             if number:
                 _check_shapes(row, shapes, "of item 0")
         except _UNUSABLE as error:
-            msg = f"source_dataset: item {number} is bad ({_reason(error)}); see parse."
+            msg = (
+                f"source_dataset: item {number} is bad ({reason_of(error)}); see parse."
+            )
             raise InputError(msg) from error
         return row
 
@@ -200,13 +212,14 @@ def _indexed(
             if not line.strip():
                 continue
             try:
-                row = _finite(_checked(parse(_object(line))))
+                with np.errstate(over="ignore"):  # infinity is refused
+                    row = _finite(_checked(parse(_object(line))))
                 if not places:
                     first, shapes, dtypes = number, _shapes(row), _dtypes(row)
                 _check_shapes(row, shapes, f"on line {first}")
                 dtypes = _widened(dtypes, row)
             except _UNUSABLE as error:
-                reason = _reason(error)
+                reason = reason_of(error)
                 if not skip_bad_lines:
                     msg = (
                         f"jsonl_dataset: {path}, line {number} is bad ({reason}); fix it, "
@@ -278,10 +291,6 @@ def _check_shapes(row: tuple[PyTree, PyTree], shapes: PyTree, where: str) -> Non
         raise InputError(msg)
 
 
-def _reason(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}"
-
-
 def _checked(row: Any) -> tuple[PyTree, PyTree]:
     """The result of ``parse``, if a batch can hold it.
 
@@ -304,10 +313,16 @@ def _checked(row: Any) -> tuple[PyTree, PyTree]:
 
 
 def _finite(row: tuple[PyTree, PyTree]) -> tuple[PyTree, PyTree]:
-    """The row, if it is finite: Python also reads NaN and infinity, unlike JSON."""
-    for leaf in jax.tree.leaves(row):
-        if not np.isfinite(leaf).all():
-            msg = f"expected finite numbers, got {shown(leaf)}"
+    """The row, if it is finite in the dtypes of a batch, float32 for float64.
+
+    Python also reads NaN and infinity, unlike JSON.
+    """
+    for leaf in map(np.asarray, jax.tree.leaves(row)):
+        with np.errstate(over="ignore"):
+            narrow = leaf.astype(jax.dtypes.canonicalize_dtype(leaf.dtype))
+        if not np.isfinite(narrow).all():
+            beyond = f", beyond {narrow.dtype}" if np.isfinite(leaf).all() else ""
+            msg = f"expected finite numbers, got {shown(leaf)}{beyond}"
             raise InputError(msg)
     return row
 

@@ -5,15 +5,16 @@ No file is unpickled. A missing file is a ``FileNotFoundError``, a malformed one
 """
 
 import gzip
+import math
 import os
 import zipfile
-import zlib
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 
 from jaxcl.data.images import Images, as_images
-from jaxcl.errors import InputError, MissingFileError
+from jaxcl.errors import InputError, MissingFileError, reason_of
 
 PathLike = str | os.PathLike[str]
 
@@ -104,15 +105,15 @@ def npz_file(path: PathLike) -> Images:
             "y_train, x_test, y_test; give its path."
         )
         raise MissingFileError(msg)
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            found = sorted(archive.files)
-            names = next((n for n in _NPZ_NAMES if set(n) <= set(found)), None)
-            arrays = [archive[name] for name in names or ()]
-    except (ValueError, OSError, EOFError, AttributeError, *_BROKEN) as error:
-        raise InputError(
-            _broken("npz_file", path, "an .npz of plain arrays")
-        ) from error
+    plain = "an .npz of plain arrays"
+    with _reading("npz_file", path, plain), zipfile.ZipFile(path) as archive:
+        members = {
+            member.filename.removesuffix(".npy"): member
+            for member in archive.infolist()
+        }
+        found = sorted(members)
+        names = next((n for n in _NPZ_NAMES if set(n) <= set(found)), ())
+        arrays = [_member(archive, members[name]) for name in names]
     if not arrays:
         msg = (
             f"npz_file: {path} must hold x_train, y_train, x_test and y_test, got "
@@ -138,10 +139,8 @@ def npy_folder(path: PathLike) -> Images:
     def read(name):
         file = path / f"{name}.npy"
         _need_file("npy_folder", file, "{train,test}_{x,y}.npy")
-        try:
-            return np.load(file, allow_pickle=False)
-        except (ValueError, OSError, EOFError, *_BROKEN) as error:
-            raise InputError(_broken("npy_folder", file, "a plain array")) from error
+        with _reading("npy_folder", file, "a plain array"), file.open("rb") as opened:
+            return _array(opened, file.stat().st_size)
 
     names = ("train_x", "train_y", "test_x", "test_y")
     return as_images(*map(read, names), name=path.resolve().name)
@@ -177,13 +176,11 @@ def cifar_folder(path: PathLike) -> Images:
 
     def read(name):
         _need_file("cifar_folder", path / name, expected)
-        raw = np.fromfile(path / name, np.uint8)
-        if len(raw) == 0 or len(raw) % (head + 3072):
-            shape = (
-                f"complete records of {head + 3072} bytes, {len(raw)} bytes in total"
-            )
-            raise InputError(_broken("cifar_folder", path / name, shape))
-        return raw.reshape(-1, head + 3072)
+        size = head + 3072
+        with _reading("cifar_folder", path / name, f"complete records of {size} bytes"):
+            raw = np.fromfile(path / name, np.uint8)
+            _need(len(raw) > 0 and len(raw) % size == 0, f"it has {len(raw)} bytes")
+            return raw.reshape(-1, size)
 
     def arrays(records):
         x = records[:, head:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
@@ -197,11 +194,53 @@ def cifar_folder(path: PathLike) -> Images:
     )
 
 
-_BROKEN = (zipfile.BadZipFile, zlib.error)
+@contextmanager
+def _reading(who: str, path: Path, expected: str):
+    """Refuse a file in one line, whatever error its bytes lead to.
+
+    NumPy and zipfile raise errors of a dozen kinds for damaged headers, such as
+    ``TokenError``, ``NotImplementedError`` and ``MemoryError``.
+    """
+    try:
+        yield
+    except Exception as error:
+        msg = (
+            f"{who}: {path} is not {expected} ({reason_of(error)}); fetch or write the "
+            "file again."
+        )
+        raise InputError(msg) from error
 
 
-def _broken(who: str, path: Path, expected: str) -> str:
-    return f"{who}: {path} is not {expected}; fetch or write the file again."
+def _need(holds: bool, otherwise: str):
+    """Raise a ValueError, for :func:`_reading`."""
+    if not holds:
+        raise ValueError(otherwise)
+
+
+def _array(file, size: int) -> np.ndarray:
+    """The array of an npy file of ``size`` bytes: what is not there is not allocated."""
+    version = np.lib.format.read_magic(file)
+    _need(version in _HEADERS, f"its format is {version}")
+    shape, _, dtype = _HEADERS[version](file)
+    wanted, there = math.prod(shape) * dtype.itemsize, size - file.tell()
+    _need(wanted <= there, f"its header announces {wanted} bytes, it has {there}")
+    file.seek(0)
+    return np.lib.format.read_array(file, allow_pickle=False)
+
+
+_HEADERS = {
+    (1, 0): np.lib.format.read_array_header_1_0,
+    (2, 0): np.lib.format.read_array_header_2_0,
+}
+
+
+def _member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
+    """An array of an archive. Deflate reduces a size by at most 1,032 times."""
+    most = 1032 * os.path.getsize(str(archive.filename))
+    size = member.file_size
+    _need(size <= most, f"{member.filename} announces {size} bytes")
+    with archive.open(member) as file:
+        return _array(file, size)
 
 
 def _need_folder(who: str, path: Path):
@@ -234,19 +273,18 @@ def _find_idx(folder: Path, split: str, kind: str) -> Path:
 
 
 def _read_idx(path: Path, rank: int) -> np.ndarray:
-    try:
+    expected = f"an idx file of unsigned bytes in {rank} dimensions"
+    with _reading("idx_folder", path, expected):
         raw = path.read_bytes()
         raw = gzip.decompress(raw) if path.suffix == ".gz" else raw
-    except (OSError, EOFError, zlib.error) as error:
-        raise InputError(_broken("idx_folder", path, "a whole gzip file")) from error
-    start = 4 + 4 * rank
-    body = len(raw) - start
-    header = np.frombuffer(raw[:start] if body >= 0 else b"\0" * start, ">i4")
-    sizes = header[1:].astype(int)
-    if header[0] != 0x800 + rank or min(sizes) < 0 or np.prod(sizes) != body:
-        expected = f"an idx file of unsigned bytes in {rank} dimensions"
-        raise InputError(_broken("idx_folder", path, expected))
-    return np.frombuffer(raw, np.uint8, offset=start).reshape(header[1:])
+        start = 4 + 4 * rank
+        magic, *shape = np.frombuffer(raw[:start], ">i4").tolist()
+        body = np.frombuffer(raw, np.uint8, offset=start)
+        _need(magic == 0x800 + rank, f"its magic number is {magic}")
+        agree = len(shape) == rank and min(shape) >= 0
+        agree = agree and math.prod(shape) == len(body)
+        _need(agree, f"its header announces {shape}, it has {len(body)} bytes")
+        return body.reshape(shape)
 
 
 __all__ = ["cifar_folder", "idx_folder", "load_images", "npy_folder", "npz_file"]

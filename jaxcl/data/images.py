@@ -71,10 +71,9 @@ def as_images(
                 f"got {len(x)} and {len(y)}",
                 "pair them up",
             )
-        if len(x) == 0:
-            _fail(
-                name, f"the {split} set must have rows, got none", "give at least one"
-            )
+        if x.size == 0:
+            rows = "rows, got none" if len(x) == 0 else f"pixels, got {list(x.shape)}"
+            _fail(name, f"the {split} set must have {rows}", "give at least one")
     if train_x.shape[1:] != test_x.shape[1:]:
         _fail(
             name,
@@ -85,12 +84,13 @@ def as_images(
     low = int(min(train_y.min(), test_y.min()))
     high = int(max(train_y.max(), test_y.max()))
     num_classes = high + 1 if num_classes is None else num_classes
-    if low < 0 or high >= num_classes:
+    if low < 0 or high >= min(num_classes, 2**31):
         _fail(
             name,
-            f"labels must lie in [0, {num_classes}), got {low} to {high}",
+            f"labels must lie in [0, {min(num_classes, 2**31)}), got {low} to {high}",
             "renumber them or raise num_classes",
         )
+    train_y, test_y = train_y.astype(np.int32), test_y.astype(np.int32)
     return Images(train_x, train_y, test_x, test_y, num_classes, name)
 
 
@@ -257,7 +257,7 @@ def _labels(name: str, split: str, y: ArrayLike) -> np.ndarray:
             f"{split} labels must be [n] integers, got {y.dtype} {list(y.shape)}",
             "give one class number a row",
         )
-    return y.astype(np.int32)
+    return y
 
 
 def _choose(rng, images: Images, y: np.ndarray, count: int | None, per_class: bool):

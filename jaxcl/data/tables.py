@@ -12,7 +12,14 @@ from jaxtyping import Float, Int
 
 from jaxcl.data.dataset import Dataset, Task, array_dataset
 from jaxcl.data.subsets import train_valid_split
-from jaxcl.errors import InputError, MissingFileError, check_key, check_size, shown
+from jaxcl.errors import (
+    InputError,
+    MissingFileError,
+    check_key,
+    check_size,
+    reason_of,
+    shown,
+)
 from jaxcl.typing import Batch, Key
 
 if TYPE_CHECKING:
@@ -192,10 +199,9 @@ def _frame(who: str, source: Table) -> "pd.DataFrame":
             warnings.simplefilter("error", pd.errors.ParserWarning)
             return pd.read_csv(path, index_col=False, low_memory=False)
     except Exception as error:  # the parser raises errors of many kinds
-        reason = " ".join(str(error).split())[:200]
         msg = (
-            f"{who}: {path} is not a CSV file with a header line ({reason}); fix it, or "
-            "read it with pandas and give the frame."
+            f"{who}: {path} is not a CSV file with a header line ({reason_of(error)}); fix "
+            "it, or read it with pandas and give the frame."
         )
         raise InputError(msg) from error
 

@@ -69,21 +69,41 @@ def test_a_pipeline_of_grain_gives_the_rows_of_the_list():
         ('{"x": [1, NaN], "y": 0}', "expected finite numbers, got [ 1. nan]"),
         ('{"x": [1, -Infinity], "y": 0}', "expected finite numbers, got [  1. -inf]"),
         ('{"x": [1, 1e999], "y": 0}', "expected finite numbers, got [ 1. inf]"),
+        ('{"x": [1, 1e300], "y": 0}', "expected finite numbers, got [ 1. inf]"),
+        ('{"x": [1, 2], "y": 1e999}', "OverflowError"),
+        ('{"x": [1, 1' + "0" * 400 + '], "y": 0}', "OverflowError"),
+        ('{"x": [1, 2], "y": 2147483648}', "integers within int32"),
+        ('{"x": ' + "[" * 5000 + "]" * 5000 + ', "y": 0}', "RecursionError"),
+        ('{"x": [1, 2], "y": "\udcff"}', "UnicodeDecodeError"),
     ],
 )
 def test_a_bad_line_is_named_or_counted(lines, line, reason):
     """Oracle: the line that was put there, third of the file."""
     good = lines.read_text().splitlines()
-    lines.write_text("\n".join([*good[:2], line, *good[2:]]))
+    text = "\n".join([*good[:2], line, *good[2:]])
+    lines.write_bytes(text.encode(errors="surrogateescape"))
     with pytest.raises(ValueError, match="line 3 is bad") as error:
         jsonl_dataset(lines, parse, task=0)
     assert reason in str(error.value)
     assert str(lines) in str(error.value)
+    assert "\n" not in str(error.value)
     with pytest.warns(UserWarning, match="skipped 1 bad lines") as warned:
         rows = jsonl_dataset(lines, parse, task=0, skip_bad_lines=True)
     assert "line 3" in str(warned[0].message)
     assert rows.count == 5
     np.testing.assert_array_equal(rows.read(np.arange(5)).x[:, 0], range(5))
+
+
+def test_a_number_beyond_float32_is_a_bad_line_unless_rows_are_float64(tmp_path):
+    """Oracle: 1e300 as float32 is infinity; with 64 bits it is kept (control)."""
+    (tmp_path / "a.jsonl").write_text('{"x": [1e300]}\n')
+    load = lambda: jsonl_dataset(
+        tmp_path / "a.jsonl", lambda record: (np.array(record["x"]), 0), task=0
+    )
+    with pytest.raises(ValueError, match=r"line 1 is bad .*beyond float32"):
+        load()
+    with jax.enable_x64(True):
+        assert load().read(np.arange(1)).x.tolist() == [[1e300]]
 
 
 def test_a_file_that_changed_since_is_refused(lines):

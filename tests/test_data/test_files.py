@@ -152,6 +152,81 @@ def test_a_cut_cifar_file_is_named(tmp_path):
         cifar_folder(tmp_path)
 
 
+def write_npy(folder, arrays):
+    names = ("train_x", "train_y", "test_x", "test_y")
+    for name, array in zip(names, arrays, strict=True):
+        np.save(folder / f"{name}.npy", array)
+    return folder / "train_x.npy"
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (b"(7, 6, 4)", b"(7, 6, 4'"),  # a flipped bit: TokenError
+        (b"(7, 6, 4)", b"(True,42,4)"),  # TypeError
+        (b"(7, 6, 4)", b"(10**12, 6)"),
+        (b"(7, 6, 4)", b"(1000000000000, 6, 4)"),  # MemoryError
+        (b"(7, 6, 4)", b"(4294967296, 4294967296, 16)"),  # the product overflows
+        (b"(7, 6, 4)", b"[" * 90),
+        (b"|u1", b"|O8"),
+        (b"'descr'", b"'descs'"),
+        (b"NUMPY\x01", b"NUMPY\x09"),
+    ],
+)
+def test_a_damaged_npy_header_is_refused_in_one_line(tmp_path, arrays, old, new):
+    """Oracle: the file as written is read; nothing that is not there is allocated."""
+    path = write_npy(tmp_path, arrays)
+    assert_holds(npy_folder(tmp_path), arrays)
+    raw = path.read_bytes()
+    # The header's padding gives or takes the bytes that the new text needs.
+    room = new + b" " * max(0, len(old) - len(new))
+    raw = raw.replace(old, room, 1).replace(b" " * (len(room) - len(old)), b"", 1)
+    path.write_bytes(raw)
+    with pytest.raises(ValueError, match=r"train_x.npy is not a plain array") as error:
+        npy_folder(tmp_path)
+    assert "\n" not in str(error.value)
+    if b"000000000, 6" in new:
+        assert "announces 24000000000000 bytes, it has 168" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [(8, 1), (10, 99), (27, 255), (46, 0)],
+    ids=["encrypted", "compression", "size", "name"],
+)
+def test_a_damaged_npz_directory_is_refused_in_one_line(tmp_path, arrays, place, value):
+    """Oracle: places in a central header by the zip format; as written it is read."""
+    path = tmp_path / "toy.npz"
+    names = ("x_train", "y_train", "x_test", "y_test")
+    np.savez_compressed(path, **dict(zip(names, arrays, strict=True)))
+    assert_holds(npz_file(path), arrays)
+    raw = bytearray(path.read_bytes())
+    raw[raw.index(b"PK\x01\x02") + place] = value
+    path.write_bytes(raw)
+    with pytest.raises(ValueError, match=r"npz_file: .*toy.npz (is not|must)") as error:
+        npz_file(path)
+    assert "\n" not in str(error.value)
+
+
+def test_sizes_of_an_idx_file_that_overflow_are_refused(tmp_path, arrays):
+    """Oracle: 2**30 * 2**30 * 16 is 0 modulo 2**64, the bytes that are there."""
+    write_idx(tmp_path, arrays)
+    header = np.array([0x803, 2**30, 2**30, 16], ">i4").tobytes()
+    (tmp_path / "train-images-idx3-ubyte").write_bytes(header)
+    with pytest.raises(ValueError, match=r"announces \[1073741824, .* it has 0 bytes"):
+        idx_folder(tmp_path)
+
+
+def test_labels_beyond_int32_are_refused_not_wrapped(tmp_path, arrays):
+    """Oracle: 2**32 wraps to the valid class 0."""
+    labels = arrays[1].astype(np.int64) + (np.arange(7) == 3) * 2**32
+    write_npy(tmp_path, (arrays[0], labels, *arrays[2:]))
+    with pytest.raises(
+        ValueError, match=r"labels must lie in \[0, 2147483648\), got 0 to"
+    ):
+        npy_folder(tmp_path)
+
+
 class Bomb:
     """Unpickling this leaves a trace."""
 
