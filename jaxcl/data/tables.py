@@ -225,7 +225,7 @@ def _column(frame, name):
     """One column, which is there once."""
     found = list(frame.columns).count(name)
     if found != 1:
-        there = ", ".join(map(str, frame.columns[:8]))
+        there = ", ".join(map(shown, frame.columns[:8]))
         how = "is missing" if not found else f"is there {found} times"
         _refuse_column(name, f"{how} among {there}", "name another")
     return frame[name]
@@ -285,7 +285,7 @@ def _refuse(problem: str, remedy: str):
 
 
 def _refuse_column(name, problem: str, remedy: str):
-    msg = f"csv_dataset: column {str(name)!r} {problem}; {remedy}."
+    msg = f"csv_dataset: column {shown(str(name))} {problem}; {remedy}."
     raise InputError(msg)
 
 

@@ -515,7 +515,7 @@ REFUSED += [
             ({"columns": "a"}, "expected rows, .* 2 rows and columns 'a'"),
             (
                 {"columns": ["z"]},
-                "column 'z' is missing among a, b, kind; name another",
+                "column 'z' is missing among 'a', 'b', 'kind'; name another",
             ),
             ({"frame": FRAME[["a", "a", "b"]]}, "column 'a' is there 2 times among"),
             ({"columns": None}, "column 'kind' holds no numbers, but 'u'; encode it"),
