@@ -42,7 +42,8 @@ def from_arrays(
         or a batch with such leaves. Short tasks are padded with rows of weight 0;
         :func:`stack_tasks` does that. If ``task`` is 0 in all rows, they are numbered by
         their task.
-      test: likewise, ``[T, m, ...]``.
+      test: likewise, ``[T, m, ...]``; a task's rows of number 0 get that of its training
+        rows.
       num_classes: outputs that the model needs.
       name: what the stream is called in logs and reports.
 
@@ -50,7 +51,8 @@ def from_arrays(
       A stream whose pool is all tasks and whose plan is ``arange(T)``.
 
     Raises:
-      ValueError: if leaves differ in the number of tasks or rows.
+      ValueError: if leaves differ in the number of tasks or rows, or hold anything but
+        numbers; if some tasks are numbered and several are not.
     """
     check_size("from_arrays", num_classes=num_classes)
     given = {"train": _pair_as_batch(train), "test": _pair_as_batch(test)}
@@ -76,7 +78,7 @@ def from_arrays(
             f"{counts[0]} and {counts[1]}; give both of each."
         )
         raise InputError(msg)
-    pool = jax.tree.map(jnp.asarray, Tasks(*map(_numbered, given.values())))
+    pool = jax.tree.map(jnp.asarray, _numbered(Tasks(**given)))
     return Stream(
         pool=pool,
         plan=jnp.asarray(np.arange(counts[0], dtype=np.int32)),
@@ -205,13 +207,55 @@ def _row_format(batch: Batch) -> str:
     return f"x {x} and y {y}"
 
 
-def _numbered(tasks: Batch) -> Batch:
-    """Rows with the number of their task, if it is 0 in all of them."""
-    if isinstance(tasks.task, Tracer) or np.any(np.asarray(tasks.task)):
-        return tasks
-    shape = np.shape(tasks.task)
-    number = np.broadcast_to(np.arange(shape[0], dtype=np.int32)[:, None], shape)
-    return tasks._replace(task=number)
+def _numbered(pool: Tasks) -> Tasks:
+    """Rows with the number of their task: their place, where all of them have 0.
+
+    Test rows of 0 get the number of the task's training rows, where that is one.
+    """
+    if isinstance(pool.train.task, Tracer) or isinstance(pool.test.task, Tracer):
+        return pool
+    train, test = (np.asarray(part.task) for part in pool)
+    if not train.any():
+        train = np.zeros_like(train) + np.arange(len(train), dtype=train.dtype)[:, None]
+    else:
+        firsts = [
+            at((task, 0), (pool.train.x, pool.train.y)) for task in range(len(train))
+        ]
+        check_task_numbers(
+            "from_arrays", [set(task.tolist()) for task in train], firsts
+        )
+    bare = (test == 0).all(1) & (train == train[:, :1]).all(1)
+    test = np.where(bare[:, None], train[:, :1], test)
+    return Tasks(pool.train._replace(task=train), pool.test._replace(task=test))
+
+
+def check_task_numbers(
+    who: str, numbers: Sequence[set[int]], firsts: Sequence[PyTree]
+) -> None:
+    """Refuse tasks that would share number 0 because it was left out in some of them.
+
+    A task that returns later has the same number, and the same first row.
+
+    Args:
+      who: the function, for the message.
+      numbers: of each task, those of its training rows.
+      firsts: of each task, inputs and labels of its first row.
+
+    Raises:
+      ValueError: if several tasks have 0 alone, others do not, and rows differ.
+    """
+    bare = [place for place, found in enumerate(numbers) if found == {0}]
+    if len(bare) in (0, 1, len(numbers)):
+        return
+    rows = [jax.tree.leaves(firsts[place]) for place in bare]
+    if all(all(map(np.array_equal, rows[0], row)) for row in rows):
+        return
+    msg = (
+        f"{who}: tasks {', '.join(map(str, bare))} all have number 0, the default of "
+        f"as_batch, and others have {max(set().union(*numbers))} or less; number each by "
+        "task=, from 1 if some share one, or none."
+    )
+    raise InputError(msg)
 
 
 def take_tasks(
@@ -304,6 +348,7 @@ def _same_arrays(a: PyTree, b: PyTree) -> bool:
 
 
 __all__ = [
+    "check_task_numbers",
     "from_arrays",
     "stack_plans",
     "stack_tasks",

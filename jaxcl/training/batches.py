@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jaxcl.data.dataset import Dataset, Task
+from jaxcl.data.stream import check_task_numbers
 from jaxcl.errors import InputError
 from jaxcl.sharding import (
     ShardingPlan,
@@ -123,8 +124,14 @@ def numbered(tasks: Sequence[Task], first: int = 0) -> list[Task]:
     Args:
       tasks: of a run, checked.
       first: number of the first one.
+
+    Raises:
+      ValueError: if some tasks are numbered and several are not.
     """
-    bare = all(_task_numbers(task.train) == {0} for task in tasks)
+    found = [_task_numbers(task.train) for task in tasks]
+    rows = [task.train.read(np.arange(1)) for task in tasks]
+    check_task_numbers("learn", found, [(row.x, row.y) for row in rows])
+    bare = all(numbers == {0} for numbers in found)
     if bare and len(tasks) + first > 1:
         tasks = [
             task._replace(train=_with_number(task.name, task.train, first + place))

@@ -75,8 +75,37 @@ def test_tasks_that_say_no_number_are_numbered_in_both_splits():
         assert stream.train(stream.pool, plan).task.tolist() == [task] * 4
         assert stream.test(stream.pool, plan).task.tolist() == [task] * 2
     said = [part._replace(task=part.task[::-1]) for part in (arrays(), arrays(rows=2))]
-    pool = from_arrays(*said, num_classes=5).pool
-    assert pool.train.task[:, 0].tolist() == pool.test.task[:, 0].tolist() == [2, 1, 0]
+    for test in (said[1], unsaid[1]):  # a test set without numbers has the task's
+        pool = from_arrays(said[0], test, num_classes=5).pool
+        assert pool.train.task[:, 0].tolist() == [2, 1, 0]
+        assert pool.test.task[:, 0].tolist() == [2, 1, 0]
+
+
+@pytest.mark.parametrize(
+    ("numbers", "shared"),
+    [((0, 0, 2), "0, 1"), ((0, 1, 0), "0, 2"), ((3, 0, 0), "1, 2")],
+)
+def test_tasks_that_share_number_0_by_omission_are_refused(numbers, shared):
+    """Oracle: the places of the zeros; one zero alone is a number (control)."""
+    train, test = arrays(), arrays(rows=2)
+    given = np.repeat(np.array(numbers, np.int32)[:, None], 4, 1)
+    refused = rf"from_arrays: tasks {shared} all have number 0, .*task="
+    with pytest.raises(ValueError, match=refused):
+        from_arrays(train._replace(task=given), test, num_classes=5)
+    pairs = [(at(t, train)._replace(task=given[t]), at(t, test)) for t in range(3)]
+    with pytest.raises(ValueError, match=refused):
+        stack_tasks(pairs, num_classes=5)
+    alone = from_arrays(
+        train._replace(task=given + (given == 0) * [[0], [4], [5]]), test, num_classes=5
+    )
+    assert len(set(alone.pool.train.task[:, 0].tolist())) == 3
+
+
+def test_a_task_that_returns_keeps_number_0():
+    """Oracle: the stream's own tasks, taken twice."""
+    stream = take_tasks(made(), [0, 1, 0])
+    again = stack_tasks(stream_tasks(stream), num_classes=5)
+    assert again.pool.train.task[:, 0].tolist() == [0, 1, 0]
 
 
 @pytest.mark.parametrize(

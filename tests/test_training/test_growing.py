@@ -457,7 +457,22 @@ def test_tasks_are_numbered_in_the_same_way_however_a_run_is_come_by(tmp_path):
     assert alone == ([5], [3, 4, 5])
     one = TASKS[1]._replace(name=bare[2].name)
     with pytest.raises(ValueError, match=r"task 0 has task numbers \[3\], got \[1\]"):
-        numbers_seen([one, *bare[:2]], tmp_path / "b")
+        numbers_seen([one, bare[0]], tmp_path / "b")
+
+
+def test_a_number_that_only_some_tasks_lack_is_refused():
+    """Oracle: two tasks of three would share head 0; one that returns may (control)."""
+    bare = TASKS[1]._replace(train=unnumbered(TASKS[1].train))
+    for tasks, places in (
+        ([TASKS[0], bare, TASKS[2]], "0, 1"),
+        ([*TASKS, bare], "0, 3"),
+    ):
+        with pytest.raises(
+            ValueError, match=f"learn: tasks {places} all have number 0"
+        ):
+            numbers_seen([*tasks[:-1], tasks[-1]._replace(name="last")])
+    returns = [*TASKS, TASKS[0]._replace(name="again")]
+    assert [set(t.train.read(np.arange(9)).task) for t in numbered(returns)][3] == {0}
 
 
 def test_rows_of_several_tasks_keep_their_numbers():
