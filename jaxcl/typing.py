@@ -51,7 +51,8 @@ class Stream(NamedTuple):
     specific to each (a permutation, row numbers, ...), every leaf with leading axis ``T``.
     ``train(pool, plan_t)`` and ``test(pool, plan_t)`` make the batch of the task whose
     plan is ``plan_t``; they are traced, so a task is in memory only while it is learned.
-    Seeds have one pool and different plans.
+    Seeds have one pool and different plans. Without ``shuffle``, the rows of a task are
+    learned in their order, not in a random one.
     """
 
     pool: PyTree
@@ -60,6 +61,7 @@ class Stream(NamedTuple):
     test: Callable[[PyTree, PyTree], Batch]
     num_classes: int  # outputs that the model needs
     name: str  # for logs and reports
+    shuffle: bool = True
 
 
 class Progress(NamedTuple):

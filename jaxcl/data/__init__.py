@@ -1,5 +1,6 @@
 """Datasets, image sets, and streams of tasks made of them."""
 
+from jaxcl.data.boundaries import blurry, gradual, task_free
 from jaxcl.data.classes import class_pairs, class_splits, split_sizes
 from jaxcl.data.dataset import (
     Dataset,
@@ -49,6 +50,7 @@ __all__ = [
     "Task",
     "array_dataset",
     "as_images",
+    "blurry",
     "cifar_folder",
     "class_pairs",
     "class_splits",
@@ -57,6 +59,7 @@ __all__ = [
     "digits",
     "encode_labels",
     "from_arrays",
+    "gradual",
     "idx_folder",
     "joint",
     "jsonl_dataset",
@@ -81,6 +84,7 @@ __all__ = [
     "subset",
     "synthetic_images",
     "take_tasks",
+    "task_free",
     "tfds_images",
     "train_valid_split",
     "validate",

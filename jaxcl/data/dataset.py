@@ -61,7 +61,8 @@ class Task(NamedTuple):
 
     ``valid`` is for choosing hyperparameters and for stopping early;
     :func:`jaxcl.data.train_valid_split` takes it from the training set. ``num_steps`` or
-    ``num_epochs`` are for tasks of their own length.
+    ``num_epochs`` are for tasks of their own length. Without ``shuffle``, rows are learned
+    in their order: see :func:`jaxcl.data.gradual`.
     """
 
     name: str
@@ -70,6 +71,7 @@ class Task(NamedTuple):
     valid: Dataset | None = None
     num_steps: int | None = None
     num_epochs: int | None = None
+    shuffle: bool = True
 
 
 def array_dataset(batch: Batch) -> Dataset:
@@ -267,7 +269,10 @@ def stream_tasks(stream: Stream) -> list[Task]:
         return [rows(index, count) for index, count in enumerate(counts)]
 
     pairs = zip(split(stream.train), split(stream.test), strict=True)
-    return [Task(f"{stream.name} {index}", *pair) for index, pair in enumerate(pairs)]
+    return [
+        Task(f"{stream.name} {index}", *pair, shuffle=stream.shuffle)
+        for index, pair in enumerate(pairs)
+    ]
 
 
 def _object(line: bytes) -> dict[str, Any]:

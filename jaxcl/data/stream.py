@@ -148,6 +148,10 @@ def stack_tasks(
       ValueError: naming the task, if rows differ from those of task 0 in shape or dtype,
         or none has a weight above 0.
     """
+    shuffled = {task.shuffle for task in tasks if isinstance(task, Task)} or {True}
+    if len(shuffled) > 1:
+        msg = "stack_tasks: tasks must all be shuffled, or none, got both; split them."
+        raise InputError(msg)
     tasks = [_all_rows(task) if isinstance(task, Task) else task for task in tasks]
     pairs = [pair for pair in tasks if isinstance(pair, tuple) and len(pair) == 2]
     if not pairs or len(pairs) < len(tasks):
@@ -161,7 +165,8 @@ def stack_tasks(
         _stacked(split, [lists_as_arrays("stack_tasks", pair[k]) for pair in pairs])
         for k, split in enumerate(("train", "test"))
     )
-    return from_arrays(train, test, num_classes=num_classes, name=name)
+    stream = from_arrays(train, test, num_classes=num_classes, name=name)
+    return stream._replace(shuffle=shuffled == {True})
 
 
 def _all_rows(task: Task) -> tuple[Batch, Batch]:
@@ -320,6 +325,7 @@ def stack_plans(streams: Sequence[Stream]) -> Stream:
         for what, same in (
             ("name", first.name == other.name),
             ("num_classes", first.num_classes == other.num_classes),
+            ("shuffle", first.shuffle == other.shuffle),
             ("plan shapes", _shapes(first.plan) == _shapes(other.plan)),
             ("pool", _same_arrays(first.pool, other.pool)),
         ):

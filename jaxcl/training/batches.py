@@ -51,7 +51,12 @@ def task_keys(key: Key, index) -> TaskKeys:
 
 
 def batch_order(
-    key: Key, weight: Float[Array, " n"], *, num_steps: int, batch_size: int
+    key: Key,
+    weight: Float[Array, " n"],
+    *,
+    num_steps: int,
+    batch_size: int,
+    shuffle: bool = True,
 ) -> Int[Array, "steps b"]:
     """Row numbers of ``num_steps`` batches, drawn without replacement.
 
@@ -65,6 +70,7 @@ def batch_order(
       weight: [n], zero for padding.
       num_steps: how many batches.
       batch_size: rows of each, at most ``n``.
+      shuffle: whether a pass is in random order; else it is in that of the rows.
     """
     n, total = weight.shape[0], num_steps * batch_size
     last = jnp.where(weight > 0, 0.0, 2.0)  # padding comes after all draws
@@ -72,7 +78,7 @@ def batch_order(
 
     def add(number, rows):
         draws = jax.random.uniform(jax.random.fold_in(key, number), (n,), jnp.float32)
-        order = jnp.argsort(draws + last).astype(jnp.int32)
+        order = jnp.argsort(draws + last if shuffle else last).astype(jnp.int32)
         # The padding of this pass is overwritten by the next one.
         return jax.lax.dynamic_update_slice(rows, order, (number * real,))
 
@@ -270,7 +276,13 @@ def longest(tasks: Sequence[Task]) -> int:
 
 
 def training_order(
-    key: Key, rows: Dataset, *, num_steps: int, batch_size: int, most: int
+    key: Key,
+    rows: Dataset,
+    *,
+    num_steps: int,
+    batch_size: int,
+    most: int,
+    shuffle: bool = True,
 ) -> Int[np.ndarray, "steps b"]:
     """Row numbers of all batches of a task, as the compiled loop draws them.
 
@@ -280,13 +292,15 @@ def training_order(
       num_steps: how many batches.
       batch_size: rows of each.
       most: rows of the longest task, for which one program is compiled.
+      shuffle: see :func:`batch_order`.
     """
+    sizes = {"num_steps": num_steps, "batch_size": batch_size}
     weight = (np.arange(most) < rows.count).astype(np.float32)
-    return np.asarray(_order(key, weight, num_steps=num_steps, batch_size=batch_size))
+    return np.asarray(_order(key, weight, shuffle=shuffle, **sizes))
 
 
 # Jitted: otherwise the loop inside is compiled at every call.
-_order = jax.jit(batch_order, static_argnames=("num_steps", "batch_size"))
+_order = jax.jit(batch_order, static_argnames=("num_steps", "batch_size", "shuffle"))
 
 
 def first_seen(order: Int[np.ndarray, "steps b"], count: int) -> Int[np.ndarray, " k"]:

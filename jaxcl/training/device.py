@@ -72,6 +72,7 @@ def fit_task(
     num_steps: int | Int[Array, ""],
     batch_size: int,
     most_steps: int | None = None,
+    shuffle: bool = True,
 ) -> tuple[MethodState, Float[Array, ""], Bool[Array, ""]]:
     """Train on one task, then end it.
 
@@ -84,6 +85,7 @@ def fit_task(
         ``most_steps`` is given.
       batch_size: rows per batch; all of a task that has fewer.
       most_steps: what ``num_steps`` can be at most; steps from there on are skipped.
+      shuffle: whether rows are drawn in random order.
 
     Returns:
       ``(state, loss, finite)``: the mean training loss, and whether all losses and all
@@ -100,6 +102,7 @@ def fit_task(
         task.weight,
         num_steps=length,
         batch_size=min(batch_size, num_rows(task)),
+        shuffle=shuffle,
     )
 
     def one_step(carry, step, rows):
@@ -194,6 +197,7 @@ def run_stream(
             num_steps=steps_of(index),
             batch_size=batch_size,
             most_steps=most_steps,
+            shuffle=stream.shuffle,
         )
         seen_after = after(snapshot(keys.after, state))
         return state, TaskRecord(loss, finite, seen_before, seen_after)

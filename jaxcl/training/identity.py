@@ -165,7 +165,7 @@ def describe(task: Task, options: Options) -> dict[str, Any]:
         "steps": int(steps_of(task, options)),
         "task numbers": sorted(numbers),
         "rows": fingerprint([(row.x, row.y) for part in rows for row in part]),
-    }
+    } | ({} if task.shuffle else {"shuffle": False})
 
 
 def _some_rows(rows: Dataset) -> list[Batch]:
@@ -182,13 +182,13 @@ def check_tasks_go_on(
       ValueError: naming the first that differs, or the number that are missing.
     """
     for number, (old, new) in enumerate(zip(held, now, strict=False)):
-        differing = [name for name in new if old.get(name) != new[name]]
+        differing = [name for name in {**new, **old} if old.get(name) != new.get(name)]
         if differing:
             name = differing[0]
             msg = (
                 f"learn: {place} holds a run whose task {number} has {name} "
-                f"{old.get(name)!r}, got {new[name]!r}; the tasks of a run stay, and new "
-                "ones come after them: give another folder for another stream."
+                f"{old.get(name)!r}, got {new.get(name)!r}; the tasks of a run stay, and "
+                "new ones come after them: give another folder for another stream."
             )
             raise InputError(msg)
     if len(held) > len(now):

@@ -314,6 +314,7 @@ def training_order_of(run: Run, index: int) -> Int[np.ndarray, "steps b"]:
         num_steps=steps_of(run.tasks[index], options),
         batch_size=min(options.batch_size, rows.count),
         most=longest(run.tasks),
+        shuffle=run.tasks[index].shuffle,
     )
 
 

@@ -17,6 +17,7 @@ from tests.test_misuse.table import (
     NAN,
     PAIR,
     STREAM,
+    TASKS,
     X,
     Y,
     assert_refused,
@@ -504,6 +505,27 @@ REFUSED += [
             (([[1], [2, 3]],), "labels are of types list"),
         )
     ],
+    # boundaries
+    *[
+        (lambda wrong=wrong: data.blurry(KEY, TASKS, minor_fraction=wrong), words)
+        for wrong, words in (
+            (1.0, r"blurry: minor_fraction must be a number in \[0, 1\), got 1.0"),
+            (-0.1, r"blurry: minor_fraction must .* got -0.1"),
+            (NAN, r"blurry: minor_fraction must .* got nan"),
+            ("0.1", r"blurry: minor_fraction must .* got '0.1'"),
+        )
+    ],
+    (
+        lambda: data.gradual(KEY, TASKS, overlap=1.1),
+        r"overlap must be .*\[0, 1\], got 1.1",
+    ),
+    (
+        lambda: data.gradual(KEY, TASKS[:1], overlap=1),
+        "expected at least 2 tasks, got 1",
+    ),
+    (lambda: data.gradual(0, TASKS, overlap=1), "key must be one JAX key, got 0"),
+    (lambda: data.task_free([]), "task_free: expected at least 1 tasks, got 0"),
+    (lambda: data.task_free([PAIR]), "task_free: task must be of type Task, got tuple"),
     # tables
     *[
         (lambda given=given: csv(**given), f"csv_dataset: {words}")

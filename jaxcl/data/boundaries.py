@@ -1,0 +1,211 @@
+"""Streams without clear boundaries: tasks that are blurred, gradual, or not marked at all.
+
+All take and return tasks of the host loop; :func:`jaxcl.data.stack_tasks` makes a stream of
+the compiled loop of them. A row keeps the number of the task it comes from, and a task its
+test set, so that accuracy is still measured task by task.
+"""
+
+import itertools
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+from jaxtyping import Float, Int
+
+from jaxcl.data.dataset import Dataset, Task
+from jaxcl.data.draws import generator
+from jaxcl.errors import InputError, check_kind, check_number, shown
+from jaxcl.typing import Key
+
+
+def blurry(
+    key: Key, tasks: Sequence[Task], *, minor_fraction: float | int
+) -> list[Task]:
+    """Tasks with some rows of all others: the blurry boundaries of Bang et al.
+
+    Each task gives ``minor_fraction`` of its training rows away, drawn at random, in equal
+    parts to all others. Every row is in exactly one task, and tasks of equal size keep it.
+
+    Args:
+      key: draws the rows that are given away.
+      tasks: at least two, in order. Where none of their rows is numbered, they are
+        numbered by their place.
+      minor_fraction: M / 100, in [0, 1): 0.1 is Blurry10, 0 mixes nothing.
+
+    Returns:
+      As many tasks, with their names, test and validation sets.
+
+    Raises:
+      ValueError: for a fraction outside [0, 1), or fewer than two tasks.
+
+    Source: Bang et al. 2021, arXiv:2103.17230; also the blurry classes of
+    Koh et al. 2022, arXiv:2110.10031 (i-Blurry).
+    """
+    if not isinstance(minor_fraction, float | int) or not 0 <= minor_fraction < 1:
+        msg = (
+            "blurry: minor_fraction must be a number in [0, 1), got "
+            f"{shown(minor_fraction)}; 0.1 is the usual one."
+        )
+        raise InputError(msg)
+    tasks, rng = _checked("blurry", tasks), generator(key)
+    total = len(tasks)
+    places = [np.empty((0, 2), np.int64)] * total
+    for index, task in enumerate(tasks):
+        rows = rng.permutation(task.train.count)
+        given = int(minor_fraction * len(rows) + 0.5)
+        taker = np.full(len(rows), index)
+        taker[:given] = (index + 1 + np.arange(given) % (total - 1)) % total
+        for other in range(total):
+            found = _places(index, rows[taker == other])
+            places[other] = np.concatenate([places[other], found])
+    mixed = []
+    for index, (task, own) in enumerate(zip(tasks, places, strict=True)):
+        # Loops know a task by its first, middle and last row: the middle one is its own.
+        own = own[rng.permutation(len(own))]
+        middle, first = len(own) // 2, int(np.argmax(own[:, 0] == index))
+        own[[middle, first]] = own[[first, middle]]
+        mixed.append(task._replace(train=_rows_of(tasks, own)))
+    return mixed
+
+
+def gradual(key: Key, tasks: Sequence[Task], *, overlap: float | int) -> list[Task]:
+    """Tasks that change gradually: near a boundary, rows of both appear.
+
+    In a window of ``w`` rows around the boundary ``B`` of two tasks, the probability of a
+    row of the next task rises linearly::
+
+        p(t) = 1 / 2 + (t - B) / w,    |t - B| <= w / 2,
+        w = overlap * min(rows of the one, rows of the other)
+
+    Every row appears exactly once, and a task's rows in random order. The results are cut
+    at the old boundaries and learned in the order of time, without shuffling
+    (``shuffle=False``). A last batch that is not full begins the task again: let
+    ``batch_size`` divide the rows of a task.
+
+    Args:
+      key: draws the order.
+      tasks: at least two, in order; see :func:`blurry`.
+      overlap: in [0, 1]. At 0 the tasks are separate; at 1 some rows of the next task
+        appear from the middle of a task on.
+
+    Returns:
+      As many tasks of the same sizes, with the test and validation sets as they were.
+
+    Raises:
+      ValueError: for an overlap outside [0, 1], or fewer than two tasks.
+
+    Source: the continuous task-agnostic streams of Zeno et al. 2018, arXiv:1803.10123.
+    """
+    check_number("gradual", most=1.0, overlap=overlap)
+    tasks, rng = _checked("gradual", tasks), generator(key)
+    counts = [task.train.count for task in tasks]
+    widths = [float(overlap) * min(pair) for pair in itertools.pairwise(counts)]
+    ends = np.cumsum(counts)
+    times, places = [], []
+    for index, count in enumerate(counts):
+        rise, fall = [0.0, *widths][index], [*widths, 0.0][index]
+        mass = np.arange(count) + rng.random(count)  # one row in each unit of mass
+        times.append(ends[index] - count + _time_of(mass, count, rise, fall))
+        places.append(_places(index, rng.permutation(count)))
+    order = np.argsort(np.concatenate(times), kind="stable")
+    parts = np.split(np.concatenate(places)[order], ends[:-1])
+    return [
+        task._replace(train=_rows_of(tasks, part), shuffle=False)
+        for task, part in zip(tasks, parts, strict=True)
+    ]
+
+
+def task_free(tasks: Sequence[Task], *, name: str = "stream") -> Task:
+    """One task of the rows of all tasks in order, seen once, with no boundary in it.
+
+    A method's ``end_task`` is called once, at the end. With :func:`gradual` before it, the
+    stream has no sharp changes either. ``learn(..., evaluation={task.name: task.test for
+    task in tasks})`` measures the original tasks.
+
+    Args:
+      tasks: in order; see :func:`blurry`. Rows keep their order, also within a task.
+      name: of the one task.
+
+    Returns:
+      A task of all training and all test rows, of one epoch, that is not shuffled.
+
+    Source: the setting of Aljundi et al. 2019, arXiv:1812.03596.
+    """
+    tasks = _checked("task_free", tasks, least=1)
+
+    def joined(split):
+        parts = [getattr(task, split) for task in tasks]
+        every = [_places(i, np.arange(part.count)) for i, part in enumerate(parts)]
+        return _rows_of(tasks, np.concatenate(every), split)
+
+    train, test = joined("train"), joined("test")
+    return Task(name, train, test, num_epochs=1, shuffle=False)
+
+
+def _time_of(
+    mass: Float[np.ndarray, " n"], count: int, rise: float, fall: float
+) -> Float[np.ndarray, " n"]:
+    """When a task's density of rows has reached a mass, from its nominal beginning.
+
+    The density rises over ``[-rise / 2, rise / 2]``, is 1, and falls over
+    ``[count - fall / 2, count + fall / 2]``: after ``s`` of the rise the mass is
+    ``s^2 / (2 rise)``, and ``rise / 2`` at its end.
+    """
+    left = count - mass
+    early = np.sqrt(2 * rise * mass) - rise / 2
+    late = count + fall / 2 - np.sqrt(2 * fall * left)
+    return np.where(mass < rise / 2, early, np.where(left < fall / 2, late, mass))
+
+
+def _places(index: int, rows: Int[np.ndarray, " n"]) -> Int[np.ndarray, "n 2"]:
+    """Rows of a task by its number and theirs."""
+    return np.stack([np.full(len(rows), index), rows], 1)
+
+
+def _rows_of(
+    tasks: Sequence[Task], places: Int[np.ndarray, "n 2"], split: str = "train"
+) -> Dataset:
+    """Rows of several tasks as one dataset; a batch reads each of its tasks once."""
+
+    def read(numbers):
+        task, row = places[numbers].T
+        order = np.argsort(task, kind="stable")
+        parts = [
+            getattr(tasks[index], split).read(row[task == index])
+            for index in np.unique(task)
+        ]
+        back = np.argsort(order, kind="stable")
+        return jax.tree.map(lambda *leaves: np.concatenate(leaves)[back], *parts)
+
+    return Dataset(len(places), read)
+
+
+def _checked(who: str, tasks: Sequence[Task], least: int = 2) -> list[Task]:
+    """The tasks, numbered by their place where none of their first rows is numbered."""
+    for task in tasks:
+        check_kind(who, Task, "give a list, such as stream_tasks(stream)", task=task)
+    if len(tasks) < least:
+        msg = f"{who}: expected at least {least} tasks, got {len(tasks)}; give a list."
+        raise InputError(msg)
+    firsts = [task.train.read(np.arange(1)) for task in tasks]
+    if any(int(first.task[0]) for first in firsts):
+        return list(tasks)
+    numbered = []
+    for index, task in enumerate(tasks):
+        parts = {"train": task.train, "test": task.test, "valid": task.valid}
+        parts = {
+            name: rows and _with_number(rows, index) for name, rows in parts.items()
+        }
+        numbered.append(task._replace(**parts))
+    return numbered
+
+
+def _with_number(rows: Dataset, number: int) -> Dataset:
+    def read(numbers):
+        batch = rows.read(numbers)
+        return batch._replace(task=np.full(len(batch.weight), number, np.int32))
+
+    return Dataset(rows.count, read)
+
+
+__all__ = ["blurry", "gradual", "task_free"]
