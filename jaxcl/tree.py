@@ -213,7 +213,8 @@ def as_batch(x: PyTree, y: PyTree, *, weight=None, task: int = 0) -> Batch:
 
     Args:
       x: inputs, leaves ``[n, ...]``; here and below a list of numbers is an array, and so
-        is a frame or series of pandas.
+        is a frame or series of pandas. Images as uint8 stay bytes: streams and datasets
+        made of them give float32 in [0, 1], a step of one's own has to convert them.
       y: labels, leaves ``[n, ...]``; integers and booleans become int32. Text is numbered
         by :func:`jaxcl.data.encode_labels`.
       weight: ``[n]``, 1 for a real row and 0 for padding; all ones if absent.

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int, PyTree
 
+from jaxcl.data.pixels import pixels_as_floats
 from jaxcl.errors import (
     InputError,
     MissingFileError,
@@ -78,10 +79,11 @@ def array_dataset(batch: Batch) -> Dataset:
     """A dataset of rows in memory.
 
     Args:
-      batch: leaves ``[n, ...]``. Rows of weight zero are left out.
+      batch: leaves ``[n, ...]``. Rows of weight zero are left out. Images as uint8 stay
+        bytes in memory; rows that are read are float32 in [0, 1].
 
     Raises:
-      ValueError: if no row has a weight.
+      ValueError: if no row has a weight, or ``x`` or ``y`` hold anything but numbers.
     """
     check_batch("array_dataset", batch)
     batch = jax.tree.map(np.asarray, batch)
@@ -89,7 +91,8 @@ def array_dataset(batch: Batch) -> Dataset:
     if not len(real):
         msg = "array_dataset: expected rows with a weight above 0, got none; drop the task."
         raise InputError(msg)
-    return Dataset(len(real), lambda numbers: at(real[numbers], batch))
+    read = lambda numbers: pixels_as_floats(at(real[numbers], batch))
+    return Dataset(len(real), read)
 
 
 def source_dataset(

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int
@@ -69,13 +70,29 @@ def finisher(
         raise InputError(msg)
 
     def finish(x):
-        x = x.astype(jnp.float32) * np.float32(1 / 255)  # as jit compiles a division
+        x = unit_scale(x)
         x = x if normalise is None else (x - mean) / std
         if flat:
             return x.reshape(x.shape[0], -1)
         return x[..., None] if x.ndim == 3 else x
 
     return finish
+
+
+def unit_scale(x):
+    """Pixels 0..255 as float32 in [0, 1]: the same bits on the host and on a device."""
+    return x.astype(np.float32) * np.float32(1 / 255)  # as jit compiles a division
+
+
+def pixels_as_floats(batch: Batch) -> Batch:
+    """Rows whose images, uint8 ``[n, h, w]`` or ``[n, h, w, channels]``, are in [0, 1].
+
+    Datasets and streams hold such images as the bytes they are given as, a quarter of
+    float32, and convert the rows that are read. Other inputs are not changed.
+    """
+    images = lambda x: x.dtype == np.uint8 and x.ndim in (3, 4)
+    convert = lambda x: unit_scale(x) if images(x) else x
+    return batch._replace(x=jax.tree.map(convert, batch.x))
 
 
 def task_batch(x: Array, y: Array, task: Array) -> Batch:
@@ -102,6 +119,8 @@ __all__ = [
     "as_pool",
     "finisher",
     "need_tasks",
+    "pixels_as_floats",
     "task_batch",
     "task_numbers",
+    "unit_scale",
 ]

@@ -9,6 +9,7 @@ import numpy as np
 from jax.core import Tracer
 
 from jaxcl.data.dataset import Task
+from jaxcl.data.pixels import pixels_as_floats
 from jaxcl.errors import InputError, as_numbers, check_kind, check_size, shown
 from jaxcl.tree import (
     as_batch,
@@ -40,8 +41,9 @@ def from_arrays(
     Args:
       train: a pair ``(x, y)`` of arrays ``[T, n, ...]`` or lists of arrays, one a task,
         or a batch with such leaves. Short tasks are padded with rows of weight 0;
-        :func:`stack_tasks` does that. If ``task`` is 0 in all rows, they are numbered by
-        their task.
+        :func:`stack_tasks` does that. Images as uint8, ``[T, n, h, w]`` or with channels,
+        stay bytes in the pool; the rows of a task are float32 in [0, 1]. If ``task`` is
+        0 in all rows, they are numbered by their task.
       test: likewise, ``[T, m, ...]``; a task's rows of number 0 get that of its training
         rows.
       num_classes: outputs that the model needs.
@@ -82,8 +84,8 @@ def from_arrays(
     return Stream(
         pool=pool,
         plan=jnp.asarray(np.arange(counts[0], dtype=np.int32)),
-        train=lambda pool, task: at(task, pool.train),
-        test=lambda pool, task: at(task, pool.test),
+        train=lambda pool, task: pixels_as_floats(at(task, pool.train)),
+        test=lambda pool, task: pixels_as_floats(at(task, pool.test)),
         num_classes=num_classes,
         name=name,
     )

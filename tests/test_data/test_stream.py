@@ -6,10 +6,13 @@ import optax
 import pytest
 
 from jaxcl.data import (
+    array_dataset,
+    as_images,
     class_pairs,
     digits,
     from_arrays,
     permuted,
+    permuted_labels,
     prototypes,
     stack_plans,
     stack_tasks,
@@ -106,6 +109,32 @@ def test_a_task_that_returns_keeps_number_0():
     stream = take_tasks(made(), [0, 1, 0])
     again = stack_tasks(stream_tasks(stream), num_classes=5)
     assert again.pool.train.task[:, 0].tolist() == [0, 1, 0]
+
+
+@pytest.mark.parametrize("channels", [(), (3,)])
+def test_images_stay_bytes_in_memory_and_rows_are_floats(key, channels):
+    """Oracle: bit for bit the rows of a stream of an image set of the same pixels.
+
+    Control: bytes in other shapes and integers of other types are not pixels.
+    """
+    x = np.random.default_rng(0).integers(0, 256, (12, 5, 4, *channels), dtype=np.uint8)
+    y = np.arange(12) % 2
+    want = permuted_labels(key, as_images(x, y, x, y), num_tasks=2, flat=False)
+    want = np.asarray(want.train(want.pool, at(0, want.plan)).x).reshape(x.shape)
+    stream = from_arrays((x[None], y[None]), (x[None], y[None]), num_classes=2)
+    assert stream.pool.train.x.dtype == np.uint8
+    rows = array_dataset(as_batch(x, y))
+    for found in (
+        stream.train(stream.pool, at(0, stream.plan)).x,
+        rows.read(np.arange(12)).x,
+        stream_tasks(stream)[0].test.read(np.arange(12)).x,
+    ):
+        assert found.dtype == np.float32
+        np.testing.assert_array_equal(found, want)
+    for other in (x.reshape(12, -1), x.astype(np.int32)):
+        kept = array_dataset(as_batch(other, y)).read(np.arange(12)).x
+        np.testing.assert_array_equal(kept, other)
+        assert kept.dtype == other.dtype
 
 
 @pytest.mark.parametrize(
