@@ -182,6 +182,7 @@ def _rows_of(
 
 def _checked(who: str, tasks: Sequence[Task], least: int = 2) -> list[Task]:
     """The tasks, numbered by their place where none of their first rows is numbered."""
+    check_kind(who, Sequence, "give a list of tasks", tasks=tasks)
     for task in tasks:
         check_kind(who, Task, "give a list, such as stream_tasks(stream)", task=task)
     if len(tasks) < least:

@@ -1,6 +1,6 @@
 """Functions on any stream: build one from arrays, select tasks, and stack plans."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -225,19 +225,16 @@ def _numbered(pool: Tasks) -> Tasks:
     if not train.any():
         train = np.zeros_like(train) + np.arange(len(train), dtype=train.dtype)[:, None]
     else:
-        firsts = [
-            at((task, 0), (pool.train.x, pool.train.y)) for task in range(len(train))
-        ]
-        check_task_numbers(
-            "from_arrays", [set(task.tolist()) for task in train], firsts
-        )
+        numbers = [set(np.unique(task).tolist()) for task in train]
+        first = lambda task: at((task, 0), (pool.train.x, pool.train.y))
+        check_task_numbers("from_arrays", numbers, first)
     bare = (test == 0).all(1) & (train == train[:, :1]).all(1)
     test = np.where(bare[:, None], train[:, :1], test)
     return Tasks(pool.train._replace(task=train), pool.test._replace(task=test))
 
 
 def check_task_numbers(
-    who: str, numbers: Sequence[set[int]], firsts: Sequence[PyTree]
+    who: str, numbers: Sequence[set[int]], first: Callable[[int], PyTree]
 ) -> None:
     """Refuse tasks that would share number 0 because it was left out in some of them.
 
@@ -246,7 +243,7 @@ def check_task_numbers(
     Args:
       who: the function, for the message.
       numbers: of each task, those of its training rows.
-      firsts: of each task, inputs and labels of its first row.
+      first: inputs and labels of the first row of a task.
 
     Raises:
       ValueError: if several tasks have 0 alone, others do not, and rows differ.
@@ -254,7 +251,7 @@ def check_task_numbers(
     bare = [place for place, found in enumerate(numbers) if found == {0}]
     if len(bare) in (0, 1, len(numbers)):
         return
-    rows = [jax.tree.leaves(firsts[place]) for place in bare]
+    rows = [jax.tree.leaves(first(place)) for place in bare]
     if all(all(map(np.array_equal, rows[0], row)) for row in rows):
         return
     msg = (

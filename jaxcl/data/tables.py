@@ -157,13 +157,20 @@ def csv_tasks(
       ValueError: as :func:`csv_dataset`; for a missing value of ``task``, or a task of
         fewer than two rows.
     """
+    import pandas as pd
+
     check_key("csv_tasks", key)
     frame = _frame("csv_tasks", source)
     groups = _column(frame, task)
+    if not len(groups):
+        _refuse_column(task, "has no rows", "give a table with some")
     if len(np.flatnonzero(groups.isna())):
         _refuse_column(task, "has missing values", "fill or drop these rows")
     if columns is None:
         columns = [name for name in frame.columns if name not in (label, task)]
+    if any(not pd.api.types.is_hashable(value) for value in groups):
+        what = f"holds values of type {type(groups.iloc[0]).__name__}"
+        _refuse_column(task, what, "make it text")
     tasks = []
     for number, value in enumerate(groups.unique()):
         part = frame[groups == value]
@@ -264,7 +271,7 @@ def _labels(name, column, classes) -> np.ndarray:
         found = encode_labels(column)[1]
         few = ", ".join(map(repr, found[:4])) + (", ..." if len(found) > 4 else "")
         _refuse_column(
-            name, f"holds text, {len(found)} different ones", f"give classes=[{few}]"
+            name, f"holds {len(found)} labels, no numbers", f"give classes=[{few}]"
         )
     numbers = _numbers(name, column)
     if column.dtype.kind == "f":
@@ -273,7 +280,7 @@ def _labels(name, column, classes) -> np.ndarray:
         if not 0 <= column.iloc[row] < 2**31:
             _refuse_column(
                 name,
-                f"has {column.iloc[row]} in row {row}, which is no class number of int32",
+                f"has {column.iloc[row]} in row {row}, not a class number of int32",
                 "encode_labels numbers classes; targets are floats",
             )
     return column.to_numpy(np.int32)

@@ -135,8 +135,8 @@ def numbered(tasks: Sequence[Task], first: int = 0) -> list[Task]:
       ValueError: if some tasks are numbered and several are not.
     """
     found = [_task_numbers(task.train) for task in tasks]
-    rows = [task.train.read(np.arange(1)) for task in tasks]
-    check_task_numbers("learn", found, [(row.x, row.y) for row in rows])
+    row_of = lambda place: tasks[place].train.read(np.arange(1))
+    check_task_numbers("learn", found, lambda place: tuple(row_of(place)[:2]))
     bare = all(numbers == {0} for numbers in found)
     if bare and len(tasks) + first > 1:
         tasks = [

@@ -114,8 +114,9 @@ def csv(frame=FRAME, label="b", columns=("a",), **changes):
     return data.csv_dataset(frame, label=label, columns=columns)
 
 
-def by_place(places, **given):
-    frame = pd.concat([FRAME, FRAME]).assign(place=places)
+def by_place(places, table=FRAME, **given):
+    frame = pd.concat([table, table])
+    frame = frame.assign(place=places[: len(frame)])
     given = {"label": "b", "task": "place", "test_fraction": 0.5, **given}
     return data.csv_tasks(KEY, frame, **given)
 
@@ -524,6 +525,10 @@ REFUSED += [
         "expected at least 2 tasks, got 1",
     ),
     (lambda: data.gradual(0, TASKS, overlap=1), "key must be one JAX key, got 0"),
+    (
+        lambda: data.blurry(KEY, 3, minor_fraction=0),
+        "tasks must be of type Sequence, got 3",
+    ),
     (lambda: data.task_free([]), "task_free: expected at least 1 tasks, got 0"),
     (lambda: data.task_free([PAIR]), "task_free: task must be of type Task, got tuple"),
     # tables
@@ -553,13 +558,13 @@ REFUSED += [
             ({"a": [1, -np.inf]}, "column 'a' has -inf in row 1"),
             (
                 {"label": "kind"},
-                r"column 'kind' holds text, 2 .* give classes=\['u', 'v",
+                r"column 'kind' holds 2 labels, .* give classes=\['u', 'v",
             ),
             (
                 {"b": [0, 2**31]},
-                "column 'b' has 2147483648 in row 1, which is no class",
+                "column 'b' has 2147483648 in row 1, not a class",
             ),
-            ({"b": [0, -1]}, "column 'b' has -1 in row 1, which is no class number"),
+            ({"b": [0, -1]}, "column 'b' has -1 in row 1, not a class number"),
             ({"b": [0.5, None]}, "column 'b' has 1 missing values"),
         )
     ],
@@ -568,6 +573,8 @@ REFUSED += [
         lambda: by_place(["x", "x", "x", "y"], columns=["a"]),
         "'place' has one row of 'y'; a task needs",
     ),
+    (lambda: by_place([[1], [1], [2], [2]]), "'place' holds .* list.*; make it text"),
+    (lambda: by_place([1, 1, 2, 2], table=FRAME[:0]), "column 'place' has no rows"),
     (lambda: by_place([1, 1, 2, 2]), "column 'kind' holds no numbers"),
 ]
 
