@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jax.random import split
 
-from jaxcl.errors import as_key, check_kind, check_size
+from jaxcl.errors import as_key, check_size
 from jaxcl.lockstep import when
 from jaxcl.memory import after
 from jaxcl.tree import subtract
@@ -40,8 +40,6 @@ def interleave(method: Method, memory: Memory, *, every: int) -> Method:
     Source: the replay of C&F (arXiv:2309.11305), taken from MbPA++ (d'Autume et al. 2019,
     arXiv:1906.01076), where one step in a hundred or more is a replay.
     """
-    check_kind("interleave", Method, "give what make_method returns", method=method)
-    check_kind("interleave", Memory, "such as reservoir(...)", memory=memory)
     check_size("interleave", every=every)
 
     def init(params, example):

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float
 
-from jaxcl.errors import InputError, check_key, check_size
+from jaxcl.errors import check_key, check_size
 from jaxcl.losses import MASKED
 from jaxcl.method import default_learner, make_method
 from jaxcl.tree import at, by_chunks, num_rows, safe_divide
@@ -163,16 +163,9 @@ def from_memory_alone(
 def kept_rows(state: MethodState) -> Batch:
     """All rows that a method's memory stores, ``[m, ...]``; weight 0 where it is empty.
 
-    Raises:
-      ValueError: for a method without a memory that stores rows.
+    The method must have a memory that stores rows, such as ``reservoir(...)``.
     """
-    kept = getattr(state.memory, "kept", None)
-    if not isinstance(kept, Batch):
-        msg = (
-            "kept_rows: the method must have a memory that stores rows, got state of type "
-            f"{type(state.memory).__name__}; give make_method memory=reservoir(...)."
-        )
-        raise InputError(msg)
+    kept = state.memory.kept
     if kept.weight.ndim == 1:
         return kept
     return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), kept)

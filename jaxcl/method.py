@@ -28,10 +28,9 @@ import optax
 from jax.random import split
 from jaxtyping import Array, Float, PyTree, ScalarLike
 
-from jaxcl.errors import InputError, as_key, check_kind, check_size, shown
+from jaxcl.errors import InputError, as_key, check_kind, check_number, check_size
 from jaxcl.losses.replay import ReplayWeight, replayed_loss, step_loss
 from jaxcl.memory import after, no_memory
-from jaxcl.parts import check_losses, check_parts, check_settings
 from jaxcl.transforms.optimizers import (
     accepting,
     first_state,
@@ -62,6 +61,14 @@ from jaxcl.typing import (
 #: ``{name: (state, step) -> scalar}``: computed after every step from the new state and the
 #: :class:`~jaxcl.typing.StepRecord`.
 StepMetrics = Mapping[str, Callable[[MethodState, StepRecord], Float[Array, ""]]]
+
+#: Names that steps and the lines of the host loop have already.
+_REPORTED = frozenset(
+    {
+        *("at", "examples_per_second", "finite", "grad_norm", "loss", "not_finite"),
+        *("penalty", "results", "seconds", "step", "task", "valid"),
+    }
+)
 
 
 def make_method(
@@ -122,35 +129,37 @@ def make_method(
 
     Returns:
       A :class:`~jaxcl.typing.Method`. Parts that are absent have no state and add nothing
-      to the compiled program.
+      to the compiled program. An error inside a part has a note that names the part.
     """
-    check_losses(loss, replay_loss, replay_weight)
-    check_settings(
-        metrics,
-        learners,
-        chunk_size,
-        perturb_penalty=perturb_penalty,
-        reset_optimizer=reset_optimizer,
-        reset_gradient=reset_gradient,
-    )
-    check_parts(regularizer=regularizer, memory=memory, average=average, reset=reset)
+    flags = perturb_penalty, reset_optimizer, reset_gradient
+    named: Any = dict(zip(_FLAGS, flags, strict=True))
+    check_kind("make_method", bool, "True or False", **named)
+    check_size("make_method", optional=True, chunk_size=chunk_size)
+    if not callable(replay_weight):
+        check_number("make_method", replay_weight=replay_weight)
     if replay_loss is not None and memory is None:
         msg = "make_method: replay_loss needs a memory, got none; give memory= as well."
         raise InputError(msg)
+    if taken := _REPORTED & set(metrics or {}):
+        msg = f"make_method: metrics has {min(taken)!r}, which steps report; rename it."
+        raise InputError(msg)
+    loss = _noted("loss", loss)
+    past = replay_loss and _noted("replay_loss", replay_loss)
     parts = _Parts(
-        accepting("gradient", gradient or optax.identity()),
+        accepting("gradient", optax.identity() if gradient is None else gradient),
         accepting("optimizer", optimizer),
-        regularizer or Regularizer(),
-        memory or no_memory(),
-        average or Average(),
-        reset or Reset(),
-        step_loss(loss, replay_loss, replay_weight, chunk_size),
-        replayed_loss(replay_loss or loss, chunk_size),
-        perturb_penalty,
-        reset_optimizer,
-        reset_gradient,
-        metrics or {},
-        learners,
+        _part("regularizer", regularizer, Regularizer()),
+        _part("memory", memory, no_memory()),
+        _part("average", average, Average()),
+        _part("reset", reset, Reset()),
+        step_loss(loss, past, replay_weight, chunk_size),
+        replayed_loss(past or loss, chunk_size),
+        *flags,
+        {
+            name: _noted(f"metrics[{name!r}]", of)
+            for name, of in (metrics or {}).items()
+        },
+        learners and _noted("learners", learners),
     )
     return Method(
         partial(_init, parts),
@@ -158,6 +167,44 @@ def make_method(
         partial(_end_task, parts),
         partial(_named_learners, parts),
     )
+
+
+_FLAGS = ("perturb_penalty", "reset_optimizer", "reset_gradient")
+
+
+def _part(name: str, given: Any, neutral: Any) -> Any:
+    """The part, its functions with notes; the neutral one if it is absent."""
+    if given is None:
+        return neutral
+    check_kind("make_method", type(neutral), _JOIN.get(name, ""), **{name: given})
+    # The neutral functions stay themselves: what they would do is left out of a step.
+    own = {
+        field: _noted(f"{name}.{field}", function)
+        for field, function in given._asdict().items()
+        if function is not getattr(neutral, field)
+    }
+    return given._replace(**own)
+
+
+_JOIN = {
+    "regularizer": "add several by sum_of",
+    "reset": "join several by chain_resets",
+}
+
+
+def _noted(name: str, function: Callable) -> Callable:
+    """The function; errors inside it get a note that names it."""
+    note = f"This happened in {name}, an argument of make_method."
+
+    def noted(*arguments):
+        try:
+            return function(*arguments)
+        except Exception as error:
+            if note not in getattr(error, "__notes__", ()):
+                error.add_note(note)
+            raise
+
+    return noted
 
 
 class _Parts(NamedTuple):
@@ -198,26 +245,16 @@ def _init(parts: _Parts, params: Params, example: Batch) -> MethodState:
 
 def _check_schedule_free(parts: _Parts) -> None:
     """Refuse parts that would not apply to the averaged parameters."""
-    others = {
-        "average": (parts.average != Average(), "it has its own"),
-        "projection (box)": (
-            parts.regularizer.project is not no_projection,
-            "which would hold for the parameters in training only",
-        ),
-    }
-    for name, (given, reason) in others.items():
-        if given:
-            msg = (
-                f"make_method: a schedule-free optimizer takes no {name}, {reason}; leave "
-                "it out, or give another optimizer."
-            )
-            raise InputError(msg)
+    # It has an average of its own, and a box would hold for the parameters it trains.
+    boxed = parts.regularizer.project is not no_projection
+    if boxed or parts.average != Average():
+        msg = "make_method: a schedule-free optimizer takes no average= and no box."
+        raise InputError(msg)
 
 
 def _step(
     parts: _Parts, key: Key, state: MethodState, batch: Batch
 ) -> tuple[MethodState, StepInfo]:
-    check_kind("step", MethodState, "call step(key, state, batch)", state=state)
     key = as_key("step", key)
     check_batch("step", batch)
     check_size("step", rows=num_rows(batch))
@@ -287,16 +324,7 @@ def _update(
         return parts.loss(params, context.batch, context.keys, *replay, progress)
 
     def penalty(params):
-        cost = parts.regularizer.penalty(state.regularizer, params, context)
-        if jnp.shape(cost) != () or not jnp.issubdtype(
-            jnp.result_type(cost), jnp.floating
-        ):
-            msg = (
-                "make_method: the penalty of regularizer must be one float, shape [], got "
-                f"{jnp.result_type(cost)}{list(jnp.shape(cost))}; sum over its entries."
-            )
-            raise InputError(msg)
-        return cost
+        return parts.regularizer.penalty(state.regularizer, params, context)
 
     # Two gradients, added: one program for both is up to twice as slow on a CPU.
     def data_grad(params, *ignored):
@@ -309,18 +337,16 @@ def _update(
 
     def replay_grad(params):
         if not num_rows(context.replay):
-            msg = (
-                "make_method: the gradient transformation uses replay_grad_fn, the "
-                "gradient on replayed rows, got no memory; give memory= as well, such "
-                "as reservoir(...)."
-            )
+            msg = "make_method: gradient needs replayed rows, got none; give memory=."
             raise InputError(msg)
         return jax.grad(parts.replayed)(params, *replay)
 
     (value, losses), data_grads = jax.value_and_grad(objective, has_aux=True)(params)
     raw, total, logged = data_grads, value, {}
     if penalised:
-        cost, penalty_grads = jax.value_and_grad(penalty)(params)
+        # Noted again: a penalty that is no scalar fails outside of its own function.
+        derive = _noted("regularizer.penalty", jax.value_and_grad(penalty))
+        cost, penalty_grads = derive(params)
         total, logged = value + cost, {"penalty": cost}
     if both:
         raw = axpy(1.0, penalty_grads, raw)
@@ -353,8 +379,6 @@ def _update(
 
 
 def _end_task(parts: _Parts, key: Key, state: MethodState, data: Batch) -> MethodState:
-    remedy = "call end_task(key, state, data)"
-    check_kind("end_task", MethodState, remedy, state=state)
     key = as_key("end_task", key)
     check_batch("end_task", data)
     key_regularizer, key_memory, key_average = split(key, 3)
@@ -378,19 +402,9 @@ def _end_task(parts: _Parts, key: Key, state: MethodState, data: Batch) -> Metho
 
 
 def _named_learners(parts: _Parts, state: MethodState) -> Mapping[str, PyTree]:
-    found = parts.learners(state) if parts.learners else _usual_learners(parts, state)
-    named = isinstance(found, Mapping) and all(isinstance(n, str) for n in found)
-    if not named or not found:
-        msg = (
-            f"make_method: learners must return a dict {{name: parameters}}, got "
-            f"{shown(found)}; the first one is the default."
-        )
-        raise InputError(msg)
-    return found
-
-
-def _usual_learners(parts: _Parts, state: MethodState) -> Mapping[str, PyTree]:
-    """The average, if there is one, and the parameters."""
+    """What is evaluated; by default the average, if there is one, and the parameters."""
+    if parts.learners:
+        return parts.learners(state)
     averaged = schedule_free_average(state)
     if parts.average.read is not Average().read:
         averaged = parts.average.read(state.average, state.params)
@@ -406,11 +420,8 @@ def default_learner(method: Method, state: MethodState) -> PyTree:
 def _by_task(parts: _Parts, params: Params, groups: Batch, keys) -> PyTree:
     """The gradient on each task's part of the replay, leaves [T, ...]."""
     if groups.weight.ndim != 2:
-        msg = (
-            "make_method: task_grad_fn needs replay grouped by task, leaves [T, m, ...], "
-            f"got weights of shape {groups.weight.shape}; use "
-            "jaxcl.memory.episodic(..., grouped=True)."
-        )
+        memory = "memory=episodic(..., grouped=True)"
+        msg = f"make_method: gradient needs replay by task, got mixed rows; give {memory}."
         raise InputError(msg)
     return jax.vmap(jax.grad(parts.replayed), in_axes=(None, 0, 0))(
         params, groups, keys
@@ -422,6 +433,3 @@ def _flat(replay: Batch) -> Batch:
     if replay.weight.ndim == 1:
         return replay
     return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), replay)
-
-
-__all__ = ["StepMetrics", "default_learner", "make_method"]

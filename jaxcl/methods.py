@@ -46,6 +46,15 @@ def plain(loss: Loss, optimizer: Optimizer, **options) -> Method:
     return make_method(loss, optimizer, **options)
 
 
+def _method(loss: Loss, optimizer: Optimizer, options: Any, **own: Any) -> Method:
+    """The method of its own parts and the user's options."""
+    for name in own.keys() & options.keys():
+        remedy = "call make_method, with sum_of(...) for two regularizers"
+        msg = f"methods: {name} is set by the method itself, got another; {remedy}."
+        raise InputError(msg)
+    return make_method(loss, optimizer, **own, **options)
+
+
 def sam(
     loss: Loss,
     optimizer: Optimizer,
@@ -55,7 +64,7 @@ def sam(
 ) -> Method:
     """Sharpness-aware minimisation (arXiv:2010.01412)."""
     gradient = sam_gradient(rho)
-    return make_method(loss, optimizer, gradient=gradient, **options)
+    return _method(loss, optimizer, options, gradient=gradient)
 
 
 def gnp(
@@ -68,7 +77,7 @@ def gnp(
 ) -> Method:
     """Gradient norm penalty: ``L + penalty * |grad L|`` (arXiv:2202.03599)."""
     gradient = gnp_gradient(r, penalty=penalty)
-    return make_method(loss, optimizer, gradient=gradient, **options)
+    return _method(loss, optimizer, options, gradient=gradient)
 
 
 def l2_init(
@@ -76,7 +85,7 @@ def l2_init(
 ) -> Method:
     """L2 penalty towards the initial parameters, for plasticity (arXiv:2308.11958)."""
     regularizer = l2_init_regularizer(strength)
-    return make_method(loss, optimizer, regularizer=regularizer, **options)
+    return _method(loss, optimizer, options, regularizer=regularizer)
 
 
 def ewc(
@@ -106,7 +115,7 @@ def ewc(
         decay=decay,
         running_mean=running_mean,
     )
-    return make_method(loss, optimizer, regularizer=regularizer, **options)
+    return _method(loss, optimizer, options, regularizer=regularizer)
 
 
 def create_and_find(
@@ -126,13 +135,13 @@ def create_and_find(
     The defaults are the authors' for text classification with BERT; tune them elsewhere.
     """
     fisher = empirical_fisher(loss, num_examples=num_examples)
-    return make_method(
+    return _method(
         loss,
         optimizer,
+        options,
         gradient=sam_gradient(rho, adaptive=True, eta=0.0),
         regularizer=boxed(ewc_regularizer(fisher, strength, decay=decay), rho),
         perturb_penalty=False,
-        **options,
     )
 
 
@@ -146,7 +155,7 @@ def experience_replay(
 ) -> Method:
     """ER: each step also trains on rows of a reservoir (arXiv:1902.10486)."""
     memory = reservoir(capacity, sample_size)
-    return make_method(loss, optimizer, memory=memory, **options)
+    return _method(loss, optimizer, options, memory=memory)
 
 
 def agem(
@@ -171,24 +180,19 @@ def agem(
         "capacity_per_task": capacity_per_task,
         "sample_size": sample_size,
     }
-    given = [name for name, size in sizes.items() if size is not None]
-    if memory is not None and given:
-        msg = (
-            f"agem: {', '.join(given)} are of its own memory, got memory= as well; leave "
-            "one of them out."
-        )
-        raise InputError(msg)
     if memory is None:
         check_size("agem", **sizes)
-        slots = num_tasks or 1, capacity_per_task or 1, sample_size
-        memory = episodic(*slots, select=select)
-    return make_method(
+        memory = episodic(**sizes, select=select)
+    elif given := [name for name, size in sizes.items() if size is not None]:
+        msg = f"agem: {', '.join(given)} is for its own memory, got memory= as well."
+        raise InputError(msg)
+    return _method(
         loss,
         optimizer,
+        options,
         gradient=optax.chain(gradient or optax.identity(), agem_gradient()),
         memory=memory,
         replay_weight=0,
-        **options,
     )
 
 
@@ -205,13 +209,13 @@ def gem(
 ) -> Method:
     """GEM: project gradients that would raise a past task's loss (arXiv:1706.08840)."""
     memory = episodic(num_tasks, capacity_per_task, grouped=True, select=select)
-    return make_method(
+    return _method(
         loss,
         optimizer,
+        options,
         gradient=optax.chain(gradient or optax.identity(), gem_gradient(margin)),
         memory=memory,
         replay_weight=0,
-        **options,
     )
 
 
@@ -230,7 +234,7 @@ def memory_aware_synapses(
     importance = output_sensitivity(outputs, num_examples=num_examples)
     regularizer = ewc_regularizer(importance, strength, decay=1.0)
     loss = cross_entropy(outputs)
-    return make_method(loss, optimizer, regularizer=regularizer, **options)
+    return _method(loss, optimizer, options, regularizer=regularizer)
 
 
 def synaptic_intelligence(
@@ -243,7 +247,7 @@ def synaptic_intelligence(
 ) -> Method:
     """SI: path importance, without a pass at the end of a task (arXiv:1703.04200)."""
     regularizer = si_regularizer(strength, damping=damping)
-    return make_method(loss, optimizer, regularizer=regularizer, **options)
+    return _method(loss, optimizer, options, regularizer=regularizer)
 
 
 def riemannian_walk(
@@ -260,7 +264,7 @@ def riemannian_walk(
     regularizer = walk_regularizer(
         strength, fisher_decay=fisher_decay, interval=interval, damping=damping
     )
-    return make_method(loss, optimizer, regularizer=regularizer, **options)
+    return _method(loss, optimizer, options, regularizer=regularizer)
 
 
 def dark_experience_replay(
@@ -275,12 +279,12 @@ def dark_experience_replay(
 ) -> Method:
     """DER, and DER++ with ``beta``: distil stored logits on replay (arXiv:2004.07211)."""
     memory = reservoir(capacity, sample_size, store=outputs)
-    return make_method(
+    return _method(
         cross_entropy(outputs),
         optimizer,
+        options,
         memory=memory,
         replay_loss=dark_experience_loss(outputs, alpha, beta),
-        **options,
     )
 
 
@@ -303,13 +307,13 @@ def gdumb(
     train = from_memory_alone(
         key, init, loss, optimizer, num_epochs=num_epochs, batch_size=batch_size
     )
-    return make_method(
+    return _method(
         loss,
         optax.set_to_zero(),
+        options,
         memory=greedy_balanced(capacity, 1, num_classes=num_classes),
         replay_weight=0,
         learners=lambda state: {"from_memory": train(state)},
-        **options,
     )
 
 
@@ -334,7 +338,7 @@ def learning_without_forgetting(
     )
     loss = cross_entropy(outputs)
     options["chunk_size"] = chunk_size
-    return make_method(loss, optimizer, regularizer=regularizer, **options)
+    return _method(loss, optimizer, options, regularizer=regularizer)
 
 
 def slow_learner(
@@ -354,14 +358,14 @@ def slow_learner(
     The method of I-LoRA (arXiv:2402.18865), for any parameters: an EMA of them is
     evaluated, and on replayed inputs the features are kept close to those of the EMA.
     """
-    return make_method(
+    return _method(
         loss,
         optimizer,
+        options,
         regularizer=feature_distillation(hidden, strength, chunk_size=chunk_size),
         memory=reservoir(capacity, sample_size),
         average=ema(decay),
         chunk_size=chunk_size,
-        **options,
     )
 
 
@@ -370,26 +374,4 @@ def interpolation(
 ) -> Method:
     """WiSE-FT after every task: interpolate its start and end (arXiv:2109.01903)."""
     average = interpolated(alpha)
-    return make_method(loss, optimizer, average=average, **options)
-
-
-__all__ = [
-    "Optimizer",
-    "agem",
-    "create_and_find",
-    "dark_experience_replay",
-    "ewc",
-    "experience_replay",
-    "gdumb",
-    "gem",
-    "gnp",
-    "interpolation",
-    "l2_init",
-    "learning_without_forgetting",
-    "memory_aware_synapses",
-    "plain",
-    "riemannian_walk",
-    "sam",
-    "slow_learner",
-    "synaptic_intelligence",
-]
+    return _method(loss, optimizer, options, average=average)

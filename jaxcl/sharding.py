@@ -15,7 +15,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
-from jaxcl.errors import InputError, check_function, check_kind, check_size, shown
+from jaxcl.errors import InputError, check_kind, check_size, shown
 from jaxcl.typing import Batch
 
 AXES = ("data", "fsdp", "tensor")
@@ -52,10 +52,8 @@ def make_mesh(
     if data is None:
         data = max(1, devices.size // (fsdp * tensor))
     if data * fsdp * tensor != devices.size:
-        msg = (
-            f"make_mesh: data x fsdp x tensor must be the {devices.size} devices there "
-            f"are, got {data} x {fsdp} x {tensor}."
-        )
+        axes = f"{data} x {fsdp} x {tensor}"
+        msg = f"make_mesh: axes must have {devices.size} devices in all, got {axes}."
         raise InputError(msg)
     kinds = (AxisType.Auto,) * len(AXES)
     return Mesh(devices.reshape(data, fsdp, tensor), AXES, axis_types=kinds)
@@ -77,9 +75,7 @@ def fsdp(*, at_least: int = 2**16, replicated: tuple[str, ...] = ()) -> Partitio
     """
     check_size("fsdp", at_least=at_least)
     if isinstance(replicated, str):
-        msg = (
-            f"fsdp: replicated must be a tuple of str, got {replicated!r}; add a comma."
-        )
+        msg = f"fsdp: replicated must be a tuple, got {replicated!r}; add a comma."
         raise InputError(msg)
 
     def rule(path, shape, mesh):
@@ -125,10 +121,8 @@ def shardings(plan: ShardingPlan, tree: PyTree, *, prefix: str = "") -> PyTree:
                 sharding = NamedSharding(mesh, spec)
                 sharding.shard_shape(shape)
                 return sharding
-        msg = (
-            f"learn: rule must return a PartitionSpec that splits {name} {list(shape)} "
-            f"evenly over {mesh}, got {shown(spec)}; see fsdp."
-        )
+        wanted = f"a PartitionSpec that splits {name} {list(shape)} evenly over {mesh}"
+        msg = f"learn: rule must return {wanted}, got {shown(spec)}; see fsdp."
         raise InputError(msg)
 
     return jax.tree_util.tree_map_with_path(shard, tree)
@@ -157,12 +151,10 @@ def check_sharding_plan(who: str, plan: ShardingPlan) -> None:
     """
     mesh, rule = plan
     check_kind(who, Mesh, "give ShardingPlan(mesh, rule)", mesh=mesh)
-    check_function(who, "path, shape, mesh", rule=rule)
+    check_kind(who, Callable, "such as fsdp()", rule=rule)
     if not {*AXES} <= {*mesh.axis_names} or {*mesh.axis_types} != {AxisType.Auto}:
-        msg = (
-            f"{who}: mesh must have the axes {', '.join(AXES)}, all Auto, got {mesh}; "
-            "make it by make_mesh()."
-        )
+        axes = f"{', '.join(AXES)}, all Auto, got {mesh}; make it by make_mesh()"
+        msg = f"{who}: mesh must have the axes {axes}."
         raise InputError(msg)
 
 
@@ -175,10 +167,8 @@ def check_rows(who: str, plan: ShardingPlan, **sizes: int) -> None:
     parts = num_parts(plan)
     for name, size in sizes.items():
         if size % parts:
-            msg = (
-                f"{who}: {name} must be a multiple of the {parts} devices that share a "
-                f"batch (data x fsdp), got {size}."
-            )
+            wanted = f"a multiple of the {parts} devices that share a batch"
+            msg = f"{who}: {name} must be {wanted}, got {size}."
             raise InputError(msg)
 
 

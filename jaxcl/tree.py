@@ -355,20 +355,15 @@ def check_params(who: str, params: PyTree) -> None:
     leaves = jax.tree_util.tree_leaves_with_path(params)
     for path, leaf in leaves or [((), params)]:
         if "'batch_stats'" in jax.tree_util.keystr(path):
-            msg = (
-                f"{who}: params must be trained, got running statistics (batch_stats), "
-                "which depend on the batch; use GroupNorm or LayerNorm, or "
-                "variables['params'] alone."
-            )
+            remedy = "use GroupNorm or LayerNorm, or variables['params'] alone"
+            msg = f"{who}: params must be trained, got running batch_stats; {remedy}."
             raise InputError(msg)
         dtype = getattr(leaf, "dtype", None)
         if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
-            msg = (
-                f"{who}: params must be a tree of real arrays, got "
-                f"{shown(leaf) if dtype is None else dtype} at "
-                f"{jax.tree_util.keystr(path) or 'its root'}; keep out of params what is "
-                "not trained, and give build what it needs (frozen=)."
-            )
+            came = f"{shown(leaf) if dtype is None else dtype} at "
+            came += jax.tree_util.keystr(path) or "its root"
+            remedy = "keep out what is not trained, and give it to build (frozen=)"
+            msg = f"{who}: params must be a tree of real arrays, got {came}; {remedy}."
             raise InputError(msg)
 
 

@@ -11,7 +11,6 @@ import pytest
 from jaxcl.errors import (
     check_function,
     check_key,
-    check_limits,
     check_number,
     check_size,
 )
@@ -53,7 +52,7 @@ def test_what_is_not_known_passes():
     with pytest.raises(ValueError, match="of at least 0, got function"):
         check_number("ewc", strength=lambda count: 1.0)
     jax.jit(lambda rho: check_number("sam", rho=rho))(-1.0)
-    jax.jit(lambda low: check_limits("adaptive", low, 0.0))(1.0)
+    jax.jit(lambda low: check_number("adaptive", least=low, high=0.0))(1.0)
     check_size("store", optional=True, sample_size=None)
     with pytest.raises(ValueError, match="sample_size must be an int"):
         check_size("store", sample_size=None)
@@ -98,11 +97,9 @@ def test_a_function_of_other_arguments_is_refused():
 
 def test_an_empty_range_is_refused():
     """Oracle: the order of two numbers."""
-    check_limits("adaptive", 0.1, 0.1)
-    with pytest.raises(
-        ValueError, match=r"must not be above the upper, got 2 and 1\.0"
-    ):
-        check_limits("adaptive", 2, np.float32(1.0))
+    check_number("adaptive", least=0.1, high=0.1)
+    with pytest.raises(ValueError, match=r"high must be .* at least 2, got 1\.0"):
+        check_number("adaptive", least=2, high=np.float32(1.0))
 
 
 @pytest.mark.parametrize("value", [0, -3, 2.0, True, "ten"])

@@ -340,7 +340,7 @@ def test_statistics_of_other_shapes_cannot_restart_and_it_is_said():
         if part is None:
             assert bool(step()[1].finite)
         else:
-            with pytest.raises(ValueError, match="restarts the optimizer's statistics"):
+            with pytest.raises(ValueError, match="statistics with a reset cannot be"):
                 step()
 
 

@@ -32,9 +32,9 @@ from jaxcl.curvature.per_example import (
     read_program,
     sum_squared_gradients,
 )
-from jaxcl.errors import InputError, as_key, check_function, check_kind
+from jaxcl.errors import InputError, as_key, check_size
 from jaxcl.losses import example_losses, of_one
-from jaxcl.tree import at, check_batch, num_rows, safe_divide, wide, wide_dtype
+from jaxcl.tree import at, num_rows, safe_divide, wide, wide_dtype
 from jaxcl.typing import Batch, Key, Loss, Outputs, Params
 
 #: ``(key, params, task) -> fisher``, a tree like ``params`` in float32 or better.
@@ -87,13 +87,10 @@ def empirical_fisher(
       A :data:`Fisher`; zero for a task of padding.
 
     Raises:
-      ValueError: if ``loss`` is not such a function, or ``num_examples`` or
-        ``chunk_size`` is below one.
+      ValueError: if ``num_examples`` or ``chunk_size`` is below one.
 
     Source: Kirkpatrick et al. 2017, arXiv:1612.00796; Create-and-Find's ``F_t``.
     """
-    _check_loss("empirical_fisher", loss)
-    _check("empirical_fisher", num_examples=num_examples, chunk_size=chunk_size)
 
     def values(params, row):
         value = of_one(loss)(params, *row)
@@ -124,18 +121,11 @@ def sampled_fisher(
       but at most one per class.
 
     Raises:
-      ValueError: if ``outputs`` is not such a function, a size is below one, or the
-        outputs of one example are not a vector.
+      ValueError: if a size is below one, or the outputs of one example are not a vector.
 
     Source: Martens 2020, arXiv:1412.1193, section 5.
     """
-    _check_outputs("sampled_fisher", outputs)
-    _check(
-        "sampled_fisher",
-        num_draws=num_draws,
-        num_examples=num_examples,
-        chunk_size=chunk_size,
-    )
+    check_size("sampled_fisher", num_draws=num_draws)
 
     def values(params, row):
         example, key = row
@@ -172,13 +162,13 @@ def exact_fisher(
       the leaves that are not plain dense layers.
 
     Raises:
-      ValueError: if ``outputs`` is not such a function, a size is below one, or the
-        outputs of one example are not a vector.
+      ValueError: if a size is below one, or the outputs of one example are not a vector.
 
     Source: Martens 2020, arXiv:1412.1193, section 5.
     """
-    _check_outputs("exact_fisher", outputs)
-    _check("exact_fisher", num_examples=num_examples, chunk_size=chunk_size)
+    check_size(
+        "exact_fisher", optional=True, num_examples=num_examples, chunk_size=chunk_size
+    )
 
     def values(params, row):
         scores = _log_likelihoods("exact_fisher", outputs, params, row[0])
@@ -214,8 +204,6 @@ def most_likely_fisher(
 
     Source: van de Ven 2025, arXiv:2502.11756, on the variants in use.
     """
-    _check_outputs("most_likely_fisher", outputs)
-    _check("most_likely_fisher", num_examples=num_examples, chunk_size=chunk_size)
 
     def values(params, row):
         scores = _log_likelihoods("most_likely_fisher", outputs, params, row[0])
@@ -249,8 +237,6 @@ def output_sensitivity(
     Source: Aljundi et al. 2018, arXiv:1711.09601, equations 2 and 3, for the squared norm
     of the outputs (section 4.1).
     """
-    _check_outputs("output_sensitivity", outputs)
-    _check("output_sensitivity", num_examples=num_examples, chunk_size=chunk_size)
 
     def values(params, row):
         one = jax.tree.map(lambda leaf: leaf[None], row[0])
@@ -277,14 +263,12 @@ def batched_fisher(
       num_examples: as in :func:`empirical_fisher`.
 
     Raises:
-      ValueError: if ``loss`` is not such a function, or a size is below one.
+      ValueError: if a size is below one.
     """
-    _check_loss("batched_fisher", loss)
-    _check("batched_fisher", num_examples=num_examples, batch_size=batch_size)
+    check_size("batched_fisher", batch_size=batch_size)
 
     def fisher(key, params, task):
         key = as_key("batched_fisher", key)
-        check_batch("batched_fisher", task)
 
         def squared(rows, weight, keys):
             def mean(params):
@@ -300,10 +284,12 @@ def batched_fisher(
 
 def _mean_square(values, num_examples, chunk_size, *, of=jnp.square) -> Fisher:
     """The weighted mean over rows of weighted squared gradients of ``values``."""
+    check_size(
+        "fisher", optional=True, num_examples=num_examples, chunk_size=chunk_size
+    )
 
     def fisher(key, params, task):
         key = as_key("fisher", key)
-        check_batch("fisher", task)
 
         def weighted(params, row):
             example, key, weight = row
@@ -385,32 +371,3 @@ def _log_likelihoods(who, outputs, params, example):
 
 def _square(grad):
     return jnp.square(wide(grad))
-
-
-def _check_loss(who, loss):
-    check_kind(who, Callable, "such as cross_entropy(outputs)", loss=loss)
-    check_function(who, "params, batch, keys", loss=loss)
-
-
-def _check_outputs(who, outputs):
-    check_kind(who, Callable, "such as single_head(model.apply)", outputs=outputs)
-    check_function(who, "params, batch", outputs=outputs)
-
-
-def _check(who, **sizes):
-    for name, size in sizes.items():
-        if size is not None and size < 1:
-            msg = f"{who}: {name} must be at least 1, got {size}."
-            raise InputError(msg)
-
-
-__all__ = [
-    "Fisher",
-    "batched_fisher",
-    "empirical_fisher",
-    "exact_fisher",
-    "example_gradients",
-    "most_likely_fisher",
-    "output_sensitivity",
-    "sampled_fisher",
-]

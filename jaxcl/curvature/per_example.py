@@ -27,7 +27,6 @@ from jax.extend import core
 from jax.extend.core import primitives
 from jaxtyping import Array, Float, PyTree
 
-from jaxcl.errors import InputError
 from jaxcl.tree import wide
 from jaxcl.typing import Params
 
@@ -69,8 +68,6 @@ def read_program(function: WeightedValues, params: Params, rows: PyTree) -> Prog
       params: for shapes only.
       rows: leaves ``[n, ...]``, for shapes only.
 
-    Raises:
-      ValueError: if ``function`` does not return two vectors of equal length.
     """
     leaves, tree = jax.tree.flatten(params)
     row, row_tree = jax.tree.flatten(
@@ -87,18 +84,12 @@ def read_program(function: WeightedValues, params: Params, rows: PyTree) -> Prog
         )
 
     nested = jax.make_jaxpr(flat)(*leaves, *row)
-    shapes = [atom.aval.shape for atom in nested.jaxpr.outvars]
-    if len(shapes) != 2 or len(shapes[0]) != 1 or shapes[0] != shapes[1]:
-        msg = (
-            "read_program: function must return (values [m], weights [m]) for one row, "
-            f"got shapes {shapes}."
-        )
-        raise InputError(msg)
+    num_values = nested.jaxpr.outvars[0].aval.shape[0]
     jaxpr = jax.make_jaxpr(lambda *args: _evaluate(nested, args, {})[0])(*leaves, *row)
     sites = _find_sites(jaxpr.jaxpr, len(leaves))
     dense = {site.leaf for site in sites}
     num_plain = sum(leaf.size for i, leaf in enumerate(leaves) if i not in dense)
-    return Program(jaxpr, sites, shapes[0][0], num_plain)
+    return Program(jaxpr, sites, num_values, num_plain)
 
 
 def sum_squared_gradients(

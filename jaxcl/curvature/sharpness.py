@@ -6,7 +6,7 @@ import jax
 from jaxtyping import Array, Float, ScalarLike
 
 from jaxcl import tree
-from jaxcl.errors import InputError, check_number
+from jaxcl.errors import check_number, check_size
 from jaxcl.typing import Key, Params
 
 
@@ -64,10 +64,7 @@ def top_eigenvalue(
     Raises:
       ValueError: if ``num_steps`` is below 1.
     """
-    if num_steps < 1:
-        msg = f"top_eigenvalue: num_steps must be at least 1, got {num_steps}."
-        raise InputError(msg)
-
+    check_size("top_eigenvalue", num_steps=num_steps)
     params = jax.tree.map(tree.wide, params)
 
     def product(direction):

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Array, Float
 from jaxtyping import Key as Keys
 
-from jaxcl.errors import InputError, check_kind, check_size
+from jaxcl.errors import InputError, check_size
 from jaxcl.tree import by_chunks, check_batch, num_rows, weighted_mean
 from jaxcl.typing import Batch, Key, Loss, Params
 
@@ -22,7 +22,6 @@ def per_example(
       loss: ``(params, example, key) -> scalar``, where no leaf of the example has a batch
         axis.
     """
-    check_kind("per_example", Callable, loss=loss)
     return jax.vmap(loss, in_axes=(None, 0, 0))
 
 
@@ -71,11 +70,9 @@ def example_losses(
 def _one_per_example(losses, batch: Batch):
     """The losses, checked: a vector per example would be averaged wrongly."""
     if jnp.shape(losses) != batch.weight.shape:
-        msg = (
-            "loss: expected one number per example, shape "
-            f"{list(batch.weight.shape)}, got {list(jnp.shape(losses))}; sum or average "
-            "over the other axes, and lift a loss of one example by per_example."
-        )
+        shapes = f"shape {list(batch.weight.shape)}, got {list(jnp.shape(losses))}"
+        remedy = "lift a loss of one example by per_example"
+        msg = f"loss: expected one number per example, {shapes}; {remedy}."
         raise InputError(msg)
     return losses
 

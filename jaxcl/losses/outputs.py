@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from jaxcl.errors import InputError, check_kind, is_whole, shown
+from jaxcl.errors import InputError, check_size, is_whole
 from jaxcl.typing import Outputs
 
 #: The logit of a class that an example cannot have: large, negative and finite, so that
@@ -20,7 +20,6 @@ def single_head(apply: Callable) -> Outputs:
     Args:
       apply: ``(params, x [b, ...], keys=None) -> logits [b, c]``.
     """
-    check_kind("single_head", Callable, "give model.apply", apply=apply)
     return lambda params, batch, keys=None: apply(params, batch.x, keys)
 
 
@@ -42,7 +41,6 @@ def heads(apply: Callable, sizes: int | list[int] | tuple[int, ...]) -> Outputs:
       ValueError: for sizes below one; when applied, if the outputs are not those of all
         heads together.
     """
-    check_kind("heads", Callable, "give model.apply", apply=apply)
     _check_sizes("heads", sizes)
 
     def outputs(params, batch, keys=None):
@@ -66,7 +64,6 @@ def past_heads(apply: Callable, sizes: int | list[int] | tuple[int, ...]) -> Out
       task on it is zero and has no gradient. :func:`jaxcl.regularizers.distill` takes a
       mean over all ``T`` rows: give ``T`` times the strength for a sum over past tasks.
     """
-    check_kind("past_heads", Callable, "give model.apply", apply=apply)
     _check_sizes("past_heads", sizes)
 
     def outputs(params, batch, keys=None):
@@ -100,21 +97,12 @@ def class_mask(
 
     Reference: Zeno et al. 2018, arXiv:1803.10123 (labels trick).
     """
-    check_kind("class_mask", Callable, "give single_head(model.apply)", outputs=outputs)
-    if np.ndim(allowed) != 2:
-        msg = (
-            f"class_mask: allowed must be booleans [tasks, classes], got shape "
-            f"{list(np.shape(allowed))}."
-        )
-        raise InputError(msg)
 
     def masked(params, batch, keys=None):
         logits, tasks = outputs(params, batch, keys), len(allowed)
-        if logits.shape[-1:] != allowed.shape[1:]:
-            msg = (
-                f"class_mask: allowed must have a column for each of the "
-                f"{logits.shape[-1]} outputs, got {allowed.shape[1]}."
-            )
+        if np.shape(allowed) != (tasks, logits.shape[-1]):
+            shapes = f"[tasks, {logits.shape[-1]}], got {list(np.shape(allowed))}"
+            msg = f"class_mask: allowed must have a column for each output, {shapes}."
             raise InputError(msg)
         mine = jnp.asarray(allowed, bool)[batch.task]
         known = (batch.task >= 0) & (batch.task < tasks)
@@ -124,39 +112,21 @@ def class_mask(
 
 
 def _check_sizes(who: str, sizes) -> None:
-    many = list(sizes) if isinstance(sizes, list | tuple) else [sizes]
-    if not many or not all(is_whole(size) and int(size) > 0 for size in many):
-        msg = (
-            f"{who}: sizes must be the classes of every task, or a list of those of each, "
-            f"got {shown(sizes)}."
-        )
-        raise InputError(msg)
+    many = sizes if isinstance(sizes, list | tuple) else [sizes]
+    check_size(who, **{f"sizes[{k}]": size for k, size in enumerate(many)})
 
 
 def _by_task(who: str, scores: Array, sizes) -> Float[Array, "b T c"]:
     """The outputs of each task, those of narrow heads padded with MASKED."""
-    total = scores.shape[-1]
-    if is_whole(sizes):
-        if total % sizes:
-            msg = (
-                f"{who}: outputs must be a multiple of the {sizes} classes of a task, got "
-                f"{total}; give the model num_tasks * {sizes} outputs."
-            )
-            raise InputError(msg)
-        return scores.reshape(len(scores), -1, sizes)
-    if total != sum(sizes):
-        msg = (
-            f"{who}: outputs must be those of all heads, {sum(sizes)}, got {total}; give "
-            f"the model {sum(sizes)} outputs."
-        )
+    total, equal = scores.shape[-1], is_whole(sizes)
+    if total % sizes if equal else total != sum(sizes):
+        wanted = f"a multiple of {sizes}" if equal else f"{sum(sizes)} as sizes say"
+        msg = f"{who}: the network must have outputs for all heads, {wanted}, got {total}."
         raise InputError(msg)
-    if len(set(sizes)) == 1:  # no padding
-        return scores.reshape(len(scores), -1, sizes[0])
+    if equal or len(set(sizes)) == 1:  # no padding
+        return scores.reshape(len(scores), -1, sizes if equal else sizes[0])
     parts = jnp.split(scores, np.cumsum(sizes)[:-1], axis=-1)
     fill = lambda part: jnp.pad(
         part, [(0, 0), (0, max(sizes) - part.shape[-1])], constant_values=MASKED
     )
     return jnp.stack([fill(part) for part in parts], axis=1)
-
-
-__all__ = ["MASKED", "class_mask", "heads", "past_heads", "single_head"]

@@ -79,10 +79,8 @@ def _weight(given: Any, batch: Batch, replay: Batch, progress: Progress) -> Any:
     """The weight of the replay: the number, or that which the function returns."""
     weight: Any = given(batch, replay, progress) if callable(given) else given
     if jnp.shape(weight) != ():
-        msg = (
-            "make_method: replay_weight must return one number, shape [], got "
-            f"{list(jnp.shape(weight))}; sum or average over the rows."
-        )
+        came = f"shape {list(jnp.shape(weight))}; sum or average over the rows"
+        msg = f"make_method: replay_weight must return one number, got {came}."
         raise InputError(msg)
     return weight
 
@@ -108,6 +106,3 @@ def replayed_loss(loss: Loss, chunk_size: int | None) -> Callable[..., Any]:
 def _shares(batch: Batch):
     """The normalised weights of rows; zeros for a batch of padding."""
     return safe_divide(batch.weight, jnp.sum(batch.weight))
-
-
-__all__ = ["ReplayWeight", "by_rows", "by_tasks", "replayed_loss", "step_loss"]

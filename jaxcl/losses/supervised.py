@@ -6,8 +6,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, ScalarLike, Shaped
 
-from jaxcl.errors import InputError, check_kind, check_number, check_size, is_zero
-from jaxcl.tree import by_chunks, check_batch, weighted_mean
+from jaxcl.errors import InputError, check_number, check_size, is_zero
+from jaxcl.tree import by_chunks, weighted_mean
 from jaxcl.typing import Batch, Loss, Outputs, Params
 
 
@@ -22,9 +22,6 @@ def cross_entropy(outputs: Outputs) -> Loss:
       A loss in nats, NaN for a label that is not a class; about 1e9 for a class that is
       masked (:data:`jaxcl.losses.MASKED`), such as one beyond a narrow head.
     """
-    check_kind(
-        "cross_entropy", Callable, "give single_head(model.apply)", outputs=outputs
-    )
 
     def loss(params, batch, keys):
         scores = outputs(params, batch, keys)
@@ -60,13 +57,7 @@ def dark_experience_loss(
 
     def loss(params, batch, keys):
         given = outputs(params, batch, keys)
-        came = getattr(batch.stored, "shape", "none")
-        if came != given.shape:
-            msg = (
-                f"dark_experience_loss: stored must have shape {given.shape}, got {came}; "
-                "build the memory with store=outputs."
-            )
-            raise InputError(msg)
+        _check_alike("stored outputs (store=outputs)", given, batch.stored)
         squares = jnp.square(given - batch.stored).reshape(len(given), -1)
         kept = jnp.multiply(alpha, jnp.sum(squares, axis=1))
         return kept if is_zero(beta) else kept + beta * likely(params, batch, keys)
@@ -74,15 +65,21 @@ def dark_experience_loss(
     return loss
 
 
+def _check_alike(name: str, outputs, other) -> None:
+    """Refuse shapes that would be broadcast."""
+    shape, came = jnp.shape(outputs), getattr(other, "shape", "none")
+    if shape != came:
+        msg = f"loss: {name} must have the shape of the outputs, {shape}, got {came}."
+        raise InputError(msg)
+
+
 def class_labels(who: str, scores, batch: Batch):
     """The classes of the examples, or a ValueError unless there is one for each."""
     labels = jnp.asarray(batch.y)
     integer = jnp.issubdtype(labels.dtype, jnp.integer)
     if not integer or labels.shape != scores.shape[:-1]:
-        msg = (
-            f"{who}: labels must be integers [n], one class number a row, got "
-            f"{labels.dtype}{list(labels.shape)} for outputs {list(scores.shape)}."
-        )
+        came = f"{labels.dtype}{list(labels.shape)} for outputs {list(scores.shape)}"
+        msg = f"{who}: labels must be integers [n], one class a row, got {came}."
         raise InputError(msg)
     return labels
 
@@ -94,18 +91,10 @@ def squared_error(outputs: Outputs) -> Loss:
       outputs: ``(params, batch, keys) -> [b, ...]``, such as ``single_head(model.apply)``;
         the target ``y`` has its shape, and neither is broadcast.
     """
-    check_kind(
-        "squared_error", Callable, "give single_head(model.apply)", outputs=outputs
-    )
 
     def loss(params, batch, keys):
         given, target = outputs(params, batch, keys), batch.y
-        if jnp.shape(given) != jnp.shape(target):
-            msg = (
-                "squared_error: outputs and targets must agree in shape, got "
-                f"{jnp.shape(given)} and {jnp.shape(target)}; reshape y, or the outputs."
-            )
-            raise InputError(msg)
+        _check_alike("targets y", given, target)
         squares = jnp.square(given - target)
         return 0.5 * jnp.sum(squares, axis=tuple(range(1, squares.ndim)))
 
@@ -124,12 +113,6 @@ def token_cross_entropy(outputs: Outputs) -> Loss:
       have equal weight, independent of their length; for a mean over tokens give each
       example the number of its labels as its weight.
     """
-    check_kind(
-        "token_cross_entropy",
-        Callable,
-        "give single_head(model.apply)",
-        outputs=outputs,
-    )
 
     def loss(params, batch, keys):
         logits, counts = outputs(params, batch, keys), batch.y >= 0
@@ -147,9 +130,6 @@ def token_accuracy(outputs: Outputs) -> Callable[[Params, Batch], Float[Array, "
     Returns:
       ``(params, batch) -> [b]``; labels below zero are ignored.
     """
-    check_kind(
-        "token_accuracy", Callable, "give single_head(model.apply)", outputs=outputs
-    )
 
     def hits(params, batch):
         right = jnp.argmax(outputs(params, batch), axis=-1) == batch.y
@@ -184,8 +164,6 @@ def accuracy(
       finiteness separately.
     """
     check_size("accuracy", optional=True, chunk_size=chunk_size)
-    check_kind("accuracy", Callable, "give single_head(model.apply)", outputs=outputs)
-    check_batch("accuracy", batch)
 
     def hits(batch):
         scores = outputs(params, batch)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
-from jaxcl.errors import InputError, check_size
+from jaxcl.errors import check_size
 from jaxcl.memory.base import blank_rows, check_rows, draw_ranks, later_rows_win
 from jaxcl.tree import at
 from jaxcl.typing import Batch, Memory
@@ -98,7 +98,6 @@ def _balanced(who, capacity, sample_size, num_classes, choose) -> Memory:
 
     def init(params, example):
         del params
-        _check_labels(who, example)
         return BalancedState(
             blank_rows(capacity, example),
             jnp.zeros((), jnp.int32),
@@ -146,15 +145,3 @@ def _balanced(who, capacity, sample_size, num_classes, choose) -> Memory:
         return small._replace(kept=jax.tree.map(write, state.kept, batch))
 
     return Memory(init, sample, observe)
-
-
-def _check_labels(who: str, example: Batch) -> None:
-    leaves = jax.tree.leaves(example.y)
-    if len(leaves) == 1 and leaves[0].ndim == 1 and leaves[0].dtype == jnp.int32:
-        return
-    came = ", ".join(f"{leaf.dtype}{list(leaf.shape)}" for leaf in leaves)
-    msg = f"{who}: labels must be int32 [n], got {came}; take reservoir instead."
-    raise InputError(msg)
-
-
-__all__ = ["BalancedState", "class_balanced_reservoir", "greedy_balanced"]

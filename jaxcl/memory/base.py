@@ -143,10 +143,8 @@ def check_rows(who: str, lead: int, kept: Batch, batch: Batch) -> None:
     )
     expected, came = spec(lead, kept), spec(1, batch)
     if expected != came:
-        msg = (
-            f"{who}: rows must be like the example given to init, {expected}, "
-            f"got {came}; use the same structure, shapes and dtypes."
-        )
+        wanted = f"like the example given to init, {expected}, got {came}"
+        msg = f"{who}: rows must have structure, shapes and dtypes {wanted}."
         raise InputError(msg)
 
 

@@ -73,8 +73,7 @@ def episodic(
     memory per task); Chaudhry et al. 2019, arXiv:1812.00420, section 4 (A-GEM's sample
     over all of them).
     """
-    check_size("episodic", num_tasks=num_tasks)
-    check_size("episodic", capacity_per_task=capacity_per_task)
+    check_size("episodic", num_tasks=num_tasks, capacity_per_task=capacity_per_task)
     check_size("episodic", optional=True, sample_size=sample_size)
 
     def init(params, example):
@@ -125,10 +124,8 @@ def best_examples(key, select: Select, params, task: Batch, capacity: int) -> Ba
     """
     priority = select(key, params, task, capacity)
     if jnp.shape(priority) != task.weight.shape:
-        msg = (
-            "episodic: select must return one priority per row, shape "
-            f"{task.weight.shape}, got {jnp.shape(priority)}; see jaxcl.memory.Select."
-        )
+        shapes = f"shape {task.weight.shape}, got {jnp.shape(priority)}"
+        msg = f"episodic: select must return one priority per row, {shapes}."
         raise InputError(msg)
     allowed = (task.weight > 0) & ~jnp.isnan(priority)
     width = min(capacity, num_rows(task))

@@ -1,6 +1,7 @@
 """Selection of the rows nearest to K-means centroids of their features."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -32,8 +33,8 @@ def kmeans_examples(
     Reference: the replay of Create and Find Flatness (ECAI 2023), there with the
     encoder's [CLS] vector as feature.
     """
-    check_size("kmeans_examples", num_iterations=num_iterations)
-    check_size("kmeans_examples", chunk_size=chunk_size)
+    sizes: Any = {"num_iterations": num_iterations, "chunk_size": chunk_size}
+    check_size("kmeans_examples", **sizes)
 
     def select(key, params, task, capacity):
         key_means, key_rest = jax.random.split(key)
@@ -50,8 +51,7 @@ def kmeans_examples(
             points,
             task.weight,
             min(capacity, rows),
-            num_iterations=num_iterations,
-            chunk_size=chunk_size,
+            **sizes,
         )
         priority = jax.random.uniform(key_rest, (rows,), jnp.float32)
         best = nearest_examples(points, task.weight, centroids, chunk_size)
@@ -92,9 +92,8 @@ def kmeans(
     Reference: Lloyd 1982, IEEE Trans. Inf. Theory 28(2); Arthur and Vassilvitskii 2007,
     "k-means++: the advantages of careful seeding", SODA.
     """
-    check_size("kmeans", num_clusters=num_clusters)
-    check_size("kmeans", num_iterations=num_iterations)
-    check_size("kmeans", chunk_size=chunk_size)
+    sizes: Any = {"num_iterations": num_iterations, "chunk_size": chunk_size}
+    check_size("kmeans", num_clusters=num_clusters, **sizes)
     points = jnp.where(weight[:, None] > 0, points, 0.0)
     total = jnp.maximum(jnp.sum(weight), 1e-30)
     centre = weight @ points / total  # distances near the origin have smaller errors

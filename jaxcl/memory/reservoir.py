@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int, PyTree
 
-from jaxcl.errors import InputError, check_size
+from jaxcl.errors import check_number, check_size
 from jaxcl.memory.base import (
     blank_rows,
     check_rows,
@@ -70,14 +70,8 @@ def reservoir(
     Reference: Vitter 1985, "Random sampling with a reservoir", algorithm R; as replay
     memory: Chaudhry et al. 2019, arXiv:1902.10486.
     """
-    check_size("reservoir", capacity=capacity)
-    check_size("reservoir", sample_size=sample_size)
-    if sample_size > capacity:
-        msg = (
-            f"reservoir: sample_size must be at most the capacity, {capacity}, got "
-            f"{sample_size}; lower it, or raise the capacity."
-        )
-        raise InputError(msg)
+    check_size("reservoir", capacity=capacity, sample_size=sample_size)
+    check_number("reservoir", least=1, most=capacity, sample_size=sample_size)
 
     def keep(params, batch):
         return batch._replace(stored=store(params, batch)) if store else batch

@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from jaxcl.errors import InputError
 from jaxcl.typing import Batch, Key, Params
 
 #: ``(key, params, task, capacity) -> priority [n]``: the ``capacity`` real rows of highest
@@ -32,23 +31,12 @@ def class_balanced_examples(
     without further rows is skipped. So the numbers stored differ by at most one between
     labels that still have rows. Costs a sort of the ``n`` rows.
 
-    Raises:
-      ValueError: if the labels are not integers of shape ``[n]``.
+    Labels must be integers ``[n]``.
     """
     del params, capacity
-    leaves = jax.tree.leaves(task.y)
-    came = [f"{leaf.dtype}{leaf.shape}" for leaf in leaves]
-    labels = leaves[0] if len(leaves) == 1 else jnp.zeros(())
-    if labels.shape != task.weight.shape or not jnp.isdtype(labels.dtype, "integral"):
-        msg = (
-            "class_balanced_examples: labels must be integers of shape [n], "
-            f"got {', '.join(came)}; use another rule, such as random_examples."
-        )
-        raise InputError(msg)
-
     key_order, key_turn = jax.random.split(key)
-    real = task.weight > 0
-    labels = jnp.where(real, labels, jnp.iinfo(labels.dtype).max)  # padding goes last
+    # Padding goes last.
+    labels = jnp.where(task.weight > 0, task.y, jnp.iinfo(task.y.dtype).max)
     order = jnp.lexsort(
         (jax.random.uniform(key_order, labels.shape, jnp.float32), labels)
     )

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, ArrayLike, Float, PyTree
 
-from jaxcl.errors import InputError, check_size, shown
+from jaxcl.errors import InputError, check_kind, check_size, shown
 from jaxcl.losses import cross_entropy, squared_error
 from jaxcl.losses.supervised import are_classes, class_labels
 from jaxcl.tree import by_chunks, safe_divide
@@ -78,20 +78,13 @@ def evaluate(
     check_size("evaluate", optional=True, chunk_size=chunk_size)
     found: dict[str, Array] = {}
     for metric in listed("evaluate", metrics):
-        if not isinstance(metric, RowMetric):
-            msg = (
-                "evaluate: metrics must be of rows, got a TaskMetric; call its of_data."
-            )
-            raise InputError(msg)
-        rows = by_chunks(
-            lambda part, metric=metric: metric.rows(params, frozen, part),
-            (batch,),
-            chunk_size,
-        )
+        part: Any = metric  # a TaskMetric has no rows
+        of_rows = lambda rows, part=part: part.rows(params, frozen, rows)
+        rows = by_chunks(of_rows, (batch,), chunk_size)
         total = jnp.sum(batch.weight)
         sums = weighted_sums(rows, batch)
         mean = lambda leaf, total=total: jnp.where(total > 0, leaf / total, jnp.nan)
-        values = finished(metric, jax.tree.map(mean, sums))
+        values = finished(part, jax.tree.map(mean, sums))
         check_names("evaluate", [*found, *values])
         found |= values
     return found
@@ -101,53 +94,34 @@ def listed(who: str, metrics: Any) -> tuple[RowMetric | TaskMetric, ...]:
     """One metric or several as a tuple; a ValueError for anything else."""
     one = isinstance(metrics, RowMetric | TaskMetric)
     found = (metrics,) if one else metrics
-    if not isinstance(found, Sequence) or not all(
-        isinstance(metric, RowMetric | TaskMetric) for metric in found
-    ):
-        msg = (
-            f"{who}: metrics must be a RowMetric, a TaskMetric or a list of them, got "
-            f"{shown(metrics)}; such as jaxcl.metrics.classification(outputs)."
-        )
+    kinds = RowMetric | TaskMetric
+    if not isinstance(found, Sequence) or not all(isinstance(m, kinds) for m in found):
+        wanted = "a RowMetric, a TaskMetric or a list of them"
+        msg = f"{who}: metrics must be {wanted}, got {shown(metrics)}."
         raise InputError(msg)
     for metric in found:
-        names = metric.names if isinstance(metric, TaskMetric) else ("",)
-        if isinstance(names, str) or not all(isinstance(name, str) for name in names):
-            msg = (
-                f"{who}: names of a TaskMetric must be a tuple of strings, got "
-                f"{shown(names)}; such as ('rouge',)."
-            )
-            raise InputError(msg)
+        names: Any = metric.names if isinstance(metric, TaskMetric) else ()
+        check_kind(who, tuple, "such as ('rouge',)", names=names)
     return tuple(found)
 
 
 def finished(metric: RowMetric, means: Values) -> dict[str, Any]:
     """The values of a metric: ``finish`` of the means, or a ValueError for another type."""
     values = metric.finish(means)
-    if not isinstance(values, Mapping):
-        msg = (
-            "metrics: finish must return {name: value}, got "
-            f"{type(values).__name__}; give it a name."
-        )
-        raise InputError(msg)
     for name, value in values.items():
         if jnp.shape(value) != ():
-            msg = (
-                f"metrics: finish must return one number for {name!r}, got shape "
-                f"{list(jnp.shape(value))}; reduce it, or give each entry a name."
-            )
+            came = f"shape {list(jnp.shape(value))} for {name!r}; reduce it"
+            msg = f"metrics: finish must return one number per name, got {came}."
             raise InputError(msg)
     return dict(values)
 
 
 def values_of_task(metric: TaskMetric, *given: Any) -> dict[str, float]:
     """The values of a data set by their names, or a ValueError if they are others."""
-    values = metric.of_data(*given)
-    if not isinstance(values, Mapping) or set(values) != set(metric.names):
-        came = sorted(values) if isinstance(values, Mapping) else type(values).__name__
-        msg = (
-            f"metrics: of_data must return a number for each of {list(metric.names)}, "
-            f"got {came}; name the same in both."
-        )
+    values = dict(metric.of_data(*given))
+    if set(values) != set(metric.names):
+        wanted = f"a number for each of {list(metric.names)}, got {sorted(values)}"
+        msg = f"metrics: of_data must return {wanted}; name the same in both."
         raise InputError(msg)
     return {name: float(values[name]) for name in metric.names}
 
@@ -156,10 +130,7 @@ def check_names(who: str, names: Sequence[str]) -> None:
     """Refuse two values of one name, of which one would be lost."""
     twice = {name for name in names if names.count(name) > 1}
     if twice:
-        msg = (
-            f"{who}: metrics must have different names, got {min(twice)!r} twice; leave "
-            "one out, or rename it."
-        )
+        msg = f"{who}: metrics must have different names, got {min(twice)!r} twice."
         raise InputError(msg)
 
 
@@ -167,28 +138,13 @@ def weighted_sums(rows: Any, batch: Batch) -> dict[str, Array]:
     """``sum_i w_i v_i`` of every value ``[b, ...]``, or a ValueError for another type."""
 
     def total(name, values):
-        array = isinstance(values, jax.Array)
-        came = f"{values.dtype}{list(values.shape)}" if array else shown(values)
-        if (
-            not array
-            or values.shape[:1] != batch.weight.shape
-            or jnp.iscomplexobj(values)
-        ):
-            msg = (
-                "metrics: rows must return a JAX array with a real number for each "
-                f"example, shape [{batch.weight.shape[0]}, ...], got {came} for "
-                f"{name!r}; return values per example, without taking their mean."
-            )
+        if values.shape[:1] != batch.weight.shape or jnp.iscomplexobj(values):
+            came = f"{values.dtype}{list(values.shape)} for {name!r}"
+            msg = f"metrics: rows must return real numbers per example, got {came}."
             raise InputError(msg)
         values = values.astype(jnp.promote_types(values.dtype, jnp.float32))
         return jnp.tensordot(batch.weight, values, 1, precision="highest")
 
-    if not isinstance(rows, Mapping):
-        msg = (
-            "metrics: rows must return {name: values [b]}, got "
-            f"{type(rows).__name__}; give it a name."
-        )
-        raise InputError(msg)
     return {name: total(name, values) for name, values in rows.items()}
 
 
@@ -229,10 +185,8 @@ def macro_f1(outputs: Outputs, num_classes: int) -> RowMetric:
         del frozen
         logits = outputs(params, batch)
         if logits.shape[-1] != num_classes:
-            msg = (
-                f"macro_f1: num_classes must be that of the outputs, "
-                f"{logits.shape[-1]}, got {num_classes}."
-            )
+            outputs_have = f"must be {logits.shape[-1]}, as the outputs have"
+            msg = f"macro_f1: num_classes {outputs_have}, got {num_classes}."
             raise InputError(msg)
         class_labels("macro_f1", logits, batch)
         answer = jnp.argmax(logits, axis=-1)

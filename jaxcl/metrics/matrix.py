@@ -21,7 +21,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Array, Float, Num
 
-from jaxcl.errors import InputError, as_numbers
+from jaxcl.errors import InputError
 
 #: A NumPy or JAX array, or lists of numbers.
 Matrix = Num[Array, "..."] | Num[np.ndarray, "..."] | Sequence
@@ -201,19 +201,9 @@ def learning_curve_area(curves: Matrix) -> Value:
       curves: ``a`` [..., T, beta + 1], the accuracy on task ``k`` after ``b`` batches of
         it; a ``beta`` of 10 is usual.
 
-    Raises:
-      ValueError: if ``curves`` has fewer than two axes or an empty one.
-
     Reference: Chaudhry et al. 2019, arXiv:1812.00420, equations 4 and 5.
     """
-    curves = as_floats("learning_curve_area", "curves", curves)
-    if curves.ndim < 2 or 0 in curves.shape:
-        msg = (
-            "learning_curve_area: curves must have shape [..., T, beta + 1], "
-            f"got {curves.shape}; give one row of accuracies for each task."
-        )
-        raise InputError(msg)
-    return curves.mean((-2, -1))
+    return as_floats(curves).mean((-2, -1))
 
 
 def diagonal(matrix: Floats, offset: int = 0) -> Floats:
@@ -221,39 +211,28 @@ def diagonal(matrix: Floats, offset: int = 0) -> Floats:
     return matrix.diagonal(offset, -2, -1)
 
 
-def as_floats(who: str, what: str, values) -> Floats:
+def as_floats(values) -> Floats:
     """An array of floats: integer arithmetic would truncate fractions."""
-    values = values if hasattr(values, "dtype") else as_numbers(who, what, values)
+    values = values if hasattr(values, "dtype") else np.asarray(values)
     return values.astype(float) if values.dtype.kind in "biu" else values
 
 
 def accuracies_of(who: str, matrix, least: int = 1) -> tuple[Floats, int]:
     """Accuracies [..., T, T] as an array, and ``T``; or a ValueError."""
-    matrix = as_floats(who, "the accuracy matrix", matrix)
+    matrix = as_floats(matrix)
     shape = matrix.shape
-    if len(shape) < 2 or shape[-1] != shape[-2]:
-        msg = (
-            f"{who}: the accuracy matrix must have shape [..., T, T], got {shape}; "
-            "entry (i, j) is the accuracy on task j after learning task i."
-        )
-        raise InputError(msg)
-    if shape[-1] < least:
-        msg = (
-            f"{who}: needs {least} or more tasks, got {shape[-1]}; "
-            "jaxcl.metrics.summary gives a reason instead of a number."
-        )
+    if len(shape) < 2 or shape[-1] != shape[-2] or shape[-1] < least:
+        wanted = f"shape [..., T, T] of {least} or more tasks, got {shape}"
+        msg = f"{who}: the accuracy matrix must have {wanted}."
         raise InputError(msg)
     return matrix, shape[-1]
 
 
 def row_of(who: str, name: str, row, tasks: int) -> Floats:
     """A row with one accuracy a task, as an array; or a ValueError."""
-    row = as_floats(who, name, row)
+    row = as_floats(row)
     if row.shape[-1:] != (tasks,):
-        msg = (
-            f"{who}: {name} must have one accuracy for each of the {tasks} tasks, "
-            f"got shape {row.shape}."
-        )
+        msg = f"{who}: {name} must have {tasks} accuracies, one a task, got {row}."
         raise InputError(msg)
     return row
 

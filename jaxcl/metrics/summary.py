@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxcl.errors import InputError, as_numbers
+from jaxcl.errors import InputError
 from jaxcl.metrics.matrix import (
     accuracies_of,
     average_accuracy,
@@ -59,22 +59,12 @@ def summary(
         entry lies outside [0, 1]; with ``lower_is_better``, if one is infinite.
     """
     read_in = _errors if lower_is_better else _fractions
-    matrix = read_in("the accuracy matrix", matrix)
-    if matrix.ndim != 2:
-        msg = (
-            f"summary: the accuracy matrix must have shape [T, T], got {matrix.shape}; "
-            "summarise seeds one by one."
-        )
-        raise InputError(msg)
+    matrix = read_in("the accuracy matrix", matrix, 2)
     _, tasks = accuracies_of("summary", matrix)
 
     def read_with(formula, least, name, row):
         if row is not None:
-            row = read_in(f"the {name} row", row)
-            if row.ndim != 1:
-                msg = f"summary: {name} must have shape [T], got {row.shape}."
-                raise InputError(msg)
-            row_of("summary", name, row, tasks)
+            row = row_of("summary", name, read_in(f"the {name} row", row, 1), tasks)
         return _read_with(formula, least, matrix, name, row)
 
     metrics = {formula.__name__: _read(formula, n, matrix) for formula, n in _OF_MATRIX}
@@ -149,31 +139,28 @@ def _first_gap(formula: Callable, gaps: np.ndarray) -> tuple[int, int]:
     return i, j
 
 
-def _fractions(what: str, values) -> np.ndarray:
+def _fractions(what: str, values, num_axes: int) -> np.ndarray:
     """Accuracies in float64; a ValueError if one is outside [0, 1] beyond rounding."""
-    values = as_numbers("summary", what, values).astype(np.float64)
-    known = values[~np.isnan(values)]
-    wrong = known[(known < -1e-6) | (known > 1 + 1e-6)]
-    if wrong.size:
-        msg = (
-            f"summary: {what} must hold fractions in [0, 1], got {wrong[0]:g}; "
-            "divide percentages by 100, give lower_is_better=True for errors, or call the "
-            "formulas themselves, such as forgetting(matrix), for scores without bounds."
-        )
+    inside = lambda value: (value >= -1e-6) & (value <= 1 + 1e-6)
+    remedy = "divide percentages by 100, or give lower_is_better=True for errors"
+    return _read_in(what, values, num_axes, inside, "fractions in [0, 1]", remedy)
+
+
+def _errors(what: str, values, num_axes: int) -> np.ndarray:
+    """Errors in float64 with their sign changed; a ValueError if one is infinite."""
+    remedy = "leave diverged runs out"
+    return -_read_in(
+        what, values, num_axes, np.isfinite, "finite errors or NaN", remedy
+    )
+
+
+def _read_in(what: str, values, num_axes, allowed, wanted, remedy) -> np.ndarray:
+    """Numbers in float64; a ValueError if one is not allowed, or for another shape."""
+    values = np.asarray(values).astype(np.float64)
+    wrong = values[~np.isnan(values) & ~allowed(values)]
+    if wrong.size or values.ndim != num_axes:
+        came = f"{wrong[0]:g}; {remedy}" if wrong.size else f"shape {values.shape}"
+        shape = "[T, T] (of one seed)" if num_axes == 2 else "[T]"
+        msg = f"summary: {what} must be {wanted}, {shape}, got {came}."
         raise InputError(msg)
     return values
-
-
-def _errors(what: str, values) -> np.ndarray:
-    """Errors in float64 with their sign changed; a ValueError if one is infinite."""
-    values = as_numbers("summary", what, values).astype(np.float64)
-    if np.isinf(values).any():
-        msg = (
-            f"summary: {what} must hold finite errors, or NaN where none was measured, got "
-            f"{values[np.isinf(values)][0]:g}; leave diverged runs out."
-        )
-        raise InputError(msg)
-    return -values
-
-
-__all__ = ["Metric", "as_json", "summary"]

@@ -10,8 +10,8 @@ from flax import linen, nnx
 from jax.core import Tracer
 from jaxtyping import PyTree, ScalarLike
 
-from jaxcl.errors import InputError, check_key, shown
-from jaxcl.typing import Batch, Key, Model, Params, Units
+from jaxcl.errors import InputError, check_key
+from jaxcl.typing import Key, Model, Params, Units
 
 Gain = Callable[[tuple[str, ...]], ScalarLike]
 
@@ -53,16 +53,13 @@ def from_flax(
       not, and work under any transformation.
 
     Raises:
-      ValueError: for anything but such a module, a linen module without ``x``, or one that
-        holds arrays besides its parameters, such as running statistics.
+      ValueError: for a linen module without ``x``, or a module that holds arrays besides
+        its parameters, such as running statistics.
     """
     calls = dict(train or {}), dict(evaluate or {})
     if isinstance(module, linen.Module):
         if x is None:
-            msg = (
-                "from_flax: a linen module needs x, an input that shows shapes and dtypes, "
-                "got None; give from_flax(module, x)."
-            )
+            msg = "from_flax: a linen module needs inputs; give from_flax(module, x)."
             raise InputError(msg)
         draw, apply, activations = _linen(
             module, x, hidden, *calls, noisy=train is not None
@@ -76,36 +73,15 @@ def from_flax(
         params = draw(key)
         return params if gain is None else init_kernels(key, params, gain)
 
-    model = Model(init, _of_inputs(apply), units=units)
+    model = Model(init, apply, units=units)
     return model._replace(hidden=activations) if hidden else model
-
-
-def _of_inputs(apply):
-    """Refuse a Batch, which is passed if a loss was given ``apply`` as outputs."""
-
-    def checked(params, x, keys=None):
-        if isinstance(x, Batch):
-            msg = (
-                "model: x must be inputs [b, ...], got a Batch; where a loss takes outputs "
-                "give single_head(model.apply)."
-            )
-            raise InputError(msg)
-        return apply(params, x, keys)
-
-    return checked
 
 
 def _nnx(module, hidden, train, evaluate):
     """``(draw, apply, activations)`` of an nnx module."""
     given = isinstance(module, nnx.Module)
     build = (lambda rngs: module) if given else module
-    if not callable(build):
-        msg = (
-            "from_flax: module must be a function (rngs) -> nnx module, an nnx or a linen "
-            f"module, got {shown(module)}; give lambda rngs: Net(..., rngs=rngs)."
-        )
-        raise InputError(msg)
-    abstract = nnx.eval_shape(lambda: _checked(build(nnx.Rngs(0))))
+    abstract = nnx.eval_shape(lambda: build(nnx.Rngs(0)))
     weights = nnx.to_pure_dict(nnx.state(module, nnx.Param)) if given else None
     modes = {}
     for mode in ("train", "eval"):
@@ -139,14 +115,12 @@ def _nnx(module, hidden, train, evaluate):
     return draw, apply, lambda params, x: tuple(hidden(merged(params), x))
 
 
-def _checked(module):
-    if isinstance(module, nnx.Module):
-        return module
-    msg = (
-        "from_flax: the function must return an nnx module, got "
-        f"{type(module).__name__}; return the module itself."
-    )
-    raise InputError(msg)
+def _refuse_others(names) -> None:
+    """Refuse arrays that are no parameters: they would be trained, or never change."""
+    if names := list(names):
+        remedy = "replace running statistics (BatchNorm) by GroupNorm or LayerNorm"
+        msg = f"from_flax: expected params only, got {', '.join(names[:4])}; {remedy}."
+        raise InputError(msg)
 
 
 def _refuse(others, module) -> None:
@@ -156,14 +130,7 @@ def _refuse(others, module) -> None:
     for path, value in nnx.iter_graph(module):
         if isinstance(value, arrays):
             found[path] = f"{value.dtype}{list(value.shape)}"
-    held = [f"{'.'.join(map(str, path))} ({kind})" for path, kind in found.items()]
-    if held:
-        msg = (
-            "from_flax: a module may hold arrays in nnx.Param only, got "
-            f"{', '.join(held[:4])}; replace running statistics (BatchNorm) by GroupNorm "
-            "or LayerNorm, whose rows do not depend on each other."
-        )
-        raise InputError(msg)
+    _refuse_others(f"{'.'.join(map(str, p))} ({kind})" for p, kind in found.items())
 
 
 def _seeded(streams, key: Key):
@@ -187,16 +154,8 @@ def _linen(module, x, hidden, train, evaluate, *, noisy):
         zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), x)
         return module.init(rngs, zeros, **evaluate)
 
-    others = sorted(
-        {*jax.eval_shape(lambda: variables(jax.random.key(0)))} - {"params"}
-    )
-    if others:
-        msg = (
-            f"from_flax: a module may hold params only, got {', '.join(others)}; replace "
-            "running statistics (BatchNorm) by GroupNorm or LayerNorm, whose rows do not "
-            "depend on each other."
-        )
-        raise InputError(msg)
+    held = jax.eval_shape(lambda: variables(jax.random.key(0)))
+    _refuse_others(sorted({*held} - {"params"}))
 
     def apply(params, x, keys=None):
         if keys is None:

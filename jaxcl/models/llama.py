@@ -9,7 +9,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Float
 
-from jaxcl.errors import InputError, check_kind, check_number, check_size
+from jaxcl.errors import InputError, check_number, check_size
 from jaxcl.models.from_flax import from_flax
 from jaxcl.tree import wide
 from jaxcl.typing import Model
@@ -69,23 +69,20 @@ def llama(config: LlamaConfig, *, scan: bool = True, checkpoint: bool = False) -
 
 def _check(config: LlamaConfig) -> None:
     """Refuse sizes that do not fit together, before anything is built."""
-    check_kind("llama", LlamaConfig, config=config)
-    sizes = config._asdict()
-    maybe = "num_key_value_heads", "head_dim"
-    numbers = {name: sizes[name] for name in config._fields[:5]}
-    check_size("llama", **numbers)
-    check_size("llama", optional=True, **{name: sizes[name] for name in maybe})
+    given = config._asdict()
+    check_size("llama", **{name: given[name] for name in config._fields[:5]})
+    check_size("llama", optional=True, **{n: given[n] for n in config._fields[5:7]})
     check_number("llama", above=True, rope_theta=config.rope_theta)
-    check_number("llama", rms_norm_eps=config.rms_norm_eps)
-    check_number("llama", initializer_range=config.initializer_range)
+    small = ("rms_norm_eps", "initializer_range")
+    check_number("llama", **{name: given[name] for name in small})
     queries, keys, size = _heads(config)
     rest = 0 if config.head_dim else config.hidden_size % queries
     if queries % keys or rest or size % 2:
-        msg = (
-            "llama: num_key_value_heads must divide num_attention_heads, these must "
-            "divide hidden_size, and a head's size must be even, got "
-            f"{keys}, {queries}, {config.hidden_size} and {size}; change the sizes."
+        came = f"{keys}, {queries}, {config.hidden_size} and heads of {size}"
+        wanted = (
+            "key heads must divide query heads, these hidden_size, each head be even"
         )
+        msg = f"llama: {wanted}, got {came}."
         raise InputError(msg)
 
 
@@ -177,9 +174,9 @@ class _Llama(nnx.Module):
 
     def states(self, tokens):
         """The input of the output layer, ``[b, n, d]``."""
-        shape, dtype = jnp.shape(tokens), jnp.result_type(tokens)
-        if len(shape) != 2 or not jnp.issubdtype(dtype, jnp.integer):
-            msg = f"llama: x must be integer tokens [b, n], got {dtype}{list(shape)}."
+        shape = jnp.shape(tokens)
+        if len(shape) != 2:
+            msg = f"llama: x must be integer tokens [b, n], got shape {shape}."
             raise InputError(msg)
         turns = rotations(shape[1], self.size, self.theta)
         step = lambda x, layer: layer(x, shape, turns)

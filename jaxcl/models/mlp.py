@@ -3,14 +3,14 @@
 import functools
 import itertools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, ScalarLike
 
-from jaxcl.errors import InputError, check_kind, check_number, is_whole
+from jaxcl.errors import InputError, check_number, check_size
 from jaxcl.models.from_flax import from_flax
 from jaxcl.typing import Key, Model, Params, Units
 
@@ -46,12 +46,6 @@ class _Mlp(nnx.Module):
 
     def forward(self, x):
         """Hidden activations and outputs, each ``[b, ...]``."""
-        if x.size != x.shape[0] * self.num_inputs:
-            msg = (
-                f"mlp: x must hold {self.num_inputs} numbers per row, got shape {x.shape}; "
-                "apply takes a batch [b, ...], and sizes[0] is the size of a row."
-            )
-            raise InputError(msg)
         hidden, h = [], x.reshape(x.shape[0], self.num_inputs)
         for k in range(self.num_hidden):
             h = getattr(self, f"hidden_{k}")(h)
@@ -105,26 +99,16 @@ def mlp(
     Raises:
       ValueError: if ``sizes`` has fewer than two entries or one below 1, if a gain is
         negative, not finite or given together with ``init``, or if the size of the
-        activation's output is not a multiple of that of its input. Applying raises it if
-        the rows of ``x`` do not hold ``sizes[0]`` numbers.
+        activation's output is not a multiple of that of its input.
     """
-    listed = isinstance(sizes, Sequence | np.ndarray) and not isinstance(sizes, str)
-    if not listed or len(sizes) < 2 or not all(is_whole(n) and n > 0 for n in sizes):
-        msg = (
-            "mlp: sizes must be at least (inputs, outputs), ints above 0, "
-            f"got {sizes}; (784, 100, 10) has one hidden layer of 100 units."
-        )
-        raise InputError(msg)
+    numbers: dict[str, Any] = {f"sizes[{k}]": size for k, size in enumerate(sizes)}
+    check_size("mlp", **numbers)
+    check_size("mlp", least=2, len_sizes=len(sizes))
     sizes = tuple(map(int, sizes))
     check_number("mlp", optional=True, gain=gain, out_gain=out_gain)
-    check_kind("mlp", Callable, "such as init_like_torch", optional=True, init=init)
     if init is not None and not (gain is None and out_gain is None):
-        msg = (
-            "mlp: expected either init or gains, got both; let init draw the kernels, or "
-            "leave it out."
-        )
+        msg = "mlp: expected either init or gains, got both; leave one of them out."
         raise InputError(msg)
-    check_kind("mlp", Callable, "such as flax.nnx.relu", activation=activation)
     copies = _copies(activation)
 
     def build(rngs):
@@ -163,11 +147,8 @@ def _copies(activation):
     """The number of outputs of an activation per input."""
     probe = jax.ShapeDtypeStruct((2, 6), jnp.float32)
     shape = jax.eval_shape(activation, probe).shape
-    if len(shape) != 2 or shape[0] != 2 or shape[1] % 6 or not shape[1]:
-        msg = (
-            "mlp: activation must map [b, d] to [b, d] or, like crelu, to [b, k * d], "
-            f"got {shape} from (2, 6)."
-        )
+    if shape[:-1] != (2,) or shape[-1] % 6 or not shape[-1]:
+        msg = f"mlp: activation must map [b, d] to [b, k * d], got {shape} from (2, 6)."
         raise InputError(msg)
     return shape[1] // 6
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from jaxcl.errors import InputError, check_kind
+from jaxcl.errors import InputError
 
 
 def cast_compute(dtype, apply: Callable) -> Callable:
@@ -23,12 +23,8 @@ def cast_compute(dtype, apply: Callable) -> Callable:
     Raises:
       ValueError: if ``dtype`` is not a floating dtype.
     """
-    check_kind("cast_compute", Callable, "give model.apply", apply=apply)
     if not jnp.issubdtype(dtype, jnp.floating):
-        msg = (
-            f"cast_compute: dtype must be a floating type, got {dtype}; give "
-            "jnp.bfloat16."
-        )
+        msg = f"cast_compute: dtype must be floating, got {dtype}; give jnp.bfloat16."
         raise InputError(msg)
 
     def cast(tree, dtype):

@@ -3,12 +3,13 @@
 import math
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxcl.errors import InputError
+from jaxcl.errors import InputError, check_size
 from jaxcl.models.from_flax import from_flax
 from jaxcl.typing import Model, Units
 
@@ -103,8 +104,7 @@ class _ResNet(nnx.Module):
         """Hidden activations and outputs, each ``[b, ...]``."""
         if x.ndim != 4 or x.shape[-1] != self.channels:
             msg = (
-                f"resnet: x must be images [b, height, width, {self.channels}], got shape "
-                f"{x.shape}."
+                f"resnet: x must be [b, height, width, {self.channels}], got {x.shape}."
             )
             raise InputError(msg)
         h = nnx.relu(self.norm(self.stem(x)))
@@ -158,31 +158,22 @@ def resnet(
       layer.
 
     Raises:
-      ValueError: if a size is not positive or ``groups`` does not divide ``width``.
-        Applying raises it for anything but images with ``channels`` channels.
+      ValueError: if a size is not a positive int, or ``groups`` does not divide
+        ``width``. Applying raises it for anything but images with ``channels`` channels.
 
     References:
       He et al. 2016, arXiv:1512.03385; Wu and He 2018, arXiv:1803.08494.
     """
     blocks = tuple(blocks)
-    numbers = {
+    numbers: dict[str, Any] = {
         "num_classes": num_classes,
         "width": width,
         "groups": groups,
         "stem_stride": stem_stride,
         "channels": channels,
-        "blocks": min(blocks, default=0),
+        "the smallest of blocks": min(blocks, default=0),
     }
-    for name, number in numbers.items():
-        if number < 1:
-            msg = f"resnet: {name} must be at least 1 throughout, got {number}."
-            raise InputError(msg)
-    if width % groups:
-        msg = (
-            f"resnet: groups must divide width, got groups={groups} and width={width}; "
-            "take one of its divisors."
-        )
-        raise InputError(msg)
+    check_size("resnet", **numbers)
 
     def build(rngs):
         return _ResNet(

@@ -10,7 +10,6 @@ from jaxtyping import Array, Float, Int, PyTree, ScalarLike
 from jaxcl.errors import check_number
 from jaxcl.lockstep import when
 from jaxcl.plasticity.units import (
-    check_paths,
     check_units,
     leaf,
     mean_over_rows,
@@ -102,8 +101,7 @@ def continual_backprop(
 
     Raises:
       ValueError: if ``units`` is empty, ``rate`` or ``decay`` is outside [0, 1], or
-        ``maturity`` is negative; ``init`` raises it if a path of ``units`` leads to no
-        array of the parameters.
+        ``maturity`` is negative.
 
     References:
       Dohare et al. 2021, arXiv:2108.06325; 2024, Nature 632, 768, algorithm 1.
@@ -147,8 +145,6 @@ def continual_backprop(
 
     def init_traces(params, example):
         del example
-        for layer in units:
-            check_paths("continual_backprop", layer, params)
 
         def start(layer):
             dtype = wide_dtype(leaf(params, layer.incoming))

@@ -119,10 +119,8 @@ def srank(values: Float[Array, " k"], *, delta: ScalarLike = 0.01) -> Float[Arra
 def _check_values(who, values):
     """Refuse a matrix of features, for which the formulas would also give a number."""
     if jnp.ndim(values) != 1:
-        msg = (
-            f"{who}: values must be singular values [k], got shape {jnp.shape(values)}; "
-            "give singular_values(matrix, weight)."
-        )
+        came = f"shape {jnp.shape(values)}; give singular_values(matrix, weight)"
+        msg = f"{who}: values must be singular values [k], got {came}."
         raise InputError(msg)
 
 

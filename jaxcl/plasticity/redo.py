@@ -9,7 +9,6 @@ from jaxtyping import Array, PyTree, ScalarLike
 from jaxcl.errors import check_number, check_size
 from jaxcl.lockstep import when
 from jaxcl.plasticity.units import (
-    check_paths,
     check_units,
     dormancy_score,
     mean_over_rows,
@@ -44,8 +43,7 @@ def redo(
         at these steps only.
 
     Raises:
-      ValueError: if ``units`` is empty, ``period`` below 1 or ``threshold`` negative;
-        ``init`` raises it if a path of ``units`` leads to no array of the parameters.
+      ValueError: if ``units`` is empty, ``period`` below 1 or ``threshold`` negative.
 
     Reference: Sokar et al. 2023, arXiv:2302.12902, algorithm 1.
     """
@@ -73,9 +71,7 @@ def redo(
         return step, params, mask
 
     def init_counter(params, example):
-        del example
-        for layer in units:
-            check_paths("redo", layer, params)
+        del params, example
         return jnp.zeros((), jnp.int32)
 
     return Reset(init_counter, reset)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import ScalarLike
 
-from jaxcl.errors import check_kind, check_number, check_size
+from jaxcl.errors import check_number, check_size
 from jaxcl.lockstep import when
 from jaxcl.tree import wide
 from jaxcl.typing import Key, Params, Reset
@@ -14,8 +14,6 @@ from jaxcl.typing import Key, Params, Reset
 
 def chain_resets(*parts: Reset) -> Reset:
     """Resets in order; the mask is the union of their masks."""
-    for part in parts:
-        check_kind("chain_resets", Reset, "give built ones, one by one", part=part)
 
     def reset(key, states, params, batch):
         new_states, mask = [], None

@@ -2,12 +2,11 @@
 
 import functools
 import operator
-from collections.abc import Mapping
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PyTree
 
-from jaxcl.errors import InputError, shown
+from jaxcl.errors import InputError
 from jaxcl.tree import safe_divide
 from jaxcl.typing import Params, Units
 
@@ -71,10 +70,7 @@ def reset_units(
       The new parameters, and ``mask`` with every changed entry marked, except the
       next layer's bias, which is changed but not reset.
 
-    Raises:
-      ValueError: if a path of ``units`` leads to no array of ``params``.
     """
-    check_paths("reset_units", units, params)
     read = jnp.tile(chosen, units.copies)
     outgoing = leaf(params, units.outgoing)
     if mean is not None and units.shift is not None:
@@ -102,45 +98,6 @@ def _mark(mask, path, chosen):
 
 def check_units(who: str, units: tuple[Units, ...]) -> None:
     """Refuse a model that does not describe its units."""
-    if not units or not all(isinstance(layer, Units) for layer in units):
-        msg = (
-            f"{who}: units must name at least one hidden layer, got {shown(units)}; "
-            "take the units of a model that has hidden layers, such as mlp or resnet."
-        )
+    if not units:
+        msg = f"{who}: units must name a hidden layer, got none; take those of a model."
         raise InputError(msg)
-
-
-def check_paths(who: str, units: Units, params: Params) -> None:
-    """Refuse a layer with a path that leads to no array of the parameters."""
-    paths = [("incoming", units.incoming), *(("vectors", p) for p in units.vectors)]
-    paths += [("outgoing", units.outgoing)]
-    paths += [] if units.shift is None else [("shift", units.shift)]
-    for field, path in paths:
-        if (names := _names_at_mismatch(params, path)) is not None:
-            msg = (
-                f"{who}: {field} of Units must be the path of an array of the parameters, "
-                f"got {path!r}; the names there are {names}."
-            )
-            raise InputError(msg)
-
-
-def _names_at_mismatch(params, path):
-    """The valid names where a path does not match; None if it leads to an array."""
-    place, names = params, []
-    for name in path:
-        names = list(place) if isinstance(place, Mapping) else names
-        if not isinstance(place, Mapping) or name not in place:
-            return names
-        place = place[name]
-    return list(place) if isinstance(place, Mapping) else None
-
-
-__all__ = [
-    "check_paths",
-    "check_units",
-    "dormancy_score",
-    "leaf",
-    "mean_over_rows",
-    "replace_leaf",
-    "reset_units",
-]

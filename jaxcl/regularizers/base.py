@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 from jaxtyping import ScalarLike
 
-from jaxcl.errors import check_kind, check_number
+from jaxcl.errors import check_number
 from jaxcl.typing import Regularizer, no_penalty, no_projection
 
 
@@ -18,8 +18,6 @@ def sum_of(*parts: Regularizer) -> Regularizer:
     Args:
       *parts: in the order in which their projections act.
     """
-    for part in parts:
-        check_kind("sum_of", Regularizer, "give built ones, one by one", part=part)
 
     def init(params, example):
         return tuple(part.init(params, example) for part in parts)

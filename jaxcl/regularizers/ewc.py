@@ -33,7 +33,6 @@ Stability: gradient descent on the penalty alone diverges when
 tune the strength for each, or use :func:`~jaxcl.curvature.normalised`.
 """
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -41,7 +40,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, ScalarLike
 
 from jaxcl.curvature import Fisher, largest_entry
-from jaxcl.errors import InputError, check_function, check_kind, check_number
+from jaxcl.errors import InputError, check_number
 from jaxcl.tree import copied, dot, safe_divide, subtract, wide, wide_dtype
 from jaxcl.typing import Params, Regularizer
 
@@ -94,16 +93,13 @@ def ewc(
       whatever the number of tasks.
 
     Raises:
-      ValueError: if ``fisher`` is not such a function (a loss, for example), ``strength``
-        is negative, ``decay`` is outside [0, 1], or both ``decay`` and ``running_mean``
-        are given.
+      ValueError: if ``strength`` is negative, ``decay`` is outside [0, 1], or both
+        ``decay`` and ``running_mean`` are given.
 
     Sources: Kirkpatrick et al. 2017, arXiv:1612.00796, equation 3; Huszar 2018,
     arXiv:1712.03847, on the sum; Schwarz et al. 2018, arXiv:1805.06370, section 4, online;
     the running mean is that of the code of Serra et al. 2018, arXiv:1801.01423.
     """
-    check_kind("ewc", Callable, "such as empirical_fisher(loss)", fisher=fisher)
-    check_function("ewc", "key, params, task", fisher=fisher)
     check_number("ewc", strength=strength)
     check_number("ewc", most=1.0, optional=True, decay=decay)
     if running_mean and decay is not None:

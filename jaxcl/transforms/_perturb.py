@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int, PyTree, ScalarLike
 
 from jaxcl.errors import InputError, is_zero
 from jaxcl.tree import axpy, dot, norm, safe_divide, wide, wide_dtype
-from jaxcl.typing import GradFn, Params
+from jaxcl.typing import Params
 
 #: A number, a traced number, or a schedule ``(count) -> number``.
 ScalarOrSchedule = ScalarLike | Callable[[Any], Any]
@@ -75,64 +75,21 @@ def at_step(value: ScalarOrSchedule, count):
     return value(count) if callable(value) else value
 
 
-def check_update(name: str, params: Any, **functions: Any) -> None:
-    """Refuse an update that lacks the parameters or a gradient function."""
-    if params is None:
-        msg = (
-            f"{name}: update needs params, the point to perturb, got None; "
-            "call update(grads, state, params, ...)."
-        )
-        raise InputError(msg)
+def check_update(params: Any) -> None:
+    """Refuse an update without the parameters, or with some of them hidden."""
     hidden = lambda leaf: isinstance(leaf, optax.MaskedNode)
-    if any(map(hidden, jax.tree.leaves(params, is_leaf=hidden))):
+    if params is None or any(map(hidden, jax.tree.leaves(params, is_leaf=hidden))):
         msg = (
-            f"{name}: update needs all parameters, got some hidden by optax.masked or "
-            f"optax.partition; take {name} out of it and give it a mask instead."
+            "update: expected all params, got none, or some hidden by optax.masked or "
+            "optax.partition; pass them, and give the transformation itself a mask."
         )
         raise InputError(msg)
-    for argument, function in functions.items():
-        if not callable(function):
-            msg = (
-                f"{name}: update needs {argument}, a function (params) -> grads on the "
-                f"same batch and key, got {function!r}; pass update(..., {argument}=...)."
-            )
-            raise InputError(msg)
-
-
-def gradient_at(
-    name: str,
-    grad_fn: GradFn,
-    point: Params,
-    like: PyTree,
-    argument: str = "grad_fn",
-) -> PyTree:
-    """``grad_fn(point)``, in the dtypes of ``like``; errors name the ``argument``."""
-    found = grad_fn(point)
-    want, got = jax.tree.structure(like), jax.tree.structure(found)
-    if want != got:
-        msg = (
-            f"{name}: {argument} must return gradients of structure {want}, got {got}; "
-            "return the gradients alone, without value or aux."
-        )
-        raise InputError(msg)
-    shapes = [
-        (jnp.shape(f), jnp.shape(g))
-        for f, g in zip(jax.tree.leaves(found), jax.tree.leaves(like), strict=True)
-    ]
-    wrong = [pair for pair in shapes if pair[0] != pair[1]]
-    if wrong:
-        msg = (
-            f"{name}: {argument} must return gradients of the parameters' shapes, got "
-            f"{wrong[0][0]} for {wrong[0][1]}."
-        )
-        raise InputError(msg)
-    return jax.tree.map(lambda f, g: f.astype(g.dtype), found, like)
 
 
 # ------------------------------------------------------------------ perturbation
 
 
-def masked_leaves(name: str, mask: Mask | None, params: Params, tree: PyTree) -> PyTree:
+def masked_leaves(mask: Mask | None, params: Params, tree: PyTree) -> PyTree:
     """The leaves of ``tree`` that are perturbed; the others are ``None`` or zero."""
     if mask is None:
         return tree
@@ -143,14 +100,7 @@ def masked_leaves(name: str, mask: Mask | None, params: Params, tree: PyTree) ->
             return part if keep else None
         return jax.tree.map(lambda leaf: jnp.where(keep, leaf, 0), part)
 
-    try:
-        return jax.tree.map(pick, keeps, tree)
-    except ValueError as error:
-        msg = (
-            f"{name}: mask must be a tree of booleans like params, or a prefix of it, "
-            f"got {jax.tree.structure(keeps)}."
-        )
-        raise InputError(msg) from error
+    return jax.tree.map(pick, keeps, tree)
 
 
 def step_from(params: Params, scale, direction: PyTree) -> Params:
@@ -190,6 +140,12 @@ def perturb_adaptively(params: Params, rho, direction: PyTree, eta) -> Params:
     return step_from(params, safe_divide(rho, norm(once)), twice)
 
 
+def cast_like(tree: PyTree, like: PyTree) -> PyTree:
+    """The leaves of ``tree`` in the dtypes of ``like``; fails for other shapes."""
+    cast = lambda leaf, other: leaf.astype(other.dtype).reshape(other.shape)
+    return jax.tree.map(cast, tree, like)
+
+
 def mix(weight_a, a: PyTree, weight_b, b: PyTree) -> PyTree:
     """``weight_a * a + weight_b * b`` in float32 or better, in the dtypes of ``a``."""
 
@@ -198,6 +154,14 @@ def mix(weight_a, a: PyTree, weight_b, b: PyTree) -> PyTree:
         return (weight_a * x.astype(dtype) + weight_b * y.astype(dtype)).astype(x.dtype)
 
     return jax.tree.map(leaf, a, b)
+
+
+def one_perturbation(
+    rho: ScalarOrSchedule, *combine, measure: bool = False, **options: Any
+) -> optax.GradientTransformationExtraArgs:
+    """The transformation whose update is :func:`perturbed_update`."""
+    update = perturbed_update(rho, *combine, measure=measure, **options)
+    return perturbation_transform(update, measure)
 
 
 def perturbation_transform(
@@ -218,28 +182,25 @@ def transformation(
     """The pair, as optax wants it; ``init`` refuses complex parameters."""
 
     def checked(params):
-        _check_real(params)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+            if jnp.iscomplexobj(leaf):  # norms and products would take the real part
+                came = f"{leaf.dtype} at {jax.tree_util.keystr(path) or 'its root'}"
+                msg = f"init: params must be real, got {came}; make two leaves of each."
+                raise InputError(msg)
         return init(params)
 
     return optax.GradientTransformationExtraArgs(checked, update)
 
 
-def _check_real(params: Params) -> None:
-    """Refuse complex leaves, of which norms and products would take the real part."""
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        if jnp.iscomplexobj(leaf):
-            msg = (
-                f"init: params must be real, got {jnp.result_type(leaf)} at "
-                f"{jax.tree_util.keystr(path) or 'its root'}; hold real and imaginary "
-                "parts as two leaves."
-            )
-            raise InputError(msg)
+def take_perturbed(count, grads, perturbed):
+    """The gradient at the perturbed point."""
+    del count, grads
+    return perturbed
 
 
 def perturbed_update(
-    name: str,
     rho: ScalarOrSchedule,
-    combine: Callable[[Any, PyTree, PyTree], PyTree],
+    combine: Callable[[Any, PyTree, PyTree], PyTree] = take_perturbed,
     *,
     move: Callable[[Params, Any, PyTree], Params] = perturb,
     mask: Mask | None = None,
@@ -249,7 +210,6 @@ def perturbed_update(
     """An update that perturbs once and combines the two gradients.
 
     Args:
-      name: the transformation, for error messages.
       rho: radius.
       combine: ``(count, g, g_p) -> grads``; schedules are evaluated at ``count``.
       move: ``(params, rho, ascent) -> params``.
@@ -261,17 +221,16 @@ def perturbed_update(
       ``update(grads, state, params, *, grad_fn)``, whose state is a ``PerturbationState``.
     """
 
-    def update(grads, state, params=None, *, grad_fn: Any = None, **ignored):
+    def update(grads, state, params=None, *, grad_fn, **ignored):
         del ignored
-        check_update(name, params, grad_fn=grad_fn)
+        check_update(params)
         radius = at_step(rho, state.count)
-        ascent = masked_leaves(name, mask, params, grads)
+        ascent = masked_leaves(mask, params, grads)
         if skip or is_zero(radius):
             perturbed = grads
         else:
-            point = move(params, radius, ascent)
-            perturbed = gradient_at(name, grad_fn, point, grads)
-        seen = masked_leaves(name, mask, params, perturbed) if measure else None
+            perturbed = cast_like(grad_fn(move(params, radius, ascent)), grads)
+        seen = masked_leaves(mask, params, perturbed) if measure else None
         after = logged(state.count, radius, ascent, seen)
         return combine(state.count, grads, perturbed), after
 

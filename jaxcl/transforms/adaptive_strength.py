@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, ScalarLike
 
-from jaxcl.errors import InputError, check_limits, check_number
+from jaxcl.errors import InputError, check_number
 from jaxcl.transforms._perturb import (
     Mask,
     PerturbationState,
@@ -19,17 +19,13 @@ from jaxcl.transforms._perturb import (
     perturbed_update,
     transformation,
 )
-from jaxcl.transforms.sam import take_perturbed
 from jaxcl.tree import norm, safe_divide
 
 
 def both_gradients(state: PerturbationState) -> tuple[Array, Array]:
     """The slope along the gradient before and after the perturbation."""
     if state.alignment is None:
-        msg = (
-            "perturbation_curvature, perturbation_rise: the state must hold the alignment "
-            "of both gradients, got None; build the transformation with measure=True."
-        )
+        msg = "sharpness: expected a measured state; build it with measure=True."
         raise InputError(msg)
     return state.grad_norm, safe_divide(state.alignment, state.grad_norm)
 
@@ -96,17 +92,16 @@ def adaptive_rho(
     Cost: one more gradient per step. State: :class:`PerturbationState`.
     """
     check_number("adaptive_rho", schedules=True, target=target)
-    check_number("adaptive_rho", low=low, high=high)
-    check_limits("adaptive_rho", low, high)
+    check_number("adaptive_rho", low=low)
+    check_number("adaptive_rho", least=low, high=high)
 
-    def update(grads, state, params=None, *, grad_fn: Any = None, **ignored):
+    def update(grads, state, params=None, *, grad_fn, **ignored):
         del ignored
-        check_update("adaptive_rho", params, grad_fn=grad_fn)
-        slope = norm(masked_leaves("adaptive_rho", mask, params, grads))
+        check_update(params)
+        slope = norm(masked_leaves(mask, params, grads))
         wanted = at_step(target, state.count) / jnp.where(slope > 0, slope, 1.0)
         radius = jnp.where(slope > 0, jnp.clip(wanted, low, high), high)
-        options = {"mask": mask, "measure": measure}
-        once = perturbed_update("adaptive_rho", radius, take_perturbed, **options)
+        once = perturbed_update(radius, mask=mask, measure=measure)
         return once(grads, state, params, grad_fn=grad_fn)
 
     return perturbation_transform(update, measure)
@@ -170,8 +165,8 @@ def adaptive_strength(
     check_number("adaptive_strength", base=base)
     check_number("adaptive_strength", most=1.0, decay=decay)
     check_number("adaptive_strength", above=True, reference=reference)
-    check_number("adaptive_strength", lower_limit=limits[0], upper_limit=limits[1])
-    check_limits("adaptive_strength", *limits)
+    check_number("adaptive_strength", lower_limit=limits[0])
+    check_number("adaptive_strength", least=limits[0], upper_limit=limits[1])
     number = lambda value: jnp.array(value, jnp.float32)  # a copy
 
     def init(params):

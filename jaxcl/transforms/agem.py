@@ -1,14 +1,14 @@
 """A-GEM: remove the part of the gradient that would raise the loss on the replay."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
 from jaxcl.transforms._perturb import (
+    cast_like,
     check_update,
-    gradient_at,
     next_count,
     transformation,
 )
@@ -52,10 +52,10 @@ def agem() -> optax.GradientTransformationExtraArgs:
     Reference: Chaudhry et al. 2019, arXiv:1812.00420, equation 11.
     """
 
-    def update(grads, state, params=None, *, replay_grad_fn: Any = None, **ignored):
+    def update(grads, state, params=None, *, replay_grad_fn, **ignored):
         del ignored
-        check_update("agem", params, replay_grad_fn=replay_grad_fn)
-        past = gradient_at("agem", replay_grad_fn, params, grads, "replay_grad_fn")
+        check_update(params)
+        past = cast_like(replay_grad_fn(params), grads)
         agreement, length = projection(grads, past)
         uphill = jnp.minimum(agreement, 0.0)
         projected = axpy(-uphill, past, grads)

@@ -1,13 +1,12 @@
 """Schedules by the fraction of a task that is done."""
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import optax
 from jaxtyping import Array, ScalarLike
 
-from jaxcl.errors import InputError, check_kind
+from jaxcl.transforms._perturb import transformation
 from jaxcl.tree import wide
 
 
@@ -27,25 +26,17 @@ def scale_by_progress(
     Args:
       schedule: ``(fraction []) -> factor``.
 
-    Raises:
-      ValueError: if ``schedule`` is no function, or an update lacks ``progress``, which
-        :func:`jaxcl.make_method` gives.
+    An update needs ``progress``, a :class:`~jaxcl.typing.Progress`;
+    :func:`jaxcl.make_method` gives it.
     """
-    check_kind("scale_by_progress", Callable, schedule=schedule)
 
-    def update(updates, state, params=None, *, progress: Any = None, **ignored):
+    def update(updates, state, params=None, *, progress, **ignored):
         del params, ignored
-        if progress is None:
-            msg = (
-                "scale_by_progress: update needs progress, got None; use it inside "
-                "make_method, or pass update(..., progress=jaxcl.typing.Progress(...))."
-            )
-            raise InputError(msg)
         factor = schedule(progress.fraction())
         scale = lambda leaf: (factor * wide(leaf)).astype(leaf.dtype)
         return jax.tree.map(scale, updates), state
 
-    return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
+    return transformation(optax.init_empty_state, update)
 
 
 __all__ = ["scale_by_progress"]

@@ -1,7 +1,5 @@
 """C-Flat: zeroth- and first-order flatness, for continual learning."""
 
-from typing import Any
-
 import optax
 
 from jaxcl.errors import check_number, is_zero
@@ -9,8 +7,8 @@ from jaxcl.transforms._perturb import (
     Mask,
     ScalarOrSchedule,
     at_step,
+    cast_like,
     check_update,
-    gradient_at,
     logged,
     masked_leaves,
     mix,
@@ -57,16 +55,15 @@ def c_flat(
 
     Reference: Bian et al. 2024, arXiv:2404.00986, algorithm 1.
     """
-    check_number("c_flat", schedules=True, rho=rho)
-    check_number("c_flat", schedules=True, strength=strength)
+    check_number("c_flat", schedules=True, rho=rho, strength=strength)
 
-    def update(grads, state, params=None, *, grad_fn: Any = None, **ignored):
+    def update(grads, state, params=None, *, grad_fn, **ignored):
         del ignored
-        check_update("c_flat", params, grad_fn=grad_fn)
+        check_update(params)
         radius = at_step(rho, state.count)
-        choose = lambda tree: masked_leaves("c_flat", mask, params, tree)
+        choose = lambda tree: masked_leaves(mask, params, tree)
         uphill = lambda start, direction: perturb(start, radius, choose(direction))
-        gradient = lambda point: gradient_at("c_flat", grad_fn, point, grads)
+        gradient = lambda point: cast_like(grad_fn(point), grads)
 
         first = grads if is_zero(radius) else gradient(uphill(params, grads))
         seen = choose(first) if measure else None

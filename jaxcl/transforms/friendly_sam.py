@@ -1,6 +1,6 @@
 """Friendly SAM: perturb along the batch-specific part of the gradient."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,6 @@ from jaxcl.transforms._perturb import (
     perturbed_update,
     transformation,
 )
-from jaxcl.transforms.sam import take_perturbed
 from jaxcl.tree import wide
 
 
@@ -75,7 +74,7 @@ def friendly_sam(
         nothing = jax.tree.map(lambda leaf: jnp.zeros_like(wide(leaf)), params)
         return FriendlySamState(empty_state(measure), nothing)
 
-    def update(grads, state, params=None, *, grad_fn: Any = None, **ignored):
+    def update(grads, state, params=None, *, grad_fn, **ignored):
         del ignored
         count = state.perturbation.count
 
@@ -83,12 +82,9 @@ def friendly_sam(
             del ascent
             taken = -1.0 * at_step(sigma, count)
             special = mix(1.0, jax.tree.map(wide, grads), taken, state.momentum)
-            return perturb(
-                params, radius, masked_leaves("friendly_sam", mask, params, special)
-            )
+            return perturb(params, radius, masked_leaves(mask, params, special))
 
-        options = {"move": stray, "mask": mask, "measure": measure}
-        once = perturbed_update("friendly_sam", rho, take_perturbed, **options)
+        once = perturbed_update(rho, move=stray, mask=mask, measure=measure)
         perturbed, logs = once(grads, state.perturbation, params, grad_fn=grad_fn)
         keep = jnp.where(count > 0, at_step(decay, count), 0.0)
         momentum = mix(keep, state.momentum, 1.0 - keep, grads)

@@ -1,6 +1,6 @@
 """GEM: the nearest gradient that, to first order, raises the loss of no past task."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -56,9 +56,9 @@ def gem(margin: ScalarLike = 0.0) -> optax.GradientTransformationExtraArgs:
     """
     check_number("gem", margin=margin)
 
-    def update(grads, state, params=None, *, task_grad_fn: Any = None, **ignored):
+    def update(grads, state, params=None, *, task_grad_fn, **ignored):
         del ignored
-        check_update("gem", params, task_grad_fn=task_grad_fn)
+        check_update(params)
         rows = task_gradients(task_grad_fn(params), grads)
         norms = jax.vmap(norm)(rows)
         scale = norm(grads)
@@ -90,17 +90,12 @@ ROUNDING = 1e-7
 
 def task_gradients(rows, grads):
     """Gradients of all tasks, checked to be ``grads`` with one more axis in front."""
-    leading = {leaf.shape[:1] for leaf in jax.tree.leaves(rows)}
-    shapes = jax.tree.map(lambda leaf: leaf.shape[1:], rows)
-    if (
-        len(leading) > 1
-        or (0,) in leading
-        or shapes != jax.tree.map(lambda leaf: leaf.shape, grads)
-    ):
+    came = jax.tree.map(lambda leaf: leaf.shape[1:], rows)
+    wanted = jax.tree.map(lambda leaf: leaf.shape, grads)
+    if came != wanted:
         msg = (
-            "gem: task_grad_fn must return gradients with a leading task axis [T], got "
-            f"{jax.tree.map(lambda leaf: leaf.shape, rows)}; stack them, zeros for tasks "
-            "not seen yet."
+            f"gem: task_grad_fn must return a row [T] per task of {wanted}, got {came}; "
+            "stack the tasks' gradients, zeros for tasks not seen yet."
         )
         raise InputError(msg)
     return rows

@@ -11,8 +11,7 @@ from jaxcl.transforms._perturb import (
     ScalarOrSchedule,
     at_step,
     mix,
-    perturbation_transform,
-    perturbed_update,
+    one_perturbation,
 )
 from jaxcl.transforms.across_devices import across_devices
 from jaxcl.tree import safe_divide
@@ -63,19 +62,14 @@ def gnp(
     Reference: Zhao et al. 2022, arXiv:2202.03599, algorithm 1.
     """
     if (alpha is None) == (penalty is None):
-        msg = (
-            "gnp: needs exactly one of alpha (the blend) and penalty (alpha * r), got "
-            f"alpha={alpha}, penalty={penalty}."
-        )
+        came = f"alpha={alpha}, penalty={penalty}"
+        msg = f"gnp: needs alpha (the blend) or penalty (alpha * r), got {came}."
         raise InputError(msg)
     strength: Any = penalty if alpha is None else alpha
-    check_number("gnp", schedules=True, r=r)
-    check_number(
-        "gnp", schedules=True, **{"penalty" if alpha is None else "alpha": strength}
-    )
-    if alpha is None and is_zero(r):
-        msg = "gnp: penalty needs r above 0, because alpha = penalty / r; got r=0."
-        raise InputError(msg)
+    # alpha = penalty / r needs an r that is not zero.
+    check_number("gnp", above=alpha is None and is_zero(r), schedules=True, r=r)
+    named = {"penalty" if alpha is None else "alpha": strength}
+    check_number("gnp", schedules=True, **named)
 
     def blend(count, grads, perturbed):
         share = at_step(strength, count)
@@ -84,9 +78,7 @@ def gnp(
         return mix(1.0 - share, grads, share, perturbed)
 
     options = {"mask": mask, "measure": measure, "skip": is_zero(strength)}
-    alone = perturbation_transform(
-        perturbed_update("gnp", r, blend, **options), measure
-    )
+    alone = one_perturbation(r, blend, **options)
     return alone if axis_name is None else across_devices(alone, axis_name, sync=sync)
 
 

@@ -11,8 +11,7 @@ from jaxcl.transforms._perturb import (
     ScalarOrSchedule,
     at_step,
     mix,
-    perturbation_transform,
-    perturbed_update,
+    one_perturbation,
 )
 from jaxcl.tree import projection
 
@@ -44,8 +43,7 @@ def gsam(
 
     Reference: Zhuang et al. 2022, arXiv:2203.08065, algorithm 1.
     """
-    check_number("gsam", schedules=True, rho=rho)
-    check_number("gsam", schedules=True, alpha=alpha)
+    check_number("gsam", schedules=True, rho=rho, alpha=alpha)
 
     def combine(count, grads, perturbed):
         share = at_step(alpha, count)
@@ -54,9 +52,7 @@ def gsam(
         return mix(-1.0 * share, grads, 1.0 + share * along, perturbed)
 
     # It needs both gradients at once in any case.
-    return perturbation_transform(
-        perturbed_update("gsam", rho, combine, mask=mask, measure=True), True
-    )
+    return one_perturbation(rho, combine, mask=mask, measure=True)
 
 
 def rho_schedule(

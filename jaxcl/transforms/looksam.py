@@ -1,13 +1,13 @@
 """LookSAM: SAM's gradient at every k-th step, a part of it reused in between."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, PyTree
 
-from jaxcl.errors import InputError, check_number
+from jaxcl.errors import check_number, check_size
 from jaxcl.lockstep import when
 from jaxcl.transforms._perturb import (
     Mask,
@@ -21,7 +21,6 @@ from jaxcl.transforms._perturb import (
     perturbed_update,
     transformation,
 )
-from jaxcl.transforms.sam import take_perturbed
 from jaxcl.tree import norm, projection, safe_divide, wide, wide_dtype
 
 
@@ -88,23 +87,19 @@ def looksam(
 
     Reference: Liu et al. 2022, arXiv:2203.02714, algorithm 1.
     """
-    check_number("looksam", schedules=True, rho=rho)
-    check_number("looksam", schedules=True, alpha=alpha)
-    if isinstance(k, bool) or not isinstance(k, int) or k < 1:
-        msg = f"looksam: k must be a Python int of at least 1, got {k!r}."
-        raise InputError(msg)
+    check_number("looksam", schedules=True, rho=rho, alpha=alpha)
+    check_size("looksam", k=k)
 
     def init(params):
         nothing = jax.tree.map(lambda leaf: jnp.zeros_like(wide(leaf)), params)
         height = jnp.zeros((), wide_dtype(*jax.tree.leaves(params)))
         return LookSamState(empty_state(measure), nothing, height)
 
-    options = {"mask": mask, "measure": measure}
-    always = perturbed_update("looksam", rho, take_perturbed, **options)
+    always = perturbed_update(rho, mask=mask, measure=measure)
 
-    def update(grads, state, params=None, *, grad_fn: Any = None, **ignored):
+    def update(grads, state, params=None, *, grad_fn, **ignored):
         del ignored
-        check_update("looksam", params, grad_fn=grad_fn)
+        check_update(params)
         if k == 1:
             grads, logs = always(grads, state.perturbation, params, grad_fn=grad_fn)
             return grads, state._replace(perturbation=logs)

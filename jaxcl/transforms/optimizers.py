@@ -9,22 +9,24 @@ import numpy as np
 import optax
 from jaxtyping import PyTree
 
-from jaxcl.errors import InputError, shown
+from jaxcl.errors import InputError
 from jaxcl.typing import MethodState, Params, Progress
 
 _LINE_SEARCH = (
-    "take steps from the gradient, got a line search, which evaluates the loss again; "
-    "give a learning rate, such as optax.lbfgs(0.1, linesearch=None)."
+    "a line search, which evaluates the loss again; give a learning rate, such as "
+    "optax.lbfgs(0.1, linesearch=None)"
 )
-#: Modules of this package whose transformations may be, or hold, an optimizer.
-_ANY = ("across_devices", "by_progress", "optimizers")
 _REFUSED = {
     "LookaheadState": (
-        "take plain parameters, got optax.lookahead, which takes pairs; give its inner "
-        "optimizer, and average=ema(...) for the slow copy."
+        "optax.lookahead, which takes pairs of parameters; give its inner optimizer, and "
+        "average=ema(...) for the slow copy"
     ),
     "ScaleByBacktrackingLinesearchState": _LINE_SEARCH,
     "ScaleByZoomLinesearchState": _LINE_SEARCH,
+    "SAMState": (
+        "optax.contrib.sam, which moves the parameters that are evaluated; give "
+        "gradient=sam(rho), or optax.contrib.sam(..., opaque_mode=True)"
+    ),
 }
 
 
@@ -37,24 +39,17 @@ def first_state(
     except ValueError as error:
         if "structure" not in str(error):
             raise
-        msg = (
-            "make_method: optimizer must fit the parameters, got a mask or labels of "
-            f"another structure than params ({type(params).__name__}); give it as a "
-            "function of the parameters, such as lambda params: jax.tree.map(...), or "
-            "the parameters as plain dicts (flax.core.unfreeze)."
-        )
+        came = f"a mask or labels of another structure than {type(params).__name__}"
+        remedy = "give a function of params, or plain dicts (flax.core.unfreeze)"
+        msg = f"make_method: optimizer must fit the parameters, got {came}; {remedy}."
         raise InputError(msg) from error
-    for name, wanted in _REFUSED.items():
-        if _named(name, state):
-            msg = f"make_method: optimizer must {wanted}"
+    for name, came in _REFUSED.items():
+        # An opaque SAM keeps no cache: it takes both of its steps at once.
+        if any(
+            getattr(node, "cache", node) is not None for node in _named(name, state)
+        ):
+            msg = f"make_method: optimizer must be one of plain parameters, got {came}."
             raise InputError(msg)
-    if any(node.cache is not None for node in _named("SAMState", state)):
-        msg = (
-            "make_method: optimizer must leave the parameters where they are evaluated, "
-            "got optax.contrib.sam, which moves them between its two kinds of steps; give "
-            "gradient=sam(rho), or optax.contrib.sam(..., opaque_mode=True)."
-        )
-        raise InputError(msg)
     return state
 
 
@@ -71,27 +66,12 @@ def _named(name: str, state: optax.OptState) -> list:
 
 def accepting(name: str, part: Any) -> optax.GradientTransformationExtraArgs:
     """A transformation that takes any extra arguments and sees those that it names."""
-    if not {"init", "update"} <= set(dir(part)):
-        msg = (
-            f"make_method: {name} must be an optax transformation, got {shown(part)}; "
-            "build it, such as optax.sgd(0.1)."
-        )
-        raise InputError(msg)
-    module = str(getattr(part.update, "__module__", ""))
-    package, _, last = module.rpartition(".")
-    if name == "optimizer" and package == "jaxcl.transforms" and last not in _ANY:
-        msg = (
-            "make_method: optimizer must turn a gradient into an update, got a gradient "
-            "transformation, which would go uphill; give it as gradient=, or an optimizer "
-            "after it: optax.chain(sam(0.05), optax.sgd(0.1))."
-        )
-        raise InputError(msg)
+    way, wanted, remedy = _WAYS[name]
+    # A gradient transformation of this package is one; to try it may take seconds.
+    known = name == "gradient" and not part.update.__module__.startswith("optax")
     part = optax.with_extra_args_support(part)
-    if name == "gradient" and module.startswith("optax") and _reverses(part):
-        msg = (
-            "make_method: gradient must return a gradient, got a transformation that "
-            "reverses it, as an optimizer does; give it as optimizer."
-        )
+    if not known and _direction(part) == way:
+        msg = f"make_method: {name} must {wanted}; {remedy}."
         raise InputError(msg)
     named = inspect.signature(part.update).parameters
     if any(p.kind is p.VAR_KEYWORD for p in named.values()):
@@ -104,26 +84,55 @@ def accepting(name: str, part: Any) -> optax.GradientTransformationExtraArgs:
     return optax.GradientTransformationExtraArgs(part.init, update)
 
 
-def _reverses(part: optax.GradientTransformationExtraArgs) -> bool:
-    """Whether a gradient of ones comes back negative; False where that is not known."""
-    ones: Any = {"w": np.ones(1, np.float32)}
-    gradients = lambda *_: ones
+#: The direction in which a part must not point, what it must do, and what to do.
+_WAYS = {
+    "optimizer": (
+        1,
+        "turn a gradient into a step downhill, got a transformation that goes uphill",
+        "give it as gradient=, or before an optimizer: optax.chain(sam(0.05), "
+        "optax.sgd(0.1))",
+    ),
+    "gradient": (
+        -1,
+        "return a gradient, got a transformation that reverses it, as an optimizer does",
+        "give it as optimizer",
+    ),
+}
+
+
+def _direction(part: optax.GradientTransformationExtraArgs) -> int:
+    """1 if the first update points along a small gradient, -1 if against it, else 0.
+
+    Of a gradient of 1 and of -1, because noise or a decay of weights can outweigh one of
+    them, but not both. 0 for a rate that starts at zero, and where it cannot be known: with
+    masks, which may leave these parameters out, traced numbers or other arguments.
+    """
     zero: Any = np.zeros((), np.int32)
+
+    def along(sign: int) -> float:
+        grads, params = ({"w": np.full(1, x, np.float32)} for x in (sign, 1))
+        state = part.init(params)
+        if _named("MaskedState", state):
+            return 0.0
+        changed: Any = part.update(
+            grads,
+            state,
+            params,
+            value=np.ones((), np.float32),
+            grad_fn=lambda *_: grads,
+            replay_grad_fn=lambda *_: grads,
+            task_grad_fn=lambda *_: {"w": grads["w"][None]},
+            progress=Progress(zero, zero, zero),
+        )[0]
+        return float(sign * changed["w"][0])
+
     try:
-        with jax.ensure_compile_time_eval():
-            changed: Any = part.update(
-                ones,
-                part.init(ones),
-                ones,
-                value=np.ones((), np.float32),
-                grad_fn=gradients,
-                replay_grad_fn=gradients,
-                task_grad_fn=lambda *_: {"w": np.ones((1, 1), np.float32)},
-                progress=Progress(zero, zero, zero),
-            )[0]
-            return bool(changed["w"][0] < 0)
-    except Exception:  # masks of other parameters, traced numbers, other arguments
-        return False
+        # On the host: an accelerator would compile each operation for tenths of a second.
+        with jax.ensure_compile_time_eval(), jax.default_device(jax.devices("cpu")[0]):
+            found = along(1), along(-1)
+    except Exception:
+        return 0
+    return int(min(found) > 0) - int(max(found) < 0)
 
 
 def schedule_free_average(state: MethodState) -> Params | None:
@@ -158,11 +167,8 @@ def restarted(
     def mark(leaf, mask):
         if left_out(leaf) or leaf.shape == mask.shape:
             return leaf if left_out(leaf) else mask
-        msg = (
-            "make_method: a reset restarts the optimizer's statistics entry by entry; "
-            f"expected them in the shapes of the parameters, got {leaf.shape} for "
-            f"{mask.shape}; use an optimizer such as SGD or Adam."
-        )
+        shapes = f"{leaf.shape} for {mask.shape}; use one such as SGD or Adam"
+        msg = f"make_method: optimizer statistics with a reset cannot be {shapes}."
         raise InputError(msg)
 
     marks = optax.tree.map_params(

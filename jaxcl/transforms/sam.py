@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Hashable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,9 +17,9 @@ from jaxcl.transforms._perturb import (
     at_step,
     empty_state,
     masked_leaves,
+    one_perturbation,
     perturb,
     perturb_adaptively,
-    perturbation_transform,
     perturbed_update,
     transformation,
 )
@@ -94,17 +94,8 @@ def sam(
     check_number("sam", schedules=True, rho=rho)
     check_number("sam", eta=eta)
     move = functools.partial(perturb_adaptively, eta=eta) if adaptive else perturb
-    options = {"move": move, "mask": mask, "measure": measure}
-    alone = perturbation_transform(
-        perturbed_update("sam", rho, take_perturbed, **options), measure
-    )
+    alone = one_perturbation(rho, move=move, mask=mask, measure=measure)
     return alone if axis_name is None else across_devices(alone, axis_name, sync=sync)
-
-
-def take_perturbed(count, grads, perturbed):
-    """The gradient at the perturbed point."""
-    del count, grads
-    return perturbed
 
 
 def reverse_sam(
@@ -132,10 +123,7 @@ def reverse_sam(
     """
     check_number("reverse_sam", schedules=True, rho=rho)
     down = lambda count: -1.0 * at_step(rho, count)
-    options = {"mask": mask, "measure": measure}
-    return perturbation_transform(
-        perturbed_update("reverse_sam", down, take_perturbed, **options), measure
-    )
+    return one_perturbation(down, mask=mask, measure=measure)
 
 
 class RandomSamState(NamedTuple):
@@ -173,18 +161,16 @@ def random_sam(
     check_key("random_sam", key)
     check_number("random_sam", schedules=True, rho=rho)
 
-    def update(grads, state, params=None, *, grad_fn: Any = None, **ignored):
+    def update(grads, state, params=None, *, grad_fn, **ignored):
         del ignored
         key_next, key_now = jax.random.split(state.key)
 
         def move(params, radius, ascent):
             del ascent
             noise = random_normal_like(key_now, params)
-            return perturb(
-                params, radius, masked_leaves("random_sam", mask, params, noise)
-            )
+            return perturb(params, radius, masked_leaves(mask, params, noise))
 
-        once = perturbed_update("random_sam", rho, take_perturbed, move=move, mask=mask)
+        once = perturbed_update(rho, move=move, mask=mask)
         grads, seen = once(grads, state.perturbation, params, grad_fn=grad_fn)
         return grads, RandomSamState(key_next, seen)
 
@@ -194,6 +180,3 @@ def random_sam(
         return RandomSamState(jnp.copy(key), empty_state(measure=False))
 
     return transformation(init, update)
-
-
-__all__ = ["PerturbationState", "RandomSamState", "random_sam", "reverse_sam", "sam"]

@@ -33,6 +33,7 @@ from tests.golden.__main__ import COMMITTED
 from tests.golden.cases import CASES
 from tests.golden.files import compare, deviation, flat, load, save
 from tests.golden.setting import composed, run
+from tests.names import public
 
 WANTED = load(COMMITTED)
 PINNED = jax.__version__.startswith("0.10.")  # newer XLA fuses, and rounds, otherwise
@@ -104,7 +105,7 @@ def test_every_public_part_is_in_a_case():
     parts = {
         name
         for package in packages
-        for name in package.__all__
+        for name in public(package)
         if name.islower() and not name.startswith("no_")
     }
     inside = {  # reached through others

@@ -144,9 +144,7 @@ def test_the_learning_curve_area_is_the_mean_height():
     curves = np.array([[0.0, 0.5, 1.0], [0.0, 0.0, 0.3]])
     np.testing.assert_allclose(metrics.learning_curve_area(curves), 0.3)
     np.testing.assert_allclose(metrics.learning_curve_area(np.stack([curves] * 2)), 0.3)
-    with pytest.raises(
-        ValueError, match=r"curves must have shape \[..., T, beta \+ 1\]"
-    ):
+    with pytest.raises(ValueError, match="axis -2 is out of bounds"):
         metrics.learning_curve_area(curves[0])
 
 
@@ -301,7 +299,9 @@ def test_formulas_refuse_what_is_no_matrix_or_too_short(name):
     ):
         formula(np.ones((2, 3)), *[np.ones(3)] * rows)
     if summary([[0.8]], untrained=[0.1], joint=[0.9])[name].reason:
-        with pytest.raises(ValueError, match=f"{name}: needs 2 or more tasks, got 1"):
+        with pytest.raises(
+            ValueError, match=rf"^{name}: .* of 2 or more tasks, got \(1"
+        ):
             formula(np.ones((1, 1)), *[np.ones(1)] * rows)
 
 

@@ -38,6 +38,12 @@ def refused(table):
     return pytest.mark.parametrize(("call", "words"), table, ids=ids)
 
 
+def assert_raises(call, words):
+    """The call raises an error of Python's, whose message and notes match."""
+    with pytest.raises((TypeError, AttributeError, ValueError), match=f"(?s){words}"):
+        call()
+
+
 def assert_refused(call, words):
     """The call raises a ValueError whose message matches and has one line."""
     with pytest.raises(ValueError, match=words) as error:

@@ -15,7 +15,6 @@ from jaxcl.curvature import (
     sampled_fisher,
     top_eigenvalue,
 )
-from jaxcl.curvature.per_example import read_program
 from jaxcl.interleave import interleave
 from jaxcl.learners import nearest_mean
 from jaxcl.memory import episodic, reservoir
@@ -38,6 +37,7 @@ from tests.test_misuse.table import (
     SGD,
     STATE,
     STREAM,
+    assert_raises,
     assert_refused,
     loss_of,
     refused,
@@ -68,15 +68,21 @@ def measured(model=MODEL, params=PARAMS, **changes):
     return plasticity.measure(KEY, LOSS, *place, **changes)
 
 
-def stepped(gradient=None, **parts):
-    method = make_method(LOSS, SGD, gradient=gradient, **parts)
+def stepped(gradient=None, loss=LOSS, **parts):
+    method = make_method(loss, SGD, gradient=gradient, **parts)
     return method.step(KEY, method.init(PARAMS, BATCH), BATCH)
 
 
-def observed(x):
-    """A reservoir that was made for ``MIXED`` and gets rows with other inputs."""
-    store = reservoir(4, 2)
-    return store.observe(KEY, store.init((), MIXED), seen(MIXED._replace(x=x)), ())
+def ended_with(regularizer):
+    """The end of a task of a method with this regularizer."""
+    method = make_method(LOSS, SGD, regularizer=regularizer)
+    return method.end_task(KEY, method.init(PARAMS, BATCH), BATCH)
+
+
+def observed(x, store=None, rows=MIXED):
+    """A memory that was made for rows and gets others, with other inputs."""
+    store = store or reservoir(4, 2)
+    return store.observe(KEY, store.init((), rows), seen(rows._replace(x=x)), ())
 
 
 def ended(data, **options):
@@ -104,24 +110,13 @@ def shrunk(shrink=0.9, sigma=0.1, **options):
 
 REFUSED = [
     # what a method is made of, and a method
-    (lambda: regularizers.sum_of([regularizers.l2(1.0)]), "sum_of: .* got list"),
-    (lambda: regularizers.ewc(1.0, empirical_fisher(LOSS)), "fisher must be a func"),
     (
-        lambda: regularizers.ewc(LOSS, 1.0),
-        r"ewc: fisher .* \(key, params, task\), got one of \(params, batch, keys\)",
-    ),
-    (lambda: regularizers.ewc(OUTPUTS, 1.0), r"\(key, params, task\), got one of"),
-    (
-        lambda: empirical_fisher(MODEL),
-        r"empirical_fisher: loss .* got Model; such as cross_entropy\(",
-    ),
-    (
-        lambda: empirical_fisher(lambda batch, params, keys: 0),
-        r"loss must be .* \(params, batch, keys\), got one of \(batch, par",
+        lambda: regularizers.ewc(1.0, empirical_fisher(LOSS)),
+        "ewc: strength must be a finite number .* got function",
     ),
     (
         lambda: empirical_fisher(max_loss)(KEY, PARAMS, BATCH),
-        r"shape \[1\], got \[\]; .* lift a loss of one example by per_example",
+        r"shape \[1\], got \[\]; lift a loss of one example by per_example",
     ),
     (lambda: empirical_fisher(OUTPUTS)(KEY, PARAMS, BATCH), "one number per example"),
     (
@@ -129,22 +124,8 @@ REFUSED = [
         r"one number per example, shape \[2\], got \[2, 2\]",
     ),
     (
-        lambda: batched_fisher(MODEL.apply, batch_size=2)(KEY, PARAMS, BATCH),
-        r"model: x must be inputs .* got a Batch; .*single_head\(",
-    ),
-    (
-        lambda: exact_fisher(MODEL),
-        r"exact_fisher: outputs .* got Model; such as single_head\(",
-    ),
-    (lambda: sampled_fisher(LOSS), "sampled_fisher: outputs .* got one of"),
-    (
         lambda: reservoir(10, sample_size=20),
-        "reservoir: sample_size must be at most the capacity, 10, got 20; lower",
-    ),
-    (lambda: plasticity.chain_resets([]), "of type Reset, got"),
-    (
-        lambda: plasticity.redo(None, MODEL.units[0], None),
-        "one hidden layer, got Units",
+        r"reservoir: sample_size must be a number in \[1, 10\], got 20",
     ),
     (lambda: plasticity.srank(BATCH.x), r"srank: .*\(4, 3\); give singular_values\("),
     (lambda: plasticity.effective_rank(BATCH.x), "effective_rank: values must be sing"),
@@ -157,18 +138,7 @@ REFUSED = [
     (lambda: measured(rho=-0.1), "measure: rho must be a finite number .* got -0.1"),
     (lambda: measured(tau=np.nan), "measure: tau must be a finite number .* got nan"),
     (lambda: sam_sharpness(loss_of, PARAMS, "1"), "sam_sharpness: rho .* got '1'"),
-    (lambda: empirical_fisher(LOSS)(KEY, PARAMS, STREAM), "fisher: .* got Stream"),
-    (
-        lambda: make_method(MODEL, SGD),
-        "make_method: loss must be a function, got Model",
-    ),
-    (
-        lambda: make_method(optax.squared_error, SGD),
-        r"\(params, batch, keys\), got one",
-    ),
     (lambda: METHOD.step(KEY, STATE, at(slice(0), BATCH)), "step: rows .* 1, .* got 0"),
-    (lambda: make_method(LOSS, 0.1), "optimizer must be an optax .* got 0.1; build"),
-    (lambda: make_method(LOSS, SGD, gradient=transforms.sam), "got function"),
     *[
         (
             lambda part=part: make_method(LOSS, SGD, gradient=part),
@@ -179,77 +149,64 @@ REFUSED = [
     *[
         (
             lambda part=part: make_method(LOSS, part),
-            "optimizer must .* got a gradient transformation, .* uphill; give it as",
+            "optimizer must .* got a transformation that goes uphill; give it as",
         )
         for part in (
             transforms.sam(0.1),
             transforms.agem(),
             transforms.gnp(0.1, alpha=0.5),
+            optax.clip_by_global_norm(1.0),
+            optax.scale_by_adam(),
+            optax.chain(optax.clip(1.0), optax.trace(0.9)),
         )
     ],
-    (lambda: make_method(LOSS, SGD, regularizer=[]), "Regularizer, .* sum_of"),
+    (
+        lambda: make_method(LOSS, SGD, regularizer=[]),
+        r"Regularizer, .* \[\]; .* sum_of",
+    ),
+    (
+        lambda: methods.ewc(LOSS, SGD, strength=1.0, regularizer=regularizers.l2(1.0)),
+        "methods: regularizer is set by the method itself, .* make_method, with sum_of",
+    ),
     (lambda: make_method(LOSS, SGD, memory=ema(0.9)), "memory must .* got Average"),
     (
         lambda: make_method(LOSS, optax.contrib.sam(SGD, SGD)).init(PARAMS, BATCH),
-        "leave the parameters where they are evaluated, .* opaque_mode=True",
+        "optimizer must .* got optax.contrib.sam, which moves .* opaque_mode=True",
     ),
     *[
         (
             lambda part=part: make_method(LOSS, SCHEDULE_FREE, **part).init(
                 PARAMS, BATCH
             ),
-            f"a schedule-free optimizer takes no {words}",
+            "a schedule-free optimizer takes no average= and no box",
         )
-        for words, part in (
-            ("average, it has its own; leave it out", {"average": wise_ft(0.5)}),
-            (
-                r"projection \(box\), which would hold",
-                {"regularizer": regularizers.box(0.1)},
-            ),
-        )
-    ],
-    *[
-        (
-            lambda field=field, part=part: make_method(LOSS, SGD, **{part: field}),
-            rf"{words}, got",
-        )
-        for part, field, words in (
-            ("regularizer", Regularizer(penalty=3.0), r"penalty must .* context\)"),
-            (
-                "regularizer",
-                Regularizer(project=lambda p: p),
-                r"project must .* params\)",
-            ),
-            (
-                "memory",
-                Memory(lambda p, e: (), lambda k: ()),
-                r"sample .* \(key, state\)",
-            ),
-            ("metrics", [len], "metrics must be of type Mapping"),
-            ("metrics", {"a": "b"}, r"metrics\['a'\] must .* step\)"),
-            ("reset_optimizer", "no", "reset_optimizer must be of type bool"),
+        for part in (
+            {"average": wise_ft(0.5)},
+            {"regularizer": regularizers.box(0.1)},
         )
     ],
     (
-        lambda: stepped(
-            regularizer=Regularizer(penalty=lambda s, p, c: p["out"]["bias"])
-        ),
-        r"penalty of regularizer must be one float, .* float32\[2\]; sum",
+        lambda: make_method(LOSS, SGD, reset_optimizer="no"),
+        "reset_optimizer must be of type bool, got 'no'",
     ),
     (
         lambda: make_method(LOSS, SGD, metrics={"task": lambda state, step: 0.0}),
-        "metrics has 'task', which steps report anyway",
+        "metrics has 'task', which steps report; rename",
     ),
     (
         lambda: methods.agem(LOSS, SGD, num_tasks=2, memory=reservoir(4, 2)),
-        "agem: num_tasks are of its own memory, got memory= as well",
+        "agem: num_tasks is for its own memory, got memory= as well",
     ),
-    (lambda: stepped(transforms.agem()), "uses replay_grad_fn, .* got no memory; give"),
+    (lambda: stepped(transforms.agem()), "needs replayed rows, got none; give memory="),
+    (
+        lambda: stepped(transforms.gem(), memory=reservoir(4, 2)),
+        "needs replay by task, got mixed rows; give .* grouped=True",
+    ),
     (
         lambda: stepped(
             memory=reservoir(4, 2), replay_weight=lambda batch, *_: batch.weight
         ),
-        r"replay_weight must return one number, shape \[\], got \[4\]; sum",
+        r"replay_weight must return one number, got shape \[4\]; sum",
     ),
     (lambda: METHOD.init(MODEL, BATCH), "init: params must be a tree of real arrays"),
     (lambda: METHOD.init(PARAMS, STREAM), "init: expected a Batch .* got Stream"),
@@ -261,16 +218,18 @@ REFUSED = [
         lambda: METHOD.end_task(0, STATE, BATCH),
         "end_task: key must be one JAX key, got 0",
     ),
-    (lambda: METHOD.end_task(STATE, KEY, BATCH), "end_task: state .* got PRNGKeyArray"),
-    (
-        lambda: stepped(optax.masked(transforms.sam(0.1), RANKS)),
-        "sam: .* give it a mask",
-    ),
-    (
-        lambda: stepped(optax.partition(PARTS, RANKS)),
-        "sam: .* all parameters, .* give it a mask",
-    ),
-    (lambda: METHOD.step(STATE, KEY, BATCH), "step: state must .* got PRNGKeyArray"),
+    (lambda: METHOD.end_task(STATE, KEY, BATCH), "end_task: key .* got MethodState"),
+    *[
+        (
+            lambda gradient=gradient: stepped(gradient),
+            "update: expected all params, .* hidden by .* a mask",
+        )
+        for gradient in (
+            optax.masked(transforms.sam(0.1), RANKS),
+            optax.partition(PARTS, RANKS),
+        )
+    ],
+    (lambda: METHOD.step(STATE, KEY, BATCH), "step: key must .* got MethodState"),
     (lambda: METHOD.step(KEY, STATE, PAIR), "step: expected a Batch .* got tuple"),
     (lambda: METHOD.end_task(KEY, STATE, STREAM), "end_task: .* got Stream"),
     # averages and learners
@@ -282,21 +241,20 @@ REFUSED = [
         for make in (ema, interpolate, wise_ft)
         for share in (-0.1, 1.5, NAN)
     ],
-    (lambda: nearest_mean(MODEL.hidden, 2)(STATE), "kept_rows: .* memory=reservoir"),
-    (lambda: interleave(METHOD, METHOD, every=2), "memory must be of type Memory"),
-    (
-        lambda: interleave(LOSS, episodic(1, 1), every=2),
-        "interleave: method must be of type Method",
-    ),
     (
         lambda: interleave(METHOD, episodic(1, 1), every=0),
         "interleave: every must be",
     ),
     # curvature
-    (lambda: empirical_fisher(LOSS, chunk_size=0), "chunk_size must be at least 1"),
-    (lambda: exact_fisher(OUTPUTS, num_examples=0), "num_examples must be at least 1"),
-    (lambda: sampled_fisher(OUTPUTS, num_draws=0), "num_draws must be at least 1"),
-    (lambda: batched_fisher(LOSS, batch_size=-1), "batch_size must be at least 1"),
+    *[
+        (lambda call=call: call(), f"{name} must be an int of at least 1, .* got")
+        for call, name in (
+            (lambda: empirical_fisher(LOSS, chunk_size=0), "fisher: chunk_size"),
+            (lambda: exact_fisher(OUTPUTS, num_examples=0), "fisher: num_examples"),
+            (lambda: sampled_fisher(OUTPUTS, num_draws=0), "sampled_fisher: num_draws"),
+            (lambda: batched_fisher(LOSS, batch_size=-1), "batched_fisher: batch_size"),
+        )
+    ],
     *[
         (
             lambda build=build: build(tokens)(KEY, PARAMS, BATCH),
@@ -305,21 +263,10 @@ REFUSED = [
         for build in (exact_fisher, sampled_fisher)
     ],
     (
-        lambda: read_program(lambda p, x: (p @ x, p), jnp.ones(3), jnp.ones((2, 3))),
-        "read_program: function must return",
-    ),
-    (
         lambda: top_eigenvalue(KEY, jnp.sum, jnp.ones(2), num_steps=0),
-        "top_eigenvalue: num_steps must be at least 1, got 0",
+        "top_eigenvalue: num_steps must be an int of at least 1, .* got 0",
     ),
     # memories
-    *[
-        (
-            lambda build=build: build(4, 2, num_classes=3).init((), TARGETS),
-            f"^{build.__name__}: labels must be int32",
-        )
-        for build in BALANCED
-    ],
     *[
         (
             lambda build=build: build(4, 2, num_classes=0),
@@ -336,7 +283,7 @@ REFUSED = [
     ],
     (
         lambda: ended(BATCH._replace(x=jnp.ones((4, 5)))),
-        "episodic: rows must be like the example",
+        "episodic: rows must have structure, .* like the example",
     ),
     (
         lambda: ended(BATCH, select=lambda *args: args[2].x),
@@ -358,24 +305,13 @@ REFUSED = [
         for sizes in ((0, 1), (1, 0), (2.5, 1), (1, None))
     ],
     *[
-        (lambda x=x: observed(x), "reservoir: rows must be like the example")
+        (lambda x=x: observed(x), "reservoir: rows must have structure, .* the example")
         for x in (
             MIXED.x["a"],
             MIXED.x | {"a": jnp.ones((2, 3))},
             MIXED.x | {"b": jnp.ones(2)},
         )
     ],
-    *[
-        (
-            lambda labels=labels: balanced_rows(labels),
-            r"labels must be integers of shape \[n\], got",
-        )
-        for labels in (np.ones(4, np.float32), np.ones((4, 2), int))
-    ],
-    (
-        lambda: balanced_rows((np.ones(4, int), np.ones(4, int))),
-        r"got int32\(4,\), int32\(4,\)",
-    ),
     # plasticity
     (lambda: backprop(()), "continual_backprop: units must"),
     (lambda: backprop(rate=2.0), "continual_backprop: rate must"),
@@ -442,6 +378,89 @@ REFUSED = [
         for option in ({"fisher_decay": 1.5}, {"interval": 0}, {"damping": 0.0})
     ],
 ]
+
+
+# What Python, JAX and optax refuse themselves; a note names the part of a method.
+LEFT_TO_OTHERS = [
+    (lambda: regularizers.sum_of([regularizers.l2(1.0)]), "'list' .* no .* 'penalty'"),
+    (lambda: plasticity.chain_resets([]).init(PARAMS, BATCH), "'list' .* no .* 'init'"),
+    (lambda: ended_with(regularizers.ewc(LOSS, 1.0)), "no .* in regularizer.end_task,"),
+    (lambda: ended_with(regularizers.ewc(OUTPUTS, 1.0)), "in regularizer.end_task,"),
+    (lambda: empirical_fisher(MODEL)(KEY, PARAMS, BATCH), "'Model' .* not callable"),
+    (lambda: exact_fisher(MODEL)(KEY, PARAMS, BATCH), "'Model' .* not callable"),
+    (lambda: sampled_fisher(LOSS)(KEY, PARAMS, BATCH), "missing 1 .* 'keys'"),
+    (
+        lambda: empirical_fisher(lambda batch, params, keys: batch.x)(
+            KEY, PARAMS, BATCH
+        ),
+        "'dict' object has no attribute 'x'",
+    ),
+    (
+        lambda: batched_fisher(MODEL.apply, batch_size=2)(KEY, PARAMS, BATCH),
+        "'Batch' object has no attribute",
+    ),
+    (lambda: empirical_fisher(LOSS)(KEY, PARAMS, STREAM), "'Stream' .* no .* 'weight'"),
+    (lambda: stepped(loss=MODEL), "'Model' object is not callable.* in loss,"),
+    (lambda: stepped(loss=optax.squared_error), "positional arguments.* in loss,"),
+    (lambda: stepped(loss=MODEL.apply), "'Batch' object has no .*in loss,"),
+    (lambda: make_method(LOSS, 0.1), "'float' object has no attribute 'init'"),
+    (lambda: stepped(transforms.sam), "'function' object has no attribute 'update'"),
+    (lambda: stepped(metrics=[len]), "'list' object has no attribute 'items'"),
+    (
+        lambda: stepped(metrics={"a": "b"}),
+        r"'str' .* not callable.* in metrics\['a'\]",
+    ),
+    (
+        lambda: stepped(regularizer=Regularizer(penalty=3.0)),  # pyright: ignore
+        "'float' object is not callable.* in regularizer.penalty,",
+    ),
+    (
+        lambda: stepped(
+            regularizer=Regularizer(penalty=lambda s, p, c: p["out"]["bias"])
+        ),
+        r"for scalar-output functions. .* shape: \(2,\).* in regularizer.penalty,",
+    ),
+    (
+        lambda: stepped(regularizer=Regularizer(project=lambda p: p)),
+        "takes 1 positional argument but 2 were given.* in regularizer.project,",
+    ),
+    (
+        lambda: stepped(memory=Memory(lambda p, e: (), lambda k: ())),
+        "takes 1 positional argument but 2 were given.* in memory.sample,",
+    ),
+    (lambda: nearest_mean(MODEL.hidden, 2)(STATE), "no attribute 'kept'"),
+    (
+        lambda: interleave(METHOD, METHOD, every=2).step(KEY, STATE, BATCH),
+        "values to unpack|no attribute 'sample'",
+    ),
+    (
+        lambda: interleave(LOSS, episodic(1, 1), every=2).init(PARAMS, BATCH),
+        "'function' object has no attribute 'init'",
+    ),
+    *[
+        (
+            lambda build=build: observed(
+                TARGETS.x, build(4, 2, num_classes=3), TARGETS
+            ),
+            "integer|int32",
+        )
+        for build in BALANCED
+    ],
+    *[
+        (lambda labels=labels: balanced_rows(labels), words)
+        for labels, words in (
+            (np.ones(4, np.float32), "Invalid integer data type"),
+            (np.ones((4, 2), int), "Incompatible shapes for broadcasting"),
+            ((np.ones(4, int), np.ones(4, int)), "'tuple' object has no attribute"),
+        )
+    ],
+]
+
+
+@refused(LEFT_TO_OTHERS)
+def test_the_wrong_call_is_refused_by_another_library(call, words):
+    """Oracle: the message, and the note on the part, written out."""
+    assert_raises(call, words)
 
 
 @refused(REFUSED)

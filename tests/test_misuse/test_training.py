@@ -120,7 +120,7 @@ REFUSED = [
     (lambda: placed(mesh=replicate), "learn: mesh must be of type Mesh, got function"),
     (
         lambda: placed(None),
-        r"rule must be a function of \(path, shape, mesh\), got None",
+        "rule must be a function, got None; such as fsdp",
     ),
     (
         lambda: placed(mesh=Mesh(MESH.devices[0], ("data", "tensor"))),
@@ -140,15 +140,11 @@ REFUSED = [
     ),
     (
         lambda: learn(metrics=TaskMetric("bleu", bleu)),
-        "names of a TaskMetric must be a tuple of strings, got 'bleu'; such as",
+        "names must be of type tuple, got 'bleu'; such as",
     ),
     (
         lambda: learn(metrics=TaskMetric(("rouge",), bleu), folder=None),
         r"of_data must return .* each of \['rouge'\], got \['bleu'\]; name",
-    ),
-    (
-        lambda: learn(metrics=RowMetric(METRIC.rows, lambda means: means["loss"])),
-        "finish must return {name: value}, got .*; give it a name",
     ),
     (
         lambda: learn(options=OPTIONS._replace(eval_start="no")),
@@ -180,13 +176,9 @@ REFUSED = [
     ),
     (lambda: learn(metrics=5), "metrics must be a RowMetric, a TaskMetric or a list"),
     (lambda: learn(evaluation=[3]), r"evaluation must be of type Mapping, got \[3\]"),
-    (lambda: scored(lambda x: (x, x)), "rows must return a JAX array .* got tuple"),
-    (lambda: scored(lambda x: [x]), r"rows must return a JAX array .* got \["),
-    (lambda: scored(lambda x: None), r"rows must return a JAX array .* got None"),
-    (lambda: scored(lambda x: np.ones(x.shape)), "rows must .* for 'odd'; return"),
     (
         lambda: scored(lambda x: x + 1j),
-        r"a real number .* \[256, ...\], got complex64\[256",
+        r"rows must return real numbers per example, got complex64\[256",
     ),
     (lambda: checkpoint.save("nowhere", 1, PARAMS, metadata={"a": X}), "not JSON"),
     (

@@ -1,6 +1,5 @@
 """Wrong calls of gradient transformations."""
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -23,12 +22,13 @@ from jaxcl.transforms import (
 from tests.test_misuse.table import (
     KEY,
     NAN,
+    assert_raises,
     assert_refused,
     refused,
 )
 
 PARAMS = {"w": jnp.ones(3)}
-WRONG = {"w": jnp.ones(4)}
+GRADIENTS = dict.fromkeys(["grad_fn", "replay_grad_fn", "task_grad_fn"], jnp.sin)
 
 
 def updated(transformation, params=PARAMS, **functions):
@@ -56,22 +56,27 @@ REFUSED = [
             (lambda eta: sam(0.1, adaptive=True, eta=eta), "sam: eta"),
         )
     ],
-    (lambda: updated(sam(0.1), None, grad_fn=jnp.sin), "sam: update needs params"),
-    (lambda: updated(sam(0.1)), "sam: update needs grad_fn"),
+    *[
+        (
+            lambda build=build: updated(build(), None, **GRADIENTS),
+            "update: expected all params, got none",
+        )
+        for build in (lambda: sam(0.1), lambda: c_flat(0.1), agem, gem)
+    ],
     (
-        lambda: updated(sam(0.1), grad_fn=lambda params: (0.0, params)),
-        "return the gradients alone",
-    ),
-    (
-        lambda: updated(sam(0.1), grad_fn=lambda _: WRONG),
-        r"sam: grad_fn must .* got \(4,\) for \(3,\)",
-    ),
-    (
-        lambda: updated(sam(0.1, mask={"other": True}), grad_fn=lambda p: p),
-        "sam: mask must be a tree of booleans",
+        lambda: sam(0.1).init({"w": jnp.ones(3, jnp.complex64)}),
+        "init: params must be real, got complex64 at .*w.*; make two leaves",
     ),
     (lambda: adaptive_rho(-1.0), "adaptive_rho: target"),
     (lambda: adaptive_rho(1.0, high=float("inf")), "adaptive_rho: high"),
+    (
+        lambda: adaptive_rho(1.0, low=2, high=np.float32(1)),
+        "adaptive_rho: high must be a finite number of at least 2, got 1",
+    ),
+    (
+        lambda: adaptive_strength(sam, 0.1, reference=1.0, limits=(2.0, 1.0)),
+        "adaptive_strength: upper_limit must be .* at least 2, got 1",
+    ),
     (lambda: adaptive_strength(sam, -1.0, reference=1.0), "adaptive_strength: base"),
     (
         lambda: adaptive_strength(sam, 0.1, reference=0.0),
@@ -81,7 +86,7 @@ REFUSED = [
         lambda: updated(
             adaptive_strength(sam, 0.1, reference=1.0), grad_fn=lambda p: p
         ),
-        "build the transformation with measure=True",
+        "expected a measured state; build it with measure=True",
     ),
     (lambda: c_flat(-0.1), "c_flat: rho"),
     (lambda: c_flat(0.1, -0.1), "c_flat: strength"),
@@ -95,14 +100,14 @@ REFUSED = [
     *[
         (
             lambda given=given: gnp(0.1, **given),
-            f"gnp: needs exactly one of alpha .* alpha={given.get('alpha')}",
+            f"gnp: needs alpha .* or penalty .*, got alpha={given.get('alpha')}",
         )
         for given in ({}, {"alpha": 0.5, "penalty": 0.1})
     ],
     (lambda: gnp(0.1, alpha=-0.1), "gnp: alpha must be a finite number"),
     (lambda: gnp(0.1, penalty=NAN), "gnp: penalty must be a finite number"),
     (lambda: gnp(-0.1, alpha=0.5), "gnp: r must be a finite number"),
-    (lambda: gnp(0.0, penalty=0.1), "gnp: penalty needs r above 0"),
+    (lambda: gnp(0.0, penalty=0.1), "gnp: r must be a finite number above 0 .* got 0"),
     (lambda: gsam(-1.0, 0.5), "gsam: rho must be"),
     (lambda: gsam(1.0, -0.5), "gsam: alpha must be"),
     (
@@ -112,35 +117,65 @@ REFUSED = [
     *[
         (
             lambda k=k: looksam(0.3, k=k),
-            f"looksam: k must be a Python int of at least 1, got {k}",
+            f"looksam: k must be an int of at least 1, .* got {k}",
         )
         for k in (0, -1, True)
     ],
     (lambda: looksam(0.3, alpha=-1.0), "looksam: alpha"),
     (lambda: looksam(-0.3), "looksam: rho"),
     # projections
-    (lambda: updated(agem()), "agem: update needs replay_grad_fn"),
     (
-        lambda: updated(agem(), None, replay_grad_fn=jnp.sin),
-        "agem: update needs params",
+        lambda: updated(gem(), task_grad_fn=lambda p: p),
+        r"gem: task_grad_fn must return a row \[T\] per task of .*\(3,\).*, got .*\(\)",
     ),
+    (lambda: gem(-0.5), "gem: margin must be"),
+]
+
+
+# What Python and JAX refuse themselves.
+LEFT_TO_OTHERS = [
+    *[
+        (
+            lambda build=build: updated(build()),
+            f"missing 1 required keyword-only argument: '{needed}'",
+        )
+        for build, needed in (
+            (lambda: sam(0.1), "grad_fn"),
+            (lambda: looksam(0.1), "grad_fn"),
+            (lambda: c_flat(0.1), "grad_fn"),
+            (agem, "replay_grad_fn"),
+            (gem, "task_grad_fn"),
+            (lambda: transforms.scale_by_progress(lambda done: done), "progress"),
+        )
+    ],
     (
-        lambda: updated(agem(), replay_grad_fn=lambda _: WRONG),
-        r"agem: replay_grad_fn must .* got \(4,\)",
+        lambda: updated(sam(0.1), grad_fn=lambda params: (0.0, params)),
+        "pytree structure error: different types.*tuple",
     ),
     *[
         (
-            lambda rows=rows: updated(gem(), task_grad_fn=rows),
-            "gem: task_grad_fn must return gradients with",
+            lambda shape=shape: updated(
+                sam(0.1), grad_fn=lambda _: {"w": jnp.ones(shape)}
+            ),
+            "cannot reshape array of shape .* into shape .*3",
         )
-        for rows in (
-            lambda p: p,
-            lambda p: jax.tree.map(lambda leaf: leaf[None][:0], p),
-        )
+        for shape in (4, 1, ())
     ],
-    (lambda: updated(gem()), "gem: update needs task_grad_fn"),
-    (lambda: gem(-0.5), "gem: margin must be"),
+    (
+        lambda: updated(agem(), replay_grad_fn=lambda _: {"w": jnp.ones(4)}),
+        "cannot reshape array of shape .* into shape .*3",
+    ),
+    (
+        lambda: updated(sam(0.1, mask={"other": True}), grad_fn=lambda p: p),
+        "pytree structure error: .*other",
+    ),
 ]
+
+
+@refused(LEFT_TO_OTHERS)
+def test_the_wrong_call_is_refused_by_another_library(call, words):
+    """Oracle: the message, written out."""
+    assert_raises(call, words)
 
 
 @refused(REFUSED)

@@ -79,7 +79,7 @@ def test_a_sum_of_penalties_fits_a_schedule_free_optimizer():
     optimizer, penalty = optax.contrib.schedule_free_sgd(0.5), l2_init(0.3)
     _, found = walked(optimizer, regularizer=sum_of(penalty, sum_of()))
     assert_same(found.params, walked(optimizer, regularizer=penalty)[1].params)
-    with pytest.raises(ValueError, match=r"takes no projection \(box\)"):
+    with pytest.raises(ValueError, match="takes no average= and no box"):
         walked(optimizer, regularizer=sum_of(penalty, box(0.1)))
 
 
@@ -232,7 +232,7 @@ def test_a_mask_of_another_structure_comes_with_a_remedy(build):
     """Oracle: the message, of one line; both remedies freeze the bias and nothing else."""
     frozen = flax.core.freeze(PARAMS)
     optimizer = build({"w": False, "b": True})
-    with pytest.raises(ValueError, match=r"\(FrozenDict\); give .*unfreeze") as e:
+    with pytest.raises(ValueError, match=r"than FrozenDict; give .*unfreeze") as e:
         walked(optimizer, params=frozen)
     assert "\n" not in str(e.value)
     of_params = lambda params: jax.tree.map(lambda leaf: leaf.ndim == 1, params)
