@@ -127,11 +127,3 @@ def _blend(weight, a, b, dtype):
     """``weight * a + (1 - weight) * b``, summed in float32 or better."""
     wide = wide_dtype(a, b)
     return (weight * a.astype(wide) + (1 - weight) * b.astype(wide)).astype(dtype)
-
-
-__all__ = [
-    "EmaState",
-    "ema",
-    "interpolate",
-    "wise_ft",
-]

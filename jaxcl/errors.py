@@ -238,7 +238,6 @@ def shown(value: Any) -> str:
     return text if short else type(value).__name__
 
 
-
 def reason_of(error: Exception, most: int = 200) -> str:
     """The kind and the text of an error, for a message: one line, cut where it is long."""
     text = " ".join(f"{type(error).__name__}: {error}".splitlines())

@@ -84,6 +84,3 @@ def interleave(method: Method, memory: Memory, *, every: int) -> Method:
         return method.learners(state._replace(memory=kept))
 
     return Method(init, step, end_task, learners)
-
-
-__all__ = ["InterleavedState", "interleave"]

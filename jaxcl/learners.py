@@ -179,12 +179,3 @@ def _unit_features(hidden, params, x):
 
 def _unit(vectors):
     return safe_divide(vectors, jnp.linalg.norm(vectors, axis=-1, keepdims=True))
-
-
-__all__ = [
-    "NearestMean",
-    "from_memory_alone",
-    "kept_rows",
-    "nearest_mean",
-    "nearest_mean_outputs",
-]

@@ -42,6 +42,3 @@ def _any_run(flag):
 def _(axis_size, in_batched, flag):
     del axis_size
     return _any_run(jnp.any(flag, axis=0) if in_batched[0] else flag), False
-
-
-__all__ = ["when"]

@@ -189,21 +189,3 @@ def own_rows(plan: ShardingPlan, numbers: np.ndarray) -> np.ndarray:
     parts = [part for part in index.values() if part is not None]
     starts = sorted({part[0].indices(len(numbers))[:2] for part in parts})
     return np.concatenate([numbers[start:stop] for start, stop in starts])
-
-
-__all__ = [
-    "AXES",
-    "PartitionRule",
-    "ShardingPlan",
-    "batch_sharding",
-    "check_rows",
-    "check_sharding_plan",
-    "fsdp",
-    "make_mesh",
-    "num_parts",
-    "own_rows",
-    "place_rows",
-    "replicate",
-    "replicated",
-    "shardings",
-]

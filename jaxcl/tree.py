@@ -375,28 +375,3 @@ def num_rows(batch: Batch) -> int:
 def num_tasks(plan: PyTree) -> int:
     """How many tasks a stream's plan describes."""
     return jax.tree.leaves(plan)[0].shape[0]
-
-
-__all__ = [
-    "as_batch",
-    "at",
-    "axpy",
-    "by_chunks",
-    "check_batch",
-    "check_numbers",
-    "check_params",
-    "copied",
-    "dot",
-    "lists_as_arrays",
-    "norm",
-    "normalized",
-    "num_rows",
-    "num_tasks",
-    "projection",
-    "random_normal_like",
-    "safe_divide",
-    "subtract",
-    "weighted_mean",
-    "wide",
-    "wide_dtype",
-]

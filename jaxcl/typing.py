@@ -327,38 +327,3 @@ class Model(NamedTuple):
     apply: Callable[..., Array]
     hidden: Callable[[Params, PyTree], tuple[Array, ...]] = _no_hidden
     units: tuple[Units, ...] = ()
-
-
-__all__ = [
-    "Array",
-    "Average",
-    "Batch",
-    "Bool",
-    "Context",
-    "Float",
-    "GradFn",
-    "Int",
-    "Key",
-    "Keys",
-    "Loss",
-    "Memory",
-    "Method",
-    "MethodState",
-    "Model",
-    "Outputs",
-    "Params",
-    "Progress",
-    "PyTree",
-    "Regularizer",
-    "Reset",
-    "State",
-    "StepInfo",
-    "StepRecord",
-    "Stream",
-    "Units",
-    "no_end",
-    "no_observation",
-    "no_penalty",
-    "no_projection",
-    "no_state",
-]

@@ -97,13 +97,3 @@ def shuffled(fisher: Fisher) -> Fisher:
         )
 
     return permuted
-
-
-__all__ = [
-    "largest_entry",
-    "mean_entry",
-    "normalised",
-    "shuffled",
-    "trace",
-    "uniform_importance",
-]

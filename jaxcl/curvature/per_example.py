@@ -240,12 +240,3 @@ def _is_plain_product(eqn, side):
     shape = eqn.invars[1 - side].aval.shape
     free = [d for i, d in enumerate(shape) if i not in contracted[1 - side]]
     return not batched[0] and all(d == 1 for d in free)
-
-
-__all__ = [
-    "Program",
-    "Site",
-    "WeightedValues",
-    "read_program",
-    "sum_squared_gradients",
-]

@@ -76,6 +76,3 @@ def top_eigenvalue(
     start = tree.normalized(tree.random_normal_like(key, params))
     direction, _ = jax.lax.scan(sharpen, start, length=num_steps)
     return tree.dot(direction, product(direction))
-
-
-__all__ = ["sam_sharpness", "top_eigenvalue"]

@@ -119,12 +119,3 @@ def check_rows_independent(loss: Loss, params: Params, batch: Batch, key: Key) -
                 "statistics by GroupNorm or LayerNorm."
             )
             raise InputError(msg)
-
-
-__all__ = [
-    "check_rows_independent",
-    "example_losses",
-    "mean_loss",
-    "of_one",
-    "per_example",
-]

@@ -180,15 +180,3 @@ def are_classes(labels: Array, logits: Array, batch: Batch) -> Bool[Array, " b"]
     """Where labels are those of a class; true for padding."""
     inside = (labels >= 0) & (labels < logits.shape[-1])
     return inside | (batch.weight == 0)
-
-
-__all__ = [
-    "accuracy",
-    "are_classes",
-    "class_labels",
-    "cross_entropy",
-    "dark_experience_loss",
-    "squared_error",
-    "token_accuracy",
-    "token_cross_entropy",
-]

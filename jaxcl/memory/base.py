@@ -146,14 +146,3 @@ def check_rows(who: str, lead: int, kept: Batch, batch: Batch) -> None:
         wanted = f"like the example given to init, {expected}, got {came}"
         msg = f"{who}: rows must have structure, shapes and dtypes {wanted}."
         raise InputError(msg)
-
-
-__all__ = [
-    "after",
-    "blank_rows",
-    "check_rows",
-    "draw_marked",
-    "draw_ranks",
-    "later_rows_win",
-    "no_memory",
-]

@@ -134,6 +134,3 @@ def best_examples(key, select: Select, params, task: Batch, capacity: int) -> Ba
     rows = jnp.where(best > -jnp.inf, jnp.pad(rows, (0, capacity - width)), rows[0])
     chosen = at(rows, task)
     return chosen._replace(weight=chosen.weight * (best > -jnp.inf))
-
-
-__all__ = ["EpisodicState", "episodic"]

@@ -135,12 +135,12 @@ def lloyd(
     chunk_size: int,
 ) -> Float[Array, "k d"]:
     """Lloyd's iterations from given centroids."""
-    chunks = in_chunks((points, weight), chunk_size)
+    chunks = _in_chunks((points, weight), chunk_size)
 
     def improve(centroids, _):
         def add(totals, chunk):
             x, w = chunk
-            label = jnp.argmin(squared_distances(x, centroids), axis=1)
+            label = jnp.argmin(_squared_distances(x, centroids), axis=1)
             member = (
                 jax.nn.one_hot(label, centroids.shape[0], dtype=x.dtype) * w[:, None]
             )
@@ -164,11 +164,11 @@ def nearest_examples(
 ) -> Int[Array, " k"]:
     """The real point nearest to each centroid; the first of equals."""
     position = jnp.arange(points.shape[0])
-    chunks = in_chunks((points, weight, position), chunk_size)
+    chunks = _in_chunks((points, weight, position), chunk_size)
 
     def closer(best, chunk):
         x, w, position = chunk
-        distance = jnp.where(w[:, None] > 0, squared_distances(x, centroids), jnp.inf)
+        distance = jnp.where(w[:, None] > 0, _squared_distances(x, centroids), jnp.inf)
         row = jnp.argmin(distance, axis=0)
         nearer = jnp.min(distance, axis=0) < best[0]
         return (
@@ -181,7 +181,7 @@ def nearest_examples(
     return jax.lax.scan(closer, start, chunks)[0][1]
 
 
-def squared_distances(
+def _squared_distances(
     points: Float[Array, "n d"], centroids: Float[Array, "k d"]
 ) -> Float[Array, "n k"]:
     """All ``|x - c|^2``, through one matrix product."""
@@ -190,7 +190,7 @@ def squared_distances(
     return lengths - 2 * products + jnp.sum(jnp.square(centroids), axis=1)
 
 
-def in_chunks(tree, chunk_size: int):
+def _in_chunks(tree, chunk_size: int):
     """Rows as ``[chunks, chunk, ...]``, the last chunk filled up with zeros."""
     rows = jax.tree.leaves(tree)[0].shape[0]
     chunk_size = min(chunk_size, rows)
@@ -201,6 +201,3 @@ def in_chunks(tree, chunk_size: int):
         return padded.reshape(-1, chunk_size, *leaf.shape[1:])
 
     return jax.tree.map(cut, tree)
-
-
-__all__ = ["kmeans", "kmeans_examples"]

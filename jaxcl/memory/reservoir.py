@@ -111,6 +111,3 @@ def reservoir(
         return state._replace(past=jnp.arange(capacity) < state.seen)
 
     return Memory(init, sample, observe, end_task)
-
-
-__all__ = ["ReservoirState", "reservoir"]

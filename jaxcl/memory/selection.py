@@ -45,6 +45,3 @@ def class_balanced_examples(
     turn = position - jax.lax.cummax(jnp.where(is_first, position, 0))
     turn = jnp.zeros_like(turn).at[order].set(turn)
     return jax.random.uniform(key_turn, turn.shape, jnp.float32) - turn
-
-
-__all__ = ["Select", "class_balanced_examples", "random_examples"]

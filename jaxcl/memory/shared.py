@@ -85,6 +85,3 @@ def shared_episodic(
         return SharedState(rows._replace(weight=rows.weight * there), tasks)
 
     return Memory(init, sample, end_task=end_task)
-
-
-__all__ = ["SharedState", "shared_episodic"]

@@ -272,20 +272,3 @@ def regression(outputs: Outputs, *, center: ArrayLike = 0.0) -> RowMetric:
         }
 
     return RowMetric(rows, finish)
-
-
-__all__ = [
-    "RowMetric",
-    "TaskMetric",
-    "Values",
-    "check_names",
-    "classification",
-    "evaluate",
-    "finished",
-    "listed",
-    "macro_f1",
-    "regression",
-    "tokens",
-    "values_of_task",
-    "weighted_sums",
-]

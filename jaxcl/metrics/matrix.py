@@ -203,7 +203,7 @@ def learning_curve_area(curves: Matrix) -> Value:
 
     Reference: Chaudhry et al. 2019, arXiv:1812.00420, equations 4 and 5.
     """
-    return as_floats(curves).mean((-2, -1))
+    return _as_floats(curves).mean((-2, -1))
 
 
 def diagonal(matrix: Floats, offset: int = 0) -> Floats:
@@ -211,7 +211,7 @@ def diagonal(matrix: Floats, offset: int = 0) -> Floats:
     return matrix.diagonal(offset, -2, -1)
 
 
-def as_floats(values) -> Floats:
+def _as_floats(values) -> Floats:
     """An array of floats: integer arithmetic would truncate fractions."""
     values = values if hasattr(values, "dtype") else np.asarray(values)
     return values.astype(float) if values.dtype.kind in "biu" else values
@@ -219,7 +219,7 @@ def as_floats(values) -> Floats:
 
 def accuracies_of(who: str, matrix, least: int = 1) -> tuple[Floats, int]:
     """Accuracies [..., T, T] as an array, and ``T``; or a ValueError."""
-    matrix = as_floats(matrix)
+    matrix = _as_floats(matrix)
     shape = matrix.shape
     if len(shape) < 2 or shape[-1] != shape[-2] or shape[-1] < least:
         wanted = f"shape [..., T, T] of {least} or more tasks, got {shape}"
@@ -230,30 +230,8 @@ def accuracies_of(who: str, matrix, least: int = 1) -> tuple[Floats, int]:
 
 def row_of(who: str, name: str, row, tasks: int) -> Floats:
     """A row with one accuracy a task, as an array; or a ValueError."""
-    row = as_floats(row)
+    row = _as_floats(row)
     if row.shape[-1:] != (tasks,):
         msg = f"{who}: {name} must have {tasks} accuracies, one a task, got {row}."
         raise InputError(msg)
     return row
-
-
-__all__ = [
-    "Floats",
-    "Matrix",
-    "Value",
-    "accuracies_of",
-    "as_floats",
-    "average_accuracy",
-    "average_incremental_accuracy",
-    "backward_transfer",
-    "diagonal",
-    "forgetting",
-    "forgetting_from_initial",
-    "forward_transfer",
-    "intransigence",
-    "learning_accuracy",
-    "learning_curve_area",
-    "minimum_accuracy",
-    "row_of",
-    "worst_case_accuracy",
-]

@@ -253,6 +253,3 @@ def _names(path) -> tuple[str, ...]:
 def _fan_in(kernel) -> float:
     """The number of inputs of each output of a kernel ``[..., fan_out]``."""
     return kernel.size / kernel.shape[-1]
-
-
-__all__ = ["from_flax", "init_kernels", "init_like_torch"]

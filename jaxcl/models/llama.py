@@ -221,6 +221,3 @@ def _turned(x, turns):
     cos, sin = (turn[:, None, :].astype(x.dtype) for turn in turns)
     a, b = jnp.split(x, 2, axis=-1)
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
-
-
-__all__ = ["LlamaConfig", "llama", "rotations"]

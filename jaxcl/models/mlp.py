@@ -151,6 +151,3 @@ def _copies(activation):
         msg = f"mlp: activation must map [b, d] to [b, k * d], got {shape} from (2, 6)."
         raise InputError(msg)
     return shape[1] // 6
-
-
-__all__ = ["Activation", "crelu", "mlp"]

@@ -36,6 +36,3 @@ def cast_compute(dtype, apply: Callable) -> Callable:
     return lambda params, x, keys=None: cast(
         apply(cast(params, dtype), cast(x, dtype), keys), jnp.float32
     )
-
-
-__all__ = ["cast_compute"]

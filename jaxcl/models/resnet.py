@@ -194,6 +194,3 @@ def resnet(
     gain = lambda path: 1.0 if path[0] == "out" else math.sqrt(2.0)
     hidden = lambda module, x: module.forward(x)[0]
     return from_flax(build, hidden=hidden, units=units, gain=gain)
-
-
-__all__ = ["resnet"]

@@ -203,12 +203,3 @@ def _forget(layer, traces, chosen):
         age=jnp.where(chosen, 0, traces.age),
         pending=traces.pending - jnp.sum(chosen),
     )
-
-
-__all__ = [
-    "Traces",
-    "Utility",
-    "adaptable_contribution",
-    "continual_backprop",
-    "contribution",
-]

@@ -182,14 +182,3 @@ def measure(
         "sam_sharpness": sam_sharpness(mean, params, rho),
     }
     return {name: figure.astype(jnp.float32) for name, figure in found.items()}
-
-
-__all__ = [
-    "dead_fraction",
-    "dormant_fraction",
-    "effective_rank",
-    "measure",
-    "singular_values",
-    "srank",
-    "stable_rank",
-]

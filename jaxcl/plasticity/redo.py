@@ -75,6 +75,3 @@ def redo(
         return jnp.zeros((), jnp.int32)
 
     return Reset(init_counter, reset)
-
-
-__all__ = ["redo"]

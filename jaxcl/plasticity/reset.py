@@ -87,6 +87,3 @@ def shrink_and_perturb(
         return step, touch(params), None
 
     return Reset(lambda params, example: jnp.zeros((), jnp.int32), reset)
-
-
-__all__ = ["chain_resets", "shrink_and_perturb"]

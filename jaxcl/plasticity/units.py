@@ -34,10 +34,10 @@ def leaf(params: Params, path: tuple[str, ...]) -> Array:
     return functools.reduce(operator.getitem, path, params)
 
 
-def replace_leaf(params: Params, path: tuple[str, ...], value: Array) -> Params:
+def _replace_leaf(params: Params, path: tuple[str, ...], value: Array) -> Params:
     """The same nested dict with another array at ``path``."""
     head, *rest = path
-    inner = replace_leaf(params[head], tuple(rest), value) if rest else value
+    inner = _replace_leaf(params[head], tuple(rest), value) if rest else value
     return {**params, head: inner}
 
 
@@ -77,23 +77,23 @@ def reset_units(
         passed = jnp.where(read, mean, 0.0) @ outgoing
         bias = leaf(params, units.shift)
         bias = bias + passed.reshape(-1, bias.size).sum(axis=0).astype(bias.dtype)
-        params = replace_leaf(params, units.shift, bias)
+        params = _replace_leaf(params, units.shift, bias)
 
     rows = read[:, None]
     outgoing = jnp.where(rows, jnp.zeros((), outgoing.dtype), outgoing)
-    params = replace_leaf(params, units.outgoing, outgoing)
+    params = _replace_leaf(params, units.outgoing, outgoing)
     mask = _mark(mask, units.outgoing, rows)
 
     for path in (units.incoming, *units.vectors):
         old = leaf(params, path)
         new = jnp.where(chosen, leaf(fresh, path).astype(old.dtype), old)
-        params = replace_leaf(params, path, new)
+        params = _replace_leaf(params, path, new)
         mask = _mark(mask, path, chosen)
     return params, mask
 
 
 def _mark(mask, path, chosen):
-    return replace_leaf(mask, path, leaf(mask, path) | chosen)
+    return _replace_leaf(mask, path, leaf(mask, path) | chosen)
 
 
 def check_units(who: str, units: tuple[Units, ...]) -> None:

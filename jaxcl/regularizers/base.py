@@ -61,6 +61,3 @@ def scaled(factor: ScalarLike, regularizer: Regularizer) -> Regularizer:
         return factor * regularizer.penalty(state, params, context)
 
     return regularizer._replace(penalty=penalty)
-
-
-__all__ = ["scaled", "sum_of"]

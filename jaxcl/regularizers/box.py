@@ -79,6 +79,3 @@ def boxed(regularizer: Regularizer, radius: ScalarLike) -> Regularizer:
       radius: see :func:`box`.
     """
     return sum_of(regularizer, box(radius))
-
-
-__all__ = ["BoxState", "box", "boxed"]

@@ -91,6 +91,3 @@ def distill(
         return DistillState(copied(params), state.tasks_seen + 1)
 
     return Regularizer(init, penalty, end_task=end_task)
-
-
-__all__ = ["DistillState", "distill"]

@@ -194,6 +194,3 @@ def largest_stable_strength(
     room = jnp.maximum(2.0 / learning_rate - loss_curvature, 0.0)
     top = largest_entry(fisher)
     return jnp.where(top > 0, safe_divide(room, top), jnp.inf)
-
-
-__all__ = ["EwcState", "convert_strength", "ewc", "largest_stable_strength"]

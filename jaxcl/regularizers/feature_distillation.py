@@ -65,6 +65,3 @@ def feature_distillation(
         return strength * weighted_mean(gaps, batch.weight)
 
     return Regularizer(penalty=penalty)
-
-
-__all__ = ["feature_distillation"]

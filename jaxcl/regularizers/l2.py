@@ -54,6 +54,3 @@ def l2_init(strength: ScalarLike) -> Regularizer:
         return 0.5 * strength * dot(away, away)
 
     return Regularizer(lambda params, example: copied(params), penalty)
-
-
-__all__ = ["l2", "l2_init"]

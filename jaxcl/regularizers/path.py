@@ -228,6 +228,3 @@ def _wide_copy(params: Params) -> Params:
 
 def _zeros(tree: Params) -> Params:
     return jax.tree.map(jnp.zeros_like, tree)
-
-
-__all__ = ["SynapticState", "WalkState", "riemannian_walk", "synaptic_intelligence"]

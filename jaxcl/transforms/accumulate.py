@@ -55,6 +55,3 @@ def accumulated(
         return jax.tree.map(lambda t, leaf: t.astype(leaf.dtype), total, shape)
 
     return full
-
-
-__all__ = ["accumulated"]

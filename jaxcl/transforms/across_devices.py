@@ -71,23 +71,23 @@ def across_devices(
             for name, function in extra.items():
                 if name.endswith("grad_fn") and callable(function):
                     extra[name] = shared(function, rows.get(name))
-            grads = mean_over(axis_name, grads, weight)
+            grads = _mean_over(axis_name, grads, weight)
             return inner.update(grads, state, params, **extra)
-        own = varying(axis_name, params), varying(axis_name, state)
+        own = _varying(axis_name, params), _varying(axis_name, state)
         result, state = inner.update(grads, own[1], own[0], **extra)
-        mean = lambda tree: mean_over(axis_name, tree, weight)
+        mean = lambda tree: _mean_over(axis_name, tree, weight)
         return mean(result), mean(state)
 
     def shared(function, weight):
         def mean(params):
-            return mean_over(axis_name, function(varying(axis_name, params)), weight)
+            return _mean_over(axis_name, function(_varying(axis_name, params)), weight)
 
         return mean
 
     return make(inner.init, update)
 
 
-def mean_over(
+def _mean_over(
     axis_name: Hashable, tree: PyTree, weight: ArrayLike | None = None
 ) -> PyTree:
     """The mean over devices, in float32 or better; the largest of integers and booleans.
@@ -118,7 +118,7 @@ def mean_over(
     return jax.tree.map(leaf, tree)
 
 
-def varying(axis_name: Hashable, tree: PyTree) -> PyTree:
+def _varying(axis_name: Hashable, tree: PyTree) -> PyTree:
     """The same numbers, marked as varying, so that ``grad`` does not sum over devices."""
     nothing = 0 * jax.lax.axis_index(axis_name)
 
@@ -127,6 +127,3 @@ def varying(axis_name: Hashable, tree: PyTree) -> PyTree:
         return x + nothing.astype(x.dtype) if inexact else x
 
     return jax.tree.map(leaf, tree)
-
-
-__all__ = ["across_devices"]

@@ -22,7 +22,7 @@ from jaxcl.transforms._perturb import (
 from jaxcl.tree import norm, safe_divide
 
 
-def both_gradients(state: PerturbationState) -> tuple[Array, Array]:
+def _both_gradients(state: PerturbationState) -> tuple[Array, Array]:
     """The slope along the gradient before and after the perturbation."""
     if state.alignment is None:
         msg = "sharpness: expected a measured state; build it with measure=True."
@@ -41,7 +41,7 @@ def perturbation_curvature(state: PerturbationState) -> Float[Array, ""]:
     Raises:
       ValueError: if the transformation was not built with ``measure=True``.
     """
-    below, above = both_gradients(state)
+    below, above = _both_gradients(state)
     return safe_divide(above - below, state.rho)
 
 
@@ -57,7 +57,7 @@ def perturbation_rise(state: PerturbationState) -> Float[Array, ""]:
     Raises:
       ValueError: if the transformation was not built with ``measure=True``.
     """
-    below, above = both_gradients(state)
+    below, above = _both_gradients(state)
     return state.rho * (below + above) / 2
 
 
@@ -185,12 +185,3 @@ def adaptive_strength(
         return grads, AdaptiveStrengthState(number(base * factor), number(mean), inner)
 
     return transformation(init, update)
-
-
-__all__ = [
-    "AdaptiveStrengthState",
-    "adaptive_rho",
-    "adaptive_strength",
-    "perturbation_curvature",
-    "perturbation_rise",
-]

@@ -69,6 +69,3 @@ def agem() -> optax.GradientTransformationExtraArgs:
         return projected, after
 
     return transformation(untouched, update)
-
-
-__all__ = ["ProjectionState", "agem"]

@@ -37,6 +37,3 @@ def scale_by_progress(
         return jax.tree.map(scale, updates), state
 
     return transformation(optax.init_empty_state, update)
-
-
-__all__ = ["scale_by_progress"]

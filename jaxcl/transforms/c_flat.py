@@ -77,6 +77,3 @@ def c_flat(
         return mix(1.0, first, weight, subtract(third, second)), after
 
     return perturbation_transform(update, measure)
-
-
-__all__ = ["c_flat"]

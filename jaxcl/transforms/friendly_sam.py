@@ -91,6 +91,3 @@ def friendly_sam(
         return perturbed, FriendlySamState(logs, momentum)
 
     return transformation(init, update)
-
-
-__all__ = ["FriendlySamState", "friendly_sam"]

@@ -59,19 +59,19 @@ def gem(margin: ScalarLike = 0.0) -> optax.GradientTransformationExtraArgs:
     def update(grads, state, params=None, *, task_grad_fn, **ignored):
         del ignored
         check_update(params)
-        rows = task_gradients(task_grad_fn(params), grads)
+        rows = _task_gradients(task_grad_fn(params), grads)
         norms = jax.vmap(norm)(rows)
         scale = norm(grads)
         # Rows and gradient of unit length: one tolerance fits every scale.
-        unit = jax.vmap(shrink)(rows, norms)
-        gram = products(unit, unit)
-        slope = over_rows(unit, shrink(grads, scale))
-        broken = slope < -ROUNDING
+        unit = jax.vmap(_shrink)(rows, norms)
+        gram = _products(unit, unit)
+        slope = _over_rows(unit, _shrink(grads, scale))
+        broken = slope < -_ROUNDING
         conflict = jnp.any(broken)
         least = margin * safe_divide(norms, scale)
         least = jnp.where(conflict, least, 0.0).astype(slope.dtype)
         slope = jnp.where(conflict, slope, 0.0)
-        projected = project(grads, scale, unit, gram, slope, least)
+        projected = _project(grads, scale, unit, gram, slope, least)
         moved = norm(jax.tree.map(lambda new, old: new - wide(old), projected, grads))
         after = ProjectionState(
             next_count(state.count),
@@ -85,10 +85,10 @@ def gem(margin: ScalarLike = 0.0) -> optax.GradientTransformationExtraArgs:
 
 
 #: Inner products of unit vectors below this are rounding, not conflict.
-ROUNDING = 1e-7
+_ROUNDING = 1e-7
 
 
-def task_gradients(rows, grads):
+def _task_gradients(rows, grads):
     """Gradients of all tasks, checked to be ``grads`` with one more axis in front."""
     came = jax.tree.map(lambda leaf: leaf.shape[1:], rows)
     wanted = jax.tree.map(lambda leaf: leaf.shape, grads)
@@ -101,46 +101,48 @@ def task_gradients(rows, grads):
     return rows
 
 
-def shrink(tree, scale):
+def _shrink(tree, scale):
     """``tree / norm``, zero for zero."""
     return jax.tree.map(lambda leaf: safe_divide(wide(leaf), scale), tree)
 
 
-def total(terms):
+def _total(terms):
     """The sum of all leaves of a tree."""
     return sum(jax.tree.leaves(terms), jnp.zeros((), jnp.float32))
 
 
-def exact(subscripts, a, b):
+def _exact(subscripts, a, b):
     """A product in full precision, also where hardware would round the factors."""
     return jnp.einsum(subscripts, a, b, precision=jax.lax.Precision.HIGHEST)
 
 
-def products(a, b):
+def _products(a, b):
     """Inner products of all rows of two trees.  Returns [T, T]."""
     flat = lambda leaf: leaf.reshape(leaf.shape[0], -1)
-    return total(jax.tree.map(lambda x, y: exact("ip,jp->ij", flat(x), flat(y)), a, b))
+    return _total(
+        jax.tree.map(lambda x, y: _exact("ip,jp->ij", flat(x), flat(y)), a, b)
+    )
 
 
-def over_rows(rows, tree):
+def _over_rows(rows, tree):
     """The inner product of a tree with every row.  Returns [T]."""
     flat = lambda leaf: leaf.reshape(leaf.shape[0], -1)
-    one = lambda x, y: exact("ip,p->i", flat(x), y.reshape(-1))
-    return total(jax.tree.map(one, rows, tree))
+    one = lambda x, y: _exact("ip,p->i", flat(x), y.reshape(-1))
+    return _total(jax.tree.map(one, rows, tree))
 
 
-def apply(matrix, vector):
+def _apply(matrix, vector):
     """A small matrix times a vector, in full precision."""
-    return exact("ij,j->i", matrix, vector)
+    return _exact("ij,j->i", matrix, vector)
 
 
-def add_rows(tree, weights, rows):
+def _add_rows(tree, weights, rows):
     """``tree + sum_k weights[k] * rows[k]``, in the dtypes of ``tree``."""
-    one = lambda y, x: (wide(y) + exact("i,i...->...", weights, x)).astype(y.dtype)
+    one = lambda y, x: (wide(y) + _exact("i,i...->...", weights, x)).astype(y.dtype)
     return jax.tree.map(one, tree, rows)
 
 
-def project(grads, scale, unit, gram, slope, least):
+def _project(grads, scale, unit, gram, slope, least):
     """The feasible gradient nearest to ``g + scale * sum_k least[k] u_k``.
 
     Inner products give the slopes ``<u_k, g'> / scale`` to about ``eps`` times the sum of
@@ -158,26 +160,26 @@ def project(grads, scale, unit, gram, slope, least):
       slope: their inner products with ``g / scale``, [T]; zeros leave ``g`` unchanged.
       least: lower bounds of the weights, at least zero, [T].
     """
-    slope = slope + apply(gram, least)
+    slope = slope + _apply(gram, least)
     reach = 1.0 + jnp.sum(least)
     fixed = jax.lax.stop_gradient((unit, gram, slope, scale, reach))
     fixed_unit, fixed_gram, fixed_slope, fixed_scale, fixed_reach = fixed
-    solve = lambda slope, start: nonnegative_minimum(
+    solve = lambda slope, start: _nonnegative_minimum(
         fixed_gram, slope, start, fixed_reach
     )
     weights, error = solve(fixed_slope, jnp.zeros_like(fixed_slope))
-    newton = solve_free(fixed_gram, slope + apply(gram, weights), weights > 0)
-    chosen = value_of(weights, weights + newton)
-    near = add_rows(jax.tree.map(wide, grads), scale * (least + chosen), unit)
+    newton = _solve_free(fixed_gram, slope + _apply(gram, weights), weights > 0)
+    chosen = _value_of(weights, weights + newton)
+    near = _add_rows(jax.tree.map(wide, grads), scale * (least + chosen), unit)
 
     eps = jnp.finfo(gram.dtype).eps
 
     def correct(search):
         point, weights, _, passes = search
-        slope = safe_divide(over_rows(fixed_unit, point), fixed_scale)
+        slope = safe_divide(_over_rows(fixed_unit, point), fixed_scale)
         found, error = solve(slope, weights)
         change = found - weights
-        point = add_rows(point, fixed_scale * change, fixed_unit)
+        point = _add_rows(point, fixed_scale * change, fixed_unit)
         error = jnp.maximum(error, eps * jnp.sum(jnp.abs(change)))
         return point, found, error, passes + 1
 
@@ -188,22 +190,22 @@ def project(grads, scale, unit, gram, slope, least):
     error = jnp.maximum(error, eps * jnp.sum(weights))
     first = jax.lax.stop_gradient(near), weights, error, jnp.zeros((), jnp.int32)
     point, *_ = jax.lax.while_loop(coarse, correct, first)
-    return value_of(point, near)
+    return _value_of(point, near)
 
 
 @jax.custom_jvp
-def value_of(value, slope):
+def _value_of(value, slope):
     """``value``, with the derivative of ``slope``, which is computed for that alone."""
     del slope
     return value
 
 
-@value_of.defjvp
+@_value_of.defjvp
 def _(arguments, changes):
     return arguments[0], changes[1]
 
 
-class Search(NamedTuple):
+class _Search(NamedTuple):
     """The state of the active-set search."""
 
     weights: Float[Array, " T"]  # never negative, zero outside `free`
@@ -216,7 +218,7 @@ class Search(NamedTuple):
     done: Bool[Array, ""]
 
 
-def nonnegative_minimum(
+def _nonnegative_minimum(
     gram: Float[Array, "T T"],
     slope: Float[Array, " T"],
     start: Float[Array, " T"],
@@ -248,7 +250,7 @@ def nonnegative_minimum(
     eps = jnp.finfo(gram.dtype).eps
 
     def one_round(search):
-        trial = search.weights + solve_free(gram, search.slope, search.free)
+        trial = search.weights + _solve_free(gram, search.slope, search.free)
         blocked = search.free & (trial <= 0)
         # The largest step towards the trial that keeps every weight nonnegative.
         share = safe_divide(search.weights, search.weights - trial)
@@ -260,17 +262,17 @@ def nonnegative_minimum(
         refused = jnp.where(step == 0, search.refused | leaving, False)
 
         change = weights - start
-        here = slope + apply(gram, change)
+        here = slope + _apply(gram, change)
         error = jnp.max(jnp.where(free, jnp.abs(here), -here))
         solved = ~jnp.any(blocked)
         better = solved & (error < search.error)
 
-        noise = 4 * eps * (apply(jnp.abs(gram), jnp.abs(change)) + reach)
+        noise = 4 * eps * (_apply(jnp.abs(gram), jnp.abs(change)) + reach)
         rest = jnp.where(free | refused, 0.0, here + noise)
         worst = jnp.argmin(rest)
         ready = solved | (step == 0)
         broken = ready & (rest[worst] < 0)
-        return Search(
+        return _Search(
             weights,
             here,
             free.at[worst].set(free[worst] | broken),
@@ -285,14 +287,14 @@ def nonnegative_minimum(
     none = slope > jnp.inf
     unknown = jnp.where(jnp.any(none), 0.0, jnp.full((), jnp.inf, slope.dtype))
     zero = jnp.zeros((), jnp.int32)
-    first = Search(start, slope, start > 0, none, start, unknown, zero, jnp.any(none))
+    first = _Search(start, slope, start > 0, none, start, unknown, zero, jnp.any(none))
     found = jax.lax.while_loop(
         lambda search: ~search.done & (search.rounds < 4 * size + 8), one_round, first
     )
     return found.best, found.error
 
 
-def solve_free(gram, slope, free):
+def _solve_free(gram, slope, free):
     """``K d = -b`` on the free rows, zero elsewhere; least squares if rows depend.
 
     A ridge above rounding makes the inverse safe, and refinement removes its bias,
@@ -305,10 +307,7 @@ def solve_free(gram, slope, free):
     want = jnp.where(free, -slope, 0.0)
 
     def refine(step, _):
-        return step + apply(inverse, want - apply(inside, step)), None
+        return step + _apply(inverse, want - _apply(inside, step)), None
 
     step, _ = jax.lax.scan(refine, jnp.zeros_like(slope), length=3)
     return jnp.where(free, step, 0.0)
-
-
-__all__ = ["ProjectionState", "gem"]

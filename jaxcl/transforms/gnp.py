@@ -80,6 +80,3 @@ def gnp(
     options = {"mask": mask, "measure": measure, "skip": is_zero(strength)}
     alone = one_perturbation(r, blend, **options)
     return alone if axis_name is None else across_devices(alone, axis_name, sync=sync)
-
-
-__all__ = ["gnp"]

@@ -93,6 +93,3 @@ def rho_schedule(
         return rho_min + jnp.subtract(rho_max, rho_min) * share
 
     return rho
-
-
-__all__ = ["gsam", "rho_schedule"]

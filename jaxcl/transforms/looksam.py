@@ -138,6 +138,3 @@ def _rounding(size: Array, grads: PyTree) -> float:
     """Relative error of gradients: of sums in the dtype of ``size``, and of each leaf."""
     eps = lambda array: float(jnp.finfo(array.dtype).eps)
     return max([8 * eps(size), *map(eps, jax.tree.leaves(grads))])
-
-
-__all__ = ["LookSamState", "looksam"]

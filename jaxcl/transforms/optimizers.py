@@ -181,12 +181,3 @@ def restarted(
     )
     pick = lambda mark, fresh, old: jnp.where(mark, fresh, old).astype(old.dtype)
     return jax.tree.map(pick, marks, optimizer.init(params), state)
-
-
-__all__ = [
-    "accepting",
-    "first_state",
-    "is_schedule_free",
-    "restarted",
-    "schedule_free_average",
-]

@@ -225,13 +225,13 @@ def test_only_rows_close_to_dependent_cost_more_products(monkeypatch):
     """Oracle: a host callback at each product with all rows."""
     calls = []
     module = importlib.import_module("jaxcl.transforms.gem")
-    product = module.over_rows
+    product = module._over_rows
 
     def counted(rows, tree):
         jax.debug.callback(lambda: calls.append(1))
         return product(rows, tree)
 
-    monkeypatch.setattr(module, "over_rows", counted)
+    monkeypatch.setattr(module, "_over_rows", counted)
     program = jax.jit(lambda grads, rows: transform(grads, rows))
     for kind in ("independent", "nearly opposite"):
         grads, rows = draw_dependent(kind)
