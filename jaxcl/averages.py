@@ -52,6 +52,7 @@ def ema(decay: ScalarLike, *, warm_up: bool = False) -> Average:
     def observe(key, state, step, params):
         del key, step
         count = state.num_steps + 1
+        # s <- d s + (1 - d) theta
         kept = jnp.minimum(decay, (1 + count) / (10 + count)) if warm_up else decay
         move = lambda average, fast: _blend(kept, average, fast, average.dtype)
         return EmaState(jax.tree.map(move, state.average, params), count)

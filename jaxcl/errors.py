@@ -62,6 +62,7 @@ def check_number(
         finite = "number" if infinite else "finite number"
         wanted = f"a {finite} {'above' if above else 'of at least'} {least:g}"
     wanted += " or a schedule" if schedules else ""
+    # Numbers of a grid (under vmap) and schedules are known only when the program runs.
     for name, value in values.items():
         if _is_traced(value) or (schedules and callable(value)):
             continue

@@ -194,6 +194,7 @@ def by_chunks(function, parts, size: int | None, *, recompute: bool = False):
     Returns:
       Leaves ``[n, ...]``, equal to ``function`` of all rows at once.
     """
+    check_size("by_chunks", optional=True, chunk_size=size)
     total = jax.tree.leaves(parts)[0].shape[0]
     if size is None or size >= total:
         return function(*parts)

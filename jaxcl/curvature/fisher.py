@@ -130,8 +130,10 @@ def sampled_fisher(
     def values(params, row):
         example, key = row
         scores = _log_likelihoods("sampled_fisher", outputs, params, example)
+        # y ~ p(y | x), each with weight 1 / num_draws.
         labels = jax.random.categorical(key, scores, shape=(num_draws,))
         shares = jnp.full(num_draws, 1 / num_draws, scores.dtype)
+        # With more draws than classes: one gradient per class, weighted by its count.
         if num_draws < scores.size:
             return scores[labels], shares
         return scores, jnp.zeros_like(scores).at[labels].add(shares)
@@ -171,6 +173,7 @@ def exact_fisher(
     )
 
     def values(params, row):
+        # sum_c p_c (d log p_c)^2: the values are log p_c, their weights p_c.
         scores = _log_likelihoods("exact_fisher", outputs, params, row[0])
         return scores, jnp.exp(scores)
 

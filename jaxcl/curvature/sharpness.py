@@ -37,6 +37,7 @@ def sam_sharpness(
     check_number("sam_sharpness", rho=rho)
     params = jax.tree.map(tree.wide, params)  # bfloat16 would round the step away
     value, grads = jax.value_and_grad(loss)(params)
+    # L(theta + rho g / |g|) - L(theta)
     uphill = tree.axpy(tree.safe_divide(rho, tree.norm(grads)), grads, params)
     return loss(uphill) - value
 
@@ -74,5 +75,6 @@ def top_eigenvalue(
         return tree.normalized(product(direction)), None
 
     start = tree.normalized(tree.random_normal_like(key, params))
+    # v <- H v / |H v|; at the end the Rayleigh quotient <v, H v>, which keeps the sign.
     direction, _ = jax.lax.scan(sharpen, start, length=num_steps)
     return tree.dot(direction, product(direction))

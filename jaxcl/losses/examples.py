@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Array, Float
 from jaxtyping import Key as Keys
 
-from jaxcl.errors import InputError, check_size
+from jaxcl.errors import InputError
 from jaxcl.tree import by_chunks, check_batch, num_rows, weighted_mean
 from jaxcl.typing import Batch, Key, Loss, Params
 
@@ -54,10 +54,10 @@ def example_losses(
         then accumulated chunk by chunk, and each chunk is computed a second time for it:
         the memory of a small batch, for four thirds of the work.
     """
-    check_size("example_losses", optional=True, chunk_size=chunk_size)
     check_batch("example_losses", batch)
     if num_rows(batch) == 0:  # without memory; many networks fail on zero rows
         return jnp.zeros_like(batch.weight)
+    # A key per row: rows are then independent, whatever the chunks.
     one = key.ndim == (0 if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else 1)
     keys = jax.random.split(key, num_rows(batch)) if one else key
 
@@ -107,6 +107,7 @@ def check_rows_independent(loss: Loss, params: Params, batch: Batch, key: Key) -
         ``1e-4`` of the largest.
     """
     keys = jax.random.split(key, num_rows(batch))
+    # Copies keep the shapes: the compiled sums stay the same, and only other rows change.
     together = np.asarray(loss(params, batch, keys))
     for row in range(num_rows(batch)):
         same = np.full(num_rows(batch), row)

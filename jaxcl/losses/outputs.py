@@ -45,6 +45,7 @@ def heads(apply: Callable, sizes: int | list[int] | tuple[int, ...]) -> Outputs:
 
     def outputs(params, batch, keys=None):
         every = _by_task("heads", apply(params, batch.x, keys), sizes)
+        # NaN for a task without a head: a gather would clamp its number to another head.
         known = (batch.task >= 0) & (batch.task < every.shape[1])
         own = jnp.take_along_axis(every, batch.task[:, None, None], axis=1)[:, 0]
         return jnp.where(known[:, None], own, jnp.nan)

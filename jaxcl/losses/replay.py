@@ -56,6 +56,7 @@ def step_loss(
         if not num_rows(replay) or (not scheduled and is_zero(given)):
             losses = losses_of(loss, params, batch, keys)
             return jnp.sum(shares * losses), losses
+        # w is zero while the memory is empty: L is then the loss of the batch alone.
         weight = jnp.any(replay.weight > 0) * _weight(given, batch, replay, progress)
         past_shares = weight * _shares(replay)
         if replay_loss is None and not jax.tree.leaves(batch.stored):
@@ -69,6 +70,7 @@ def step_loss(
             return jnp.sum(shares * losses), losses[:size]
         losses = losses_of(loss, params, batch, keys)
         past = losses_of(replay_loss or loss, params, replay, replay_keys)
+        # L = loss + w replay_loss, or a mean, (loss + w loss of the replay) / (1 + w).
         total = jnp.sum(shares * losses) + jnp.sum(past_shares * past)
         return total if replay_loss else total / (1 + weight), losses
 

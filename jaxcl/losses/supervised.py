@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, ScalarLike, Shaped
 
-from jaxcl.errors import InputError, check_number, check_size, is_zero
+from jaxcl.errors import InputError, check_number, is_zero
 from jaxcl.tree import by_chunks, weighted_mean
 from jaxcl.typing import Batch, Loss, Outputs, Params
 
@@ -58,6 +58,7 @@ def dark_experience_loss(
     def loss(params, batch, keys):
         given = outputs(params, batch, keys)
         _check_alike("stored outputs (store=outputs)", given, batch.stored)
+        # alpha |z - f(x)|^2 is DER; DER++ adds beta CE(f(x), y).
         squares = jnp.square(given - batch.stored).reshape(len(given), -1)
         kept = jnp.multiply(alpha, jnp.sum(squares, axis=1))
         return kept if is_zero(beta) else kept + beta * likely(params, batch, keys)
@@ -142,6 +143,7 @@ def _mean_of_last(
     values: Shaped[Array, "*b n"], counts: Bool[Array, "*b n"]
 ) -> Float[Array, "*b"]:
     """The mean over the last axis of the entries that count; zero if none does."""
+    # In float32: bfloat16 cannot count beyond 256.
     total = jnp.sum(jnp.where(counts, values, 0), axis=-1, dtype=jnp.float32)
     return total / jnp.maximum(jnp.sum(counts, axis=-1), 1)
 
@@ -163,11 +165,11 @@ def accuracy(
       a class. Where a logit is NaN the prediction is the class of the first NaN, so check
       finiteness separately.
     """
-    check_size("accuracy", optional=True, chunk_size=chunk_size)
 
     def hits(batch):
         scores = outputs(params, batch)
         labels = class_labels("accuracy", scores, batch)
+        # A label that is no class would count as a miss, and hide the mistake.
         hit = (jnp.argmax(scores, axis=-1) == labels).astype(jnp.float32)
         return jnp.where(are_classes(labels, scores, batch), hit, jnp.nan)
 

@@ -75,13 +75,13 @@ def evaluate(
     Returns:
       ``{name: [] float}``; NaN if all weights are zero.
     """
-    check_size("evaluate", optional=True, chunk_size=chunk_size)
     found: dict[str, Array] = {}
     for metric in listed("evaluate", metrics):
         part: Any = metric  # a TaskMetric has no rows
         of_rows = lambda rows, part=part: part.rows(params, frozen, rows)
         rows = by_chunks(of_rows, (batch,), chunk_size)
         total = jnp.sum(batch.weight)
+        # sum w v / sum w over all rows: padding has no effect, nor have chunks.
         sums = weighted_sums(rows, batch)
         mean = lambda leaf, total=total: jnp.where(total > 0, leaf / total, jnp.nan)
         values = finished(part, jax.tree.map(mean, sums))
@@ -194,6 +194,7 @@ def macro_f1(outputs: Outputs, num_classes: int) -> RowMetric:
         return {"hits": said * true, "said": said, "true": true}
 
     def finish(means):
+        # 2 tp / (2 tp + fp + fn), where said = tp + fp and true = tp + fn.
         there = means["said"] + means["true"]
         scores = safe_divide(2 * means["hits"], there)
         return {"macro_f1": jnp.sum(scores) / jnp.sum(there > 0)}
@@ -223,6 +224,7 @@ def tokens(outputs: Outputs) -> RowMetric:
         return {"loss": add(losses), "right": add(right), "tokens": add(1.0)}
 
     def finish(means):
+        # Means of sums: the number of examples cancels, and every token counts alike.
         loss = means["loss"] / means["tokens"]
         return {
             "loss": loss,
@@ -262,6 +264,7 @@ def regression(outputs: Outputs, *, center: ArrayLike = 0.0) -> RowMetric:
 
     def finish(means):
         # By operators: on the host the sums are float64, which jnp would round.
+        # Var y = E y^2 - (E y)^2, per output.
         spread = (means["square"] - means["target"] ** 2).mean()
         explained = jnp.where(spread > 0, 1 - means["mse"] / spread, jnp.nan)
         return {

@@ -48,6 +48,7 @@ def average_incremental_accuracy(matrix: Matrix) -> Value:
     Reference: Rebuffi et al. 2017 (iCaRL), arXiv:1611.07725, section 4.
     """
     matrix, tasks = accuracies_of("average_incremental_accuracy", matrix)
+    # A_k = 1/k sum_{j <= k} R_kj, and 1/T of each: every row has its own weight.
     rows, columns = np.tril_indices(tasks)
     weight = (1 / (tasks * (rows + 1))).astype(matrix.dtype)
     return (matrix[..., rows, columns] * weight).sum(-1)
@@ -95,7 +96,7 @@ def forward_transfer(matrix: Matrix, untrained: Matrix) -> Value:
     """
     matrix, tasks = accuracies_of("forward_transfer", matrix, least=2)
     untrained = row_of("forward_transfer", "untrained", untrained, tasks)
-    before = diagonal(matrix, offset=1)
+    before = diagonal(matrix, offset=1)  # R[j - 1, j]
     return (before - untrained[..., 1:]).mean(-1)
 
 
@@ -187,7 +188,7 @@ def worst_case_accuracy(matrix: Matrix) -> Value:
     """
     matrix, tasks = accuracies_of("worst_case_accuracy", matrix)
     last = matrix[..., -1, -1]
-    if tasks == 1:
+    if tasks == 1:  # min-ACC is a mean over no tasks
         return last
     return last / tasks + (1 - 1 / tasks) * minimum_accuracy(matrix)
 

@@ -132,6 +132,7 @@ def _read_with(formula: Callable, least: int, matrix, name: str, row) -> Metric:
 
 def _first_gap(formula: Callable, gaps: np.ndarray) -> tuple[int, int]:
     """The first NaN entry that makes a formula NaN, by trying rows, then columns."""
+    # A stack of matrices, each with the gaps of one row (then of one entry) alone.
     one = np.eye(gaps.shape[0], dtype=bool)
     spoils = lambda only: np.isnan(formula(np.where(only & gaps, np.nan, 0.0)))
     i = int(np.argmax(spoils(one[:, :, None])))

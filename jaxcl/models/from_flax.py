@@ -96,6 +96,7 @@ def _nnx(module, hidden, train, evaluate):
             return jax.tree.map(jnp.array, weights)
         return nnx.to_pure_dict(nnx.state(build(nnx.Rngs(key)), nnx.Param))
 
+    # The graph is static; only parameters and random streams are arguments.
     def merged(params, mode="eval", key=None):
         key = jax.random.key(0) if key is None else key
         return nnx.merge(modes[mode][0], nnx.State(params), _seeded(streams, key))
@@ -106,6 +107,7 @@ def _nnx(module, hidden, train, evaluate):
         if not noisy:
             return merged(params, "train")(x, **train)
 
+        # A mask per row, from its own key: the row law.
         def row(x, key):
             one = jax.tree.map(lambda leaf: leaf[None], x)
             return merged(params, "train", key)(one, **train)[0]
@@ -149,6 +151,7 @@ def _linen(module, x, hidden, train, evaluate, *, noisy):
     """``(draw, apply, activations)`` of a linen module."""
 
     def variables(key):
+        # On zeros: only shapes and dtypes of the input matter for parameters.
         names = ("params", "dropout")
         rngs = dict(zip(names, jax.random.split(key), strict=True))
         zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), x)
@@ -192,6 +195,7 @@ def init_kernels(key: Key, params: Params, gain: Gain) -> Params:
     """
 
     def bound(names, leaf):
+        # U(-a, a) has variance a^2 / 3, so a = gain sqrt(3 / fan_in).
         return gain(names) * math.sqrt(3.0 / _fan_in(leaf)) if leaf.ndim > 1 else None
 
     return _draw_uniform(key, params, bound)
@@ -221,6 +225,7 @@ def init_like_torch(key: Key, params: Params) -> Params:
 
     def bound(names, leaf):
         del leaf
+        # U(-a, a) with a = 1 / sqrt(fan_in), for a bias that of the kernel beside it.
         beside = names[-1] in ("kernel", "bias") and names[:-1] in fan_in
         return 1 / math.sqrt(fan_in[names[:-1]]) if beside else None
 

@@ -211,6 +211,7 @@ def rotations(
     length: int, size: int, theta: float
 ) -> tuple[Float[np.ndarray, "n half"], Float[np.ndarray, "n half"]]:
     """Cosine and sine of position ``i`` times frequency ``theta ** (-2 k / size)``."""
+    # Position i turns pair k by the angle i theta^(-2k / size).
     frequencies = theta ** -(np.arange(0, size, 2) / size)
     angles = np.outer(np.arange(length), frequencies)
     return np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
@@ -219,5 +220,6 @@ def rotations(
 def _turned(x, turns):
     """Rotate the pairs ``(x[k], x[k + half])`` of each head ``[b, n, heads, size]``."""
     cos, sin = (turn[:, None, :].astype(x.dtype) for turn in turns)
+    # (a + ib) e^(i angle), with the halves of a head as real and imaginary parts.
     a, b = jnp.split(x, 2, axis=-1)
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)

@@ -36,6 +36,7 @@ class _Mlp(nnx.Module):
         self.num_hidden = len(sizes) - 2
         self.activation = activation
         self.layer_norm = layer_norm
+        # With CReLU a layer of w units has 2 w outputs.
         reads = [sizes[0], *(copies * width for width in sizes[1:-1])]
         linear = functools.partial(nnx.Linear, use_bias=bias, rngs=rngs)
         for k, width in enumerate(sizes[1:-1]):

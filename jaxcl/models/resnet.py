@@ -54,6 +54,7 @@ def _convolve_by_product(x, kernel, *, stride):
 
 def _taps(length, size, stride):
     """SAME padding of one axis, and one slice per row of the kernel."""
+    # SAME: ceil(length / stride) outputs, and the odd entry of padding at the end.
     count = -(-length // stride)
     total = max((count - 1) * stride + size - length, 0)
     span = (count - 1) * stride + 1
@@ -95,7 +96,7 @@ class _ResNet(nnx.Module):
         num_in = width
         for name, stage, first in self.names:
             num_out = width * 2**stage
-            step = 2 if first and stage else 1
+            step = 2 if first and stage else 1  # a later stage halves the image
             setattr(self, name, _Block(num_in, num_out, step, groups, rngs=rngs))
             num_in = num_out
         self.out = nnx.Linear(num_in, num_classes, rngs=rngs)

@@ -77,6 +77,7 @@ def effective_rank(values: Float[Array, " k"]) -> Float[Array, ""]:
     Reference: Roy and Vetterli 2007, "The effective rank".
     """
     _check_values("effective_rank", values)
+    # exp(-sum p log p) with p = s / sum s, and 0 log 0 = 0.
     share = tree.safe_divide(values, jnp.sum(values))
     entropy = -jnp.sum(share * jnp.log(jnp.where(share > 0, share, 1.0)))
     return jnp.where(jnp.sum(values) == 0, 0.0, jnp.exp(entropy))
@@ -93,6 +94,7 @@ def stable_rank(values: Float[Array, " k"]) -> Float[Array, ""]:
     Reference: Rudelson and Vershynin 2007, arXiv:math/0503442.
     """
     _check_values("stable_rank", values)
+    # sum (s / s_1)^2: the squares themselves could overflow.
     relative = tree.safe_divide(values, jnp.max(values))
     return jnp.sum(jnp.square(relative))
 
@@ -111,6 +113,7 @@ def srank(values: Float[Array, " k"], *, delta: ScalarLike = 0.01) -> Float[Arra
     check_number("srank", most=1.0, delta=delta)
     _check_values("srank", values)
     total = jnp.sum(values)
+    # The least k whose sum reaches (1 - delta) sum s: one more than those that do not.
     short = jnp.cumsum(values) < (1 - delta) * total
     rank = jnp.where(total == 0, 0.0, jnp.sum(short) + 1.0)
     return jnp.where(jnp.isnan(total), jnp.nan, rank)

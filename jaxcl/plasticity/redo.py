@@ -57,6 +57,7 @@ def redo(
         for layer, h in zip(units, hidden(params, batch.x), strict=False):
             activity = mean_over_rows(jnp.abs(h), batch.weight)
             activity = activity.reshape(layer.copies, layer.width).sum(axis=0)
+            # s_i = a_i / mean_k a_k <= tau
             dormant = dormancy_score(activity) <= threshold
             # A batch of padding has no activity.
             dormant &= jnp.sum(batch.weight) > 0

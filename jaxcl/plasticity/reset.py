@@ -72,9 +72,9 @@ def shrink_and_perturb(
 
     def soften(param, fresh):
         old, drawn = wide(param), wide(fresh)  # so that bfloat16 leaves round once
-        if param.ndim > 1:
+        if param.ndim > 1:  # w <- p w + sigma xi
             new = shrink * old + sigma * drawn
-        else:
+        else:  # w <- c + p (w - c): all draws of a vector are its constant c
             new = drawn + shrink * (old - drawn)
         return new.astype(param.dtype)
 

@@ -76,6 +76,7 @@ def distill(
             kept, now = jax.lax.stop_gradient(soft(state.anchor)), soft(params)
             given = kept > -jnp.inf
             gaps = jnp.where(given, kept, 0.0) - jnp.where(given, now, 0.0)
+            # KL(p_a || p) = sum p_a (log p_a - log p)
             sums = jnp.sum(jnp.exp(kept) * gaps, axis=-1)
             return jnp.mean(sums, axis=tuple(range(1, sums.ndim)))
 

@@ -79,6 +79,7 @@ def synaptic_intelligence(
         now = _wide_copy(params)
 
         def add(importance, path, end, start):
+            # Omega += max(omega, 0) / ((theta_end - theta_start)^2 + xi)
             gain = jnp.maximum(path, 0) / (jnp.square(end - start) + damping)
             return importance + gain.astype(importance.dtype)
 

@@ -122,6 +122,7 @@ def perturb(params: Params, rho, direction: PyTree) -> Params:
 
     The norm, the sum and the point that comes back are float32 or better.
     """
+    # eps = rho g / |g|: equation 2 of arXiv:2010.01412 for the Euclidean norm.
     return step_from(params, safe_divide(rho, norm(direction)), direction)
 
 
@@ -135,6 +136,7 @@ def perturb_adaptively(params: Params, rho, direction: PyTree, eta) -> Params:
         return (jnp.abs(p.astype(dtype)) + eta) * d.astype(dtype)
 
     none = lambda leaf: leaf is None
+    # once = T d and twice = T^2 d: eps = rho T^2 d / |T d|, as in arXiv:2102.11600.
     once = jax.tree.map(scale_by_weight, direction, params, is_leaf=none)
     twice = jax.tree.map(scale_by_weight, once, params, is_leaf=none)
     return step_from(params, safe_divide(rho, norm(once)), twice)

@@ -56,6 +56,7 @@ def agem() -> optax.GradientTransformationExtraArgs:
         del ignored
         check_update(params)
         past = cast_like(replay_grad_fn(params), grads)
+        # g - min(0, <g, r>) r / |r|^2, as in equation 11, and g itself where they agree.
         agreement, length = projection(grads, past)
         uphill = jnp.minimum(agreement, 0.0)
         projected = axpy(-uphill, past, grads)

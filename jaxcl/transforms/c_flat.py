@@ -65,11 +65,13 @@ def c_flat(
         uphill = lambda start, direction: perturb(start, radius, choose(direction))
         gradient = lambda point: cast_like(grad_fn(point), grads)
 
+        # g_1 = grad L(w + rho g_0 / |g_0|)
         first = grads if is_zero(radius) else gradient(uphill(params, grads))
         seen = choose(first) if measure else None
         after = logged(state.count, radius, choose(grads), seen)
         if is_zero(radius) or is_zero(strength):
             return first, after
+        # h = g_1 - g_0; g_2 = grad L(w + rho h / |h|); g_3 a step along g_2 further.
         steep = uphill(params, subtract(first, grads))
         second = gradient(steep)
         third = gradient(uphill(steep, second))

@@ -81,6 +81,7 @@ def friendly_sam(
         def stray(params, radius, ascent):
             del ascent
             taken = -1.0 * at_step(sigma, count)
+            # d = g - sigma m, with m before this update.
             special = mix(1.0, jax.tree.map(wide, grads), taken, state.momentum)
             return perturb(params, radius, masked_leaves(mask, params, special))
 

@@ -72,6 +72,7 @@ def gnp(
     check_number("gnp", schedules=True, **named)
 
     def blend(count, grads, perturbed):
+        # (1 - alpha) g + alpha g_p, with alpha = lambda / r.
         share = at_step(strength, count)
         if alpha is None:
             share = safe_divide(share, at_step(r, count))

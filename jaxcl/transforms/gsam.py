@@ -47,6 +47,7 @@ def gsam(
 
     def combine(count, grads, perturbed):
         share = at_step(alpha, count)
+        # g_p - alpha (g - along g_p) = (1 + alpha along) g_p - alpha g
         # By a direction of unit length: |g_p|^2 could over- or underflow.
         along, _ = projection(grads, perturbed)
         return mix(-1.0 * share, grads, 1.0 + share * along, perturbed)
