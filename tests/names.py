@@ -2,8 +2,8 @@
 
 
 def public(module):
-    """A package's own list; of a module what it defines without an underscore."""
-    if hasattr(module, "__path__"):
+    """A package's own list; else what is defined without an underscore."""
+    if hasattr(module, "__all__"):
         return list(module.__all__)
     own = lambda value: getattr(value, "__module__", "") == module.__name__
     return [
