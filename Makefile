@@ -10,7 +10,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 PYTEST ?= -n auto --maxprocesses 8
 
-.PHONY: help demo test slow lint types format requirements clean
+.PHONY: help demo test slow fuzz lint types format requirements clean
 
 help:  ## Show this list
 	@sed -n 's/^\([a-z]*\):.*##/\1 /p' Makefile | awk '{name = $$1; $$1 = ""; printf "  make %-13s%s\n", name, $$0}'
@@ -25,6 +25,11 @@ test: $(STAMP)  ## Run the tests; PYTEST="-x tests/test_tree.py" to choose
 slow: $(STAMP)  ## Run the slow tests: kills, campaigns, many processes
 	XLA_FLAGS=--xla_cpu_parallel_codegen_split_count=1 \
 	    $(BIN)/python -m pytest -m slow $(PYTEST)
+
+fuzz: $(STAMP)  ## Damage files, checkpoints and command lines, 5,000 inputs of each kind
+	for battery in rows images checkpoints commands; do \
+	    JAX_PLATFORMS=cpu $(BIN)/python -m tests.fuzz.$$battery --count $(or $(COUNT),5000) \
+	    || exit 1; done
 
 lint: $(STAMP)  ## Check style and formatting
 	$(BIN)/ruff check .

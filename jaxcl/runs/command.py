@@ -143,10 +143,16 @@ def tell_end(error: KeyboardInterrupt, folder: Any) -> int:
     return 0 if asked else 130
 
 
+#: What the system says of a disk that is full or may not be written, and of a bad path.
+_REFUSALS = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES),
+    errno.ENAMETOOLONG,
+)
+
+
 def is_bad_input(error: BaseException) -> bool:
     """Whether it is bad input, or a disk that refuses, and so no bug."""
-    refusals = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
-    refused = isinstance(error, OSError) and error.errno in refusals
+    refused = isinstance(error, OSError) and error.errno in _REFUSALS
     return refused or isinstance(error, InputError)
 
 

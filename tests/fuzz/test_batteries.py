@@ -6,13 +6,15 @@ import numpy as np
 import pytest
 
 from jaxcl.errors import InputError
-from tests.fuzz import images, rows
+from tests.fuzz import commands, images, rows
 from tests.fuzz.battery import outcome_of, run_battery
 
 
-@pytest.mark.parametrize("module", [rows, images], ids=lambda module: module.__name__)
-def test_damaged_files_are_used_or_refused_in_one_line(tmp_path, module):
-    """Law: no other exception, no hang; both outcomes occur for every kind of file."""
+@pytest.mark.parametrize(
+    "module", [rows, images, commands], ids=lambda module: module.__name__
+)
+def test_damaged_inputs_are_used_or_refused_in_one_line(tmp_path, module):
+    """Law: no other exception, no hang; both outcomes occur for every kind of input."""
     summary = module.battery(200, 0, tmp_path)
     assert summary["failures"] == []
     assert summary["used"] + summary["refused"] == summary["inputs"] == 200
