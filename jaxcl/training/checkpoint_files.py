@@ -52,11 +52,12 @@ def steps(folder: str | Path) -> list[int]:
 
 
 def all_steps(folder: Path) -> list[int]:
-    """Likewise, with those whose note was removed or is not a file."""
+    """Likewise, with all of orbax that have no note, or one that is not a file."""
     names = set(entries(folder))
     notes = {name[:-5] for name in names if re.fullmatch(rf"{_STEP}\.json", name)}
     bare = {name for name in names if re.fullmatch(_STEP, name)} - notes
-    bare = {n for n in bare if f"{n}.new.json" not in names and is_ours(folder / n)}
+    bare = {n for n in bare if f"{n}.new.json" not in names}
+    bare = {n for n in bare if (folder / n / "orbax.checkpoint").exists()}
     gone = {n for n in notes if f"{n}.removed" in names and n not in names}
     return sorted(map(int, (notes - gone) | bare))
 

@@ -45,23 +45,26 @@ from jaxcl.training.processes import (
     is_primary,
     lock_across_processes,
 )
-from jaxcl.training.run_state import (
+from jaxcl.training.results import (
     Results,
-    RunState,
     are_new,
-    begin,
     empty_results,
+    notes_of,
+    recall,
+    spent_so_far,
+    warn_of_bad_scores,
+    warn_of_bad_steps,
+    warn_of_unlearned_tasks,
+)
+from jaxcl.training.run_state import (
+    RunState,
+    begin,
     evaluation_due,
     is_finished,
     latest_run_state,
-    notes_of,
     number_of,
-    recall,
-    spent_so_far,
     started_from,
     warn_if_finished,
-    warn_of_bad_scores,
-    warn_of_bad_steps,
 )
 from jaxcl.typing import Key, Params
 
@@ -294,6 +297,7 @@ def learn(
     warn_of_bad_steps(run_state, tasks, policy, diverged=diverged)
     names = [*(task.name for task in tasks), *evaluation]
     warn_of_bad_scores(results, names, run.measured)
+    warn_of_unlearned_tasks(run_state, spent, results, names)
     mean = spent.loss / np.where(spent.steps, spent.steps, np.nan)
     learners, seconds = program.read(run_state.state), float(spent.seconds[0])
     return TrainResult(status, learners, results, run_state, mean, seconds)

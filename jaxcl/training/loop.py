@@ -25,11 +25,10 @@ from jaxcl.training.compiled import Program
 from jaxcl.training.evaluate import Measured, measure
 from jaxcl.training.options import Options, steps_of
 from jaxcl.training.processes import any_across_processes
+from jaxcl.training.results import Results, Spent, add_losses
 from jaxcl.training.run_state import (
     Best,
-    Results,
     RunState,
-    Spent,
     evaluation_due,
     new_best,
     number_of,
@@ -151,8 +150,8 @@ def report(
     rate = len(seen) * run.options.batch_size / max(seconds, 1e-9)
     losses = [float(info.loss) for info in seen]
     task, step = int(run_state.task), int(run_state.step)
-    run.spent.loss[task] += sum(losses)
-    run.spent.steps[task] += len(seen)
+    penalties = [float(info.metrics.get("penalty", 0.0)) for info in seen]
+    add_losses(run.spent, task, losses, penalties)
     run.spent.seconds[...] += seconds
     loss = float(np.mean(losses))
     run.write(

@@ -1,22 +1,20 @@
-"""The state of a run and its results: what a checkpoint holds, and how it is found."""
+"""The state of a run: what a checkpoint holds, how it is found, and where it starts."""
 
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Bool, Float, Int
 
 from jaxcl.data.dataset import Task
 from jaxcl.errors import InputError, shown
 from jaxcl.sharding import ShardingPlan, replicated
 from jaxcl.training.checkpoint import Leaves, is_preserved, read_leaves, restore, steps
 from jaxcl.training.checkpoint_files import all_steps
-from jaxcl.training.compiled import Policy
-from jaxcl.training.files import as_folder, plain
+from jaxcl.training.files import as_folder
 from jaxcl.training.options import Options, steps_of
 from jaxcl.typing import MethodState
 
@@ -53,28 +51,6 @@ def new_best(state: MethodState) -> Best:
     """The best of a task before its first evaluation."""
     copy = jax.tree.map(jnp.copy, state)
     return Best(np.float32(np.nan), np.int32(0), copy)
-
-
-class Spent(NamedTuple):
-    """What went into training so far, each step counted once; filled in place."""
-
-    loss: Float[np.ndarray, " T"]  # sum over the steps of a task, before each
-    steps: Int[np.ndarray, " T"]  # done of each task
-    seconds: Float[
-        np.ndarray, " 1"
-    ]  # of all steps, without evaluations and checkpoints
-
-
-def spent_so_far(notes: Mapping[str, Any], num_tasks: int) -> Spent:
-    """What the notes of a checkpoint have of it; zeros at the start."""
-    held, spent = (
-        notes.get("spent", {}),
-        Spent(np.zeros(num_tasks), np.zeros(num_tasks, int), np.zeros(1)),
-    )
-    for name, values in held.items():
-        now = np.array(values, float)  # null becomes NaN
-        getattr(spent, name)[: now.size] = now
-    return spent
 
 
 class Found(NamedTuple):
@@ -152,28 +128,6 @@ def warn_if_finished(home: Path | None) -> None:
     warnings.warn(
         f"learn: the run in {home} had finished; its result is returned and nothing "
         "is learned. For another run give another folder, for a longer one more tasks.",
-        stacklevel=3,
-    )
-
-
-def warn_of_bad_steps(
-    run_state: RunState, tasks: Sequence[Task], policy: Policy, *, diverged: bool
-) -> None:
-    """Warn of steps that were not finite, if there were any."""
-    if not run_state.num_bad:
-        return
-    became = {
-        "stop": "the run was stopped",
-        "skip": "these were skipped",
-        "continue": "the run went on all the same",
-    }[policy]
-    where = ""
-    if diverged:
-        where = f", the last by step {run_state.step} of {tasks[run_state.task].name!r}"
-    warnings.warn(
-        f"learn: {run_state.num_bad} steps were not finite{where}; {became}. Look for "
-        "NaN among the rows and for labels or tasks beyond the outputs, or lower the "
-        "learning rate.",
         stacklevel=3,
     )
 
@@ -258,138 +212,19 @@ def _part(name: str, part, held: Leaves, start):
     return jax.tree.unflatten(jax.tree.structure(part), leaves)
 
 
-#: ``{metric: {learner: [T + 1, E]}}``, float64 on the host.
-Results = dict[str, dict[str, Float[np.ndarray, "rows E"]]]
-
-
-def empty_results(
-    metrics: Iterable[str], learners: Iterable[str], num_tasks: int, num_sets: int
-) -> Results:
-    """Results with all entries NaN."""
-    learners = tuple(learners)
-    blank = lambda: np.full((num_tasks + 1, num_tasks + num_sets), np.nan)
-    return {metric: {name: blank() for name in learners} for metric in metrics}
-
-
-def recall(results: Results, notes: Mapping[str, Any], sets: Sequence[str]) -> None:
-    """Fill in what an earlier part of the run measured.
-
-    Args:
-      results: of all tasks, filled in place; may have more tasks than the earlier part.
-      notes: of its checkpoint, from :func:`notes_of`.
-      sets: the data sets for evaluation only, see :func:`described_parts`.
-    """
-    for metric, learner, matrix in walk(results):
-        held = notes.get("results", {}).get(metric, {}).get(learner, {})
-        for place, name in enumerate(_columns(matrix, sets)):
-            values = np.array(held.get(name, ()), float)
-            matrix[: len(values), place] = values
-
-
-def are_new(results: Results, notes: Mapping[str, Any], sets: Sequence[str]) -> bool:
-    """Whether metrics, learners, tasks or sets are asked for that notes do not have."""
-    held = notes.get("results", {})
-    return any(
-        name not in held.get(metric, {}).get(learner, {})
-        for metric, learner, matrix in walk(results)
-        for name in _columns(matrix, sets)
-    )
-
-
-def notes_of(
-    results: Results,
-    described: Sequence[Mapping[str, Any]],
-    sets: Sequence[str],
-    earlier: Mapping[str, Any],
-    spent: Spent,
-    max_tasks: int | None,
-) -> dict[str, Any]:
-    """What stands beside a checkpoint, for JSON: tasks, and results column by column.
-
-    Args:
-      results: as measured so far.
-      described: the tasks.
-      sets: names of the data sets for evaluation only.
-      earlier: notes that the run began with; what they hold of other metrics, learners
-        and sets stays.
-      spent: on training so far.
-      max_tasks: how many the run has room for.
-    """
-    held = {
-        metric: {name: dict(columns) for name, columns in learners.items()}
-        for metric, learners in earlier.get("results", {}).items()
-    }
-    for metric, learner, matrix in walk(results):
-        columns = held.setdefault(metric, {}).setdefault(learner, {})
-        for place, name in enumerate(_columns(matrix, sets)):
-            values = matrix[:, place]
-            columns[name] = [None if np.isnan(v) else float(v) for v in values]
-    room = {"max_tasks": max_tasks or earlier.get("max_tasks")}
-    return {
-        "results": held,
-        "tasks": list(described),
-        "spent": plain(spent._asdict()),
-    } | room
-
-
-def _columns(matrix: np.ndarray, sets: Sequence[str]) -> list[str]:
-    """What columns are called beside a checkpoint: tasks by their numbers."""
-    tasks = matrix.shape[0] - 1
-    return [*map(str, range(tasks)), *sets]
-
-
-def walk(results: Results) -> Iterable[tuple[str, str, np.ndarray]]:
-    """Every metric, learner and matrix."""
-    for metric, learners in results.items():
-        for learner, matrix in learners.items():
-            yield metric, learner, matrix
-
-
-def warn_of_bad_scores(
-    results: Results, names: Sequence[str], measured: Bool[np.ndarray, "rows E"]
-) -> None:
-    """Warn of columns that were measured and not finite, if there are any.
-
-    Args:
-      results: of the run.
-      names: of the columns.
-      measured: what this process has measured.
-    """
-    bad = np.zeros(len(names), bool)
-    for _, _, matrix in walk(results):
-        bad |= (measured & ~np.isfinite(matrix)).any(axis=0)
-    if bad.any():
-        which = ", ".join(repr(name) for name, b in zip(names, bad, strict=True) if b)
-        warnings.warn(
-            f"learn: what was measured on the test rows of {which} was not finite. Look "
-            "for NaN among these rows, or in what the metrics return.",
-            stacklevel=3,
-        )
-
-
 __all__ = [
     "Best",
     "Found",
-    "Results",
     "RunState",
-    "Spent",
-    "are_new",
     "begin",
-    "empty_results",
     "evaluation_due",
     "is_finished",
     "latest_run_state",
     "new_best",
-    "notes_of",
     "number_of",
     "on_devices",
     "on_host",
     "position",
-    "recall",
-    "spent_so_far",
     "started_from",
-    "walk",
     "warn_if_finished",
-    "warn_of_bad_scores",
-    "warn_of_bad_steps",
 ]

@@ -28,7 +28,8 @@ from jaxcl.training.files import plain
 from jaxcl.training.logging import metrics_file, progress
 from jaxcl.training.loop import Run, fit
 from jaxcl.training.processes import interruptible
-from jaxcl.training.run_state import begin, spent_so_far
+from jaxcl.training.results import spent_so_far
+from jaxcl.training.run_state import begin
 
 KEY_SEED = 1  # no array before main has chosen threads and device
 
