@@ -23,7 +23,8 @@ from jaxcl.training.evaluate import (
     first_row,
     metric_row,
 )
-from jaxcl.training.host import EarlyStopping, Options, TrainResult, learn
+from jaxcl.training.host import TrainResult, learn
+from jaxcl.training.options import EarlyStopping, Options
 from jaxcl.training.processes import start_processes
 
 __all__ = [

@@ -363,22 +363,3 @@ def prefetch(
     finally:
         ended.set()
         reader.join()  # a thread inside JAX would abort the process at exit
-
-
-__all__ = [
-    "FirstRows",
-    "FitKeys",
-    "TaskKeys",
-    "batch_order",
-    "first_rows",
-    "first_seen",
-    "fit_keys",
-    "longest",
-    "prefetch",
-    "shapes_of",
-    "some_places",
-    "take_rows",
-    "task_keys",
-    "task_rows",
-    "training_order",
-]

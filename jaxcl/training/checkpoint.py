@@ -35,7 +35,6 @@ from jaxcl.training.checkpoint_files import (
     clean,
     examined,
     is_ours,
-    is_preserved,
     make_room,
     note_of,
     plain_path,
@@ -381,15 +380,3 @@ def _check_same(path: Path, on_disk: dict[str, str], like: PyTree) -> None:
             "Resume with the settings it was saved with, or start in a new folder."
         )
         raise InputError(msg)
-
-
-__all__ = [
-    "Leaves",
-    "Restored",
-    "is_preserved",
-    "read_leaves",
-    "restore",
-    "save",
-    "saving",
-    "steps",
-]

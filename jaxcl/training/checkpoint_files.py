@@ -261,27 +261,3 @@ def begin_folder(home: Path) -> None:
         raise InputError(msg)
     place.mkdir(exist_ok=True)
     (place / BEGUN).touch()
-
-
-__all__ = [
-    "BEGUN",
-    "MARK",
-    "DamageError",
-    "Note",
-    "all_steps",
-    "begin_folder",
-    "check_readable",
-    "checksums",
-    "clean",
-    "entries",
-    "examined",
-    "is_ours",
-    "is_preserved",
-    "make_room",
-    "note_of",
-    "plain_path",
-    "read_note",
-    "remove",
-    "set_aside",
-    "steps",
-]

@@ -317,14 +317,3 @@ def _noting(part: str, batch: Batch) -> Iterator[None]:
         x, y = jax.tree.map(kind, (batch.x, batch.y))
         error.add_note(f"learn: in {part}, on x {x} and y {y}, before the first step.")
         raise
-
-
-__all__ = [
-    "Build",
-    "Metrics",
-    "Policy",
-    "Program",
-    "Rows",
-    "compile_program",
-    "shard",
-]

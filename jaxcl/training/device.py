@@ -416,18 +416,3 @@ def segment_size(num_tasks: int, wanted: int) -> int:
     """The largest divisor of ``num_tasks`` up to ``wanted``: segments of equal length."""
     check_size("segment_size", num_tasks=num_tasks, wanted=wanted)
     return max(k for k in range(1, wanted + 1) if num_tasks % k == 0)
-
-
-__all__ = [
-    "Callback",
-    "StreamResult",
-    "TaskRecord",
-    "TaskSnapshot",
-    "first_example",
-    "fit_task",
-    "in_segments",
-    "over_runs",
-    "run_stream",
-    "segment_size",
-    "steps_for",
-]

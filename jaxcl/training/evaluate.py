@@ -1,6 +1,6 @@
 """Metrics of learners: on data sets read batch by batch, and inside a compiled stream."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -176,11 +176,7 @@ def accuracy_row(
                 chunk_size=chunk_size,
             )
 
-        if every == 1:
-            return evaluate(snapshot.params)
-        due = ((snapshot.index + 1) % every == 0) | (snapshot.index == total - 1)
-        skip = lambda _: jnp.full(total, jnp.nan)
-        return jax.lax.cond(due, evaluate, skip, snapshot.params)
+        return _when_due(every, total, snapshot.index, evaluate, snapshot.params)
 
     return observe
 
@@ -244,16 +240,19 @@ def metric_row(
             return jax.tree.map(lambda row: jnp.where(seen, row, jnp.nan), found)
 
         learners = dict(snapshot.learners)
-        if every == 1:
-            return evaluate(learners)
-        due = ((snapshot.index + 1) % every == 0) | (snapshot.index == total - 1)
-        blank = jax.eval_shape(evaluate, learners)
-        skip = lambda _: jax.tree.map(
-            lambda row: jnp.full(row.shape, jnp.nan, row.dtype), blank
-        )
-        return jax.lax.cond(due, evaluate, skip, learners)
+        return _when_due(every, total, snapshot.index, evaluate, learners)
 
     return observe
+
+
+def _when_due(every: int, total: int, index, evaluate: Callable, learners: PyTree):
+    """Evaluate after every ``every``-th task and the last one; NaN after the others."""
+    if every == 1:
+        return evaluate(learners)
+    due = ((index + 1) % every == 0) | (index == total - 1)
+    blank = jax.eval_shape(evaluate, learners)
+    nan = lambda row: jnp.full(row.shape, jnp.nan, row.dtype)
+    return jax.lax.cond(due, evaluate, lambda _: jax.tree.map(nan, blank), learners)
 
 
 def first_row(
@@ -296,17 +295,3 @@ def _some_rows(test: Batch, count: int | None) -> Batch:
     return (
         test if count is None else random_rows(jax.random.key(EVAL_SEED), test, count)
     )
-
-
-__all__ = [
-    "EVAL_SEED",
-    "Measured",
-    "accuracies",
-    "accuracy_row",
-    "chosen_rows",
-    "current_accuracy",
-    "first_row",
-    "measure",
-    "metric_row",
-    "subset_of",
-]

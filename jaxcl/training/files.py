@@ -293,18 +293,3 @@ def check_metadata(path: Path, held: dict[str, Any], wanted: dict[str, Any]) -> 
             "with its settings, or start in a new folder."
         )
         raise InputError(msg)
-
-
-__all__ = [
-    "as_folder",
-    "as_metadata",
-    "check_metadata",
-    "checksum",
-    "lock_folder",
-    "plain",
-    "read_checked",
-    "read_lines",
-    "write_checked",
-    "write_json",
-    "write_text",
-]

@@ -38,7 +38,7 @@ from jaxcl.training.identity import (
 )
 from jaxcl.training.logging import bar, lines_so_far, metrics_file, tensorboard
 from jaxcl.training.loop import Run, Status, walk_tasks
-from jaxcl.training.options import EarlyStopping, Options, check_run, steps_of
+from jaxcl.training.options import Options, check_run, steps_of
 from jaxcl.training.processes import (
     exit_together,
     interruptible,
@@ -364,6 +364,3 @@ def _bar(run_state, tasks, options, quiet):
     lengths = [steps_of(task, options) for task in tasks]
     done = sum(lengths[: run_state.task]) + int(run_state.step)
     return bar(sum(lengths), done=done, quiet=quiet)
-
-
-__all__ = ["EarlyStopping", "Options", "RunState", "TrainResult", "learn"]

@@ -197,12 +197,3 @@ def check_tasks_go_on(
             "of them, or another folder."
         )
         raise InputError(msg)
-
-
-__all__ = [
-    "check_room",
-    "check_tasks_go_on",
-    "described_parts",
-    "fingerprint",
-    "identity",
-]

@@ -182,14 +182,3 @@ def bar(total: int, *, done: int, quiet: bool):
     if quiet:
         return nullcontext(lambda steps=1, note="": None)
     return progress(total, "steps", done=done)
-
-
-__all__ = [
-    "LINE_SECONDS",
-    "bar",
-    "lines_so_far",
-    "metrics_file",
-    "pace",
-    "progress",
-    "tensorboard",
-]

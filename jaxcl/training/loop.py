@@ -325,6 +325,3 @@ def end_task_data(run: Run, index: int) -> Batch:
         numbers = first_seen(training_order_of(run, index), size)
     size = task_rows(run.tasks, size, run.sharding)
     return take_rows(rows, numbers, size=size, sharding=run.sharding)
-
-
-__all__ = ["Run", "Status", "walk_tasks"]

@@ -128,23 +128,10 @@ def check_run(
     metadata: Mapping[str, Any] | None,
     measured: bool,
 ) -> None:
-    """Refuse what cannot run, before any compute.
-
-    Args:
-      key: as for :func:`jaxcl.training.learn`.
-      params: likewise.
-      tasks: likewise.
-      options: likewise.
-      sharding: likewise.
-      evaluation: likewise.
-      folder: likewise.
-      start: likewise.
-      frozen: likewise.
-      metadata: likewise.
-      measured: whether test rows are used.
+    """Refuse arguments of :func:`jaxcl.training.learn` that cannot run.
 
     Raises:
-      ValueError: in one line.
+      InputError: in one line, before any compute.
     """
     check_key("learn", key)
     check_params("learn", params)
@@ -153,22 +140,25 @@ def check_run(
     _check_tasks(tasks, options, evaluation, measured=measured)
     for name, rows in evaluation.items():
         check_kind("learn", Dataset, f"as evaluation[{name!r}]", evaluation=rows)
-        if rows.count < 1:
-            msg = f"learn: evaluation set {name!r} has no rows; leave it out."
-            raise InputError(msg)
-    _check_layout(sharding, options)
+        _require(rows.count, f"evaluation set {name!r} has no rows; leave it out")
+    _check_sharding(sharding, options)
     as_metadata("learn", metadata)
-    for path, leaf in jax.tree_util.tree_leaves_with_path(frozen):
-        if not isinstance(leaf, jax.Array | np.ndarray | np.generic | float | int):
-            at = jax.tree_util.keystr(path)
-            msg = f"learn: frozen must have arrays, got {shown(leaf)}{at and f' at {at}'}."
-            raise InputError(msg)
-    if not measured and evaluation:
-        msg = "learn: evaluation sets need metrics, got none; give metrics= as well."
-        raise InputError(msg)
+    arrays = jax.Array | np.ndarray | np.generic | float | int
+    for leaf in jax.tree.leaves(frozen):
+        _require(
+            isinstance(leaf, arrays), f"frozen must have arrays, got {shown(leaf)}"
+        )
+    unmeasured = "evaluation sets need metrics, got none; give metrics= as well"
+    _require(measured or not evaluation, unmeasured)
     for name, place in {"folder": folder, "start": start}.items():
         if place is not None:
             as_folder("learn", place, name)
+
+
+def _require(holds: Any, message: str) -> None:
+    if not holds:
+        msg = f"learn: {message}."
+        raise InputError(msg)
 
 
 def _check_options(options: Options) -> None:
@@ -176,60 +166,44 @@ def _check_options(options: Options) -> None:
     named = lambda names: {name: getattr(options, name) for name in names.split()}
     sizes = named("batch_size eval_batch_size eval_every_tasks report_every keep")
     check_size("learn", **sizes)
-    if isinstance(options.num_steps, Sequence):
-        msg = (
-            "learn: num_steps must be one int, got a list; give each task its own: "
-            "Task(..., num_steps=)."
-        )
-        raise InputError(msg)
+    _require(
+        not isinstance(options.num_steps, Sequence),
+        "num_steps must be one int, got a list; give each task its own: "
+        "Task(..., num_steps=)",
+    )
     maybe = named("num_steps end_task_examples eval_examples eval_every max_tasks")
     check_size("learn", optional=True, **maybe)
     check_number("learn", infinite=True, save_every=options.save_every)
     check_kind("learn", bool, "True or False", eval_start=options.eval_start)
     choices = {"on_non_finite": get_args(Policy), "eval_tasks": ("all", "seen")}
     for name, allowed in choices.items():
-        if getattr(options, name) not in allowed:
-            msg = (
-                f"learn: {name} must be one of {', '.join(allowed)}, got "
-                f"{getattr(options, name)!r}."
-            )
-            raise InputError(msg)
-    if options.early_stopping is not None:
-        check_kind("learn", EarlyStopping, early_stopping=options.early_stopping)
-        check_size("learn", patience=options.early_stopping.patience)
-        lower = options.early_stopping.lower_is_better
+        came = getattr(options, name)
+        wanted = f"{name} must be one of {', '.join(allowed)}, got {came!r}"
+        _require(came in allowed, wanted)
+    stopping = options.early_stopping
+    if stopping is not None:
+        check_kind("learn", EarlyStopping, early_stopping=stopping)
+        check_size("learn", patience=stopping.patience)
+        lower = stopping.lower_is_better
         check_kind("learn", bool, "True or False", optional=True, lower_is_better=lower)
-        if options.eval_every is None:
-            msg = (
-                "learn: early_stopping evaluates every eval_every steps, got None; set "
-                "it, such as to a tenth of a task."
-            )
-            raise InputError(msg)
-
-
-def _check_layout(sharding: ShardingPlan | None, options: Options) -> None:
-    check_kind("learn", ShardingPlan, optional=True, sharding=sharding)
-    if sharding is None and jax.process_count() > 1:
-        msg = (
-            f"learn: {jax.process_count()} processes share one layout, got None; give "
-            "ShardingPlan(make_mesh(), fsdp())."
+        _require(
+            options.eval_every is not None,
+            "early_stopping evaluates every eval_every steps, got None; set it, such as "
+            "to a tenth of a task",
         )
-        raise InputError(msg)
+
+
+def _check_sharding(sharding: ShardingPlan | None, options: Options) -> None:
+    check_kind("learn", ShardingPlan, optional=True, sharding=sharding)
+    _require(
+        sharding is not None or jax.process_count() == 1,
+        f"{jax.process_count()} processes share one sharding, got None; give "
+        "ShardingPlan(make_mesh(), fsdp())",
+    )
     if sharding is not None:
         check_sharding_plan("learn", sharding)
         sizes = options.batch_size, options.eval_batch_size
         check_rows("learn", sharding, batch_size=sizes[0], eval_batch_size=sizes[1])
-
-
-def _check_column_names(names: Sequence[str]) -> None:
-    odd = [name for name in names if not isinstance(name, str) or not name]
-    twice = [name for name in names if names.count(name) > 1]
-    for wrong in [*odd, *twice][:1]:
-        msg = (
-            "learn: tasks and evaluation sets must have different names, got "
-            f"{shown(wrong)}{' twice' if not odd else ''}; give each its own."
-        )
-        raise InputError(msg)
 
 
 def _check_tasks(
@@ -239,23 +213,24 @@ def _check_tasks(
     *,
     measured: bool,
 ) -> None:
-    if not isinstance(tasks, Sequence) or isinstance(tasks, Task):
-        came = type(tasks).__name__
-        msg = f"learn: tasks must be a list of tasks, got {came}; make one of them."
-        raise InputError(msg)
-    if not tasks:
-        msg = "learn: expected at least one task, got none."
-        raise InputError(msg)
-    if options.max_tasks is not None and len(tasks) > options.max_tasks:
-        msg = (
-            f"learn: the run has room for {options.max_tasks} tasks (max_tasks), got "
-            f"{len(tasks)}; begin another one with start= and fresh= for the parts that "
-            "are full."
-        )
-        raise InputError(msg)
+    several = isinstance(tasks, Sequence) and not isinstance(tasks, Task)
+    came = type(tasks).__name__
+    _require(several, f"tasks must be a list of tasks, got {came}; make one of them")
+    _require(tasks, "expected at least one task, got none")
+    room = options.max_tasks
+    _require(
+        room is None or len(tasks) <= room,
+        f"the run has room for {room} tasks (max_tasks), got {len(tasks)}; begin another "
+        "one with start= and fresh= for the parts that are full",
+    )
     for task in tasks:
         _check_task(task, options, measured=measured)
-    _check_column_names([*(task.name for task in tasks), *evaluation])
+    names = [*(task.name for task in tasks), *evaluation]
+    odd = [name for name in names if not isinstance(name, str) or not name]
+    twice = [f"{name!r} twice" for name in names if names.count(name) > 1]
+    wanted = "tasks and evaluation sets must have different names, got"
+    for wrong in [*map(shown, odd), *twice]:
+        _require(False, f"{wanted} {wrong}; give each its own")
 
 
 def _check_task(task: Task, options: Options, *, measured: bool) -> None:
@@ -263,31 +238,22 @@ def _check_task(task: Task, options: Options, *, measured: bool) -> None:
     remedy = "make them, such as by array_dataset(batch)"
     check_kind("learn", Dataset, remedy, train=task.train, test=task.test)
     check_kind("learn", Dataset, remedy, optional=True, valid=task.valid)
-    check_size(
-        "learn", optional=True, num_steps=task.num_steps, num_epochs=task.num_epochs
-    )
-    if task.num_steps is not None and task.num_epochs is not None:
-        msg = f"learn: task {task.name!r} has num_steps and num_epochs; leave one out."
-        raise InputError(msg)
+    steps, epochs = task.num_steps, task.num_epochs
+    check_size("learn", optional=True, num_steps=steps, num_epochs=epochs)
+    name, valid = f"task {task.name!r}", task.valid
+    both = f"{name} has num_steps and num_epochs; leave one out"
+    _require(steps is None or epochs is None, both)
     steps_of(task, options)
-    if task.train.count < 1:
-        msg = f"learn: task {task.name!r} has no rows to learn from; drop the task."
-        raise InputError(msg)
-    if measured and task.test.count < 1:
-        msg = (
-            f"learn: task {task.name!r} has no rows to be tested on; give it some, or "
-            "drop the task or the metrics."
-        )
-        raise InputError(msg)
-    if task.valid is not None and task.valid.count < 1:
-        msg = f"learn: task {task.name!r} has no validation rows; leave valid out."
-        raise InputError(msg)
-    if options.early_stopping is not None and task.valid is None:
-        msg = (
-            f"learn: early_stopping needs validation rows, task {task.name!r} has none; "
-            "give it valid=, such as by train_valid_split."
-        )
-        raise InputError(msg)
-
-
-__all__ = ["EarlyStopping", "Options", "check_run", "steps_of"]
+    _require(task.train.count, f"{name} has no rows to learn from; drop the task")
+    _require(
+        task.test.count or not measured,
+        f"{name} has no rows to be tested on; give it some, or drop the task or the "
+        "metrics",
+    )
+    empty = f"{name} has no validation rows; leave valid out"
+    _require(valid is None or valid.count, empty)
+    _require(
+        valid is not None or options.early_stopping is None,
+        f"early_stopping needs validation rows, {name} has none; give it valid=, such as "
+        "by train_valid_split",
+    )

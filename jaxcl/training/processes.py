@@ -226,16 +226,3 @@ def ignore_more() -> None:
     """
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-
-
-__all__ = [
-    "Terminated",
-    "any_across_processes",
-    "exit_together",
-    "ignore_more",
-    "interruptible",
-    "is_primary",
-    "lock_across_processes",
-    "start_processes",
-    "terminable",
-]

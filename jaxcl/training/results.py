@@ -228,20 +228,3 @@ def warn_of_unlearned_tasks(
             f"{_or_strength(run_state)}.",
             stacklevel=3,
         )
-
-
-__all__ = [
-    "WINDOW",
-    "Results",
-    "Spent",
-    "add_losses",
-    "are_new",
-    "empty_results",
-    "notes_of",
-    "recall",
-    "spent_so_far",
-    "walk",
-    "warn_of_bad_scores",
-    "warn_of_bad_steps",
-    "warn_of_unlearned_tasks",
-]

@@ -12,8 +12,8 @@ import numpy as np
 from jaxcl.data.dataset import Task
 from jaxcl.errors import InputError, shown
 from jaxcl.sharding import ShardingPlan, replicated
-from jaxcl.training.checkpoint import Leaves, is_preserved, read_leaves, restore, steps
-from jaxcl.training.checkpoint_files import all_steps
+from jaxcl.training.checkpoint import Leaves, read_leaves, restore
+from jaxcl.training.checkpoint_files import all_steps, is_preserved, steps
 from jaxcl.training.files import as_folder
 from jaxcl.training.options import Options, steps_of
 from jaxcl.typing import MethodState
@@ -210,21 +210,3 @@ def _part(name: str, part, held: Leaves, start):
             raise InputError(msg)
     leaves = [jax.device_put(held[key], leaf.sharding) for key, leaf in wanted.items()]
     return jax.tree.unflatten(jax.tree.structure(part), leaves)
-
-
-__all__ = [
-    "Best",
-    "Found",
-    "RunState",
-    "begin",
-    "evaluation_due",
-    "is_finished",
-    "latest_run_state",
-    "new_best",
-    "number_of",
-    "on_devices",
-    "on_host",
-    "position",
-    "started_from",
-    "warn_if_finished",
-]
