@@ -65,6 +65,11 @@ def fsdp(*, at_least: int = 2**16, replicated: tuple[str, ...] = ()) -> Partitio
     The rule depends on shapes, so that optimizer statistics, anchors, Fisher diagonals and
     averages are split like their parameters. The state's field ``memory`` is replicated.
 
+    Let the ``fsdp`` axis divide the attention heads: XLA computes attention with the heads
+    split like the kernels beside it, and replicates activations between the two where it
+    cannot (it warns of an involuntary full rematerialization). Use the ``data`` axis for
+    the other devices.
+
     Args:
       at_least: entries from which a leaf is split; below it a copy on every device is
         cheaper than the communication.
