@@ -3,6 +3,7 @@
 import inspect
 import math
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -90,40 +91,27 @@ def _as_float(value: Any) -> float:
         return math.nan
 
 
-def check_key(who: str, key: Any) -> None:
-    """Refuse anything but one JAX key, traced or not, such as a seed or many keys.
+def check_key(who: str, key: Any) -> "jax.Array":
+    """One key in typed form, from a typed or a raw one, traced or not.
 
     Raises:
-      ValueError: naming the function, and what it got.
+      ValueError: for anything else, such as a seed or many keys, naming the function.
     """
     import jax
     import jax.numpy as jnp
 
     came = shown(key)
     if isinstance(key, jax.Array | np.ndarray):
-        typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
-        own = jax.eval_shape(lambda: jax.random.key_data(jax.random.key(0))).shape
-        if key.ndim == 0 if typed else (key.shape == own and key.dtype == np.uint32):
-            return
         came = f"{key.dtype}{list(key.shape)}"
+        with suppress(TypeError, ValueError):  # no raw key
+            is_typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+            typed: Any = key if is_typed else jax.random.wrap_key_data(jnp.asarray(key))
+            if typed.ndim == 0:
+                return typed
     msg = (
         f"{who}: key must be one JAX key, got {came}; make it by jax.random.key(seed)."
     )
     raise InputError(msg)
-
-
-def as_key(who: str, key: Any) -> "jax.Array":
-    """One key in typed form, from a typed or a raw one.
-
-    Raises:
-      ValueError: as :func:`check_key`.
-    """
-    import jax
-    import jax.numpy as jnp
-
-    check_key(who, key)
-    typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
-    return key if typed else jax.random.wrap_key_data(key)
 
 
 def check_size(
@@ -143,10 +131,8 @@ def check_size(
     for name, value in values.items():
         if (is_whole(value) and value >= least) or (optional and value is None):
             continue
-        msg = (
-            f"{who}: {name} must be an int of at least {least}, known before tracing, "
-            f"got {shown(value)}."
-        )
+        wanted = f"an int of at least {least}, known before tracing"
+        msg = f"{who}: {name} must be {wanted}, got {shown(value)}."
         raise InputError(msg)
 
 
@@ -224,10 +210,8 @@ def as_numbers(who: str, name: str, value: Any) -> np.ndarray:
     except (TypeError, ValueError):
         array = np.asarray(None)
     if array.dtype.kind in "OUSMm":
-        msg = (
-            f"{who}: {name} must be an array of numbers, or lists of equal length, got "
-            f"{shown(value)}."
-        )
+        wanted = "an array of numbers, or lists of equal length"
+        msg = f"{who}: {name} must be {wanted}, got {shown(value)}."
         raise InputError(msg)
     return array
 

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jax.random import split
 
-from jaxcl.errors import as_key, check_size
+from jaxcl.errors import check_key, check_size
 from jaxcl.lockstep import when
 from jaxcl.memory import after
 from jaxcl.tree import subtract
@@ -48,7 +48,7 @@ def interleave(method: Method, memory: Memory, *, every: int) -> Method:
         return state._replace(memory=InterleavedState(state.memory, replay))
 
     def step(key, state, batch):
-        key_step, key_replay, key_sample, key_observe = split(as_key("step", key), 4)
+        key_step, key_replay, key_sample, key_observe = split(check_key("step", key), 4)
         own, replay = state.memory
         before = state._replace(memory=own)
         stepped, info = method.step(key_step, before, batch)
@@ -72,7 +72,7 @@ def interleave(method: Method, memory: Memory, *, every: int) -> Method:
         return new._replace(memory=InterleavedState(new.memory, replay)), info
 
     def end_task(key, state, data):
-        key_method, key_memory = split(as_key("end_task", key))
+        key_method, key_memory = split(check_key("end_task", key))
         own, replay = state.memory
         ended = method.end_task(key_method, state._replace(memory=own), data)
         replay = memory.end_task(key_memory, replay, ended.params, data)

@@ -28,7 +28,7 @@ import optax
 from jax.random import split
 from jaxtyping import Array, Float, PyTree, ScalarLike
 
-from jaxcl.errors import InputError, as_key, check_kind, check_number, check_size
+from jaxcl.errors import InputError, check_key, check_kind, check_number, check_size
 from jaxcl.losses.replay import ReplayWeight, replayed_loss, step_loss
 from jaxcl.memory import after, no_memory
 from jaxcl.transforms.optimizers import (
@@ -255,7 +255,7 @@ def _check_schedule_free(parts: _Parts) -> None:
 def _step(
     parts: _Parts, key: Key, state: MethodState, batch: Batch
 ) -> tuple[MethodState, StepInfo]:
-    key = as_key("step", key)
+    key = check_key("step", key)
     check_batch("step", batch)
     check_size("step", rows=num_rows(batch))
     # Append new uses of keys: the first five are those of committed runs.
@@ -379,7 +379,7 @@ def _update(
 
 
 def _end_task(parts: _Parts, key: Key, state: MethodState, data: Batch) -> MethodState:
-    key = as_key("end_task", key)
+    key = check_key("end_task", key)
     check_batch("end_task", data)
     key_regularizer, key_memory, key_average = split(key, 3)
     fresh, averaged = parts.reset_optimizer, schedule_free_average(state)

@@ -32,7 +32,7 @@ from jaxcl.curvature.per_example import (
     read_program,
     sum_squared_gradients,
 )
-from jaxcl.errors import InputError, as_key, check_size
+from jaxcl.errors import InputError, check_key, check_size
 from jaxcl.losses import example_losses, of_one
 from jaxcl.tree import at, num_rows, safe_divide, wide, wide_dtype
 from jaxcl.typing import Batch, Key, Loss, Outputs, Params
@@ -271,7 +271,7 @@ def batched_fisher(
     check_size("batched_fisher", batch_size=batch_size)
 
     def fisher(key, params, task):
-        key = as_key("batched_fisher", key)
+        key = check_key("batched_fisher", key)
 
         def squared(rows, weight, keys):
             def mean(params):
@@ -292,7 +292,7 @@ def _mean_square(values, num_examples, chunk_size, *, of=jnp.square) -> Fisher:
     )
 
     def fisher(key, params, task):
-        key = as_key("fisher", key)
+        key = check_key("fisher", key)
 
         def weighted(params, row):
             example, key, weight = row
