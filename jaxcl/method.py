@@ -18,6 +18,7 @@ arguments instead of constants of the program. *Gate by data*: an empty memory h
 zero and before the first task ends importances are zero, so that no part needs an ``if``.
 """
 
+import inspect
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
@@ -29,7 +30,7 @@ from jax.random import split
 from jaxtyping import Array, Float, PyTree, ScalarLike
 
 from jaxcl.errors import InputError, check_key, check_kind, check_number, check_size
-from jaxcl.losses.replay import ReplayWeight, replayed_loss, step_loss
+from jaxcl.losses.replay import ReplayWeight, by_rows, replayed_loss, step_loss
 from jaxcl.memory import after, no_memory
 from jaxcl.transforms.optimizers import (
     accepting,
@@ -135,7 +136,9 @@ def make_method(
     named: Any = dict(zip(_FLAGS, flags, strict=True))
     check_kind("make_method", bool, "True or False", **named)
     check_size("make_method", optional=True, chunk_size=chunk_size)
-    if not callable(replay_weight):
+    if callable(replay_weight):
+        replay_weight = _noted("replay_weight", replay_weight, by_rows)
+    else:
         check_number("make_method", replay_weight=replay_weight)
     if replay_loss is not None and memory is None:
         msg = "make_method: replay_loss needs a memory, got none; give memory= as well."
@@ -156,7 +159,7 @@ def make_method(
         replayed_loss(past or loss, chunk_size),
         *flags,
         {
-            name: _noted(f"metrics[{name!r}]", of)
+            name: _noted(f"metrics[{name!r}]", of, lambda state, step: None)
             for name, of in (metrics or {}).items()
         },
         learners and _noted("learners", learners),
@@ -179,7 +182,7 @@ def _part(name: str, given: Any, neutral: Any) -> Any:
     check_kind("make_method", type(neutral), _JOIN.get(name, ""), **{name: given})
     # The neutral functions stay themselves: what they would do is left out of a step.
     own = {
-        field: _noted(f"{name}.{field}", function)
+        field: _noted(f"{name}.{field}", function, getattr(neutral, field))
         for field, function in given._asdict().items()
         if function is not getattr(neutral, field)
     }
@@ -192,8 +195,10 @@ _JOIN = {
 }
 
 
-def _noted(name: str, function: Callable) -> Callable:
+def _noted(name: str, function: Callable, like: Callable | None = None) -> Callable:
     """The function; errors inside it get a note that names it."""
+    if like is not None:
+        _check_order(name, function, like)
     note = f"This happened in {name}, an argument of make_method."
 
     def noted(*arguments):
@@ -205,6 +210,21 @@ def _noted(name: str, function: Callable) -> Callable:
             raise
 
     return noted
+
+
+def _check_order(name: str, function: Callable, like: Callable) -> None:
+    """Refuse arguments in another order, which may go unnoticed.
+
+    A penalty ``(params, state, context)`` would be zero wherever the state is empty.
+    """
+    try:
+        given, wanted = ([*inspect.signature(f).parameters] for f in (function, like))
+    except (TypeError, ValueError):  # no function, or a builtin
+        return
+    if any(word in given and given.index(word) != k for k, word in enumerate(wanted)):
+        came = f"({', '.join(wanted)}), got ({', '.join(given)})"
+        msg = f"make_method: {name} must be a function of {came}."
+        raise InputError(msg)
 
 
 class _Parts(NamedTuple):

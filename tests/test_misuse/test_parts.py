@@ -21,8 +21,8 @@ from jaxcl.memory import episodic, reservoir
 from jaxcl.memory.kmeans import kmeans
 from jaxcl.method import make_method
 from jaxcl.models import mlp
-from jaxcl.tree import as_batch, at
-from jaxcl.typing import Memory, Regularizer
+from jaxcl.tree import as_batch, at, norm
+from jaxcl.typing import Memory, Regularizer, Reset
 from tests.steps import seen
 from tests.test_misuse.table import (
     BATCH,
@@ -183,6 +183,39 @@ REFUSED = [
         for part in (
             {"average": wise_ft(0.5)},
             {"regularizer": regularizers.box(0.1)},
+        )
+    ],
+    *[
+        (
+            lambda name=name, part=part: make_method(LOSS, SGD, **{name: part}),
+            rf"{words}, got \(",
+        )
+        for name, part, words in (
+            (
+                "regularizer",
+                Regularizer(penalty=lambda params, state, context: 0.0),
+                r"regularizer.penalty must be .* \(state, params, context\)",
+            ),
+            (
+                "memory",
+                Memory(lambda params, example: (), lambda state, key: ()),
+                r"memory.sample must be a function of \(key, state\)",
+            ),
+            (
+                "reset",
+                Reset(reset=lambda key, params, state, batch: (state, params, None)),
+                r"reset.reset must be .* \(key, state, params, batch\)",
+            ),
+            (
+                "metrics",
+                {"length": lambda step, state: norm(state.params)},
+                r"metrics\['length'\] must be a function of \(state, step\)",
+            ),
+            (
+                "replay_weight",
+                lambda replay, batch, progress: 1.0,
+                r"replay_weight must be .* \(batch, replay, progress\)",
+            ),
         )
     ],
     (
