@@ -8,7 +8,8 @@ gradient. It does not depend on the learning rate and goes first in a chain:
 
 ``grad_fn(params)`` is the gradient at other parameters, on the same batch with the same
 key. ``replay_grad_fn(params)`` is the gradient on replayed examples, and
-``task_grad_fn(params)`` has one row ``[T]`` per past task.
+``task_grad_fn(params)`` has one row ``[T]`` per past task. An update without ``params`` is
+refused by a ValueError; without a function that it needs, Python names the argument.
 
 =================== ======================================== ==============
 sharpness-aware     gradients per step, with the first one   needs

@@ -87,7 +87,7 @@ def adaptive_rho(
 
     Raises:
       ValueError: if ``target``, ``low`` or ``high`` is known to be negative or not
-        finite, or an update lacks ``params`` or ``grad_fn``.
+        finite.
 
     Cost: one more gradient per step. State: :class:`PerturbationState`.
     """

@@ -43,9 +43,6 @@ def agem() -> optax.GradientTransformationExtraArgs:
     after a sharpness-aware transformation, whose result it then projects. Later
     transformations (momentum, Adam) may violate the constraint again.
 
-    Raises:
-      ValueError: if an update lacks ``params`` or ``replay_grad_fn``.
-
     Cost: one gradient on the replay batch per step. State: :class:`ProjectionState`,
     three scalars.
 

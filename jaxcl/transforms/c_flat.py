@@ -47,8 +47,7 @@ def c_flat(
       measure: also log ``perturbed_norm`` and ``alignment``, of ``g_0`` and ``g_1``.
 
     Raises:
-      ValueError: if a strength is known to be negative or not finite, or an update
-        lacks ``params`` or ``grad_fn``.
+      ValueError: if a strength is known to be negative or not finite.
 
     Cost: three more gradients per step. State: :class:`PerturbationState` of the first
     perturbation, scalars.

@@ -60,8 +60,7 @@ def friendly_sam(
       better: it needs memory for one more copy of the parameters.
 
     Raises:
-      ValueError: if a strength is known to be negative or not finite, or an update
-        lacks ``params`` or ``grad_fn``.
+      ValueError: if a strength is known to be negative or not finite.
 
     Cost: one more gradient per step.
 

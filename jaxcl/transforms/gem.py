@@ -45,8 +45,8 @@ def gem(margin: ScalarLike = 0.0) -> optax.GradientTransformationExtraArgs:
       margin: at least 0, in units of gradient per gradient (the authors use 0.5).
 
     Raises:
-      ValueError: if ``margin`` is known to be negative or not finite, if an update
-        lacks ``params`` or ``task_grad_fn``, or if that returns no leading task axis.
+      ValueError: if ``margin`` is known to be negative or not finite, or if
+        ``task_grad_fn`` returns no leading task axis.
 
     Cost: one gradient per task and step, memory for ``T`` gradients, two products with
     them, and a ``T x T`` solve per active constraint; rows that are nearly dependent

@@ -54,8 +54,8 @@ def gnp(
 
     Raises:
       ValueError: unless exactly one of ``alpha`` and ``penalty`` is given; if a
-        strength is known to be negative or not finite; for a penalty with
-        ``r = 0`` throughout; or if an update lacks ``params`` or ``grad_fn``.
+        strength is known to be negative or not finite; or for a penalty with
+        ``r = 0`` throughout.
 
     Cost: one more gradient per step. State: :class:`PerturbationState`, scalars.
 

@@ -36,8 +36,7 @@ def gsam(
       mask: leaves that are perturbed.
 
     Raises:
-      ValueError: if a strength is known to be negative or not finite, or an update
-        lacks ``params`` or ``grad_fn``.
+      ValueError: if a strength is known to be negative or not finite.
 
     Cost: one more gradient per step. State: :class:`PerturbationState`, measured.
 

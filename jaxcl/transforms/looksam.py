@@ -80,8 +80,8 @@ def looksam(
       float32 or better: unlike SAM it needs memory for one more copy of the parameters.
 
     Raises:
-      ValueError: if ``k`` is not a positive int, a strength is known to be negative or
-        not finite, or an update lacks ``params`` or ``grad_fn``.
+      ValueError: if ``k`` is not a positive int, or a strength is known to be negative or
+        not finite.
 
     Cost: ``1 + 1/k`` gradients per step on average.
 

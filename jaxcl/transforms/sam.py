@@ -83,8 +83,7 @@ def sam(
       there is no perturbation.
 
     Raises:
-      ValueError: if ``rho`` or ``eta`` is known to be negative or not finite, or an
-        update lacks ``params`` or ``grad_fn``.
+      ValueError: if ``rho`` or ``eta`` is known to be negative or not finite.
 
     Cost: one more gradient per step.
 
@@ -114,8 +113,7 @@ def reverse_sam(
       measure: also log ``perturbed_norm`` and ``alignment``, as in :func:`sam`.
 
     Raises:
-      ValueError: if ``rho`` is known to be negative, or an update lacks ``params`` or
-        ``grad_fn``.
+      ValueError: if ``rho`` is known to be negative.
 
     Cost: one more gradient per step. State: :class:`PerturbationState`, whose ``rho`` is
     the step along the gradient, ``-rho``: so :func:`perturbation_rise` is the change of
@@ -153,8 +151,7 @@ def random_sam(
       mask: leaves that are perturbed, as in :func:`sam`.
 
     Raises:
-      ValueError: if ``key`` is not one key, ``rho`` is known to be negative, or an update
-        lacks ``params`` or ``grad_fn``.
+      ValueError: if ``key`` is not one key, or ``rho`` is known to be negative.
 
     Cost: one more gradient and one normal draw per step.
     """
