@@ -68,9 +68,7 @@ def test_rows_are_split_over_all_devices_that_share_a_batch():
 
 def test_what_does_not_fit_the_devices_is_refused():
     """Oracle: the contract."""
-    with pytest.raises(
-        ValueError, match=r"must be the 8 devices there are, got 3 x 2 x 1"
-    ):
+    with pytest.raises(ValueError, match=r"must have 8 devices in all, got 3 x 2 x 1"):
         make_mesh(data=3, fsdp=2)
     with pytest.raises(ValueError, match="got 1 x 16 x 1"):
         make_mesh(fsdp=16)

@@ -260,7 +260,5 @@ def test_computing_in_bfloat16_keeps_masters_and_losses_in_float32():
     inside = str(jax.make_jaxpr(narrow)(params, TOKENS))
     assert "bf16[3,11,16]" not in inside  # no tokens were cast
     assert "bf16[21,24]" in inside
-    with pytest.raises(
-        ValueError, match="cast_compute: dtype must be floating, got"
-    ):
+    with pytest.raises(ValueError, match="cast_compute: dtype must be floating, got"):
         cast_compute(jnp.int32, model.apply)

@@ -269,3 +269,57 @@ def test_an_optimizer_may_be_shared_by_devices():
     )
     _, want = walked(optax.sgd(0.1), 1)
     assert_same(at(0, step(jax.random.split(jax.random.key(0), 1))), want.params)
+
+
+def of_matrices(params):
+    """A mask by shape: that of the small tree of a trial is another."""
+    return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
+
+
+DOWNHILL = {
+    "momentum": lambda: optax.sgd(0.1, momentum=0.9, nesterov=True),
+    "from zero": lambda: optax.sgd(optax.linear_schedule(0.0, 0.1, 10)),
+    "large decay": lambda: optax.adamw(0.1, weight_decay=50.0),
+    "large noise": lambda: optax.chain(
+        optax.add_noise(1e4, 0.55, key=jax.random.key(0)), optax.sgd(0.1)
+    ),
+    "noise after": lambda: optax.chain(
+        optax.sgd(0.1), optax.add_noise(1e4, 0.55, key=jax.random.key(0))
+    ),
+    "masked": lambda: optax.masked(optax.sgd(0.1), of_matrices),
+    "partition": lambda: optax.partition(
+        {True: optax.sgd(0.1), False: optax.set_to_zero()}, of_matrices
+    ),
+    "steps": lambda: optax.MultiSteps(optax.sgd(0.1), 3).gradient_transformation(),
+    "frozen": optax.set_to_zero,
+    "second order": lambda: optax.lbfgs(0.1, linesearch=None),
+    "of the loss": lambda: optax.polyak_sgd(1.0),
+    "hyperparameters": lambda: optax.inject_hyperparams(optax.rmsprop)(0.1),
+    "layer-wise": lambda: optax.lamb(0.1),
+    "of matrices": lambda: optax.contrib.muon(0.1),
+    "with SAM": lambda: optax.chain(sam(0.05), optax.clip(1.0), optax.sgd(0.1)),
+    "over devices": lambda: across_devices(optax.sgd(0.1), "device"),
+}
+
+
+@pytest.mark.parametrize("name", DOWNHILL)
+def test_an_optimizer_is_not_mistaken_for_a_gradient_transformation(name):
+    """Oracle: optax's list of optimizers; scaled by -1, those that show at once are not."""
+    make_method(LOSS, DOWNHILL[name]())
+    hidden = {"from zero", "large decay", "large noise", "noise after", "masked"}
+    hidden |= {"partition", "of matrices", "steps", "frozen", "over devices"}
+    if name not in hidden:
+        with pytest.raises(ValueError, match="uphill"):
+            make_method(LOSS, optax.chain(DOWNHILL[name](), optax.scale(-1.0)))
+
+
+def test_a_rate_that_is_traced_is_not_tried():
+    """Oracle: tracing; the program of a grid of rates is built."""
+
+    def params_of(rate):
+        method = make_method(LOSS, optax.sgd(rate))
+        state = method.init(PARAMS, at(slice(1), BATCH))
+        return method.step(jax.random.key(0), state, BATCH)[0].params
+
+    found = jax.vmap(params_of)(jnp.array([0.1, 0.2]))
+    assert_same(at(0, found), walked(optax.sgd(0.1), 1)[1].params)
