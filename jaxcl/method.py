@@ -18,7 +18,6 @@ arguments instead of constants of the program. *Gate by data*: an empty memory h
 zero and before the first task ends importances are zero, so that no part needs an ``if``.
 """
 
-import inspect
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
@@ -32,6 +31,7 @@ from jaxtyping import Array, Float, PyTree, ScalarLike
 from jaxcl.errors import InputError, check_key, check_kind, check_number, check_size
 from jaxcl.losses.replay import ReplayWeight, by_rows, replayed_loss, step_loss
 from jaxcl.memory import after, no_memory
+from jaxcl.parts import noted, part_of
 from jaxcl.transforms.optimizers import (
     accepting,
     first_state,
@@ -137,7 +137,7 @@ def make_method(
     check_kind("make_method", bool, "True or False", **named)
     check_size("make_method", optional=True, chunk_size=chunk_size)
     if callable(replay_weight):
-        replay_weight = _noted("replay_weight", replay_weight, by_rows)
+        replay_weight = noted("replay_weight", replay_weight, by_rows)
     else:
         check_number("make_method", replay_weight=replay_weight)
     if replay_loss is not None and memory is None:
@@ -146,23 +146,23 @@ def make_method(
     if taken := _REPORTED & set(metrics or {}):
         msg = f"make_method: metrics has {min(taken)!r}, which steps report; rename it."
         raise InputError(msg)
-    loss = _noted("loss", loss)
-    past = replay_loss and _noted("replay_loss", replay_loss)
+    loss = noted("loss", loss)
+    past = replay_loss and noted("replay_loss", replay_loss)
     parts = _Parts(
         accepting("gradient", optax.identity() if gradient is None else gradient),
         accepting("optimizer", optimizer),
-        _part("regularizer", regularizer, Regularizer()),
-        _part("memory", memory, no_memory()),
-        _part("average", average, Average()),
-        _part("reset", reset, Reset()),
+        part_of("regularizer", regularizer, Regularizer()),
+        part_of("memory", memory, no_memory()),
+        part_of("average", average, Average()),
+        part_of("reset", reset, Reset()),
         step_loss(loss, past, replay_weight, chunk_size),
         replayed_loss(past or loss, chunk_size),
         *flags,
         {
-            name: _noted(f"metrics[{name!r}]", of, lambda state, step: None)
+            name: noted(f"metrics[{name!r}]", of, lambda state, step: None)
             for name, of in (metrics or {}).items()
         },
-        learners and _noted("learners", learners),
+        learners and noted("learners", learners),
     )
     return Method(
         partial(_init, parts),
@@ -173,58 +173,6 @@ def make_method(
 
 
 _FLAGS = ("perturb_penalty", "reset_optimizer", "reset_gradient")
-
-
-def _part(name: str, given: Any, neutral: Any) -> Any:
-    """The part, its functions with notes; the neutral one if it is absent."""
-    if given is None:
-        return neutral
-    check_kind("make_method", type(neutral), _JOIN.get(name, ""), **{name: given})
-    # The neutral functions stay themselves: what they would do is left out of a step.
-    own = {
-        field: _noted(f"{name}.{field}", function, getattr(neutral, field))
-        for field, function in given._asdict().items()
-        if function is not getattr(neutral, field)
-    }
-    return given._replace(**own)
-
-
-_JOIN = {
-    "regularizer": "add several by sum_of",
-    "reset": "join several by chain_resets",
-}
-
-
-def _noted(name: str, function: Callable, like: Callable | None = None) -> Callable:
-    """The function; errors inside it get a note that names it."""
-    if like is not None:
-        _check_order(name, function, like)
-    note = f"This happened in {name}, an argument of make_method."
-
-    def noted(*arguments):
-        try:
-            return function(*arguments)
-        except Exception as error:
-            if note not in getattr(error, "__notes__", ()):
-                error.add_note(note)
-            raise
-
-    return noted
-
-
-def _check_order(name: str, function: Callable, like: Callable) -> None:
-    """Refuse arguments in another order, which may go unnoticed.
-
-    A penalty ``(params, state, context)`` would be zero wherever the state is empty.
-    """
-    try:
-        given, wanted = ([*inspect.signature(f).parameters] for f in (function, like))
-    except (TypeError, ValueError):  # no function, or a builtin
-        return
-    if any(word in given and given.index(word) != k for k, word in enumerate(wanted)):
-        came = f"({', '.join(wanted)}), got ({', '.join(given)})"
-        msg = f"make_method: {name} must be a function of {came}."
-        raise InputError(msg)
 
 
 class _Parts(NamedTuple):
@@ -365,7 +313,7 @@ def _update(
     raw, total, logged = data_grads, value, {}
     if penalised:
         # Noted again: a penalty that is no scalar fails outside of its own function.
-        derive = _noted("regularizer.penalty", jax.value_and_grad(penalty))
+        derive = noted("regularizer.penalty", jax.value_and_grad(penalty))
         cost, penalty_grads = derive(params)
         total, logged = value + cost, {"penalty": cost}
     if both:
