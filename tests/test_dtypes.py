@@ -259,6 +259,7 @@ def test_a_step_record_and_an_optimizer_get_the_parameters_dtype(setting):
         regularizer=regularizers.l2(0.1),
         metrics={"spied": record},
     )
+    seen.clear()  # of the trial of an optimizer when a method is built
     with jax.enable_x64(SETTINGS[setting].x64):
         given = inputs(SETTINGS[setting], whole.PARAMS, whole.TASK)
         jax.eval_shape(functools.partial(stepped, method), *given)

@@ -67,10 +67,11 @@ def _named(name: str, state: optax.OptState) -> list:
 def accepting(name: str, part: Any) -> optax.GradientTransformationExtraArgs:
     """A transformation that takes any extra arguments and sees those that it names."""
     way, wanted, remedy = _WAYS[name]
-    # A gradient transformation of this package is one; to try it may take seconds.
-    known = name == "gradient" and not part.update.__module__.startswith("optax")
+    # Not tried: own gradient transformations (seconds), and other people's code.
+    ours = ("optax", "jaxcl") if name == "optimizer" else "optax"
+    tried = part.update.__module__.startswith(ours)
     part = optax.with_extra_args_support(part)
-    if not known and _direction(part) == way:
+    if tried and _direction(part) == way:
         msg = f"make_method: {name} must {wanted}; {remedy}."
         raise InputError(msg)
     named = inspect.signature(part.update).parameters

@@ -436,7 +436,7 @@ LEFT_TO_OTHERS = [
     (lambda: stepped(loss=MODEL), "'Model' object is not callable.* in loss,"),
     (lambda: stepped(loss=optax.squared_error), "positional arguments.* in loss,"),
     (lambda: stepped(loss=MODEL.apply), "'Batch' object has no .*in loss,"),
-    (lambda: make_method(LOSS, 0.1), "'float' object has no attribute 'init'"),
+    (lambda: make_method(LOSS, 0.1), "'float' object has no attribute 'update'"),
     (lambda: stepped(transforms.sam), "'function' object has no attribute 'update'"),
     (lambda: stepped(metrics=[len]), "'list' object has no attribute 'items'"),
     (
