@@ -135,7 +135,7 @@ def test_rows_without_their_outputs_are_refused():
     """Oracle: the message; with a memory that stores them the method learns."""
     loss = dark_experience_loss(LOGITS, 0.4)
     others = {r"\(3, 3\), got none": None}
-    others[r"\(3, 3\), got \(3, 2\);"] = lambda params, batch: batch.x[:, :2]
+    others[r"\(3, 3\), got \(3, 2\)"] = lambda params, batch: batch.x[:, :2]
     for words, store in (*others.items(), ("", LOGITS)):
         memory = reservoir(8, 3, store=store)
         method = make_method(
