@@ -31,10 +31,6 @@ def isort_order(name):
     return (not name.isupper(), not name[0].isupper(), name)
 
 
-#: Packages whose modules still list their names; all others do so in the package alone.
-LISTED = {"data", "report", "runs", "training"}
-
-
 def undocumented(module):
     """List the public functions and classes of a module that have no words."""
     values = ((name, getattr(module, name)) for name in public(module))
@@ -58,7 +54,7 @@ def test_every_module_says_what_it_is_and_what_it_offers(name):
         return
     assert undocumented(module) == []
     if hasattr(module, "__all__"):
-        assert hasattr(module, "__path__") or name.split(".")[1] in LISTED
+        assert hasattr(module, "__path__")
         offered = module.__all__
         assert len(set(offered)) == len(offered)
         assert offered == sorted(offered, key=isort_order)

@@ -203,6 +203,3 @@ if __name__ == "__main__":
     most = max(shape.data * shape.fsdp for shape in SHAPES)
     jax.config.update("jax_num_cpu_devices", most)  # read when JAX first looks
     main()
-
-
-__all__ = ["SEVEN_BILLION", "Plan", "Shape", "plan", "to_table", "traffic"]

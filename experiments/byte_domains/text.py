@@ -112,6 +112,3 @@ def as_rows(text: bytes, length: int) -> tuple[np.ndarray, np.ndarray]:
     count = (len(numbers) - 1) // length
     rows = lambda start: numbers[start : start + count * length].reshape(count, length)
     return rows(0), rows(1)
-
-
-__all__ = ["as_rows", "domains", "make_task"]

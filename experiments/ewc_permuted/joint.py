@@ -49,6 +49,3 @@ def reading(model: Model, stream: Stream) -> Outputs:
     return lambda params, batch, keys=None: model.apply(
         params, read(batch.x, batch.task), keys
     )
-
-
-__all__ = ["read_row", "reading", "so_far"]

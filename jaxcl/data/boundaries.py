@@ -207,6 +207,3 @@ def _with_number(rows: Dataset, number: int) -> Dataset:
         return batch._replace(task=np.full(len(batch.weight), number, np.int32))
 
     return Dataset(rows.count, read)
-
-
-__all__ = ["blurry", "gradual", "task_free"]

@@ -241,6 +241,3 @@ def _class_counts(who: str, images: Images, y: np.ndarray, classes: np.ndarray):
         )
         raise InputError(msg)
     return counts
-
-
-__all__ = ["GroupPlan", "class_pairs", "class_splits", "split_sizes"]

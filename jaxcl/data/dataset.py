@@ -357,13 +357,3 @@ def _stacked(rows: list[tuple[PyTree, PyTree]], dtypes: PyTree, task: int) -> Ba
     x, y = jax.tree.map(stacked, dtypes, *rows)
     count = len(rows)
     return Batch(x, y, np.ones(count, np.float32), np.full(count, task, np.int32))
-
-
-__all__ = [
-    "Dataset",
-    "Task",
-    "array_dataset",
-    "jsonl_dataset",
-    "source_dataset",
-    "stream_tasks",
-]

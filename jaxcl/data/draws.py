@@ -49,6 +49,3 @@ def rows_without_replacement(
     """For each task ``count`` different numbers below ``size``."""
     rows = [rng.choice(size, count, replace=False) for _ in range(num_tasks)]
     return jnp.asarray(np.stack(rows), jnp.int32)
-
-
-__all__ = ["generator", "permutations", "rows_without_replacement"]

@@ -285,6 +285,3 @@ def _read_idx(path: Path, rank: int) -> np.ndarray:
         agree = agree and math.prod(shape) == len(body)
         _need(agree, f"its header announces {shape}, it has {len(body)} bytes")
         return body.reshape(shape)
-
-
-__all__ = ["cifar_folder", "idx_folder", "load_images", "npy_folder", "npz_file"]

@@ -277,14 +277,3 @@ def _choose(rng, images: Images, y: np.ndarray, count: int | None, per_class: bo
         )
         raise InputError(msg)
     return np.sort(np.concatenate([group[:count] for group in groups]))
-
-
-__all__ = [
-    "Images",
-    "as_images",
-    "digits",
-    "mean_and_std",
-    "only_classes",
-    "padded",
-    "subset",
-]

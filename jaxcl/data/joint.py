@@ -43,6 +43,3 @@ def joint(stream: Stream) -> Stream:
         test=all_rows(stream.test),
         name=f"joint-{stream.name}",
     )
-
-
-__all__ = ["joint"]

@@ -237,13 +237,3 @@ def _draw_rows(who, rng, images: Images, num_tasks: int, num_examples: int | Non
         raise InputError(msg)
 
     return rows_without_replacement(rng, num_tasks, size, num_examples)
-
-
-__all__ = [
-    "LabelPlan",
-    "PermutedPlan",
-    "RotationPlan",
-    "permuted",
-    "permuted_labels",
-    "rotations",
-]

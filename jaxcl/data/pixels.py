@@ -111,16 +111,3 @@ def need_tasks(who: str, num_tasks: int):
     if not is_whole(num_tasks) or num_tasks < 1:
         msg = f"{who}: num_tasks must be at least 1, got {num_tasks}; give an int."
         raise InputError(msg)
-
-
-__all__ = [
-    "Normalise",
-    "Pool",
-    "as_pool",
-    "finisher",
-    "need_tasks",
-    "pixels_as_floats",
-    "task_batch",
-    "task_numbers",
-    "unit_scale",
-]

@@ -350,13 +350,3 @@ def _same_arrays(a: PyTree, b: PyTree) -> bool:
     return _shapes(a) == _shapes(b) and all(
         x is y or np.array_equal(x, y) for x, y in pairs
     )
-
-
-__all__ = [
-    "check_task_numbers",
-    "from_arrays",
-    "stack_plans",
-    "stack_tasks",
-    "take_tasks",
-    "task_list",
-]

@@ -167,6 +167,3 @@ def _draws(who: str, key: Key, size: int):
     """A number in [0, 1) for each row; a row's number does not depend on ``size``."""
     check_key(who, key)
     return jax.random.uniform(key, (size,), jnp.float32)
-
-
-__all__ = ["random_row_numbers", "random_rows", "train_valid_split"]

@@ -137,11 +137,3 @@ def prototypes(
         num_classes=num_classes,
         name="prototypes",
     )
-
-
-__all__ = [
-    "PrototypePlan",
-    "PrototypePool",
-    "prototypes",
-    "synthetic_images",
-]

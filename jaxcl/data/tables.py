@@ -294,6 +294,3 @@ def _refuse(problem: str, remedy: str):
 def _refuse_column(name, problem: str, remedy: str):
     msg = f"csv_dataset: column {shown(str(name))} {problem}; {remedy}."
     raise InputError(msg)
-
-
-__all__ = ["csv_dataset", "csv_tasks", "encode_labels"]

@@ -130,6 +130,3 @@ def _arrays(rows) -> tuple[np.ndarray, np.ndarray]:
     x = np.stack([image for image, _ in pairs])
     x = x[..., 0] if x.shape[-1] == 1 else x
     return x, np.asarray([label for _, label in pairs], np.int32)
-
-
-__all__ = ["prepare_mnist", "tfds_images"]

@@ -152,6 +152,3 @@ def _rows(tree: PyTree):
     """Structure, shapes and dtypes of rows."""
     rows = [(leaf.shape[1:], str(leaf.dtype)) for leaf in jax.tree.leaves(tree)]
     return jax.tree.structure(tree), rows
-
-
-__all__ = ["validate"]

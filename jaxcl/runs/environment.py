@@ -72,6 +72,3 @@ def _git(*words: str) -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return answer.stdout.strip()
-
-
-__all__ = ["PACKAGES", "commit", "describe_environment"]

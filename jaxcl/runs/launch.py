@@ -114,6 +114,3 @@ def _begin(job: Job) -> subprocess.Popen:
     job.log.parent.mkdir(parents=True, exist_ok=True)
     with job.log.open("a") as log:
         return subprocess.Popen(job.command, stdout=log, stderr=subprocess.STDOUT)
-
-
-__all__ = ["Ended", "Job", "execute", "run_here", "run_on_cluster"]
