@@ -10,7 +10,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 PYTEST ?= -n auto --maxprocesses 8
 
-.PHONY: help demo test slow fuzz lint types format requirements clean
+.PHONY: help demo test slow fuzz docs lint types format requirements clean
 
 help:  ## Show this list
 	@sed -n 's/^\([a-z]*\):.*##/\1 /p' Makefile | awk '{name = $$1; $$1 = ""; printf "  make %-13s%s\n", name, $$0}'
@@ -31,6 +31,9 @@ fuzz: $(STAMP)  ## Damage files, checkpoints and command lines, 5,000 inputs of 
 	    JAX_PLATFORMS=cpu $(BIN)/python -m tests.fuzz.$$battery --count $(or $(COUNT),5000) \
 	    || exit 1; done
 
+docs: $(STAMP)  ## Build the reference in build/docs/index.html
+	$(BIN)/python -m sphinx --quiet --fail-on-warning --fresh-env docs build/docs
+
 lint: $(STAMP)  ## Check style and formatting
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -48,7 +51,7 @@ requirements: $(STAMP)  ## Pin the newest versions that pyproject.toml allows
 	    --generate-hashes --no-header --no-annotate --quiet -o requirements-dev.txt
 
 clean:  ## Remove the environment and all caches; runs in outputs/ stay
-	rm -rf .venv .cache .pytest_cache .ruff_cache build *.egg-info
+	rm -rf .venv .cache .pytest_cache .ruff_cache build docs/api *.egg-info
 	find jaxcl experiments tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # pip fetches uv, which installs the rest ten times as fast; where uv finds no package

@@ -4,13 +4,13 @@ A *Fisher* here is a function ``(key, params, task) -> tree like params``; the f
 of this module configure one. All are weighted means over single examples, so padding
 is ignored, and all have one unit, nats per squared parameter and example:
 
-======================  ==========================================================
-:func:`empirical_fisher`  labels as given: ``mean_n (d log p(y_n | x_n))^2``
-:func:`sampled_fisher`    labels drawn from the model: unbiased for the exact one
-:func:`exact_fisher`      expectation over classes: ``mean_n sum_c p_c (d log p_c)^2``
+==========================  ======================================================
+:func:`empirical_fisher`    labels as given: ``mean_n (d log p(y_n | x_n))^2``
+:func:`sampled_fisher`      labels drawn from the model: unbiased for the exact one
+:func:`exact_fisher`        expectation over classes: ``mean_n sum_c p_c (d log p_c)^2``
 :func:`most_likely_fisher`  the label that the model finds most likely
-:func:`batched_fisher`    squared gradient of batch means: a common mistake
-======================  ==========================================================
+:func:`batched_fisher`      squared gradient of batch means: a common mistake
+==========================  ======================================================
 
 The square is inside the mean. If the gradient of a batch mean is squared instead, examples
 cancel: near an optimum the result is smaller by up to the batch size, and depends on it.

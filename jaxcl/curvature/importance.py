@@ -1,6 +1,6 @@
 """Importance weights for EWC-like penalties, in place of a Fisher or derived from one.
 
-Each function here configures a :data:`~jaxcl.curvature.fisher.Fisher`. They are controls
+Each function here configures a :data:`~jaxcl.curvature.Fisher`. They are controls
 for the role of the Fisher in a method: its scale (:func:`normalised`), its pattern
 (:func:`shuffled`), or both (:func:`uniform_importance`).
 """
@@ -59,7 +59,7 @@ def normalised(
       size: ``(fisher tree) -> scalar``.
 
     Returns:
-      A :data:`~jaxcl.curvature.fisher.Fisher`; zero stays zero.
+      A :data:`~jaxcl.curvature.Fisher`; zero stays zero.
     """
 
     def normal(key, params, task):

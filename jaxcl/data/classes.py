@@ -53,8 +53,8 @@ def class_pairs(
       normalise: see :func:`permuted`.
 
     Returns:
-      A stream of two outputs: for one head for all tasks, or for
-      ``jaxcl.losses.heads`` with ``2 T`` outputs.
+      A stream of two outputs, for one head for all tasks or for
+      :func:`jaxcl.losses.heads` with ``2 T`` outputs.
 
     Raises:
       ValueError: if a pair names a class twice, or one without train or test rows.

@@ -9,8 +9,8 @@ from jaxtyping import Array, Bool, Float
 from jaxcl.errors import InputError, check_size, is_whole
 from jaxcl.typing import Outputs
 
-#: The logit of a class that an example cannot have: large, negative and finite, so that
-#: its probability is zero and the difference of two is not NaN.
+#: The logit of a class that an example cannot have. It is large, negative and finite, so
+#: that its probability is zero and the difference of two is not NaN.
 MASKED = -1e9
 
 

@@ -45,7 +45,7 @@ def step_loss(
 ) -> Callable[..., Any]:
     """``(params, batch, keys, replay, replay_keys, progress) -> (L, losses [b])``.
 
-    See :func:`jaxcl.make_method` for the arguments and the formula.
+    See :func:`jaxcl.method.make_method` for the arguments and the formula.
     """
     losses_of = partial(example_losses, chunk_size=chunk_size)
     given: Any = replay_weight

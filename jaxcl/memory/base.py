@@ -40,8 +40,8 @@ def after(results: PyTree, batch: Batch) -> Batch:
       batch: rows to be observed.
 
     Returns:
-      The batch with a zero added to its weights: bit 1 of a square, which is never set.
-      The compiler does not simplify it.
+      The batch with a zero added to its weights. The zero is bit 1 of a square, which is
+      never set; the compiler does not simplify it.
     """
     # By index: raveling would gather a leaf that is split over devices.
     firsts = [leaf[(0,) * leaf.ndim] for leaf in jax.tree.leaves(results) if leaf.size]

@@ -25,6 +25,8 @@ from jaxcl.errors import InputError
 
 #: A NumPy or JAX array, or lists of numbers.
 Matrix = Num[Array, "..."] | Num[np.ndarray, "..."] | Sequence
+
+#: An array of floats, of NumPy or JAX.
 Floats = Float[Array, "..."] | Float[np.ndarray, "..."]
 
 #: One number per matrix.

@@ -14,6 +14,7 @@ from jaxcl.errors import InputError, check_number, check_size
 from jaxcl.models.from_flax import from_flax
 from jaxcl.typing import Key, Model, Params, Units
 
+#: ``(x [*b, d]) -> [*b, k]``: ``k`` is ``d``, or ``2 d`` for :func:`crelu`.
 Activation = Callable[[Float[Array, "*b d"]], Float[Array, "*b k"]]
 
 

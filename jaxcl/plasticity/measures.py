@@ -153,7 +153,7 @@ def measure(
       tau: threshold of ``dormant_fraction``.
 
     Returns:
-      float32 scalars: ``loss``, ``dead_fraction``, ``dormant_fraction``,
+      The float32 scalars ``loss``, ``dead_fraction``, ``dormant_fraction``,
       ``effective_rank``, ``stable_rank``, ``srank``, ``weight_norm``, ``distance``
       (from ``start``), ``grad_norm`` and ``sam_sharpness``. Costs a singular value
       decomposition of ``[b, d]`` and a few passes over the batch; works under ``jit``

@@ -23,8 +23,10 @@ TRACE               1/2 F d^2   batch means, sum over epochs    True        E / 
 ``B`` is the batch size, ``E`` the number of epochs.
 
 (a) online, the decay also multiplies the penalty (Schwarz 2018, equation 8): ratio decay.
+
 (b) near an optimum, against per-example Fishers. Against
 :func:`~jaxcl.curvature.batched_fisher` of the same ``B`` it is exact: 1, 1 / B and E.
+
 (c) not a multiple of ours; twice the coefficient is a first guess where p(y) is near 1.
 
 Stability: gradient descent on the penalty alone diverges when

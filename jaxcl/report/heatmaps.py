@@ -30,7 +30,7 @@ def heatmap(grid: Grid, *, scale: float = 100.0, title: str = "") -> Figure:
     without runs have a dash.
 
     Args:
-      grid: from :func:`jaxcl.report.summaries.grid`.
+      grid: from :func:`jaxcl.report.grid`.
       scale: 100 shows fractions as per cent.
       title: above the figure.
     """

@@ -17,8 +17,8 @@
 ``device``          optional
 ==================  ================================================================
 
-A run that diverged has the accuracy of chance and is never averaged in: :func:`split`
-separates such runs, and :func:`curves` refuses them by name.
+A run that diverged has the accuracy of chance and is never averaged in: ``split``
+separates such runs, and ``curves`` refuses them by name.
 """
 
 import numbers

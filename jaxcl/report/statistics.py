@@ -63,7 +63,7 @@ def mean_band(values: Float[np.ndarray, "s ..."], confidence: float = 0.95) -> I
 def mean_interval(
     values: Float[np.ndarray, " s"], confidence: float = 0.95
 ) -> Interval:
-    """Mean and t-interval of one number per run; see :func:`mean_band`."""
+    """Mean and t-interval of one number per run; see ``mean_band``."""
     band = mean_band(np.asarray(values, np.float64), confidence)
     return Interval(float(band.mean), float(band.low), float(band.high), band.count)
 

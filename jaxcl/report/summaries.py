@@ -132,7 +132,7 @@ def summarize(
         test of equivalence if None.
 
     Raises:
-      InputError: for malformed records (see :func:`jaxcl.report.records.check`), an
+      InputError: for malformed records (see ``jaxcl.report.records.check``), an
         unknown quantity, or a baseline that did not run.
     """
     check(records)

@@ -42,7 +42,7 @@ def summary_table(
     """The main table: mean and final accuracy, or slopes, and the comparison.
 
     Args:
-      summaries: from :func:`jaxcl.report.summaries.summarize`.
+      summaries: from :func:`jaxcl.report.summarize`.
       quantity: what was compared there; the columns show it and the related one.
       margin: of the test of equivalence made there; no column for it if None.
 
@@ -121,13 +121,13 @@ def interval_table(
     """A row per group of runs, with mean and interval over them of each number.
 
     Args:
-      runs: a row per run, from :func:`jaxcl.report.records.frame`, with columns added.
+      runs: a row per run, from :func:`jaxcl.report.frame`, with columns added.
         NaN is left out: an interval is over the runs that have the number, and None if
         none has.
       columns: of the table, by the names of the added columns.
       notes: below the table; ``{interval}`` becomes the note on the intervals.
       heads: what stands first; ``runs`` counts those that finished.
-      also: a further note on the intervals, see :func:`interval_note`.
+      also: a further note on the intervals, see ``interval_note``.
     """
     rows, counts = [], []
     for _, group in runs.groupby("group", sort=False):

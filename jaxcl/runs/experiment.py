@@ -31,7 +31,7 @@ _OUT = (
 
 
 class Experiment(NamedTuple):
-    """What a command does, for people to read and for :func:`jaxcl.runs.main` to run.
+    """What a command does, for people to read and for ``jaxcl.runs.command.main`` to run.
 
     Attributes:
       module: the package, as after ``python -m``.
@@ -55,7 +55,7 @@ class Experiment(NamedTuple):
 
     @property
     def name(self) -> str:
-        """As in folders: ``plasticity`` for ``experiments.plasticity``."""
+        """As in folders, ``plasticity`` for ``experiments.plasticity``."""
         return self.module.removeprefix("experiments.")
 
 

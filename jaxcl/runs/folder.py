@@ -263,7 +263,7 @@ def finished(folder: RunFolder | Path) -> set[str]:
 
 
 def read_json(path: Path) -> Any:
-    """A JSON file; :class:`InputError` if it is damaged."""
+    """A JSON file; :class:`jaxcl.errors.InputError` if it is damaged."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError:

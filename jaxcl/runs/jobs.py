@@ -54,10 +54,12 @@ def run_jobs(
       on_message: called with all that jobs send; with several workers in another thread.
       num_workers: processes, never more than jobs; with one, all is done in this one.
 
+    Where one fails the others are killed. Where this process is to be interrupted or
+    terminated, they have some time to save. They also end when this process ends, however
+    it does.
+
     Raises:
-      Whatever a job raises; RuntimeError if a process was killed. The others are then
-      killed. Where this process is to be interrupted or terminated, they have some time to
-      save. They also end when this process ends, however it does.
+      RuntimeError: if a process was killed; what a job raises is raised here as well.
     """
     if min(num_workers, len(jobs)) <= 1:
         do = prepare(*args) if jobs else None

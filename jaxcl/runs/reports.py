@@ -123,7 +123,7 @@ def page_of_run(
     Raises:
       MissingFileError: if the folder holds neither.
       InputError: for lines that are not records of accuracies, see
-        :func:`jaxcl.report.records.check`.
+        ``jaxcl.report.records.check``.
     """
     path = folder.path if isinstance(folder, RunFolder) else Path(folder)
     experiment = _read(path / "config.json").get("experiment")

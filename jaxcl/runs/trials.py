@@ -21,7 +21,7 @@ from jaxcl.training.logging import progress
 from jaxcl.training.options import steps_of
 from jaxcl.typing import Key, Params
 
-#: Says how far a job is: its part since the last message, and a few words.
+#: ``(part, text) -> None``: reports the part of a job since the last message, and a text.
 Tell = Callable[[Fraction, str], None]
 
 
@@ -45,7 +45,7 @@ class Trial(NamedTuple):
 
     @property
     def run(self) -> str:
-        """Its name in the results: ``permuted/sam/learning_rate=0.01,rho=0.05/seed=3``."""
+        """Its name in the results, ``permuted/sam/learning_rate=0.01,rho=0.05/seed=3``."""
         numbers = ",".join(f"{name}={value:g}" for name, value in self.hyper.items())
         return f"{self.setting}/{self.arm}/{numbers}/seed={self.seed}"
 

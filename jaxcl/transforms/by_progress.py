@@ -27,7 +27,7 @@ def scale_by_progress(
       schedule: ``(fraction []) -> factor``.
 
     An update needs ``progress``, a :class:`~jaxcl.typing.Progress`;
-    :func:`jaxcl.make_method` gives it.
+    :func:`jaxcl.method.make_method` gives it.
     """
 
     def update(updates, state, params=None, *, progress, **ignored):
