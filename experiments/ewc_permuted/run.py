@@ -1,10 +1,7 @@
 """The protocol in order: data, network, method, loop; the strength is chosen first."""
 
-import functools
 from collections.abc import Sequence
-from dataclasses import replace
 from fractions import Fraction
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,8 +9,14 @@ import numpy as np
 
 from experiments.ewc_permuted.arms import Program, make_program
 from experiments.ewc_permuted.config import PENALIZED, Config
-from jaxcl.data import Images, digits, load_images, padded, permuted, validate
-from jaxcl.errors import InputError
+from experiments.ewc_permuted.search import (
+    Stage,
+    choose,
+    numbers,
+    search_trials,
+    stage_of,
+)
+from jaxcl.data import permuted, validate
 from jaxcl.runs.folder import RunFolder, check_data_hash, read_records
 from jaxcl.runs.jobs import worker_count
 from jaxcl.runs.trials import (
@@ -26,13 +29,6 @@ from jaxcl.runs.trials import (
 )
 from jaxcl.training import in_segments
 from jaxcl.typing import Key, Stream
-
-
-class Stage(NamedTuple):
-    """Where runs take place: the search on held-out rows, or the test."""
-
-    config: Config
-    images: Images
 
 
 def run(config: Config, folder: RunFolder) -> None:
@@ -67,56 +63,6 @@ def worker(config: Config, folder: RunFolder) -> Learn:
     return do
 
 
-@functools.cache
-def stage_of(config: Config, name: str) -> Stage:
-    """The search or the test, on images that are padded."""
-    images = images_of(config)
-    return Stage(config, images) if name == "test" else _search(config, images)
-
-
-@functools.lru_cache(maxsize=1)
-def images_of(config: Config) -> Images:
-    """The images, padded."""
-    images = digits() if config.data == "digits" else load_images(config.data)
-    return padded(images, config.padding)
-
-
-def _search(config: Config, images: Images) -> Stage:
-    """Shorter runs that learn on all but the last training rows and test on those."""
-    rows = len(images.train_y) - config.search_rows
-    if rows < config.batch_size:
-        msg = (
-            f"search_rows: must leave a batch of {config.batch_size} of the "
-            f"{len(images.train_y)} training rows, got {config.search_rows}."
-        )
-        raise InputError(msg)
-    held_out = images._replace(
-        train_x=images.train_x[:rows],
-        train_y=images.train_y[:rows],
-        test_x=images.train_x[rows:],
-        test_y=images.train_y[rows:],
-    )
-    shorter = replace(
-        config,
-        num_tasks=config.search_tasks,
-        iterations=config.search_iterations,
-        fisher_examples=config.search_fisher_examples,
-    )
-    return Stage(shorter, held_out)
-
-
-def search_trials(config: Config) -> list[Trial]:
-    """Every arm with a penalty at every strength of the grid; none if it is given."""
-    if config.strength is not None:
-        return []
-    return [
-        Trial("search", arm, numbers(config, arm, value), config.search_seed)
-        for arm in config.arms
-        if arm in PENALIZED
-        for value in config.strengths
-    ]
-
-
 def test_trials(config: Config, strengths: dict[str, float | None]) -> list[Trial]:
     """All arms seed by seed, so that an interrupted run has compared something."""
     return [
@@ -124,35 +70,6 @@ def test_trials(config: Config, strengths: dict[str, float | None]) -> list[Tria
         for seed in range(config.seeds)
         for arm in config.arms
     ]
-
-
-def numbers(config: Config, arm: str, strength: float | None) -> dict[str, float]:
-    """The numbers that make an arm what it is."""
-    made = {"learning_rate": config.learning_rate}
-    if strength is not None:
-        made |= {"strength": strength}
-    return made | ({"decay": config.decay} if arm == "online-ewc" else {})
-
-
-def choose(records: list[dict]) -> dict[str, float]:
-    """For every arm searched, the strength with the best mean accuracy on held-out rows.
-
-    Raises:
-      ValueError: if every run of an arm's search diverged.
-    """
-    searched = [record for record in records if record["setting"] == "search"]
-    chosen = {}
-    for arm in dict.fromkeys(record["arm"] for record in searched):
-        found = {
-            record["hyper"]["strength"]: np.mean(record["final"])
-            for record in searched
-            if record["arm"] == arm and record["status"] == "done"
-        }
-        if not found:
-            msg = f"strengths: all runs of {arm}'s search diverged; give smaller ones."
-            raise InputError(msg)
-        chosen[arm] = max(sorted(found), key=found.__getitem__)
-    return chosen
 
 
 def learn(

@@ -24,7 +24,7 @@ from experiments.ewc_permuted.report import (
     section,
     write_readme,
 )
-from experiments.ewc_permuted.run import choose
+from experiments.ewc_permuted.search import choose
 from jaxcl.data import permuted, synthetic_images
 from jaxcl.losses import single_head
 from jaxcl.models import mlp

@@ -9,7 +9,7 @@ from experiments.plasticity.config import PRESETS
 from experiments.plasticity.packing import run as packing
 from experiments.plasticity.packing.config import EXPERIMENT as PACKING
 from experiments.plasticity.packing.config import PRESETS as PACKS
-from experiments.plasticity.run import Program
+from experiments.plasticity.program import Program
 from experiments.plasticity.settings import load, make_setting
 from jaxcl.runs.command import main
 from jaxcl.runs.folder import RunFolder, read_records

@@ -23,7 +23,8 @@ from experiments.plasticity.config import (
     SettingName,
     check,
 )
-from experiments.plasticity.run import make_program, run
+from experiments.plasticity.program import make_program
+from experiments.plasticity.run import run
 from experiments.plasticity.settings import SETTINGS, load, make_model, make_setting
 from jaxcl.data import synthetic_images
 from jaxcl.losses import cross_entropy

@@ -23,7 +23,7 @@ from experiments.benchmarks.accelerator.box import (
 from experiments.plasticity.arms import arms, trials
 from experiments.plasticity.packing.config import PRESETS, Config
 from experiments.plasticity.packing.run import by_arm, load_images
-from experiments.plasticity.run import make_program
+from experiments.plasticity.program import make_program
 from experiments.plasticity.settings import Setting, make_model, make_setting
 from jaxcl.losses import cross_entropy
 from jaxcl.runs.trials import Trial

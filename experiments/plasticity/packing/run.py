@@ -12,7 +12,8 @@ from jax.core import Tracer
 
 from experiments.plasticity.arms import arms, trials
 from experiments.plasticity.packing.config import Config
-from experiments.plasticity.run import Program, learn, make_program
+from experiments.plasticity.program import Program, make_program
+from experiments.plasticity.run import learn
 from experiments.plasticity.settings import Setting, load, make_setting
 from jaxcl.data import Images, synthetic_images
 from jaxcl.runs.experiment import check_names
