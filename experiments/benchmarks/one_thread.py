@@ -11,8 +11,6 @@ ONE_THREAD = {
     "MKL_NUM_THREADS": "1",
     "JAX_PLATFORMS": "cpu",
 }
-
-
 CORES = "JAXCL_CORES"  # the cores that there were, for use_all_cores
 
 
@@ -28,9 +26,8 @@ def use_one_thread() -> None:
 
 
 def use_all_cores() -> None:
-    """In a process started by such a one: the cores that it was given."""
+    """In a process started by such a one: the cores that it was given, all threads."""
+    for name in ONE_THREAD:
+        os.environ.pop(name, None)
     if CORES in os.environ:
         os.sched_setaffinity(0, map(int, os.environ[CORES].split(",")))
-
-
-__all__ = ["ONE_THREAD", "use_all_cores", "use_one_thread"]

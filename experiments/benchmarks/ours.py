@@ -1,6 +1,5 @@
 """The job by jaxcl: each method, timed task by task, and runs side by side."""
 
-import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -11,39 +10,19 @@ import numpy as np
 import optax
 
 from experiments.benchmarks.config import Config
+from experiments.benchmarks.rounds import Seconds, Work, compiled, timed
 from jaxcl import methods
 from jaxcl.data import Images, permuted, stack_plans, synthetic_images
 from jaxcl.losses import cross_entropy, single_head
 from jaxcl.method import default_learner
 from jaxcl.models import mlp
-from jaxcl.training import (
-    accuracies,
-    first_example,
-    over_runs,
-    run_stream,
-    steps_for,
-)
+from jaxcl.training import accuracies, first_example, over_runs, run_stream, steps_for
 from jaxcl.transforms import c_flat, gnp, looksam, sam
-from jaxcl.tree import at
-from jaxcl.tree import num_tasks as num_tasks_of
+from jaxcl.tree import at, num_tasks
 from jaxcl.typing import Method, Model, Stream
 
 #: Mean and standard deviation of MNIST's pixels, as most code writes them.
 NORMALISE = (0.1307, 0.3081)
-
-
-class Seconds(NamedTuple):
-    """What some work cost."""
-
-    cpu: float  # of all threads of this process
-    wall: float
-
-
-def timed(work: Callable[[], Any]) -> tuple[Any, Seconds]:
-    """Do it, wait for it, and tell what it cost."""
-    cpu, wall = time.process_time(), time.perf_counter()
-    done = jax.block_until_ready(work())
-    return done, Seconds(time.process_time() - cpu, time.perf_counter() - wall)
 
 
 def make_images(config: Config) -> Images:
@@ -68,29 +47,30 @@ def make_model(config: Config) -> Model:
 def make_methods(config: Config, num_tasks: int) -> dict[str, Callable[[], Method]]:
     """What is timed, by name."""
     loss = cross_entropy(single_head(make_model(config).apply))
-    optimizer = optax.sgd(config.learning_rate)
-    method_with = lambda gradient, **options: (
-        lambda: methods.plain(loss, optimizer, gradient=gradient, **options)
-    )
+    given = loss, optax.sgd(config.learning_rate)
+    plain = partial(methods.plain, *given)
+    replay = {"sample_size": config.replay_size}
+    per_task = {"num_tasks": num_tasks, "capacity_per_task": config.capacity_per_task}
+    every_fifth = looksam(config.rho, k=5)
     return {
-        "naive": lambda: methods.plain(loss, optimizer),
-        "ewc": lambda: methods.ewc(loss, optimizer, strength=config.strength),
-        "er": lambda: methods.experience_replay(
-            loss, optimizer, capacity=config.capacity, sample_size=config.replay_size
+        "naive": plain,
+        "ewc": partial(methods.ewc, *given, strength=config.strength),
+        "er": partial(
+            methods.experience_replay, *given, capacity=config.capacity, **replay
         ),
-        "agem": lambda: methods.agem(
-            loss,
-            optimizer,
-            num_tasks=num_tasks,
-            capacity_per_task=config.capacity_per_task,
-            sample_size=config.replay_size,
-        ),
-        "sam": method_with(sam(config.rho)),
-        "gnp": method_with(gnp(config.rho, alpha=0.5)),
-        "looksam": method_with(looksam(config.rho, k=5)),
-        "looksam_reset": method_with(looksam(config.rho, k=5), reset_gradient=True),
-        "c_flat": method_with(c_flat()),
+        "agem": partial(methods.agem, *given, **per_task, **replay),
+        "sam": partial(plain, gradient=sam(config.rho)),
+        "gnp": partial(plain, gradient=gnp(config.rho, alpha=0.5)),
+        "looksam": partial(plain, gradient=every_fifth),
+        "looksam_reset": partial(plain, gradient=every_fifth, reset_gradient=True),
+        "c_flat": partial(plain, gradient=c_flat()),
     }
+
+
+def make_fit(config: Config) -> Callable:
+    """One pass over each task; a task's last batch is filled up, not shortened."""
+    steps = steps_for(config.num_train, batch_size=config.batch_size)
+    return partial(run_stream, num_steps=steps, batch_size=config.batch_size)
 
 
 class Program(NamedTuple):
@@ -107,8 +87,7 @@ def make_program(config: Config, images: Images, name: str, num_tasks: int) -> P
     """Compile what one method needs on one stream."""
     stream = make_stream(config, images, num_tasks=num_tasks)
     model, build = make_model(config), make_methods(config, num_tasks)[name]
-    logits = single_head(model.apply)
-    fit = partial(run_stream, num_steps=num_steps(config), batch_size=config.batch_size)
+    logits, fit = single_head(model.apply), make_fit(config)
 
     def start(key):
         return build().init(model.init(key), first_example(stream))
@@ -142,7 +121,7 @@ def learn(config: Config, program: Program, *, evaluate: bool = True) -> dict[st
     stream, key = program.stream, jax.random.key(config.seed)
     state = jax.block_until_ready(program.start(key))
     training, testing, matrix, finite = [], [], [], True
-    for task in range(num_tasks_of(stream.plan)):
+    for task in range(num_tasks(stream.plan)):
         train = partial(program.advance, state, key, *stream[:2], jnp.array([task]))
         (state, record), cost = timed(train)
         training.append(cost)
@@ -151,103 +130,49 @@ def learn(config: Config, program: Program, *, evaluate: bool = True) -> dict[st
             row, cost = timed(partial(program.test, state, *stream[:2]))
             testing.append(cost)
             matrix.append(np.asarray(row).tolist())
-    return {
-        "compile_cpu": program.compiling.cpu,
-        "compile_wall": program.compiling.wall,
-        "train_cpu": [cost.cpu for cost in training],
-        "train_wall": [cost.wall for cost in training],
-        "eval_cpu": [cost.cpu for cost in testing],
-        "eval_wall": [cost.wall for cost in testing],
-        "accuracy": matrix,
-        "finite": finite,
-    }
+    costs = fields(compile=program.compiling, train=training, eval=testing)
+    return {**costs, "accuracy": matrix, "finite": finite}
 
 
-class Pack(NamedTuple):
-    """Several seeds, each with its own tasks: one program for all, and one for each."""
+def side_by_side(config: Config, images: Images) -> Work:
+    """Compile several seeds, each with its own tasks; the function runs and times them.
 
-    together: Callable  # (keys, plans, pool) -> ..., vmapped
-    in_turn: Callable  # the same, as a loop inside the program
-    alone: Callable  # (key, plan, pool) -> ...
-    streams: Stream  # plan leaves [s, T, ...]
-    compiling: Seconds  # of the first
-
-
-def make_pack(config: Config, images: Images) -> Pack:
-    """Compile runs without a method, to be run side by side and one by one."""
+    They run in one program, vmapped and as a loop inside it; then in a program for each.
+    """
     model, build = make_model(config), make_methods(config, config.seed_tasks)["naive"]
-    streams = stack_plans(
-        [
-            make_stream(config, images, num_tasks=config.seed_tasks, seed=seed)
-            for seed in range(config.num_seeds)
-        ]
-    )
+    seeds, fit = range(config.num_seeds), make_fit(config)
+    make = partial(make_stream, config, images, num_tasks=config.seed_tasks)
+    streams = stack_plans([make(seed=seed) for seed in seeds])  # plans [s, T, ...]
 
     def run(key, plan, pool):
         stream, method = streams._replace(pool=pool, plan=plan), build()
         state = method.init(model.init(key), first_example(stream))
-        return run_stream(
-            key,
-            method,
-            stream,
-            state,
-            num_steps=num_steps(config),
-            batch_size=config.batch_size,
+        return fit(key, method, stream, state)
+
+    keys = jax.random.split(jax.random.key(config.seed), config.num_seeds)
+    each = [(keys[seed], at(seed, streams.plan), streams.pool) for seed in seeds]
+    alone, _ = compiled(run, *each[0])
+    axes, every = (0, 0, None), (keys, streams.plan, streams.pool)
+    together, cost = compiled(over_runs(run, axes), *every)
+    in_turn, _ = compiled(over_runs(run, axes, at_once=1), *every)
+
+    def work():
+        return fields(
+            compile=cost,
+            together=timed(partial(together, *every))[1],
+            in_turn=timed(partial(in_turn, *every))[1],
+            alone=[timed(partial(alone, *one))[1] for one in each],
         )
 
-    keys, plans = run_keys(config), streams.plan
-    alone, _ = compiled(run, keys[0], at(0, plans), streams.pool)
-    axes, arguments = (0, 0, None), (keys, plans, streams.pool)
-    together, cost = compiled(over_runs(run, axes), *arguments)
-    in_turn, _ = compiled(over_runs(run, axes, at_once=1), *arguments)
-    return Pack(together, in_turn, alone, streams, cost)
+    return work
 
 
-def learn_side_by_side(config: Config, pack: Pack) -> dict[str, Any]:
-    """All seeds in one program, at once and in turn; then a program for each."""
-    keys, plans, pool = run_keys(config), pack.streams.plan, pack.streams.pool
-    together = timed(lambda: pack.together(keys, plans, pool))[1]
-    in_turn = timed(lambda: pack.in_turn(keys, plans, pool))[1]
-    runs = [(keys[seed], at(seed, plans), pool) for seed in range(config.num_seeds)]
-    alone = [timed(partial(pack.alone, *one))[1] for one in runs]
+def fields(**costs: Seconds | list[Seconds]) -> dict[str, Any]:
+    """``NAME_cpu`` and ``NAME_wall`` of each cost; lists of them for a list."""
     return {
-        "compile_cpu": pack.compiling.cpu,
-        "compile_wall": pack.compiling.wall,
-        "together_cpu": together.cpu,
-        "together_wall": together.wall,
-        "in_turn_cpu": in_turn.cpu,
-        "in_turn_wall": in_turn.wall,
-        "alone_cpu": [cost.cpu for cost in alone],
-        "alone_wall": [cost.wall for cost in alone],
+        f"{name}_{unit}": getattr(cost, unit)
+        if isinstance(cost, Seconds)
+        else [getattr(one, unit) for one in cost]
+        for name, cost in costs.items()
+        for unit in Seconds._fields
     }
-
-
-def run_keys(config: Config):
-    """A key for each of the runs side by side."""
-    return jax.random.split(jax.random.key(config.seed), config.num_seeds)
-
-
-def compiled(function: Callable, *args, donate: tuple[int, ...] | int = ()):
-    """The function compiled for such arguments, and what compiling cost."""
-    jitted = jax.jit(function, donate_argnums=donate)
-    cpu, wall = time.process_time(), time.perf_counter()
-    program = jitted.lower(*args).compile()
-    return program, Seconds(time.process_time() - cpu, time.perf_counter() - wall)
-
-
-def num_steps(config: Config) -> int:
-    """Steps of one pass over a task; its last batch is filled up, not shortened."""
-    return steps_for(config.num_train, batch_size=config.batch_size)
-
-
-__all__ = [
-    "NORMALISE",
-    "Pack",
-    "Program",
-    "learn",
-    "learn_side_by_side",
-    "make_images",
-    "make_pack",
-    "make_program",
-    "make_stream",
-]

@@ -105,11 +105,15 @@ def test_others_take_their_turn_next_to_ours():
         ("ewc-long", "jaxcl"),
     ]
     found = turns(SMOKE, {"jaxcl", "torch", "avalanche"})
-    assert [turn[1:] for turn in found if turn.round == 0] == order
+    of_round = lambda number: [
+        (turn.job, turn.by["system"]) for turn in found if turn.round == number
+    ]
+    assert of_round(0) == order
     short = [
         one for one in order if one[1][10:] != "own-stream" and "long" not in one[0]
     ]
-    assert [turn[1:] for turn in found if turn.round == 1] == short
+    assert of_round(1) == short
+    assert found[1].name == "round=0/naive/torch"
 
 
 @pytest.mark.parametrize(

@@ -88,7 +88,7 @@ def test_one_thread_and_then_the_cores_that_were_given_and_no_more():
     ("words", "message"),
     [
         (["--jobs", "looop"], "jobs: unknown 'looop'; did you mean loop?"),
-        (["--num-heads", "3"], "num_key_value_heads must divide"),
+        (["--num-heads", "3"], "key heads must divide query heads"),
         (["--num-steps", "0"], "num_steps: expected"),
         (
             ["--batch-size", "300"],

@@ -1,12 +1,13 @@
 """What an item gets: a way to tell facts, the time it has, and the sizes to choose."""
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 
+from experiments.benchmarks import rounds
 from jaxcl.runs.environment import commit
 from jaxcl.training.files import plain
 
@@ -38,16 +39,22 @@ def make_box(
 class Compiled(NamedTuple):
     """A program, and what it took to get it."""
 
-    call: Callable
+    call: Any
     seconds: float  # of tracing and compiling
-    num_bytes: int | None  # arguments, results and scratch; None if it is not known
 
     @property
     def costs(self) -> dict[str, Any]:
-        """For a line, with the most bytes that the process has held on the device."""
+        """For a line, with the most bytes that the process has held on the device.
+
+        Arguments, results and scratch; what a result takes from an argument, once.
+        """
+        sizes, num_bytes = self.call.memory_analysis(), None
+        if sizes is not None:
+            num_bytes = sizes.argument_size_in_bytes + sizes.output_size_in_bytes
+            num_bytes += sizes.temp_size_in_bytes - sizes.alias_size_in_bytes
         return {
             "compile_seconds": self.seconds,
-            "program_bytes": self.num_bytes,
+            "program_bytes": num_bytes,
             "peak_bytes": peak_bytes(),
         }
 
@@ -61,22 +68,9 @@ REHEARSAL = {
 
 def compiled(function: Callable, *args, donate: int | tuple[int, ...] = ()) -> Compiled:
     """Compile for arguments of these shapes; a jitted function keeps its own donations."""
-    started = time.perf_counter()
-    if not hasattr(function, "lower"):
-        function = jax.jit(function, donate_argnums=donate)
     options = REHEARSAL if jax.default_backend() == "cpu" else None
-    program = function.lower(*args).compile(compiler_options=options)
-    seconds = time.perf_counter() - started
-    return Compiled(program, seconds, bytes_of(program.memory_analysis()))
-
-
-def bytes_of(sizes: Any) -> int | None:
-    """All bytes of a program's analysis; what a result takes from an argument, once."""
-    if sizes is None:
-        return None
-    parts = ("argument", "output", "temp")
-    total = sum(getattr(sizes, f"{part}_size_in_bytes") for part in parts)
-    return total - sizes.alias_size_in_bytes
+    made, cost = rounds.compiled(function, *args, donate=donate, options=options)
+    return Compiled(made, cost.wall)
 
 
 def peak_bytes() -> int | None:
@@ -85,13 +79,6 @@ def peak_bytes() -> int | None:
 
 
 def seconds_of(work: Callable[[], Any]) -> tuple[Any, float]:
-    """Do it, wait for the device, and say how long that took."""
-    started = time.perf_counter()
-    done = jax.block_until_ready(work())
-    return done, time.perf_counter() - started
-
-
-def mean(values: Iterable[float]) -> float:
-    """The plain mean."""
-    values = list(values)
-    return sum(values) / len(values)
+    """The result, ready on the device, and how long that took."""
+    done, cost = rounds.timed(work)
+    return done, cost.wall

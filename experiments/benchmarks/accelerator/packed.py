@@ -8,6 +8,7 @@ the Hessian's eigenvalue is due, which one in five is.
 import dataclasses
 import itertools
 from collections.abc import Callable, Sequence
+from statistics import fmean
 from typing import Any, NamedTuple
 
 import jax
@@ -17,7 +18,6 @@ import numpy as np
 from experiments.benchmarks.accelerator.box import (
     Box,
     compiled,
-    mean,
     seconds_of,
 )
 from experiments.plasticity.arms import arms, trials
@@ -120,7 +120,7 @@ def time_runs(
         return seconds
 
     tell("the first task", one(0), tasks_timed=1)
-    per_task = mean(one(task) for task in range(1, 1 + NUM_TIMED))
+    per_task = fmean(one(task) for task in range(1, 1 + NUM_TIMED))
     tell("a task", per_task, tasks_timed=NUM_TIMED)
     return Timing(starting + advance.seconds, per_task)
 
@@ -183,7 +183,7 @@ def extrapolated(
     def of(part: Part) -> Timing:
         same = [time for other, time in timed.items() if other.arm == part.arm]
         some = [timed[part]] if part in timed else same or list(timed.values())
-        return Timing(*(mean(values) for values in zip(*some, strict=True)))
+        return Timing(*(fmean(values) for values in zip(*some, strict=True)))
 
     parts = [(of(Part(name, arm)), lengths[name]) for name in lengths for arm in names]
     return Timing(

@@ -1,80 +1,58 @@
 """Rounds in which every job is done once; what is compared is timed side by side."""
 
-import itertools
-import json
+import multiprocessing
 import os
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
 
 from experiments.benchmarks.host.config import Config
-from experiments.benchmarks.host.job import Job, make_job, make_program
-from experiments.benchmarks.ours import timed
-from jaxcl.runs.folder import RunFolder, append, finished
-from jaxcl.training import Options, restore, save
-from jaxcl.training.batches import take_rows
+from experiments.benchmarks.host.job import (
+    bare_loop,
+    both_loops,
+    make_job,
+    one_step,
+    sizes,
+)
+from experiments.benchmarks.one_thread import use_all_cores
+from experiments.benchmarks.rounds import Turn, compiled, in_turn, take_turns, timed
+from jaxcl.models import llama
+from jaxcl.runs.folder import RunFolder
+from jaxcl.sharding import replicate
+from jaxcl.training import ShardingPlan, make_mesh, restore, save
 from jaxcl.training.checkpoint import saving
-from jaxcl.training.compiled import Program
-from jaxcl.training.files import plain
-from jaxcl.training.logging import metrics_file, progress
-from jaxcl.training.loop import Run, fit
-from jaxcl.training.processes import interruptible
-from jaxcl.training.results import spent_so_far
-from jaxcl.training.run_state import begin
 
-KEY_SEED = 1  # no array before main has chosen threads and device
-
-
-class Turn(NamedTuple):
-    """One job in one round; for devices, on so many of them."""
-
-    round: int
-    job: str
-    devices: int = 1
-
-    @property
-    def name(self) -> str:
-        """``round=1/devices/4``."""
-        name = f"round={self.round}/{self.job}"
-        return f"{name}/{self.devices}" if self.job == "devices" else name
+Take = Callable[[Turn], dict[str, Any]]
 
 
 def run(config: Config, folder: RunFolder) -> None:
-    """Do every turn that has no line in ``results.jsonl`` yet."""
-    make_job(config)  # refuses sizes that do not fit each other
-    every = turns(config)
-    todo = [turn for turn in every if turn.name not in finished(folder)]
-    prepare = {
-        "loop": prepare_loop,
-        "checkpoint": prepare_checkpoint,
-        "sam": prepare_sam,
-        "memory": lambda config: partial(memory, config),
-    }
-    named = sorted({turn.job for turn in todo} & set(prepare))
-    with progress(len(every), "turns", done=len(every) - len(todo)) as advance:
-        ready = {name: prepare[name](config) for name in named}
-        for turn in todo:
-            work = ready.get(turn.job, partial(on_devices, config, turn.devices))
-            load = round(os.getloadavg()[0], 1)
-            head = {"run": turn.name, **turn._asdict(), "load": load}
-            append(folder, [{**head, "status": "done", **work()}])
-            advance(1, turn.name)
+    """Take every turn that has no line in ``results.jsonl`` yet."""
+    llama(sizes(config, large=False))  # refuses those that do not fit each other
+
+    def prepare(todo: Sequence[Turn]) -> Take:
+        takes = {job: JOBS[job](config) for job in sorted({turn.job for turn in todo})}
+        return lambda turn: takes[turn.job](turn)
+
+    take_turns(folder, turns(config), prepare)
 
 
 def turns(config: Config) -> list[Turn]:
     """All turns in their order."""
     times = {"memory": 1, "devices": config.devices_rounds}  # memory does not vary
     return [
-        Turn(number, job, count)
+        Turn(
+            f"round={number}/{job}" + (f"/{count}" if job == "devices" else ""),
+            number,
+            job,
+            {"devices": count},
+        )
         for number in range(config.rounds)
         for job in config.jobs
         if number < times.get(job, config.rounds)
@@ -82,71 +60,46 @@ def turns(config: Config) -> list[Turn]:
     ]
 
 
-def prepare_loop(config: Config) -> Callable[[], dict[str, Any]]:
+def loop(config: Config) -> Take:
     """The host loop over one task, against its own step in a bare Python loop."""
-    job = make_job(config)
-    program = make_program(job, config.batch_size)
-    options = Options(num_steps=config.num_steps, batch_size=config.batch_size)
-    bare = partial(bare_loop, config, job, program)
-    walked = partial(host_loop, job, program, options)
-    for loop in (bare, walked):
-        timed(loop)  # compiles
-
-    def work():
-        cost = in_turn({"bare": bare, "loop": walked}, next(rounds) % 2)
-        return cost | {"steps": config.num_steps}
-
-    rounds = itertools.count()
-
-    return work
+    return compare(config, both_loops(config))
 
 
-def bare_loop(config: Config, job: Job, program: Program):
-    """The jitted step and nothing else, on batches that are ready."""
-    state, key = program.start(job.start), jax.random.key(KEY_SEED)
-    numbers = np.arange(config.batch_size)
-    batch = take_rows(job.task.train, numbers, size=config.batch_size)
-    for step in range(config.num_steps):
-        state, _ = program.step(
-            state, key, np.int32(step), np.int32(config.num_steps), batch
-        )
-    return state
+def with_sam(config: Config) -> Take:
+    """The same steps with SAM and without."""
+    make = partial(make_job, config, config.batch_size)
+    jobs = {"plain": make(), "sam": make(with_sam=True)}
+    steps = config.num_steps
+    works = {name: partial(bare_loop, job, steps) for name, job in jobs.items()}
+    return compare(config, works)
 
 
-def host_loop(job: Job, program: Program, options: Options):
-    """The part of :func:`jaxcl.training.learn` that walks the steps of a task."""
-    with tempfile.TemporaryDirectory() as place, ExitStack() as stack:
-        enter, folder = stack.enter_context, Path(place)
-        run = Run(
-            jax.random.key(KEY_SEED),
-            [job.task],
-            {},
-            options,
-            None,
-            program,
-            results={},
-            measured=np.zeros((2, 1), bool),
-            spent=spent_so_far({}, 1),
-            interrupted=enter(interruptible()),
-            save=enter(saving(folder / "checkpoints")),
-            write=enter(metrics_file(folder / "metrics.jsonl")),
-            scalar=lambda name, value, step: None,
-            advance=lambda steps, words: None,
-        )
-        run_state, status = fit(run, begin(program.start(job.start), options))
-    if status != "done":  # a signal came: what was timed is not the whole
-        raise KeyboardInterrupt
-    return run_state.state
+def compare(config: Config, works: dict[str, Callable]) -> Take:
+    """Compile all; then seconds of each, and wall seconds.
+
+    On a CPU they are those of its thread, else those that pass until the device is done.
+    """
+    for work in works.values():
+        timed(work)
+
+    def take(turn: Turn):
+        costs = in_turn(works, turn.round)
+        unit = "cpu" if jax.default_backend() == "cpu" else "wall"
+        seconds = {name: getattr(cost, unit) for name, cost in costs.items()}
+        walls = {f"{name}_wall": cost.wall for name, cost in costs.items()}
+        return {**seconds, **walls, "steps": config.num_steps}
+
+    return take
 
 
-def prepare_checkpoint(config: Config) -> Callable[[], dict[str, Any]]:
+def checkpoint(config: Config) -> Take:
     """Save and restore a whole state, beside NumPy's own file of the same arrays."""
-    job = make_job(config, large=True)
-    program = make_program(job, config.batch_size)
-    state = jax.block_until_ready(program.start(job.start))
+    job = make_job(config, config.batch_size, large=True)
+    state = jax.block_until_ready(job.program.start(job.params))
     leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(state)]
 
-    def work():
+    def take(turn: Turn):
+        del turn
         with tempfile.TemporaryDirectory() as place:
             by_hand, ours, later = (Path(place) / name for name in ("a.npz", "b", "c"))
             _, numpy_save = timed(lambda: np.savez(by_hand, *leaves))
@@ -166,81 +119,57 @@ def prepare_checkpoint(config: Config) -> Callable[[], dict[str, Any]]:
             "held_up": waited,
         }
 
-    return work
+    return take
 
 
-def prepare_sam(config: Config) -> Callable[[], dict[str, Any]]:
-    """The same steps with SAM and without."""
-    jobs = [make_job(config, with_sam=perturbed) for perturbed in (False, True)]
-    made = [make_program(job, config.batch_size) for job in jobs]
-    loops = [partial(bare_loop, config, *both) for both in zip(jobs, made, strict=True)]
-    for loop in loops:
-        timed(loop)
-
-    def work():
-        named = {"plain": loops[0], "sam": loops[1]}
-        return in_turn(named, next(rounds) % 2) | {"steps": config.num_steps}
-
-    rounds = itertools.count()
-
-    return work
-
-
-def in_turn(works: Mapping[str, Callable], backwards: int) -> dict[str, float]:
-    """Seconds of each, and wall seconds; who goes first changes from round to round.
-
-    On a CPU they are those of its thread, else those that pass until the device is done.
-    """
-    order = list(works)[:: -1 if backwards else 1]
-    costs = {name: timed(works[name])[1] for name in order}
-    on_cpu = jax.default_backend() == "cpu"
-    seconds = {name: cost.cpu if on_cpu else cost.wall for name, cost in costs.items()}
-    return seconds | {f"{name}_wall": cost.wall for name, cost in costs.items()}
-
-
-def memory(config: Config) -> dict[str, Any]:
+def memory(config: Config) -> Take:
     """Bytes of the state, and what XLA sets aside within a step besides its arguments."""
-    found = {}
-    for name in ("plain", "sam"):
-        job = make_job(config, with_sam=name == "sam", large=True)
-        size, key = config.large_batch_size, jax.random.key(KEY_SEED)
-        program = make_program(job, size)
-        state = program.start(job.start)
-        batch = take_rows(job.task.train, np.arange(size), size=size)
-        step = lambda state, batch, run=program, key=key: run.step(
-            state, key, 0, 0, batch
-        )
-        lowered = jax.jit(step, donate_argnums=0).lower(state, batch)
-        used = lowered.compile().memory_analysis()
-        assert used is not None  # every backend here has one
-        found[f"{name}_state"] = sum(x.nbytes for x in jax.tree.leaves(state))
-        found[f"{name}_temporary"] = used.temp_size_in_bytes
-        found["parameters"] = sum(x.nbytes for x in jax.tree.leaves(job.start))
-    return found
+
+    def take(turn: Turn):
+        del turn
+        found, num_bytes = {}, lambda tree: sum(x.nbytes for x in jax.tree.leaves(tree))
+        for name in ("plain", "sam"):
+            size, perturbed = config.large_batch_size, name == "sam"
+            job = make_job(config, size, with_sam=perturbed, large=True)
+            state = job.program.start(job.params)
+            step, _ = compiled(one_step(job), state, job.batch, donate=0)
+            found[f"{name}_state"] = num_bytes(state)
+            found[f"{name}_temporary"] = step.memory_analysis().temp_size_in_bytes
+            found["parameters"] = num_bytes(job.params)
+        return found
+
+    return take
 
 
-def on_devices(config: Config, count: int) -> dict[str, Any]:
-    """Rows per second on so many pretend devices, in a process of its own."""
-    settings = json.dumps(plain(config) | {"count": count})
-    environment = {
-        name: value
-        for name, value in os.environ.items()
-        if name not in ("NPROC", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
-    }
-    flag = f"--xla_force_host_platform_device_count={count}"
-    script = [sys.executable, "-m", "experiments.benchmarks.host.devices"]
-    done = subprocess.run(
-        script,
-        input=settings,
-        env=environment | {"XLA_FLAGS": flag, "JAX_PLATFORMS": "cpu"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode:
-        msg = f"benchmarks: {count} devices ended with {done.returncode}: {done.stderr}"
-        raise RuntimeError(msg)
-    return json.loads(done.stdout.splitlines()[-1])
+def devices(config: Config) -> Take:
+    """Rows per second on pretend devices, which need a process of their own."""
+    spawn = multiprocessing.get_context("spawn")
+
+    def take(turn: Turn):
+        with ProcessPoolExecutor(1, spawn) as pool:
+            return pool.submit(on_devices, config, turn.by["devices"]).result()
+
+    return take
 
 
-__all__ = ["Turn", "run", "turns"]
+def on_devices(config: Config, count: int) -> dict[str, float]:
+    """The steps, rows split over all devices, parameters on each; in a new process."""
+    use_all_cores()
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_num_cpu_devices", count)
+    sharding = ShardingPlan(make_mesh(), replicate) if count > 1 else None
+    size, steps = config.devices_batch_size, config.devices_steps
+    job = make_job(config, size, sharding=sharding)
+    state = jax.block_until_ready(bare_loop(job, steps))
+    _, cost = timed(partial(bare_loop, job, steps, state))
+    rows = size * steps
+    return {"rows_per_second": rows / cost.wall, "cores": len(os.sched_getaffinity(0))}
+
+
+JOBS = {
+    "loop": loop,
+    "checkpoint": checkpoint,
+    "sam": with_sam,
+    "memory": memory,
+    "devices": devices,
+}
