@@ -1,9 +1,11 @@
 """From ``results.jsonl`` to tables: seconds, targets, and this folder's README."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from statistics import fmean, median
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from experiments.benchmarks.config import Config
 from jaxcl.report.records import Record, split
@@ -48,37 +50,73 @@ class Target(NamedTuple):
     unit: str = "x"
 
 
+#: At least so many times faster than another system: what, bound, job, system, field.
+FASTER = (
+    ("SGD against Avalanche", 3.0, "naive", "avalanche", "train_cpu"),
+    ("EWC against Avalanche", 4.5, "ewc", "avalanche", "train_cpu"),
+    ("experience replay against Avalanche", 2.0, "er", "avalanche", "train_cpu"),
+    ("A-GEM against Avalanche", 2.0, "agem", "avalanche", "train_cpu"),
+    ("evaluation against Avalanche", 4.0, "naive", "avalanche", "eval_cpu"),
+    ("SGD against PyTorch by hand", 1.3, "naive", "torch", "train_cpu"),
+)
+#: A step at most so many times as dear as the plain one: what, bound, job.
+DEARER = (
+    ("SAM's step against the plain one", 2.1, "sam"),
+    ("LookSAM's step, k = 5", 1.35, "looksam"),
+    ("C-Flat's step", 4.2, "c_flat"),
+)
+
+
 def report(config: Config, folder: RunFolder) -> None:
     """Write and print the tables; fill the README, if these are the committed results."""
-    made = tables(config, folder)
-    for name, text in made.items():
-        write_text(folder.path / "tables" / f"{name}.md", text)
-    if README.parent in folder.path.resolve().parents:
-        name = folder.path.name
-        fill(README, section(config, folder), "results" if name == "speed" else name)
+    name = folder.path.name
+    committed = README.parent in folder.path.resolve().parents
+    mark = "results" if name == "speed" else name
+    text = section(config, folder) if committed else ""
+    publish(folder, tables(config, folder), text, mark)
+
+
+def publish(folder: RunFolder, made: dict[str, str], text: str, mark: str) -> None:
+    """Write and print tables; fill a text, if there is one, between marks of the README."""
+    for name, table in made.items():
+        write_text(folder.path / "tables" / f"{name}.md", table)
+    if text:
+        fill(README, text, mark)
     print(*made.values(), sep="\n")
+
+
+def markdown(made: dict[str, Table]) -> dict[str, str]:
+    """Tables by name, in Markdown; those without a row are left out."""
+    return {name: to_markdown(table) for name, table in made.items() if table.rows}
+
+
+def table_of(rows: Iterable[dict[Column, Any]], *notes: str) -> Table:
+    """A table of rows that have the same columns."""
+    listed = list(rows)
+    columns = tuple(listed[0]) if listed else ()
+    return Table(columns, tuple(tuple(row.values()) for row in listed), notes)
 
 
 def tables(config: Config, folder: RunFolder) -> dict[str, str]:
     """All tables by name, in Markdown."""
     done = by_job(read_records(folder))
     made = {
-        "targets": targets_table(targets(config, done)),
+        "targets": targets_table(targets(config, done), RATIOS),
         "seconds": seconds_table(config, done),
         "ewc": ewc_table(done),
     }
-    return {name: to_markdown(table) for name, table in made.items()}
+    return markdown(made)
 
 
 def section(config: Config, folder: RunFolder) -> str:
     """What the README says of a folder of results: of all but ``speed``, the seconds."""
     records, made = read_records(folder), tables(config, folder)
-    if folder.path.name != "speed":
-        made = {"seconds": made["seconds"]}
     words = surroundings(folder, by_job(records))
     if lost := split(records)[1]:
         names = ", ".join(record["run"] for record in lost)
         words += f" Diverged, and counted nowhere: {names}."
+    if folder.path.name != "speed":
+        made = {"seconds": made["seconds"]}
     return "\n".join([f"{words}\n", *made.values()])
 
 
@@ -92,46 +130,32 @@ def by_job(records: Sequence[Record]) -> Done:
 
 def targets(config: Config, done: Done) -> list[Target]:
     """Every promise whose systems were run."""
-    train = lambda record: sum(record["train_cpu"])
-    test = lambda record: sum(record["eval_cpu"])
-    ours = lambda job: (job, "jaxcl")
+    ours, plain = lambda job: (job, "jaxcl"), ("naive", "jaxcl")
+    rounds = lambda job: done.get(ours(job), [])
 
-    def times(what, bound, job, system, cost=train):
-        """At least so many times faster than another system."""
-        values = ratios(done, (job, system), ours(job), cost)
-        return Target(what, bound, True, values)
-
-    def step(what, bound, job):
-        """A step at most so many times as dear as the plain one."""
-        return Target(what, bound, False, ratios(done, ours(job), ours("naive"), train))
-
-    def seeds(how, cost):
+    def seeds(how: str, field: str) -> Target:
         """Runs in one program against the same runs, each in its own."""
-        records = done.get(ours("seeds"), [])
-        values = [record[cost] / sum(record["alone_cpu"]) for record in records]
+        values = [turn[field] / sum(turn["alone_cpu"]) for turn in rounds("seeds")]
         what = f"{config.num_seeds} seeds in one program, {how}, against one by one"
         return Target(what, 0.75, False, values)
 
+    last, quarter = config.long_tasks, max(1, config.long_tasks // 4)
+    late = f"EWC, tasks {last - quarter + 1} to {last} against tasks 2 to 5 of {last}"
+    growing = [growth(turn["train_cpu"]) for turn in rounds("ewc-long")]
     costs = [row[0]["compile_cpu"] for row in done.values() if "compile_cpu" in row[0]]
     compiling = [max(costs)] if costs else []
     listed = [
-        times("SGD against Avalanche", 3.0, "naive", "avalanche"),
-        times("EWC against Avalanche", 4.5, "ewc", "avalanche"),
-        times("experience replay against Avalanche", 2.0, "er", "avalanche"),
-        times("A-GEM against Avalanche", 2.0, "agem", "avalanche"),
-        times("evaluation against Avalanche", 4.0, "naive", "avalanche", test),
-        times("SGD against PyTorch by hand", 1.3, "naive", "torch"),
-        step("SAM's step against the plain one", 2.1, "sam"),
-        step("LookSAM's step, k = 5", 1.35, "looksam"),
-        step("C-Flat's step", 4.2, "c_flat"),
+        *(
+            Target(what, bound, True, ratios(done, (job, system), ours(job), field))
+            for what, bound, job, system, field in FASTER
+        ),
+        *(
+            Target(what, bound, False, ratios(done, ours(job), plain))
+            for what, bound, job in DEARER
+        ),
         seeds("vmapped", "together_cpu"),
         seeds("in turn", "in_turn_cpu"),
-        Target(
-            f"EWC, tasks {late(config)} against tasks 2 to 5 of {config.long_tasks}",
-            1.1,
-            False,
-            [growth(record["train_cpu"]) for record in done.get(ours("ewc-long"), [])],
-        ),
+        Target(late, 1.1, False, growing),
         Target("compilation of the slowest method", 5.0, False, compiling, "CPU s"),
     ]
     return [target for target in listed if target.values]
@@ -141,14 +165,14 @@ def ratios(
     done: Done,
     above: tuple[str, str],
     below: tuple[str, str],
-    cost: Callable[[Record], float],
+    field: str = "train_cpu",
 ) -> list[float]:
     """Cost over cost, each within one round; rounds that lack one of them are left out."""
-    there = {record["round"]: cost(record) for record in done.get(below, [])}
+    there = {turn["round"]: sum(turn[field]) for turn in done.get(below, [])}
     return [
-        cost(record) / there[record["round"]]
-        for record in done.get(above, [])
-        if record["round"] in there
+        sum(turn[field]) / there[turn["round"]]
+        for turn in done.get(above, [])
+        if turn["round"] in there
     ]
 
 
@@ -157,126 +181,99 @@ def growth(seconds: Sequence[float]) -> float:
     return fmean(seconds[-max(1, len(seconds) // 4) :]) / fmean(seconds[1:5])
 
 
-def late(config: Config) -> str:
-    """The last quarter, in words."""
-    total = config.long_tasks
-    return f"{total - max(1, total // 4) + 1} to {total}"
+RATIOS = "Ratios of CPU seconds within a round; evaluation and compilation apart."
 
 
-def targets_table(listed: Sequence[Target]) -> Table:
+def targets_table(listed: Sequence[Target], *notes: str) -> Table:
     """What was promised, and what came: the median round decides."""
-    rows = []
-    for what, bound, at_least, values, unit in listed:
-        middle = median(values)
-        met = middle >= bound if at_least else middle <= bound
-        sign = "≥" if at_least else "≤"
-        asked = f"{sign} {bound:g} {unit}"
-        spread = f"{min(values):.2f} to {max(values):.2f}"
-        rows.append((what, asked, middle, spread, "met" if met else "missed"))
-    columns = (
-        Column("target"),
-        Column("asked"),
-        Column("median round", 2),
-        Column("all rounds"),
-        Column("verdict"),
-    )
-    note = "Ratios of CPU seconds within a round; evaluation and compilation apart."
-    return Table(columns, tuple(rows), (note,))
+
+    def row(target: Target) -> dict[Column, Any]:
+        middle, bound = median(target.values), target.bound
+        met = middle >= bound if target.at_least else middle <= bound
+        sign = "≥" if target.at_least else "≤"
+        return {
+            Column("target"): target.what,
+            Column("asked"): f"{sign} {bound:g} {target.unit}",
+            Column("median round", 2): middle,
+            Column("all rounds"): spread(target.values),
+            Column("verdict"): "met" if met else "missed",
+        }
+
+    return table_of(map(row, listed), *notes)
+
+
+def spread(values: Sequence[float], digits: int = 2) -> str:
+    """The least and the largest, in words."""
+    return f"{min(values):.{digits}f} to {max(values):.{digits}f}"
 
 
 def seconds_table(config: Config, done: Done) -> Table:
     """CPU seconds of whole streams, median and least."""
-    rows, held = [], any(system == "baseline" for _, system in done)
-    for job in config.jobs:
-        for system in LABELS:
-            records = done.get((job, system), [])
-            if job not in NAMES or not records:
-                continue
-            train = [sum(record["train_cpu"]) for record in records]
-            test = [sum(record["eval_cpu"]) for record in records]
-            images = config.num_tasks**2 * config.num_test
-            matrix = records[-1]["accuracy"]
-            rows.append(
-                (
-                    NAMES[job],
-                    LABELS[system],
-                    median(train),
-                    min(train),
-                    config.num_tasks * config.num_train / median(train) / 1000,
-                    median(test),
-                    images / median(test) / 1000,
-                    records[0].get("compile_cpu"),
-                    fmean(row[task] for task, row in enumerate(matrix)),
-                    fmean(matrix[-1]),
-                    *([times_baseline(done, job, system)] if held else []),
-                )
-            )
-    columns = (
-        Column("method"),
-        Column("system"),
-        Column("train, s", 2),
-        Column("least", 2),
-        Column("thousand images/s", 1),
-        Column("evaluate, s", 3),
-        Column("thousand images/s", 0),
-        Column("compile, s", 2),
-        Column("just learned, %", 1, 100.0),
-        Column("at the end, %", 1, 100.0),
-        *([Column("x baseline")] if held else []),
-    )
     note = (
         "CPU seconds of one stream: medians, and the least for training. Accuracy is a "
         "mean over the tasks: each when it was just learned, which shows that all did "
         "the same job, and all at the end, which shows what was forgotten of it. "
         "Nothing is tuned."
     )
-    if held:
+    if held := any(system == "baseline" for _, system in done):
         note += (
             " x baseline: training against that of an earlier commit in the same round, "
             "the median round and all of them."
         )
-    return Table(columns, tuple(rows), (note,))
-
-
-def times_baseline(done: Done, job: str, system: str) -> str | None:
-    """How many times the baseline's seconds ours are, in words; None for others."""
-    train = lambda record: sum(record["train_cpu"])
-    found = ratios(done, (job, system), (job, "baseline"), train)
-    if system != "jaxcl" or not found:
-        return None
-    return f"{median(found):.2f} ({min(found):.2f} to {max(found):.2f})"
+    rows = []
+    for job in [job for job in config.jobs if job in NAMES]:
+        for system in [system for system in LABELS if (job, system) in done]:
+            turns = done[job, system]
+            train = [sum(turn["train_cpu"]) for turn in turns]
+            test = median(sum(turn["eval_cpu"]) for turn in turns)
+            images, matrix = config.num_tasks * config.num_train, turns[-1]["accuracy"]
+            row = {
+                Column("method"): NAMES[job],
+                Column("system"): LABELS[system],
+                Column("train, s", 2): median(train),
+                Column("least", 2): min(train),
+                Column("thousand images/s", 1): images / median(train) / 1000,
+                Column("evaluate, s", 3): test,
+                Column("thousand images/s", 0): (
+                    config.num_tasks**2 * config.num_test / test / 1000
+                ),
+                Column("compile, s", 2): turns[0].get("compile_cpu"),
+                Column("just learned, %", 1, 100.0): fmean(np.diag(matrix)),
+                Column("at the end, %", 1, 100.0): fmean(matrix[-1]),
+            }
+            if held:
+                here, before = (job, "jaxcl"), (job, "baseline")
+                found = ratios(done, here, before) if system == "jaxcl" else []
+                words = f"{median(found):.2f} ({spread(found)})" if found else None
+                row[Column("x baseline")] = words
+            rows.append(row)
+    return table_of(rows, note)
 
 
 def ewc_table(done: Done) -> Table:
     """Seconds of each task: whose penalty grows with the past."""
-    rows = []
-    for (job, system), records in done.items():
-        if job not in ("ewc", "ewc-long"):
-            continue
-        total = len(records[0]["train_cpu"])
-        shown = sorted(
-            {0, 1, 2, 3, 4, *range(4, total, 5), total - 1} & {*range(total)}
-        )
-        middle = [median(r["train_cpu"][task] for r in records) for task in shown]
-        cells = ", ".join(
-            f"{task + 1}: {value:.2f}"
-            for task, value in zip(shown, middle, strict=True)
-        )
-        rows.append((LABELS[system], cells))
+
+    def row(system: str, turns: list[Record]) -> dict[Column, Any]:
+        middle = np.median([turn["train_cpu"] for turn in turns], axis=0)
+        last = len(middle)
+        shown = sorted({*range(1, 6), *range(5, last, 5), last} & {*range(1, last + 1)})
+        cells = ", ".join(f"{task}: {middle[task - 1]:.2f}" for task in shown)
+        return {Column("EWC"): LABELS[system], Column("seconds of task"): cells}
+
+    followed = [key for key in done if key[0] in ("ewc", "ewc-long")]
     note = "Median CPU seconds of training, Fisher included."
-    return Table((Column("EWC"), Column("seconds of task")), tuple(rows), (note,))
+    return table_of((row(key[1], done[key]) for key in followed), note)
 
 
 def surroundings(folder: RunFolder, done: Done) -> str:
     """Versions and machine, in a sentence or two."""
     here = read_json(folder.path / "environment.json")
     versions = {name: here["versions"][name] for name in ("python", "jax", "optax")}
-    for records in done.values():
-        versions |= records[0].get("versions", {})
-    loads = [record["load"] for records in done.values() for record in records]
+    for turns in done.values():
+        versions |= turns[0].get("versions", {})
+    loads = [turn["load"] for turns in done.values() for turn in turns]
     listed = ", ".join(f"{name} {version}" for name, version in versions.items())
-    rounds = max(map(len, done.values()))
     return (
-        f"{rounds} rounds on one thread of {here['cpu']}; {listed}. Load average "
-        f"{min(loads):.1f} to {max(loads):.1f} while measuring."
+        f"{max(map(len, done.values()))} rounds on one thread of {here['cpu']}; "
+        f"{listed}. Load average {spread(loads, 1)} while measuring."
     )

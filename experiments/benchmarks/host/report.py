@@ -2,27 +2,30 @@
 
 from collections.abc import Sequence
 from statistics import median
-from typing import Any
 
 from experiments.benchmarks.host.config import Config
-from experiments.benchmarks.report import README, Target, targets_table
-from jaxcl.report.tables import Column, Table, to_markdown
+from experiments.benchmarks.report import (
+    README,
+    Target,
+    markdown,
+    publish,
+    spread,
+    table_of,
+    targets_table,
+)
+from jaxcl.report.records import Record
+from jaxcl.report.tables import Column, Table
 from jaxcl.runs.folder import RunFolder, read_json, read_records
-from jaxcl.runs.readme import fill
-from jaxcl.training.files import write_text
 
-Record = dict[str, Any]
+#: ``{job: its records}``.
 Done = dict[str, list[Record]]
 
 
 def report(config: Config, folder: RunFolder) -> None:
     """Write and print the tables; fill the README, if these are the committed results."""
-    made = tables(folder)
-    for name, text in made.items():
-        write_text(folder.path / "tables" / f"{name}.md", text)
-    if folder.path.resolve() == README.parent / "results" / "host":
-        fill(README, section(config, folder), "host")
-    print(*made.values(), sep="\n")
+    committed = folder.path.resolve() == README.parent / "results" / "host"
+    text = section(config, folder) if committed else ""
+    publish(folder, tables(folder), text, "host")
 
 
 def tables(folder: RunFolder) -> dict[str, str]:
@@ -31,20 +34,20 @@ def tables(folder: RunFolder) -> dict[str, str]:
     for record in read_records(folder):
         done.setdefault(record["job"], []).append(record)
     made = {
-        "targets": targets_table(targets(done))._replace(notes=()),
+        "targets": targets_table(targets(done)),
         "costs": costs_table(done),
         "devices": devices_table(done.get("devices", [])),
     }
-    return {name: to_markdown(table) for name, table in made.items() if table.rows}
+    return markdown(made)
 
 
 def targets(done: Done) -> list[Target]:
     """Every promise whose job was done."""
-    loops = [r["loop"] / r["bare"] for r in done.get("loop", [])]
-    steps = [r["sam"] / r["plain"] for r in done.get("sam", [])]
+    loops = [turn["loop"] / turn["bare"] for turn in done.get("loop", [])]
+    steps = [turn["sam"] / turn["plain"] for turn in done.get("sam", [])]
     states = [
-        (r["sam_state"] - r["plain_state"]) / r["parameters"]
-        for r in done.get("memory", [])
+        (turn["sam_state"] - turn["plain_state"]) / turn["parameters"]
+        for turn in done.get("memory", [])
     ]
     listed = [
         Target("the host loop against its bare step", 1.03, False, loops),
@@ -56,55 +59,59 @@ def targets(done: Done) -> list[Target]:
 
 def costs_table(done: Done) -> Table:
     """Median numbers of one machine."""
-    rows: list[tuple] = []
+    rows = []
 
-    def add(what: str, value: float, unit: str, per: str = ""):
-        rows.append((what, f"{value:.3g} {unit}", per))
+    def add(what: str, job: str, name: str, scale: float, unit: str, of: str = ""):
+        value = median(turn[name] for turn in done[job]) * scale
+        cells = what, f"{value:.3g} {unit}", of
+        rows.append(
+            dict(zip(map(Column, ("what", "median", "of")), cells, strict=True))
+        )
 
-    middle = lambda records, name: median(record[name] for record in records)
-    for record in done.get("loop", [])[:1]:
-        each = 1000 / record["steps"]
-        add("the bare step", middle(done["loop"], "bare") * each, "ms")
-        add("the same in the host loop", middle(done["loop"], "loop") * each, "ms")
-    for record in done.get("checkpoint", [])[:1]:
-        records, size = done["checkpoint"], f"{record['megabytes']:.0f} MB"
-        add("a checkpoint, until it is on the disk", middle(records, "save"), "s", size)
-        held = middle(records, "held_up") * 1000
-        add("the time that it holds up the loop", held, "ms", size)
-        add("resume", middle(records, "restore"), "s", size)
-        add("NumPy's savez of the same", middle(records, "numpy_save"), "s", size)
-        add("and its load", middle(records, "numpy_load"), "s", size)
-    for record in done.get("memory", [])[:1]:
-        size = f"parameters: {record['parameters'] / 1e6:.1f} MB"
+    if "loop" in done:
+        each = 1000 / done["loop"][0]["steps"]
+        add("the bare step", "loop", "bare", each, "ms")
+        add("the same in the host loop", "loop", "loop", each, "ms")
+    if "checkpoint" in done:
+        size = f"{done['checkpoint'][0]['megabytes']:.0f} MB"
+        for what, name, scale, unit in (
+            ("a checkpoint, until it is on the disk", "save", 1, "s"),
+            ("the time that it holds up the loop", "held_up", 1000, "ms"),
+            ("resume", "restore", 1, "s"),
+            ("NumPy's savez of the same", "numpy_save", 1, "s"),
+            ("and its load", "numpy_load", 1, "s"),
+        ):
+            add(what, "checkpoint", name, scale, unit, size)
+    if "memory" in done:
+        size = f"parameters: {done['memory'][0]['parameters'] / 1e6:.1f} MB"
         for name, words in (("plain", "AdamW"), ("sam", "SAM and AdamW")):
-            state, within = record[f"{name}_state"], record[f"{name}_temporary"]
-            add(f"state between steps, {words}", state / 1e6, "MB", size)
-            add(f"extra within a step, {words}", within / 1e6, "MB", size)
-    columns = Column("what"), Column("median"), Column("of")
-    return Table(columns, tuple(rows), ())
+            what = f"state between steps, {words}", f"extra within a step, {words}"
+            add(what[0], "memory", f"{name}_state", 1e-6, "MB", size)
+            add(what[1], "memory", f"{name}_temporary", 1e-6, "MB", size)
+    return table_of(rows)
 
 
-def devices_table(records: Sequence[Record]) -> Table:
+def devices_table(turns: Sequence[Record]) -> Table:
     """Rows per second by the number of pretend devices."""
-    counts = sorted({record["devices"] for record in records})
-    by_count = {
-        count: [r["rows_per_second"] for r in records if r["devices"] == count]
-        for count in counts
-    }
-    rows = tuple(
-        (str(count), median(found), f"{min(found):.0f} to {max(found):.0f}")
-        for count, found in by_count.items()
+    speeds: dict[int, list[float]] = {}
+    for turn in sorted(turns, key=lambda turn: turn["devices"]):
+        speeds.setdefault(turn["devices"], []).append(turn["rows_per_second"])
+    rows = (
+        {
+            Column("devices"): str(count),
+            Column("rows/s", 0): median(found),
+            Column("all rounds"): spread(found, 0),
+        }
+        for count, found in speeds.items()
     )
-    columns = Column("devices"), Column("rows/s", 0), Column("all rounds")
-    cores = {record["cores"] for record in records}
-    note = f"Pretend devices on {', '.join(map(str, cores))} cores, the same batch."
-    return Table(columns, rows, (note,) if records else ())
+    cores = ", ".join(map(str, {turn["cores"] for turn in turns}))
+    return table_of(rows, f"Pretend devices on {cores} cores, the same batch.")
 
 
 def section(config: Config, folder: RunFolder) -> str:
     """What the README says of a folder of results."""
     here = read_json(folder.path / "environment.json")
-    loads = [record["load"] for record in read_records(folder)]
+    loads = [turn["load"] for turn in read_records(folder)]
     shared = f" ({config.devices_batch_size} on several devices)"
     machine = here["cpu"] if here["backend"] == "cpu" else here["devices"]
     words = (
@@ -112,7 +119,7 @@ def section(config: Config, folder: RunFolder) -> str:
         f"({config.large_hidden_size} for checkpoints and memory), rows of "
         f"{config.length} bytes, batches of {config.batch_size}"
         f"{shared if 'devices' in config.jobs else ''}; {config.rounds} rounds, "
-        f"{machine}, jax {here['versions']['jax']}. Load average {min(loads):.1f} to "
-        f"{max(loads):.1f} while measuring."
+        f"{machine}, jax {here['versions']['jax']}. Load average {spread(loads, 1)} "
+        "while measuring."
     )
     return "\n".join([f"{words}\n", *tables(folder).values()])
