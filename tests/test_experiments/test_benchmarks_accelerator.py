@@ -14,7 +14,6 @@ import pytest
 from experiments.benchmarks.accelerator import command, packed, resume
 from experiments.benchmarks.accelerator.box import Box
 from experiments.benchmarks.accelerator.items import ITEMS
-from experiments.benchmarks.accelerator.packed import Part, Timing
 from experiments.benchmarks.accelerator.report import LINES, read_lines, readme_text
 
 ROOT = Path(__file__).parents[2]
@@ -135,14 +134,14 @@ def test_other_bits_are_noticed(tmp_path):
 def test_the_whole_grid_is_extrapolated_from_what_was_timed():
     """Oracle: by hand. Of two settings and two arms, three programs of four are timed."""
     timed = {
-        Part("long", "sgd"): Timing(1.0, 0.1),
-        Part("short", "sgd"): Timing(3.0, 0.3),
-        Part("long", "sam"): Timing(2.0, 0.2),
+        ("long", "sgd"): (1.0, 0.1),
+        ("short", "sgd"): (3.0, 0.3),
+        ("long", "sam"): (2.0, 0.2),
     }
     whole = packed.extrapolated(timed, {"long": 10, "short": 5}, ["sgd", "sam"])
     np.testing.assert_allclose(whole, (1 + 2 + 3 + 2, 10 * 0.3 + 5 * 0.5))
     first = packed.extrapolated(
-        {Part("long", "sgd"): Timing(1.0, 0.1)},
+        {("long", "sgd"): (1.0, 0.1)},
         {"long": 10, "short": 5},
         ["sgd", "sam"],
     )
