@@ -13,7 +13,7 @@ import pytest
 
 from experiments.benchmarks.accelerator import command, packed, resume
 from experiments.benchmarks.accelerator.box import Box
-from experiments.benchmarks.accelerator.items import ITEMS
+from experiments.benchmarks.accelerator.command import ITEMS
 from experiments.benchmarks.accelerator.report import LINES, read_lines, readme_text
 
 ROOT = Path(__file__).parents[2]

@@ -15,68 +15,83 @@ try kernels for every product; the last items show what that costs. Flags in XLA
 later and win. The minutes begin when Python has started.
 """
 
-import argparse
+import math
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated
 
-from experiments.benchmarks.accelerator.items import ITEMS
-from experiments.benchmarks.accelerator.schedule import run_items
-from jaxcl.runs.experiment import nearest
+import tyro
+
+from experiments.benchmarks.accelerator.decoder import host_loop, sam_step
+from experiments.benchmarks.accelerator.fishers import fishers
+from experiments.benchmarks.accelerator.packed import grid, one_pack, packs, parts
+from experiments.benchmarks.accelerator.resume import kill_and_resume
+from experiments.benchmarks.accelerator.schedule import NO_AUTOTUNING, Item, run_items
+from jaxcl.errors import InputError
+from jaxcl.runs.command import refuse
+from jaxcl.runs.experiment import check_names
 from jaxcl.training.processes import terminable
+
+#: Autotuning may choose other kernels in another process, and so make other bits.
+SAME_BITS = f"{NO_AUTOTUNING} --xla_gpu_deterministic_ops=true"
+NO_TRITON = f"{NO_AUTOTUNING} --xla_gpu_enable_triton_gemm=false"
+
+#: In the order in which they are wanted. Shares are seconds of eight minutes, if every
+#: item uses all of its time.
+ITEMS = (
+    Item("packs", packs, 110),  # runs per hour against runs in one program
+    Item("grid", grid, 105),  # the whole experiment, extrapolated
+    Item("sam", sam_step, 45),  # a SAM step against a plain one
+    Item("fisher", fishers, 55),  # the one-pass Fisher on three networks
+    Item("loop", host_loop, 40),  # the host loop against its bare step
+    Item("resume", kill_and_resume, 75, SAME_BITS),  # kill -9, and equal bits
+    Item("parts", parts, 20),  # what a packed task consists of
+    Item("no-triton", one_pack, 15, NO_TRITON),  # a pack under other flags
+    Item("autotuned", one_pack, 15, ""),
+)
+NAMES = tuple(item.name for item in ITEMS)
+_ITEMS = tyro.conf.arg(metavar="[ITEM ...]", help=f"Only these of {', '.join(NAMES)}.")
 
 
 def main(argv: Sequence[str]) -> int:
     """The command; 0 also where items ended badly, since their lines say so."""
-    names = [item.name for item in ITEMS]
-    asked = parser(names).parse_args(argv)
-    unknown = [name for name in asked.items if name not in names]
-    if unknown:
-        return refuse(f"items: unknown {unknown[0]!r}{nearest(unknown[0], names)}")
-    if not 0 < asked.minutes < float("inf"):
-        return refuse(f"--minutes: expected a number above 0, got {asked.minutes:g}.")
-    stamp = time.strftime("%Y%m%d-%H%M%S")
-    folder = asked.out or Path("outputs") / f"benchmarks-accelerator-{stamp}"
-    try:
+
+    def asked(
+        minutes: float = 8.0,
+        items: Annotated[tuple[str, ...], _ITEMS] = NAMES,
+        out: Path | None = None,
+    ) -> int:
+        """Do the items that are asked for.
+
+        Args:
+          minutes: of all items together.
+          items: which.
+          out: a new folder; outputs/ and the time of day if absent.
+        """
+        check_names("items", items, NAMES)
+        if not 0 < minutes < math.inf:
+            msg = f"--minutes: expected a number above 0, got {minutes:g}."
+            raise InputError(msg)
+        stamp = time.strftime("%Y%m%d-%H%M%S")
+        folder = out or Path("outputs") / f"benchmarks-accelerator-{stamp}"
+        if folder.exists():
+            msg = f"{folder} is there already; choose another --out."
+            raise InputError(msg)
         folder.mkdir(parents=True)
-    except FileExistsError:
-        return refuse(f"{folder} is there already; choose another --out.")
-    print(f"lines are kept in {folder / 'results.jsonl'}", file=sys.stderr)
+        print(f"lines are kept in {folder / 'results.jsonl'}", file=sys.stderr)
+        chosen = [item for item in ITEMS if item.name in (items or NAMES)]
+        try:
+            with terminable():
+                run_items(chosen, 60 * minutes, folder)
+        except KeyboardInterrupt:
+            print(f"interrupted; the lines so far are in {folder}", file=sys.stderr)
+            return 130
+        return 0
+
+    program = "python -m experiments.benchmarks accelerator"
     try:
-        with terminable():
-            items = [item for item in ITEMS if item.name in (asked.items or names)]
-            run_items(items, 60 * asked.minutes, folder)
-    except KeyboardInterrupt:
-        print(f"interrupted; the lines so far are in {folder}", file=sys.stderr)
-        return 130
-    return 0
-
-
-def parser(names: Sequence[str]) -> argparse.ArgumentParser:
-    """What may be said."""
-    made = argparse.ArgumentParser(
-        "python -m experiments.benchmarks accelerator",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    made.add_argument(
-        "--minutes", type=float, default=8.0, help="of all items together (8)"
-    )
-    made.add_argument(
-        "--items",
-        nargs="*",
-        default=[],
-        metavar="ITEM",
-        help=f"only these of {', '.join(names)} (all)",
-    )
-    made.add_argument(
-        "--out", type=Path, help="a new folder (outputs/ and the time of day)"
-    )
-    return made
-
-
-def refuse(words: str) -> int:
-    """Bad input, in one line."""
-    print(f"error: {words}", file=sys.stderr)
-    return 2
+        return tyro.cli(asked, prog=program, description=__doc__, args=argv)
+    except InputError as error:
+        return refuse(error)

@@ -7,10 +7,9 @@ goes on; in the end it writes its parameters.
 
 import json
 import signal
+import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from subprocess import Popen
 from typing import TYPE_CHECKING
@@ -40,47 +39,33 @@ END, START = "end.npz", "began.json"
 def kill_and_resume(box: "Box") -> None:
     """Two runs at once: one is left alone, the other is killed inside its first task."""
     alone, killed = box.folder / "alone", box.folder / "killed"
-    with running(alone) as left_alone:
-        with running(killed, PAUSE) as first:
-            began = time.monotonic()
-            while first.poll() is None and not steps(killed / "checkpoints"):
-                time.sleep(0.02)
-            first.kill()
-            code = first.wait()
-        box.tell(
-            "killed",
-            status="done" if code == -signal.SIGKILL else "failed",
-            exit_code=code,
-            run_seconds=time.monotonic() - began,
-            last_checkpoint=steps(killed / "checkpoints")[-1:],
-        )
-        began = time.monotonic()
-        with running(killed) as second:
-            need(second)
-        went_on = json.loads((killed / START).read_text())
-        box.tell("went on", run_seconds=time.monotonic() - began, went_on_from=went_on)
-        need(left_alone)
+    left_alone, first = Popen(command(alone)), Popen(command(killed, PAUSE))
+    began = time.monotonic()
+    while first.poll() is None and not steps(killed / "checkpoints"):
+        time.sleep(0.02)
+    first.kill()
+    code = first.wait()
+    box.tell(
+        "killed",
+        status="done" if code == -signal.SIGKILL else "failed",
+        exit_code=code,
+        run_seconds=time.monotonic() - began,
+        last_checkpoint=steps(killed / "checkpoints")[-1:],
+    )
+    began = time.monotonic()
+    subprocess.run(command(killed), check=True)
+    went_on = json.loads((killed / START).read_text())
+    box.tell("went on", run_seconds=time.monotonic() - began, went_on_from=went_on)
+    if code := left_alone.wait():
+        raise subprocess.CalledProcessError(code, left_alone.args)
     box.tell("the same bits", **compare(alone / END, killed / END))
 
 
-@contextmanager
-def running(folder: Path, pause: float = 0.0) -> Iterator[Popen]:
-    """The run in a process of its own, in the group of this one; gone afterwards."""
+def command(folder: Path, pause: float = 0.0) -> list[str]:
+    """The run in a process of its own, which ends with the group of this one."""
     folder.mkdir(exist_ok=True)
     call = f"import sys; from {__name__} import main; main(*sys.argv[1:])"
-    run = Popen([sys.executable, "-c", call, str(folder), str(pause)])
-    try:
-        yield run
-    finally:
-        run.kill()
-        run.wait()
-
-
-def need(run: Popen) -> None:
-    """Wait for a run that has to end well."""
-    if run.wait():
-        msg = f"resume: a run ended with {run.returncode}."
-        raise RuntimeError(msg)
+    return [sys.executable, "-c", call, str(folder), str(pause)]
 
 
 def compare(one: Path, other: Path) -> dict[str, object]:
@@ -101,18 +86,14 @@ def main(folder: str, pause: str) -> None:
     """Learn, from the last checkpoint if there is one, and write the parameters."""
     home = Path(folder)
     (home / START).write_text(json.dumps(steps(home / "checkpoints")[-1:]))
-    key = jax.random.key(0)
-    model = mlp((784, 32, 10))
+    key, model = jax.random.key(0), mlp((784, 32, 10))
     loss = cross_entropy(single_head(model.apply))
 
     def build(frozen):
         del frozen
-        return make_method(
-            loss,
-            optax.sgd(0.05, momentum=0.9),
-            gradient=sam(0.05),
-            memory=reservoir(64, sample_size=8),
-        )
+        memory = reservoir(64, sample_size=8)
+        optimizer = optax.sgd(0.05, momentum=0.9)
+        return make_method(loss, optimizer, gradient=sam(0.05), memory=memory)
 
     learned = learn(
         key,

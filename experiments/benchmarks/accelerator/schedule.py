@@ -42,31 +42,25 @@ class Item(NamedTuple):
     flags: str = NO_AUTOTUNING  # for XLA; what XLA_FLAGS says comes later and wins
 
 
-def run_items(items: Sequence[Item], seconds: float, folder: Path) -> list[dict]:
-    """Do all items in their order within so many seconds; print every line at once.
+def run_items(items: Sequence[Item], seconds: float, folder: Path) -> None:
+    """Do all items in their order within so many seconds.
 
-    Returns:
-      The lines, which ``folder/results.jsonl`` holds, too: every fact, and for each item
-      how it ended: ``done``, ``time``, ``out of memory`` or ``failed``.
+    Every line is printed and kept in ``folder/results.jsonl`` at once: every fact, and for
+    each item how it ended: ``done``, ``time``, ``out of memory`` or ``failed``.
     """
-    lines: list[dict] = []
     end = time.monotonic() + seconds
     commit()  # found once, and before the files can change: items inherit the answer
     with open(folder / "results.jsonl", "x", encoding="utf-8") as results:
 
         def take(line: dict[str, Any]) -> None:
-            text = json.dumps(line)
-            print(text, flush=True)
-            results.write(f"{text}\n")
-            results.flush()
-            lines.append(line)
+            for file in (sys.stdout, results):
+                print(json.dumps(line), file=file, flush=True)
 
         for place, item in enumerate(items):
             shares = sum(other.share for other in items[place:])
             limit = max(0.0, (end - time.monotonic()) * item.share / shares)
             ended = run_item(item, limit, folder / item.name, take)
             take({"item": item.name, "what": "end", **ended})
-    return lines
 
 
 def run_item(
@@ -75,18 +69,18 @@ def run_item(
     """One item in a process of its own, killed with its children after so many seconds."""
     place.mkdir()
     started = time.monotonic()
-    left = lambda: max(0.0, started + limit - time.monotonic())
     here, there = FORK.Pipe(duplex=False)
     child = FORK.Process(target=work, args=(item, limit, place, there))
     with warnings.catch_warnings():  # JAX warns of its threads, none of which are there
         warnings.filterwarnings("ignore", "os.fork", RuntimeWarning)
         child.start()
     there.close()
+    assert child.pid is not None
     ended: dict[str, Any] = {"status": "time"}
     try:
-        while here.poll(left()):
+        while here.poll(max(0.0, started + limit - time.monotonic())):
             line = here.recv()
-            if line.get("what") == "end":
+            if line["what"] == "end":
                 ended = line
                 break
             take(line)
@@ -94,18 +88,13 @@ def run_item(
         child.join()
         ended = lost(child.exitcode, place / STDERR)
     finally:
-        kill(child)
+        with contextlib.suppress(ProcessLookupError):  # no group yet, or no longer
+            os.killpg(child.pid, signal.SIGKILL)
+        child.kill()
+        child.join(5)  # a driver that hangs may hold it for longer than we can wait
         here.close()
     seconds = round(time.monotonic() - started, 2)
     return ended | {"seconds": seconds, "limit": round(limit, 2)}
-
-
-def kill(child) -> None:
-    """End a process and what it has started."""
-    with contextlib.suppress(ProcessLookupError):  # no group yet, or no longer
-        os.killpg(child.pid, signal.SIGKILL)
-    child.kill()
-    child.join(5)  # a driver that hangs may hold it for longer than we can wait
 
 
 def work(item: Item, limit: float, place: Path, there: Connection) -> None:
@@ -118,9 +107,9 @@ def work(item: Item, limit: float, place: Path, there: Connection) -> None:
     os.environ["XLA_FLAGS"] = f"{item.flags} {given}".strip()
     os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # children need room, too
     jax.config.update("jax_enable_compilation_cache", False)  # compilation is timed
+    ended = {"status": "done"}
     try:
         item.function(make_box(item.name, limit, place, there.send))
-        ended = {"status": "done"}
     except Exception as error:
         traceback.print_exc()
         ended = failure(error)
@@ -130,15 +119,15 @@ def work(item: Item, limit: float, place: Path, there: Connection) -> None:
 
 def failure(error: Exception) -> dict[str, Any]:
     """How an item ended that raised something."""
-    said = f"{type(error).__name__}: {error}"
-    memory = isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in said
-    last = said.strip().splitlines()[-1] if not memory else said.splitlines()[0]
-    return {"status": "out of memory" if memory else "failed", "error": last[:500]}
+    said = f"{type(error).__name__}: {error}".strip().splitlines()
+    if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in "\n".join(said):
+        return {"status": "out of memory", "error": said[0][:500]}
+    return {"status": "failed", "error": said[-1][:500]}
 
 
 def lost(code: int | None, log: Path) -> dict[str, Any]:
     """How an item ended that could say nothing any more."""
     text = log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
-    said = [line.strip() for line in text.splitlines() if line.strip()]
-    error = f"ended with exit code {code}" + (f": {said[-1]}" if said else "")
+    last = text.strip().splitlines()[-1:]
+    error = ": ".join([f"ended with exit code {code}", *map(str.strip, last)])
     return {"status": "failed", "error": error[:500]}
