@@ -29,17 +29,16 @@ Ask = Callable[[dict[str, Any]], dict[str, Any]]
 
 def write_job(path: Path, config: Config, images: Images) -> None:
     """The images as inputs to a network, the permutations, and the settings."""
-    flat = lambda x: ((x.reshape(len(x), -1) / 255 - mean) / std).astype(np.float32)
     mean, std = NORMALISE
+    flat = lambda x: ((x.reshape(len(x), -1) / 255 - mean) / std).astype(np.float32)
+    stream = make_stream(config, images, num_tasks=config.num_tasks)
     np.savez(
         path,
         train_x=flat(images.train_x),
         train_y=np.asarray(images.train_y, np.int64),
         test_x=flat(images.test_x),
         test_y=np.asarray(images.test_y, np.int64),
-        order=np.asarray(
-            make_stream(config, images, num_tasks=config.num_tasks).plan.order
-        ),
+        order=np.asarray(stream.plan.order),
         settings=json.dumps(plain(config)),
     )
 
@@ -51,74 +50,59 @@ def workers(config: Config, job: Path) -> Iterator[dict[str, Ask]]:
     Those that need PyTorch or Avalanche run if ``JAXCL_PEERS_PYTHON`` names an interpreter,
     and this library as it was if ``JAXCL_BASELINE`` names a checkout of it.
     """
-    wanted = {}
+    wanted: dict[str, tuple[Any, ...]] = {}
     if config.by_hand:
-        wanted["jax"] = (sys.executable, "speed_jax.py")
-    before = os.environ.get("JAXCL_BASELINE")
-    if before:
+        wanted["jax"] = (sys.executable,)
+    if before := os.environ.get("JAXCL_BASELINE"):
         if not (Path(before) / "experiments" / "benchmarks" / "ours.py").exists():
             msg = (
                 f"JAXCL_BASELINE: no checkout of jaxcl at {before}; make one by git "
                 "worktree add PATH COMMIT."
             )
             raise InputError(msg)
-        wanted["baseline"] = (sys.executable, "speed_baseline.py", Path(before))
-    theirs = os.environ.get("JAXCL_PEERS_PYTHON")
-    if theirs:
+        wanted["baseline"] = sys.executable, Path(before).resolve()
+    if theirs := os.environ.get("JAXCL_PEERS_PYTHON"):
         if not Path(theirs).exists():
             msg = (
                 f"JAXCL_PEERS_PYTHON: no interpreter at {theirs}; make an environment "
                 "from third_party/peers/requirements-avalanche.txt."
             )
             raise InputError(msg)
-        wanted["torch"] = (theirs, "speed_torch.py")
-        wanted["avalanche"] = (theirs, "speed_avalanche.py")
+        wanted |= {"torch": (theirs,), "avalanche": (theirs,)}
     with ExitStack() as stack:
-        yield {
-            name: stack.enter_context(worker(job, *how)) for name, how in wanted.items()
-        }
+        begin = lambda name: stack.enter_context(worker(job, name, *wanted[name]))
+        yield {name: begin(name) for name in wanted}
 
 
 @contextmanager
 def worker(
-    job: Path, python: str, script: str, checkout: Path | None = None
+    job: Path, name: str, python: str, checkout: Path | None = None
 ) -> Iterator[Ask]:
     """One script, started, on the code of a checkout if given; ended on the way out."""
-    code = {} if checkout is None else {"PYTHONPATH": str(checkout.resolve())}
-    process = subprocess.Popen(
+    script = f"speed_{name}.py"
+    with subprocess.Popen(
         [python, str(SCRIPTS / script), str(job)],
         cwd=checkout,
-        env={**os.environ, **code},
+        env=os.environ | ({"PYTHONPATH": str(checkout)} if checkout else {}),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-    )
-    assert process.stdin is not None
-    assert process.stdout is not None
-    send, answers = process.stdin, process.stdout
+    ) as process:  # its loop ends with its input, which is closed on the way out
+        send, answers = process.stdin, process.stdout
+        assert send is not None
+        assert answers is not None
 
-    def answer() -> dict[str, Any]:
-        line = answers.readline()
-        if not line:
-            msg = (
-                f"{script} ended with code {process.wait()}; its message stands above."
-            )
+        def answer() -> dict[str, Any]:
+            if line := answers.readline():
+                return json.loads(line)
+            ended = f"{script} ended with code {process.wait()}"
+            msg = f"{ended}; its message stands above."
             raise RuntimeError(msg)
-        return json.loads(line)
 
-    versions = answer()
+        versions = answer()
 
-    def ask(request: dict[str, Any]) -> dict[str, Any]:
-        send.write(json.dumps(request) + "\n")
-        send.flush()
-        return {**answer(), "versions": versions}
+        def ask(request: dict[str, Any]) -> dict[str, Any]:
+            print(json.dumps(request), file=send, flush=True)
+            return {**answer(), "versions": versions}
 
-    try:
         yield ask
-    finally:
-        send.close()  # the script's loop ends with its input
-        process.wait()
-        answers.close()
-
-
-__all__ = ["Ask", "workers", "write_job"]

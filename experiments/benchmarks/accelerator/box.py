@@ -1,6 +1,5 @@
-"""What an item gets: a way to tell facts, the time it has, and the sizes to choose."""
+"""What an item gets: a way to tell facts, and the sizes to choose."""
 
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,24 +15,19 @@ class Box(NamedTuple):
     """The surroundings of one item, in a process of its own."""
 
     tell: Callable[..., None]  # (what, **facts): one line, at once
-    left: Callable[[], float]  # seconds until this process is killed
     small: bool  # a CPU: sizes that give numbers within seconds
     folder: Path  # of this item's files, empty at the start
 
 
-def make_box(
-    item: str, seconds: float, folder: Path, send: Callable[[dict], None]
-) -> Box:
+def make_box(item: str, folder: Path, send: Callable[[dict], None]) -> Box:
     """A box whose lines are sent to who prints them."""
-    end = time.monotonic() + seconds
-    device = jax.devices()[0]
-    base = {"device": device.device_kind, "jax": jax.__version__, "commit": commit()}
+    device = jax.devices()[0].device_kind
+    base = {"device": device, "jax": jax.__version__, "commit": commit()}
 
     def tell(what: str, **facts) -> None:
         send(plain({"item": item, "what": what, "status": "done", **facts, **base}))
 
-    small = jax.default_backend() == "cpu"
-    return Box(tell, lambda: end - time.monotonic(), small, folder)
+    return Box(tell, jax.default_backend() == "cpu", folder)
 
 
 class Compiled(NamedTuple):

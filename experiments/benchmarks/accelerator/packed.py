@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 
 from experiments.benchmarks.accelerator.box import Box, compiled, seconds_of
-from experiments.plasticity.arms import arms, trials
+from experiments.plasticity.arms import arms
 from experiments.plasticity.packing.config import PRESETS, Config
 from experiments.plasticity.packing.run import by_arm, load_images
 from experiments.plasticity.program import make_program
@@ -86,9 +86,7 @@ def third(box: Box) -> int:
 
 def pack_of(config: Config, arm: str, pack: int) -> list[Trial]:
     """So many runs of an arm; they come again where there are fewer."""
-    wanted = config.settings[0], arm
-    runs = [trial for trial in trials(config) if (trial.setting, trial.arm) == wanted]
-    return list(itertools.islice(itertools.cycle(runs), pack))
+    return list(itertools.islice(itertools.cycle(by_arm(config)[arm]), pack))
 
 
 def time_runs(here: Here, packed: Sequence[Trial]) -> tuple[float, float]:
@@ -181,7 +179,7 @@ def extrapolated(
     programs = pd.MultiIndex.from_product([lengths, names])
     known = pd.DataFrame(timed, ["compiling", "per task"]).T.reindex(programs)
     same_arm = known.groupby(level=1).transform("mean")
-    costs = known.fillna(same_arm).fillna(known.mean())
+    costs = known.where(known.notna(), same_arm).fillna(known.mean())
     compiling, per_task = costs.to_numpy().T
     tasks = [lengths[name] for name, _ in programs]
     return float(compiling.sum()), float(per_task @ tasks)

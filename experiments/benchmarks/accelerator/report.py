@@ -13,7 +13,7 @@ from jaxcl.runs.readme import fill
 
 HERE = Path(__file__).parent.parent
 LINES = HERE / "results" / "accelerator"
-
+NEWLINE = "\n"  # no backslash in the braces of Python 3.11
 
 #: What a ratio is of, by item; those of Fishers name the network.
 RATIOS = {
@@ -32,44 +32,36 @@ def read_lines(path: Path = LINES) -> list[dict[str, Any]]:
 
 def readme_text(lines: Sequence[Mapping[str, Any]]) -> str:
     """Packed runs, steps, Fishers and the kill, as the lines have them."""
-    packed = [line for line in lines if line.get("tasks_timed") == 5]
-    packs = [line for line in packed if line["item"] == "packs"]
+    packs = [line for line in lines if line["item"] == "packs"]
+    packs = [line for line in packs if line.get("tasks_timed") == 5]
     rows = [
         f"| {line['runs']} | {line['commit'][:7]} | {line['runs_per_hour']:,.0f} "
         f"| {line['steps_per_second']:,.0f} "
         f"| {line['compile_seconds']:.0f} s | {line['program_bytes'] / 1e9:.1f} GB |"
         for line in packs
     ]
-    ratios: dict[str, list[float]] = {}
+    ratios: dict[str, list[str]] = {}
     for line in lines:
         if "ratio" in line:
-            ratios.setdefault(_ratio_of(line), []).append(line["ratio"])
-    fishers = [
-        f"| {name} | {', '.join(f'{ratio:.2f}' for ratio in found)} |"
-        for name, found in sorted(ratios.items())
-    ]
-    grids = [line for line in lines if "programs_timed" in line]
-    grid, kill = grids[-1], next(line for line in lines if "equal_arrays" in line)
-    return "\n".join(
-        [
-            f"On one {packs[0]['device']}, jax {packs[0]['jax']}:",
-            "",
-            "| runs in one program | commit | runs an hour | steps a second | compiling "
-            "| memory |",
-            "|---:|---|---:|---:|---:|---:|",
-            *rows,
-            "",
-            "| what costs | of the time of | each round or call |",
-            "|---|---|---|",
-            *fishers,
-            "",
-            f"The whole grid of {grid['runs']} runs, extrapolated from "
-            f"{grid['programs_timed']} of its {grid['programs']} programs: "
-            f"{grid['run_seconds'] / 60:.0f} minutes, and "
-            f"{grid['compile_seconds'] / 60:.0f} of compiling. A run that was killed ended "
-            f"with {kill['equal_arrays']} of {kill['arrays']} arrays equal bit for bit.",
-        ]
-    )
+            ratios.setdefault(_ratio_of(line), []).append(f"{line['ratio']:.2f}")
+    costs = [f"| {name} | {', '.join(ratios[name])} |" for name in sorted(ratios)]
+    grid = [line for line in lines if "programs_timed" in line][-1]
+    kill = next(line for line in lines if "equal_arrays" in line)
+    return f"""\
+On one {packs[0]["device"]}, jax {packs[0]["jax"]}:
+
+| runs in one program | commit | runs an hour | steps a second | compiling | memory |
+|---:|---|---:|---:|---:|---:|
+{NEWLINE.join(rows)}
+
+| what costs | of the time of | each round or call |
+|---|---|---|
+{NEWLINE.join(costs)}
+
+The whole grid of {grid["runs"]} runs, extrapolated from {grid["programs_timed"]} of its \
+{grid["programs"]} programs: {grid["run_seconds"] / 60:.0f} minutes, and \
+{grid["compile_seconds"] / 60:.0f} of compiling. A run that was killed ended with \
+{kill["equal_arrays"]} of {kill["arrays"]} arrays equal bit for bit."""
 
 
 def _ratio_of(line: Mapping[str, Any]) -> str:

@@ -70,7 +70,7 @@ def run_item(
     place.mkdir()
     started = time.monotonic()
     here, there = FORK.Pipe(duplex=False)
-    child = FORK.Process(target=work, args=(item, limit, place, there))
+    child = FORK.Process(target=work, args=(item, place, there))
     with warnings.catch_warnings():  # JAX warns of its threads, none of which are there
         warnings.filterwarnings("ignore", "os.fork", RuntimeWarning)
         child.start()
@@ -97,7 +97,7 @@ def run_item(
     return ended | {"seconds": seconds, "limit": round(limit, 2)}
 
 
-def work(item: Item, limit: float, place: Path, there: Connection) -> None:
+def work(item: Item, place: Path, there: Connection) -> None:
     """In the item's process: flags, files, the item itself, and how it ended."""
     os.setpgid(0, 0)
     with open(place / STDERR, "wb", buffering=0) as words:
@@ -109,7 +109,7 @@ def work(item: Item, limit: float, place: Path, there: Connection) -> None:
     jax.config.update("jax_enable_compilation_cache", False)  # compilation is timed
     ended = {"status": "done"}
     try:
-        item.function(make_box(item.name, limit, place, there.send))
+        item.function(make_box(item.name, place, there.send))
     except Exception as error:
         traceback.print_exc()
         ended = failure(error)

@@ -57,16 +57,24 @@ def targets(done: Done) -> list[Target]:
     return [target for target in listed if target.values]
 
 
+#: What is said of a checkpoint: the field, the factor to the unit.
+CHECKPOINT = {
+    "a checkpoint, until it is on the disk": ("save", 1, "s"),
+    "the time that it holds up the loop": ("held_up", 1000, "ms"),
+    "resume": ("restore", 1, "s"),
+    "NumPy's savez of the same": ("numpy_save", 1, "s"),
+    "and its load": ("numpy_load", 1, "s"),
+}
+MEMORY = {"state between steps": "state", "extra within a step": "temporary"}
+
+
 def costs_table(done: Done) -> Table:
     """Median numbers of one machine."""
     rows = []
 
     def add(what: str, job: str, name: str, scale: float, unit: str, of: str = ""):
-        value = median(turn[name] for turn in done[job]) * scale
-        cells = what, f"{value:.3g} {unit}", of
-        rows.append(
-            dict(zip(map(Column, ("what", "median", "of")), cells, strict=True))
-        )
+        value = f"{median(turn[name] for turn in done[job]) * scale:.3g} {unit}"
+        rows.append({Column("what"): what, Column("median"): value, Column("of"): of})
 
     if "loop" in done:
         each = 1000 / done["loop"][0]["steps"]
@@ -74,20 +82,13 @@ def costs_table(done: Done) -> Table:
         add("the same in the host loop", "loop", "loop", each, "ms")
     if "checkpoint" in done:
         size = f"{done['checkpoint'][0]['megabytes']:.0f} MB"
-        for what, name, scale, unit in (
-            ("a checkpoint, until it is on the disk", "save", 1, "s"),
-            ("the time that it holds up the loop", "held_up", 1000, "ms"),
-            ("resume", "restore", 1, "s"),
-            ("NumPy's savez of the same", "numpy_save", 1, "s"),
-            ("and its load", "numpy_load", 1, "s"),
-        ):
-            add(what, "checkpoint", name, scale, unit, size)
+        for what, how in CHECKPOINT.items():
+            add(what, "checkpoint", *how, size)
     if "memory" in done:
         size = f"parameters: {done['memory'][0]['parameters'] / 1e6:.1f} MB"
-        for name, words in (("plain", "AdamW"), ("sam", "SAM and AdamW")):
-            what = f"state between steps, {words}", f"extra within a step, {words}"
-            add(what[0], "memory", f"{name}_state", 1e-6, "MB", size)
-            add(what[1], "memory", f"{name}_temporary", 1e-6, "MB", size)
+        for name, by in (("plain", "AdamW"), ("sam", "SAM and AdamW")):
+            for what, field in MEMORY.items():
+                add(f"{what}, {by}", "memory", f"{name}_{field}", 1e-6, "MB", size)
     return table_of(rows)
 
 
