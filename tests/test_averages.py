@@ -1,5 +1,6 @@
 """Slow copies of the parameters."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -25,10 +26,6 @@ def observed(average, path):
     return jax.lax.scan(
         observe, average.init(at(0, path), ()), at(slice(1, None), path)
     )[0]
-
-
-def assert_same(a, b):
-    jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
 def assert_close(a, b, **tolerance):
@@ -70,8 +67,8 @@ def test_ema_at_its_ends_reads_the_parameters_or_their_start():
     path = walk(3)
     now = at(-1, path)
     read = lambda average: average.read(observed(average, path), now)
-    assert_same(read(ema(0.0)), now)
-    assert_same(read(ema(1)), at(0, path))
+    chex.assert_trees_all_equal(read(ema(0.0)), now)
+    chex.assert_trees_all_equal(read(ema(1)), at(0, path))
     assert not np.allclose(read(ema(0.5))["w"], now["w"])
     assert not np.allclose(read(ema(0.5))["w"], path["w"][0])
 
@@ -102,8 +99,8 @@ def test_ema_runs_on_across_tasks():
     average = ema(0.9)
     state = observed(average, path)
     after, params = average.end_task(None, state, at(-1, path), ())
-    assert_same(after, state)
-    assert_same(params, at(-1, path))
+    chex.assert_trees_all_equal(after, state)
+    chex.assert_trees_all_equal(params, at(-1, path))
 
 
 @pytest.mark.parametrize("make", [ema, interpolate, wise_ft])
@@ -143,8 +140,8 @@ def test_a_fresh_or_consolidated_state_can_be_donated_with_the_parameters(
     expected = jax.tree.map(np.array, params)
     state, params = step(*init(params))
     state, params = step(*end_task(state, params))
-    assert_same(params, expected)
-    assert_same(average.read(state, params), expected)
+    chex.assert_trees_all_equal(params, expected)
+    chex.assert_trees_all_equal(average.read(state, params), expected)
 
 
 def test_interpolate_goes_on_from_between_start_and_end_of_each_task():
@@ -176,11 +173,13 @@ def test_interpolation_at_its_ends_is_one_end_bit_for_bit():
     start, end = at(0, path), at(1, path)
     for alpha, expected in ((1, end), (0, start)):
         average = interpolate(alpha)
-        assert_same(
+        chex.assert_trees_all_equal(
             average.end_task(None, average.init(start, ()), end, ())[1], expected
         )
         average = wise_ft(alpha)
-        assert_same(average.read(average.init(start, ()), end), expected)
+        chex.assert_trees_all_equal(
+            average.read(average.init(start, ()), end), expected
+        )
 
 
 def test_a_grid_of_strengths_is_a_vmap():

@@ -2,6 +2,7 @@
 
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -191,7 +192,7 @@ def test_the_features_may_be_those_of_an_average():
     read = lambda state: average.read(state.average, state.params)
     found = nearest_mean(hidden, C, read=read)(state)
     want = nearest_mean(hidden, C)(state._replace(params=slow))
-    jax.tree.map(np.testing.assert_array_equal, found, want)
+    chex.assert_trees_all_equal(found, want)
     assert not np.allclose(found.means, nearest_mean(hidden, C)(state).means)
 
 
@@ -308,7 +309,7 @@ def test_training_from_an_empty_memory_gives_the_fresh_network():
     train = from_memory_alone(key, init, LOSS, SGD, num_epochs=2, batch_size=4)
     found = train(full_state(0))
     fresh = init(jax.random.split(key, 3)[0])
-    jax.tree.map(np.testing.assert_array_equal, found, fresh)
+    chex.assert_trees_all_equal(found, fresh)
 
 
 def test_a_stream_is_evaluated_by_training_from_memory():
@@ -339,4 +340,4 @@ def test_a_stream_is_evaluated_by_training_from_memory():
     params, _ = trained_by_hand(key, kept_rows(state), 3, 4)
     expected = accuracies(LOGITS, params, STREAM)
     np.testing.assert_allclose(record.after[-1], expected, atol=1e-6)
-    jax.tree.map(np.testing.assert_array_equal, state.params, PARAMS)
+    chex.assert_trees_all_equal(state.params, PARAMS)

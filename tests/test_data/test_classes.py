@@ -1,5 +1,6 @@
 """Streams that show some classes at a time, against numpy loops."""
 
+import chex
 import jax
 import numpy as np
 import optax
@@ -134,7 +135,7 @@ def test_even_splits_are_those_of_one_permutation_cut_in_equal_parts(key, trunca
             padding = [found[0]] * (size - len(found))
             assert rows[task].tolist() == found + padding
     by_sizes = class_splits(key, images, sizes=(2, 2, 2), truncate=truncate).plan
-    jax.tree.map(np.testing.assert_array_equal, plan, by_sizes)
+    chex.assert_trees_all_equal(plan, by_sizes)
 
 
 @pytest.mark.parametrize("relabel", [True, False])
@@ -174,7 +175,7 @@ def test_a_number_of_tasks_deals_the_classes_as_evenly_as_it_can(key):
         class_splits(key, images, **given).plan
         for given in ({"num_tasks": 3}, {"sizes": (3, 2, 2)})
     ]
-    jax.tree.map(np.testing.assert_array_equal, *plans)
+    chex.assert_trees_all_equal(*plans)
     plain = class_splits(key, images, num_tasks=3, shuffle_classes=False).plan
     assert plain.classes.tolist() == [[0, 1, 2], [3, 4, -1], [5, 6, -1]]
 

@@ -1,5 +1,6 @@
 """nnx and linen modules as pure functions of a batch, and the one draw of all kernels."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -43,11 +44,6 @@ class LinenNet(linen.Module):
         return scale * self.last(*self.hidden(x))
 
 
-def assert_same(one, other):
-    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
-        np.testing.assert_array_equal(a, b)
-
-
 def test_an_nnx_module_and_its_pure_functions_agree():
     """Oracle: the module itself, called the ordinary way with the same key."""
     model = from_flax(lambda rngs: Net(rngs), hidden=Net.hidden)
@@ -58,7 +54,7 @@ def test_an_nnx_module_and_its_pure_functions_agree():
         pure = model.apply(params, X), model.hidden(params, X)
         return (module(X), module.hidden(X)), pure
 
-    assert_same(*compare(KEY))
+    chex.assert_trees_all_equal(*compare(KEY))
     assert model.units == ()
     assert from_flax(Net).init(KEY).keys() == {"first", "last"}  # a class builds, too
 
@@ -70,8 +66,8 @@ def test_a_finished_nnx_module_gives_its_weights_whatever_the_key():
     )
     model = from_flax(module, hidden=Net.hidden)
     params = model.init(KEY)
-    assert_same(params["first"]["kernel"], module.first.kernel[...])
-    assert_same(params, model.init(jax.random.key(0)))
+    chex.assert_trees_all_equal(params["first"]["kernel"], module.first.kernel[...])
+    chex.assert_trees_all_equal(params, model.init(jax.random.key(0)))
     np.testing.assert_allclose(model.apply(params, X), module(X), rtol=1e-6)
     np.testing.assert_allclose(*model.hidden(params, X), *module.hidden(X), rtol=1e-6)
     assert module.drop.deterministic is True
@@ -89,9 +85,9 @@ def test_a_linen_module_and_its_pure_functions_agree():
         params = model.init(KEY)
         assert params.keys() == {"first", "last"}
         variables = {"params": params}
-        assert_same(model.apply(params, X), module.apply(variables, X))
+        chex.assert_trees_all_equal(model.apply(params, X), module.apply(variables, X))
         seen = module.apply(variables, X, method="hidden")
-        assert_same(model.hidden(params, X), seen)
+        chex.assert_trees_all_equal(model.hidden(params, X), seen)
     assert not np.array_equal(
         params["first"]["kernel"], model.init(jax.random.key(0))["first"]["kernel"]
     )
@@ -134,7 +130,9 @@ def test_a_module_without_dropout_is_never_taken_row_by_row():
     keys = jax.random.split(KEY, 6)
     for model in (from_flax(Net), from_flax(LinenNet(), X)):
         params = model.init(KEY)
-        assert_same(model.apply(params, X, keys), model.apply(params, X))
+        chex.assert_trees_all_equal(
+            model.apply(params, X, keys), model.apply(params, X)
+        )
         program = str(jax.make_jaxpr(model.apply)(params, X, keys))
         assert "f32[6,4]" in program
         assert "f32[6,1,4]" not in program
@@ -182,9 +180,9 @@ def test_a_row_s_mask_is_that_of_its_key_alone(name):
     params, keys = model.init(KEY), jax.random.split(KEY, 6)
     apply = jax.jit(model.apply)
     usual = apply(params, X, keys)
-    assert_same(apply(params, X, keys), usual)
+    chex.assert_trees_all_equal(apply(params, X, keys), usual)
     others = apply(params, X.at[1:].multiply(-3.0), keys.at[1:].set(KEY))
-    assert_same(others[0], usual[0])
+    chex.assert_trees_all_equal(others[0], usual[0])
     for row in range(6):
         part = slice(row, row + 1)
         alone = apply(params, X[part], keys[part])
@@ -251,7 +249,7 @@ def test_every_dropout_of_a_module_has_masks_of_its_own():
 
     model, ones = from_flax(Pair), jnp.ones((1, 200))
     params = model.init(KEY)
-    assert_same(model.apply(params, ones), jnp.ones((1, 5, 200)))
+    chex.assert_trees_all_equal(model.apply(params, ones), jnp.ones((1, 5, 200)))
     masks = np.asarray(model.apply(params, ones, KEY[None])[0])
     assert set(np.unique(masks)) == {0.0, 2.0}
     for k, mask in enumerate(masks):
