@@ -48,7 +48,7 @@ def test_a_grown_stream_ends_where_the_full_one_does():
 
 
 def test_a_sweep_has_every_run_and_names_what_diverged():
-    """Oracle: its own first strength, which is no method, and EWC's bound of stability."""
+    """Oracle: its own first strength, zero, and EWC's bound of stability."""
     grid = np.asarray(sweep.main(num_seeds=2, num_steps=100))
     assert grid.shape == (4, 2)
     assert np.isnan(grid[-1]).all()
