@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from experiments.benchmarks.accelerator import command, packed, resume
-from experiments.benchmarks.accelerator.box import Box
 from experiments.benchmarks.accelerator.command import ITEMS
 from experiments.benchmarks.accelerator.report import LINES, read_lines, readme_text
+from experiments.benchmarks.accelerator.schedule import Box
 
 ROOT = Path(__file__).parents[2]
 SECONDS = 40.0

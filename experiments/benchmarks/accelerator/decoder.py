@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-from experiments.benchmarks.accelerator.box import (
+from experiments.benchmarks.accelerator.schedule import (
     Box,
     Compiled,
     compiled,
@@ -13,7 +13,7 @@ from experiments.benchmarks.accelerator.box import (
     seconds_of,
 )
 from experiments.benchmarks.host.config import PRESETS, Config
-from experiments.benchmarks.host.job import both_loops, make_job, one_step
+from experiments.benchmarks.host.run import both_loops, make_job, one_step
 from experiments.benchmarks.rounds import in_turn
 
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from experiments.benchmarks.accelerator.box import Box, compiled, seconds_of
+from experiments.benchmarks.accelerator.schedule import Box, compiled, seconds_of
 from jaxcl.curvature import empirical_fisher
 from jaxcl.losses import cross_entropy, mean_loss, single_head, token_cross_entropy
 from jaxcl.models import LlamaConfig, llama, mlp, resnet

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 
-from experiments.benchmarks.accelerator.box import Box, compiled, seconds_of
+from experiments.benchmarks.accelerator.schedule import Box, compiled, seconds_of
 from experiments.plasticity.arms import arms
 from experiments.plasticity.packing.config import PRESETS, Config
 from experiments.plasticity.packing.run import by_arm, load_images

@@ -29,7 +29,7 @@ from jaxcl.transforms import sam
 from jaxcl.tree import as_batch
 
 if TYPE_CHECKING:  # its imports would double the time that each run takes to start
-    from experiments.benchmarks.accelerator.box import Box
+    from experiments.benchmarks.accelerator.schedule import Box
 
 NUM_TASKS, NUM_STEPS = 2, 8
 PAUSE = 0.2  # seconds before each batch: time for the kill to arrive inside a task
