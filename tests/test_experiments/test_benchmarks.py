@@ -18,6 +18,7 @@ from experiments.benchmarks.report import (
     targets,
     targets_table,
 )
+from experiments.benchmarks.rounds import Turn, in_turn, take_turns
 from experiments.benchmarks.run import turns
 from jaxcl.runs.command import main
 from jaxcl.runs.folder import RunFolder, append, read_records
@@ -114,6 +115,33 @@ def test_others_take_their_turn_next_to_ours():
     ]
     assert of_round(1) == short
     assert found[1].name == "round=0/naive/torch"
+
+
+def test_only_turns_without_a_line_are_taken(tmp_path):
+    """Oracle: by hand; the first one has its line, the third gives a loss that is NaN."""
+    by = {"system": "jaxcl"}
+    listed = [Turn(f"round={n}/naive", n, "naive", by) for n in range(3)]
+    folder = RunFolder(tmp_path, "benchmarks", "full", config.Config())
+    append(folder, [{"run": listed[0].name}])
+    prepared = []
+
+    def prepare(todo):
+        prepared.extend(todo)
+        return lambda turn: {"finite": turn.round != 2}
+
+    take_turns(folder, listed, prepare)
+    assert prepared == listed[1:]
+    _, second, third = read_records(folder)
+    assert (second["run"], second["system"]) == ("round=1/naive", "jaxcl")
+    assert [second["status"], third["status"]] == ["done", "diverged"]
+
+
+def test_who_goes_first_changes_from_round_to_round():
+    """Oracle: the order of calls by hand; costs keep the order of the works."""
+    called = []
+    works = {name: (lambda name=name: called.append(name)) for name in ("a", "b")}
+    assert [list(in_turn(works, number)) for number in range(2)] == [["a", "b"]] * 2
+    assert called == ["a", "b", "b", "a"]
 
 
 @pytest.mark.parametrize(
