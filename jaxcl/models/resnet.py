@@ -175,6 +175,9 @@ def resnet(
         "the smallest of blocks": min(blocks, default=0),
     }
     check_size("resnet", **numbers)
+    if width % groups:
+        msg = f"resnet: groups must divide width, got {groups} and {width}."
+        raise InputError(msg)
 
     def build(rngs):
         return _ResNet(

@@ -161,7 +161,7 @@ def begun(folder):
         ("byte_domains", ["--data", "no/such"], "got 'no/such'"),
         ("byte_domains", ["--data", "tests"], "tests holds no .txt file"),
         ("byte_domains", ["--max-bytes", "300"], "300 bytes, too few for rows of 32"),
-        ("byte_domains", ["--num-heads", "3"], "num_key_value_heads must divide"),
+        ("byte_domains", ["--num-heads", "3"], "key heads must divide query heads"),
         ("byte_domains", ["--num-steps", "0"], "num_steps: expected"),
     ],
 )
