@@ -67,9 +67,10 @@ def _named(name: str, state: optax.OptState) -> list:
 def accepting(name: str, part: Any) -> optax.GradientTransformationExtraArgs:
     """A transformation that takes any extra arguments and sees those that it names."""
     way, wanted, remedy = _WAYS[name]
-    # Not tried: own gradient transformations (seconds), and other people's code.
-    ours = ("optax", "jaxcl") if name == "optimizer" else "optax"
-    tried = part.update.__module__.startswith(ours)
+    # Not tried: own gradient transformations (seconds), and other people's code, which
+    # may do more than return an update.
+    ours = ("optax", "jaxcl") if name == "optimizer" else ("optax",)
+    tried = part.update.__module__.startswith(ours) and not _holds_others(part.update)
     part = optax.with_extra_args_support(part)
     if tried and _direction(part) == way:
         msg = f"make_method: {name} must {wanted}; {remedy}."
@@ -83,6 +84,26 @@ def accepting(name: str, part: Any) -> optax.GradientTransformationExtraArgs:
         return part.update(updates, state, params, **wanted)
 
     return optax.GradientTransformationExtraArgs(part.init, update)
+
+
+def _holds_others(value: Any) -> bool:
+    """Whether a function closes over functions of neither optax nor this library."""
+    if isinstance(value, tuple | list):
+        return any(map(_holds_others, value))
+    if not inspect.isfunction(value):
+        return False
+    held = [cell.cell_contents for cell in value.__closure__ or () if _is_set(cell)]
+    module = value.__module__ or "jax"  # none: made by a decorator of its own
+    return not module.startswith(("optax", "jax")) or _holds_others(held)
+
+
+def _is_set(cell: Any) -> bool:
+    """Whether a variable of a closure has a value; one that is recursive may not."""
+    try:
+        cell.cell_contents  # noqa: B018
+    except ValueError:
+        return False
+    return True
 
 
 #: The direction in which a part must not point, what it must do, and what to do.
