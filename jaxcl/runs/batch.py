@@ -366,21 +366,25 @@ def runs_table(batch: Batch) -> str:
         path = batch.out / name_of(settings)
         varied = {field: "+".join(values) for field, values in settings.items()}
         for line in read_records(path) or [{"status": state(path)}]:
-            done = line["status"] == "done"
-            mean = lambda name, line=line, done=done: (
-                sum(line[name]) / len(line[name]) if done and line.get(name) else None
-            )
+            status = line.get("status", "")
             rows.append(
                 varied
                 | {name: line.get(name, "") for name in ("setting", "arm")}
                 | {"hyper": json.dumps(line.get("hyper", {}))}
-                | {"seed": line.get("seed"), "status": line["status"]}
-                | {"accuracy at the end": mean("final")}
-                | {"when just learned": mean("accuracy")}
+                | {"seed": line.get("seed"), "status": status}
+                | {"accuracy at the end": _mean(line.get("final"), status)}
+                | {"when just learned": _mean(line.get("accuracy"), status)}
                 | {"seconds": line.get("seconds")}
             )
     # The numbers of one run stay integers beside those that have none.
     return pandas.DataFrame(rows, dtype=object).to_csv(index=False)
+
+
+def _mean(values: Any, status: str) -> float | None:
+    """The mean of a finished run's numbers; None where one is not known."""
+    values = values if isinstance(values, list) else [values]
+    known = status == "done" and values and all(type(v) in (int, float) for v in values)
+    return sum(values) / len(values) if known else None
 
 
 def state(path: Path) -> str:

@@ -6,6 +6,7 @@ SIGTERM while it ran, 2 for bad input, 1 with a traceback for a bug, 130 after C
 
 import contextlib
 import errno
+import os
 import shlex
 import shutil
 import sys
@@ -42,14 +43,14 @@ def main(
     Returns:
       The exit code.
     """
-    argv = list(sys.argv[1:] if argv is None else argv)
+    words = list(sys.argv[1:] if argv is None else argv)
     try:
-        request = parse(experiment, argv)
+        request = parse(experiment, words)
         acts = (
             run or import_module(f"{experiment.module}.run").run,
             report or import_module(f"{experiment.module}.report").report,
         )
-        return start(experiment, request, *acts, argv)
+        return start(experiment, request, *acts, words, leave=argv is None)
     except Exception as error:
         if is_bad_input(error):
             return refuse(error)
@@ -62,8 +63,13 @@ def start(
     run: Act,
     report: Act,
     argv: Sequence[str],
+    *,
+    leave: bool = False,
 ) -> int:
-    """Run what is asked for, or go on with it, or make its report again."""
+    """Run what is asked for, or go on with it, or make its report again.
+
+    With ``leave`` the process ends here after a signal.
+    """
     from jaxcl.runs.folder import examine
     from jaxcl.training.files import lock_folder
 
@@ -78,7 +84,8 @@ def start(
             report(folder.config, folder)
             return 0
         command = shlex.join(["python", "-m", experiment.module, *argv])
-        return _run(folder, run, report, command, remove=made, new=state == "new")
+        marks = {"remove": made, "new": state == "new", "leave": leave}
+        return _run(folder, run, report, command, **marks)
 
 
 def folder_of(experiment: Experiment, request: Request) -> Any:
@@ -96,7 +103,9 @@ def folder_of(experiment: Experiment, request: Request) -> Any:
     return folder._replace(path=request.out or default_path(folder, OUTPUTS))
 
 
-def _run(folder, run, report, command: str, *, remove: bool, new: bool) -> int:
+def _run(
+    folder, run, report, command: str, *, remove: bool, new: bool, leave: bool
+) -> int:
     """The run itself, its status and its report."""
     from jaxcl.runs.folder import CHECKPOINTS, begin, discard, mark, read_records
     from jaxcl.training.processes import ignore_more, terminable
@@ -116,10 +125,13 @@ def _run(folder, run, report, command: str, *, remove: bool, new: bool) -> int:
         except KeyboardInterrupt as error:
             ignore_more()
             mark(folder, "interrupted")
-            return tell_end(error, folder.path)
-        except Exception as error:
-            if is_bad_input(error) and new and not read_records(folder):
-                discard(folder, made=remove)
+            code = tell_end(error, folder.path)
+            if leave:  # Python's own exit crashes where XLA was compiling meanwhile
+                sys.stdout.flush()
+                os._exit(code)
+            return code
+        except (Exception, SystemExit) as error:
+            if is_bad_input(error) and new and discard(folder, made=remove):
                 raise
             said = one_line(error) if is_bad_input(error) else traceback.format_exc()
             with contextlib.suppress(OSError):  # the disk may be what refuses
@@ -139,7 +151,8 @@ def tell_end(error: KeyboardInterrupt, folder: Any) -> int:
 
     asked = isinstance(error, Terminated)
     word = "terminated" if asked else "interrupted"
-    print(f"{word}; the same command goes on from here: {folder}", file=sys.stderr)
+    said = f"{word}; the same command goes on from here: {folder}"
+    print(said, file=sys.stderr, flush=True)
     return 0 if asked else 130
 
 

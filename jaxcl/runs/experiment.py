@@ -95,8 +95,12 @@ def parse(experiment: Experiment, argv: Sequence[str]) -> Request:
             name: (_differences(experiment, config), _command(config))
             for name, config in presets.items()
         }
+        about = (
+            f"{experiment.about.rstrip()}\n\nWithout a preset {experiment.default} is "
+            f"meant; {program} PRESET --help lists the fields."
+        )
         asked = tyro.extras.overridable_config_cli(
-            named, prog=program, description=experiment.about, args=words, config=flags
+            named, prog=program, description=about, args=words, config=flags
         )
     experiment.check(asked.config)
     return Request(preset, asked.config, asked.out)

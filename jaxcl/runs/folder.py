@@ -98,8 +98,10 @@ def examine(folder: RunFolder) -> str:
         )
         raise InputError(msg)
     status = path / "status.json"
-    ended = status.exists() and read_json(status)["status"] in ("done", "diverged")
-    return "finished" if ended else "unfinished"
+    marked = read_json(status) if status.exists() else {}
+    ended = marked.get("status") in ("done", "diverged")
+    whole = ended and len(read_records(path)) >= marked.get("runs", 0)
+    return "finished" if whole else "unfinished"
 
 
 def begin(folder: RunFolder, command: str) -> None:
@@ -166,18 +168,22 @@ def check_data_hash(folder: RunFolder, arrays: Iterable[Any]) -> None:
     write_json(path, environment)
 
 
-def discard(folder: RunFolder, *, made: bool) -> None:
-    """Undo :func:`begin` in a new folder that has no results: leave no trace.
+def discard(folder: RunFolder, *, made: bool) -> bool:
+    """Undo :func:`begin` in a folder where nothing else is; whether it was so.
 
     Args:
       folder: held by this process.
       made: whether this process made it; only then it is removed.
     """
-    for name in ("config.json", "environment.json", "status.json", ".lock"):
+    own = ("config.json", "environment.json", "status.json", ".lock")
+    if any(entry.name not in own for entry in folder.path.iterdir()):
+        return False  # results, or a checkpoint of the first run
+    for name in own:
         (folder.path / name).unlink(missing_ok=True)
     if made:
-        with suppress(OSError):  # not empty
+        with suppress(OSError):  # something came meanwhile
             folder.path.rmdir()
+    return True
 
 
 def mark(folder: RunFolder, status: str, **details: Any) -> dict[str, Any]:

@@ -5,11 +5,13 @@ import os
 import pickle
 import signal
 import threading
+import time
 import traceback
-from collections.abc import Callable, Generator, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
+from multiprocessing import connection
 from multiprocessing.process import BaseProcess
 from typing import Any, NamedTuple
 
@@ -36,11 +38,12 @@ def run_jobs(
     prepare: Callable[..., Do],
     args: tuple,
     jobs: Sequence[Job],
-    on_message: Callable[[Any], None],
+    on_result: Callable[[Job, Any], None],
+    on_message: Callable[[Any], None] = lambda message: None,
     *,
     num_workers: int,
-) -> Generator[tuple[Job, Any], None, None]:
-    """Do all jobs in a number of processes; yield each with its result when it is done.
+) -> None:
+    """Do all jobs in a number of processes; return when all are done.
 
     A process that is free takes the next job of the program that it has compiled, else the
     first of a program that no other process is at, else the first one.
@@ -51,37 +54,64 @@ def run_jobs(
         worker it must be found by its name in a module.
       args: for ``prepare``; these, jobs, results and messages travel by pickle.
       jobs: begun in this order.
+      on_result: called with each job and its result when it is done.
       on_message: called with all that jobs send; with several workers in another thread.
       num_workers: processes, never more than jobs; with one, all is done in this one.
 
-    Where one fails the others are killed. Where this process is to be interrupted or
-    terminated, they have some time to save. They also end when this process ends, however
-    it does.
-
     Raises:
-      RuntimeError: if a process was killed; what a job raises is raised here as well.
+      Whatever a job or a callback raises; RuntimeError if a process was killed. The others
+      are then killed. Where this process is interrupted or terminated, they have some time
+      to save. They also end when this process ends, however it does.
     """
-    if min(num_workers, len(jobs)) <= 1:
+    count = min(num_workers, len(jobs))
+    if count <= 1:
         do = prepare(*args) if jobs else None
         for job in jobs:
             assert do is not None
-            yield job, do(job.work, on_message)
+            on_result(job, do(job.work, on_message))
         return
     waiting, busy = list(jobs), {}
-    count = min(num_workers, len(jobs))
-    with _workers(count, prepare, args, on_message, busy) as (pools, processes):
+    with _workers(count, prepare, args, on_message) as pool:
         idle: list[tuple[ProcessPoolExecutor, Hashable]]
-        idle = [(pool, _NOTHING) for pool in pools]
-        while waiting or busy:
-            while waiting and idle:
-                pool, compiled = idle.pop(0)
-                elsewhere = {job.program for _, job in busy.values()}
-                job = waiting.pop(choose(waiting, compiled, elsewhere))
-                busy[pool.submit(_work, job.work)] = pool, job
-            for future in wait(busy, return_when=FIRST_COMPLETED).done:
-                pool, job = busy.pop(future)
-                idle.append((pool, job.program))
-                yield job, _result(future, processes)
+        idle = [(executor, _NOTHING) for executor in pool.executors]
+        ended: list[tuple[Job, Future]] = []
+        try:
+            while waiting or busy:
+                failed = any(future.exception() for _, future in ended)
+                while waiting and idle and not failed:
+                    executor, compiled = idle.pop(0)
+                    elsewhere = {job.program for _, job in busy.values()}
+                    job = waiting.pop(choose(waiting, compiled, elsewhere))
+                    busy[executor.submit(_work, job.work)] = executor, job
+                _deliver(ended, on_result, pool)  # while the others are at work
+                for future in wait(busy, return_when=FIRST_COMPLETED).done:
+                    executor, job = busy.pop(future)
+                    idle.append((executor, job.program))
+                    ended.append((job, future))
+            _deliver(ended, on_result, pool)
+        except KeyboardInterrupt:
+            for process in pool.processes:
+                process.terminate()  # a host loop saves its run
+            saved = wait(busy, GRACE).done
+            late = [
+                (job, future) for future, (_, job) in busy.items() if future in saved
+            ]
+            _deliver([one for one in late if not one[1].exception()], on_result, pool)
+            raise
+
+
+def _deliver(
+    ended: list[tuple[Job, Future]],
+    on_result: Callable[[Job, Any], None],
+    pool: "_Pool",
+) -> None:
+    """Hand over the results of jobs that have ended, then raise what one has raised."""
+    ended.sort(key=lambda one: one[1].exception() is not None)
+    while ended:
+        job, future = ended.pop(0)
+        on_result(job, _result(future, pool.processes))
+    if pool.errors:
+        raise pool.errors[0]
 
 
 _NOTHING = object()  # the program of a process that has compiled none
@@ -96,49 +126,48 @@ def choose(waiting: Sequence[Job], compiled: Hashable, elsewhere: set) -> int:
     return next(free, 0)
 
 
+class _Pool(NamedTuple):
+    """Executors of one process each: one for all could not choose who does a job."""
+
+    executors: list[ProcessPoolExecutor]
+    processes: list[BaseProcess]
+    errors: list[Exception]  # what on_message has raised
+
+
+_STARTING = threading.Lock()  # children that appear meanwhile are those of one pool
+
+
 @contextmanager
 def _workers(
     count: int,
     prepare: Callable[..., Do],
     args: tuple,
     on_message: Callable[[Any], None],
-    busy: dict[Future, Any],
-) -> Iterator[tuple[list[ProcessPoolExecutor], list[BaseProcess]]]:
-    """Pools of one process each; on the way out none of the processes is left.
-
-    One pool for all would not do: it cannot choose which process does a job.
-    """
-    messages = SPAWN.SimpleQueue()
-    passing = threading.Thread(
-        target=_pass_on, args=(messages, on_message), daemon=True
-    )
+) -> Iterator[_Pool]:
+    """A pool of processes; on the way out none of them is left."""
+    messages, over = SPAWN.SimpleQueue(), threading.Event()
+    make = lambda: ProcessPoolExecutor(1, SPAWN, _begin, (prepare, args, messages))
+    pool = _Pool([make() for _ in range(count)], [], [])
+    pass_on = (messages, on_message, pool.errors, over)
+    passing = threading.Thread(target=_pass_on, args=pass_on, daemon=True)
     passing.start()
-    before = set(multiprocessing.active_children())
-    pools = [
-        ProcessPoolExecutor(1, SPAWN, _begin, (prepare, args, messages))
-        for _ in range(count)
-    ]
-    processes: list[BaseProcess] = []
     try:
-        with (
-            _ignoring_interrupts()
-        ):  # the parent gets them, too, and ends the processes
-            for pool in pools:
-                pool.submit(int)  # starts its process
-        processes += set(multiprocessing.active_children()) - before
-        yield pools, processes
+        with _STARTING, _ignoring_interrupts():  # the parent gets them, and ends these
+            before = set(multiprocessing.active_children())
+            for executor in pool.executors:
+                executor.submit(int)  # starts its process
+            pool.processes.extend(set(multiprocessing.active_children()) - before)
+        yield pool
         messages.put(None)
         passing.join()  # all that was sent has arrived
-    except KeyboardInterrupt:
-        for process in processes:
-            process.terminate()  # a host loop saves its run
-        wait(busy, GRACE)
-        raise
+        if pool.errors:
+            raise pool.errors[0]
     finally:
-        for process in processes:
+        over.set()
+        for process in pool.processes:
             process.kill()  # it is idle, or its work is in vain
-        for pool in pools:
-            pool.shutdown(cancel_futures=True)
+        for executor in pool.executors:
+            executor.shutdown(cancel_futures=True)
 
 
 @contextmanager
@@ -154,20 +183,37 @@ def _ignoring_interrupts() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-def _pass_on(messages: Any, on_message: Callable[[Any], None]) -> None:
+def _pass_on(
+    messages: Any,
+    on_message: Callable[[Any], None],
+    errors: list[Exception],
+    over: threading.Event,
+) -> None:
     """Hand over messages until None; a worker that is killed may leave half a one."""
-    with suppress(EOFError, OSError, pickle.UnpicklingError):
-        while (message := messages.get()) is not None:
-            on_message(message)
+    while not over.is_set():
+        try:
+            message = messages.get()
+            if message is None:
+                return
+            if not over.is_set():
+                on_message(message)
+        except (EOFError, OSError):
+            return
+        except Exception as error:  # raised where the results are awaited
+            errors.append(error)
 
 
 def _result(future: Future, processes: Sequence[BaseProcess]) -> Any:
     try:
         return future.result()
     except BrokenProcessPool:
-        for process in processes:
-            process.join(1)
-        codes = [process.exitcode for process in processes if process.exitcode]
+        ready = connection.wait([process.sentinel for process in processes], timeout=10)
+        dead = [process for process in processes if process.sentinel in ready]
+        limit = time.monotonic() + 5  # another thread collects their codes
+        while not (codes := [p.exitcode for p in dead if p.exitcode]):
+            if time.monotonic() > limit:
+                break
+            time.sleep(0.01)
         msg = (
             f"a worker process ended with exit code {next(iter(codes), 'unknown')} (-9: "
             "killed, as when memory runs out); the same command goes on from here."
@@ -201,6 +247,9 @@ def _work(work: Any) -> Any:
             if not here.prepared:  # here, where what it raises goes to the parent
                 here.prepared.append(here.prepare(*here.args))
             return here.prepared[0](work, here.messages.put)
+    except SystemExit as error:
+        msg = f"a job ended its process by exit({error.code})."
+        raise RuntimeError(msg) from error
     except Exception as error:
         raise _portable(error) from error
 

@@ -46,8 +46,14 @@ class Trial(NamedTuple):
     @property
     def run(self) -> str:
         """Its name in the results, ``permuted/sam/learning_rate=0.01,rho=0.05/seed=3``."""
-        numbers = ",".join(f"{name}={value:g}" for name, value in self.hyper.items())
+        numbers = ",".join(f"{name}={_digits(v)}" for name, v in self.hyper.items())
         return f"{self.setting}/{self.arm}/{numbers}/seed={self.seed}"
+
+
+def _digits(value: int | float) -> str:
+    """Six digits where these are all: ``0.01``, ``100``; otherwise as many as it has."""
+    short = f"{value:g}"
+    return short if float(short) == value else repr(value)
 
 
 #: ``(trials, tell) -> lines``: learns trials side by side.
@@ -130,23 +136,27 @@ def run_trials(
     every = {trial.run: every[trial.run] for trial in trials}
     todo = [trial for name, trial in every.items() if name not in done]
     with progress(len(every), "runs", done=len(every) - len(todo)) as advance:
-        advanced: dict[str, Fraction] = {}
         turn = threading.Lock()  # messages come in another thread than results
 
         def on_message(message: tuple[str, int, Fraction, str]) -> None:
             name, count, part, words = message
             with turn:
-                advanced[name] = advanced.get(name, Fraction()) + count * part
-                advance(count * part, words)
+                if name in advanced:  # otherwise its lines have overtaken it
+                    advanced[name] += count * part
+                    advance(count * part, words)
 
-        jobs = [Job(pack, program(pack[0])) for pack in packs(todo, size)]
-        for job, lines in run_jobs(
-            _prepared, (prepare, args), jobs, on_message, num_workers=num_workers
-        ):
+        def on_result(job: Job, lines: list[dict]) -> None:
             append(folder, lines)
             shutil.rmtree(checkpoint_folder(folder, job.work), ignore_errors=True)
-            with turn:  # a run that diverged or went on has told less than it is
-                advance(len(lines) - advanced.get(job.work[0].run, 0))
+            with turn:  # a run that diverged or was resumed has sent less than all
+                advance(len(lines) - advanced.pop(job.work[0].run))
+
+        jobs = [Job(pack, program(pack[0])) for pack in packs(todo, size)]
+        advanced = {job.work[0].run: Fraction() for job in jobs}
+        learning = (prepare, args)
+        run_jobs(
+            _prepared, learning, jobs, on_result, on_message, num_workers=num_workers
+        )
 
 
 def _prepared(prepare: Callable[..., Learn], args: tuple) -> Do:

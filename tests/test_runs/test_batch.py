@@ -418,10 +418,14 @@ def test_a_diverged_run_has_no_accuracy_in_the_table(tmp_path):
     lines = [
         {**head, "run": "0", "seed": 0, "status": "done", "final": [0.5, 0.7]},
         {**head, "run": "1", "seed": 1, "status": "diverged", "final": [0.5, 0.7]},
+        {"run": "2", "status": "done", "final": 0.25, "accuracy": [0.5, None]},
+        {"run": "3", "final": []},
     ]
     (place / "results.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
     with io.StringIO(batch.runs_table(asked)) as table:
         rows = [list(row.values()) for row in csv.DictReader(table)]
     assert rows[0] == ["1", "s", "er", '{"a": 1}', "0", "done", "0.6", "", "2.0"]
     assert rows[1][5:7] == ["diverged", ""]
-    assert rows[2] == ["2", "", "", "{}", "", "not begun", "", "", ""]
+    assert rows[2][5:8] == ["done", "0.25", ""]
+    assert rows[3][5:8] == ["", "", ""]
+    assert rows[4] == ["2", "", "", "{}", "", "not begun", "", "", ""]

@@ -429,6 +429,24 @@ def test_sigterm_is_an_end_without_error_and_the_handler_is_put_back(tmp_path, c
     assert status(tmp_path)["status"] == "done"
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_while_a_program_is_compiled_has_its_exit_code(tmp_path, number):
+    """Oracle: the documented codes. Python's own exit used to crash after such a signal."""
+    words = ["-m", "experiments.plasticity", "smoke", "--out", str(tmp_path / "run")]
+    with subprocess.Popen(
+        [sys.executable, "-u", *words], cwd=ROOT, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stderr is not None
+        while "runs: 0/6" not in process.stderr.readline():
+            assert process.poll() is None
+        time.sleep(0.5)
+        process.send_signal(number)
+        process.communicate(timeout=120)
+    assert process.returncode == {signal.SIGTERM: 0, signal.SIGINT: 130}[number]
+    assert status(tmp_path)["status"] == "interrupted"
+
+
 def test_a_run_whose_report_fails_is_not_done_and_the_next_makes_the_report(tmp_path):
     """Oracle: the status after a report that fails, and after one that does not."""
 
@@ -579,6 +597,41 @@ def test_a_folder_that_was_there_stays_after_bad_input(tmp_path):
     assert list((tmp_path / "run").iterdir()) == []
     assert start(tmp_path, "smoke", run=refuse, out="other") == 2
     assert not (tmp_path / "other").exists()
+
+
+def test_a_full_disk_leaves_a_new_run_that_goes_on(tmp_path, capsys):
+    """Oracle: the checkpoint of its first run, which is found again."""
+    left = tmp_path / "run" / "checkpoints" / "abc" / "1.json"
+
+    def fill(_config, _folder):
+        left.parent.mkdir(parents=True)
+        left.write_text("{}")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    assert start(tmp_path, "smoke", run=fill) == 2
+    assert "No space left" in capsys.readouterr().err
+    assert status(tmp_path)["status"] == "failed"
+    assert left.exists()
+    assert start(tmp_path, "smoke") == 0
+
+
+def test_a_run_that_exits_is_marked_as_failed(tmp_path):
+    """Oracle: the status, and the code."""
+
+    def leave(_config, _folder):
+        raise SystemExit(3)
+
+    with pytest.raises(SystemExit, match="3"):
+        start(tmp_path, "smoke", run=leave)
+    assert status(tmp_path)["status"] == "failed"
+
+
+def test_a_finished_run_that_lost_its_results_runs_again(tmp_path):
+    """Oracle: the lines; it used to be reported as an empty one."""
+    assert start(tmp_path, "smoke") == 0
+    (tmp_path / "run" / "results.jsonl").unlink()
+    assert start(tmp_path, "smoke") == 0
+    assert len(lines(tmp_path)) == 1
 
 
 def test_no_checkpoint_outlives_the_last_run(tmp_path):

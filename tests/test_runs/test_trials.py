@@ -25,6 +25,14 @@ def test_the_name_of_a_run_has_every_number():
     """Oracle: by hand."""
     one = Trial("permuted", "sam", {"learning_rate": 0.01, "rho": 0.05}, 3)
     assert one.run == "permuted/sam/learning_rate=0.01,rho=0.05/seed=3"
+    near = [
+        one._replace(hyper={"rho": rho, "size": 10**6 + 1})
+        for rho in (0.1234567, 0.1234568)
+    ]
+    assert [trial.run.split("/")[2] for trial in near] == [
+        "rho=0.1234567,size=1000001",
+        "rho=0.1234568,size=1000001",
+    ]
 
 
 def test_arms_have_the_numbers_that_are_named():

@@ -7,13 +7,14 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
 
 from jaxcl.errors import InputError
 from jaxcl.runs.folder import read_records
-from jaxcl.runs.jobs import Job, choose, run_jobs, worker_count
+from jaxcl.runs.jobs import Job, _deliver, _Pool, choose, run_jobs, worker_count
 
 JOBS = """
 import os, signal, time
@@ -40,6 +41,8 @@ def prepare(offset):
                 os.kill(os.getpid(), signal.SIGKILL)
             pipes.Connection._send = halve
             send("x" * 1000)
+        if job == "exit":
+            raise SystemExit(3)
         if job == "odd":
             raise Odd(1, 2)
         if job == "bad":
@@ -62,11 +65,12 @@ def jobs(tmp_path, monkeypatch):
     return importlib.import_module("jobs_of_a_test")
 
 
-def share_out(jobs, args, todo, receive, *, num_workers):
+def share_out(jobs, args, todo, receive, *, num_workers, on_result=None):
     """The results of all jobs."""
-    named = [job if isinstance(job, Job) else Job(job) for job in todo]
-    found = run_jobs(jobs.prepare, args, named, receive, num_workers=num_workers)
-    return [result for _, result in found]
+    named, found = [job if isinstance(job, Job) else Job(job) for job in todo], []
+    take = on_result or (lambda job, result: found.append(result))
+    run_jobs(jobs.prepare, args, named, take, receive, num_workers=num_workers)
+    return found
 
 
 @pytest.mark.parametrize("num_workers", [1, 2])
@@ -128,6 +132,44 @@ def test_what_a_job_raises_arrives_and_ends_the_others(jobs):
     assert "expected a number" in str(error)
     assert "in do" in str(error.__cause__)  # its trace
     assert all(gone(pid) for name, pid in got)
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_what_a_callback_raises_ends_the_jobs(jobs, num_workers):
+    """Oracle: the error itself, from messages and from results, and no hang."""
+
+    def fail(*_):
+        msg = "mine"
+        raise KeyError(msg)
+
+    with pytest.raises(KeyError, match="mine"):
+        share_out(jobs, (0,), range(4), fail, num_workers=num_workers)
+    ignore = lambda _: None
+    with pytest.raises(KeyError, match="mine"):
+        share_out(jobs, (0,), range(4), ignore, num_workers=num_workers, on_result=fail)
+
+
+def test_results_at_hand_are_delivered_before_an_error_is_raised():
+    """Oracle: by hand, two good jobs and a bad one that have ended together."""
+    got = []
+
+    def take(job, result):
+        del result
+        got.append(job.work)
+
+    ended = [Future(), Future(), Future()]
+    ended[0].set_exception(ValueError("bad"))
+    for future in ended[1:]:
+        future.set_result(0)
+    pool = _Pool([], [], [])
+    with pytest.raises(ValueError, match="bad"):
+        _deliver([(Job(n), future) for n, future in enumerate(ended)], take, pool)
+    assert got == [1, 2]
+
+
+def test_a_job_that_exits_is_an_error(jobs):
+    """Oracle: the message; it used to end the command with code 0."""
+    assert "a job ended its process by exit(3)" in str(raised(jobs, "exit", 1))
 
 
 @pytest.mark.parametrize("how", ["killed", "cut"])
