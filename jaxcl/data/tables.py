@@ -160,6 +160,9 @@ def csv_tasks(
     import pandas as pd
 
     check_key("csv_tasks", key)
+    if not 0 < float(test_fraction) < 1:
+        msg = f"csv_tasks: test_fraction must be in (0, 1), got {shown(test_fraction)}."
+        raise InputError(msg)
     frame = _frame("csv_tasks", source)
     groups = _column(frame, task)
     if not len(groups):
@@ -222,6 +225,8 @@ def _as_dataset(frame, label, columns, classes, task) -> Dataset:
             f"columns {shown(columns)}; name some that the table has."
         )
         raise InputError(msg)
+    if label in list(columns):
+        _refuse_column(label, "holds the labels", "leave it out of columns")
     y = _labels(label, _column(frame, label), classes)
     x = np.stack([_numbers(name, _column(frame, name)) for name in columns], 1)
     ones, number = np.ones(len(y), np.float32), np.full(len(y), task, np.int32)
@@ -244,7 +249,8 @@ def _numbers(name, column) -> Float[np.ndarray, " n"]:
     if missing.size:
         _refuse_column(
             name,
-            f"has {missing.size} missing values, the first in row {missing[0]}",
+            f"has missing values ({missing.size}), the first in row "
+            f"{column.index[missing[0]]}",
             "fill them (frame.fillna) or drop their rows (frame.dropna)",
         )
     if column.dtype.kind not in "biuf":
@@ -257,9 +263,8 @@ def _numbers(name, column) -> Float[np.ndarray, " n"]:
         numbers = column.to_numpy(np.float32)
     if not np.isfinite(numbers).all():
         row = np.flatnonzero(~np.isfinite(numbers))[0]
-        _refuse_column(
-            name, f"has {column.iloc[row]} in row {row}", "float32 cannot hold it"
-        )
+        where = f"has {column.iloc[row]} in row {column.index[row]}"
+        _refuse_column(name, where, "float32 cannot hold it")
     return numbers
 
 
@@ -280,7 +285,8 @@ def _labels(name, column, classes) -> np.ndarray:
         if not 0 <= column.iloc[row] < 2**31:
             _refuse_column(
                 name,
-                f"has {column.iloc[row]} in row {row}, not a class number of int32",
+                f"has {column.iloc[row]} in row {column.index[row]}, not a class number "
+                "of int32",
                 "encode_labels numbers classes; targets are floats",
             )
     return column.to_numpy(np.int32)

@@ -15,6 +15,7 @@ from jaxcl.data import (
     from_arrays,
     stack_tasks,
 )
+from jaxcl.errors import InputError
 from jaxcl.tree import as_batch
 
 WORDS = ["dog", "cat", "cow", "cat"]
@@ -149,3 +150,24 @@ def test_a_file_that_is_no_table_is_refused_with_the_place(tmp_path, raw, words)
     with pytest.raises(ValueError, match=rf"bad.csv is not a CSV .*{words}") as error:
         csv_dataset(path, label="b")
     assert "\n" not in str(error.value)
+
+
+def test_rows_are_those_of_the_table(key):
+    """Oracle: the row that was damaged by hand, of the second task."""
+    frame = pd.DataFrame(
+        {"a": np.arange(20.0), "y": 0, "place": 10 * ["u"] + 10 * ["v"]}
+    )
+    frame.loc[17, "a"] = np.nan
+    split = {"label": "y", "task": "place", "test_fraction": 0.5}
+    with pytest.raises(
+        InputError, match=r"'a' has missing values \(1\), .* in row 17;"
+    ):
+        csv_tasks(key, frame, **split)
+    with pytest.raises(
+        InputError, match=r"csv_tasks: test_fraction must be in \(0, 1\)"
+    ):
+        csv_tasks(key, frame, **split | {"test_fraction": 20.0})
+    with pytest.raises(
+        InputError, match="'y' holds the labels; leave it out of columns"
+    ):
+        csv_dataset(frame.dropna(), label="y", columns=["a", "y"])

@@ -549,7 +549,7 @@ REFUSED += [
             ({"a": ["?", 1]}, "column 'a' holds no numbers, but '[?]'; encode it"),
             (
                 {"a": [1, None]},
-                "column 'a' has 1 missing values, the first in row 1; fi",
+                "column 'a' has missing values .1., the first in row 1; fi",
             ),
             (
                 {"a": [1, 1e39]},
@@ -565,7 +565,7 @@ REFUSED += [
                 "column 'b' has 2147483648 in row 1, not a class",
             ),
             ({"b": [0, -1]}, "column 'b' has -1 in row 1, not a class number"),
-            ({"b": [0.5, None]}, "column 'b' has 1 missing values"),
+            ({"b": [0.5, None]}, "column 'b' has missing values .1."),
         )
     ],
     (lambda: by_place(["x", "x", None, "y"]), "column 'place' has missing values"),
