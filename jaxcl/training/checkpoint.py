@@ -375,8 +375,8 @@ def _check_same(path: Path, on_disk: dict[str, str], like: PyTree) -> None:
     ]
     if lines:
         more = f"; and {len(lines) - 8} more" if len(lines) > 8 else ""
-        msg = (
-            f"restore: {path} holds another tree: {'; '.join(lines[:8])}{more}. "
-            "Resume with the settings it was saved with, or start in a new folder."
-        )
+        remedy = "Resume with the settings it was saved with, or start in a new folder."
+        if ".task" in on_disk and ".task" not in wanted:
+            remedy = "It is of a run: give the run_state of learn's result, not a part."
+        msg = f"restore: {path} holds another tree: {'; '.join(lines[:8])}{more}. {remedy}"
         raise InputError(msg)

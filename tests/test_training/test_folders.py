@@ -178,6 +178,17 @@ def test_a_run_may_have_a_name_of_any_characters(tasks, tmp_path):
     assert_same_bits(again.run_state, plain.run_state)
 
 
+def test_a_run_is_restored_by_its_folder_and_its_state(tasks, tmp_path):
+    """Oracle: the state itself; a part of it is refused with what to give."""
+    learned = run(tmp_path / "plain", tasks[:1], SHORT)
+    found = checkpoint.restore(tmp_path / "plain", learned.run_state).tree
+    assert_same_bits(found, learned.run_state)
+    with pytest.raises(
+        InputError, match=r"It is of a run: give the run_state of learn's"
+    ):
+        checkpoint.restore(tmp_path / "plain", learned.params)
+
+
 def test_a_finished_run_on_a_read_only_disk_is_returned(
     finished, copy, tasks, monkeypatch
 ):
