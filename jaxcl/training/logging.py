@@ -45,8 +45,8 @@ def progress(total: int, label: str, *, done: int = 0) -> Iterator[Callable[...,
 
 def pace(done: int | Fraction, left: int | Fraction, seconds: float) -> str:
     """Rate and remaining time, such as ``2.5/s, 1:20 left``."""
-    if done <= 0 or seconds <= 0:
-        return ""
+    if done <= 0 or seconds <= 0 or done < min(1, (done + left) / 100):
+        return ""  # so far most of the time went into compiling
     rate = done / seconds
     number = f"{rate:.0f}" if rate >= 100 else f"{rate:.3g}"
     speed = f"{number}/s" if rate >= 1 else f"{1 / rate:.3g} s each"

@@ -774,6 +774,8 @@ def test_pace_counts_like_a_stopwatch():
     assert pace(2, 3600, 8.0) == "4 s each, 4:00:00 left"
     assert pace(5, 0, 1.0) == "5/s"
     assert pace(0, 5, 1.0) == ""
+    assert pace(Fraction(1, 1000), 2, 5.0) == ""  # compiling, not the rate
+    assert pace(Fraction(1, 10), 2, 5.0) == "50 s each, 1:40 left"
 
 
 def test_progress_in_a_log_is_a_few_plain_lines(capsys):
