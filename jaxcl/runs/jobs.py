@@ -59,9 +59,11 @@ def run_jobs(
       num_workers: processes, never more than jobs; with one, all is done in this one.
 
     Raises:
-      Whatever a job or a callback raises; RuntimeError if a process was killed. The others
-      are then killed. Where this process is interrupted or terminated, they have some time
-      to save. They also end when this process ends, however it does.
+      Exception: what a job or a callback raises.
+      RuntimeError: if a process was killed.
+
+    After an error the other processes are killed. Where this one is interrupted or
+    terminated, they have some time to save. They also end when it ends, however it does.
     """
     count = min(num_workers, len(jobs))
     if count <= 1:
@@ -96,7 +98,8 @@ def run_jobs(
             late = [
                 (job, future) for future, (_, job) in busy.items() if future in saved
             ]
-            _deliver([one for one in late if not one[1].exception()], on_result, pool)
+            good = [one for one in [*ended, *late] if not one[1].exception()]
+            _deliver(good, on_result, pool)
             raise
 
 

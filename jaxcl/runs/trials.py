@@ -101,9 +101,9 @@ def result_line(trial: Trial, finite: Any, *, seconds: float, **more: Any) -> di
         "seed": trial.seed,
         "status": "done" if bad is None else "diverged",
         "first_bad_task": bad,
+        "device": jax.devices()[0].device_kind,
         **more,
         "seconds": round(seconds, 2),
-        "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
     }
 
 
@@ -264,6 +264,7 @@ def learn_trial(
         tasks=[task.name for task in spec.tasks],
         on_non_finite=spec.options.on_non_finite,
         not_finite=int(result.run_state.num_bad),
+        device=f"{jax.device_count()} x {jax.devices()[0].device_kind}",
     )
 
 

@@ -434,13 +434,14 @@ def test_sigterm_is_an_end_without_error_and_the_handler_is_put_back(tmp_path, c
 def test_a_signal_while_a_program_is_compiled_has_its_exit_code(tmp_path, number):
     """Oracle: the documented codes. Python's own exit used to crash after such a signal."""
     words = ["-m", "experiments.plasticity", "smoke", "--out", str(tmp_path / "run")]
+    settings = {"env": {**os.environ, "JAX_ENABLE_COMPILATION_CACHE": "0"}, "cwd": ROOT}
     with subprocess.Popen(
-        [sys.executable, "-u", *words], cwd=ROOT, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-u", *words], stderr=subprocess.PIPE, text=True, **settings
     ) as process:
         assert process.stderr is not None
         while "runs: 0/6" not in process.stderr.readline():
             assert process.poll() is None
-        time.sleep(0.5)
+        time.sleep(0.3)
         process.send_signal(number)
         process.communicate(timeout=120)
     assert process.returncode == {signal.SIGTERM: 0, signal.SIGINT: 130}[number]
