@@ -25,7 +25,7 @@ holds checkpoints). Written are RUN/tables, RUN/figures and RUN/report.html."""
 
 def report(argv: Sequence[str]) -> int:
     """``jaxcl report RUN``; the exit code."""
-    if len(argv) != 1 or argv[0].startswith("-"):
+    if len(argv) != 1 or argv[0].startswith("-") or "\0" in argv[0]:
         print(_REPORT, file=sys.stdout if "--help" in argv else sys.stderr)
         return 0 if "--help" in argv else 2
     from jaxcl.runs.reports import page_of_run
