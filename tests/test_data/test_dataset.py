@@ -73,7 +73,11 @@ def test_a_pipeline_of_grain_gives_the_rows_of_the_list():
         ('{"x": [1, 2], "y": 1e999}', "OverflowError"),
         ('{"x": [1, 1' + "0" * 400 + '], "y": 0}', "OverflowError"),
         ('{"x": [1, 2], "y": 2147483648}', "integers within int32"),
-        ('{"x": ' + "[" * 5000 + "]" * 5000 + ', "y": 0}', "RecursionError"),
+        # Some versions of Python refuse it by their own limit, others read it.
+        (
+            '{"x": ' + "[" * 5000 + "]" * 5000 + ', "y": 0}',
+            "RecursionError|maximum number",
+        ),
         ('{"x": [1, 2], "y": "\udcff"}', "UnicodeDecodeError"),
     ],
 )
@@ -84,7 +88,7 @@ def test_a_bad_line_is_named_or_counted(lines, line, reason):
     lines.write_bytes(text.encode(errors="surrogateescape"))
     with pytest.raises(ValueError, match="line 3 is bad") as error:
         jsonl_dataset(lines, parse, task=0)
-    assert reason in str(error.value)
+    assert any(one in str(error.value) for one in reason.split("|"))
     assert str(lines) in str(error.value)
     assert "\n" not in str(error.value)
     with pytest.warns(UserWarning, match="skipped 1 bad lines") as warned:
