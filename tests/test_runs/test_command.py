@@ -435,6 +435,8 @@ def test_a_signal_while_a_program_is_compiled_has_its_exit_code(tmp_path, number
     """Oracle: the documented codes. Python's own exit used to crash after such a signal."""
     words = ["-m", "experiments.plasticity", "smoke", "--out", str(tmp_path / "run")]
     settings = {"env": {**os.environ, "JAX_ENABLE_COMPILATION_CACHE": "0"}, "cwd": ROOT}
+    # A shell lets its background jobs ignore Ctrl-C, and what they start inherits that.
+    settings["preexec_fn"] = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
     with subprocess.Popen(
         [sys.executable, "-u", *words], stderr=subprocess.PIPE, text=True, **settings
     ) as process:
