@@ -32,7 +32,7 @@ napoleon_attr_annotations = False
 napoleon_use_rtype = False
 napoleon_use_ivar = True  # fields of records are described once, in their list
 nitpicky = True  # every role names something that is documented here
-suppress_warnings = ["ref.python"]  # two names of one object are no fault
+suppress_warnings = ["ref.python"]  # one object may have two names
 
 # Files of packages: the template shows their docstrings, and their contents where the
 # package lists nothing; a function may have the name of its file.

@@ -312,7 +312,7 @@ def _update(
     (value, losses), data_grads = jax.value_and_grad(objective, has_aux=True)(params)
     raw, total, logged = data_grads, value, {}
     if penalised:
-        # Noted again: a penalty that is no scalar fails outside of its own function.
+        # Noted again: a penalty of another shape fails outside of its own function.
         derive = noted("regularizer.penalty", jax.value_and_grad(penalty))
         cost, penalty_grads = derive(params)
         total, logged = value + cost, {"penalty": cost}

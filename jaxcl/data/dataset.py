@@ -173,7 +173,7 @@ def jsonl_dataset(
         warning that counts them and names the first.
 
     Raises:
-      FileNotFoundError: if there is no such file.
+      FileNotFoundError: if the file does not exist.
       ValueError: for a ``task`` that is not an int of at least 0, a bad line (with its
         number), or if no line is left; when read, for a file that has changed since.
     """

@@ -95,7 +95,7 @@ def npz_file(path: PathLike) -> Images:
       Images named after the file.
 
     Raises:
-      FileNotFoundError: if there is no such file.
+      FileNotFoundError: if the file does not exist.
       ValueError: if it is not an npz of plain arrays, or lacks one of the four.
     """
     path = Path(path)

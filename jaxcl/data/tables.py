@@ -119,7 +119,7 @@ def csv_dataset(
       A dataset with ``x [n, columns]`` float32 and ``y [n]``.
 
     Raises:
-      FileNotFoundError: if there is no such file.
+      FileNotFoundError: if the file does not exist.
       ValueError: naming the column: for one that is missing or there twice, text, missing
         values, values beyond float32, or labels that are not in ``classes``.
     """

@@ -169,7 +169,7 @@ def accuracy(
     def hits(batch):
         scores = outputs(params, batch)
         labels = class_labels("accuracy", scores, batch)
-        # A label that is no class would count as a miss, and hide the mistake.
+        # A label outside the classes would count as a miss, and hide the mistake.
         hit = (jnp.argmax(scores, axis=-1) == labels).astype(jnp.float32)
         return jnp.where(are_classes(labels, scores, batch), hit, jnp.nan)
 

@@ -118,7 +118,7 @@ def _nnx(module, hidden, train, evaluate):
 
 
 def _refuse_others(names) -> None:
-    """Refuse arrays that are no parameters: they would be trained, or never change."""
+    """Refuse arrays besides the parameters: they would be trained, or never change."""
     if names := list(names):
         remedy = "replace running statistics (BatchNorm) by GroupNorm or LayerNorm"
         msg = f"from_flax: expected params only, got {', '.join(names[:4])}; {remedy}."

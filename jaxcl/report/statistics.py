@@ -113,7 +113,7 @@ def paired(
       baseline: the same seeds in the same order.
 
     Raises:
-      InputError: if the lengths differ or there is no seed.
+      InputError: if the lengths differ or no seed is left.
     """
     values, baseline = np.asarray(values), np.asarray(baseline)
     if values.shape != baseline.shape or values.ndim != 1 or not values.size:

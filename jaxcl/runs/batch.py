@@ -246,7 +246,7 @@ def experiment_of(module: str) -> Experiment | None:
     These are not imported: a script might begin to run.
 
     Raises:
-      InputError: if there is no such module.
+      InputError: if the module does not exist.
     """
     found = None
     with suppress(ImportError, ValueError, AttributeError):

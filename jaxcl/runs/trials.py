@@ -283,7 +283,7 @@ def sharding_of(parts: int) -> ShardingPlan | None:
 
 
 def rounded(values: Any, digits: int = 4) -> list[float | None]:
-    """So many significant digits; None where there is no number."""
+    """So many significant digits; None for NaN and infinity."""
     return [
         float(f"{v:.{digits}g}") if math.isfinite(v) else None
         for v in np.asarray(values).tolist()
