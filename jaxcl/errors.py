@@ -1,6 +1,5 @@
 """Classes of errors, and checks of values where a user enters them."""
 
-import inspect
 import math
 from collections.abc import Callable
 from contextlib import suppress
@@ -26,6 +25,17 @@ class MissingFileError(InputError, FileNotFoundError):
 
 class WriteError(InputError, OSError):
     """A file that could not be written, such as on a full disk."""
+
+
+def require(holds: Any, who: str, message: str) -> None:
+    """Refuse what does not hold, in one line: ``who: message``.
+
+    Raises:
+      InputError: the message should say what was expected, what came, and what to do.
+    """
+    if not holds:
+        msg = f"{who}: {message}."
+        raise InputError(msg)
 
 
 def check_number(
@@ -167,35 +177,6 @@ def check_kind(
         wanted = "a function" if kind is Callable else f"of type {kind.__name__}"
         remedy = remedy or f"see {kind.__module__}.{kind.__name__}"
         msg = f"{who}: {name} must be {wanted}, got {shown(value)}; {remedy}."
-        raise InputError(msg)
-
-
-def check_function(who: str, arguments: str, **values: Any) -> None:
-    """Refuse values that cannot be called with these positional arguments.
-
-    Args:
-      who: the function, for the message.
-      arguments: such as ``params, frozen, batch``. A function that has one of these names
-        at another position is refused, too.
-      values: by the names of the arguments.
-
-    Raises:
-      ValueError: naming the function, the argument, what was expected and what it was.
-    """
-    wanted = arguments.split(", ")
-    for name, value in values.items():
-        came = shown(value)
-        if callable(value):
-            try:
-                taken = inspect.signature(value).bind(*wanted).arguments
-            except TypeError:
-                taken = None
-            except ValueError:  # a builtin without a signature
-                continue
-            if taken and all(taken.get(name, name) == name for name in wanted):
-                continue
-            came = f"one of {inspect.signature(value)}"
-        msg = f"{who}: {name} must be a function of ({arguments}), got {came}."
         raise InputError(msg)
 
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from jaxcl.errors import InputError, check_function, check_kind
+from jaxcl.errors import InputError, check_kind
 from jaxcl.metrics.evaluation import (
     RowMetric,
     TaskMetric,
@@ -109,13 +109,12 @@ def compile_program(
       sharding: of inputs and outputs.
 
     Raises:
-      ValueError: if ``build`` or a metric has other arguments or results.
+      ValueError: if ``build`` or a metric has other results.
     """
-    check_function("learn", "frozen", build=build)
+    remedy = "give one of frozen that makes the method"
+    check_kind("learn", Callable, remedy, build=build)
     metrics = listed("learn", metrics)
     row_metrics = [metric for metric in metrics if isinstance(metric, RowMetric)]
-    for metric in row_metrics:
-        check_function("learn", "params, frozen, batch", rows=metric.rows)
 
     inputs = params, frozen, rows.example
     totals = [metric.rows for metric in row_metrics]
