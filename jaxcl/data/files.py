@@ -14,15 +14,20 @@ from pathlib import Path
 import numpy as np
 
 from jaxcl.data.images import Images, as_images
-from jaxcl.errors import InputError, MissingFileError, reason_of
+from jaxcl.errors import InputError, MissingFileError, reason_of, require
 
 PathLike = str | os.PathLike[str]
 
+_NPY_NAMES = ("train_x", "train_y", "test_x", "test_y")
 _NPZ_NAMES = (
     ("x_train", "y_train", "x_test", "y_test"),
-    ("train_x", "train_y", "test_x", "test_y"),
+    _NPY_NAMES,
     ("xtr", "ytr", "xte", "yte"),
 )
+_HEADERS = {
+    (1, 0): np.lib.format.read_array_header_1_0,
+    (2, 0): np.lib.format.read_array_header_2_0,
+}
 
 
 def load_images(path: PathLike) -> Images:
@@ -35,19 +40,18 @@ def load_images(path: PathLike) -> Images:
 
     Raises:
       FileNotFoundError: if the path does not exist or holds none of these.
-      ValueError: if a file is malformed.
+      ValueError: if a file is malformed, or the files do not match.
     """
     path = Path(path)
     if path.is_file():
         return npz_file(path)
-    _need_folder("load_images", path)
     if (path / "train.bin").exists() or (path / "data_batch_1.bin").exists():
         return cifar_folder(path)
     if (path / "train_x.npy").exists():
         return npy_folder(path)
     if any(path.glob("train-images*")):
         return idx_folder(path)
-    archives = sorted(path.glob("*.npz"))
+    archives = list(path.glob("*.npz"))
     if len(archives) == 1:
         return npz_file(archives[0])
     msg = (
@@ -66,22 +70,17 @@ def idx_folder(path: PathLike) -> Images:
         same for ``t10k``, each plain or ``.gz``; the names may have a dot before ``idx``.
 
     Returns:
-      Images ``[n, h, w]``, named after the folder.
-
-    Raises:
-      FileNotFoundError: if a file is missing.
-      ValueError: if a file is not idx, is truncated, or the files do not match.
+      Images ``[n, h, w]``, named after the folder; errors as of :func:`load_images`.
 
     Format: LeCun, Cortes and Burges, the MNIST database.
     """
     path = Path(path)
-    _need_folder("idx_folder", path)
-    train_x, train_y, test_x, test_y = (
-        _read_idx(_find_idx(path, split, kind), rank)
+    arrays = (
+        _read_idx(path, split, kind, rank)
         for split in ("train", "t10k")
         for kind, rank in (("images", 3), ("labels", 1))
     )
-    return as_images(train_x, train_y, test_x, test_y, name=path.resolve().name)
+    return as_images(*arrays, name=path.resolve().name)
 
 
 def npz_file(path: PathLike) -> Images:
@@ -92,34 +91,19 @@ def npz_file(path: PathLike) -> Images:
         ``xtr, ytr, xte, yte``; pixels uint8.
 
     Returns:
-      Images named after the file.
-
-    Raises:
-      FileNotFoundError: if the file does not exist.
-      ValueError: if it is not an npz of plain arrays, or lacks one of the four.
+      Images named after the file; errors as of :func:`load_images`.
     """
-    path = Path(path)
-    if not path.is_file():
-        msg = (
-            f"npz_file: {path} does not exist: expected an .npz file with x_train, "
-            "y_train, x_test, y_test; give its path."
-        )
-        raise MissingFileError(msg)
+    four = "x_train, y_train, x_test and y_test"
+    remedy = f"give the path of an .npz file with {four}"
+    path = existing_file("npz_file", path, remedy)
     plain = "an .npz of plain arrays"
     with _reading("npz_file", path, plain), zipfile.ZipFile(path) as archive:
-        members = {
-            member.filename.removesuffix(".npy"): member
-            for member in archive.infolist()
-        }
-        found = sorted(members)
-        names = next((n for n in _NPZ_NAMES if set(n) <= set(found)), ())
+        members = {m.filename.removesuffix(".npy"): m for m in archive.infolist()}
+        names = next((n for n in _NPZ_NAMES if set(n) <= set(members)), ())
         arrays = [_member(archive, members[name]) for name in names]
-    if not arrays:
-        msg = (
-            f"npz_file: {path} must hold x_train, y_train, x_test and y_test, got "
-            f"{', '.join(found) or 'nothing'}; rename its arrays."
-        )
-        raise InputError(msg)
+    found = ", ".join(sorted(members)) or "nothing"
+    wanted = f"{path} must hold {four}, got {found}; rename its arrays"
+    require(arrays, "npz_file", wanted)
     return as_images(*arrays, name=path.stem)
 
 
@@ -127,23 +111,17 @@ def npy_folder(path: PathLike) -> Images:
     """Read ``train_x.npy``, ``train_y.npy``, ``test_x.npy`` and ``test_y.npy``.
 
     Returns:
-      Images named after the folder.
-
-    Raises:
-      FileNotFoundError: if a file is missing.
-      ValueError: if a file is not a plain array, or pixels are not uint8.
+      Images named after the folder; errors as of :func:`load_images`.
     """
     path = Path(path)
-    _need_folder("npy_folder", path)
 
     def read(name):
-        file = path / f"{name}.npy"
-        _need_file("npy_folder", file, "{train,test}_{x,y}.npy")
+        remedy = "give a folder with {train,test}_{x,y}.npy"
+        file = existing_file("npy_folder", path / f"{name}.npy", remedy)
         with _reading("npy_folder", file, "a plain array"), file.open("rb") as opened:
             return _array(opened, file.stat().st_size)
 
-    names = ("train_x", "train_y", "test_x", "test_y")
-    return as_images(*map(read, names), name=path.resolve().name)
+    return as_images(*map(read, _NPY_NAMES), name=path.resolve().name)
 
 
 def cifar_folder(path: PathLike) -> Images:
@@ -154,31 +132,26 @@ def cifar_folder(path: PathLike) -> Images:
         ``data_batch_1.bin`` to ``data_batch_5.bin`` and ``test_batch.bin`` (CIFAR-10).
 
     Returns:
-      Images ``[n, 32, 32, 3]``, named ``cifar100`` or ``cifar10``.
-
-    Raises:
-      FileNotFoundError: if a file is missing.
-      ValueError: if the size of a file is not a multiple of a record.
+      Images ``[n, 32, 32, 3]``, named ``cifar100`` or ``cifar10``; errors as of
+      :func:`load_images`.
 
     Format: Krizhevsky 2009; the record is the label, with the coarse one before the fine
     one in CIFAR-100, then 1,024 red, green and blue pixels each.
     """
     path = Path(path)
-    _need_folder("cifar_folder", path)
-    ten = (path / "data_batch_1.bin").exists()
-    train = [f"data_batch_{i}.bin" for i in range(1, 6)] if ten else ["train.bin"]
-    expected = (
-        "data_batch_1..5.bin and test_batch.bin"
-        if ten
-        else ("train.bin and test.bin (the binary version, not the pickled one)")
-    )
-    head = 1 if ten else 2
+    if (path / "data_batch_1.bin").exists():
+        train, test = [f"data_batch_{i}.bin" for i in range(1, 6)], "test_batch.bin"
+        files, head, num_classes = "data_batch_1..5.bin and test_batch.bin", 1, 10
+    else:
+        train, test = ["train.bin"], "test.bin"
+        files = "train.bin and test.bin (the binary version, not the pickled one)"
+        head, num_classes = 2, 100
+    size = head + 3 * 32 * 32
 
     def read(name):
-        _need_file("cifar_folder", path / name, expected)
-        size = head + 3072
-        with _reading("cifar_folder", path / name, f"complete records of {size} bytes"):
-            raw = np.fromfile(path / name, np.uint8)
+        file = existing_file("cifar_folder", path / name, f"give a folder with {files}")
+        with _reading("cifar_folder", file, f"complete records of {size} bytes"):
+            raw = np.fromfile(file, np.uint8)
             _need(len(raw) > 0 and len(raw) % size == 0, f"it has {len(raw)} bytes")
             return raw.reshape(-1, size)
 
@@ -188,26 +161,31 @@ def cifar_folder(path: PathLike) -> Images:
 
     return as_images(
         *arrays(np.concatenate([read(name) for name in train])),
-        *arrays(read("test_batch.bin" if ten else "test.bin")),
-        num_classes=10 if ten else 100,
-        name="cifar10" if ten else "cifar100",
+        *arrays(read(test)),
+        num_classes=num_classes,
+        name=f"cifar{num_classes}",
     )
+
+
+def existing_file(who: str, path: PathLike, remedy: str) -> Path:
+    """The path of a file, or a FileNotFoundError that says what to give."""
+    path = Path(path)
+    if not path.is_file():
+        msg = f"{who}: no file {path}; {remedy}."
+        raise MissingFileError(msg)
+    return path
 
 
 @contextmanager
 def _reading(who: str, path: Path, expected: str):
-    """Refuse a file in one line, whatever error its bytes lead to.
-
-    NumPy and zipfile raise errors of a dozen kinds for damaged headers, such as
-    ``TokenError``, ``NotImplementedError`` and ``MemoryError``.
-    """
+    """Refuse a file in one line, whatever error its bytes lead to."""
     try:
         yield
+    # For damaged headers NumPy and zipfile raise errors of a dozen kinds, such as
+    # TokenError, NotImplementedError and MemoryError.
     except Exception as error:
-        msg = (
-            f"{who}: {path} is not {expected} ({reason_of(error)}); fetch or write the "
-            "file again."
-        )
+        remedy = "fetch or write the file again"
+        msg = f"{who}: {path} is not {expected} ({reason_of(error)}); {remedy}."
         raise InputError(msg) from error
 
 
@@ -228,58 +206,28 @@ def _array(file, size: int) -> np.ndarray:
     return np.lib.format.read_array(file, allow_pickle=False)
 
 
-_HEADERS = {
-    (1, 0): np.lib.format.read_array_header_1_0,
-    (2, 0): np.lib.format.read_array_header_2_0,
-}
-
-
 def _member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
-    """An array of an archive. Deflate reduces a size by at most 1,032 times."""
-    most = 1032 * os.path.getsize(str(archive.filename))
-    size = member.file_size
+    """An array of an archive."""
+    # Deflate reduces a size by at most 1,032 times; a larger one is not allocated.
+    most, size = 1032 * os.path.getsize(str(archive.filename)), member.file_size
     _need(size <= most, f"{member.filename} announces {size} bytes")
     with archive.open(member) as file:
         return _array(file, size)
 
 
-def _need_folder(who: str, path: Path):
-    if not path.is_dir():
-        msg = (
-            f"{who}: {path} is not a folder: expected one with the image files; "
-            "give its path."
-        )
-        raise MissingFileError(msg)
-
-
-def _need_file(who: str, path: Path, expected: str):
-    if not path.is_file():
-        msg = (
-            f"{who}: {path.name} is missing in {path.parent}: expected {expected}; "
-            "put the files there or give another folder."
-        )
-        raise MissingFileError(msg)
-
-
-def _find_idx(folder: Path, split: str, kind: str) -> Path:
-    rank = 3 if kind == "images" else 1
-    plain = [f"{split}-{kind}{dot}idx{rank}-ubyte" for dot in "-."]
-    for name in plain + [f"{name}.gz" for name in plain]:
-        if (folder / name).is_file():
-            return folder / name
-    expected = "{train,t10k}-images-idx3-ubyte[.gz] and -labels-idx1-ubyte[.gz]"
-    _need_file("idx_folder", folder / plain[0], expected)
-    return folder / plain[0]
-
-
-def _read_idx(path: Path, rank: int) -> np.ndarray:
+def _read_idx(folder: Path, split: str, kind: str, rank: int) -> np.ndarray:
+    """An idx file: a magic number and the sizes, all big-endian, then the bytes."""
+    stems = [folder / f"{split}-{kind}{dot}idx{rank}-ubyte" for dot in "-."]
+    paths = [*stems, *(path.with_name(f"{path.name}.gz") for path in stems)]
+    path = next(filter(Path.is_file, paths), paths[0])
+    files = "{train,t10k}-images-idx3-ubyte[.gz] and -labels-idx1-ubyte[.gz]"
+    existing_file("idx_folder", path, f"give a folder with {files}")
     expected = f"an idx file of unsigned bytes in {rank} dimensions"
     with _reading("idx_folder", path, expected):
         raw = path.read_bytes()
         raw = gzip.decompress(raw) if path.suffix == ".gz" else raw
-        start = 4 + 4 * rank
-        magic, *shape = np.frombuffer(raw[:start], ">i4").tolist()
-        body = np.frombuffer(raw, np.uint8, offset=start)
+        magic, *shape = np.frombuffer(raw[: 4 + 4 * rank], ">i4").tolist()
+        body = np.frombuffer(raw, np.uint8, offset=4 + 4 * rank)
         _need(magic == 0x800 + rank, f"its magic number is {magic}")
         agree = len(shape) == rank and min(shape) >= 0
         agree = agree and math.prod(shape) == len(body)
