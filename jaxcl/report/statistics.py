@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float
 from scipy import stats
 
-from jaxcl.errors import InputError
+from jaxcl.errors import require
 
 
 class Interval(NamedTuple):
@@ -42,21 +42,13 @@ def mean_band(values: Float[np.ndarray, "s ..."], confidence: float = 0.95) -> I
     NaN is propagated. The interval is pointwise, not simultaneous for the full curve.
 
     Raises:
-      InputError: without any run, or for a confidence outside (0, 1).
+      InputError: without any run.
     """
     count = len(values)
-    if not count or not 0 < confidence < 1:
-        msg = (
-            "mean_band: expected at least one run and a confidence between 0 and 1, got "
-            f"{count} runs, confidence {confidence}."
-        )
-        raise InputError(msg)
-    mean = np.mean(values, axis=0)
-    if count == 1:
-        unknown = np.full_like(mean, np.nan)
-        return Interval(mean, unknown, unknown, count)
-    error = np.std(values, axis=0, ddof=1) / np.sqrt(count)
-    half = stats.t.ppf((1 + confidence) / 2, count - 1) * error
+    require(count, "mean_band", "expected at least one run, got none")
+    mean, half = np.mean(values, axis=0), np.nan
+    if count > 1:
+        half = stats.t.ppf((1 + confidence) / 2, count - 1) * stats.sem(values)
     return Interval(mean, mean - half, mean + half, count)
 
 
@@ -64,8 +56,8 @@ def mean_interval(
     values: Float[np.ndarray, " s"], confidence: float = 0.95
 ) -> Interval:
     """Mean and t-interval of one number per run; see ``mean_band``."""
-    band = mean_band(np.asarray(values, np.float64), confidence)
-    return Interval(float(band.mean), float(band.low), float(band.high), band.count)
+    *numbers, count = mean_band(np.asarray(values, np.float64), confidence)
+    return Interval(*map(float, numbers), count)
 
 
 def slopes(curves: Float[np.ndarray, "s T"]) -> Float[np.ndarray, " s"]:
@@ -91,16 +83,13 @@ def tail_means(
 
 def known_means(values: Float[np.ndarray, "s T"]) -> Float[np.ndarray, " s"]:
     """Mean of each curve over the tasks at which it is known; NaN if there are none."""
-    known = np.isfinite(values)
-    count = known.sum(axis=1)
-    total = np.where(known, values, 0.0).sum(axis=1)
-    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
+    return np.ma.masked_invalid(values).mean(axis=1).filled(np.nan)
 
 
 def paired(
     values: Float[np.ndarray, " s"], baseline: Float[np.ndarray, " s"]
 ) -> Paired:
-    """Compare two arms seed by seed.
+    """Compare two arms seed by seed: the same seeds in the same order.
 
     The p-value of the sign-flip test is the fraction of sign patterns of the differences
     whose mean is at least as far from zero. It is exact up to 12 seeds; above that, 20,000
@@ -108,20 +97,16 @@ def paired(
     ``2 / 2**s``: five seeds cannot reach 0.05. Both p-values are NaN with one seed, and 1
     if no seed differs.
 
-    Args:
-      values: the arm, one number per seed.
-      baseline: the same seeds in the same order.
-
     Raises:
       InputError: if the lengths differ or no seed is left.
     """
     values, baseline = np.asarray(values), np.asarray(baseline)
-    if values.shape != baseline.shape or values.ndim != 1 or not values.size:
-        msg = (
-            "paired: expected one number per seed of both arms, got shapes "
-            f"{values.shape} and {baseline.shape}; compare common seeds."
-        )
-        raise InputError(msg)
+    require(
+        values.shape == baseline.shape and values.ndim == 1 and values.size,
+        "paired",
+        f"expected one number per seed of both arms, got shapes {values.shape} and "
+        f"{baseline.shape}; compare common seeds",
+    )
     difference = values - baseline
     interval = mean_interval(difference)
     if len(difference) == 1:
@@ -130,13 +115,14 @@ def paired(
         return Paired(interval, 1.0, 1.0)
     flipped = stats.permutation_test(
         (difference,),
-        lambda x, axis: np.mean(x, axis=axis),
+        np.mean,
         permutation_type="samples",
         n_resamples=2**12 if len(difference) <= 12 else 20_000,
         vectorized=True,
         rng=np.random.default_rng(0),
     )
-    return Paired(interval, _p_two_sided(difference), float(flipped.pvalue))
+    p_t = 2 * _t_tail(abs(interval.mean), difference)
+    return Paired(interval, p_t, float(flipped.pvalue))
 
 
 def equivalence(
@@ -152,17 +138,11 @@ def equivalence(
     Raises:
       InputError: if the margin is not positive.
     """
-    if not margin > 0:
-        msg = f"equivalence: margin must be positive, got {margin}."
-        raise InputError(msg)
+    require(margin > 0, "equivalence", f"margin must be positive, got {margin}")
     difference = np.asarray(values) - np.asarray(baseline)
     if len(difference) < 2:
         return np.nan
-    error = np.std(difference, ddof=1) / np.sqrt(len(difference))
-    gap = margin - abs(np.mean(difference))
-    if error == 0:
-        return 0.0 if gap > 0 else 1.0
-    return float(stats.t.sf(gap / error, len(difference) - 1))
+    return _t_tail(margin - abs(np.mean(difference)), difference)
 
 
 def holm(p_values: Float[np.ndarray, " k"]) -> Float[np.ndarray, " k"]:
@@ -171,19 +151,19 @@ def holm(p_values: Float[np.ndarray, " k"]) -> Float[np.ndarray, " k"]:
     ``p'_(i) = max_{j <= i} min(1, (k - j + 1) p_(j))`` (Holm 1979). NaN is kept and does
     not count as a test.
     """
+    p_values = np.asarray(p_values)
     adjusted = np.full(len(p_values), np.nan)
-    known = np.flatnonzero(~np.isnan(p_values))
-    order = known[np.argsort(np.asarray(p_values)[known], kind="stable")]
-    factors = np.arange(len(order), 0, -1)
-    steps = np.minimum(1.0, factors * np.asarray(p_values)[order])
+    known = np.count_nonzero(~np.isnan(p_values))
+    order = np.argsort(p_values, kind="stable")[:known]  # NaN comes last
+    steps = np.minimum(1.0, np.arange(known, 0, -1) * p_values[order])
     adjusted[order] = np.maximum.accumulate(steps)
     return adjusted
 
 
-def _p_two_sided(difference: np.ndarray) -> float:
+def _t_tail(gap: float, difference: np.ndarray) -> float:
+    """The p-value of a gap, one-sided; 0 or 1 where all differences are equal."""
     # scipy's ttest_1samp gives the same, but warns where all differences are equal.
-    error = np.std(difference, ddof=1) / np.sqrt(len(difference))
+    error = stats.sem(difference)
     if error == 0:
-        return 0.0
-    statistic = abs(np.mean(difference)) / error
-    return float(2 * stats.t.sf(statistic, len(difference) - 1))
+        return float(gap <= 0)
+    return float(stats.t.sf(gap / error, len(difference) - 1))
