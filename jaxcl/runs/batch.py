@@ -22,20 +22,30 @@ import importlib
 import importlib.util
 import itertools
 import json
+import math
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 from jaxcl.errors import InputError
+from jaxcl.runs import launch
 from jaxcl.runs.command import folder_of, is_bad_input, refuse, tell_end
-from jaxcl.runs.experiment import OUTPUTS, Experiment, check_paths, nearest, parse
+from jaxcl.runs.experiment import (
+    MOST_RUNS,
+    OUTPUTS,
+    Experiment,
+    check_names,
+    check_paths,
+    parse,
+)
 
 OWN = ("grid", "each", "on", "parallel", "slurm", "out")
 PLACES_TO_RUN = ("here", "slurm", "local")
-MOST_RUNS = 10_000  # they are listed before the first one begins
+ENDED = ("done", "diverged")  # states of a run
 
 #: Fields and their values, as words of a command line.
 Settings = Mapping[str, Sequence[str]]
@@ -75,26 +85,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def read_words(words: Sequence[str]) -> Batch:
-    """What the words ask for.
-
-    Raises:
-      InputError: for words that are not understood.
-    """
-    for word in words:
-        if "\0" in word or not word.isprintable():
-            _refuse(f"expected text that can be printed, got {word!r}.")
-    module, preset, *rest = [*words, "", ""]
-    if not preset or preset.startswith("-"):
+    """What the words ask for; :class:`jaxcl.errors.InputError` if it is not understood."""
+    _check_text(words)
+    if len(words) < 2 or words[1][:1] in ("", "-"):
         _refuse("expected MODULE PRESET --grid FIELD VALUE ...; see --help.")
-    groups = flags(rest[:-2] if len(words) > 2 else [])
+    module, preset, *rest = words
+    groups = flags(rest)
     grids = [values for flag, values in groups if flag == "grid"]
     own = {flag: values for flag, values in groups if flag in OWN and flag != "grid"}
     shared = {flag: values for flag, values in groups if flag not in OWN}
-    each = every_setting(grids, _single("each", own, ""))
-    check_settings(shared, each)
+    each = every_setting(grids, _single("each", own, ""), shared)
     on, parallel = _single("on", own, "here"), _single("parallel", own, "")
-    if on not in PLACES_TO_RUN:
-        _refuse(f"--on: unknown {on!r}{nearest(on, PLACES_TO_RUN)}")
+    check_names("batch: --on", [on], PLACES_TO_RUN)
     if parallel and not (parallel.isdecimal() and 0 < int(parallel) < MOST_RUNS):
         _refuse(f"--parallel: expected a number above 0, got {parallel!r}.")
     slurm = dict(map(_pair, own.get("slurm", ())))
@@ -122,74 +124,60 @@ def flags(words: Sequence[str]) -> list[tuple[str, list[str]]]:
     return groups
 
 
-def every_setting(grids: Sequence[Sequence[str]], path: str) -> list[Settings]:
-    """Every combination of the grids with every line of the file."""
+def every_setting(
+    grids: Sequence[Sequence[str]], path: str, shared: Settings
+) -> list[Settings]:
+    """Every line of the file with every combination of the grids."""
     for grid in grids:
         if len(grid) < 2:
-            _refuse(
-                f"--grid: expected a field and its values, got {shlex.join(grid)!r}."
-            )
+            came = shlex.join(grid)
+            _refuse(f"--grid: expected a field and its values, got {came!r}.")
     fields = [_plain_name(grid[0]) for grid in grids]
-    if len(set(fields)) < len(fields):
-        _refuse(f"--grid: expected each field once, got {', '.join(fields)}.")
-    combinations = itertools.product(*(grid[1:] for grid in grids))
-    chosen = [
-        {field: [value] for field, value in zip(fields, values, strict=True)}
-        for values in itertools.islice(combinations, MOST_RUNS + 1)
-    ]
     listed = read_each(path) if path else [{}]
-    if len(chosen) * len(listed) > MOST_RUNS:
+    in_lines = {field for line in listed for field in line}
+    for field in OWN:
+        if field in in_lines or field in fields:
+            _refuse(f"{field} is not a field of the experiment; see --help.")
+    for field, count in Counter([*shared, *in_lines, *fields]).items():
+        if count > 1:
+            _refuse(f"{field} is given in two ways; leave one out.")
+    if len(listed) * math.prod(len(grid) - 1 for grid in grids) > MOST_RUNS:
         _refuse(f"expected at most {MOST_RUNS} runs, got more; leave values out.")
-    pairs = list(itertools.product(listed, chosen))
-    if both := sorted({name for one, other in pairs for name in one if name in other}):
-        _refuse(f"{both[0]}: given by --grid and by --each; leave one out.")
-    each: list[Settings] = [{**one, **other} for one, other in pairs]
-    if each == [{}]:
+    each: list[Settings] = [
+        line | {field: [value] for field, value in zip(fields, values, strict=True)}
+        for line in listed
+        for values in itertools.product(*(grid[1:] for grid in grids))
+    ]
+    if not each or not all(each):
         _refuse("nothing varies; give --grid FIELD VALUE ... or --each FILE.")
+    names = Counter(map(name_of, each))
+    _check_text(names)
+    for name, count in names.items():
+        if count > 1:
+            _refuse(f"{name} is there twice; leave one out.")
+        if len(name.encode()) > 200:  # systems allow 255 bytes, some of them for .txt
+            _refuse(f"too much varies for the name of a folder: {name[:60]}...")
     return each
 
 
-def read_each(path: str) -> list[Settings]:
+def read_each(path: str) -> list[dict[str, list[str]]]:
     """The settings on each line of a file."""
     try:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or "it is not text"
-        msg = f"batch: --each: cannot read {path}: {why}."
-        raise InputError(msg) from None
+        _refuse(f"--each: cannot read {path}: {why}.")
     found = []
     for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        settings = None
-        with suppress(ValueError, AttributeError, RecursionError, TypeError):
-            fields = json.loads(line)
-            settings = {_plain_name(name): _as_words(v) for name, v in fields.items()}
-        if settings is None or not all(map(str.isprintable, _words_of(settings))):
-            _refuse(f"--each: {path}, line {number} is not a JSON object of fields.")
-        found.append(settings)
-    if not found:
-        _refuse(f"--each: {path} holds no settings.")
+        if line.strip():
+            try:
+                fields = json.loads(line)
+                found.append({_plain_name(f): _as_words(v) for f, v in fields.items()})
+            except (ValueError, AttributeError, RecursionError, TypeError):
+                _refuse(
+                    f"--each: {path}, line {number} is not a JSON object of fields."
+                )
     return found
-
-
-def check_settings(shared: Settings, each: Sequence[Settings]) -> None:
-    """Refuse a field that is given in two ways, and settings that are there twice."""
-    varied = {field for one in each for field in one}
-    if own := sorted(varied & set(OWN)):
-        _refuse(f"{own[0]} is not a field of the experiment; see --help.")
-    if both := sorted(varied & set(shared)):
-        _refuse(
-            f"--{both[0].replace('_', '-')}: given for all runs, and varied; leave one out."
-        )
-    names = [name_of(one) for one in each]
-    if long := [name for name in names if len(name.encode()) > 200]:
-        _refuse(f"too much varies for the name of a folder: {long[0][:60]}...")
-    seen: set[str] = set()
-    for name in names:
-        if name in seen:
-            _refuse(f"{name} is there twice; leave one out.")
-        seen.add(name)
 
 
 def _single(flag: str, own: Mapping[str, Sequence[str]], default: str) -> str:
@@ -232,9 +220,15 @@ def name_of(settings: Settings) -> str:
     return ",".join(parts).replace("/", "-")
 
 
+def _check_text(words: Iterable[str]) -> None:
+    for word in words:
+        if not word.isprintable():  # such as NUL, which no process is given
+            _refuse(f"expected text that can be printed, got {word!r}.")
+
+
 def _refuse(reason: str) -> NoReturn:
     msg = f"batch: {reason}"
-    raise InputError(msg)
+    raise InputError(msg) from None
 
 
 # ------------------------------------------------------------------ the runs
@@ -272,7 +266,7 @@ def is_finished(
 
     path = batch.out / name_of(settings)
     if experiment is None:
-        return state(path) in ("done", "diverged")
+        return state(path) in ENDED
     request = parse(experiment, words_for_run(batch, settings))
     folder = folder_of(experiment, request._replace(out=path))
     if examine(folder) == "finished":
@@ -299,7 +293,7 @@ def run_batch(batch: Batch, todo: Sequence[Settings]) -> int:
     return 1 if failed else 0
 
 
-def run_all(batch: Batch, jobs: Sequence[Any]) -> list[Any]:
+def run_all(batch: Batch, jobs: Sequence[launch.Job]) -> list[launch.Job]:
     """Run the jobs, showing how far they are; those that failed."""
     from jaxcl.training.logging import progress
 
@@ -312,26 +306,16 @@ def run_all(batch: Batch, jobs: Sequence[Any]) -> list[Any]:
         for job, code in ended:
             left.remove(job)
             advance(1, _running(batch, left))
-            if code or state(batch.out / job.name) not in ("done", "diverged"):
+            if code or state(batch.out / job.name) not in ENDED:
                 failed.append(job)
     return failed
 
 
-def _running(batch: Batch, left: Sequence[Any]) -> str:
-    """What runs now, of what has not ended: the first ones, for they begin in order."""
-    if batch.on != "here":
-        return f"{len(left)} on {batch.on}" if left else ""
-    names = [job.name for job in left[: batch.parallel or 1]]
-    return "; ".join(names[:3]) + ("; ..." if len(names) > 3 else "")
-
-
-def _launch(batch: Batch, jobs: Sequence[Any]):
+def _launch(batch: Batch, jobs: Sequence[launch.Job]) -> launch.Ended:
     """The jobs with their exit codes, wherever they run."""
-    from jaxcl.runs.launch import run_here, run_on_cluster
-
     if batch.on == "here" or not jobs:
-        return run_here(jobs, parallel=batch.parallel or 1)
-    return run_on_cluster(
+        return launch.run_here(jobs, parallel=batch.parallel or 1)
+    return launch.run_on_cluster(
         jobs,
         cluster=batch.on,
         parallel=batch.parallel,
@@ -340,14 +324,20 @@ def _launch(batch: Batch, jobs: Sequence[Any]):
     )
 
 
-def make_job(batch: Batch, settings: Settings):
-    """The ordinary command of one run."""
-    from jaxcl.runs.launch import Job
+def _running(batch: Batch, left: Sequence[launch.Job]) -> str:
+    """What runs now, of what has not ended: the first ones, for they begin in order."""
+    if batch.on != "here":
+        return f"{len(left)} on {batch.on}" if left else ""
+    names = [job.name for job in left[: batch.parallel or 1]]
+    return "; ".join(names[:3]) + ("; ..." if len(names) > 3 else "")
 
+
+def make_job(batch: Batch, settings: Settings) -> launch.Job:
+    """The ordinary command of one run."""
     name = name_of(settings)
     words = [*words_for_run(batch, settings), "--out", str(batch.out / name)]
     command = [sys.executable, "-m", batch.module, *words]
-    return Job(name, command, batch.out / "logs" / f"{name}.txt")
+    return launch.Job(name, command, batch.out / "logs" / f"{name}.txt")
 
 
 def words_for_run(batch: Batch, settings: Settings) -> list[str]:

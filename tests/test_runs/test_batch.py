@@ -158,9 +158,9 @@ def test_a_field_comes_from_the_grid_or_from_the_list(tmp_path, capsys):
     listed.write_text('{"num-steps": 3}')
     words = [*SMOKE, "--each", str(listed)]
     assert batch.main([*words, "--grid", "num_steps", "1", "2"]) == 2
-    assert "num_steps: given by --grid and by --each" in capsys.readouterr().err
+    assert "num_steps is given in two ways" in capsys.readouterr().err
     assert batch.main([*words, "--num-steps", "2"]) == 2
-    assert "--num-steps: given for all runs, and varied" in capsys.readouterr().err
+    assert "num_steps is given in two ways" in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -242,7 +242,7 @@ def test_grids_and_lists_are_multiplied_out(tmp_path):
                 "3",
                 "4",
             ],
-            "--grid: expected each field once, got rho, rho",
+            "rho is given in two ways",
         ),
         (
             [*SMOKE, "--grid", "rho", "0", "-1"],
@@ -266,7 +266,7 @@ def test_grids_and_lists_are_multiplied_out(tmp_path):
                 "1",
                 "2",
             ],
-            "--rho: given for all runs, and varied",
+            "rho is given in two ways",
         ),
         (
             [*SMOKE, "--grid", "rho", "1", "--on", "mars"],
@@ -389,9 +389,9 @@ def test_a_bad_line_of_a_list_is_named(tmp_path, capsys):
         ("[1]", "line 1 is not a JSON object"),
         ("[" * 5000, "line 1 is not a JSON object"),
         ('{"rho": [[1]]}', "line 1 is not a JSON object"),
-        (r'{"data": "a\u0000b"}', "line 1 is not a JSON object"),
-        (r'{"data": "\udcff"}', "line 1 is not a JSON object"),
-        ("", "holds no settings"),
+        (r'{"data": "a\u0000b"}', "can be printed"),
+        (r'{"data": "\udcff"}', "can be printed"),
+        ("", "nothing varies"),
         ('{"out": "a"}', "out is not a field of the experiment"),
         (json.dumps({"arms": ["none"] * 99}), "too much varies"),
     ):
