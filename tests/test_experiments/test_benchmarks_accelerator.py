@@ -1,5 +1,6 @@
 """The accelerator's command: items that go wrong, and the run that is killed."""
 
+import dataclasses
 import json
 import math
 import os
@@ -15,6 +16,8 @@ from experiments.benchmarks.accelerator import command, packed, resume
 from experiments.benchmarks.accelerator.command import ITEMS
 from experiments.benchmarks.accelerator.report import LINES, read_lines, readme_text
 from experiments.benchmarks.accelerator.schedule import Box
+from experiments.plasticity.arms import arms, trials
+from experiments.plasticity.config import PRESETS
 
 ROOT = Path(__file__).parents[2]
 SECONDS = 40.0
@@ -146,6 +149,18 @@ def test_the_whole_grid_is_extrapolated_from_what_was_timed():
         ["sgd", "sam"],
     )
     np.testing.assert_allclose(first, (4.0, 2 * 1.5))
+
+
+def test_the_grid_is_that_of_the_paper():
+    """Oracle: the names of the runs that the experiment itself would do."""
+    paper = PRESETS["paper"]
+    assert dataclasses.replace(packed.GRID, data=paper.data) == paper
+    listed = packed.by_arm(packed.GRID)
+    assert set(listed) == set(arms(paper, 1))
+    names = [trial.run for runs in listed.values() for trial in runs]
+    wanted = {trial.run for trial in trials(paper) if trial.setting == "permuted"}
+    assert len(set(names)) == len(names)
+    assert set(names) == wanted
 
 
 def test_a_pack_repeats_the_runs_of_an_arm():

@@ -18,17 +18,27 @@ import numpy as np
 import pandas as pd
 
 from experiments.benchmarks.accelerator.schedule import Box, compiled, seconds_of
-from experiments.plasticity.arms import arms
-from experiments.plasticity.packing.config import PRESETS, Config
-from experiments.plasticity.packing.run import by_arm, load_images
+from experiments.plasticity.arms import arms, trials
+from experiments.plasticity.config import PRESETS, Config
 from experiments.plasticity.program import make_program
-from experiments.plasticity.settings import Setting, make_model, make_setting
+from experiments.plasticity.settings import Setting, load, make_model, make_setting
+from jaxcl.data import synthetic_images
 from jaxcl.losses import cross_entropy
 from jaxcl.runs.trials import Trial
 from jaxcl.training.device import first_example, over_runs, run_stream
 from jaxcl.tree import at
 
-GRID = PRESETS["grid"]
+#: The preset ``paper`` on images drawn in MNIST's shapes: only time and memory count.
+GRID = dataclasses.replace(PRESETS["paper"], data="synthetic")
+SMALL = dataclasses.replace(
+    GRID,
+    data="digits",
+    seeds=2,
+    examples_per_task=64,
+    test_examples=40,
+    hidden=(8,),
+    probe_examples=16,
+)
 PACKS, SMALL_PACKS = (1, 10, 50, 200), (1, 2)
 NUM_TIMED = 5  # tasks after the first: the eigenvalue is due in one of them
 
@@ -46,18 +56,10 @@ class Here(NamedTuple):
 
 def begin(box: Box, names: Sequence[str] = ("permuted",)) -> list[Here]:
     """Settings of the experiment with as many tasks as are timed; small ones on a CPU."""
-    config = dataclasses.replace(GRID, num_tasks=1 + NUM_TIMED)
-    if box.small:
-        config = dataclasses.replace(
-            PRESETS["smoke"],
-            settings=GRID.settings,
-            groups=GRID.groups,
-            arms=None,
-            num_tasks=1 + NUM_TIMED,
-            task_limit=None,
-            probe_every=GRID.probe_every,
-        )
-    images = load_images(config)
+    grid = SMALL if box.small else GRID
+    config = dataclasses.replace(grid, num_tasks=1 + NUM_TIMED)
+    drawn = partial(synthetic_images, num_train=60_000, num_test=10_000)
+    images = load(config) if box.small else drawn(jax.random.key(config.seed))
     return [Here(box, config, make_setting(name, config, images)) for name in names]
 
 
@@ -82,6 +84,15 @@ def one_pack(box: Box) -> None:
 def third(box: Box) -> int:
     """Runs in the third of the packs, of which a CPU has fewer."""
     return (SMALL_PACKS if box.small else PACKS)[-2]
+
+
+def by_arm(config: Config) -> dict[str, list[Trial]]:
+    """All runs of the first setting, each once, by the program that they share."""
+    runs: dict[str, dict[str, Trial]] = {}
+    for trial in trials(config):  # the sweep contains some of the others
+        if trial.setting == config.settings[0]:
+            runs.setdefault(trial.arm, {}).setdefault(trial.run, trial)
+    return {arm: list(found.values()) for arm, found in runs.items()}
 
 
 def pack_of(config: Config, arm: str, pack: int) -> list[Trial]:

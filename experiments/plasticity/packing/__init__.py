@@ -1,1 +1,0 @@
-"""What the experiment costs when runs are packed on one accelerator."""
