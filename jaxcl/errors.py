@@ -3,12 +3,9 @@
 import math
 from collections.abc import Callable
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-
-if TYPE_CHECKING:
-    import jax
 
 
 class InputError(ValueError):
@@ -28,11 +25,7 @@ class WriteError(InputError, OSError):
 
 
 def require(holds: Any, who: str, message: str) -> None:
-    """Refuse what does not hold, in one line: ``who: message``.
-
-    Raises:
-      InputError: the message should say what was expected, what came, and what to do.
-    """
+    """Refuse what does not hold: say what was expected, what came, and what to do."""
     if not holds:
         msg = f"{who}: {message}."
         raise InputError(msg)
@@ -49,22 +42,10 @@ def check_number(
     optional: bool = False,
     **values: Any,
 ) -> None:
-    """Refuse concrete numbers outside a range, and values that are not scalars.
+    """Refuse known numbers outside ``[least, most]``, and values that are not scalars.
 
-    Traced values pass: they are not known.
-
-    Args:
-      who: the function, for the message.
-      least: smallest allowed value.
-      most: largest allowed value.
-      above: ``least`` itself is refused too.
-      infinite: infinity is allowed.
-      schedules: functions of the update count pass, too.
-      optional: None passes.
-      values: by the names of the arguments.
-
-    Raises:
-      ValueError: naming the function, the argument, what was expected and what it was.
+    ``above`` refuses ``least`` itself, and ``infinite`` allows infinity. With
+    ``schedules`` functions of the update count pass, with ``optional`` None.
     """
     least = -math.inf if _is_traced(least) else float(least)
     if most < math.inf:
@@ -73,16 +54,15 @@ def check_number(
         finite = "number" if infinite else "finite number"
         wanted = f"a {finite} {'above' if above else 'of at least'} {least:g}"
     wanted += " or a schedule" if schedules else ""
-    # Numbers of a grid (under vmap) and schedules are known only when the program runs.
     for name, value in values.items():
-        if _is_traced(value) or (schedules and callable(value)):
+        # Numbers of a grid (under vmap) and schedules are known only when the program runs.
+        unknown = _is_traced(value) or (schedules and callable(value))
+        if unknown or (optional and value is None):
             continue
         number = _as_float(value)
         inside = least < number if above else least <= number  # False for NaN
         inside &= number <= most and (infinite or math.isfinite(number))
-        if not (inside or (optional and value is None)):
-            msg = f"{who}: {name} must be {wanted}, got {shown(value)}."
-            raise InputError(msg)
+        require(inside, who, f"{name} must be {wanted}, got {shown(value)}")
 
 
 def _is_traced(value: Any) -> bool:
@@ -94,56 +74,35 @@ def _is_traced(value: Any) -> bool:
 
 def _as_float(value: Any) -> float:
     """A scalar as a float; NaN for anything else, including strings and booleans."""
-    try:
-        single = np.ndim(value) == 0 and not isinstance(value, str | bool)
-        return float(value) if single else math.nan
-    except (TypeError, ValueError):
-        return math.nan
+    with suppress(TypeError, ValueError):
+        if np.ndim(value) == 0 and not isinstance(value, str | bool):
+            return float(value)
+    return math.nan
 
 
-def check_key(who: str, key: Any) -> "jax.Array":
-    """One key in typed form, from a typed or a raw one, traced or not.
-
-    Raises:
-      ValueError: for anything else, such as a seed or many keys, naming the function.
-    """
+def check_key(who: str, key: Any) -> Any:
+    """One key in typed form, from a typed or a raw one, traced or not."""
     import jax
     import jax.numpy as jnp
 
-    came = shown(key)
-    if isinstance(key, jax.Array | np.ndarray):
-        came = f"{key.dtype}{list(key.shape)}"
-        with suppress(TypeError, ValueError):  # no raw key
-            is_typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
-            typed: Any = key if is_typed else jax.random.wrap_key_data(jnp.asarray(key))
-            if typed.ndim == 0:
-                return typed
-    msg = (
-        f"{who}: key must be one JAX key, got {came}; make it by jax.random.key(seed)."
-    )
-    raise InputError(msg)
+    with suppress(AttributeError, TypeError, ValueError):  # no key at all
+        is_typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+        typed = key if is_typed else jax.random.wrap_key_data(jnp.asarray(key))
+        if typed.ndim == 0:
+            return typed
+    came = f"{key.dtype}{list(key.shape)}" if hasattr(key, "dtype") else shown(key)
+    remedy = "make it by jax.random.key(seed)"
+    return require(False, who, f"key must be one JAX key, got {came}; {remedy}")
 
 
 def check_size(
     who: str, *, least: int = 1, optional: bool = False, **values: Any
 ) -> None:
-    """Refuse anything but an int known before tracing, or one that is too small.
-
-    Args:
-      who: the function, for the message.
-      least: smallest allowed value.
-      optional: None passes.
-      values: by the names of the arguments.
-
-    Raises:
-      ValueError: naming the function, the argument, what was expected and what it was.
-    """
+    """Refuse all but ints of at least ``least``, known before tracing (or None)."""
     for name, value in values.items():
-        if (is_whole(value) and value >= least) or (optional and value is None):
-            continue
-        wanted = f"an int of at least {least}, known before tracing"
-        msg = f"{who}: {name} must be {wanted}, got {shown(value)}."
-        raise InputError(msg)
+        fits = is_whole(value) and value >= least
+        wanted = f"an int of at least {least}, known before tracing, got {shown(value)}"
+        require(fits or (optional and value is None), who, f"{name} must be {wanted}")
 
 
 def is_zero(value) -> bool:
@@ -159,41 +118,23 @@ def is_whole(value: Any) -> bool:
 def check_kind(
     who: str, kind: Any, remedy: str = "", *, optional: bool = False, **values: Any
 ) -> None:
-    """Refuse values of another type.
-
-    Args:
-      who: the function, for the message.
-      kind: the class.
-      remedy: what to do; a reference to the class if absent.
-      optional: None passes.
-      values: by the names of the arguments.
-
-    Raises:
-      ValueError: naming the function, the argument, what was expected and what it was.
-    """
+    """Refuse values of another type (or None); the remedy is a reference if absent."""
     for name, value in values.items():
         if isinstance(value, kind) or (optional and value is None):
-            continue
+            continue  # before its text is made, which may be long
         wanted = "a function" if kind is Callable else f"of type {kind.__name__}"
         remedy = remedy or f"see {kind.__module__}.{kind.__name__}"
-        msg = f"{who}: {name} must be {wanted}, got {shown(value)}; {remedy}."
-        raise InputError(msg)
+        require(False, who, f"{name} must be {wanted}, got {shown(value)}; {remedy}")
 
 
 def as_numbers(who: str, name: str, value: Any) -> np.ndarray:
-    """An array, or lists of numbers, as a NumPy array.
-
-    Raises:
-      ValueError: for anything but numbers, and for lists of unequal length.
-    """
-    try:
+    """An array, or lists of numbers of equal length, as a NumPy array."""
+    array = np.asarray(None)
+    with suppress(TypeError, ValueError):  # lists of unequal length
         array = np.asarray(value)
-    except (TypeError, ValueError):
-        array = np.asarray(None)
     if array.dtype.kind in "OUSMm":
         wanted = "an array of numbers, or lists of equal length"
-        msg = f"{who}: {name} must be {wanted}, got {shown(value)}."
-        raise InputError(msg)
+        require(False, who, f"{name} must be {wanted}, got {shown(value)}")
     return array
 
 
