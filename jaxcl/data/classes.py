@@ -14,11 +14,10 @@ from jaxcl.data.pixels import (
     Normalise,
     as_pool,
     finisher,
-    need_tasks,
     task_batch,
     task_numbers,
 )
-from jaxcl.errors import InputError, check_kind, is_whole, shown
+from jaxcl.errors import is_whole, require, shown
 from jaxcl.typing import Key, Stream
 
 
@@ -59,17 +58,12 @@ def class_pairs(
     Raises:
       ValueError: if a pair names a class twice, or one without train or test rows.
     """
-    check_kind("class_pairs", Images, images=images)
-    if pairs is None:
-        pairs = list(itertools.combinations(range(images.num_classes), 2))
     known = range(images.num_classes)
+    pairs = list(itertools.combinations(known, 2)) if pairs is None else pairs
     odd = [p for p in pairs if len(set(p)) != 2 or len(p) != 2 or set(p) - set(known)]
-    if odd or len(pairs) == 0:
-        msg = (
-            f"class_pairs: pairs must be a list of two different classes of 0 to "
-            f"{known[-1]}, got {odd[0] if odd else 'an empty list'}; change it."
-        )
-        raise InputError(msg)
+    wanted = f"pairs must be a list of two different classes of 0 to {known[-1]}"
+    found = odd[0] if odd else "an empty list"
+    require(len(pairs) and not odd, "class_pairs", f"{wanted}, got {found}; change it")
     groups = np.asarray(pairs, np.int32)
     best = min if truncate else max
     sizes = [
@@ -122,7 +116,6 @@ def class_splits(
         classes, sizes that are not ints above 0 or sum to more than the classes, or a class
         without rows.
     """
-    check_kind("class_splits", Images, images=images)
     sizes = _sizes(images.num_classes, num_tasks, sizes)
     width = min(sizes) if truncate else max(sizes)
     classes = np.arange(images.num_classes)
@@ -152,40 +145,31 @@ def split_sizes(num_classes: int, num_tasks: int) -> tuple[int, ...]:
     Raises:
       ValueError: unless ``num_tasks`` is an int in ``[1, num_classes]``.
     """
-    need_tasks("class_splits", num_tasks)
-    if num_tasks > num_classes:
-        msg = (
-            f"class_splits: num_tasks must be at most the {num_classes} classes, got "
-            f"{num_tasks}; ask for fewer."
-        )
-        raise InputError(msg)
+    require(
+        is_whole(num_tasks) and 1 <= num_tasks <= num_classes,
+        "class_splits",
+        f"num_tasks must be an int in [1, {num_classes}], the classes, got {num_tasks}",
+    )
     width, more = divmod(num_classes, num_tasks)
     return (width + 1,) * more + (width,) * (num_tasks - more)
 
 
 def _sizes(num_classes: int, num_tasks, sizes) -> tuple[int, ...]:
     """Classes of every task, from the one argument of the two that is given."""
-    if (num_tasks is None) == (sizes is None):
-        msg = (
-            f"class_splits: expected either num_tasks or sizes, got {shown(num_tasks)} and "
-            f"{shown(sizes)}; give one of them."
-        )
-        raise InputError(msg)
+    either = f"either num_tasks or sizes, got {shown(num_tasks)} and {shown(sizes)}"
+    one = (num_tasks is None) != (sizes is None)
+    require(one, "class_splits", f"expected {either}; give one of them")
     if sizes is None:
         return split_sizes(num_classes, num_tasks)
-    listed = isinstance(sizes, Sequence | np.ndarray) and len(sizes)
-    if not listed or not all(is_whole(size) and size > 0 for size in sizes):
-        msg = (
-            "class_splits: sizes must be the classes of every task, ints above 0, got "
-            f"{shown(sizes)}; give for example (50, 10, 10)."
-        )
-        raise InputError(msg)
-    if sum(sizes) > num_classes:
-        msg = (
-            f"class_splits: sizes must sum to at most the {num_classes} classes, got "
-            f"{sum(sizes)}; lower some of them."
-        )
-        raise InputError(msg)
+    counts = len(sizes) and all(is_whole(size) and size > 0 for size in sizes)
+    wanted = (
+        "sizes must be the classes of every task, ints above 0 that sum to at most "
+    )
+    require(
+        counts and sum(sizes) <= num_classes,
+        "class_splits",
+        f"{wanted}the {num_classes} classes, got {shown(sizes)}; give for example (50, 10)",
+    )
     return tuple(map(int, sizes))
 
 
@@ -234,10 +218,7 @@ def _members(y: np.ndarray, groups: np.ndarray, size: int):
 def _class_counts(who: str, images: Images, y: np.ndarray, classes: np.ndarray):
     """Rows of each of the classes; a ValueError if one has none."""
     counts = np.bincount(y, minlength=images.num_classes)[classes]
-    if not counts.all():
-        msg = (
-            f"{who}: every class needs train and test rows, but class "
-            f"{int(classes[counts == 0][0])} of {images.name} lacks some; leave it out."
-        )
-        raise InputError(msg)
+    lacking = next(iter(classes[counts == 0]), None)
+    wanted = f"every class needs train and test rows, but class {lacking} of "
+    require(lacking is None, who, f"{wanted}{images.name} lacks some; leave it out")
     return counts

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from jaxcl.data.draws import generator
-from jaxcl.errors import InputError, as_numbers, check_kind, check_size, is_whole
+from jaxcl.errors import as_numbers, check_number, check_size, is_whole, require
 from jaxcl.typing import Key
 
 
@@ -48,48 +48,18 @@ def as_images(
         lies outside ``[0, num_classes)``.
     """
     check_size("as_images", optional=True, num_classes=num_classes)
-    train_x, test_x = (as_numbers("as_images", "pixels", x) for x in (train_x, test_x))
-    train_y, test_y = _labels(name, "train", train_y), _labels(name, "test", test_y)
-    for split, x, y in (("train", train_x, train_y), ("test", test_x, test_y)):
-        if x.dtype != np.uint8:
-            _fail(
-                name,
-                f"{split} pixels must be uint8 from 0 to 255, got {x.dtype}",
-                "scale and round them, or use from_arrays for other inputs",
-            )
-        if x.ndim not in (3, 4):
-            _fail(
-                name,
-                f"{split} images must be [n, h, w] or [n, h, w, channels], got "
-                f"{list(x.shape)}",
-                "reshape them",
-            )
-        if len(x) != len(y):
-            _fail(
-                name,
-                f"{split} images and labels must have the same number of rows, "
-                f"got {len(x)} and {len(y)}",
-                "pair them up",
-            )
-        if x.size == 0:
-            rows = "rows, got none" if len(x) == 0 else f"pixels, got {list(x.shape)}"
-            _fail(name, f"the {split} set must have {rows}", "give at least one")
-    if train_x.shape[1:] != test_x.shape[1:]:
-        _fail(
-            name,
-            "train and test images must have the same shape, got "
-            f"{list(train_x.shape[1:])} and {list(test_x.shape[1:])}",
-            "crop or pad one of them",
-        )
+    who = f"as_images: {name}"
+    train_x, train_y = _split(who, "train", train_x, train_y)
+    test_x, test_y = _split(who, "test", test_x, test_y)
+    shapes = [list(x.shape[1:]) for x in (train_x, test_x)]
+    same = "train and test images must have the same shape, got {} and {}; crop or pad"
+    require(shapes[0] == shapes[1], who, same.format(*shapes))
     low = int(min(train_y.min(), test_y.min()))
     high = int(max(train_y.max(), test_y.max()))
     num_classes = high + 1 if num_classes is None else num_classes
-    if low < 0 or high >= min(num_classes, 2**31):
-        _fail(
-            name,
-            f"labels must lie in [0, {min(num_classes, 2**31)}), got {low} to {high}",
-            "renumber them or raise num_classes",
-        )
+    most = min(num_classes, 2**31)
+    lie = f"labels must lie in [0, {most}), got {low} to {high}"
+    require(low >= 0 and high < most, who, f"{lie}; renumber them or raise num_classes")
     train_y, test_y = train_y.astype(np.int32), test_y.astype(np.int32)
     return Images(train_x, train_y, test_x, test_y, num_classes, name)
 
@@ -107,8 +77,6 @@ def digits(*, test_fraction: float = 0.2) -> Images:
       Images ``[n, 8, 8]`` in 10 classes; 1,442 and 355 rows with the default fraction.
 
     Raises:
-      ValueError: if ``test_fraction`` lies outside: a class would be left without train or
-        test rows.
       ModuleNotFoundError: without scikit-learn.
 
     Source: Alpaydin and Kaynak 1998, UCI, Optical Recognition of Handwritten Digits.
@@ -118,12 +86,7 @@ def digits(*, test_fraction: float = 0.2) -> Images:
     except ModuleNotFoundError as error:
         msg = "digits: needs scikit-learn, which is not installed; pip install it."
         raise ModuleNotFoundError(msg) from error
-    if not 0.01 <= test_fraction <= 0.99:
-        msg = (
-            f"digits: test_fraction must lie in [0.01, 0.99], got {test_fraction}; "
-            "the default is 0.2."
-        )
-        raise InputError(msg)
+    check_number("digits", least=0.01, most=0.99, test_fraction=test_fraction)
     flat, y = (np.asarray(a) for a in load_digits(return_X_y=True))
     x = np.round(flat.reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
     place = np.zeros(len(y), np.int64)  # how many of its class come before a row
@@ -158,16 +121,10 @@ def subset(
     Raises:
       ValueError: if a number is below one, or more than there is.
     """
-    check_kind("subset", Images, images=images)
     rng = None if key is None else generator(key)
     train = _choose(rng, images, images.train_y, num_train, per_class)
     test = _choose(rng, images, images.test_y, num_test, per_class)
-    return images._replace(
-        train_x=images.train_x[train],
-        train_y=images.train_y[train],
-        test_x=images.test_x[test],
-        test_y=images.test_y[test],
-    )
+    return _rows(images, train, test)
 
 
 def only_classes(images: Images, classes: ArrayLike) -> Images:
@@ -184,41 +141,31 @@ def only_classes(images: Images, classes: ArrayLike) -> Images:
       ValueError: if no class is named, one twice, or one that the set lacks in its train
         or test rows.
     """
-    check_kind("only_classes", Images, images=images)
     wanted = as_numbers("only_classes", "classes", classes)
     both = set(images.train_y.tolist()) & set(images.test_y.tolist())
     lacking = [c for c in wanted.tolist() if not is_whole(c) or c not in both]
-    if wanted.size == 0 or len(set(wanted.tolist())) < wanted.size or lacking:
-        msg = (
-            f"only_classes: {images.name}: classes must be different ones that have train "
-            f"and test rows, got {wanted.tolist()}; "
-            f"{f'leave out {lacking}' if lacking else 'name at least one, each once'}."
-        )
-        raise InputError(msg)
+    remedy = f"leave out {lacking}" if lacking else "name at least one, each once"
+    require(
+        0 < wanted.size == len(set(wanted.tolist())) and not lacking,
+        f"only_classes: {images.name}",
+        "classes must be different ones that have train and test rows, got "
+        f"{wanted.tolist()}; {remedy}",
+    )
     number = np.full(images.num_classes, -1, np.int32)
     number[wanted] = np.arange(wanted.size)
-    train, test = number[images.train_y] >= 0, number[images.test_y] >= 0
-    return images._replace(
-        train_x=images.train_x[train],
-        train_y=number[images.train_y[train]],
-        test_x=images.test_x[test],
-        test_y=number[images.test_y[test]],
+    images = images._replace(
+        train_y=number[images.train_y],
+        test_y=number[images.test_y],
         num_classes=wanted.size,
     )
+    return _rows(images, images.train_y >= 0, images.test_y >= 0)
 
 
 def padded(images: Images, width: int = 2) -> Images:
     """Add a black border of ``width`` pixels on every side: 28x28 becomes 32x32.
 
     van de Ven and Tolias (arXiv:1904.07734) permute MNIST after this padding.
-
-    Raises:
-      ValueError: if ``width`` is negative.
     """
-    check_kind("padded", Images, images=images)
-    if width < 0:
-        msg = f"padded: width must not be negative, got {width}; give pixels to add."
-        raise InputError(msg)
 
     def pad(x):
         border = [(0, 0), (width, width), (width, width)] + [(0, 0)] * (x.ndim - 3)
@@ -234,7 +181,6 @@ def mean_and_std(images: Images) -> tuple[np.ndarray, np.ndarray]:
       Two float32 arrays, ``[]`` for grey images and ``[channels]`` for colour: what the
       streams take as ``normalise``.
     """
-    check_kind("mean_and_std", Images, images=images)
     axes = tuple(range(3))
     mean = images.train_x.mean(axes, dtype=np.float64)
     square = np.square(images.train_x, dtype=np.uint16).mean(axes, dtype=np.float64)
@@ -242,22 +188,33 @@ def mean_and_std(images: Images) -> tuple[np.ndarray, np.ndarray]:
     return np.asarray(mean / 255, np.float32), np.asarray(std / 255, np.float32)
 
 
-def _fail(name: str, problem: str, remedy: str):
-    msg = f"as_images: {name}: {problem}; {remedy}."
-    raise InputError(msg)
+def _split(who: str, split: str, x: ArrayLike, y: ArrayLike):
+    """Images and labels ``[n]`` of one split as arrays, which belong together."""
+    x, y = as_numbers(who, "pixels", x), as_numbers(who, f"{split} labels", y)
+    y = y[:, 0] if y.ndim == 2 and y.shape[1] == 1 else y
+    integers = y.ndim == 1 and np.issubdtype(y.dtype, np.integer)
+    labels = f"{split} labels must be [n] integers, got {y.dtype} {list(y.shape)}"
+    require(integers, who, f"{labels}; give one class number a row")
+    pixels = f"{split} pixels must be uint8 from 0 to 255, got {x.dtype}"
+    remedy = "scale and round them, or use from_arrays for other inputs"
+    require(x.dtype == np.uint8, who, f"{pixels}; {remedy}")
+    shape = f"{split} images must be [n, h, w] or [n, h, w, channels], got "
+    require(x.ndim in (3, 4), who, f"{shape}{list(x.shape)}; reshape them")
+    rows = f"{split} images and labels must have the same number of rows, got "
+    require(len(x) == len(y), who, f"{rows}{len(x)} and {len(y)}; pair them up")
+    some = f"the {split} set must have rows and pixels, got shape {list(x.shape)}"
+    require(x.size, who, f"{some}; give at least one")
+    return x, y
 
 
-def _labels(name: str, split: str, y: ArrayLike) -> np.ndarray:
-    y = as_numbers("as_images", f"{split} labels", y)
-    if y.ndim == 2 and y.shape[1] == 1:
-        y = y[:, 0]
-    if y.ndim != 1 or not np.issubdtype(y.dtype, np.integer):
-        _fail(
-            name,
-            f"{split} labels must be [n] integers, got {y.dtype} {list(y.shape)}",
-            "give one class number a row",
-        )
-    return y
+def _rows(images: Images, train: np.ndarray, test: np.ndarray) -> Images:
+    """Some rows of a set, by numbers or as masks."""
+    return images._replace(
+        train_x=images.train_x[train],
+        train_y=images.train_y[train],
+        test_x=images.test_x[test],
+        test_y=images.test_y[test],
+    )
 
 
 def _choose(rng, images: Images, y: np.ndarray, count: int | None, per_class: bool):
@@ -269,11 +226,9 @@ def _choose(rng, images: Images, y: np.ndarray, count: int | None, per_class: bo
     if per_class:
         groups = [shuffled[y[shuffled] == c] for c in range(images.num_classes)]
     least = min(len(group) for group in groups)
-    if not is_whole(count) or not 1 <= count <= least:
-        of = "of each class " if per_class else ""
-        msg = (
-            f"subset: {images.name}: rows to keep {of}must lie in [1, {least}], "
-            f"got {count}; give such an int."
-        )
-        raise InputError(msg)
+    kept = (
+        f"rows to keep {'of each class ' if per_class else ''}must lie in [1, {least}]"
+    )
+    good = is_whole(count) and 1 <= count <= least
+    require(good, f"subset: {images.name}", f"{kept}, got {count}; give such an int")
     return np.sort(np.concatenate([group[:count] for group in groups]))

@@ -14,21 +14,17 @@ from jax.custom_batching import sequential_vmap
 from jax.scipy.ndimage import map_coordinates
 from jaxtyping import Array, Float, Int
 
-from jaxcl.data.draws import (
-    generator,
-    permutations,
-    rows_without_replacement,
-)
+from jaxcl.data.draws import generator, permutations, rows_without_replacement
 from jaxcl.data.images import Images
 from jaxcl.data.pixels import (
     Normalise,
     as_pool,
     finisher,
-    need_tasks,
+    pool_stream,
     task_batch,
     task_numbers,
 )
-from jaxcl.errors import InputError, is_whole
+from jaxcl.errors import check_size, is_whole, require
 from jaxcl.typing import Key, Stream
 
 
@@ -91,7 +87,7 @@ def permuted(
     as in Kumar et al. 2023, arXiv:2308.11958.
     """
     pool, finish = as_pool(images), finisher(images, flat, normalise)
-    need_tasks("permuted", num_tasks)
+    check_size("permuted", num_tasks=num_tasks)
     pixels = images.train_x.shape[1] * images.train_x.shape[2]
     rng = generator(key)
     order = permutations(rng, num_tasks, pixels, identity_first=identity_first)
@@ -99,23 +95,19 @@ def permuted(
     plan = PermutedPlan(task_numbers(num_tasks), order, rows)
 
     @sequential_vmap
-    def view(x, rows, order):
+    def pixels_of(x, rows, order):
         # One gather of rows and pixels together, run by run. For all runs at once, or rows
         # first, XLA is up to ten times slower on CPU.
         lines = x.reshape(x.shape[0], pixels, *x.shape[3:])
         rows = jnp.arange(x.shape[0]) if rows is None else rows
         return finish(lines[rows[:, None], order].reshape(-1, *x.shape[1:]))
 
-    def train(pool, plan):
-        (y,) = _take(plan.rows, pool.train_y)
-        return task_batch(view(pool.train_x, plan.rows, plan.order), y, plan.task)
-
-    def test(pool, plan):
-        x = view(pool.test_x, None, plan.order)
-        return task_batch(x, pool.test_y, plan.task)
+    def view(x, y, rows, plan):
+        y = y if rows is None else y[rows]
+        return task_batch(pixels_of(x, rows, plan.order), y, plan.task)
 
     name = f"permuted-{images.name}"
-    return Stream(pool, plan, train, test, images.num_classes, name)
+    return pool_stream(pool, plan, view, images.num_classes, name)
 
 
 def permuted_labels(
@@ -146,21 +138,18 @@ def permuted_labels(
     Source: Kumar et al. 2023, arXiv:2308.11958, section 4 (label-permuted tasks).
     """
     pool, finish = as_pool(images), finisher(images, flat, normalise)
-    need_tasks("permuted_labels", num_tasks)
+    check_size("permuted_labels", num_tasks=num_tasks)
     rng = generator(key)
     labels = permutations(rng, num_tasks, images.num_classes)
     rows = _draw_rows("permuted_labels", rng, images, num_tasks, num_examples)
     plan = LabelPlan(task_numbers(num_tasks), labels, rows)
 
-    def train(pool, plan):
-        x, y = _take(plan.rows, pool.train_x, pool.train_y)
+    def view(x, y, rows, plan):
+        x, y = (x, y) if rows is None else (x[rows], y[rows])
         return task_batch(finish(x), plan.labels[y], plan.task)
 
-    def test(pool, plan):
-        return task_batch(finish(pool.test_x), plan.labels[pool.test_y], plan.task)
-
     name = f"permuted-labels-{images.name}"
-    return Stream(pool, plan, train, test, images.num_classes, name)
+    return pool_stream(pool, plan, view, images.num_classes, name)
 
 
 def rotations(
@@ -186,24 +175,17 @@ def rotations(
     """
     pool, finish = as_pool(images), finisher(images, flat, normalise)
     angles = np.asarray(angles, np.float32)
-    if angles.ndim != 1 or len(angles) == 0 or not np.isfinite(angles).all():
-        msg = (
-            "rotations: angles must be one finite number for each task, got "
-            f"{angles.tolist()}; give a list of degrees."
-        )
-        raise InputError(msg)
+    wanted = f"angles must be one finite number for each task, got {angles.tolist()}"
+    good = angles.ndim == 1 and len(angles) > 0 and np.isfinite(angles).all()
+    require(good, "rotations", f"{wanted}; give a list of degrees")
 
-    def train(pool, plan):
-        x = finish(_turn(pool.train_x, plan.angle))
-        return task_batch(x, pool.train_y, plan.task)
-
-    def test(pool, plan):
-        x = finish(_turn(pool.test_x, plan.angle))
-        return task_batch(x, pool.test_y, plan.task)
+    def view(x, y, rows, plan):
+        del rows  # all of them
+        return task_batch(finish(_turn(x, plan.angle)), y, plan.task)
 
     plan = RotationPlan(task_numbers(len(angles)), jnp.asarray(angles))
     name = f"rotated-{images.name}"
-    return Stream(pool, plan, train, test, images.num_classes, name)
+    return pool_stream(pool, plan, view, images.num_classes, name)
 
 
 def _turn(x, angle):
@@ -221,19 +203,12 @@ def _turn(x, angle):
     return (over_images if x.ndim == 3 else over_channels)(x.astype(jnp.float32))
 
 
-def _take(rows, *arrays):
-    return arrays if rows is None else tuple(array[rows] for array in arrays)
-
-
 def _draw_rows(who, rng, images: Images, num_tasks: int, num_examples: int | None):
-    size = len(images.train_y)
+    """Training rows of each task, or None for all of them."""
     if num_examples is None:
         return None
-    if not is_whole(num_examples) or not 1 <= num_examples <= size:
-        msg = (
-            f"{who}: num_examples must lie in [1, {size}], the training rows of "
-            f"{images.name}, got {num_examples}; give such an int."
-        )
-        raise InputError(msg)
-
+    size = len(images.train_y)
+    wanted = f"num_examples must lie in [1, {size}], the training rows of {images.name}"
+    good = is_whole(num_examples) and 1 <= num_examples <= size
+    require(good, who, f"{wanted}, got {num_examples}; give such an int")
     return rows_without_replacement(rng, num_tasks, size, num_examples)

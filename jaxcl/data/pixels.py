@@ -9,8 +9,8 @@ import numpy as np
 from jaxtyping import Array, Int
 
 from jaxcl.data.images import Images, as_images
-from jaxcl.errors import InputError, check_kind, is_whole, shown
-from jaxcl.typing import Batch
+from jaxcl.errors import require, shown
+from jaxcl.typing import Batch, PyTree, Stream
 
 #: ``(mean, std)`` of pixels in units of 0..1: numbers, or one for each channel.
 Normalise = tuple[float | int | np.ndarray | Array, float | int | np.ndarray | Array]
@@ -26,14 +26,8 @@ class Pool(NamedTuple):
 
 
 def as_pool(images: Images) -> Pool:
-    """Check an image set and put it on the device.
-
-    Raises:
-      ValueError: see :func:`jaxcl.data.as_images`.
-    """
-    check_kind("as_pool", Images, images=images)
-    *arrays, num_classes, name = images
-    checked = as_images(*arrays, num_classes=num_classes, name=name)
+    """An image set on the device, checked again: its fields may have been replaced."""
+    checked = as_images(*images[:4], num_classes=images.num_classes, name=images.name)
     return Pool(*map(jnp.asarray, checked[:4]))
 
 
@@ -49,25 +43,18 @@ def finisher(
 
     Returns:
       ``([n, h, w] or [n, h, w, channels]) -> float32``.
-
-    Raises:
-      ValueError: if ``normalise`` does not fit the channels, or ``std`` is not positive.
     """
-    try:
-        mean, std = (0.0, 1.0) if normalise is None else normalise
-        mean, std = np.asarray(mean, np.float32), np.asarray(std, np.float32)
-    except (TypeError, ValueError):  # not a pair of numbers
-        mean = std = np.asarray(np.nan, np.float32)
-    allowed = ((), images.train_x.shape[3:])
-    if {mean.shape, std.shape} - set(allowed) or not (
-        np.isfinite(mean).all() and np.isfinite(std).all() and (std > 0).all()
-    ):
-        msg = (
-            f"{images.name}: normalise must be finite (mean, std > 0), numbers or one for "
-            f"each of {list(images.train_x.shape[3:])} channels, got "
-            f"{shown(normalise)}; mean_and_std(images) computes them."
-        )
-        raise InputError(msg)
+    mean, std = (0.0, 1.0) if normalise is None else normalise
+    mean, std = np.asarray(mean, np.float32), np.asarray(std, np.float32)
+    channels = images.train_x.shape[3:]
+    finite = np.isfinite(mean).all() and np.isfinite(std).all() and (std > 0).all()
+    require(
+        finite and {mean.shape, std.shape} <= {(), channels},
+        images.name,
+        "normalise must be finite (mean, std > 0), numbers or one for each of "
+        f"{list(channels)} channels, got {shown(normalise)}; mean_and_std(images) "
+        "computes them",
+    )
 
     def finish(x):
         x = unit_scale(x)
@@ -106,8 +93,18 @@ def task_numbers(num_tasks: int) -> Int[Array, " T"]:
     return jnp.asarray(np.arange(num_tasks, dtype=np.int32))
 
 
-def need_tasks(who: str, num_tasks: int):
-    """Raise ValueError if there is no task."""
-    if not is_whole(num_tasks) or num_tasks < 1:
-        msg = f"{who}: num_tasks must be at least 1, got {num_tasks}; give an int."
-        raise InputError(msg)
+def pool_stream(
+    pool: Pool, plan: PyTree, view: Callable[..., Batch], num_classes: int, name: str
+) -> Stream:
+    """A stream whose tasks are views ``(x, y, rows, plan) -> Batch`` of a pool.
+
+    ``rows`` are the plan's numbers of training rows; None is all, as for testing.
+    """
+
+    def train(pool, plan):
+        return view(pool.train_x, pool.train_y, getattr(plan, "rows", None), plan)
+
+    def test(pool, plan):
+        return view(pool.test_x, pool.test_y, None, plan)
+
+    return Stream(pool, plan, train, test, num_classes, name)

@@ -8,8 +8,8 @@ from jaxtyping import Array, Int
 
 from jaxcl.data.draws import generator, permutations
 from jaxcl.data.images import Images, as_images
-from jaxcl.data.pixels import task_batch, task_numbers
-from jaxcl.errors import InputError
+from jaxcl.data.pixels import Pool, pool_stream, task_batch, task_numbers
+from jaxcl.errors import check_number, check_size
 from jaxcl.typing import Key, Stream
 
 
@@ -41,13 +41,9 @@ def synthetic_images(
     Raises:
       ValueError: if a number is below one or ``noise`` is negative.
     """
-    if min(num_train, num_test, num_classes, size) < 1 or noise < 0:
-        msg = (
-            "synthetic_images: num_train, num_test, num_classes and size must be at "
-            f"least 1 and noise not negative, got {num_train}, {num_test}, "
-            f"{num_classes}, {size} and {noise}; change them."
-        )
-        raise InputError(msg)
+    check_size("synthetic_images", num_train=num_train, num_test=num_test)
+    check_size("synthetic_images", num_classes=num_classes, size=size)
+    check_number("synthetic_images", noise=noise)
     rng = generator(key)
     field = rng.random((num_classes, size, size), np.float32)
     for axis in (1, 2, 1, 2):
@@ -65,15 +61,6 @@ def synthetic_images(
     return as_images(
         *draw(num_train), *draw(num_test), num_classes=num_classes, name="synthetic"
     )
-
-
-class PrototypePool(NamedTuple):
-    """The rows common to all tasks of :func:`prototypes`."""
-
-    train_x: Array  # [n, d] float32
-    train_y: Array  # [n] int32
-    test_x: Array  # [m, d] float32
-    test_y: Array  # [m] int32
 
 
 class PrototypePlan(NamedTuple):
@@ -110,13 +97,8 @@ def prototypes(
     Raises:
       ValueError: if a number is below one.
     """
-    if min(num_tasks, num_train, num_test, num_features, num_classes) < 1:
-        msg = (
-            "prototypes: num_tasks, num_train, num_test, num_features and num_classes "
-            f"must be at least 1, got {num_tasks}, {num_train}, {num_test}, "
-            f"{num_features} and {num_classes}; change them."
-        )
-        raise InputError(msg)
+    check_size("prototypes", num_tasks=num_tasks, num_classes=num_classes)
+    check_size("prototypes", num_train=num_train, num_test=num_test)
     rng = generator(key)
     order = permutations(rng, num_tasks, num_features)
     centres = rng.standard_normal((num_classes, num_features), np.float32)
@@ -126,14 +108,10 @@ def prototypes(
         x = noise * rng.standard_normal((count, num_features), np.float32) + centres[y]
         return jnp.asarray(x, jnp.float32), jnp.asarray(y)
 
-    def view(x, y, plan):
+    def view(x, y, rows, plan):
+        del rows  # all of them
         return task_batch(x[:, plan.order], y, plan.task)
 
-    return Stream(
-        pool=PrototypePool(*draw(num_train), *draw(num_test)),
-        plan=PrototypePlan(task_numbers(num_tasks), order),
-        train=lambda pool, plan: view(pool.train_x, pool.train_y, plan),
-        test=lambda pool, plan: view(pool.test_x, pool.test_y, plan),
-        num_classes=num_classes,
-        name="prototypes",
-    )
+    plan = PrototypePlan(task_numbers(num_tasks), order)
+    pool = Pool(*draw(num_train), *draw(num_test))
+    return pool_stream(pool, plan, view, num_classes, "prototypes")

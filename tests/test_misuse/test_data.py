@@ -129,7 +129,6 @@ REFUSED = [
     # images
     (lambda: data.as_images(X, [[0], [1, 2]], X, Y), "lists of equal length"),
     (lambda: data.as_images(X, Y, X, Y, num_classes=2.0), "num_classes must"),
-    (lambda: data.subset(PAIR), "Images, got tuple; see jaxcl.data"),
     (lambda: data.subset(IMAGES, num_train=2.0), r"in \[1, 4\], got 2.0"),
     *[
         (
@@ -172,7 +171,7 @@ REFUSED = [
             ({"train_y": LABELS[:3]}, "same number of rows, got 4 and 3"),
             (
                 {"train_x": PIXELS[:0], "train_y": LABELS[:0]},
-                "train set must have rows, got none",
+                "train set must have rows and pixels",
             ),
             ({"test_x": PIXELS[:, :1]}, r"same shape, got \[2, 2\] and \[1, 2\]"),
             (
@@ -188,9 +187,7 @@ REFUSED = [
     # streams
     (lambda: permuted(key=0), "one JAX key, got 0"),
     (lambda: permuted(key=jax.random.split(KEY)), "one JAX key, got"),
-    (lambda: permuted(images=X), "of type Images, got ndarray"),
     (lambda: permuted(num_tasks="2"), "num_tasks must be"),
-    (lambda: permuted(normalise=True), r"finite \(mean, std > 0\).* got True"),
     (lambda: data.from_arrays([BATCH], [BATCH], num_classes=2), "train .* got list"),
     *[
         (
@@ -211,7 +208,7 @@ REFUSED = [
         lambda: jax.jit(lambda key: (generator(key), key)[1])(KEY),
         "known before tracing.*stack_plans",
     ),
-    (lambda: permuted(num_tasks=0), "permuted: num_tasks must be at"),
+    (lambda: permuted(num_tasks=0), "permuted: num_tasks must be an int of at"),
     (
         lambda: permuted(images=TOY, num_examples=21),
         r"permuted: num_examples must lie in \[1, 20\].*got 21",
@@ -243,26 +240,28 @@ REFUSED = [
     ),
     (
         lambda: split(TOY, num_tasks=5),
-        "num_tasks must be at most the 4 classes, got 5",
+        r"num_tasks must be an int in \[1, 4\], .* got 5",
     ),
     (lambda: split(TOY), "either num_tasks or sizes, got None and None"),
     (
         lambda: split(TOY, num_tasks=2, sizes=(2, 2)),
         r"either num_tasks or sizes, got 2 and \(2, 2\)",
     ),
-    (lambda: split(TOY, sizes=(3, 2)), "at most the 4 classes, got 5"),
-    (lambda: split(TOY, sizes=(3, 0)), r"above 0, got \(3, 0\)"),
-    (lambda: split(TOY, sizes=()), r"above 0, got \(\)"),
-    (lambda: split(TOY, num_tasks=0), "num_tasks must be at least 1, got 0"),
+    (lambda: split(TOY, sizes=(3, 2)), r"at most the 4 classes, got \(3, 2\)"),
+    (lambda: split(TOY, sizes=(3, 0)), r"above 0 .* got \(3, 0\)"),
+    (lambda: split(TOY, sizes=()), r"above 0 .* got \(\)"),
+    (
+        lambda: split(TOY, num_tasks=0),
+        r"num_tasks must be an int in \[1, 4\], .* got 0",
+    ),
     (
         lambda: split(TOY._replace(num_classes=5), num_tasks=5),
         "class_splits: every class needs .* class 4",
     ),
-    (lambda: split(sizes=2), "class_splits: sizes must be the classes .* got 2; give"),
     (lambda: split(sizes=[1.0, 1.0]), r"sizes must be .* got \[1.0, 1.0\]; give"),
     (
         lambda: split(num_tasks=1.0),
-        "class_splits: num_tasks must be at least 1, got 1.0",
+        r"class_splits: num_tasks must be an int in \[1, 2\], .* got 1.0",
     ),
     (lambda: stacked([]), r"stack_tasks: tasks must be a list of pairs .* got \[\]; m"),
     (lambda: stacked([BATCH, BATCH]), "stack_tasks: .* something else in it; make the"),
@@ -449,9 +448,9 @@ REFUSED = [
     ),
     (
         lambda: data.synthetic_images(KEY, num_train=0),
-        "synthetic_images: .*at least 1",
+        "synthetic_images: num_train must be an int of at least 1",
     ),
-    (lambda: data.prototypes(KEY, num_train=0), "prototypes: .*at least 1"),
+    (lambda: data.prototypes(KEY, num_train=0), "prototypes: num_train must be an int"),
 ]
 
 CLASSES = "number the classes with jaxcl.data.encode_labels"
