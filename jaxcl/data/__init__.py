@@ -26,7 +26,6 @@ from jaxcl.data.images import (
     padded,
     subset,
 )
-from jaxcl.data.joint import joint
 from jaxcl.data.permuted import (
     permuted,
     permuted_labels,
@@ -34,6 +33,7 @@ from jaxcl.data.permuted import (
 )
 from jaxcl.data.stream import (
     from_arrays,
+    joint,
     stack_plans,
     stack_tasks,
     take_tasks,

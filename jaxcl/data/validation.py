@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxcl.errors import InputError, check_kind
+from jaxcl.errors import require
 from jaxcl.tree import at, num_tasks
-from jaxcl.typing import Array, Batch, PyTree, Stream
+from jaxcl.typing import Array, PyTree, Stream
 
 
 def validate(stream: Stream) -> Stream:
@@ -17,8 +17,8 @@ def validate(stream: Stream) -> Stream:
 
     All tasks are checked for labels and weights, the pool and the first task for values
     that are not finite. Labels ``[n]`` must lie in ``[0, num_classes)`` where the weight
-    is not 0; labels with more axes may be negative (positions to ignore). Costs one
-    small compilation and, for the usual streams, far less than making the tasks.
+    is not 0; labels with more axes may be negative (positions to ignore). Costs two
+    small compilations and, for the usual streams, far less than making the tasks.
 
     Args:
       stream: one seed's stream, plan ``[T, ...]``.
@@ -29,97 +29,100 @@ def validate(stream: Stream) -> Stream:
     Raises:
       ValueError: for the first error found, in one line.
     """
-    check_kind("validate", Stream, stream=stream)
-    lengths = {leaf.shape[:1] for leaf in jax.tree.leaves(stream.plan)}
-    if len(lengths) != 1 or next(iter(lengths)) in ((), (0,)):
-        _wrong(
-            stream,
-            "all leaves of the plan must have the same number of tasks, above 0",
-            sorted(map(list, lengths)),
-            "stack one entry a task",
-        )
-    for where, tree in (("pool", stream.pool), ("plan", stream.plan)):
-        floats = [
-            x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.floating)
-        ]
-        bad = sum(int(jnp.sum(~jnp.isfinite(leaf))) for leaf in floats)
-        _need_finite(stream, f"the {where}", bad)
-    train, test = _check_shapes(stream, "train"), _check_shapes(stream, "test")
-    if _rows(train.x) != _rows(test.x):
-        _wrong(
-            stream,
-            "train and test inputs must have the same shape and dtype",
-            f"{_rows(train.x)[1]} and {_rows(test.x)[1]}",
-            "make them alike",
-        )
-    found = jax.jit(functools.partial(_survey, stream.train, stream.test))(
-        stream.pool, stream.plan
-    )
-    for split, survey in zip(("train", "test"), found, strict=True):
-        _check_survey(stream, split, jax.tree.map(np.asarray, survey))
+    who = f"validate: {stream.name}"
+    _need_lengths(who, "the plan", "tasks", stream.plan)
+    for where, tree in (("the pool", stream.pool), ("the plan", stream.plan)):
+        _need_finite(who, where, _num_strange(tree))
+    train, test = (_row_format(who, stream, split) for split in ("train", "test"))
+    same = f"train and test inputs must have the same shape and dtype, got {train}"
+    require(train == test, who, f"{same} and {test}; make them alike")
+    for split in ("train", "test"):
+        survey = jax.jit(functools.partial(_survey, getattr(stream, split)))
+        found = jax.tree.map(np.asarray, survey(stream.pool, stream.plan))
+        _need_finite(who, f"the {split} inputs of task 0", found.strange)
+        for task in range(num_tasks(stream.plan)):
+            where = f"in the {split} set of task {task}"
+            _need_usual(who, where, at(task, found.tasks), stream.num_classes)
     return stream
+
+
+class TaskSurvey(NamedTuple):
+    """What :func:`validate` measures of one split of each task, leaves ``[T]``."""
+
+    real: Array  # rows of weight above 0
+    usual: Array  # whether weights are finite and not negative
+    lowest: PyTree  # smallest label among real rows, for each leaf of y
+    highest: PyTree  # largest label
 
 
 class Survey(NamedTuple):
     """What :func:`validate` measures of one split of a stream."""
 
     strange: Array  # [] inputs of task 0 that are not finite
-    real: Array  # [T] rows of weight above 0
-    usual: Array  # [T] whether weights are finite and not negative
-    lowest: PyTree  # [T] smallest label among real rows, for each leaf of y
-    highest: PyTree  # [T] largest label
+    tasks: TaskSurvey
 
 
-def _wrong(stream: Stream, expected: str, got, remedy: str):
-    msg = f"validate: {stream.name}: {expected}, got {got}; {remedy}."
-    raise InputError(msg)
+def _need_lengths(who: str, whose: str, what: str, tree: PyTree):
+    lengths = sorted({leaf.shape[:1] for leaf in jax.tree.leaves(tree)})
+    require(
+        len(lengths) == 1 and lengths[0] not in ((), (0,)),
+        who,
+        f"all leaves of {whose} must have the same number of {what}, above 0, got "
+        f"{list(map(list, lengths))}; give each leaf all {what}",
+    )
 
 
-def _need_finite(stream: Stream, where: str, bad: int):
-    if bad:
-        _wrong(
-            stream,
-            f"{where} must hold finite numbers only",
-            f"{bad} that are NaN or infinite",
-            "clean the data",
-        )
+def _need_finite(who: str, where: str, strange):
+    finite = (
+        f"{where} must hold finite numbers only, got {int(strange)} that are NaN or "
+    )
+    require(strange == 0, who, f"{finite}infinite; clean the data")
 
 
-def _check_shapes(stream: Stream, split: str) -> Batch:
+def _need_usual(who: str, where: str, task: TaskSurvey, num_classes: int):
+    """Refuse what is wrong with a task's weights or labels."""
+    weights = f"weights {where} must be finite and not negative"
+    require(task.usual, who, f"{weights}; use 1 for a row and 0 for padding")
+    some = f"there must be rows of weight above 0 {where}, got none"
+    require(task.real > 0, who, f"{some}; leave the task out")
+    low = min(jax.tree.leaves(task.lowest))
+    high = max(jax.tree.leaves(task.highest))
+    lie = f"labels {where} must lie in [0, {num_classes}), got {low} to {high}"
+    require(low >= 0 and high < num_classes, who, f"{lie}; renumber them")
+
+
+def _row_format(who: str, stream: Stream, split: str) -> PyTree:
+    """Dtypes and shapes of a row of inputs, after a check of the leaves of a batch."""
     make = getattr(stream, split)
     batch = jax.eval_shape(lambda p, q: make(p, at(0, q)), stream.pool, stream.plan)
-    rows = {leaf.shape[:1] for leaf in jax.tree.leaves(batch)}
-    if len(rows) != 1 or next(iter(rows)) in ((), (0,)):
-        expected = (
-            f"all leaves of a {split} batch must have the same number of rows, above 0"
-        )
-        _wrong(stream, expected, sorted(map(list, rows)), "give rows all their parts")
+    _need_lengths(who, f"a {split} batch", "rows", batch)
     for part in ("weight", "task"):
         shape = list(getattr(batch, part).shape)
-        if len(shape) != 1:
-            expected = f"{part} of a {split} batch must be [rows]"
-            _wrong(stream, expected, shape, "give one number a row")
-    return batch
+        wanted = f"{part} of a {split} batch must be [rows], got {shape}"
+        require(len(shape) == 1, who, f"{wanted}; give one number a row")
+    return jax.tree.map(lambda leaf: f"{leaf.dtype}{list(leaf.shape[1:])}", batch.x)
 
 
-def _survey(train, test, pool: PyTree, plan: PyTree) -> tuple[Survey, Survey]:
+def _survey(make, pool: PyTree, plan: PyTree) -> Survey:
     """Measure all tasks; their inputs are not used, so that XLA does not compute them."""
 
-    def survey(make):
-        def task(plan):
-            batch = make(pool, plan)
-            real = batch.weight > 0
-            usual = jnp.all(jnp.isfinite(batch.weight) & (batch.weight >= 0))
-            lowest = jax.tree.map(lambda y: _extreme(jnp.min, y, real), batch.y)
-            highest = jax.tree.map(lambda y: _extreme(jnp.max, y, real), batch.y)
-            return jnp.sum(real), usual, lowest, highest
+    def measured(plan):
+        batch = make(pool, plan)
+        real = batch.weight > 0
+        usual = jnp.all(jnp.isfinite(batch.weight) & (batch.weight >= 0))
+        lowest = jax.tree.map(lambda y: _extreme(jnp.min, y, real), batch.y)
+        highest = jax.tree.map(lambda y: _extreme(jnp.max, y, real), batch.y)
+        return TaskSurvey(jnp.sum(real), usual, lowest, highest)
 
-        inputs = jax.tree.leaves(make(pool, at(0, plan)).x)
-        floats = [x for x in inputs if jnp.issubdtype(x.dtype, jnp.floating)]
-        strange = sum((jnp.sum(~jnp.isfinite(x)) for x in floats), jnp.zeros((), int))
-        return Survey(strange, *jax.lax.map(task, plan))
+    strange = _num_strange(make(pool, at(0, plan)).x)
+    return Survey(strange, jax.lax.map(measured, plan))
 
-    return survey(train), survey(test)
+
+def _num_strange(tree: PyTree):
+    """How many numbers are not finite."""
+    leaves = jax.tree.leaves(tree)
+    floats = [leaf for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.floating)]
+    return sum((jnp.sum(~jnp.isfinite(leaf)) for leaf in floats), jnp.zeros((), int))
 
 
 def _extreme(reduce, y, real):
@@ -127,28 +130,6 @@ def _extreme(reduce, y, real):
     if not jnp.issubdtype(y.dtype, jnp.integer):
         return jnp.zeros((), jnp.int32)
     real = real.reshape(real.shape + (1,) * (y.ndim - 1))
+    # Labels of more than one axis mark positions to ignore by a negative number.
     counted = real if y.ndim == 1 else real & (y >= 0)
     return reduce(jnp.where(counted, y, 0))
-
-
-def _check_survey(stream: Stream, split: str, survey: Survey):
-    _need_finite(stream, f"the {split} inputs of task 0", int(survey.strange))
-    for task in range(num_tasks(stream.plan)):
-        here = f"in the {split} set of task {task}"
-        if not survey.usual[task]:
-            expected = f"weights {here} must be finite and not negative"
-            _wrong(stream, expected, "others", "use 1 for a row and 0 for padding")
-        if survey.real[task] == 0:
-            expected = f"there must be rows of weight above 0 {here}"
-            _wrong(stream, expected, "none", "leave the task out")
-        low = min(leaf[task] for leaf in jax.tree.leaves(survey.lowest))
-        high = max(leaf[task] for leaf in jax.tree.leaves(survey.highest))
-        if low < 0 or high >= stream.num_classes:
-            expected = f"labels {here} must lie in [0, {stream.num_classes})"
-            _wrong(stream, expected, f"{low} to {high}", "renumber them")
-
-
-def _rows(tree: PyTree):
-    """Structure, shapes and dtypes of rows."""
-    rows = [(leaf.shape[1:], str(leaf.dtype)) for leaf in jax.tree.leaves(tree)]
-    return jax.tree.structure(tree), rows
