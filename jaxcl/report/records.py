@@ -29,7 +29,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
-from jaxcl.errors import InputError, check_kind
+from jaxcl.errors import check_kind, require
 
 Record = dict[str, Any]
 
@@ -53,70 +53,60 @@ class Group(NamedTuple):
 
 
 def check(records: Sequence[Record]) -> None:
-    """Refuse malformed records.
+    """Refuse malformed records, by the name of the record and the field.
 
     Raises:
-      InputError: naming the record and the field: a field that is missing or of the
-        wrong type, a duplicate run, two finished runs of one group and seed
-        (of which only one could be paired with another group's), curves of unequal
-        length within a setting, a finished run whose accuracy is not between 0 and 1.
+      InputError: for a field that is missing or of the wrong type, a duplicate run, two
+        finished runs of one group and seed (of which only one could be paired with
+        another group's), curves of unequal length within a setting, a finished run whose
+        accuracy is not between 0 and 1.
     """
-    if not records:
-        msg = "report: expected records of runs, got none; a finished run writes them."
-        raise InputError(msg)
+    absent = "expected records of runs, got none; a finished run writes them"
+    require(records, "report", absent)
     known: dict[str, int] = {}
     seeds: dict[tuple[Group, int], str] = {}
     lengths: dict[str, tuple[int, str]] = {}
     for number, record in enumerate(records, 1):
         check_kind("report", dict, "give a list of them", record=record)
         name = f"record {number} ({record.get('run', 'without a name')})"
-        if fault := _fault(record, known):
-            msg = f"report: {name}{fault}."
-            raise InputError(msg)
-        known[record["run"]] = number
+        _check_fields(name, record)
+        first = known.setdefault(record["run"], number)
+        require(first == number, "report", f"{name} is there twice, first as {first}")
         if record["status"] != "done":
             continue
         _check_curves(name, record, lengths)
         other = seeds.setdefault((group_of(record), record["seed"]), name)
-        if other != name:
-            msg = (
-                f"report: {other} and {name} agree in setting, arm, hyper and seed "
-                f"{record['seed']}; leave one out, or name what differs in hyper."
-            )
-            raise InputError(msg)
+        require(
+            other == name,
+            "report",
+            f"{other} and {name} agree in setting, arm, hyper and seed "
+            f"{record['seed']}; leave one out, or name what differs in hyper",
+        )
 
 
-def _fault(record: Record, known: dict[str, int]) -> str:
-    """What is wrong with the fields of a record; nothing if they are as they must be."""
+def _check_fields(name: str, record: Record) -> None:
     for field, kind in _REQUIRED.items():
-        if field not in record:
-            return f" lacks the field {field!r}"
-        if not isinstance(record[field], kind):
-            return f": {field!r} is of type {type(record[field]).__name__}"
-    if record["status"] not in ("done", "diverged"):
-        return f": status must be 'done' or 'diverged', got {record['status']!r}"
-    if record["run"] in known:
-        return f" is there twice, first as {known[record['run']]}"
-    return ""
+        require(field in record, "report", f"{name} lacks the field {field!r}")
+        fault = f"{name}: {field!r} is of type {type(record[field]).__name__}"
+        require(isinstance(record[field], kind), "report", fault)
+    fault = f"{name}: status must be 'done' or 'diverged', got {record['status']!r}"
+    require(record["status"] in ("done", "diverged"), "report", fault)
 
 
 def _check_curves(name: str, record: Record, lengths: dict) -> None:
-    accuracy = _numbers(record["accuracy"])
-    if accuracy.ndim != 1 or not np.all((accuracy >= 0) & (accuracy <= 1)):
-        msg = (
-            f"report: {name}: a finished run has one accuracy between 0 and 1 per task; "
-            "otherwise mark it 'diverged'."
-        )
-        raise InputError(msg)
+    accuracy = np.array(record["accuracy"], np.float64)
+    require(
+        accuracy.ndim == 1 and np.all((accuracy >= 0) & (accuracy <= 1)),
+        "report",
+        f"{name}: a finished run has one accuracy between 0 and 1 per task; otherwise "
+        "mark it 'diverged'",
+    )
     wanted, other = lengths.setdefault(record["setting"], (len(accuracy), name))
     further = {field: record.get(field) for field in ("loss", "tasks")}
     for field, values in {"accuracy": accuracy, **_measures(record), **further}.items():
-        if values is not None and len(values) != wanted:
-            msg = (
-                f"report: {name}: {field!r} has {len(values)} values, expected {wanted} "
-                f"as in {other}."
-            )
-            raise InputError(msg)
+        length = wanted if values is None else len(values)
+        fault = f"{field!r} has {length} values, expected {wanted} as in {other}"
+        require(length == wanted, "report", f"{name}: {fault}")
 
 
 def split(records: Sequence[Record]) -> tuple[list[Record], list[Record]]:
@@ -139,11 +129,8 @@ def settings_with(records: Sequence[Record], *arms: str) -> list[str]:
     """Settings in which each of the arms has a finished run; any arm if none is named."""
     done = split(records)[0]
     has = {(r["setting"], r["arm"]) for r in done}
-    return [
-        setting
-        for setting in values_of(done, "setting")
-        if all((setting, arm) in has for arm in arms)
-    ]
+    settings = values_of(done, "setting")
+    return [name for name in settings if all((name, arm) in has for arm in arms)]
 
 
 def group(records: Sequence[Record]) -> dict[Group, list[Record]]:
@@ -181,26 +168,19 @@ def labels(groups: Sequence[Group]) -> dict[Group, str]:
 def frame(records: Sequence[Record]) -> pd.DataFrame:
     """A row per run, for pandas: what it is, and the numbers of its arm.
 
-    The index is the name of the run. Columns are ``setting``, ``method`` (the label of
-    its group), ``arm``, ``seed``, ``status``, ``group`` (a number, equal for runs that
-    differ only in the seed), and one for each number: ``hyper.learning_rate``.
+    The index is the name of the run. Columns are ``setting``, ``arm``, ``seed``,
+    ``status``, ``method`` (the label of its group), ``group`` (a number, equal for runs
+    that differ only in the seed), and one for each number: ``hyper.learning_rate``.
     """
     keys = [group_of(record) for record in records]
     groups = list(dict.fromkeys(keys))
-    named, numbers_ = labels(groups), {key: i for i, key in enumerate(groups)}
-    index = pd.Index([record["run"] for record in records], name="run")
-    fields = ("setting", "arm", "seed", "status")
-    rows = [
-        {
-            **{field: record[field] for field in fields},
-            "method": named[key],
-            "group": numbers_[key],
-            **{f"hyper.{name}": value for name, value in record["hyper"].items()},
-        }
-        for record, key in zip(records, keys, strict=True)
-    ]
-    columns = None if rows else [*fields, "method", "group"]
-    return pd.DataFrame(rows, index, columns)
+    named, places = labels(groups), {key: place for place, key in enumerate(groups)}
+    column = lambda field: [record[field] for record in records]
+    index = pd.Index(column("run"), name="run")
+    fields = {name: column(name) for name in ("setting", "arm", "seed", "status")}
+    fields |= {"method": [named[k] for k in keys], "group": [places[k] for k in keys]}
+    hyper = pd.DataFrame(column("hyper"), index).add_prefix("hyper.")
+    return pd.concat([pd.DataFrame(fields, index), hyper], axis=1)
 
 
 def rivals(
@@ -220,28 +200,26 @@ def rivals(
     groups = group(records)
     found: dict[str, Record] = {}
     for key, runs in groups.items():
-        fitting = [other for other in groups if _fits(key, other, baseline, match)]
-        if len(fitting) > 1:
-            msg = (
-                f"report: {key.arm} fits {len(fitting)} groups of {baseline}; name in "
-                "`match` the numbers in which they differ."
-            )
-            raise InputError(msg)
-        theirs = {r["seed"]: r for k in fitting for r in split(groups[k])[0]}
+        theirs = [k for k in groups if k[:2] == (key.setting, baseline)]
+        fitting = [k for k in theirs if _agree(k, key, match)]
+        if key.arm == baseline:
+            fitting = [key]
+        require(
+            len(fitting) < 2,
+            "report",
+            f"{key.arm} fits {len(fitting)} groups of {baseline}; name in `match` the "
+            "numbers in which they differ",
+        )
+        rival = {r["seed"]: r for k in fitting for r in split(groups[k])[0]}
         mine = split(runs)[0]
-        found |= {r["run"]: theirs[r["seed"]] for r in mine if r["seed"] in theirs}
+        found |= {r["run"]: rival[r["seed"]] for r in mine if r["seed"] in rival}
     return found
 
 
-def _fits(key: Group, other: Group, baseline: str, match: Sequence[str]) -> bool:
-    """Whether ``other`` is the group of the baseline that ``key`` is compared with."""
-    if key.arm == baseline:
-        return other == key
-    mine, theirs = dict(key.hyper), dict(other.hyper)
-    shared = [name for name in match if name in mine and name in theirs]
-    return (other.arm, other.setting) == (baseline, key.setting) and all(
-        mine[name] == theirs[name] for name in shared
-    )
+def _agree(one: Group, other: Group, names: Sequence[str]) -> bool:
+    """Whether two groups have equal numbers of these names, where both have one."""
+    mine, theirs = dict(one.hyper), dict(other.hyper)
+    return all(mine[n] == theirs[n] for n in names if n in mine and n in theirs)
 
 
 def curves(
@@ -249,26 +227,21 @@ def curves(
 ) -> Float[np.ndarray, "s T"]:
     """One quantity per task, a row per run; unknown values (null) become NaN.
 
-    Args:
-      records: finished runs of one setting.
-      name: ``accuracy``, ``loss`` or the name of a measure.
+    ``name`` is ``accuracy``, ``loss`` or a measure; the runs are of one setting.
 
     Raises:
       InputError: if a run diverged, or does not have the quantity; it is named.
     """
-    _, diverged = split(records)
-    if diverged:
-        names = ", ".join(record["run"] for record in diverged)
-        msg = f"report: diverged runs have no {name} to average: {names}."
-        raise InputError(msg)
+    lost = ", ".join(record["run"] for record in split(records)[1])
+    require(not lost, "report", f"diverged runs have no {name} to average: {lost}")
     rows = []
     for record in records:
-        values = _measures(record).get(name, record.get(name))
-        if values is None:
-            known = ", ".join(["accuracy", "loss", *_measures(record)])
-            msg = f"report: {record['run']} has no {name!r}; it has {known}."
-            raise InputError(msg)
-        rows.append(_numbers(values))
+        measures = _measures(record)
+        values = measures.get(name, record.get(name))
+        known = ", ".join(["accuracy", "loss", *measures])
+        fault = f"{record['run']} has no {name!r}; it has {known}"
+        require(values is not None, "report", fault)
+        rows.append(np.array(values, np.float64))
     return np.stack(rows)
 
 
@@ -300,10 +273,6 @@ def _measures(record: Record) -> dict[str, Any]:
     """The measures that a run has; null is empty."""
     found = record.get("measures") or {}
     return {name: values for name, values in found.items() if values is not None}
-
-
-def _numbers(values) -> np.ndarray:
-    return np.asarray([np.nan if v is None else v for v in values], np.float64)
 
 
 def _spaced(name: str) -> str:

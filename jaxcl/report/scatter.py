@@ -17,7 +17,7 @@ from jaxcl.report.style import (
     panels,
     styled,
 )
-from jaxcl.report.summaries import SUFFIXES, quantity_of
+from jaxcl.report.summaries import QUANTITIES, quantity_of
 
 
 def scatter(
@@ -50,7 +50,7 @@ def scatter(
     check(records)
     one_setting("scatter", records)
     done = split(records)[0]
-    number = quantity_of("scatter", quantity)
+    number = quantity_of("scatter", quantity).number
     per_run = [number(curves(done, name)) for name in (x, y)] if done else [[], []]
     points = np.stack(per_run, axis=1)
     known = np.isfinite(points).all(axis=1)
@@ -77,7 +77,7 @@ def scatter(
         ax.set_title(_fit(ax, points[known]), fontweight="normal", fontsize=10)
         for name, put in ((x, ax.set_xlabel), (y, ax.set_ylabel)):
             unit = ", %" if name == "accuracy" else ""
-            put(name.replace("_", " ") + unit + SUFFIXES[quantity])
+            put(name.replace("_", " ") + unit + QUANTITIES[quantity].suffix)
         ax.grid(axis="x")
         ax.legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
         finish(figure, records, title, shown="")

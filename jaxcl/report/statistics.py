@@ -56,8 +56,8 @@ def mean_interval(
     values: Float[np.ndarray, " s"], confidence: float = 0.95
 ) -> Interval:
     """Mean and t-interval of one number per run; see ``mean_band``."""
-    *numbers, count = mean_band(np.asarray(values, np.float64), confidence)
-    return Interval(*map(float, numbers), count)
+    band = mean_band(np.asarray(values, np.float64), confidence)
+    return Interval(float(band.mean), float(band.low), float(band.high), band.count)
 
 
 def slopes(curves: Float[np.ndarray, "s T"]) -> Float[np.ndarray, " s"]:
@@ -142,7 +142,7 @@ def equivalence(
     difference = np.asarray(values) - np.asarray(baseline)
     if len(difference) < 2:
         return np.nan
-    return _t_tail(margin - abs(np.mean(difference)), difference)
+    return _t_tail(margin - abs(float(np.mean(difference))), difference)
 
 
 def holm(p_values: Float[np.ndarray, " k"]) -> Float[np.ndarray, " k"]:

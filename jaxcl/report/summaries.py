@@ -6,14 +6,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from jaxcl.errors import InputError
+from jaxcl.errors import require
 from jaxcl.report.records import (
     Group,
     Record,
     check,
     curves,
     group,
-    group_of,
     labels,
     rivals,
     split,
@@ -32,34 +31,35 @@ from jaxcl.report.statistics import (
     tail_means,
 )
 
-#: Functions from curves to one number per run; a mean is over tasks with a known value.
+
+class Quantity(NamedTuple):
+    """How a curve becomes one number."""
+
+    number: Callable[[np.ndarray], np.ndarray]  # from curves [s, T] to [s]
+    suffix: str  # added to the name of the curve
+    compared: str  # the name of a difference between two arms
+
+
+#: By name; a mean is over the tasks at which a curve is known.
 QUANTITIES = {
-    "mean": known_means,
-    "last": tail_means,
-    "slope": slopes,
-    "late slope": lambda values: slopes(values[:, values.shape[1] // 2 :]),
+    "mean": Quantity(known_means, "", "difference, points"),
+    "last": Quantity(
+        tail_means, ", last tenth of the tasks", "difference at the end, points"
+    ),
+    "slope": Quantity(slopes, ", slope", "difference of slopes"),
+    "late slope": Quantity(
+        lambda values: slopes(values[:, values.shape[1] // 2 :]),
+        ", slope of the second half",
+        "difference of second-half slopes",
+    ),
 }
 
 
-#: Suffixes that quantities add to the name of a curve.
-SUFFIXES = {
-    "mean": "",
-    "last": ", last tenth of the tasks",
-    "slope": ", slope",
-    "late slope": ", slope of the second half",
-}
-
-
-def quantity_of(who: str, quantity: str) -> Callable[[np.ndarray], np.ndarray]:
-    """The function from curves [s, T] to numbers [s], by name; errors name ``who``.
-
-    Raises:
-      InputError: for a name that is not in :data:`QUANTITIES`.
-    """
-    if quantity not in QUANTITIES:
-        msg = f"{who}: quantity must be one of {list(QUANTITIES)}, got {quantity!r}."
-        raise InputError(msg)
-    return QUANTITIES[quantity]
+def quantity_of(who: str, name: str) -> Quantity:
+    """A quantity by its name; the error for an unknown one names ``who``."""
+    known = f"quantity must be one of {list(QUANTITIES)}, got {name!r}"
+    require(name in QUANTITIES, who, known)
+    return QUANTITIES[name]
 
 
 class Summary(NamedTuple):
@@ -76,17 +76,11 @@ class Summary(NamedTuple):
     mean: Interval | None = None  # accuracy over all tasks
     last: Interval | None = None  # over the last tenth of the tasks
     slope: Interval | None = None  # of accuracy against the task number
-    late_slope: Interval | None = (
-        None  # over the second half, for curves that rise, then fall
-    )
+    late_slope: Interval | None = None  # of the second half: curves may rise, then fall
     versus: Paired | None = None  # against the baseline, on common finished seeds
-    p_t: float = (
-        np.nan
-    )  # corrected by Holm over the arms of the setting; NaN without baseline
+    p_t: float = np.nan  # p-values are corrected by Holm over the arms of the setting
     p_flip: float = np.nan
-    p_equal: float = (
-        np.nan
-    )  # of equivalence within a margin, likewise; NaN without a margin
+    p_equal: float = np.nan  # of equivalence within a margin; NaN without a margin
     verdict: str = ""  # see :func:`summarize`
 
 
@@ -136,18 +130,24 @@ def summarize(
         unknown quantity, or a baseline that did not run.
     """
     check(records)
-    number = quantity_of("summarize", quantity)
+    number = quantity_of("summarize", quantity).number
     arms = values_of(records, "arm")
-    if baseline is not None and baseline not in arms:
-        msg = f"summarize: no run of the baseline {baseline!r}; the arms are {arms}."
-        raise InputError(msg)
+    unknown = f"no run of the baseline {baseline!r}; the arms are {arms}"
+    require(baseline is None or baseline in arms, "summarize", unknown)
     groups = group(within(records, values_of(records, "setting")))
     named = labels(list(groups))
     rival = {} if baseline is None else rivals(records, baseline, match)
     found = []
     for key, runs in groups.items():
-        summary = _summary(key, named[key], runs)
-        pairs = [(r, rival[r["run"]]) for r in split(runs)[0] if r["run"] in rival]
+        done, lost = split(runs)
+        summary = Summary(key, named[key], len(runs), tuple(r["run"] for r in lost))
+        if done:
+            taken = {name.replace(" ", "_"): q for name, q in QUANTITIES.items()}
+            levels = {
+                n: mean_interval(q.number(curves(done))) for n, q in taken.items()
+            }
+            summary = summary._replace(**levels)
+        pairs = [(r, rival[r["run"]]) for r in done if r["run"] in rival]
         if pairs and key.arm != baseline:
             mine, theirs = (number(curves(side)) for side in zip(*pairs, strict=True))
             versus = paired(mine, theirs)
@@ -181,30 +181,32 @@ def grid(
         in a third one; for an unknown quantity.
     """
     check(records)
-    number = quantity_of("grid", quantity)
-    if len({(r["setting"], r["arm"]) for r in records}) > 1:
-        msg = "grid: expected one setting and one arm; choose the records first."
-        raise InputError(msg)
+    taken = quantity_of("grid", quantity)
+    single = len({(r["setting"], r["arm"]) for r in records}) == 1
+    require(
+        single, "grid", "expected one setting and one arm; choose the records first"
+    )
     for record in records:
-        if not {rows, columns} <= set(record["hyper"]):
-            msg = f"grid: {record['run']} lacks {rows!r} or {columns!r} in its hyper."
-            raise InputError(msg)
-    if len(group(records)) > len({(_at(r, rows), _at(r, columns)) for r in records}):
-        msg = f"grid: the runs differ in more than {rows!r} and {columns!r}."
-        raise InputError(msg)
-    down = _in_order({_at(r, rows) for r in records})
-    across = _in_order({_at(r, columns) for r in records})
+        fault = f"{record['run']} lacks {rows!r} or {columns!r} in its hyper"
+        require({rows, columns} <= set(record["hyper"]), "grid", fault)
+    groups = group(records)
+    place_of = lambda key: tuple(dict(key.hyper)[name] for name in (rows, columns))
+    places = {place_of(key) for key in groups}
+    fault = f"the runs differ in more than {rows!r} and {columns!r}"
+    require(len(groups) == len(places), "grid", fault)
+    down, across = (_in_order(set(side)) for side in zip(*places, strict=True))
     shape = len(down), len(across)
-    mean, half = np.full(shape, np.nan), np.full(shape, np.nan)
-    count, diverged = np.zeros(shape, int), np.zeros(shape, int)
-    for runs in group(records).values():
-        place = down.index(_at(runs[0], rows)), across.index(_at(runs[0], columns))
+    mean, half = np.full((2, *shape), np.nan)
+    count, diverged = np.zeros((2, *shape), int)
+    for key, runs in groups.items():
+        row, column = place_of(key)
+        at = down.index(row), across.index(column)
         done, lost = split(runs)
-        count[place], diverged[place] = len(done), len(lost)
+        count[at], diverged[at] = len(done), len(lost)
         if done:
-            interval = mean_interval(number(curves(done, name)))
-            mean[place], half[place] = interval.mean, interval.high - interval.mean
-    shown = name.replace("_", " ") + SUFFIXES[quantity]
+            interval = mean_interval(taken.number(curves(done, name)))
+            mean[at], half[at] = interval.mean, interval.high - interval.mean
+    shown = name.replace("_", " ") + taken.suffix
     return Grid(rows, columns, down, across, mean, half, count, diverged, shown)
 
 
@@ -214,34 +216,14 @@ def _in_order(values: set) -> tuple:
     return tuple(sorted(values, key=lambda v: (kind(v), v)))
 
 
-def _at(record: Record, name: str) -> Any:
-    return dict(group_of(record).hyper)[name]
-
-
-def _summary(key: Group, label: str, runs: list[Record]) -> Summary:
-    """One group that is compared with nothing."""
-    done, lost = split(runs)
-    summary = Summary(key, label, len(runs), tuple(record["run"] for record in lost))
-    if not done:
-        return summary
-    values = curves(done)
-    levels = [mean_interval(number(values)) for number in QUANTITIES.values()]
-    fields = ("mean", "last", "slope", "late_slope")
-    return summary._replace(**dict(zip(fields, levels, strict=True)))
-
-
 def _corrected(summaries: list[Summary]) -> list[Summary]:
     """With Holm's correction of the p-values within each setting."""
     tests = ["p_t", "p_flip", "p_equal"]
-    raw = pd.DataFrame([[getattr(s, name) for name in tests] for s in summaries])
+    raw = pd.DataFrame(summaries, columns=Summary._fields)[tests]
     settings = pd.Series([s.group.setting for s in summaries])
-    for setting in settings.unique():
-        here = raw.loc[settings == setting]
-        raw.loc[settings == setting] = here.apply(lambda p: holm(p.to_numpy()))
-    return [
-        s._replace(**dict(zip(tests, row, strict=True)))
-        for s, row in zip(summaries, raw.to_numpy().tolist(), strict=True)
-    ]
+    adjusted = raw.groupby(settings).transform(lambda p: holm(p.to_numpy()))
+    rows = adjusted.to_dict("records")
+    return [s._replace(**row) for s, row in zip(summaries, rows, strict=True)]
 
 
 def _verdict(summary: Summary, baseline: str | None, level: float) -> str:

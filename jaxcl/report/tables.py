@@ -33,6 +33,13 @@ class Table(NamedTuple):
     notes: tuple[str, ...] = ()
 
 
+def table_of(rows: Iterable[Mapping[Column, Any]], *notes: str) -> Table:
+    """A table of rows that have the same columns; without a row it has none."""
+    listed = list(rows)
+    columns = tuple(listed[0]) if listed else ()
+    return Table(columns, tuple(tuple(row.values()) for row in listed), notes)
+
+
 def summary_table(
     summaries: Sequence[Summary],
     *,
@@ -49,65 +56,46 @@ def summary_table(
     Raises:
       InputError: for an unknown quantity.
     """
-    quantity_of("summary_table", quantity)
+    compared = quantity_of("summary_table", quantity).compared
     per_task = "slope" in quantity
     scale = 1e4 if per_task else 100.0
-    compared = {
-        "mean": "difference, points",
-        "last": "difference at the end, points",
-        "slope": "difference of slopes",
-        "late slope": "difference of second-half slopes",
-    }[quantity]
-    levels = (
-        ("slope", "second-half slope") if per_task else ("accuracy, %", "last tenth, %")
-    )
-    within = f"p (equal within {(margin or 0) * scale:g}, Holm)"
-    columns = (
-        Column("setting"),
-        Column("method"),
-        Column("runs", 0),
-        Column("diverged", 0),
-        *(Column(name, 2, scale) for name in levels),
-        Column(compared, 2, scale),
-        Column("p (t, Holm)", is_p_value=True),
-        Column("p (sign flip, Holm)", is_p_value=True),
-        *([Column(within, is_p_value=True)] if margin else []),
-        Column("verdict"),
-    )
-    rows = tuple(
-        (
-            s.group.setting,
-            s.label,
-            s.mean.count if s.mean else 0,
-            len(s.diverged),
-            *((s.slope, s.late_slope) if per_task else (s.mean, s.last)),
-            s.versus.difference if s.versus else None,
-            s.p_t,
-            s.p_flip,
-            *([s.p_equal] if margin else []),
-            s.verdict,
-        )
+    levels = {"mean": "accuracy, %", "last": "last tenth, %"}
+    if per_task:
+        levels = {"slope": "slope", "late_slope": "second-half slope"}
+    tests = {"p_t": "p (t, Holm)", "p_flip": "p (sign flip, Holm)"}
+    if margin:
+        tests["p_equal"] = f"p (equal within {margin * scale:g}, Holm)"
+    rows = [
+        {
+            Column("setting"): s.group.setting,
+            Column("method"): s.label,
+            Column("runs", 0): s.mean.count if s.mean else 0,
+            Column("diverged", 0): len(s.diverged),
+            **{Column(levels[n], 2, scale): getattr(s, n) for n in levels},
+            Column(compared, 2, scale): s.versus and s.versus.difference,
+            **{Column(tests[n], is_p_value=True): getattr(s, n) for n in tests},
+            Column("verdict"): s.verdict,
+        }
         for s in summaries
-    )
+    ]
+    said = interval_note((s.mean.count for s in summaries if s.mean), PAIRED)
+    notes = [f"{said.capitalize()}."]
+    seeds = [s.versus.difference.count for s in summaries if s.versus]
+    if fewest := min((count for count in seeds if count > 1), default=0):
+        notes.append(
+            f"With {fewest} seeds the sign-flip test cannot fall below "
+            f"{2.0 ** (1 - fewest):.2g}; Holm's correction multiplies that."
+        )
+    if per_task:
+        notes.append("Slopes are in points per 100 tasks.")
     lost = [
         f"{s.label}, {s.group.setting} ({len(s.diverged)} of {s.runs})"
         for s in summaries
         if s.diverged
     ]
-    runs = [s.mean.count for s in summaries if s.mean]
-    said = interval_note(runs, "; tests are paired by seed")
-    notes = (f"{said.capitalize()}.",)
-    seeds = [s.versus.difference.count for s in summaries if s.versus]
-    if fewest := min((count for count in seeds if count > 1), default=0):
-        notes += (
-            f"With {fewest} seeds the sign-flip test cannot fall below "
-            f"{2.0 ** (1 - fewest):.2g}; Holm's correction multiplies that.",
-        )
-    if per_task:
-        notes += ("Slopes are in points per 100 tasks.",)
     if lost:
-        notes += (f"Diverged, never averaged in: {'; '.join(lost)}.",)
-    return Table(columns, rows, notes)
+        notes.append(f"Diverged, never averaged in: {'; '.join(lost)}.")
+    return table_of(rows, *notes)
 
 
 def interval_table(
@@ -131,10 +119,11 @@ def interval_table(
     """
     rows, counts = [], []
     for _, group in runs.groupby("group", sort=False):
-        finished = int(np.count_nonzero(group["status"] == "done"))
-        counts.append(finished)
-        first = {**group.iloc[0].to_dict(), "runs": finished}
-        cells = (_over_runs(group[n].to_numpy(), c) for n, c in columns.items())
+        counts.append(int(np.count_nonzero(group["status"] == "done")))
+        first = {**group.iloc[0].to_dict(), "runs": counts[-1]}
+        cells = (
+            _over_runs(group[n].to_numpy(), column) for n, column in columns.items()
+        )
         rows.append((*(first[name] for name in heads), *cells))
     said = interval_note(counts, also)
     shown = tuple(note.format(interval=said) for note in notes)
@@ -146,8 +135,7 @@ def _over_runs(values: np.ndarray, column: Column) -> Any:
     """The total, or the interval of those that are known; None if none is."""
     if column.is_total:
         return values.sum().item()
-    known = values.astype(np.float64)
-    known = known[~np.isnan(known)]
+    known = values.astype(np.float64)[~pd.isna(values)]
     return mean_interval(known) if known.size else None
 
 
@@ -167,12 +155,11 @@ def measure_table(
     """
     names = measure_names(records) if names is None else list(names)
     runs = frame(records)
+    taken = known_means if task is None else lambda values: values[:, task]
     for name in names:
         runs[name] = [
-            _after(curves([record], name), task)
-            if record["status"] == "done"
-            else np.nan
-            for record in records
+            taken(curves([r], name)).item() if r["status"] == "done" else np.nan
+            for r in records
         ]
     where = {-1: "After the last task", None: "Mean over the stream"}
     note = where.get(task, f"After task {task}")
@@ -191,24 +178,26 @@ def measure_table(
 
 def grid_table(grid: Grid, *, scale: float = 100.0, digits: int = 2) -> Table:
     """A sweep as a table, one row per value of the first number."""
-    names = [f"{grid.column_name} {show_number(value)}" for value in grid.columns]
 
     def cell(r: int, c: int):
         if not grid.count[r, c]:
             return "diverged" if grid.diverged[r, c] else None
-        mean, half = float(grid.mean[r, c]), float(grid.half_width[r, c])
-        return Interval(mean, mean - half, mean + half, int(grid.count[r, c]))
+        mean, half = grid.mean[r, c], grid.half_width[r, c]
+        return Interval(mean, mean - half, mean + half, grid.count[r, c])
 
+    names = [f"{grid.column_name} {show_number(value)}" for value in grid.columns]
+    columns = (Column(grid.row_name), *(Column(n, digits, scale) for n in names))
     rows = tuple(
         (show_number(value), *(cell(r, c) for c in range(len(names))))
         for r, value in enumerate(grid.rows)
     )
-    columns = (Column(grid.row_name), *(Column(n, digits, scale) for n in names))
-    lost = int(grid.diverged.sum())
-    notes = (f"{grid.quantity}; {interval_note(grid.count.ravel().tolist())}.",)
-    if lost:
+    notes = (f"{grid.quantity}; {interval_note(grid.count.flat)}.",)
+    if lost := int(grid.diverged.sum()):
         notes += (f"{lost} run{'s' * (lost > 1)} diverged, never averaged in.",)
     return Table(columns, rows, notes)
+
+
+PAIRED = "; tests are paired by seed"
 
 
 def interval_note(counts: Iterable[int], also: str = "") -> str:
@@ -225,15 +214,13 @@ def interval_note(counts: Iterable[int], also: str = "") -> str:
 
 def show(value: Any, column: Column) -> str:
     """One value as text: ``91.23 ± 0.41``, ``< 0.001``, or a dash for the unknown."""
-    if value is None:
-        return "–"
     if isinstance(value, str | bool):
         return str(value)
     if isinstance(value, Interval):
         middle = show(value.mean, column)
         half = (value.high - value.mean) * column.scale
         return middle if math.isnan(half) else f"{middle} ± {half:.{column.digits}f}"
-    if math.isnan(value):
+    if value is None or math.isnan(value):
         return "–"
     if column.is_p_value:
         return "< 0.001" if value < 0.001 else f"{value:.3f}"
@@ -243,29 +230,16 @@ def show(value: Any, column: Column) -> str:
 
 def to_markdown(table: Table) -> str:
     """A GitHub table, padded to align as plain text."""
-    header = [column.name for column in table.columns]
-    cells = [
-        [
-            show(value, column).replace("|", "\\|")
-            for value, column in _pairs(row, table)
-        ]
-        for row in table.rows
-    ]
-    widths = [max(3, *map(len, column)) for column in zip(header, *cells, strict=True)]
-    textual = [is_text_column(table, i) for i in range(len(header))]
-
-    def line(row: Sequence[str]) -> str:
-        padded = (
-            cell.ljust(width) if left else cell.rjust(width)
-            for cell, width, left in zip(row, widths, textual, strict=True)
-        )
-        return f"| {' | '.join(padded)} |"
-
-    rules = (
-        "-" * width if left else "-" * (width - 1) + ":"
-        for width, left in zip(widths, textual, strict=True)
-    )
-    lines = [line(header), f"| {' | '.join(rules)} |", *map(line, cells)]
+    padded = []
+    for place, column in enumerate(table.columns):
+        shown = [show(row[place], column).replace("|", "\\|") for row in table.rows]
+        cells = [column.name, *shown]
+        width = max(3, *map(len, cells))
+        is_text = is_text_column(table, place)
+        rule = "-" * width if is_text else "-" * (width - 1) + ":"
+        head, *rest = (c.ljust(width) if is_text else c.rjust(width) for c in cells)
+        padded.append([head, rule, *rest])
+    lines = [f"| {' | '.join(cells)} |" for cells in zip(*padded, strict=True)]
     return "\n".join([*lines, *(f"\n{note}" for note in table.notes)]) + "\n"
 
 
@@ -291,34 +265,26 @@ def _parts(value: Any, scale: float) -> tuple:
     """A value as mean, low, high and count: all of an interval, else only the first."""
     if isinstance(value, Interval):
         return (*(number * scale for number in value[:3]), value.count)
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    return value * scale if number else value, None, None, None
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return value * scale if is_number else value, None, None, None
+
+
+def _plain(value: Any) -> Any:
+    """An exact number as CSV has it; nothing for what is not known."""
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if pd.isna(value):
+        return ""
+    return f"{value:.10g}" if isinstance(value, float) else value
 
 
 def is_text_column(table: Table, index: int) -> bool:
     """Whether a column holds text, to be aligned left."""
     values = [row[index] for row in table.rows]
-    return bool(values) and all(isinstance(v, str) or v is None for v in values)
-
-
-def _after(values: np.ndarray, task: int | None) -> float:
-    """One number of a run's curve [1, T]."""
-    return float((known_means(values) if task is None else values[:, task])[0])
+    return bool(values) and all(isinstance(v, str | None) for v in values)
 
 
 def _digits(intervals: Sequence[Any]) -> int:
     """Decimals such that the largest mean has about four digits."""
     means = [abs(i.mean) for i in intervals if isinstance(i, Interval)]
     return min(6, max(0, 3 - math.floor(math.log10(max(means, default=1) or 1))))
-
-
-def _pairs(row: tuple, table: Table):
-    return zip(row, table.columns, strict=True)
-
-
-def _plain(value: Any) -> Any:
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return ""
-    if isinstance(value, float):
-        return int(value) if value.is_integer() else f"{value:.10g}"
-    return value
