@@ -19,15 +19,7 @@ from jaxcl.metrics import RowMetric
 from jaxcl.models import LlamaConfig, cast_compute, llama
 from jaxcl.regularizers import ewc
 from jaxcl.runs.folder import RunFolder, check_data_hash
-from jaxcl.runs.jobs import worker_count
-from jaxcl.runs.trials import (
-    RunSpec,
-    Trial,
-    all_trials,
-    learner,
-    run_trials,
-    sharding_of,
-)
+from jaxcl.runs.trials import RunSpec, Trial, all_trials, run_specs
 from jaxcl.training import Options
 from jaxcl.transforms import sam
 from jaxcl.typing import Loss, Method, Model
@@ -37,18 +29,9 @@ NUM_BYTES = 256  # a token is a byte
 
 def run(config: Config, folder: RunFolder) -> None:
     """Do every run that is not in ``results.jsonl`` yet."""
-    sharding_of(config.fsdp)
     texts = texts_of(config)
     check_data_hash(folder, (np.frombuffer(text, np.uint8) for text in texts.values()))
-    trials = all_trials("domains of text", config, NUMBERS)
-    run_spec(config, trials[0])  # refuses what does not fit the data
-    run_trials(
-        folder,
-        trials,
-        learner,
-        (run_spec, config, folder),
-        num_workers=worker_count(config.workers),
-    )
+    run_specs(folder, all_trials("domains of text", config, NUMBERS), run_spec)
 
 
 @functools.lru_cache(maxsize=1)

@@ -23,15 +23,7 @@ from jaxcl.metrics import classification
 from jaxcl.models import resnet
 from jaxcl.regularizers import ewc
 from jaxcl.runs.folder import RunFolder, check_data_hash
-from jaxcl.runs.jobs import worker_count
-from jaxcl.runs.trials import (
-    RunSpec,
-    Trial,
-    all_trials,
-    learner,
-    run_trials,
-    sharding_of,
-)
+from jaxcl.runs.trials import RunSpec, Trial, all_trials, run_specs
 from jaxcl.training import Options
 from jaxcl.transforms import sam
 from jaxcl.typing import Method, Outputs
@@ -39,17 +31,8 @@ from jaxcl.typing import Method, Outputs
 
 def run(config: Config, folder: RunFolder) -> None:
     """Do every run that is not in ``results.jsonl`` yet."""
-    sharding_of(config.fsdp)
     check_data_hash(folder, images_of(config)[:4])
-    trials = all_trials("class splits", config, NUMBERS)
-    run_spec(config, trials[0])  # refuses what does not fit the data
-    run_trials(
-        folder,
-        trials,
-        learner,
-        (run_spec, config, folder),
-        num_workers=worker_count(config.workers),
-    )
+    run_specs(folder, all_trials("class splits", config, NUMBERS), run_spec)
 
 
 @functools.lru_cache(maxsize=1)

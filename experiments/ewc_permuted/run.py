@@ -18,7 +18,6 @@ from experiments.ewc_permuted.search import (
 )
 from jaxcl.data import permuted, validate
 from jaxcl.runs.folder import RunFolder, check_data_hash, read_records
-from jaxcl.runs.jobs import worker_count
 from jaxcl.runs.trials import (
     Learn,
     Tell,
@@ -35,10 +34,7 @@ def run(config: Config, folder: RunFolder) -> None:
     """Choose the strengths, then do every run that is not in ``results.jsonl`` yet."""
     check_data_hash(folder, stage_of(config, "test").images)
     stage_of(config, "search")  # refuses what does not fit the data
-    count = worker_count(config.workers)
-    do = lambda trials: run_trials(
-        folder, trials, worker, (config, folder), num_workers=count
-    )
+    do = lambda trials: run_trials(folder, trials, worker, workers=config.workers)
     strengths: dict[str, float | None] = dict.fromkeys(PENALIZED, config.strength)
     if searching := search_trials(config):
         do(searching)
@@ -46,13 +42,13 @@ def run(config: Config, folder: RunFolder) -> None:
     do(test_trials(config, strengths))
 
 
-def worker(config: Config, folder: RunFolder) -> Learn:
+def worker(folder: RunFolder) -> Learn:
     """What a process needs to do trials: data once, and each program when it is due."""
     programs = {}
 
     def do(pack: Sequence[Trial], tell: Tell) -> list[dict]:
         (trial,) = pack
-        stage = stage_of(config, trial.setting)
+        stage = stage_of(folder.config, trial.setting)
         key, _, _ = run_keys(stage.config, trial.seed)
         stream = permuted(key, stage.images, num_tasks=stage.config.num_tasks)
         stream, program = validate(stream), (trial.setting, trial.arm)

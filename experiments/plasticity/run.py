@@ -12,7 +12,6 @@ from experiments.plasticity.config import Config
 from experiments.plasticity.program import Program, make_program, runs_per_call
 from experiments.plasticity.settings import Setting, load, make_setting
 from jaxcl.runs.folder import RunFolder, check_data_hash
-from jaxcl.runs.jobs import worker_count
 from jaxcl.runs.trials import (
     Learn,
     Tell,
@@ -38,15 +37,15 @@ def run(config: Config, folder: RunFolder) -> None:
         folder,
         trials(config),
         worker,
-        (config, folder),
-        num_workers=worker_count(config.workers),
+        workers=config.workers,
         size=runs_per_call(config),
         program=lambda trial: (trial.setting, trial.arm),
     )
 
 
-def worker(config: Config, folder: RunFolder) -> Learn:
+def worker(folder: RunFolder) -> Learn:
     """What a process needs to do trials: data once, and each program when it is due."""
+    config: Config = folder.config
 
     @functools.cache
     def program_of(name: str, arm: str) -> Program:

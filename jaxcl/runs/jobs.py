@@ -11,7 +11,7 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from multiprocessing import connection
+from functools import cache
 from multiprocessing.process import BaseProcess
 from typing import Any, NamedTuple
 
@@ -35,8 +35,7 @@ Do = Callable[[Any, Callable[[Any], None]], Any]
 
 
 def run_jobs(
-    prepare: Callable[..., Do],
-    args: tuple,
+    prepare: Callable[[], Do],
     jobs: Sequence[Job],
     on_result: Callable[[Job, Any], None],
     on_message: Callable[[Any], None] = lambda message: None,
@@ -49,10 +48,9 @@ def run_jobs(
     first of a program that no other process is at, else the first one.
 
     Args:
-      prepare: called once per process as ``prepare(*args)``, where it can load data and
-        keep programs; what it returns does one job after the other. With more than one
-        worker it must be found by its name in a module.
-      args: for ``prepare``; these, jobs, results and messages travel by pickle.
+      prepare: called once per process, where it can load data and keep programs; what it
+        returns does one job after the other. It, jobs, results and messages travel by
+        pickle: it is a function of a module, or a ``functools.partial`` of one.
       jobs: begun in this order.
       on_result: called with each job and its result when it is done.
       on_message: called with all that jobs send; with several workers in another thread.
@@ -67,16 +65,16 @@ def run_jobs(
     """
     count = min(num_workers, len(jobs))
     if count <= 1:
-        do = prepare(*args) if jobs else None
+        do = prepare() if jobs else None
         for job in jobs:
             assert do is not None
             on_result(job, do(job.work, on_message))
         return
     waiting, busy = list(jobs), {}
-    with _workers(count, prepare, args, on_message) as pool:
+    ended: list[tuple[Job, Future]] = []
+    with _workers(count, prepare, on_message) as pool:
         idle: list[tuple[ProcessPoolExecutor, Hashable]]
         idle = [(executor, _NOTHING) for executor in pool.executors]
-        ended: list[tuple[Job, Future]] = []
         try:
             while waiting or busy:
                 failed = any(future.exception() for _, future in ended)
@@ -94,27 +92,10 @@ def run_jobs(
         except KeyboardInterrupt:
             for process in pool.processes:
                 process.terminate()  # a host loop saves its run
-            saved = wait(busy, GRACE).done
-            late = [
-                (job, future) for future, (_, job) in busy.items() if future in saved
-            ]
-            good = [one for one in [*ended, *late] if not one[1].exception()]
+            ended += [(busy[future][1], future) for future in wait(busy, GRACE).done]
+            good = [one for one in ended if not one[1].exception()]
             _deliver(good, on_result, pool)
             raise
-
-
-def _deliver(
-    ended: list[tuple[Job, Future]],
-    on_result: Callable[[Job, Any], None],
-    pool: "_Pool",
-) -> None:
-    """Hand over the results of jobs that have ended, then raise what one has raised."""
-    ended.sort(key=lambda one: one[1].exception() is not None)
-    while ended:
-        job, future = ended.pop(0)
-        on_result(job, _result(future, pool.processes))
-    if pool.errors:
-        raise pool.errors[0]
 
 
 _NOTHING = object()  # the program of a process that has compiled none
@@ -137,19 +118,48 @@ class _Pool(NamedTuple):
     errors: list[Exception]  # what on_message has raised
 
 
+def _deliver(
+    ended: list[tuple[Job, Future]],
+    on_result: Callable[[Job, Any], None],
+    pool: _Pool,
+) -> None:
+    """Hand over the results of jobs that have ended, then raise what one has raised."""
+    ended.sort(key=lambda one: one[1].exception() is not None)
+    while ended:
+        job, future = ended.pop(0)
+        on_result(job, _result(future, pool.processes))
+    if pool.errors:
+        raise pool.errors[0]
+
+
+def _result(future: Future, processes: Sequence[BaseProcess]) -> Any:
+    try:
+        return future.result()
+    except BrokenProcessPool:
+        limit = time.monotonic() + 15  # another thread collects the codes
+        while not (codes := [p.exitcode for p in processes if p.exitcode]):
+            if time.monotonic() > limit:
+                break
+            time.sleep(0.01)
+        msg = (
+            f"a worker process ended with exit code {next(iter(codes), 'unknown')} (-9: "
+            "killed, as when memory runs out); the same command goes on from here."
+        )
+        raise RuntimeError(msg) from None
+
+
 _STARTING = threading.Lock()  # children that appear meanwhile are those of one pool
 
 
 @contextmanager
 def _workers(
     count: int,
-    prepare: Callable[..., Do],
-    args: tuple,
+    prepare: Callable[[], Do],
     on_message: Callable[[Any], None],
 ) -> Iterator[_Pool]:
     """A pool of processes; on the way out none of them is left."""
     messages, over = SPAWN.SimpleQueue(), threading.Event()
-    make = lambda: ProcessPoolExecutor(1, SPAWN, _begin, (prepare, args, messages))
+    make = lambda: ProcessPoolExecutor(1, SPAWN, _begin, (prepare, messages))
     pool = _Pool([make() for _ in range(count)], [], [])
     pass_on = (messages, on_message, pool.errors, over)
     passing = threading.Thread(target=_pass_on, args=pass_on, daemon=True)
@@ -206,50 +216,25 @@ def _pass_on(
             errors.append(error)
 
 
-def _result(future: Future, processes: Sequence[BaseProcess]) -> Any:
-    try:
-        return future.result()
-    except BrokenProcessPool:
-        ready = connection.wait([process.sentinel for process in processes], timeout=10)
-        dead = [process for process in processes if process.sentinel in ready]
-        limit = time.monotonic() + 5  # another thread collects their codes
-        while not (codes := [p.exitcode for p in dead if p.exitcode]):
-            if time.monotonic() > limit:
-                break
-            time.sleep(0.01)
-        msg = (
-            f"a worker process ended with exit code {next(iter(codes), 'unknown')} (-9: "
-            "killed, as when memory runs out); the same command goes on from here."
-        )
-        raise RuntimeError(msg) from None
+_HERE: dict[str, Any] = {}  # in a worker: what it begins with
 
 
-class _Worker(NamedTuple):
-    """What a process has to do its jobs."""
-
-    prepare: Callable[..., Do]
-    args: tuple
-    messages: Any
-    prepared: list[Do]  # empty before the first job
-
-
-_HERE: list[_Worker] = []  # in a worker, its own
-
-
-def _begin(prepare: Callable[..., Do], args: tuple, messages: Any) -> None:
+def _begin(prepare: Callable[[], Do], messages: Any) -> None:
     """The first call in a worker."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    _HERE.append(_Worker(prepare, args, messages, []))
+    _HERE.update(prepare=prepare, send=messages.put)
+
+
+@cache
+def _prepared() -> Do:
+    return _HERE["prepare"]()
 
 
 def _work(work: Any) -> Any:
-    """One job in a worker."""
-    (here,) = _HERE
+    """One job in a worker; what preparing raises goes to the parent, too."""
     try:
         with terminable():
-            if not here.prepared:  # here, where what it raises goes to the parent
-                here.prepared.append(here.prepare(*here.args))
-            return here.prepared[0](work, here.messages.put)
+            return _prepared()(work, _HERE["send"])
     except SystemExit as error:
         msg = f"a job ended its process by exit({error.code})."
         raise RuntimeError(msg) from error
@@ -279,6 +264,5 @@ def worker_count(wanted: int | None) -> int:
         return wanted
     if jax.default_backend() != "cpu":
         return 1
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    cores = getattr(os, "sched_getaffinity", lambda _: range(os.cpu_count() or 1))
+    return len(cores(0))

@@ -6,6 +6,7 @@ import shutil
 import threading
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +15,7 @@ import numpy as np
 
 from jaxcl.data import Task
 from jaxcl.runs.folder import CHECKPOINTS, RunFolder, append, finished
-from jaxcl.runs.jobs import Do, Job, run_jobs
+from jaxcl.runs.jobs import Do, Job, run_jobs, worker_count
 from jaxcl.training import Options, ShardingPlan, fsdp, learn, make_mesh
 from jaxcl.training.compiled import Build, Metrics
 from jaxcl.training.logging import progress
@@ -110,10 +111,9 @@ def result_line(trial: Trial, finite: Any, *, seconds: float, **more: Any) -> di
 def run_trials(
     folder: RunFolder,
     trials: Sequence[Trial],
-    prepare: Callable[..., Learn],
-    args: tuple,
+    prepare: Callable[[RunFolder], Learn],
     *,
-    num_workers: int,
+    workers: int | None,
     size: int = 1,
     program: Callable[[Trial], Hashable] = lambda trial: None,
 ) -> None:
@@ -122,49 +122,51 @@ def run_trials(
     Args:
       folder: of the run.
       trials: in this order; those of one name are done once.
-      prepare: ``prepare(*args) -> learn``, found by its name in a module;
+      prepare: ``prepare(folder) -> learn``, found by its name in a module;
         ``learn(trials, tell)`` learns up to ``size`` trials of one setting and arm side by
         side and returns their lines, in order. It keeps its checkpoints in
         :func:`checkpoint_folder`.
-      args: for ``prepare``.
-      num_workers: processes.
+      workers: processes; by default one per core on a CPU and one on an accelerator.
       size: trials in one call.
       program: what is compiled for a trial: a process prefers those of the same.
     """
     done = finished(folder)
-    every = {trial.run: trial for trial in reversed(trials)}  # the first of each name
-    every = {trial.run: every[trial.run] for trial in trials}
-    todo = [trial for name, trial in every.items() if name not in done]
-    with progress(len(every), "runs", done=len(every) - len(todo)) as advance:
-        turn = threading.Lock()  # messages come in another thread than results
+    named: dict[str, Trial] = {}
+    for trial in trials:
+        named.setdefault(trial.run, trial)
+    todo = [trial for name, trial in named.items() if name not in done]
+    jobs = [Job(pack, program(pack[0])) for pack in packs(todo, size)]
+    sent = {
+        job.work[0].run: Fraction() for job in jobs
+    }  # parts of runs, until lines come
+    turn = threading.Lock()  # messages come in another thread than results
 
-        def on_message(message: tuple[str, int, Fraction, str]) -> None:
-            name, count, part, words = message
+    with progress(len(named), "runs", done=len(named) - len(todo)) as advance:
+
+        def on_message(message: tuple[str, Fraction, str]) -> None:
+            name, part, words = message
             with turn:
-                if name in advanced:  # otherwise its lines have overtaken it
-                    advanced[name] += count * part
-                    advance(count * part, words)
+                if name in sent:  # otherwise its lines have overtaken it
+                    sent[name] += part
+                    advance(part, words)
 
         def on_result(job: Job, lines: list[dict]) -> None:
             append(folder, lines)
             shutil.rmtree(checkpoint_folder(folder, job.work), ignore_errors=True)
             with turn:  # a run that diverged or was resumed has sent less than all
-                advance(len(lines) - advanced.pop(job.work[0].run))
+                advance(len(lines) - sent.pop(job.work[0].run))
 
-        jobs = [Job(pack, program(pack[0])) for pack in packs(todo, size)]
-        advanced = {job.work[0].run: Fraction() for job in jobs}
-        learning = (prepare, args)
-        run_jobs(
-            _prepared, learning, jobs, on_result, on_message, num_workers=num_workers
-        )
+        do = partial(_prepared, prepare, folder)
+        count = worker_count(workers)
+        run_jobs(do, jobs, on_result, on_message, num_workers=count)
 
 
-def _prepared(prepare: Callable[..., Learn], args: tuple) -> Do:
+def _prepared(prepare: Callable[[RunFolder], Learn], folder: RunFolder) -> Do:
     """A job as :func:`run_jobs` has it: its messages say which trials they are of."""
-    learn_trials = prepare(*args)
+    learn_trials = prepare(folder)
 
     def work(pack: Sequence[Trial], send: Callable[[Any], None]) -> list[dict]:
-        tell = lambda part, words: send((pack[0].run, len(pack), part, words))
+        tell = lambda part, words: send((pack[0].run, len(pack) * part, words))
         return learn_trials(pack, tell)
 
     return work
@@ -205,29 +207,31 @@ class RunSpec(NamedTuple):
     frozen: Any = ()
 
 
-def learner(
-    spec: Callable[[Any, Trial], RunSpec], config: Any, folder: RunFolder
-) -> Learn:
-    """For :func:`run_trials`: each trial is learned by the host loop, over all devices.
+def learner(spec: Callable[[Any, Trial], RunSpec], folder: RunFolder) -> Learn:
+    """Learn each trial by the host loop; ``config.fsdp`` devices share large parameters."""
+    return lambda pack, tell: [
+        learn_trial(trial, spec(folder.config, trial), folder, tell) for trial in pack
+    ]
+
+
+def run_specs(
+    folder: RunFolder,
+    trials: Sequence[Trial],
+    spec: Callable[[Any, Trial], RunSpec],
+) -> None:
+    """Do every trial that has no line of results yet, by the host loop over all devices.
 
     Args:
+      folder: of the run; its settings have ``workers`` and ``fsdp``.
+      trials: as for :func:`run_trials`.
       spec: ``(config, trial) -> RunSpec``, found by its name in a module.
-      config: the settings; ``config.fsdp`` devices share large parameters.
-      folder: of the run.
     """
-
-    def learn_trials(pack: Sequence[Trial], tell: Tell) -> list[dict]:
-        return [
-            learn_trial(trial, spec(config, trial), folder, tell, fsdp=config.fsdp)
-            for trial in pack
-        ]
-
-    return learn_trials
+    sharding_of(folder.config.fsdp)
+    spec(folder.config, trials[0])  # refuses what does not fit the data
+    run_trials(folder, trials, partial(learner, spec), workers=folder.config.workers)
 
 
-def learn_trial(
-    trial: Trial, spec: RunSpec, folder: RunFolder, tell: Tell, *, fsdp: int = 1
-) -> dict:
+def learn_trial(trial: Trial, spec: RunSpec, folder: RunFolder, tell: Tell) -> dict:
     """Learn one trial to its end, or go on with it; its line.
 
     Raises:
@@ -243,7 +247,7 @@ def learn_trial(
         folder=checkpoint_folder(folder, [trial]),
         frozen=spec.frozen,
         metrics=spec.metrics,
-        sharding=sharding_of(fsdp),
+        sharding=sharding_of(folder.config.fsdp),
         metadata={"run": trial.run},
         on_progress=lambda steps, words: tell(
             Fraction(steps, sum(lengths)), f"{trial.arm}, seed {trial.seed}, {words}"

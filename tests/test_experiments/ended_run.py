@@ -14,7 +14,7 @@ from jaxcl.metrics import classification
 from jaxcl.models import mlp
 from jaxcl.runs.command import main
 from jaxcl.runs.experiment import Experiment
-from jaxcl.runs.trials import RunSpec, Trial, learner, run_trials
+from jaxcl.runs.trials import RunSpec, Trial, run_specs
 from jaxcl.training import Options
 from jaxcl.tree import as_batch
 
@@ -31,8 +31,8 @@ class Config:
 
 def run(config, folder):
     trials = [Trial("toy", "sgd", {}, seed) for seed in range(2)]
-    args = spec, config, folder
-    run_trials(folder, trials, learner, args, num_workers=config.workers)
+    del config
+    run_specs(folder, trials, spec)
 
 
 def spec(config, trial):

@@ -105,7 +105,7 @@ def test_trials_that_have_a_line_are_not_done_again(
     folder = RunFolder(tmp_path, "toy", "toy", None)
     todo = [trial("sgd", seed) for seed in range(4)] + [trial("sgd", 1, group="again")]
     append(folder, [result_line(todo[0], [True], seconds=0.0)])
-    run_trials(folder, todo, learn_all, (folder,), num_workers=num_workers, size=size)
+    run_trials(folder, todo, learn_all, workers=num_workers, size=size)
     lines = read_records(folder)
     assert sorted(line["run"] for line in lines) == sorted(one.run for one in todo[:4])
     assert lines[0]["run"] == todo[0].run

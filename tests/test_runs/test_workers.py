@@ -1,5 +1,6 @@
 """Work shared out to processes: nothing lost, nothing twice, nobody left behind."""
 
+import functools
 import importlib
 import os
 import signal
@@ -69,7 +70,8 @@ def share_out(jobs, args, todo, receive, *, num_workers, on_result=None):
     """The results of all jobs."""
     named, found = [job if isinstance(job, Job) else Job(job) for job in todo], []
     take = on_result or (lambda job, result: found.append(result))
-    run_jobs(jobs.prepare, args, named, take, receive, num_workers=num_workers)
+    prepare = functools.partial(jobs.prepare, *args)
+    run_jobs(prepare, named, take, receive, num_workers=num_workers)
     return found
 
 
