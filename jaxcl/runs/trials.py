@@ -136,6 +136,7 @@ def run_trials(
         named.setdefault(trial.run, trial)
     todo = [trial for name, trial in named.items() if name not in done]
     jobs = [Job(pack, program(pack[0])) for pack in packs(todo, size)]
+    _note_other_packs(folder, [*packs(todo, size), *packs(list(named.values()), size)])
     sent = {
         job.work[0].run: Fraction() for job in jobs
     }  # parts of runs, until lines come
@@ -159,6 +160,15 @@ def run_trials(
         do = partial(_prepared, prepare, folder)
         count = worker_count(workers)
         run_jobs(do, jobs, on_result, on_message, num_workers=count)
+
+
+def _note_other_packs(folder: RunFolder, known: Sequence[Sequence[Trial]]) -> None:
+    """Say that work is lost where other trials were learned side by side."""
+    kept = {checkpoint_folder(folder, pack) for pack in known}
+    others = set((folder.path / CHECKPOINTS).glob("*")) - kept
+    if others and known:
+        said = "were packed otherwise, and begin again; see runs_per_call"
+        print(f"note: runs of {len(others)} checkpoints {said}: {folder.path}")
 
 
 def _prepared(prepare: Callable[[RunFolder], Learn], folder: RunFolder) -> Do:

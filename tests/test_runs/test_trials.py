@@ -89,7 +89,7 @@ def test_few_digits_and_no_nan():
 def learn_all(folder):
     def learn(pack, tell):
         place = checkpoint_folder(folder, pack)
-        place.mkdir(parents=True)
+        place.mkdir(parents=True, exist_ok=True)
         tell(Fraction(1, 2), "half")
         return [result_line(one, [True], seconds=0.0, accuracy=[0.5]) for one in pack]
 
@@ -112,3 +112,17 @@ def test_trials_that_have_a_line_are_not_done_again(
     assert all("group" not in line for line in lines)  # the first of a name counts
     assert capsys.readouterr().err.splitlines()[-1].startswith("runs: 4/4")
     assert not list((tmp_path / CHECKPOINTS).iterdir())
+
+
+@pytest.mark.parametrize(
+    ("size", "said"), [(2, ""), (1, "note: runs of 2 checkpoints")]
+)
+def test_checkpoints_of_other_packs_are_announced(tmp_path, capsys, size, said):
+    """Oracle: two packs of two that were stopped, one of them after its lines."""
+    folder = RunFolder(tmp_path, "toy", "toy", None)
+    todo = [trial("sgd", seed) for seed in range(4)]
+    for pack in packs(todo, 2):
+        checkpoint_folder(folder, pack).mkdir(parents=True)
+    append(folder, [result_line(one, [True], seconds=0.0) for one in todo[:2]])
+    run_trials(folder, todo, learn_all, workers=1, size=size)
+    assert capsys.readouterr().out[: len(said) or None] == said
