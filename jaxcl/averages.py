@@ -34,9 +34,6 @@ def ema(decay: ScalarLike, *, warm_up: bool = False) -> Average:
       warm_up: use ``min(d, (1 + t) / (10 + t))`` at step ``t`` (from 1), so that a long
         average does not stay near the start.
 
-    Raises:
-      ValueError: if ``decay`` is known and outside [0, 1].
-
     Reference: Polyak and Juditsky 1992 (averaging); Arani et al. 2022, arXiv:2201.12604
     (a slow copy of a continual learner); the warm-up is that of TensorFlow's
     ``ExponentialMovingAverage``.
@@ -58,9 +55,8 @@ def ema(decay: ScalarLike, *, warm_up: bool = False) -> Average:
         return EmaState(jax.tree.map(move, state.average, params), count)
 
     def read(state, params):
-        return jax.tree.map(
-            lambda average, p: average.astype(p.dtype), state.average, params
-        )
+        cast = lambda average, param: average.astype(param.dtype)
+        return jax.tree.map(cast, state.average, params)
 
     return Average(init, read, observe)
 
@@ -75,9 +71,6 @@ def interpolate(alpha: ScalarLike) -> Average:
 
     Args:
       alpha: in [0, 1]: 1 changes nothing, 0 discards the task. May be traced.
-
-    Raises:
-      ValueError: if ``alpha`` is known and outside [0, 1].
 
     Reference: Wortsman et al. 2022 (WiSE-FT), arXiv:2109.01903, equation 1, applied once
     per task.
@@ -103,9 +96,6 @@ def wise_ft(alpha: ScalarLike) -> Average:
 
     Args:
       alpha: in [0, 1]: 1 gives the parameters, 0 their initial values. May be traced.
-
-    Raises:
-      ValueError: if ``alpha`` is known and outside [0, 1].
 
     Reference: Wortsman et al. 2022 (WiSE-FT), arXiv:2109.01903, equation 1.
     """

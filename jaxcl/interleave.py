@@ -59,15 +59,9 @@ def interleave(method: Method, memory: Memory, *, every: int) -> Method:
         same_place = stepped._replace(progress=before.progress)
         again = lambda _: method.step(key_replay, same_place, rows)[0]
         new = when(due, again, stepped)._replace(progress=stepped.progress)
-        record = StepRecord(
-            before.params,
-            (),
-            subtract(new.params, before.params),
-            after((new.params, info.loss), batch),
-            rows,
-            (),
-            before.progress,
-        )
+        seen = after((new.params, info.loss), batch)
+        change = subtract(new.params, before.params)
+        record = StepRecord(before.params, (), change, seen, rows, (), before.progress)
         replay = memory.observe(key_observe, replay, record, new.params)
         return new._replace(memory=InterleavedState(new.memory, replay)), info
 

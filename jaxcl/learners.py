@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float
 from jaxcl.errors import check_key, check_size
 from jaxcl.losses import MASKED
 from jaxcl.method import default_learner, make_method
-from jaxcl.tree import at, by_chunks, num_rows, safe_divide
+from jaxcl.tree import at, by_chunks, flat_rows, num_rows, safe_divide
 from jaxcl.typing import Batch, Key, Loss, MethodState, Outputs, Params
 
 
@@ -42,9 +42,9 @@ def nearest_mean(
     Evaluate it with :func:`nearest_mean_outputs`.
 
     Args:
-      hidden: ``(params, x [b, ...]) -> [b, ...]``, flattened per row; with a
-        :class:`~jaxcl.typing.Model` ``model.hidden``, of whose tuple the last is taken.
-      num_classes: number of classes.
+      hidden: ``(params, x [b, ...]) -> [b, ...]``, flattened per row; of a tuple, such as
+        that of a model's ``hidden``, the last is taken.
+      num_classes: ``c``.
       read: whose features are used, such as ``lambda state: average.read(state.average,
         state.params)`` for the average of a method.
       chunk_size: rows held at once; all if absent.
@@ -69,14 +69,10 @@ def nearest_mean(
 def nearest_mean_outputs(outputs: Outputs, hidden: Callable) -> Outputs:
     r"""Outputs for parameters, and for a :class:`NearestMean` by distance.
 
-    Args:
-      outputs: used for ordinary parameters.
-      hidden: as for :func:`nearest_mean`.
-
-    Returns:
-      Outputs; for a :class:`NearestMean` they are :math:`-|\bar h(x) - \mu_c|^2`, and for
-      a class without examples in memory :data:`jaxcl.losses.MASKED`; zeros for all
-      classes while the memory is empty.
+    ``outputs`` for ordinary parameters; for a :class:`NearestMean`
+    :math:`-|\bar h(x) - \mu_c|^2`, and :data:`jaxcl.losses.MASKED` for a class without
+    examples in memory; zeros while the memory is empty. ``hidden`` is that of
+    :func:`nearest_mean`.
 
     Source: Rebuffi et al. 2017, arXiv:1611.07725, equation 2.
     """
@@ -111,7 +107,7 @@ def from_memory_alone(
       init: ``(key) -> params``.
       loss: ``(params, batch, keys [b]) -> [b]``.
       optimizer: any of optax.
-      num_epochs: passes over the memory. This full cost is paid at each evaluation.
+      num_epochs: passes over the memory, at each evaluation.
       batch_size: rows per step, at most those that the memory can hold.
 
     Returns:
@@ -148,9 +144,8 @@ def from_memory_alone(
                 key = jax.random.fold_in(key_steps, state.progress.step)
                 new, _ = method.step(key, state, batch)
                 real = jnp.any(batch.weight > 0)
-                return jax.tree.map(
-                    lambda a, b: jnp.where(real, a, b), new, state
-                ), None
+                keep = lambda new, old: jnp.where(real, new, old)
+                return jax.tree.map(keep, new, state), None
 
             return jax.lax.scan(step, state, (order, once))[0], None
 
@@ -165,10 +160,7 @@ def kept_rows(state: MethodState) -> Batch:
 
     The method must have a memory that stores rows, such as ``reservoir(...)``.
     """
-    kept = state.memory.kept
-    if kept.weight.ndim == 1:
-        return kept
-    return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), kept)
+    return flat_rows(state.memory.kept)
 
 
 def _unit_features(hidden, params, x):

@@ -16,14 +16,9 @@ from jaxtyping import Array, Bool, PyTree
 def when(due: Bool[Array, ""], then: Callable[[PyTree], PyTree], operand: PyTree):
     """``then(operand)`` where ``due``, and ``operand`` unchanged elsewhere.
 
-    Args:
-      due: [] whether it is time; may be batched by ``vmap``.
-      then: a function whose result has the structure, shapes and dtypes of its argument.
-      operand: the argument of ``then``.
-
-    Returns:
-      The changed or unchanged operand. Under ``vmap`` the work is done for all runs as
-      soon as one is due (the others keep their values), and for none if none is.
+    Under ``vmap`` the work is done for all runs as soon as one is due (the others keep
+    their values), and for none if none is. The result of ``then`` has the structure,
+    shapes and dtypes of its argument.
     """
 
     def work(operand):

@@ -28,7 +28,7 @@ import optax
 from jax.random import split
 from jaxtyping import Array, Float, PyTree, ScalarLike
 
-from jaxcl.errors import InputError, check_key, check_kind, check_number, check_size
+from jaxcl.errors import check_key, check_kind, check_number, check_size, require
 from jaxcl.losses.replay import ReplayWeight, by_rows, replayed_loss, step_loss
 from jaxcl.memory import after, no_memory
 from jaxcl.parts import noted, part_of
@@ -39,7 +39,15 @@ from jaxcl.transforms.optimizers import (
     restarted,
     schedule_free_average,
 )
-from jaxcl.tree import axpy, check_batch, check_params, norm, num_rows, subtract
+from jaxcl.tree import (
+    axpy,
+    check_batch,
+    check_params,
+    flat_rows,
+    norm,
+    num_rows,
+    subtract,
+)
 from jaxcl.typing import (
     Average,
     Batch,
@@ -64,12 +72,10 @@ from jaxcl.typing import (
 StepMetrics = Mapping[str, Callable[[MethodState, StepRecord], Float[Array, ""]]]
 
 #: Names that steps and the lines of the host loop have already.
-_REPORTED = frozenset(
-    {
-        *("at", "examples_per_second", "finite", "grad_norm", "loss", "not_finite"),
-        *("penalty", "results", "seconds", "step", "task", "valid"),
-    }
-)
+_REPORTED = {
+    *("at", "examples_per_second", "finite", "grad_norm", "loss", "not_finite"),
+    *("penalty", "results", "seconds", "step", "task", "valid"),
+}
 
 
 def make_method(
@@ -94,11 +100,11 @@ def make_method(
 
     Args:
       loss: ``(params, batch, keys [b]) -> [b]``, one number per example.
-      optimizer: turns the final gradient into an update; any optax transformation except
-        a line search, which needs the gradient of the loss itself. It gets ``value``,
-        ``grad_fn(params)`` (of loss and penalty) and ``progress``. The averaged parameters
-        of a schedule-free optimizer are the default learner and what a task ends with;
-        with ``reset_optimizer`` training continues from them.
+      optimizer: any optax transformation except a line search, which needs the gradient
+        of the loss itself. It gets ``value``, ``grad_fn(params)`` (of loss and penalty)
+        and ``progress``. The averaged parameters of a schedule-free optimizer are the
+        default learner and what a task ends with; with ``reset_optimizer`` training
+        continues from them.
       gradient: a transformation of the raw gradient that may call ``grad_fn(params)``,
         ``replay_grad_fn(params)`` or ``task_grad_fn(params)`` (SAM, GNP, A-GEM, GEM).
         All use the same batch and replay, and for each row the same key. For
@@ -113,10 +119,8 @@ def make_method(
       replay_weight: the weight of the replay loss relative to the current one, or a
         function of the step, such as :func:`jaxcl.losses.by_rows` and ``by_tasks``;
         the Python number 0 for methods that use only its gradient (A-GEM, GEM).
-      chunk_size: rows whose activations are held at once: gradient accumulation, for
-        every gradient of the loss; all if absent. See
-        :func:`jaxcl.losses.example_losses`. A regularizer that uses rows has its own
-        ``chunk_size``.
+      chunk_size: rows whose activations are held at once, for every gradient of the loss
+        (:func:`jaxcl.losses.example_losses`); a regularizer has its own ``chunk_size``.
       perturb_penalty: whether the gradient transformation includes the penalty (SAM on
         loss + penalty), or the penalty's gradient is added afterwards, taken at the
         unperturbed parameters (as in Create-and-Find).
@@ -129,23 +133,26 @@ def make_method(
         if there is one, and the parameters.
 
     Returns:
-      A :class:`~jaxcl.typing.Method`. Parts that are absent have no state and add nothing
-      to the compiled program. An error inside a part has a note that names the part.
+      A method. Parts that are absent have no state and add nothing to the compiled
+      program. An error inside a part has a note that names the part.
     """
-    flags = perturb_penalty, reset_optimizer, reset_gradient
-    named: Any = dict(zip(_FLAGS, flags, strict=True))
-    check_kind("make_method", bool, "True or False", **named)
+    flags: Any = {
+        "perturb_penalty": perturb_penalty,
+        "reset_optimizer": reset_optimizer,
+        "reset_gradient": reset_gradient,
+    }
+    check_kind("make_method", bool, "True or False", **flags)
     check_size("make_method", optional=True, chunk_size=chunk_size)
     if callable(replay_weight):
         replay_weight = noted("replay_weight", replay_weight, by_rows)
     else:
         check_number("make_method", replay_weight=replay_weight)
-    if replay_loss is not None and memory is None:
-        msg = "make_method: replay_loss needs a memory, got none; give memory= as well."
-        raise InputError(msg)
-    if taken := _REPORTED & set(metrics or {}):
-        msg = f"make_method: metrics has {min(taken)!r}, which steps report; rename it."
-        raise InputError(msg)
+    alone = replay_loss is not None and memory is None
+    remedy = "give memory= as well"
+    require(not alone, "make_method", f"replay_loss needs a memory, got none; {remedy}")
+    taken = min(_REPORTED & set(metrics or {}), default=None)
+    came = f"metrics has {taken!r}, which steps report; rename it"
+    require(taken is None, "make_method", came)
     loss = noted("loss", loss)
     past = replay_loss and noted("replay_loss", replay_loss)
     parts = _Parts(
@@ -157,12 +164,12 @@ def make_method(
         part_of("reset", reset, Reset()),
         step_loss(loss, past, replay_weight, chunk_size),
         replayed_loss(past or loss, chunk_size),
-        *flags,
         {
             name: noted(f"metrics[{name!r}]", of, lambda state, step: None)
             for name, of in (metrics or {}).items()
         },
         learners and noted("learners", learners),
+        **flags,
     )
     return Method(
         partial(_init, parts),
@@ -170,9 +177,6 @@ def make_method(
         partial(_end_task, parts),
         partial(_named_learners, parts),
     )
-
-
-_FLAGS = ("perturb_penalty", "reset_optimizer", "reset_gradient")
 
 
 class _Parts(NamedTuple):
@@ -186,11 +190,11 @@ class _Parts(NamedTuple):
     reset: Reset
     loss: Callable[..., Any]  # see step_loss
     replayed: Callable[..., Any]  # see replayed_loss
+    metrics: StepMetrics
+    learners: Callable[[MethodState], Mapping[str, PyTree]] | None
     perturb_penalty: bool
     reset_optimizer: bool
     reset_gradient: bool
-    metrics: StepMetrics
-    learners: Callable[[MethodState], Mapping[str, PyTree]] | None
 
 
 def _init(parts: _Parts, params: Params, example: Batch) -> MethodState:
@@ -198,7 +202,10 @@ def _init(parts: _Parts, params: Params, example: Batch) -> MethodState:
     check_params("init", params)
     optimizer_state = first_state(parts.optimizer, params)
     if is_schedule_free(optimizer_state):
-        _check_schedule_free(parts)
+        # It has an average of its own, and a box would hold for what it trains.
+        boxed = parts.regularizer.project is not no_projection
+        message = "a schedule-free optimizer takes no average= and no box"
+        require(not boxed and parts.average == Average(), "make_method", message)
     return MethodState(
         params,
         parts.gradient.init(params),
@@ -209,15 +216,6 @@ def _init(parts: _Parts, params: Params, example: Batch) -> MethodState:
         parts.reset.init(params, example),
         Progress(*(jnp.zeros((), jnp.int32) for _ in Progress._fields)),
     )
-
-
-def _check_schedule_free(parts: _Parts) -> None:
-    """Refuse parts that would not apply to the averaged parameters."""
-    # It has an average of its own, and a box would hold for the parameters it trains.
-    boxed = parts.regularizer.project is not no_projection
-    if boxed or parts.average != Average():
-        msg = "make_method: a schedule-free optimizer takes no average= and no box."
-        raise InputError(msg)
 
 
 def _step(
@@ -233,7 +231,7 @@ def _step(
     group_keys = split(key_replay, groups.weight.shape)
     context = Context(
         batch,
-        _flat(groups),
+        flat_rows(groups),
         split(key_loss, num_rows(batch)),
         group_keys.reshape(-1),
         parts.average.read(state.average, params),
@@ -304,9 +302,8 @@ def _update(
         return axpy(1.0, jax.grad(penalty)(params), grads) if penalised else grads
 
     def replay_grad(params):
-        if not num_rows(context.replay):
-            msg = "make_method: gradient needs replayed rows, got none; give memory=."
-            raise InputError(msg)
+        message = "gradient needs replayed rows, got none; give memory="
+        require(num_rows(context.replay), "make_method", message)
         return jax.grad(parts.replayed)(params, *replay)
 
     (value, losses), data_grads = jax.value_and_grad(objective, has_aux=True)(params)
@@ -353,19 +350,18 @@ def _end_task(parts: _Parts, key: Key, state: MethodState, data: Batch) -> Metho
     fresh, averaged = parts.reset_optimizer, schedule_free_average(state)
     # A schedule-free average is the solution, also where training goes on beside it.
     params = state.params if averaged is None else averaged
-    average = parts.average.end_task(key_average, state.average, params, data)
-    average_state, params = average
-    now, end = state.regularizer, parts.regularizer.end_task
-    task, _, num_steps = state.progress
+    ended = parts.average.end_task(key_average, state.average, params, data)
+    average_state, params = ended
+    end, task = parts.regularizer.end_task, state.progress.task
     return MethodState(
         params if fresh or averaged is None else state.params,
         parts.gradient.init(params) if parts.reset_gradient else state.gradient,
         parts.optimizer.init(params) if fresh else state.optimizer,
-        end(key_regularizer, now, params, data),
+        end(key_regularizer, state.regularizer, params, data),
         parts.memory.end_task(key_memory, state.memory, params, data),
         average_state,
         state.reset,
-        Progress(task + 1, jnp.zeros((), jnp.int32), num_steps),
+        Progress(task + 1, jnp.zeros((), jnp.int32), state.progress.num_steps),
     )
 
 
@@ -387,17 +383,8 @@ def default_learner(method: Method, state: MethodState) -> PyTree:
 
 def _by_task(parts: _Parts, params: Params, groups: Batch, keys) -> PyTree:
     """The gradient on each task's part of the replay, leaves [T, ...]."""
-    if groups.weight.ndim != 2:
-        memory = "memory=episodic(..., grouped=True)"
-        msg = f"make_method: gradient needs replay by task, got mixed rows; give {memory}."
-        raise InputError(msg)
-    return jax.vmap(jax.grad(parts.replayed), in_axes=(None, 0, 0))(
-        params, groups, keys
-    )
-
-
-def _flat(replay: Batch) -> Batch:
-    """Rows [b, ...] of a replay that may be grouped by task, [T, m, ...]."""
-    if replay.weight.ndim == 1:
-        return replay
-    return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), replay)
+    remedy = "give memory=episodic(..., grouped=True)"
+    message = f"gradient needs replay by task, got mixed rows; {remedy}"
+    require(groups.weight.ndim == 2, "make_method", message)
+    one = jax.grad(parts.replayed)
+    return jax.vmap(one, in_axes=(None, 0, 0))(params, groups, keys)

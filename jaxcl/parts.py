@@ -4,7 +4,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-from jaxcl.errors import InputError, check_kind
+from jaxcl.errors import check_kind, require
 
 
 def part_of(name: str, given: Any, neutral: Any) -> Any:
@@ -53,7 +53,6 @@ def _check_order(name: str, function: Callable, like: Callable) -> None:
         given, wanted = ([*inspect.signature(f).parameters] for f in (function, like))
     except (TypeError, ValueError):  # no function, or a builtin
         return
-    if any(word in given and given.index(word) != k for k, word in enumerate(wanted)):
-        came = f"({', '.join(wanted)}), got ({', '.join(given)})"
-        msg = f"make_method: {name} must be a function of {came}."
-        raise InputError(msg)
+    moved = [w for k, w in enumerate(wanted) if w in given and given.index(w) != k]
+    came = f"({', '.join(wanted)}), got ({', '.join(given)})"
+    require(not moved, "make_method", f"{name} must be a function of {came}")

@@ -8,6 +8,7 @@ Rows are split over both. The third, ``tensor``, splits large parameters a secon
 
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -15,7 +16,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
-from jaxcl.errors import InputError, check_kind, check_size, shown
+from jaxcl.errors import check_kind, check_size, require, shown
 from jaxcl.typing import Batch
 
 AXES = ("data", "fsdp", "tensor")
@@ -43,18 +44,16 @@ def make_mesh(
       devices: which to use; all that JAX sees if absent.
 
     Raises:
-      ValueError: for a number that is not an int of at least 1, or if the product of the
-        axes is not the number of devices.
+      ValueError: if the product of the axes is not the number of devices.
     """
-    check_size("make_mesh", optional=True, data=data)
     check_size("make_mesh", fsdp=fsdp, tensor=tensor)
     devices = np.asarray(jax.devices() if devices is None else devices)
     if data is None:
         data = max(1, devices.size // (fsdp * tensor))
-    if data * fsdp * tensor != devices.size:
-        axes = f"{data} x {fsdp} x {tensor}"
-        msg = f"make_mesh: axes must have {devices.size} devices in all, got {axes}."
-        raise InputError(msg)
+    check_size("make_mesh", data=data)
+    axes = f"{devices.size} devices in all, got {data} x {fsdp} x {tensor}"
+    fits = data * fsdp * tensor == devices.size
+    require(fits, "make_mesh", f"axes must have {axes}")
     kinds = (AxisType.Auto,) * len(AXES)
     return Mesh(devices.reshape(data, fsdp, tensor), AXES, axis_types=kinds)
 
@@ -74,20 +73,16 @@ def fsdp(*, at_least: int = 2**16, replicated: tuple[str, ...] = ()) -> Partitio
       at_least: entries from which a leaf is split; below it a copy on every device is
         cheaper than the communication.
       replicated: parts of a path whose leaves are never split, such as ``("lora",)``.
-
-    Raises:
-      ValueError: for a size below one, or for a string in place of a tuple.
     """
     check_size("fsdp", at_least=at_least)
-    if isinstance(replicated, str):
-        msg = f"fsdp: replicated must be a tuple, got {replicated!r}; add a comma."
-        raise InputError(msg)
+    came = f"got {replicated!r}; add a comma"
+    text = isinstance(replicated, str)
+    require(not text, "fsdp", f"replicated must be a tuple, {came}")
 
     def rule(path, shape, mesh):
         names = path.split("/")
-        kept = names[0] == "memory" or any(
-            p in name for p in replicated for name in names
-        )
+        named = any(part in name for part in replicated for name in names)
+        kept = named or names[0] == "memory"
         if kept or np.prod(shape, dtype=np.int64) < at_least:
             return PartitionSpec()
         spec: list[str | None] = [None] * len(shape)
@@ -110,12 +105,7 @@ def replicate(path: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
 
 
 def shardings(plan: ShardingPlan, tree: PyTree, *, prefix: str = "") -> PyTree:
-    """The sharding of every leaf of a tree of arrays or of their shapes.
-
-    Raises:
-      ValueError: if the rule returns anything but a PartitionSpec that splits the leaf
-        evenly over axes of the mesh.
-    """
+    """The sharding of every leaf of a tree of arrays or of their shapes."""
 
     def shard(path, leaf):
         name = prefix + jax.tree_util.keystr(path, simple=True, separator="/")
@@ -127,8 +117,8 @@ def shardings(plan: ShardingPlan, tree: PyTree, *, prefix: str = "") -> PyTree:
                 sharding.shard_shape(shape)
                 return sharding
         wanted = f"a PartitionSpec that splits {name} {list(shape)} evenly over {mesh}"
-        msg = f"learn: rule must return {wanted}, got {shown(spec)}; see fsdp."
-        raise InputError(msg)
+        came = f"{wanted}, got {shown(spec)}; see fsdp"
+        return require(False, "learn", f"rule must return {came}")
 
     return jax.tree_util.tree_map_with_path(shard, tree)
 
@@ -149,41 +139,27 @@ def num_parts(plan: ShardingPlan) -> int:
 
 
 def check_sharding_plan(who: str, plan: ShardingPlan) -> None:
-    """Refuse a mesh with other axes, and values of another type.
-
-    Raises:
-      ValueError: naming the function, what was expected and what it was.
-    """
+    """Refuse a mesh with other axes, and values of another type."""
     mesh, rule = plan
     check_kind(who, Mesh, "give ShardingPlan(mesh, rule)", mesh=mesh)
     check_kind(who, Callable, "such as fsdp()", rule=rule)
-    if not {*AXES} <= {*mesh.axis_names} or {*mesh.axis_types} != {AxisType.Auto}:
-        axes = f"{', '.join(AXES)}, all Auto, got {mesh}; make it by make_mesh()"
-        msg = f"{who}: mesh must have the axes {axes}."
-        raise InputError(msg)
+    ours = {*AXES} <= {*mesh.axis_names} and {*mesh.axis_types} == {AxisType.Auto}
+    axes = f"{', '.join(AXES)}, all Auto, got {mesh}; make it by make_mesh()"
+    require(ours, who, f"mesh must have the axes {axes}")
 
 
 def check_rows(who: str, plan: ShardingPlan, **sizes: int) -> None:
-    """Refuse batches that cannot be split evenly.
-
-    Raises:
-      ValueError: naming the function and the batch.
-    """
+    """Refuse batches that cannot be split evenly."""
     parts = num_parts(plan)
     for name, size in sizes.items():
-        if size % parts:
-            wanted = f"a multiple of the {parts} devices that share a batch"
-            msg = f"{who}: {name} must be {wanted}, got {size}."
-            raise InputError(msg)
+        wanted = f"a multiple of the {parts} devices that share a batch, got {size}"
+        require(size % parts == 0, who, f"{name} must be {wanted}")
 
 
 def place_rows(plan: ShardingPlan, batch: Batch) -> Batch:
     """Put a batch on the devices; ``batch`` holds the rows of this process only."""
-    sharding = batch_sharding(plan)
-    put = lambda leaf: jax.make_array_from_process_local_data(
-        sharding, np.asarray(leaf)
-    )
-    return jax.tree.map(put, batch)
+    put = partial(jax.make_array_from_process_local_data, batch_sharding(plan))
+    return jax.tree.map(lambda leaf: put(np.asarray(leaf)), batch)
 
 
 def own_rows(plan: ShardingPlan, numbers: np.ndarray) -> np.ndarray:

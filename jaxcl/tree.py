@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jaxtyping import Array, Float, PRNGKeyArray, PyTree, ScalarLike
+from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree, ScalarLike
 
 from jaxcl.errors import InputError, as_numbers, check_number, check_size, shown
 from jaxcl.lockstep import when
@@ -48,14 +48,19 @@ def norm(tree: PyTree) -> Float[Array, ""]:
     square = dot(tree, tree)
     if not jax.tree.leaves(tree):
         return square
-    limits = jnp.finfo(square.dtype)
-    known = (square > float(limits.tiny / limits.eps**2)) & (square < jnp.inf)
+    known = _is_exact(square)
     scaled = lambda _: _scaled_norm(tree)
     # On a CPU the passes of the scaled form would cost a tenth of a small network's step;
     # an accelerator would wait for the host to decide, and is quick at passes.
     if jax.default_backend() == "cpu":
         return when(~known, scaled, jnp.sqrt(square))
     return scaled(None)
+
+
+def _is_exact(square: Float[Array, ""]) -> Bool[Array, ""]:
+    """Whether no term that matters to a sum of squares over- or underflows."""
+    limits = jnp.finfo(square.dtype)
+    return (square > float(limits.tiny / limits.eps**2)) & (square < jnp.inf)
 
 
 @norm.defjvp
@@ -76,8 +81,7 @@ def projection(a: PyTree, b: PyTree) -> tuple[Float[Array, ""], Float[Array, ""]
     or underflow, both trees are divided by their largest entries first.
     """
     inner, square = dot(a, b), dot(b, b)
-    limits = jnp.finfo(square.dtype)
-    known = (square > float(limits.tiny / limits.eps**2)) & (square < jnp.inf)
+    limits, known = jnp.finfo(square.dtype), _is_exact(square)
     known &= (jnp.abs(inner) > float(limits.tiny / limits.eps)) & jnp.isfinite(inner)
     fast = safe_divide(inner, square), jnp.sqrt(square)
     scaled = lambda _: _scaled_projection(a, b)
@@ -90,33 +94,29 @@ def projection(a: PyTree, b: PyTree) -> tuple[Float[Array, ""], Float[Array, ""]
 
 def _scaled_projection(a: PyTree, b: PyTree):
     """The projection of the trees divided by their largest entries, put together again."""
-    tops = _largest(a), _largest(b)
-    one, other = (
-        jax.tree.map(lambda leaf, top=top: wide(leaf) / top, tree)
-        for tree, top in zip((a, b), tops, strict=True)
-    )
+    (top, one), (other_top, other) = _scaled(a), _scaled(b)
     square = dot(other, other)
     share = safe_divide(dot(one, other), square)
-    return share * (tops[0] / tops[1]), tops[1] * jnp.sqrt(square)
+    return share * (top / other_top), other_top * jnp.sqrt(square)
 
 
-def _largest(tree: PyTree) -> Float[Array, ""]:
-    """The largest entry by size; one where it is zero or no number."""
+def _scaled_norm(tree: PyTree) -> Float[Array, ""]:
+    """The norm of the leaves divided by their largest entry, times that entry."""
+    top, unit = _scaled(tree)
+    return top * jnp.sqrt(dot(unit, unit))
+
+
+def _scaled(tree: PyTree) -> tuple[Float[Array, ""], PyTree]:
+    """The largest entry by size (one where it is zero or no number), and the quotients."""
     top = _top(tree)
-    return jnp.where((top > 0) & (top < jnp.inf), top, 1)
+    top = jnp.where((top > 0) & (top < jnp.inf), top, 1)
+    return top, jax.tree.map(lambda leaf: wide(leaf) / top, tree)
 
 
 def _top(tree: PyTree) -> Float[Array, ""]:
     """The largest entry by size."""
     tops = [jnp.max(jnp.abs(wide(leaf)), initial=0) for leaf in jax.tree.leaves(tree)]
     return functools.reduce(jnp.maximum, tops)
-
-
-def _scaled_norm(tree: PyTree) -> Float[Array, ""]:
-    """The norm of the leaves divided by their largest entry, times that entry."""
-    top = _largest(tree)
-    unit = jax.tree.map(lambda leaf: wide(leaf) / top, tree)
-    return top * jnp.sqrt(dot(unit, unit))
 
 
 def wide_dtype(*leaves) -> jnp.dtype:
@@ -188,11 +188,8 @@ def by_chunks(function, parts, size: int | None, *, recompute: bool = False):
       parts: trees of leaves ``[n, ...]``.
       size: rows at once, all if None. One that divides ``n`` compiles the function once,
         not twice.
-      recompute: store no intermediate values of a chunk for the gradient but compute them
-        a second time: the memory of one chunk, for four thirds of the work.
-
-    Returns:
-      Leaves ``[n, ...]``, equal to ``function`` of all rows at once.
+      recompute: compute a chunk a second time for the gradient, and store nothing of it:
+        the memory of one chunk, for four thirds of the work.
     """
     check_size("by_chunks", optional=True, chunk_size=size)
     total = jax.tree.leaves(parts)[0].shape[0]
@@ -366,6 +363,13 @@ def check_params(who: str, params: PyTree) -> None:
             remedy = "keep out what is not trained, and give it to build (frozen=)"
             msg = f"{who}: params must be a tree of real arrays, got {came}; {remedy}."
             raise InputError(msg)
+
+
+def flat_rows(rows: Batch) -> Batch:
+    """Rows ``[b, ...]`` of a batch that may be grouped by task, ``[T, m, ...]``."""
+    if rows.weight.ndim == 1:
+        return rows
+    return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), rows)
 
 
 def num_rows(batch: Batch) -> int:

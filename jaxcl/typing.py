@@ -21,7 +21,7 @@ import optax
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, PRNGKeyArray, PyTree
 from jaxtyping import Key as Keys
 
-from jaxcl.errors import InputError
+from jaxcl.errors import require
 
 Key = PRNGKeyArray
 Params = PyTree
@@ -47,21 +47,18 @@ class Batch(NamedTuple):
 class Stream(NamedTuple):
     """Tasks in order: data common to all tasks, and a plan that makes tasks of them.
 
-    ``pool`` holds the data common to all tasks (images, labels); ``plan`` holds what is
-    specific to each (a permutation, row numbers, ...), every leaf with leading axis ``T``.
     ``train(pool, plan_t)`` and ``test(pool, plan_t)`` make the batch of the task whose
     plan is ``plan_t``; they are traced, so a task is in memory only while it is learned.
-    Seeds have one pool and different plans. Without ``shuffle``, the rows of a task are
-    learned in their order, not in a random one.
+    Seeds have one pool and different plans.
     """
 
-    pool: PyTree
-    plan: PyTree  # leaves [T, ...]
+    pool: PyTree  # common to all tasks: images, labels
+    plan: PyTree  # specific to each: a permutation, row numbers, ...; leaves [T, ...]
     train: Callable[[PyTree, PyTree], Batch]
     test: Callable[[PyTree, PyTree], Batch]
     num_classes: int  # outputs that the model needs
     name: str  # for logs and reports
-    shuffle: bool = True
+    shuffle: bool = True  # else rows are learned in their order
 
 
 class Progress(NamedTuple):
@@ -69,15 +66,12 @@ class Progress(NamedTuple):
 
     task: Int[Array, ""]  # tasks that have ended
     step: Int[Array, ""]  # steps done of the current task
-    num_steps: Int[
-        Array, ""
-    ]  # steps the task will have, set by the training loops; 0: not known
+    num_steps: Int[Array, ""]  # of the task, set by the training loops; 0: not known
 
     def fraction(self) -> Float[Array, ""]:
         """The fraction of the task that is done, in [0, 1]; 0 if its length is unknown."""
-        return jnp.where(
-            self.num_steps > 0, self.step / jnp.maximum(self.num_steps, 1), 0
-        )
+        known = self.num_steps > 0
+        return jnp.where(known, self.step / jnp.maximum(self.num_steps, 1), 0)
 
 
 class Context(NamedTuple):
@@ -114,26 +108,8 @@ Outputs = Callable[..., Float[Array, "b ..."]]
 #: ``(params) -> grads``: a gradient at other parameters, with the same batch and key.
 GradFn = Callable[[Params], Params]
 
-
-# Defaults of the fields of the records below.
-
-
-def no_state(params: Params, example: PyTree) -> State:
-    """The empty state."""
-    del params, example
-    return ()
-
-
-def no_observation(key: Any, state: State, step: Any, params: Params) -> State:
-    """Leave the state unchanged after a step."""
-    del key, step, params
-    return state
-
-
-def no_end(key: Any, state: State, params: Params, data: Any) -> State:
-    """Leave the state unchanged at the end of a task."""
-    del key, params, data
-    return state
+Observe = Callable[[Key, State, StepRecord, Params], State]
+EndTask = Callable[[Key, State, Params, Batch], State]
 
 
 def no_penalty(state: State, params: Params, context: Any) -> Float[Array, ""]:
@@ -148,26 +124,10 @@ def no_projection(state: State, params: Params) -> Params:
     return params
 
 
-def _read_params(state, params):
-    del state
-    return params
-
-
-def _end_average(key, state, params, data):
-    del key, data
-    return state, params
-
-
-def _no_reset(key, state, params, batch):
-    del key, batch
-    return state, params, None
-
-
 class Regularizer(NamedTuple):
     """Keeps parameters near past solutions by a penalty, a projection, or both.
 
-    ``Regularizer()`` does nothing: the neutral element of
-    :func:`jaxcl.regularizers.sum_of`.
+    ``Regularizer()`` does nothing.
 
     Attributes:
       init: ``(params, example) -> state``; ``example`` is a batch of one real row.
@@ -179,11 +139,11 @@ class Regularizer(NamedTuple):
         ``data`` is the training set of the task, or the part the caller chose.
     """
 
-    init: Callable[[Params, Batch], State] = no_state
+    init: Callable[[Params, Batch], State] = lambda params, example: ()
     penalty: Callable[[State, Params, Context], Float[ArrayLike, ""]] = no_penalty
     project: Callable[[State, Params], Params] = no_projection
-    observe: Callable[[Key, State, StepRecord, Params], State] = no_observation
-    end_task: Callable[[Key, State, Params, Batch], State] = no_end
+    observe: Observe = lambda key, state, step, params: state
+    end_task: EndTask = lambda key, state, params, data: state
 
 
 class Memory(NamedTuple):
@@ -194,14 +154,14 @@ class Memory(NamedTuple):
         of one real row, with weight zero: :func:`jaxcl.memory.blank_rows`.
       sample: ``(key, state) -> batch``; rows have weight 0 while the memory is empty.
         Leaves are ``[r, ...]``, or ``[T, m, ...]`` when grouped by task.
-      observe: ``(key, state, step, params) -> state``, after every step.
-      end_task: ``(key, state, params, data) -> state``, once at the end of a task.
+      observe: ``(key, state, step, params) -> state``, as of a :class:`Regularizer`.
+      end_task: ``(key, state, params, data) -> state``, likewise.
     """
 
     init: Callable[[Params, Batch], State]
     sample: Callable[[Key, State], Batch]
-    observe: Callable[[Key, State, StepRecord, Params], State] = no_observation
-    end_task: Callable[[Key, State, Params, Batch], State] = no_end
+    observe: Observe = lambda key, state, step, params: state
+    end_task: EndTask = lambda key, state, params, data: state
 
 
 class Average(NamedTuple):
@@ -216,17 +176,16 @@ class Average(NamedTuple):
         task; training continues from the returned parameters.
     """
 
-    init: Callable[[Params, Batch], State] = no_state
-    read: Callable[[State, Params], Params] = _read_params
-    observe: Callable[[Key, State, StepRecord, Params], State] = no_observation
-    end_task: Callable[[Key, State, Params, Batch], tuple[State, Params]] = _end_average
+    init: Callable[[Params, Batch], State] = lambda params, example: ()
+    read: Callable[[State, Params], Params] = lambda state, params: params
+    observe: Observe = lambda key, state, step, params: state
+    end_task: Callable[[Key, State, Params, Batch], tuple[State, Params]] = (
+        lambda key, state, params, data: (state, params)
+    )
 
 
 class Reset(NamedTuple):
-    """Maintains plasticity by changing parameters after a step.
-
-    ``Reset()`` does nothing: the neutral element of
-    :func:`jaxcl.plasticity.chain_resets`.
+    """Maintains plasticity by changing parameters after a step; ``Reset()`` does nothing.
 
     Attributes:
       init: ``(params, example) -> state``.
@@ -238,9 +197,9 @@ class Reset(NamedTuple):
         sqrt(1 - b2)`` learning rates long, 3.2 by default.
     """
 
-    init: Callable[[Params, Batch], State] = no_state
+    init: Callable[[Params, Batch], State] = lambda params, example: ()
     reset: Callable[[Key, State, Params, Batch], tuple[State, Params, PyTree]] = (
-        _no_reset
+        lambda key, state, params, batch: (state, params, None)
     )
 
 
@@ -298,13 +257,9 @@ class Units(NamedTuple):
     copies: int  # activations per unit: 1, or 2 with CReLU
 
 
-def _no_hidden(params, x):
-    del params, x
-    msg = (
-        "model: it has no hidden activations; give them as from_flax(..., hidden=...) or "
-        "Model(init, apply, hidden)."
-    )
-    raise InputError(msg)
+def _no_hidden(*_: Any) -> Any:
+    remedy = "give them as from_flax(..., hidden=...) or Model(init, apply, hidden)"
+    return require(False, "model", f"it has no hidden activations; {remedy}")
 
 
 class Model(NamedTuple):

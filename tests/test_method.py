@@ -28,7 +28,7 @@ from jaxcl.regularizers import boxed, distill, ewc, l2_init, sum_of
 from jaxcl.training.device import first_example, run_stream
 from jaxcl.transforms import agem, gem, gnp, sam
 from jaxcl.tree import as_batch, at
-from jaxcl.typing import Regularizer, Reset, Stream, no_state
+from jaxcl.typing import Regularizer, Reset, Stream
 
 D, H, C, T = 6, 5, 3, 2
 
@@ -256,7 +256,7 @@ def test_renewed_parameters_lose_their_optimizer_statistics():
         "w": jnp.zeros((D, H), bool).at[:, 1].set(True),
         "v": jnp.zeros((H, C), bool),
     }
-    reset = Reset(no_state, lambda k, s, p, b: (s, p, mask))
+    reset = Reset(Reset().init, lambda k, s, p, b: (s, p, mask))
     batch = at(slice(8), task(1))
     states = []
     for part in (reset, None):
@@ -279,7 +279,7 @@ def test_renewed_parameters_lose_their_optimizer_statistics():
 def test_statistics_restart_from_where_the_optimizer_begins(optimizer):
     """Oracle: `optimizer.init` at the parameters, which is not zero for these two."""
     everywhere = jax.tree.map(lambda leaf: jnp.ones(leaf.shape, bool), setting()[1])
-    reset = Reset(no_state, lambda k, s, p, b: (s, p, everywhere))
+    reset = Reset(Reset().init, lambda k, s, p, b: (s, p, everywhere))
     method = make_method(LOSS, optimizer, reset=reset)
     batch = at(slice(8), task(1))
     state = method.init(setting()[1], at(slice(1), batch))
@@ -311,7 +311,7 @@ def test_statistics_of_some_leaves_restart_like_those_of_all(optimizer):
         "w": jnp.zeros((D, H), bool).at[:, 1].set(True),
         "v": jnp.ones((H, C), bool),
     }
-    reset = Reset(no_state, lambda k, s, p, b: (s, p, mask))
+    reset = Reset(Reset().init, lambda k, s, p, b: (s, p, mask))
     batch = at(slice(8), task(1))
 
     def moments(optimizer):
@@ -331,7 +331,7 @@ def test_statistics_of_some_leaves_restart_like_those_of_all(optimizer):
 def test_statistics_of_other_shapes_cannot_restart_and_it_is_said():
     """Oracle: the message; without a reset the same optimizer learns."""
     everywhere = jax.tree.map(lambda leaf: jnp.ones(leaf.shape, bool), setting()[1])
-    reset = Reset(no_state, lambda k, s, p, b: (s, p, everywhere))
+    reset = Reset(Reset().init, lambda k, s, p, b: (s, p, everywhere))
     batch = at(slice(8), task(1))
     for part in (None, reset):
         method = make_method(LOSS, optax.adafactor(0.1), reset=part)
