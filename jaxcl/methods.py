@@ -16,16 +16,10 @@ from jaxtyping import ScalarLike
 from jaxcl.averages import ema
 from jaxcl.averages import interpolate as interpolated
 from jaxcl.curvature import Fisher, empirical_fisher, output_sensitivity
-from jaxcl.errors import InputError, check_size
+from jaxcl.errors import check_size, require
 from jaxcl.learners import from_memory_alone
 from jaxcl.losses import cross_entropy, dark_experience_loss
-from jaxcl.memory import (
-    Select,
-    episodic,
-    greedy_balanced,
-    random_examples,
-    reservoir,
-)
+from jaxcl.memory import Select, episodic, greedy_balanced, random_examples, reservoir
 from jaxcl.method import make_method
 from jaxcl.regularizers import boxed, distill, feature_distillation
 from jaxcl.regularizers import ewc as ewc_regularizer
@@ -46,25 +40,11 @@ def plain(loss: Loss, optimizer: Optimizer, **options) -> Method:
     return make_method(loss, optimizer, **options)
 
 
-def _method(loss: Loss, optimizer: Optimizer, options: Any, **own: Any) -> Method:
-    """The method of its own parts and the user's options."""
-    for name in own.keys() & options.keys():
-        remedy = "call make_method, with sum_of(...) for two regularizers"
-        msg = f"methods: {name} is set by the method itself, got another; {remedy}."
-        raise InputError(msg)
-    return make_method(loss, optimizer, **own, **options)
-
-
 def sam(
-    loss: Loss,
-    optimizer: Optimizer,
-    *,
-    rho: ScalarLike = 0.05,
-    **options,
+    loss: Loss, optimizer: Optimizer, *, rho: ScalarLike = 0.05, **options
 ) -> Method:
     """Sharpness-aware minimisation (arXiv:2010.01412)."""
-    gradient = sam_gradient(rho)
-    return _method(loss, optimizer, options, gradient=gradient)
+    return make_method(loss, optimizer, gradient=sam_gradient(rho), **options)
 
 
 def gnp(
@@ -76,16 +56,18 @@ def gnp(
     **options,
 ) -> Method:
     """Gradient norm penalty: ``L + penalty * |grad L|`` (arXiv:2202.03599)."""
-    gradient = gnp_gradient(r, penalty=penalty)
-    return _method(loss, optimizer, options, gradient=gradient)
+    return make_method(
+        loss, optimizer, gradient=gnp_gradient(r, penalty=penalty), **options
+    )
 
 
 def l2_init(
     loss: Loss, optimizer: Optimizer, *, strength: ScalarLike, **options
 ) -> Method:
     """L2 penalty towards the initial parameters, for plasticity (arXiv:2308.11958)."""
-    regularizer = l2_init_regularizer(strength)
-    return _method(loss, optimizer, options, regularizer=regularizer)
+    return make_method(
+        loss, optimizer, regularizer=l2_init_regularizer(strength), **options
+    )
 
 
 def ewc(
@@ -115,7 +97,7 @@ def ewc(
         decay=decay,
         running_mean=running_mean,
     )
-    return _method(loss, optimizer, options, regularizer=regularizer)
+    return make_method(loss, optimizer, regularizer=regularizer, **options)
 
 
 def create_and_find(
@@ -135,27 +117,23 @@ def create_and_find(
     The defaults are the authors' for text classification with BERT; tune them elsewhere.
     """
     fisher = empirical_fisher(loss, num_examples=num_examples)
-    return _method(
+    return make_method(
         loss,
         optimizer,
-        options,
         gradient=sam_gradient(rho, adaptive=True, eta=0.0),
         regularizer=boxed(ewc_regularizer(fisher, strength, decay=decay), rho),
         perturb_penalty=False,
+        **options,
     )
 
 
 def experience_replay(
-    loss: Loss,
-    optimizer: Optimizer,
-    *,
-    capacity: int,
-    sample_size: int,
-    **options,
+    loss: Loss, optimizer: Optimizer, *, capacity: int, sample_size: int, **options
 ) -> Method:
     """ER: each step also trains on rows of a reservoir (arXiv:1902.10486)."""
-    memory = reservoir(capacity, sample_size)
-    return _method(loss, optimizer, options, memory=memory)
+    return make_method(
+        loss, optimizer, memory=reservoir(capacity, sample_size), **options
+    )
 
 
 def agem(
@@ -175,24 +153,24 @@ def agem(
     Its memory is ``episodic(num_tasks, capacity_per_task, sample_size, select=select)``,
     or any other: ``memory=reservoir(capacity, sample_size, past_only=True)``.
     """
-    sizes: dict[str, Any] = {
+    sizes: Any = {
         "num_tasks": num_tasks,
         "capacity_per_task": capacity_per_task,
         "sample_size": sample_size,
     }
+    given = ", ".join(name for name, size in sizes.items() if size is not None)
+    both = f"{given} is for its own memory, got memory= as well"
+    require(memory is None or not given, "agem", both)
     if memory is None:
         check_size("agem", **sizes)
         memory = episodic(**sizes, select=select)
-    elif given := [name for name, size in sizes.items() if size is not None]:
-        msg = f"agem: {', '.join(given)} is for its own memory, got memory= as well."
-        raise InputError(msg)
-    return _method(
+    return make_method(
         loss,
         optimizer,
-        options,
         gradient=optax.chain(gradient or optax.identity(), agem_gradient()),
         memory=memory,
         replay_weight=0,
+        **options,
     )
 
 
@@ -208,14 +186,13 @@ def gem(
     **options,
 ) -> Method:
     """GEM: project gradients that would raise a past task's loss (arXiv:1706.08840)."""
-    memory = episodic(num_tasks, capacity_per_task, grouped=True, select=select)
-    return _method(
+    return make_method(
         loss,
         optimizer,
-        options,
         gradient=optax.chain(gradient or optax.identity(), gem_gradient(margin)),
-        memory=memory,
+        memory=episodic(num_tasks, capacity_per_task, grouped=True, select=select),
         replay_weight=0,
+        **options,
     )
 
 
@@ -234,7 +211,7 @@ def memory_aware_synapses(
     importance = output_sensitivity(outputs, num_examples=num_examples)
     regularizer = ewc_regularizer(importance, strength, decay=1.0)
     loss = cross_entropy(outputs)
-    return _method(loss, optimizer, options, regularizer=regularizer)
+    return make_method(loss, optimizer, regularizer=regularizer, **options)
 
 
 def synaptic_intelligence(
@@ -247,7 +224,7 @@ def synaptic_intelligence(
 ) -> Method:
     """SI: path importance, without a pass at the end of a task (arXiv:1703.04200)."""
     regularizer = si_regularizer(strength, damping=damping)
-    return _method(loss, optimizer, options, regularizer=regularizer)
+    return make_method(loss, optimizer, regularizer=regularizer, **options)
 
 
 def riemannian_walk(
@@ -264,7 +241,7 @@ def riemannian_walk(
     regularizer = walk_regularizer(
         strength, fisher_decay=fisher_decay, interval=interval, damping=damping
     )
-    return _method(loss, optimizer, options, regularizer=regularizer)
+    return make_method(loss, optimizer, regularizer=regularizer, **options)
 
 
 def dark_experience_replay(
@@ -279,12 +256,12 @@ def dark_experience_replay(
 ) -> Method:
     """DER, and DER++ with ``beta``: distil stored logits on replay (arXiv:2004.07211)."""
     memory = reservoir(capacity, sample_size, store=outputs)
-    return _method(
+    return make_method(
         cross_entropy(outputs),
         optimizer,
-        options,
         memory=memory,
         replay_loss=dark_experience_loss(outputs, alpha, beta),
+        **options,
     )
 
 
@@ -307,13 +284,13 @@ def gdumb(
     train = from_memory_alone(
         key, init, loss, optimizer, num_epochs=num_epochs, batch_size=batch_size
     )
-    return _method(
+    return make_method(
         loss,
         optax.set_to_zero(),
-        options,
         memory=greedy_balanced(capacity, 1, num_classes=num_classes),
         replay_weight=0,
         learners=lambda state: {"from_memory": train(state)},
+        **options,
     )
 
 
@@ -336,9 +313,9 @@ def learning_without_forgetting(
     regularizer = distill(
         kept, strength, temperature=temperature, chunk_size=chunk_size
     )
-    loss = cross_entropy(outputs)
     options["chunk_size"] = chunk_size
-    return _method(loss, optimizer, options, regularizer=regularizer)
+    loss = cross_entropy(outputs)
+    return make_method(loss, optimizer, regularizer=regularizer, **options)
 
 
 def slow_learner(
@@ -358,14 +335,14 @@ def slow_learner(
     The method of I-LoRA (arXiv:2402.18865), for any parameters: an EMA of them is
     evaluated, and on replayed inputs the features are kept close to those of the EMA.
     """
-    return _method(
+    return make_method(
         loss,
         optimizer,
-        options,
         regularizer=feature_distillation(hidden, strength, chunk_size=chunk_size),
         memory=reservoir(capacity, sample_size),
         average=ema(decay),
         chunk_size=chunk_size,
+        **options,
     )
 
 
@@ -373,5 +350,4 @@ def interpolation(
     loss: Loss, optimizer: Optimizer, *, alpha: ScalarLike, **options
 ) -> Method:
     """WiSE-FT after every task: interpolate its start and end (arXiv:2109.01903)."""
-    average = interpolated(alpha)
-    return _method(loss, optimizer, options, average=average)
+    return make_method(loss, optimizer, average=interpolated(alpha), **options)
