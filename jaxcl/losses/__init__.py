@@ -7,8 +7,7 @@ distillation are built from them.
 
 The row law: row ``i`` of a loss or of outputs depends on row ``i`` of the batch only. This
 allows a batch to be split into chunks, padded, joined with a replay, or processed example
-by example for a Fisher. Batch statistics and in-batch negatives violate it;
-:func:`check_rows_independent` tests it.
+by example for a Fisher. Batch statistics violate it; :func:`check_rows_independent` tests.
 """
 
 from jaxcl.losses.examples import (

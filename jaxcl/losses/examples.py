@@ -8,20 +8,13 @@ import numpy as np
 from jaxtyping import Array, Float
 from jaxtyping import Key as Keys
 
-from jaxcl.errors import InputError
+from jaxcl.errors import require
 from jaxcl.tree import by_chunks, check_batch, num_rows, weighted_mean
 from jaxcl.typing import Batch, Key, Loss, Params
 
 
-def per_example(
-    loss: Callable[[Params, Batch, Key], Float[Array, ""]],
-) -> Loss:
-    """Lift a loss of one example to a batch, by ``vmap``.
-
-    Args:
-      loss: ``(params, example, key) -> scalar``, where no leaf of the example has a batch
-        axis.
-    """
+def per_example(loss: Callable[[Params, Batch, Key], Float[Array, ""]]) -> Loss:
+    """Lift a loss of one example, whose leaves have no batch axis, by ``vmap``."""
     return jax.vmap(loss, in_axes=(None, 0, 0))
 
 
@@ -51,8 +44,8 @@ def example_losses(
       batch: rows ``[b, ...]``.
       key: one for all rows, or ``[b]``, one for each.
       chunk_size: rows whose activations are held at once; all if absent. A gradient is
-        then accumulated chunk by chunk, and each chunk is computed a second time for it:
-        the memory of a small batch, for four thirds of the work.
+        accumulated chunk by chunk, each computed a second time for it: the memory of a
+        small batch, for four thirds of the work.
     """
     check_batch("example_losses", batch)
     if num_rows(batch) == 0:  # without memory; many networks fail on zero rows
@@ -69,11 +62,9 @@ def example_losses(
 
 def _one_per_example(losses, batch: Batch):
     """The losses, checked: a vector per example would be averaged wrongly."""
-    if jnp.shape(losses) != batch.weight.shape:
-        shapes = f"shape {list(batch.weight.shape)}, got {list(jnp.shape(losses))}"
-        remedy = "lift a loss of one example by per_example"
-        msg = f"loss: expected one number per example, {shapes}; {remedy}."
-        raise InputError(msg)
+    wanted, came = list(batch.weight.shape), list(jnp.shape(losses))
+    shapes = f"shape {wanted}, got {came}; lift a loss of one example by per_example"
+    require(wanted == came, "loss", f"expected one number per example, {shapes}")
     return losses
 
 
@@ -96,12 +87,6 @@ def check_rows_independent(loss: Loss, params: Params, batch: Batch, key: Key) -
     For tests and notebooks; not traced. Every row is evaluated in the batch, and again
     in a batch of copies of itself.
 
-    Args:
-      loss: ``(params, batch, keys) -> [b]``.
-      params: where to evaluate.
-      batch: at least two different rows.
-      key: for all rows.
-
     Raises:
       ValueError: naming the first row whose loss changes with the other rows by more than
         ``1e-4`` of the largest.
@@ -113,10 +98,10 @@ def check_rows_independent(loss: Loss, params: Params, batch: Batch, key: Key) -
         same = np.full(num_rows(batch), row)
         copies = jax.tree.map(lambda leaf, same=same: leaf[same], (batch, keys))
         alone = np.asarray(loss(params, *copies))[row]
-        if abs(alone - together[row]) > 1e-4 * np.abs(together).max():
-            msg = (
-                f"loss: row {row} must depend on itself only, got {together[row]:.6g} in "
-                f"the batch and {alone:.6g} among copies of itself; replace batch "
-                "statistics by GroupNorm or LayerNorm."
-            )
-            raise InputError(msg)
+        both = (
+            f"{together[row]:.6g} in the batch and {alone:.6g} among copies of itself"
+        )
+        remedy = "replace batch statistics by GroupNorm or LayerNorm"
+        came = f"row {row} must depend on itself only, got {both}; {remedy}"
+        away = abs(alone - together[row])
+        require(not away > 1e-4 * np.abs(together).max(), "loss", came)

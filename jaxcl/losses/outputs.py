@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from jaxcl.errors import InputError, check_size, is_whole
+from jaxcl.errors import check_size, is_whole, require
 from jaxcl.typing import Outputs
 
 #: The logit of a class that an example cannot have. It is large, negative and finite, so
@@ -15,11 +15,7 @@ MASKED = -1e9
 
 
 def single_head(apply: Callable) -> Outputs:
-    """One head for all tasks: all outputs of the network are the classes.
-
-    Args:
-      apply: ``(params, x [b, ...], keys=None) -> logits [b, c]``.
-    """
+    """One head for all tasks: ``apply(params, x [b, ...], keys=None) -> logits [b, c]``."""
     return lambda params, batch, keys=None: apply(params, batch.x, keys)
 
 
@@ -36,15 +32,11 @@ def heads(apply: Callable, sizes: int | list[int] | tuple[int, ...]) -> Outputs:
 
     Returns:
       Outputs ``[b, max(sizes)]``.
-
-    Raises:
-      ValueError: for sizes below one; when applied, if the outputs are not those of all
-        heads together.
     """
-    _check_sizes("heads", sizes)
+    split = _by_task("heads", sizes)
 
     def outputs(params, batch, keys=None):
-        every = _by_task("heads", apply(params, batch.x, keys), sizes)
+        every = split(apply(params, batch.x, keys))
         # NaN for a task without a head: a gather would clamp its number to another head.
         known = (batch.task >= 0) & (batch.task < every.shape[1])
         own = jnp.take_along_axis(every, batch.task[:, None, None], axis=1)[:, 0]
@@ -56,19 +48,17 @@ def heads(apply: Callable, sizes: int | list[int] | tuple[int, ...]) -> Outputs:
 def past_heads(apply: Callable, sizes: int | list[int] | tuple[int, ...]) -> Outputs:
     """The outputs of all tasks before each example's own, for distillation.
 
-    Args:
-      apply: as for :func:`heads`.
-      sizes: likewise.
+    The arguments are those of :func:`heads`.
 
     Returns:
       Outputs ``[b, T, c]``: row ``t`` holds those of task ``t``; from the example's own
       task on it is zero and has no gradient. :func:`jaxcl.regularizers.distill` takes a
       mean over all ``T`` rows: give ``T`` times the strength for a sum over past tasks.
     """
-    _check_sizes("past_heads", sizes)
+    split = _by_task("past_heads", sizes)
 
     def outputs(params, batch, keys=None):
-        every = _by_task("past_heads", apply(params, batch.x, keys), sizes)
+        every = split(apply(params, batch.x, keys))
         past = jnp.arange(every.shape[1]) < batch.task[:, None]
         return jnp.where(past[:, :, None], every, 0.0)
 
@@ -90,7 +80,7 @@ def class_mask(
 
     Args:
       outputs: ``(params, batch, keys) -> logits [b, c]``.
-      allowed: which classes each task allows.
+      allowed: ``[T, c]``, which classes each task allows.
 
     Returns:
       Outputs ``[b, c]``, :data:`MASKED` for a class that is not allowed, and NaN for rows
@@ -101,10 +91,10 @@ def class_mask(
 
     def masked(params, batch, keys=None):
         logits, tasks = outputs(params, batch, keys), len(allowed)
-        if np.shape(allowed) != (tasks, logits.shape[-1]):
-            shapes = f"[tasks, {logits.shape[-1]}], got {list(np.shape(allowed))}"
-            msg = f"class_mask: allowed must have a column for each output, {shapes}."
-            raise InputError(msg)
+        fits = np.shape(allowed) == (tasks, logits.shape[-1])
+        shapes = f"[tasks, {logits.shape[-1]}], got {list(np.shape(allowed))}"
+        wanted = f"allowed must have a column for each output, {shapes}"
+        require(fits, "class_mask", wanted)
         mine = jnp.asarray(allowed, bool)[batch.task]
         known = (batch.task >= 0) & (batch.task < tasks)
         return jnp.where(known[:, None], jnp.where(mine, logits, MASKED), jnp.nan)
@@ -112,22 +102,24 @@ def class_mask(
     return masked
 
 
-def _check_sizes(who: str, sizes) -> None:
+def _by_task(who: str, sizes) -> Callable[[Array], Float[Array, "b T c"]]:
+    """Split outputs ``[b, n]`` by task; those of narrow heads are padded with MASKED."""
+    equal = is_whole(sizes)
     many = sizes if isinstance(sizes, list | tuple) else [sizes]
     check_size(who, **{f"sizes[{k}]": size for k, size in enumerate(many)})
+    wanted = f"a multiple of {sizes}" if equal else f"{sum(many)} as sizes say"
 
+    def split(scores):
+        total = scores.shape[-1]
+        fits = total % sizes == 0 if equal else total == sum(many)
+        message = f"the network must have outputs for all heads, {wanted}, got {total}"
+        require(fits, who, message)
+        if len(set(many)) == 1:  # no padding
+            return scores.reshape(len(scores), -1, many[0])
+        parts = jnp.split(scores, np.cumsum(sizes)[:-1], axis=-1)
+        fill = lambda part: jnp.pad(
+            part, [(0, 0), (0, max(sizes) - part.shape[-1])], constant_values=MASKED
+        )
+        return jnp.stack([fill(part) for part in parts], axis=1)
 
-def _by_task(who: str, scores: Array, sizes) -> Float[Array, "b T c"]:
-    """The outputs of each task, those of narrow heads padded with MASKED."""
-    total, equal = scores.shape[-1], is_whole(sizes)
-    if total % sizes if equal else total != sum(sizes):
-        wanted = f"a multiple of {sizes}" if equal else f"{sum(sizes)} as sizes say"
-        msg = f"{who}: the network must have outputs for all heads, {wanted}, got {total}."
-        raise InputError(msg)
-    if equal or len(set(sizes)) == 1:  # no padding
-        return scores.reshape(len(scores), -1, sizes if equal else sizes[0])
-    parts = jnp.split(scores, np.cumsum(sizes)[:-1], axis=-1)
-    fill = lambda part: jnp.pad(
-        part, [(0, 0), (0, max(sizes) - part.shape[-1])], constant_values=MASKED
-    )
-    return jnp.stack([fill(part) for part in parts], axis=1)
+    return split

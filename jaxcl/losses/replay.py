@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, ScalarLike
 
-from jaxcl.errors import InputError, is_zero
+from jaxcl.errors import is_zero, require
 from jaxcl.losses.examples import example_losses
 from jaxcl.tree import num_rows, safe_divide
 from jaxcl.typing import Batch, Loss, Progress
@@ -18,11 +18,7 @@ ReplayWeight = Callable[[Batch, Batch, Progress], Float[ArrayLike, ""]]
 
 
 def by_rows(batch: Batch, replay: Batch, progress: Progress) -> Float[Array, ""]:
-    """Equal weight for every row, replayed or new: the loss of one joined batch.
-
-    A :data:`ReplayWeight`: the rows of the replay per row of the batch, by their weights;
-    zero for a batch of padding.
-    """
+    """Equal weight for every row, replayed or new; zero for a batch of padding."""
     del progress
     return safe_divide(jnp.sum(replay.weight), jnp.sum(batch.weight))
 
@@ -30,8 +26,8 @@ def by_rows(batch: Batch, replay: Batch, progress: Progress) -> Float[Array, ""]
 def by_tasks(batch: Batch, replay: Batch, progress: Progress) -> Float[Array, ""]:
     """Equal weight for every task: that of the replay is the number of past tasks.
 
-    A :data:`ReplayWeight`, as in van de Ven and Tolias 2018, arXiv:1809.10635, where the
-    current task has weight ``1 / t``.
+    As in van de Ven and Tolias 2018, arXiv:1809.10635, where the current task has weight
+    ``1 / t``.
     """
     del batch, replay
     return progress.task.astype(jnp.float32)
@@ -49,15 +45,20 @@ def step_loss(
     """
     losses_of = partial(example_losses, chunk_size=chunk_size)
     given: Any = replay_weight
-    scheduled = callable(given)
 
     def data(params, batch, keys, replay, replay_keys, progress):
         shares, size = _shares(batch), num_rows(batch)
-        if not num_rows(replay) or (not scheduled and is_zero(given)):
+        if not num_rows(replay) or is_zero(given):
             losses = losses_of(loss, params, batch, keys)
             return jnp.sum(shares * losses), losses
         # w is zero while the memory is empty: L is then the loss of the batch alone.
-        weight = jnp.any(replay.weight > 0) * _weight(given, batch, replay, progress)
+        weight: Any = given
+        if callable(given):
+            weight = given(batch, replay, progress)
+        came = f"shape {list(jnp.shape(weight))}; sum or average over the rows"
+        message = f"replay_weight must return one number, got {came}"
+        require(jnp.shape(weight) == (), "make_method", message)
+        weight = jnp.any(replay.weight > 0) * weight
         past_shares = weight * _shares(replay)
         if replay_loss is None and not jax.tree.leaves(batch.stored):
             replay = replay._replace(stored=batch.stored)
@@ -77,22 +78,10 @@ def step_loss(
     return data
 
 
-def _weight(given: Any, batch: Batch, replay: Batch, progress: Progress) -> Any:
-    """The weight of the replay: the number, or that which the function returns."""
-    weight: Any = given(batch, replay, progress) if callable(given) else given
-    if jnp.shape(weight) != ():
-        came = f"shape {list(jnp.shape(weight))}; sum or average over the rows"
-        msg = f"make_method: replay_weight must return one number, got {came}."
-        raise InputError(msg)
-    return weight
-
-
 def _alike(batch: Batch, replay: Batch) -> bool:
     """Whether rows of both have one structure, and the same shapes and dtypes."""
-    spec = lambda rows: jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), rows
-    )
-    return spec(batch) == spec(replay)
+    kind = lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype)
+    return jax.tree.map(kind, batch) == jax.tree.map(kind, replay)
 
 
 def replayed_loss(loss: Loss, chunk_size: int | None) -> Callable[..., Any]:

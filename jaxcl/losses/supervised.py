@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, ScalarLike, Shaped
 
-from jaxcl.errors import InputError, check_number, is_zero
+from jaxcl.errors import check_number, is_zero, require
 from jaxcl.tree import by_chunks, weighted_mean
 from jaxcl.typing import Batch, Loss, Outputs, Params
 
@@ -14,13 +14,8 @@ from jaxcl.typing import Batch, Loss, Outputs, Params
 def cross_entropy(outputs: Outputs) -> Loss:
     """Negative log-likelihood of the label: ``logsumexp(z) - z[y]``.
 
-    Args:
-      outputs: ``(params, batch, keys) -> logits [b, c]``; see :func:`single_head`,
-        :func:`heads`.
-
-    Returns:
-      A loss in nats, NaN for a label that is not a class; about 1e9 for a class that is
-      masked (:data:`jaxcl.losses.MASKED`), such as one beyond a narrow head.
+    In nats, of ``outputs(params, batch, keys) -> logits [b, c]``; NaN for a label that is
+    not a class, about 1e9 for a class that is masked (:data:`jaxcl.losses.MASKED`).
     """
 
     def loss(params, batch, keys):
@@ -69,29 +64,22 @@ def dark_experience_loss(
 def _check_alike(name: str, outputs, other) -> None:
     """Refuse shapes that would be broadcast."""
     shape, came = jnp.shape(outputs), getattr(other, "shape", "none")
-    if shape != came:
-        msg = f"loss: {name} must have the shape of the outputs, {shape}, got {came}."
-        raise InputError(msg)
+    message = f"{name} must have the shape of the outputs, {shape}, got {came}"
+    require(shape == came, "loss", message)
 
 
 def class_labels(who: str, scores, batch: Batch):
     """The classes of the examples, or a ValueError unless there is one for each."""
     labels = jnp.asarray(batch.y)
     integer = jnp.issubdtype(labels.dtype, jnp.integer)
-    if not integer or labels.shape != scores.shape[:-1]:
-        came = f"{labels.dtype}{list(labels.shape)} for outputs {list(scores.shape)}"
-        msg = f"{who}: labels must be integers [n], one class a row, got {came}."
-        raise InputError(msg)
+    came = f"{labels.dtype}{list(labels.shape)} for outputs {list(scores.shape)}"
+    message = f"labels must be integers [n], one class a row, got {came}"
+    require(integer and labels.shape == scores.shape[:-1], who, message)
     return labels
 
 
 def squared_error(outputs: Outputs) -> Loss:
-    """Half the squared distance to the target: ``|outputs - y|^2 / 2``.
-
-    Args:
-      outputs: ``(params, batch, keys) -> [b, ...]``, such as ``single_head(model.apply)``;
-        the target ``y`` has its shape, and neither is broadcast.
-    """
+    """Half the squared distance to the target: ``|outputs - y|^2 / 2``, of equal shapes."""
 
     def loss(params, batch, keys):
         given, target = outputs(params, batch, keys), batch.y
@@ -105,14 +93,10 @@ def squared_error(outputs: Outputs) -> Loss:
 def token_cross_entropy(outputs: Outputs) -> Loss:
     """The mean negative log-likelihood of a sequence's labels, in nats per token.
 
-    Args:
-      outputs: ``(params, batch, keys) -> logits [b, n, v]``.
-
-    Returns:
-      A loss of examples whose ``y [n]`` are token numbers; labels below zero are ignored
-      (padding, or a prompt), and a sequence of such labels has loss zero. All sequences
-      have equal weight, independent of their length; for a mean over tokens give each
-      example the number of its labels as its weight.
+    Of ``outputs(params, batch, keys) -> logits [b, n, v]`` for token numbers ``y [b, n]``.
+    Labels below zero are ignored (padding, or a prompt); a sequence of them has loss zero.
+    All sequences have equal weight, independent of their length; for a mean over tokens
+    give each example the number of its labels as its weight.
     """
 
     def loss(params, batch, keys):
@@ -126,11 +110,7 @@ def token_cross_entropy(outputs: Outputs) -> Loss:
 
 
 def token_accuracy(outputs: Outputs) -> Callable[[Params, Batch], Float[Array, " b"]]:
-    """The fraction of each row's labels with the largest logit, in [0, 1].
-
-    Returns:
-      ``(params, batch) -> [b]``; labels below zero are ignored.
-    """
+    """The fraction of each row's labels (those from zero) with the largest logit."""
 
     def hits(params, batch):
         right = jnp.argmax(outputs(params, batch), axis=-1) == batch.y
@@ -157,12 +137,11 @@ def accuracy(
       outputs: ``(params, batch) -> logits [b, c]``.
       params: what to evaluate.
       batch: rows ``[n, ...]``.
-      chunk_size: rows held at once, for large sets; all if absent. One that divides ``n``
-        compiles the body once instead of twice.
+      chunk_size: rows held at once; all if absent.
 
     Returns:
-      [] float32, NaN if all weights are zero, or if a label of a row with a weight is not
-      a class. Where a logit is NaN the prediction is the class of the first NaN, so check
+      NaN if all weights are zero, or if a label of a row with a weight is not a class.
+      Where a logit is NaN the prediction is the class of the first NaN, so check
       finiteness separately.
     """
 
