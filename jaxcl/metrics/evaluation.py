@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, ArrayLike, Float, PyTree
 
-from jaxcl.errors import InputError, check_kind, check_size, shown
+from jaxcl.errors import check_kind, require, shown
 from jaxcl.losses import cross_entropy, squared_error
 from jaxcl.losses.supervised import are_classes, class_labels
 from jaxcl.tree import by_chunks, safe_divide
@@ -25,33 +25,24 @@ Values = Mapping[str, Any]
 _NO_KEYS: Any = None  # evaluation of a loss is deterministic
 
 
-def _as_they_are(means: Values) -> Values:
-    return means
-
-
 class RowMetric(NamedTuple):
     """Values per example, and a function of their weighted means.
 
     Attributes:
       rows: ``(params, frozen, batch) -> {name: [b, ...]}``; ``params`` are those of a
         learner, ``frozen`` the argument of :func:`jaxcl.training.learn`.
-      finish: ``({name: mean [...]}) -> {name: scalar}``; the means themselves if absent.
+      finish: ``({name: mean [...]}) -> {name: scalar}``; the means if absent.
     """
 
     rows: Callable[[PyTree, PyTree, Batch], Values]
-    finish: Callable[[Values], Values] = _as_they_are
+    finish: Callable[[Values], Values] = lambda means: means
 
 
 class TaskMetric(NamedTuple):
-    """Values of a data set, computed on the host; for the host loop only.
+    """Values of a data set, computed on the host; for the host loop only."""
 
-    Attributes:
-      names: of the values.
-      of_data: ``(key, params, frozen, dataset) -> {name: float}``, with a
-        :class:`jaxcl.data.Dataset`.
-    """
-
-    names: tuple[str, ...]
+    names: tuple[str, ...]  # of the values
+    #: ``(key, params, frozen, dataset) -> {name: float}``
     of_data: Callable[[Key, PyTree, PyTree, Any], Mapping[str, float]]
 
 
@@ -76,15 +67,14 @@ def evaluate(
       ``{name: [] float}``; NaN if all weights are zero.
     """
     found: dict[str, Array] = {}
+    total = jnp.sum(batch.weight)
+    # sum w v / sum w over all rows: padding has no effect, nor have chunks.
+    mean = lambda leaf: jnp.where(total > 0, leaf / total, jnp.nan)
     for metric in listed("evaluate", metrics):
         part: Any = metric  # a TaskMetric has no rows
         of_rows = lambda rows, part=part: part.rows(params, frozen, rows)
         rows = by_chunks(of_rows, (batch,), chunk_size)
-        total = jnp.sum(batch.weight)
-        # sum w v / sum w over all rows: padding has no effect, nor have chunks.
-        sums = weighted_sums(rows, batch)
-        mean = lambda leaf, total=total: jnp.where(total > 0, leaf / total, jnp.nan)
-        values = finished(part, jax.tree.map(mean, sums))
+        values = finished(part, jax.tree.map(mean, weighted_sums(rows, batch)))
         check_names("evaluate", [*found, *values])
         found |= values
     return found
@@ -92,16 +82,14 @@ def evaluate(
 
 def listed(who: str, metrics: Any) -> tuple[RowMetric | TaskMetric, ...]:
     """One metric or several as a tuple; a ValueError for anything else."""
-    one = isinstance(metrics, RowMetric | TaskMetric)
-    found = (metrics,) if one else metrics
     kinds = RowMetric | TaskMetric
-    if not isinstance(found, Sequence) or not all(isinstance(m, kinds) for m in found):
-        wanted = "a RowMetric, a TaskMetric or a list of them"
-        msg = f"{who}: metrics must be {wanted}, got {shown(metrics)}."
-        raise InputError(msg)
+    found = (metrics,) if isinstance(metrics, kinds) else metrics
+    fits = isinstance(found, Sequence) and all(isinstance(m, kinds) for m in found)
+    wanted = f"a RowMetric, a TaskMetric or a list of them, got {shown(metrics)}"
+    require(fits, who, f"metrics must be {wanted}")
     for metric in found:
-        names: Any = metric.names if isinstance(metric, TaskMetric) else ()
-        check_kind(who, tuple, "such as ('rouge',)", names=names)
+        if isinstance(metric, TaskMetric):  # of a string, each letter would be a name
+            check_kind(who, tuple, "such as ('rouge',)", names=metric.names)
     return tuple(found)
 
 
@@ -109,39 +97,36 @@ def finished(metric: RowMetric, means: Values) -> dict[str, Any]:
     """The values of a metric: ``finish`` of the means, or a ValueError for another type."""
     values = metric.finish(means)
     for name, value in values.items():
-        if jnp.shape(value) != ():
-            came = f"shape {list(jnp.shape(value))} for {name!r}; reduce it"
-            msg = f"metrics: finish must return one number per name, got {came}."
-            raise InputError(msg)
+        came = f"shape {list(jnp.shape(value))} for {name!r}; reduce it"
+        message = f"finish must return one number per name, got {came}"
+        require(jnp.shape(value) == (), "metrics", message)
     return dict(values)
 
 
 def values_of_task(metric: TaskMetric, *given: Any) -> dict[str, float]:
     """The values of a data set by their names, or a ValueError if they are others."""
     values = dict(metric.of_data(*given))
-    if set(values) != set(metric.names):
-        wanted = f"a number for each of {list(metric.names)}, got {sorted(values)}"
-        msg = f"metrics: of_data must return {wanted}; name the same in both."
-        raise InputError(msg)
+    wanted = f"a number for each of {list(metric.names)}, got {sorted(values)}"
+    message = f"of_data must return {wanted}; name the same in both"
+    require(set(values) == set(metric.names), "metrics", message)
     return {name: float(values[name]) for name in metric.names}
 
 
 def check_names(who: str, names: Sequence[str]) -> None:
     """Refuse two values of one name, of which one would be lost."""
-    twice = {name for name in names if names.count(name) > 1}
-    if twice:
-        msg = f"{who}: metrics must have different names, got {min(twice)!r} twice."
-        raise InputError(msg)
+    twice = min((name for name in names if names.count(name) > 1), default=None)
+    message = f"metrics must have different names, got {twice!r} twice"
+    require(twice is None, who, message)
 
 
 def weighted_sums(rows: Any, batch: Batch) -> dict[str, Array]:
     """``sum_i w_i v_i`` of every value ``[b, ...]``, or a ValueError for another type."""
 
     def total(name, values):
-        if values.shape[:1] != batch.weight.shape or jnp.iscomplexobj(values):
-            came = f"{values.dtype}{list(values.shape)} for {name!r}"
-            msg = f"metrics: rows must return real numbers per example, got {came}."
-            raise InputError(msg)
+        fits = values.shape[:1] == batch.weight.shape and not jnp.iscomplexobj(values)
+        came = f"{values.dtype}{list(values.shape)} for {name!r}"
+        message = f"rows must return real numbers per example, got {came}"
+        require(fits, "metrics", message)
         values = values.astype(jnp.promote_types(values.dtype, jnp.float32))
         return jnp.tensordot(batch.weight, values, 1, precision="highest")
 
@@ -179,15 +164,13 @@ def macro_f1(outputs: Outputs, num_classes: int) -> RowMetric:
       outputs: ``(params, batch) -> logits [b, c]``.
       num_classes: ``c``.
     """
-    check_size("macro_f1", num_classes=num_classes)
 
     def rows(params, frozen, batch):
         del frozen
         logits = outputs(params, batch)
-        if logits.shape[-1] != num_classes:
-            outputs_have = f"must be {logits.shape[-1]}, as the outputs have"
-            msg = f"macro_f1: num_classes {outputs_have}, got {num_classes}."
-            raise InputError(msg)
+        wanted = f"{logits.shape[-1]}, as the outputs have, got {num_classes}"
+        fits = logits.shape[-1] == num_classes
+        require(fits, "macro_f1", f"num_classes must be {wanted}")
         class_labels("macro_f1", logits, batch)
         answer = jnp.argmax(logits, axis=-1)
         said, true = (jax.nn.one_hot(y, num_classes) for y in (answer, batch.y))
@@ -218,9 +201,8 @@ def tokens(outputs: Outputs) -> RowMetric:
         labels = jnp.where(counts, batch.y, 0)
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
         right = jnp.argmax(logits, axis=-1) == labels
-        add = lambda values: jnp.sum(
-            jnp.where(counts, values, 0), axis=-1, dtype=jnp.float32
-        )
+        kept = lambda values: jnp.where(counts, values, 0)
+        add = lambda values: jnp.sum(kept(values), axis=-1, dtype=jnp.float32)
         return {"loss": add(losses), "right": add(right), "tokens": add(1.0)}
 
     def finish(means):
@@ -244,8 +226,8 @@ def regression(outputs: Outputs, *, center: ArrayLike = 0.0) -> RowMetric:
     Args:
       outputs: ``(params, batch) -> [b, ...]``, in the shape of the target.
       center: about the mean of the targets, a number or one for each output. Needed for
-        ``r2`` where the mean is more than a hundred times the spread: the squares of such
-        targets are rounded by more than their spread in float32.
+        ``r2`` where the mean is over a hundred times the spread, for which float32 is too
+        coarse.
     """
     shapes = squared_error(lambda params, batch, keys: outputs(params, batch))
 

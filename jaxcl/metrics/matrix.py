@@ -8,12 +8,10 @@ have increased; :func:`summary` does so with ``lower_is_better``.
 
 There are two layers. The functions on arrays are the formulas: they take a NumPy or JAX
 matrix (or lists), or a stack [..., T, T] of them, work under ``jit`` and ``vmap``, and give
-NaN where an entry they need is NaN. :func:`summary` checks one matrix on the host, and
-gives for each metric its value or the *reason* why it is not defined, never a zero in place
-of a missing value.
+NaN where an entry they need is NaN; those of earlier tasks need two tasks or more.
+:func:`summary` gives for each metric its value or the *reason* why it is not defined.
 
-Other libraries use these names for other formulas; see :func:`forgetting`. With the matrix,
-the untrained and the joint row, any variant can be computed later.
+Other libraries use these names for other formulas; see :func:`forgetting`.
 """
 
 from collections.abc import Sequence
@@ -21,7 +19,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Array, Float, Num
 
-from jaxcl.errors import InputError
+from jaxcl.errors import require
 
 #: A NumPy or JAX array, or lists of numbers.
 Matrix = Num[Array, "..."] | Num[np.ndarray, "..."] | Sequence
@@ -70,9 +68,6 @@ def backward_transfer(matrix: Matrix) -> Value:
 
     .. math:: \frac1{T-1} \sum_{j<T} (R_{T,j} - R_{j,j})
 
-    Raises:
-      ValueError: with fewer than two tasks.
-
     Reference: Lopez-Paz and Ranzato 2017, arXiv:1706.08840, equation 3. (Their code
     divides by ``T``.)
     """
@@ -90,9 +85,6 @@ def forward_transfer(matrix: Matrix, untrained: Matrix) -> Value:
     Args:
       matrix: accuracies [..., T, T].
       untrained: ``b`` [..., T], accuracies of the network before the first task.
-
-    Raises:
-      ValueError: with fewer than two tasks, or unless ``untrained`` has one entry a task.
 
     Reference: Lopez-Paz and Ranzato 2017, arXiv:1706.08840, equation 4.
     """
@@ -112,9 +104,6 @@ def forgetting(matrix: Matrix) -> Value:
     Avalanche starts from :math:`R_{j,j}` (:func:`forgetting_from_initial`); Mammoth and
     PyCIL include the last row in the maximum and so are never negative.
 
-    Raises:
-      ValueError: with fewer than two tasks.
-
     Reference: Chaudhry et al. 2018, arXiv:1801.10112, section 3.2; as restated in
     arXiv:1812.00420, equations 2 and 3.
     """
@@ -128,11 +117,7 @@ def forgetting_from_initial(matrix: Matrix) -> Value:
     .. math:: \frac1{T-1} \sum_{j<T} (R_{j,j} - R_{T,j})
 
     This is Avalanche's forgetting; it needs no entry above the diagonal.
-
-    Raises:
-      ValueError: with fewer than two tasks.
     """
-    matrix, _ = accuracies_of("forgetting_from_initial", matrix, least=2)
     return -backward_transfer(matrix)
 
 
@@ -147,9 +132,6 @@ def intransigence(matrix: Matrix, joint: Matrix) -> Value:
       matrix: accuracies [..., T, T].
       joint: ``J`` [..., T], the accuracy on task ``k`` of a network trained on tasks
         ``1 .. k`` at once.
-
-    Raises:
-      ValueError: unless ``joint`` has one entry a task.
 
     Reference: Chaudhry et al. 2018, arXiv:1801.10112, section 3.2, averaged over ``k``.
     """
@@ -166,16 +148,11 @@ def minimum_accuracy(matrix: Matrix) -> Value:
     The paper takes the minimum over every step after task ``j`` was learnt; the matrix
     has only the ends of tasks, so this is an upper bound of it.
 
-    Raises:
-      ValueError: with fewer than two tasks.
-
     Reference: De Lange et al. 2023, arXiv:2205.13452, section 3.
     """
     matrix, tasks = accuracies_of("minimum_accuracy", matrix, least=2)
     columns = np.arange(tasks - 1)
-    rows = np.maximum(
-        np.arange(1, tasks)[:, None], columns + 1
-    )  # rows <= j repeat j + 1
+    rows = np.maximum(np.arange(1, tasks)[:, None], columns + 1)  # rows <= j: j + 1
     return matrix[..., rows, columns].min(-2).mean(-1)
 
 
@@ -224,17 +201,16 @@ def accuracies_of(who: str, matrix, least: int = 1) -> tuple[Floats, int]:
     """Accuracies [..., T, T] as an array, and ``T``; or a ValueError."""
     matrix = _as_floats(matrix)
     shape = matrix.shape
-    if len(shape) < 2 or shape[-1] != shape[-2] or shape[-1] < least:
-        wanted = f"shape [..., T, T] of {least} or more tasks, got {shape}"
-        msg = f"{who}: the accuracy matrix must have {wanted}."
-        raise InputError(msg)
-    return matrix, shape[-1]
+    tasks = shape[-1] if shape else 0
+    fits = shape[-2:] == (tasks, tasks) and tasks >= least
+    wanted = f"shape [..., T, T] of {least} or more tasks, got {shape}"
+    require(fits, who, f"the accuracy matrix must have {wanted}")
+    return matrix, tasks
 
 
 def row_of(who: str, name: str, row, tasks: int) -> Floats:
     """A row with one accuracy a task, as an array; or a ValueError."""
     row = _as_floats(row)
-    if row.shape[-1:] != (tasks,):
-        msg = f"{who}: {name} must have {tasks} accuracies, one a task, got {row}."
-        raise InputError(msg)
+    wanted = f"{tasks} accuracies, one a task, got {row}"
+    require(row.shape[-1:] == (tasks,), who, f"{name} must have {wanted}")
     return row

@@ -1,11 +1,12 @@
 """All metrics of one stream, with the reasons for those that are not defined."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 
-from jaxcl.errors import InputError
+from jaxcl.errors import require
 from jaxcl.metrics.matrix import (
     accuracies_of,
     average_accuracy,
@@ -44,34 +45,30 @@ def summary(
         transfer.
       joint: accuracies [T] of networks trained on all tasks so far, for the
         intransigence.
-      lower_is_better: the entries of all three are errors or losses of any finite size
-        instead. Every formula uses them with their sign changed, so that changes have
-        the meaning they have for accuracies: positive forgetting and intransigence are
-        losses, positive transfer is a gain. Levels keep the sign of the entries:
+      lower_is_better: the entries of all three are finite errors or losses instead. Every
+        formula uses them with their sign changed: positive forgetting and intransigence
+        are losses, positive transfer is a gain. Levels keep the sign of the entries:
         ``average_accuracy`` is the average error, and ``minimum_accuracy`` the largest.
 
     Returns:
       A :class:`Metric` for each name: the functions of this module except the learning
       curve. :func:`as_json` converts it to plain dictionaries.
-
-    Raises:
-      ValueError: if the matrix is not square or empty, a row has the wrong length, or an
-        entry lies outside [0, 1]; with ``lower_is_better``, if one is infinite.
     """
-    read_in = _errors if lower_is_better else _fractions
+    read_in = partial(_read_in, lower_is_better)
     matrix = read_in("the accuracy matrix", matrix, 2)
     _, tasks = accuracies_of("summary", matrix)
-
-    def read_with(formula, least, name, row):
+    metrics = {formula.__name__: _read(formula, n, matrix) for formula, n in _OF_MATRIX}
+    for formula, least, name, row in (
+        (forward_transfer, 2, "untrained", untrained),
+        (intransigence, 1, "joint", joint),
+    ):
         if row is not None:
             row = row_of("summary", name, read_in(f"the {name} row", row, 1), tasks)
-        return _read_with(formula, least, matrix, name, row)
-
-    metrics = {formula.__name__: _read(formula, n, matrix) for formula, n in _OF_MATRIX}
-    metrics["forward_transfer"] = read_with(forward_transfer, 2, "untrained", untrained)
-    metrics["intransigence"] = read_with(intransigence, 1, "joint", joint)
-    if lower_is_better:
-        metrics |= {name: _negated(metrics[name]) for name in _LEVELS}
+        metrics[formula.__name__] = _read_with(formula, least, matrix, name, row)
+    for name in _LEVELS if lower_is_better else ():
+        value = metrics[name].value
+        if value is not None:  # never minus zero
+            metrics[name] = Metric(0.0 - value, None)
     return metrics
 
 
@@ -92,7 +89,6 @@ _OF_MATRIX = (
     (worst_case_accuracy, 1),
 )
 
-
 #: Metrics in the units and with the sign of the entries; all others are changes.
 _LEVELS = (
     "average_accuracy",
@@ -101,12 +97,6 @@ _LEVELS = (
     "minimum_accuracy",
     "worst_case_accuracy",
 )
-
-
-def _negated(metric: Metric) -> Metric:
-    """Minus the value, if there is one; never minus zero."""
-    value = metric.value
-    return metric if value is None else metric._replace(value=0.0 - value)
 
 
 def _read(formula: Callable, least: int, matrix: np.ndarray) -> Metric:
@@ -140,28 +130,19 @@ def _first_gap(formula: Callable, gaps: np.ndarray) -> tuple[int, int]:
     return i, j
 
 
-def _fractions(what: str, values, num_axes: int) -> np.ndarray:
-    """Accuracies in float64; a ValueError if one is outside [0, 1] beyond rounding."""
-    inside = lambda value: (value >= -1e-6) & (value <= 1 + 1e-6)
-    remedy = "divide percentages by 100, or give lower_is_better=True for errors"
-    return _read_in(what, values, num_axes, inside, "fractions in [0, 1]", remedy)
-
-
-def _errors(what: str, values, num_axes: int) -> np.ndarray:
-    """Errors in float64 with their sign changed; a ValueError if one is infinite."""
-    remedy = "leave diverged runs out"
-    return -_read_in(
-        what, values, num_axes, np.isfinite, "finite errors or NaN", remedy
-    )
-
-
-def _read_in(what: str, values, num_axes, allowed, wanted, remedy) -> np.ndarray:
-    """Numbers in float64; a ValueError if one is not allowed, or for another shape."""
+def _read_in(errors: bool, what: str, values, num_axes: int) -> np.ndarray:
+    """Accuracies in float64, or errors with their sign changed; a ValueError for others."""
     values = np.asarray(values).astype(np.float64)
-    wrong = values[~np.isnan(values) & ~allowed(values)]
-    if wrong.size or values.ndim != num_axes:
-        came = f"{wrong[0]:g}; {remedy}" if wrong.size else f"shape {values.shape}"
-        shape = "[T, T] (of one seed)" if num_axes == 2 else "[T]"
-        msg = f"summary: {what} must be {wanted}, {shape}, got {came}."
-        raise InputError(msg)
-    return values
+    if errors:
+        allowed, wanted = np.isfinite(values), "finite errors or NaN"
+        remedy = "leave diverged runs out"
+    else:  # beyond rounding
+        allowed = (values >= -1e-6) & (values <= 1 + 1e-6)
+        wanted = "fractions in [0, 1]"
+        remedy = "divide percentages by 100, or give lower_is_better=True for errors"
+    wrong = values[~np.isnan(values) & ~allowed]
+    came = f"{wrong[0]:g}; {remedy}" if wrong.size else f"shape {values.shape}"
+    shape = "[T, T] (of one seed)" if num_axes == 2 else "[T]"
+    fits = not wrong.size and values.ndim == num_axes
+    require(fits, "summary", f"{what} must be {wanted}, {shape}, got {came}")
+    return -values if errors else values
