@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
+from itertools import accumulate
 from typing import Any
 
 import jax
@@ -10,7 +11,7 @@ from flax import linen, nnx
 from jax.core import Tracer
 from jaxtyping import PyTree, ScalarLike
 
-from jaxcl.errors import InputError, check_key
+from jaxcl.errors import check_key, require
 from jaxcl.typing import Key, Model, Params, Units
 
 Gain = Callable[[tuple[str, ...]], ScalarLike]
@@ -29,9 +30,9 @@ def from_flax(
     """An nnx or linen module as a :class:`jaxcl.typing.Model`.
 
     The module is called with a batch ``x [b, ...]`` and returns ``[b, ...]``, such as
-    logits. Its parameters become a nested dict. A module with dropout gets a mask for each
-    row, from that row's key, so that a row's loss does not depend on other rows: it is
-    vmapped over rows in training. Other modules are not.
+    logits. Its parameters become a nested dict. A module with dropout is vmapped over rows
+    in training, so that each row has a mask from its own key and its loss does not depend
+    on other rows. ``init`` is compiled, because drawing weights eagerly takes seconds.
 
     Args:
       module: an nnx module by a function ``(rngs) -> module``, such as
@@ -47,25 +48,18 @@ def from_flax(
         module with dropout needs them: without, it is called as for evaluation.
       evaluate: arguments of the call for evaluation.
 
-    Returns:
-      A model. Building it allocates only an existing module's weights. ``init`` is
-      compiled, because drawing weights eagerly takes seconds; the other functions are
-      not, and work under any transformation.
-
     Raises:
       ValueError: for a linen module without ``x``, or a module that holds arrays besides
         its parameters, such as running statistics.
     """
-    calls = dict(train or {}), dict(evaluate or {})
     if isinstance(module, linen.Module):
-        if x is None:
-            msg = "from_flax: a linen module needs inputs; give from_flax(module, x)."
-            raise InputError(msg)
-        draw, apply, activations = _linen(
-            module, x, hidden, *calls, noisy=train is not None
-        )
+        message = "a linen module needs inputs; give from_flax(module, x)"
+        require(x is not None, "from_flax", message)
+        noisy = train is not None
+        draw, call, activations = _linen(module, x, hidden, evaluate or {})
     else:
-        draw, apply, activations = _nnx(module, hidden, *calls)
+        draw, call, activations, noisy = _nnx(module, hidden)
+    arguments = {"train": train or {}, "eval": evaluate or {}}
 
     @jax.jit
     def init(key):
@@ -73,12 +67,24 @@ def from_flax(
         params = draw(key)
         return params if gain is None else init_kernels(key, params, gain)
 
+    def apply(params, x, keys=None):
+        mode = "eval" if keys is None else "train"
+        if keys is None or not noisy:
+            return call(params, x, mode, None, arguments[mode])
+
+        # A mask per row, from its own key: the row law.
+        def row(x, key):
+            one = jax.tree.map(lambda leaf: leaf[None], x)
+            return call(params, one, mode, key, arguments[mode])[0]
+
+        return jax.vmap(row)(x, keys)
+
     model = Model(init, apply, units=units)
     return model._replace(hidden=activations) if hidden else model
 
 
-def _nnx(module, hidden, train, evaluate):
-    """``(draw, apply, activations)`` of an nnx module."""
+def _nnx(module, hidden):
+    """``(draw, call, activations, noisy)`` of an nnx module."""
     given = isinstance(module, nnx.Module)
     build = (lambda rngs: module) if given else module
     abstract = nnx.eval_shape(lambda: build(nnx.Rngs(0)))
@@ -87,9 +93,8 @@ def _nnx(module, hidden, train, evaluate):
     for mode in ("train", "eval"):
         getattr(abstract, mode)()
         modes[mode] = nnx.split(abstract, nnx.Param, nnx.RngState, ...)
-        _refuse(nnx.to_flat_state(modes[mode][3]), abstract)
+        _refuse_others(_other_arrays(modes[mode][3], abstract))
     streams = modes["train"][2]
-    noisy = bool(jax.tree.leaves(streams))
 
     def draw(key):
         if given:
@@ -97,42 +102,34 @@ def _nnx(module, hidden, train, evaluate):
         return nnx.to_pure_dict(nnx.state(build(nnx.Rngs(key)), nnx.Param))
 
     # The graph is static; only parameters and random streams are arguments.
-    def merged(params, mode="eval", key=None):
+    def merged(params, mode, key):
         key = jax.random.key(0) if key is None else key
         return nnx.merge(modes[mode][0], nnx.State(params), _seeded(streams, key))
 
-    def apply(params, x, keys=None):
-        if keys is None:
-            return merged(params)(x, **evaluate)
-        if not noisy:
-            return merged(params, "train")(x, **train)
+    def call(params, x, mode, key, arguments):
+        return merged(params, mode, key)(x, **arguments)
 
-        # A mask per row, from its own key: the row law.
-        def row(x, key):
-            one = jax.tree.map(lambda leaf: leaf[None], x)
-            return merged(params, "train", key)(one, **train)[0]
+    def activations(params, x):
+        return tuple(hidden(merged(params, "eval", None), x))
 
-        return jax.vmap(row)(x, keys)
+    return draw, call, activations, bool(jax.tree.leaves(streams))
 
-    return draw, apply, lambda params, x: tuple(hidden(merged(params), x))
+
+def _other_arrays(others, module):
+    """State that is neither parameters nor random streams, for a message."""
+    arrays = (jax.Array, jax.ShapeDtypeStruct, Tracer)
+    found = {p: type(value).__name__ for p, value in nnx.to_flat_state(others)}
+    for path, value in nnx.iter_graph(module):
+        if isinstance(value, arrays):
+            found[path] = f"{value.dtype}{list(value.shape)}"
+    return [f"{'.'.join(map(str, path))} ({kind})" for path, kind in found.items()]
 
 
 def _refuse_others(names) -> None:
     """Refuse arrays besides the parameters: they would be trained, or never change."""
-    if names := list(names):
-        remedy = "replace running statistics (BatchNorm) by GroupNorm or LayerNorm"
-        msg = f"from_flax: expected params only, got {', '.join(names[:4])}; {remedy}."
-        raise InputError(msg)
-
-
-def _refuse(others, module) -> None:
-    """Refuse state that is neither parameters nor random streams."""
-    arrays = (jax.Array, jax.ShapeDtypeStruct, Tracer)
-    found = {path: type(value).__name__ for path, value in others}
-    for path, value in nnx.iter_graph(module):
-        if isinstance(value, arrays):
-            found[path] = f"{value.dtype}{list(value.shape)}"
-    _refuse_others(f"{'.'.join(map(str, p))} ({kind})" for p, kind in found.items())
+    remedy = "replace running statistics (BatchNorm) by GroupNorm or LayerNorm"
+    came = f"got {', '.join(names[:4])}; {remedy}"
+    require(not names, "from_flax", f"expected params only, {came}")
 
 
 def _seeded(streams, key: Key):
@@ -147,8 +144,8 @@ def _seeded(streams, key: Key):
     return jax.tree.unflatten(structure, begun)
 
 
-def _linen(module, x, hidden, train, evaluate, *, noisy):
-    """``(draw, apply, activations)`` of a linen module."""
+def _linen(module, x, hidden, evaluate):
+    """``(draw, call, activations)`` of a linen module."""
 
     def variables(key):
         # On zeros: only shapes and dtypes of the input matter for parameters.
@@ -160,38 +157,24 @@ def _linen(module, x, hidden, train, evaluate, *, noisy):
     held = jax.eval_shape(lambda: variables(jax.random.key(0)))
     _refuse_others(sorted({*held} - {"params"}))
 
-    def apply(params, x, keys=None):
-        if keys is None:
-            return module.apply({"params": params}, x, **evaluate)
-        if not noisy:
-            return module.apply({"params": params}, x, **train)
-
-        def row(x, key):
-            one = jax.tree.map(lambda leaf: leaf[None], x)
-            rngs = {"dropout": key}
-            return module.apply({"params": params}, one, rngs=rngs, **train)[0]
-
-        return jax.vmap(row)(x, keys)
+    def call(params, x, mode, key, arguments):
+        del mode
+        rngs = None if key is None else {"dropout": key}
+        return module.apply({"params": params}, x, rngs=rngs, **arguments)
 
     def activations(params, x):
         return tuple(module.apply({"params": params}, x, method=hidden))
 
-    return lambda key: variables(key)["params"], apply, activations
+    return lambda key: variables(key)["params"], call, activations
 
 
 def init_kernels(key: Key, params: Params, gain: Gain) -> Params:
     """Replace every kernel by ``gain * U(-1, 1) * sqrt(3 / fan_in)``; keep the rest.
 
-    A kernel is a leaf of two or more axes, ``[..., fan_out]``, and ``fan_in`` is the
-    product of all its axes but the last: the variance is ``gain**2 / fan_in``. All
-    kernels are slices of one draw, because each draw in a program costs about a second of
-    compilation on a CPU.
-
-    Args:
-      key: draws the numbers.
-      params: nested dict; gives shapes and dtypes, and the values of all other leaves.
-      gain: ``(path) -> scalar``; ``sqrt(2)`` is Kaiming initialisation for ReLU (He et al.
-        2015, arXiv:1502.01852), 1 that of LeCun.
+    A kernel is a leaf of two or more axes, ``[..., fan_out]``, of a nested dict, and
+    ``fan_in`` is the product of all its axes but the last: the variance is
+    ``gain**2 / fan_in``. ``gain(path)`` of ``sqrt(2)`` is Kaiming initialisation for ReLU
+    (He et al. 2015, arXiv:1502.01852), 1 that of LeCun.
     """
 
     def bound(names, leaf):
@@ -210,10 +193,8 @@ def init_like_torch(key: Key, params: Params) -> Params:
     ``kaiming_uniform_(a=sqrt(5))``. ``mlp`` takes it as ``init``; for another model use
     ``model._replace(init=lambda key: init_like_torch(key, model.init(key)))``.
 
-    Args:
-      key: draws the numbers, all in one draw.
-      params: nested dict; leaves named ``kernel [..., fan_out]`` and the ``bias`` of the
-        same layer are replaced in their shapes and dtypes, others (norms, embeddings) kept.
+    Of a nested dict, leaves named ``kernel [..., fan_out]`` and the ``bias`` of the same
+    layer are replaced, others (norms, embeddings) kept.
 
     Source: ``reset_parameters`` of ``torch.nn.Linear`` and ``torch.nn.Conv2d``.
     """
@@ -233,21 +214,21 @@ def init_like_torch(key: Key, params: Params) -> Params:
 
 
 def _draw_uniform(key: Key, params: Params, bound: Callable) -> Params:
-    """Leaves ``bound(names, leaf) * U(-1, 1)``, slices of one draw; kept where None."""
+    """Leaves ``bound(names, leaf) * U(-1, 1)``, kept where it is None.
+
+    They are slices of one draw: each draw costs about a second to compile on a CPU.
+    """
     leaves, structure = jax.tree.flatten_with_path(params)
     bounds = [bound(_names(path), leaf) for path, leaf in leaves]
-    sizes = [
-        0 if scale is None else leaf.size
-        for (_, leaf), scale in zip(leaves, bounds, strict=True)
+    pairs = list(zip((leaf for _, leaf in leaves), bounds, strict=True))
+    ends = list(accumulate(0 if a is None else leaf.size for leaf, a in pairs))
+    numbers = jax.random.uniform(key, (max(ends, default=0),), jnp.float32, -1.0, 1.0)
+    drawn = [
+        leaf
+        if a is None
+        else (a * numbers[end - leaf.size : end].reshape(leaf.shape)).astype(leaf.dtype)
+        for (leaf, a), end in zip(pairs, ends, strict=True)
     ]
-    numbers = jax.random.uniform(key, (sum(sizes),), jnp.float32, -1.0, 1.0)
-    drawn, start = [], 0
-    for (_, leaf), scale, size in zip(leaves, bounds, sizes, strict=True):
-        if size:
-            piece = jnp.reshape(numbers[start : start + size], leaf.shape)
-            leaf = (scale * piece).astype(leaf.dtype)
-        drawn.append(leaf)
-        start += size
     return jax.tree.unflatten(structure, drawn)
 
 

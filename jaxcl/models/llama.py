@@ -9,7 +9,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Float
 
-from jaxcl.errors import InputError, check_number, check_size
+from jaxcl.errors import check_number, check_size, require
 from jaxcl.models.from_flax import from_flax
 from jaxcl.tree import wide
 from jaxcl.typing import Model
@@ -42,9 +42,9 @@ def llama(config: LlamaConfig, *, scan: bool = True, checkpoint: bool = False) -
 
     Args:
       config: sizes.
-      scan: compile one block and scan over layers, which compiles fast and suits deep
-        networks. Otherwise the layers are unrolled, which runs faster on a CPU. The
-        parameters are the same: stacked, leaves ``[layers, ...]``.
+      scan: compile one block and scan over layers, which compiles fast; otherwise the
+        layers are unrolled, which runs faster on a CPU. The parameters are the same:
+        stacked, leaves ``[layers, ...]``.
       checkpoint: store only the input of each block for the gradient and recompute the
         rest: memory of one block instead of all, for about a third more work.
 
@@ -53,10 +53,6 @@ def llama(config: LlamaConfig, *, scan: bool = True, checkpoint: bool = False) -
       position ``i`` depend on tokens up to ``i`` and predict the next one. ``hidden`` are
       the states ``[b, n, d]`` before the output layer. A kernel is ``[num_in, num_out]``;
       there are no biases.
-
-    Raises:
-      ValueError: for sizes below one, an odd head size, or numbers of heads that do not
-        divide.
 
     Sources: Touvron et al. 2023, arXiv:2302.13971; Su et al. 2021, arXiv:2104.09864
     (rotation of halves); Ainslie et al. 2023, arXiv:2305.13245 (grouped queries); Shazeer
@@ -69,21 +65,17 @@ def llama(config: LlamaConfig, *, scan: bool = True, checkpoint: bool = False) -
 
 def _check(config: LlamaConfig) -> None:
     """Refuse sizes that do not fit together, before anything is built."""
-    given = config._asdict()
-    check_size("llama", **{name: given[name] for name in config._fields[:5]})
-    check_size("llama", optional=True, **{n: given[n] for n in config._fields[5:7]})
+    given = list(config._asdict().items())
+    check_size("llama", **dict(given[:5]))
+    check_size("llama", optional=True, **dict(given[5:7]))
     check_number("llama", above=True, rope_theta=config.rope_theta)
-    small = ("rms_norm_eps", "initializer_range")
-    check_number("llama", **{name: given[name] for name in small})
+    deviation, eps = config.initializer_range, config.rms_norm_eps
+    check_number("llama", rms_norm_eps=eps, initializer_range=deviation)
     queries, keys, size = _heads(config)
     rest = 0 if config.head_dim else config.hidden_size % queries
-    if queries % keys or rest or size % 2:
-        came = f"{keys}, {queries}, {config.hidden_size} and heads of {size}"
-        wanted = (
-            "key heads must divide query heads, these hidden_size, each head be even"
-        )
-        msg = f"llama: {wanted}, got {came}."
-        raise InputError(msg)
+    wanted = "key heads must divide query heads, these hidden_size, each head be even"
+    came = f"got {keys}, {queries}, {config.hidden_size} and heads of {size}"
+    require(not (queries % keys or rest or size % 2), "llama", f"{wanted}, {came}")
 
 
 def _heads(config: LlamaConfig) -> tuple[int, int, int]:
@@ -143,9 +135,9 @@ class _Block(nnx.Module):
 
     def __init__(self, c: LlamaConfig, *, rngs):
         make = partial(_Project, scale=c.initializer_range, rngs=rngs)
-        self.norm_0 = _RMSNorm(c.hidden_size, c.rms_norm_eps)
+        norm = partial(_RMSNorm, c.hidden_size, c.rms_norm_eps)
+        self.norm_0, self.norm_1 = norm(), norm()
         self.attention = _Attention(c, rngs=rngs)
-        self.norm_1 = _RMSNorm(c.hidden_size, c.rms_norm_eps)
         self.gate = make(c.hidden_size, c.intermediate_size)
         self.up = make(c.hidden_size, c.intermediate_size)
         self.down = make(c.intermediate_size, c.hidden_size)
@@ -175,9 +167,8 @@ class _Llama(nnx.Module):
     def states(self, tokens):
         """The input of the output layer, ``[b, n, d]``."""
         shape = jnp.shape(tokens)
-        if len(shape) != 2:
-            msg = f"llama: x must be integer tokens [b, n], got shape {shape}."
-            raise InputError(msg)
+        message = f"x must be integer tokens [b, n], got shape {shape}"
+        require(len(shape) == 2, "llama", message)
         turns = rotations(shape[1], self.size, self.theta)
         step = lambda x, layer: layer(x, shape, turns)
         if self.checkpoint:
@@ -211,7 +202,6 @@ def rotations(
     length: int, size: int, theta: float
 ) -> tuple[Float[np.ndarray, "n half"], Float[np.ndarray, "n half"]]:
     """Cosine and sine of position ``i`` times frequency ``theta ** (-2 k / size)``."""
-    # Position i turns pair k by the angle i theta^(-2k / size).
     frequencies = theta ** -(np.arange(0, size, 2) / size)
     angles = np.outer(np.arange(length), frequencies)
     return np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, ScalarLike
 
-from jaxcl.errors import InputError, check_number, check_size
+from jaxcl.errors import check_number, check_size, require
 from jaxcl.models.from_flax import from_flax
 from jaxcl.typing import Key, Model, Params, Units
 
@@ -33,10 +33,7 @@ class _Mlp(nnx.Module):
     """Layers of linear, optional LayerNorm and activation; then a linear output."""
 
     def __init__(self, sizes, copies, activation, layer_norm, bias, *, rngs):
-        self.num_inputs = sizes[0]
-        self.num_hidden = len(sizes) - 2
-        self.activation = activation
-        self.layer_norm = layer_norm
+        self.sizes, self.activation, self.layer_norm = sizes, activation, layer_norm
         # With CReLU a layer of w units has 2 w outputs.
         reads = [sizes[0], *(copies * width for width in sizes[1:-1])]
         linear = functools.partial(nnx.Linear, use_bias=bias, rngs=rngs)
@@ -48,8 +45,8 @@ class _Mlp(nnx.Module):
 
     def forward(self, x):
         """Hidden activations and outputs, each ``[b, ...]``."""
-        hidden, h = [], x.reshape(x.shape[0], self.num_inputs)
-        for k in range(self.num_hidden):
+        hidden, h = [], x.reshape(x.shape[0], self.sizes[0])
+        for k in range(len(self.sizes) - 2):
             h = getattr(self, f"hidden_{k}")(h)
             if self.layer_norm:
                 h = getattr(self, f"norm_{k}")(h)
@@ -90,37 +87,32 @@ def mlp(
       out_gain: the same for the last kernel, 1 by default. Both defaults are those of
         Dohare et al. 2024 (Nature 632, 768).
       init: ``(key, params) -> params`` instead of the gains, such as
-        :func:`init_like_torch`; its argument has all shapes and dtypes, and the values of
-        norms.
+        :func:`init_like_torch`; it replaces values of its argument.
 
     Returns:
       A model with ``apply(params, x [b, ...])`` for rows of ``sizes[0]`` numbers in any
       shape, one entry of ``hidden`` ``[b, width]`` (``[b, 2 width]`` with CReLU) per
       hidden layer, and the corresponding ``units``.
-
-    Raises:
-      ValueError: if ``sizes`` has fewer than two entries or one below 1, if a gain is
-        negative, not finite or given together with ``init``, or if the size of the
-        activation's output is not a multiple of that of its input.
     """
-    numbers: dict[str, Any] = {f"sizes[{k}]": size for k, size in enumerate(sizes)}
-    check_size("mlp", **numbers)
     check_size("mlp", least=2, len_sizes=len(sizes))
+    numbers: Any = {f"sizes[{k}]": size for k, size in enumerate(sizes)}
+    check_size("mlp", **numbers)
     sizes = tuple(map(int, sizes))
     check_number("mlp", optional=True, gain=gain, out_gain=out_gain)
-    if init is not None and not (gain is None and out_gain is None):
-        msg = "mlp: expected either init or gains, got both; leave one of them out."
-        raise InputError(msg)
+    both = init is not None and not (gain is None and out_gain is None)
+    message = "expected either init or gains, got both; leave one of them out"
+    require(not both, "mlp", message)
     copies = _copies(activation)
 
     def build(rngs):
         return _Mlp(sizes, copies, activation, layer_norm, bias, rngs=rngs)
 
     names = [f"hidden_{k}" for k in range(len(sizes) - 2)] + ["out"]
+    norm = ("scale", "bias") if layer_norm else ()
     units = tuple(
         Units(
             incoming=(name, "kernel"),
-            vectors=_vectors(name, k, bias=bias, layer_norm=layer_norm),
+            vectors=(*(((name, "bias"),) * bias), *((f"norm_{k}", v) for v in norm)),
             outgoing=(reader, "kernel"),
             shift=(reader, "bias") if bias else None,
             width=sizes[k + 1],
@@ -138,18 +130,11 @@ def mlp(
     return model._replace(init=jax.jit(lambda key: init(key, model.init(key))))
 
 
-def _vectors(name: str, k: int, *, bias: bool, layer_norm: bool):
-    """The paths of the vectors of layer ``k`` with one entry per unit."""
-    own = ((name, "bias"),) if bias else ()
-    norm = ((f"norm_{k}", "scale"), (f"norm_{k}", "bias")) if layer_norm else ()
-    return own + norm
-
-
 def _copies(activation):
     """The number of outputs of an activation per input."""
     probe = jax.ShapeDtypeStruct((2, 6), jnp.float32)
     shape = jax.eval_shape(activation, probe).shape
-    if shape[:-1] != (2,) or shape[-1] % 6 or not shape[-1]:
-        msg = f"mlp: activation must map [b, d] to [b, k * d], got {shape} from (2, 6)."
-        raise InputError(msg)
+    fits = shape[:-1] == (2,) and shape[-1] % 6 == 0 and shape[-1]
+    came = f"got {shape} from (2, 6)"
+    require(fits, "mlp", f"activation must map [b, d] to [b, k * d], {came}")
     return shape[1] // 6

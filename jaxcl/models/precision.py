@@ -5,7 +5,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from jaxcl.errors import InputError
+from jaxcl.errors import require
 
 
 def cast_compute(dtype, apply: Callable) -> Callable:
@@ -19,20 +19,16 @@ def cast_compute(dtype, apply: Callable) -> Callable:
       dtype: such as ``jnp.bfloat16``, which an accelerator computes faster than float32.
         A CPU does not.
       apply: ``(params, x, keys=None) -> outputs``; integers are not cast.
-
-    Raises:
-      ValueError: if ``dtype`` is not a floating dtype.
     """
-    if not jnp.issubdtype(dtype, jnp.floating):
-        msg = f"cast_compute: dtype must be floating, got {dtype}; give jnp.bfloat16."
-        raise InputError(msg)
+    came = f"got {dtype}; give jnp.bfloat16"
+    floating = lambda kind: jnp.issubdtype(kind, jnp.floating)
+    require(floating(dtype), "cast_compute", f"dtype must be floating, {came}")
 
     def cast(tree, dtype):
-        change = lambda leaf: (
-            leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
-        )
+        change = lambda leaf: leaf.astype(dtype) if floating(leaf.dtype) else leaf
         return jax.tree.map(change, tree)
 
-    return lambda params, x, keys=None: cast(
-        apply(cast(params, dtype), cast(x, dtype), keys), jnp.float32
-    )
+    def computed(params, x, keys=None):
+        return cast(apply(cast(params, dtype), cast(x, dtype), keys), jnp.float32)
+
+    return computed

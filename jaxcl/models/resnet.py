@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxcl.errors import InputError, check_size
+from jaxcl.errors import check_size, require
 from jaxcl.models.from_flax import from_flax
 from jaxcl.typing import Model, Units
 
@@ -26,12 +26,10 @@ class _Conv(nnx.Module):
         dtype = jnp.result_type(x, kernel)  # a convolution wants both in one
         # XLA's CPU convolution is about twenty times slower inside a loop than outside
         # (measured, jax 0.10.2), and training is a loop; one matrix product is not.
-        return jax.lax.platform_dependent(
-            x.astype(dtype),
-            kernel.astype(dtype),
-            cpu=partial(_convolve_by_product, stride=self.stride),
-            default=partial(_convolve, stride=self.stride),
-        )
+        ways = {"cpu": _convolve_by_product, "default": _convolve}
+        ways = {name: partial(way, stride=self.stride) for name, way in ways.items()}
+        both = x.astype(dtype), kernel.astype(dtype)
+        return jax.lax.platform_dependent(*both, **ways)
 
 
 def _convolve(x, kernel, *, stride):
@@ -44,10 +42,9 @@ def _convolve(x, kernel, *, stride):
 def _convolve_by_product(x, kernel, *, stride):
     """The same by im2col: gather the inputs of every output position, then one product."""
     size, _, num_in, num_out = kernel.shape
-    heights, widths = (_taps(x.shape[axis], size, stride) for axis in (1, 2))
-    pads = [(0, 0), heights[0], widths[0], (0, 0)]
-    padded = jnp.pad(x, pads)
-    patches = [padded[:, i, j] for i in heights[1] for j in widths[1]]
+    (top, heights), (left, widths) = (_taps(n, size, stride) for n in x.shape[1:3])
+    padded = jnp.pad(x, [(0, 0), top, left, (0, 0)])
+    patches = [padded[:, i, j] for i in heights for j in widths]
     rows = kernel.reshape(size * size * num_in, num_out)
     return jnp.concatenate(patches, axis=-1) @ rows
 
@@ -62,22 +59,17 @@ def _taps(length, size, stride):
     return (total // 2, total - total // 2), slices
 
 
-def _norm(channels, groups, rngs):
-    return nnx.GroupNorm(channels, num_groups=groups, rngs=rngs)
-
-
 class _Block(nnx.Module):
     """``relu(x + norm(conv(relu(norm(conv(x))))))``; ``x`` projected if shapes differ."""
 
     def __init__(self, num_in, num_out, stride, groups, *, rngs):
-        self.conv_0 = _Conv(num_in, num_out, stride=stride)
-        self.norm_0 = _norm(num_out, groups, rngs)
-        self.conv_1 = _Conv(num_out, num_out)
-        self.norm_1 = _norm(num_out, groups, rngs)
+        norm = partial(nnx.GroupNorm, num_out, num_groups=groups, rngs=rngs)
+        self.conv_0, self.norm_0 = _Conv(num_in, num_out, stride=stride), norm()
+        self.conv_1, self.norm_1 = _Conv(num_out, num_out), norm()
         self.projects = stride != 1 or num_in != num_out
         if self.projects:
             self.conv_skip = _Conv(num_in, num_out, size=1, stride=stride)
-            self.norm_skip = _norm(num_out, groups, rngs)
+            self.norm_skip = norm()
 
     def __call__(self, x):
         inner = nnx.relu(self.norm_0(self.conv_0(x)))
@@ -90,27 +82,23 @@ class _ResNet(nnx.Module):
 
     def __init__(self, channels, width, blocks, groups, stride, num_classes, *, rngs):
         self.stem = _Conv(channels, width, stride=stride)
-        self.norm = _norm(width, groups, rngs)
-        self.channels = channels
-        self.names = _block_names(blocks)
+        self.norm = nnx.GroupNorm(width, num_groups=groups, rngs=rngs)
+        self.channels, self.names = channels, tuple(_block_widths(width, blocks))
         num_in = width
-        for name, stage, first in self.names:
-            num_out = width * 2**stage
-            step = 2 if first and stage else 1  # a later stage halves the image
+        for name, num_out in _block_widths(width, blocks).items():
+            step = 2 if num_out > num_in else 1  # a later stage halves the image
             setattr(self, name, _Block(num_in, num_out, step, groups, rngs=rngs))
             num_in = num_out
         self.out = nnx.Linear(num_in, num_classes, rngs=rngs)
 
     def forward(self, x):
         """Hidden activations and outputs, each ``[b, ...]``."""
-        if x.ndim != 4 or x.shape[-1] != self.channels:
-            msg = (
-                f"resnet: x must be [b, height, width, {self.channels}], got {x.shape}."
-            )
-            raise InputError(msg)
+        wanted = f"[b, height, width, {self.channels}], got {x.shape}"
+        fits = x.ndim == 4 and x.shape[-1] == self.channels
+        require(fits, "resnet", f"x must be {wanted}")
         h = nnx.relu(self.norm(self.stem(x)))
         hidden = []
-        for name, _, _ in self.names:
+        for name in self.names:
             inner, h = getattr(self, name)(h)
             hidden.append(inner)
         pooled = jnp.mean(h, axis=(1, 2))
@@ -120,12 +108,10 @@ class _ResNet(nnx.Module):
         return self.forward(x)[1]
 
 
-def _block_names(blocks):
-    return tuple(
-        (f"block_{stage}_{k}", stage, k == 0)
-        for stage, count in enumerate(blocks)
-        for k in range(count)
-    )
+def _block_widths(width, blocks):
+    """The channels of each block, by its name."""
+    stages = enumerate(blocks)
+    return {f"block_{s}_{k}": width * 2**s for s, count in stages for k in range(count)}
 
 
 def resnet(
@@ -158,31 +144,17 @@ def resnet(
       ``units`` describes, and last the mean ``[b, channels]``, the input of the output
       layer.
 
-    Raises:
-      ValueError: if a size is not a positive int, or ``groups`` does not divide
-        ``width``. Applying raises it for anything but images with ``channels`` channels.
-
     References:
       He et al. 2016, arXiv:1512.03385; Wu and He 2018, arXiv:1803.08494.
     """
     blocks = tuple(blocks)
-    numbers: dict[str, Any] = {
-        "num_classes": num_classes,
-        "width": width,
-        "groups": groups,
-        "stem_stride": stem_stride,
-        "channels": channels,
-        "the smallest of blocks": min(blocks, default=0),
-    }
-    check_size("resnet", **numbers)
-    if width % groups:
-        msg = f"resnet: groups must divide width, got {groups} and {width}."
-        raise InputError(msg)
-
-    def build(rngs):
-        return _ResNet(
-            channels, width, blocks, groups, stem_stride, num_classes, rngs=rngs
-        )
+    check_size("resnet", num_classes=num_classes, width=width, groups=groups)
+    smallest: Any = {"the smallest of blocks": min(blocks, default=0)}
+    check_size("resnet", stem_stride=stem_stride, channels=channels, **smallest)
+    message = f"groups must divide width, got {groups} and {width}"
+    require(width % groups == 0, "resnet", message)
+    sizes = channels, width, blocks, groups, stem_stride, num_classes
+    build = lambda rngs: _ResNet(*sizes, rngs=rngs)
 
     units = tuple(
         Units(
@@ -190,10 +162,10 @@ def resnet(
             vectors=((name, "norm_0", "scale"), (name, "norm_0", "bias")),
             outgoing=(name, "conv_1", "kernel"),
             shift=None,
-            width=width * 2**stage,
+            width=channels_of_block,
             copies=1,
         )
-        for name, stage, _ in _block_names(blocks)
+        for name, channels_of_block in _block_widths(width, blocks).items()
     )
     gain = lambda path: 1.0 if path[0] == "out" else math.sqrt(2.0)
     hidden = lambda module, x: module.forward(x)[0]
