@@ -13,6 +13,7 @@ from jaxcl.plasticity.units import (
     check_units,
     leaf,
     mean_over_rows,
+    nowhere,
     reset_units,
 )
 from jaxcl.tree import safe_divide, wide, wide_dtype
@@ -20,10 +21,10 @@ from jaxcl.typing import Key, Params, Reset, Units
 
 
 class Traces(NamedTuple):
-    """Running statistics of the units of one layer."""
+    """Running statistics of the units of one layer; means without bias correction."""
 
-    utility: Float[Array, " width"]  # running mean, without bias correction
-    mean: Float[Array, " k"]  # running mean of the activations, [copies * width], same
+    utility: Float[Array, " width"]
+    mean: Float[Array, " k"]  # of the activations, [copies * width]
     age: Int[Array, " width"]  # steps since the unit was reset
     pending: Float[Array, ""]  # resets that are due; a fraction below one is kept
 
@@ -46,9 +47,8 @@ def contribution(h, mean, weight, reads, writes):
 def adaptable_contribution(h, mean, weight, reads, writes):
     """``mean|w_out| * mean_x|h - mean h| / mean|w_in|``.
 
-    The contribution of a unit's *variation*, times its adaptability: the mean activation
-    could be replaced by a bias, and small incoming weights change quickly. A unit without
-    incoming weights has utility zero.
+    The contribution of a unit's *variation*, times its adaptability: small incoming
+    weights change quickly. A unit without incoming weights has utility zero.
 
     Reference: Dohare et al. 2021, arXiv:2108.06325.
     """
@@ -99,10 +99,6 @@ def continual_backprop(
     Cost: one forward pass at the new parameters and one pass over the kernels per step; a
     new network only at steps that reset something.
 
-    Raises:
-      ValueError: if ``units`` is empty, ``rate`` or ``decay`` is outside [0, 1], or
-        ``maturity`` is negative.
-
     References:
       Dohare et al. 2021, arXiv:2108.06325; 2024, Nature 632, 768, algorithm 1.
     """
@@ -112,11 +108,10 @@ def continual_backprop(
 
     def reset(key, state, params, batch):
         real = jnp.any(batch.weight > 0)  # a batch of padding changes nothing
+        layers = zip(units, state, hidden(params, batch.x), strict=False)
         seen = tuple(
             _observe(layer, traces, params, h, batch.weight, decay, utility)
-            for layer, traces, h in zip(
-                units, state, hidden(params, batch.x), strict=False
-            )
+            for layer, traces, h in layers
         )
         state = jax.tree.map(lambda new, old: jnp.where(real, new, old), seen, state)
         eligible = [real & (traces.age > maturity) for traces in state]
@@ -125,7 +120,7 @@ def continual_backprop(
             pending = traces.pending + rate * jnp.sum(mature)
             return traces._replace(pending=pending.astype(traces.pending.dtype))
 
-        state = tuple(add(*pair) for pair in zip(state, eligible, strict=True))
+        state = tuple(map(add, state, eligible))
 
         def replace(operand):
             params, mask, state = operand
@@ -138,35 +133,29 @@ def continual_backprop(
                 after.append(_forget(layer, traces, chosen))
             return params, mask, tuple(after)
 
-        nowhere = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, bool), params)
         due = real & jnp.any(jnp.stack([traces.pending >= 1 for traces in state]))
-        params, mask, state = when(due, replace, (params, nowhere, state))
+        params, mask, state = when(due, replace, (params, nowhere(params), state))
         return state, params, mask
 
-    def init_traces(params, example):
-        del example
+    def start(layer, params):
+        dtype = wide_dtype(leaf(params, layer.incoming))
+        return Traces(
+            utility=jnp.zeros(layer.width, dtype),
+            mean=jnp.zeros(layer.copies * layer.width, dtype),
+            age=jnp.zeros(layer.width, jnp.int32),
+            pending=jnp.zeros((), dtype),
+        )
 
-        def start(layer):
-            dtype = wide_dtype(leaf(params, layer.incoming))
-            return Traces(
-                utility=jnp.zeros(layer.width, dtype),
-                mean=jnp.zeros(layer.copies * layer.width, dtype),
-                age=jnp.zeros(layer.width, jnp.int32),
-                pending=jnp.zeros((), dtype),
-            )
-
-        return tuple(map(start, units))
-
-    return Reset(init_traces, reset)
+    return Reset(
+        lambda params, _: tuple(start(layer, params) for layer in units), reset
+    )
 
 
 def _observe(layer, traces, params, h, weight, decay, utility):
     """Traces after one more batch."""
     follow = lambda old, new: (decay * old + (1 - decay) * new).astype(old.dtype)
-    traces = traces._replace(
-        age=traces.age + 1,
-        mean=follow(traces.mean, mean_over_rows(h, weight)),
-    )
+    mean = follow(traces.mean, mean_over_rows(h, weight))
+    traces = traces._replace(age=traces.age + 1, mean=mean)
     incoming = jnp.abs(wide(leaf(params, layer.incoming)))
     outgoing = jnp.abs(wide(leaf(params, layer.outgoing)))
     reads = jnp.mean(incoming.reshape(-1, layer.width), axis=0)

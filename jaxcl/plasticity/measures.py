@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, PyTree, ScalarLike
 
 from jaxcl import tree
 from jaxcl.curvature.sharpness import sam_sharpness
-from jaxcl.errors import InputError, check_number
+from jaxcl.errors import check_number, require
 from jaxcl.losses import mean_loss
 from jaxcl.plasticity.units import dormancy_score, mean_over_rows
 from jaxcl.typing import Batch, Key, Loss, Params
@@ -23,11 +23,7 @@ def dead_fraction(features: Features, weight: Float[Array, " b"]) -> Float[Array
     """Fraction of units, over all layers, whose activation is zero on every row.
 
     Such a ReLU unit passes no gradient back on this batch. On a batch of padding the
-    fraction is 1.
-
-    Args:
-      features: hidden activations ``[b, ..., units]``, one entry per layer.
-      weight: [b] row weights.
+    fraction is 1. ``features`` are the activations ``[b, ..., units]`` of each layer.
     """
     activity = jnp.concatenate([mean_over_rows(jnp.abs(h), weight) for h in features])
     return _fraction(activity == 0, activity)
@@ -37,9 +33,6 @@ def dormant_fraction(
     features: Features, weight: Float[Array, " b"], tau: ScalarLike
 ) -> Float[Array, ""]:
     """Fraction of units, over all layers, with :func:`dormancy_score` of at most ``tau``.
-
-    Raises:
-      ValueError: if ``tau`` is negative or not finite.
 
     Reference: Sokar et al. 2023, arXiv:2302.12902, definition 3.1.
     """
@@ -71,9 +64,6 @@ def effective_rank(values: Float[Array, " k"]) -> Float[Array, ""]:
 
     With :math:`p_i = s_i / \sum s`; from 1 to k, and 0 if all are zero.
 
-    Raises:
-      ValueError: for anything but one row of singular values, such as their matrix.
-
     Reference: Roy and Vetterli 2007, "The effective rank".
     """
     _check_values("effective_rank", values)
@@ -88,9 +78,6 @@ def stable_rank(values: Float[Array, " k"]) -> Float[Array, ""]:
 
     From 1 to k, and 0 if all are zero.
 
-    Raises:
-      ValueError: for anything but one row of singular values, such as their matrix.
-
     Reference: Rudelson and Vershynin 2007, arXiv:math/0503442.
     """
     _check_values("stable_rank", values)
@@ -103,10 +90,6 @@ def srank(values: Float[Array, " k"], *, delta: ScalarLike = 0.01) -> Float[Arra
     r"""The number of singular values that make up a fraction ``1 - delta`` of their sum.
 
     The least k with :math:`\sum_{i \le k} s_i \ge (1 - \delta) \sum s`; 0 if all are zero.
-
-    Raises:
-      ValueError: for anything but one row of singular values, such as their matrix, or
-        if ``delta`` is outside [0, 1].
 
     Reference: Kumar et al. 2021, arXiv:2010.14498, definition 1.
     """
@@ -121,10 +104,10 @@ def srank(values: Float[Array, " k"], *, delta: ScalarLike = 0.01) -> Float[Arra
 
 def _check_values(who, values):
     """Refuse a matrix of features, for which the formulas would also give a number."""
-    if jnp.ndim(values) != 1:
-        came = f"shape {jnp.shape(values)}; give singular_values(matrix, weight)"
-        msg = f"{who}: values must be singular values [k], got {came}."
-        raise InputError(msg)
+    came = f"shape {jnp.shape(values)}; give singular_values(matrix, weight)"
+    require(
+        jnp.ndim(values) == 1, who, f"values must be singular values [k], got {came}"
+    )
 
 
 def measure(
@@ -158,16 +141,11 @@ def measure(
       (from ``start``), ``grad_norm`` and ``sam_sharpness``. Costs a singular value
       decomposition of ``[b, d]`` and a few passes over the batch; works under ``jit``
       and ``vmap``.
-
-    Raises:
-      ValueError: if the network has no hidden activations, or if ``rho`` or ``tau`` is
-        negative or not finite.
     """
     check_number("measure", rho=rho, tau=tau)
     activations = hidden(params, batch.x)
-    if not activations:
-        msg = "measure: hidden must return at least one activation, got none."
-        raise InputError(msg)
+    message = "hidden must return at least one activation, got none"
+    require(activations, "measure", message)
     mean = lambda params: mean_loss(loss, params, batch, key)
     value, grads = jax.value_and_grad(mean)(params)
     last = activations[-1]

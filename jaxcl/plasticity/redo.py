@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree, ScalarLike
 
@@ -12,6 +11,7 @@ from jaxcl.plasticity.units import (
     check_units,
     dormancy_score,
     mean_over_rows,
+    nowhere,
     reset_units,
 )
 from jaxcl.typing import Key, Params, Reset, Units
@@ -42,18 +42,14 @@ def redo(
       period: steps between two resets. One forward pass and one new network are computed
         at these steps only.
 
-    Raises:
-      ValueError: if ``units`` is empty, ``period`` below 1 or ``threshold`` negative.
-
     Reference: Sokar et al. 2023, arXiv:2302.12902, algorithm 1.
     """
     check_units("redo", units)
     check_size("redo", period=period)
     check_number("redo", threshold=threshold)
 
-    def recycle(key, params, batch):
-        fresh = init(key)
-        mask = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, bool), params)
+    def recycle(key, operand, batch):
+        (params, mask), fresh = operand, init(key)
         for layer, h in zip(units, hidden(params, batch.x), strict=False):
             activity = mean_over_rows(jnp.abs(h), batch.weight)
             activity = activity.reshape(layer.copies, layer.width).sum(axis=0)
@@ -66,13 +62,8 @@ def redo(
 
     def reset(key, step, params, batch):
         step = step + 1
-        nowhere = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, bool), params)
-        touch = lambda operand: recycle(key, operand[0], batch)
-        params, mask = when(step % period == 0, touch, (params, nowhere))
+        touch = lambda operand: recycle(key, operand, batch)
+        params, mask = when(step % period == 0, touch, (params, nowhere(params)))
         return step, params, mask
 
-    def init_counter(params, example):
-        del params, example
-        return jnp.zeros((), jnp.int32)
-
-    return Reset(init_counter, reset)
+    return Reset(lambda params, example: jnp.zeros((), jnp.int32), reset)

@@ -60,9 +60,6 @@ def shrink_and_perturb(
         step on a small batch; with a larger ``period``, ``shrink**period`` and
         ``sigma * sqrt(period)`` have nearly the same effect at lower cost.
 
-    Raises:
-      ValueError: if ``period`` is below 1, ``shrink`` outside [0, 1] or ``sigma`` negative.
-
     References:
       Ash and Adams 2020, arXiv:1910.08475; at every step in Dohare et al. 2024, Nature 632.
     """

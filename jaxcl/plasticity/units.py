@@ -3,10 +3,11 @@
 import functools
 import operator
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PyTree
 
-from jaxcl.errors import InputError
+from jaxcl.errors import require
 from jaxcl.tree import safe_divide
 from jaxcl.typing import Params, Units
 
@@ -27,6 +28,11 @@ def dormancy_score(activity: Float[Array, " k"]) -> Float[Array, " k"]:
     If no unit of a layer is active, all scores are zero.
     """
     return safe_divide(activity, jnp.mean(activity))
+
+
+def nowhere(params: Params) -> PyTree:
+    """The mask of a reset that resets nothing."""
+    return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, bool), params)
 
 
 def leaf(params: Params, path: tuple[str, ...]) -> Array:
@@ -67,9 +73,7 @@ def reset_units(
         chosen units is added to the next layer's bias, where it has one.
 
     Returns:
-      The new parameters, and ``mask`` with every changed entry marked, except the
-      next layer's bias, which is changed but not reset.
-
+      The new parameters, and ``mask`` with every reset entry marked.
     """
     read = jnp.tile(chosen, units.copies)
     outgoing = leaf(params, units.outgoing)
@@ -98,6 +102,5 @@ def _mark(mask, path, chosen):
 
 def check_units(who: str, units: tuple[Units, ...]) -> None:
     """Refuse a model that does not describe its units."""
-    if not units:
-        msg = f"{who}: units must name a hidden layer, got none; take those of a model."
-        raise InputError(msg)
+    message = "units must name a hidden layer, got none; take those of a model"
+    require(units, who, message)
