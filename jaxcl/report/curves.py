@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy.optimize import isotonic_regression
 
-from jaxcl.errors import InputError
+from jaxcl.errors import require
 from jaxcl.report.records import (
     Group,
     Record,
@@ -17,6 +17,8 @@ from jaxcl.report.records import (
     measure_names,
     split,
     task_names,
+    values_of,
+    within,
 )
 from jaxcl.report.statistics import mean_band
 from jaxcl.report.style import (
@@ -25,14 +27,17 @@ from jaxcl.report.style import (
     LineStyle,
     arranged,
     finish,
-    names_and_styles,
     one_setting,
     panels,
     styled,
+    styles_of,
     task_axis,
 )
 
+COLUMNS = 3  # of measures side by side
 
+
+@styled()
 def learning_curves(
     records: Sequence[Record],
     *,
@@ -60,28 +65,25 @@ def learning_curves(
       ValueError: for malformed records or a window longer than the stream.
     """
     check(records)
-    with styled():
-        settings = list(dict.fromkeys(record["setting"] for record in records))
-        most = max(len({g for g in group(records) if g.setting == s}) for s in settings)
-        height = max(3.7, 0.9 + 0.19 * most)  # space for the names beside the lines
-        figure, axes = panels(len(settings), 2, width=5.4, height=height)
-        named, styles = names_and_styles(records)
-        for ax, setting in zip(axes, settings, strict=True):
-            chosen = [record for record in records if record["setting"] == setting]
-            _lines(ax, chosen, name, named, styles, window=window, scale=scale)
-            ax.set_title(setting if len(settings) > 1 or not title else "")
-            ax.set_xlabel("task" + _smoothing(window))
-            _label_ends(ax, inches=height - 0.9)
-        axes[0].set_ylabel(label)
-        finish(figure, records, title)
-        return figure
+    settings, styles = values_of(records, "setting"), styles_of(records)
+    most = max(sum(key.setting == name for key in styles) for name in settings)
+    height = max(3.7, 0.9 + 0.19 * most)  # space for the names beside the lines
+    figure, axes = panels(len(settings), 2, width=5.4, height=height)
+    for ax, setting in zip(axes, settings, strict=True):
+        _lines(ax, within(records, [setting]), name, styles, window, scale)
+        ax.set_title(setting if len(settings) > 1 or not title else "")
+        _label_ends(ax, inches=height - 0.9)
+        _task_label(ax, window)
+    axes[0].set_ylabel(label)
+    finish(figure, records, title)
+    return figure
 
 
+@styled()
 def measure_curves(
     records: Sequence[Record],
     names: Sequence[str] | None = None,
     *,
-    columns: int = 3,
     window: int = 1,
     title: str = "",
 ) -> Figure:
@@ -91,7 +93,6 @@ def measure_curves(
       records: runs of one setting.
       names: which measures, including ``accuracy`` and ``loss`` if wanted; all
         measures that every finished run has, if absent.
-      columns: panels side by side.
       window: each point is the mean of this many consecutive tasks; a measure that was
         taken at some tasks only is drawn there, without smoothing.
       title: above all panels.
@@ -102,20 +103,17 @@ def measure_curves(
     check(records)
     one_setting("measure_curves", records)
     names = measure_names(records) if names is None else list(names)
-    if not names:
-        msg = "measure_curves: the finished runs have no measure in common."
-        raise InputError(msg)
-    with styled():
-        figure, axes = panels(len(names), columns, width=3.6, height=2.4)
-        named, styles = names_and_styles(records)
-        for ax, name in zip(axes, names, strict=True):
-            _lines(ax, records, name, named, styles, window=window)
-            ax.set_title(name.replace("_", " "), fontsize=10.5)
-        for ax in axes[-arranged(len(names), columns)[1] :]:
-            ax.set_xlabel("task" + _smoothing(window))
-        _legend(figure, axes[0], title)
-        finish(figure, records, "")
-        return figure
+    require(names, "measure_curves", "the finished runs have no measure in common")
+    figure, axes = panels(len(names), COLUMNS, width=3.6, height=2.4)
+    styles = styles_of(records)
+    for ax, name in zip(axes, names, strict=True):
+        _lines(ax, records, name, styles, window)
+        ax.set_title(name.replace("_", " "), fontsize=10.5)
+    for ax in axes[-arranged(len(names), COLUMNS)[1] :]:
+        _task_label(ax, window)
+    _legend(figure, axes[0], title)
+    finish(figure, records, "")
+    return figure
 
 
 def spread(places: np.ndarray, gap: float) -> np.ndarray:
@@ -131,9 +129,7 @@ def _lines(
     ax: Axes,
     records: Sequence[Record],
     name: str,
-    named: dict[Group, str],
     styles: dict[Group, LineStyle],
-    *,
     window: int,
     scale: float = 1.0,
 ) -> None:
@@ -143,30 +139,23 @@ def _lines(
         if not done:
             continue
         values = scale * curves(done, name)
-        num_tasks = values.shape[1]
-        if not 1 <= window <= num_tasks:
-            msg = (
-                f"figures: window must be within 1 and {num_tasks} tasks, got {window}."
-            )
-            raise InputError(msg)
+        most = values.shape[1]
+        wanted = f"window must be within 1 and {most} tasks, got {window}"
+        require(1 <= window <= most, "figures", wanted)
         task, values = _smoothed(values, window)
-        band = mean_band(values)
-        colour, dashes, zorder = styles[key]
-        missing = f" {DAGGER}" if lost else ""
-        marker = "o" if len(task) <= 12 else None
+        band, style = mean_band(values), styles[key]
         ax.plot(
             task,
             band.mean,
-            color=colour,
-            linestyle=dashes,
-            zorder=zorder,
-            label=named[key] + missing,
-            marker=marker,
+            color=style.colour,
+            linestyle=style.dashes,
+            zorder=style.zorder,
+            label=style.label + (f" {DAGGER}" if lost else ""),
+            marker="o" if len(task) <= 12 else None,
             markersize=3.5,
         )
-        ax.fill_between(
-            task, band.low, band.high, color=colour, alpha=0.13, linewidth=0, zorder=2
-        )
+        shade = {"color": style.colour, "alpha": 0.13, "linewidth": 0, "zorder": 2}
+        ax.fill_between(task, band.low, band.high, **shade)
     task_axis(ax.xaxis, task_names(records) if window == 1 else None, slant=20)
     ax.margins(x=0.015)
 
@@ -186,38 +175,38 @@ def _label_ends(ax: Axes, inches: float) -> None:
     if not lines:
         return
     low, high = ax.get_ylim()
-    gap = (high - low) * 0.165 / inches
-    ends = np.array([np.asarray(line.get_ydata(), float)[-1] for line in lines])
-    places = spread(ends, gap)
+    last = [np.asarray(line.get_xydata(), float)[-1] for line in lines]
+    right, ends = max(x for x, _ in last), np.array([y for _, y in last])
+    places = spread(ends, gap=(high - low) * 0.165 / inches)
     places -= max(0.0, places.max() - high)
     places += max(0.0, low - places.min())
-    right = max(float(np.asarray(line.get_xdata(), float)[-1]) for line in lines)
     for line, end, place in zip(lines, ends, places, strict=True):
-        colour = line.get_color()
+        lead = {
+            "arrowstyle": "-",
+            "color": line.get_color(),
+            "linewidth": 0.8,
+            "linestyle": line.get_linestyle(),
+            "relpos": (0, 0.5),  # from the left end of the name
+            "shrinkA": 1,
+            "shrinkB": 2,
+        }
         ax.annotate(
             str(line.get_label()),
             xy=(right, end),
             xytext=(1.035, place),
             textcoords=ax.get_yaxis_transform(),
-            color=colour,
+            color=line.get_color(),
             fontsize=9.5,
             va="center",
             annotation_clip=False,
-            arrowprops={
-                "arrowstyle": "-",
-                "color": colour,
-                "linewidth": 0.8,
-                "linestyle": line.get_linestyle(),
-                "relpos": (0, 0.5),  # from the left end of the name
-                "shrinkA": 1,
-                "shrinkB": 2,
-            },
+            arrowprops=lead,
         )
     ax.set_ylim(low, high)
 
 
-def _smoothing(window: int) -> str:
-    return f" (moving mean of {window})" if window > 1 else ""
+def _task_label(ax: Axes, window: int) -> None:
+    smoothed = f" (moving mean of {window})" if window > 1 else ""
+    ax.set_xlabel(f"task{smoothed}")
 
 
 def _legend(figure: Figure, ax: Axes, title: str) -> None:

@@ -1,6 +1,6 @@
 """Heatmaps: sweeps over two numbers, and accuracy matrices."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from matplotlib import colormaps
@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
-from jaxcl.errors import InputError
+from jaxcl.errors import require
 from jaxcl.report.records import (
     Record,
     check,
@@ -19,10 +19,20 @@ from jaxcl.report.records import (
     split,
     task_names,
 )
-from jaxcl.report.style import INK, MOST_NAMES, finish, head, panels, styled, task_axis
+from jaxcl.report.style import (
+    INK,
+    MOST_NAMES,
+    finish,
+    head,
+    name_ticks,
+    panels,
+    styled,
+    task_axis,
+)
 from jaxcl.report.summaries import Grid
 
 
+@styled()
 def heatmap(grid: Grid, *, scale: float = 100.0, title: str = "") -> Figure:
     """A sweep over two numbers: the mean over seeds in each cell, the best one framed.
 
@@ -34,39 +44,35 @@ def heatmap(grid: Grid, *, scale: float = 100.0, title: str = "") -> Figure:
       scale: 100 shows fractions as per cent.
       title: above the figure.
     """
-    with styled():
-        rows, columns = grid.mean.shape
-        figure, (ax,) = panels(
-            1, 1, width=2.3 + 0.95 * columns, height=1.4 + 0.55 * rows
-        )
-        image = _image(ax, grid.mean * scale)
-        for r, c in np.ndindex(rows, columns):
-            lost, found = grid.diverged[r, c], grid.count[r, c]
-            text = "diverged" if lost and not found else "–" if not found else ""
-            if found and np.isnan(grid.mean[r, c]):
-                text = "–"
-            elif found:
-                text = f"{grid.mean[r, c] * scale:.1f}"
-                half = grid.half_width[r, c] * scale
-                text += "" if np.isnan(half) else f"\n± {half:.1f}"
-                text += f"\n({lost} diverged)" if lost else ""
-            _cell(ax, image, r, c, text)
-        if np.any(np.isfinite(grid.mean)):
-            r, c = np.unravel_index(np.nanargmax(grid.mean), grid.mean.shape)
-            box = {"fill": False, "edgecolor": INK, "linewidth": 2.2, "clip_on": False}
-            ax.add_patch(Rectangle((float(c) - 0.5, float(r) - 0.5), 1, 1, **box))
-        ax.set_xticks(range(columns), [show_number(v) for v in grid.columns])
-        ax.set_yticks(range(rows), [show_number(v) for v in grid.rows])
-        ax.set_xlabel(grid.column_name.replace("_", " "))
-        ax.set_ylabel(grid.row_name.replace("_", " "))
-        figure.colorbar(image, ax=ax, label=_unit(grid.quantity, scale), pad=0.03)
-        head(figure, title)
-        return figure
+    mean, half_width = scale * grid.mean, scale * grid.half_width
+
+    def text(cell: tuple[int, int]) -> str:
+        half, lost = half_width[cell], grid.diverged[cell]
+        if np.isnan(mean[cell]):
+            return "diverged" if lost and not grid.count[cell] else "–"
+        width = "" if np.isnan(half) else f"\n± {half:.1f}"
+        return f"{mean[cell]:.1f}{width}" + (f"\n({lost} diverged)" if lost else "")
+
+    rows, columns = mean.shape
+    size = {"width": 2.3 + 0.95 * columns, "height": 1.4 + 0.55 * rows}
+    figure, (ax,) = panels(1, 1, **size)
+    image = _image(ax, mean, text, 9.0)
+    if np.any(np.isfinite(mean)):
+        r, c = np.unravel_index(np.nanargmax(mean), mean.shape)
+        box = {"fill": False, "edgecolor": INK, "linewidth": 2.2, "clip_on": False}
+        ax.add_patch(Rectangle((float(c) - 0.5, float(r) - 0.5), 1, 1, **box))
+    ax.set_xticks(range(columns), [show_number(v) for v in grid.columns])
+    ax.set_yticks(range(rows), [show_number(v) for v in grid.rows])
+    ax.set_xlabel(grid.column_name.replace("_", " "))
+    ax.set_ylabel(grid.row_name.replace("_", " "))
+    unit = ", %" if scale == 100 else ""
+    figure.colorbar(image, ax=ax, label=grid.quantity + unit, pad=0.03)
+    head(figure, title)
+    return figure
 
 
-def accuracy_matrix(
-    records: Sequence[Record], *, columns: int = 3, title: str = ""
-) -> Figure:
+@styled()
+def accuracy_matrix(records: Sequence[Record], *, title: str = "") -> Figure:
     """Accuracy on task j (columns) after learning task i (rows), a panel per group.
 
     Means over the finished runs that have a ``matrix``; numbers are written into the
@@ -77,113 +83,93 @@ def accuracy_matrix(
     """
     check(records)
     carrying = [r for r in split(records)[0] if r.get("matrix") is not None]
-    if not carrying:
-        msg = "accuracy_matrix: no finished run has a matrix; evaluate all tasks."
-        raise InputError(msg)
+    absent = "no finished run has a matrix; evaluate all tasks"
+    require(carrying, "accuracy_matrix", absent)
     groups = group(carrying)
     named = labels(list(groups))
     several = len({key.setting for key in groups}) > 1
-    with styled():
-        figure, axes = panels(len(groups), columns, width=3.2, height=3.1)
-        for ax, (key, runs) in zip(axes, groups.items(), strict=True):
-            stacked = np.stack([np.array(r["matrix"], np.float64) for r in runs])
-            mean = 100 * stacked.mean(axis=0)
-            image = _image(ax, mean, low=0, high=100, first=1)
-            if len(mean) <= MOST_NAMES:
-                for i, j in np.argwhere(np.isfinite(mean)).tolist():
-                    _cell(ax, image, i, j, f"{mean[i, j]:.0f}", size=8.5, first=1)
-            ax.set_title(f"{key.setting}: {named[key]}" if several else named[key])
-            ax.set_xlabel("evaluated on task")
-            ax.set_ylabel("after learning task")
-            task_axis(ax.xaxis, task_names(runs), slant=35)
-            task_axis(ax.yaxis, task_names(runs))
-        figure.colorbar(image, ax=axes, label="accuracy, %", aspect=30, pad=0.02)
-        finish(figure, records, title, shown="Mean over")
-        return figure
+    figure, axes = panels(len(groups), 3, width=3.2, height=3.1)
+    for ax, (key, runs) in zip(axes, groups.items(), strict=True):
+        mean = 100 * np.mean([np.array(r["matrix"], np.float64) for r in runs], axis=0)
+        texts = _numbers(mean, ".0f")
+        image = _image(ax, mean, texts, 8.5, limits=(0, 100), first=1)
+        ax.set_title(f"{key.setting}: {named[key]}" if several else named[key])
+        ax.set_xlabel("evaluated on task")
+        ax.set_ylabel("after learning task")
+        task_axis(ax.xaxis, task_names(runs), slant=35)
+        task_axis(ax.yaxis, task_names(runs))
+    figure.colorbar(image, ax=axes, label="accuracy, %", aspect=30, pad=0.02)
+    finish(figure, records, title, shown="Mean over")
+    return figure
 
 
+@styled()
 def result_heatmaps(
-    results: Mapping[str, Mapping[str, np.ndarray]],
-    names: Sequence[str],
-    *,
-    columns: int = 3,
-    title: str = "",
+    results: Mapping[str, Mapping[str, np.ndarray]], names: Sequence[str]
 ) -> Figure:
-    """The results of one run: a panel per metric and learner.
-
-    Learners share the colours of a metric.
+    """The results of one run: a panel per metric and learner, colours per metric.
 
     Args:
       results: ``{metric: {learner: [T + 1, E]}}``, as ``learn`` returns them: row 0 is
         before the first task, row i after i tasks; NaN where nothing was measured.
       names: of the E columns.
-      columns: panels side by side.
-      title: above the figure.
     """
-    shown = [
-        (metric, metric if len(learners) == 1 else f"{metric}, {learner}", values)
-        for metric, learners in results.items()
-        for learner, values in learners.items()
-    ]
-    known = {m: np.stack([*learners.values()]) for m, learners in results.items()}
-    limits = {
-        metric: (np.nanmin(values), np.nanmax(values))
-        for metric, values in known.items()
-        if np.isfinite(values).any()
-    }
-    with styled():
-        width = max(3.4, 1.6 + 0.45 * len(names))
-        figure, axes = panels(len(shown), columns, width=width, height=3.2)
-        for ax, (metric, name, values) in zip(axes, shown, strict=True):
-            image = _image(ax, values, *limits.get(metric, ()))
-            if len(values) <= MOST_NAMES:
-                for i, j in np.argwhere(np.isfinite(values)).tolist():
-                    _cell(ax, image, i, j, f"{values[i, j]:.3g}", size=8.0)
-            ax.set_title(name)
+    count = sum(map(len, results.values()))
+    width = max(3.4, 1.6 + 0.45 * len(names))
+    figure, axes = panels(count, 3, width=width, height=3.2)
+    free = iter(axes)
+    for metric, learners in results.items():
+        both = np.stack([*learners.values()])
+        known = both[~np.isnan(both)]
+        limits = (known.min(), known.max()) if known.size else (None, None)
+        for (learner, values), ax in zip(learners.items(), free, strict=False):
+            image = _image(ax, values, _numbers(values, ".3g"), 8.0, limits=limits)
+            ax.set_title(metric if len(learners) == 1 else f"{metric}, {learner}")
             ax.set_xlabel("evaluated on")
             ax.set_ylabel("tasks learned")
             ax.yaxis.set_major_locator(MaxNLocator(8, integer=True))
-            ax.set_xticks(
-                range(len(names)),
-                names,
-                rotation=35,
-                ha="right",
-                rotation_mode="anchor",
-            )
+            name_ticks(ax.xaxis, names, first=0, slant=35)
             figure.colorbar(image, ax=ax, pad=0.03)
-        head(figure, title)
-        return figure
+    return figure
 
 
-def _image(ax: Axes, values: np.ndarray, low=None, high=None, first: int = 0):
-    """A heatmap; rows and columns are numbered from ``first``."""
+def _numbers(values: np.ndarray, form: str) -> Callable[[tuple[int, int]], str]:
+    """Texts for the known cells; none at all where tasks are many."""
+    few = len(values) <= MOST_NAMES
+    return lambda at: f"{values[at]:{form}}" if few and np.isfinite(values[at]) else ""
+
+
+def _image(
+    ax: Axes,
+    values: np.ndarray,
+    text: Callable[[tuple[int, int]], str],
+    size: float,
+    *,
+    limits: tuple = (None, None),
+    first: int = 0,
+):
+    """A heatmap with a text in each cell; rows and columns count from ``first``."""
     rows, columns = values.shape
     edges = (first - 0.5, columns + first - 0.5, rows + first - 0.5, first - 0.5)
     colours = colormaps["viridis"].with_extremes(bad="none")
-    image = ax.imshow(
-        values, cmap=colours, vmin=low, vmax=high, aspect="auto", extent=edges
-    )
+    shape = {"aspect": "auto", "extent": edges}
+    low, high = limits
+    image = ax.imshow(values, cmap=colours, vmin=low, vmax=high, **shape)
     ax.grid(visible=False)
     ax.spines[:].set_visible(False)
     ax.tick_params(length=0)
+    for cell in np.ndindex(rows, columns):
+        if shown := text(cell):
+            where = cell[1] + first, cell[0] + first
+            style = {"ha": "center", "va": "center", "fontsize": size}
+            ax.text(*where, shown, color=_ink_on(image, values[cell]), **style)
     return image
 
 
-def _cell(
-    ax: Axes, image, row: int, column: int, text: str, size: float = 9.0, first: int = 0
-) -> None:
-    """Text in a cell, light on dark colours and dark on light ones."""
-    value = image.get_array()[row, column]
-    colour = INK
-    if not np.ma.is_masked(value) and np.isfinite(value):
-        linear = np.asarray(image.to_rgba(value)[:3]) ** 2.2
-        dark = (
-            linear @ [0.2126, 0.7152, 0.0722] < 0.18
-        )  # both contrasts are equal there
-        colour = "#ffffff" if dark else "#000000"
-    where = (column + first, row + first)
-    ax.text(*where, text, color=colour, ha="center", va="center", fontsize=size)
-
-
-def _unit(quantity: str, scale: float) -> str:
-    return f"{quantity}, %" if scale == 100 else quantity
+def _ink_on(image, value) -> str:
+    """Light on dark colours and dark on light ones, by the luminance (WCAG 2)."""
+    if not np.isfinite(value):
+        return INK
+    linear = np.asarray(image.to_rgba(value)[:3]) ** 2.2
+    dark = linear @ [0.2126, 0.7152, 0.0722] < 0.18  # both contrasts are equal there
+    return "#ffffff" if dark else "#000000"

@@ -7,19 +7,20 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy import stats
 
-from jaxcl.errors import InputError
+from jaxcl.errors import require
 from jaxcl.report.records import Record, check, curves, group, group_of, split
 from jaxcl.report.style import (
     FAINT,
     finish,
-    names_and_styles,
     one_setting,
     panels,
     styled,
+    styles_of,
 )
-from jaxcl.report.summaries import QUANTITIES, quantity_of
+from jaxcl.report.summaries import quantity_of
 
 
+@styled()
 def scatter(
     records: Sequence[Record],
     x: str,
@@ -50,38 +51,39 @@ def scatter(
     check(records)
     one_setting("scatter", records)
     done = split(records)[0]
-    number = quantity_of("scatter", quantity).number
-    per_run = [number(curves(done, name)) for name in (x, y)] if done else [[], []]
+    taken = quantity_of("scatter", quantity)
+    per_run = (
+        [taken.number(curves(done, name)) for name in (x, y)] if done else [[], []]
+    )
     points = np.stack(per_run, axis=1)
     known = np.isfinite(points).all(axis=1)
-    if known.sum() < 3:
-        msg = f"scatter: expected three runs with {x} and {y}, got {known.sum()}."
-        raise InputError(msg)
+    fault = f"expected three runs with {x} and {y}, got {known.sum()}"
+    require(known.sum() >= 3, "scatter", fault)
     points *= [100 if name == "accuracy" else 1 for name in (x, y)]
-    with styled():
-        figure, (ax,) = panels(1, 1, width=6.4, height=4.1)
-        named, styles = names_and_styles(records)
-        for key in group(done):
-            mine = np.array([group_of(r) == key for r in done]) & known
-            hollow = styles[key].dashes != "solid"
-            ax.scatter(
-                *points[mine].T,
-                s=36,
-                color="none" if hollow else styles[key].colour,
-                edgecolor=styles[key].colour if hollow else "white",
-                linewidth=1.4 if hollow else 0.6,
-                alpha=0.9,
-                zorder=3,
-                label=named[key],
-            )
-        ax.set_title(_fit(ax, points[known]), fontweight="normal", fontsize=10)
-        for name, put in ((x, ax.set_xlabel), (y, ax.set_ylabel)):
-            unit = ", %" if name == "accuracy" else ""
-            put(name.replace("_", " ") + unit + QUANTITIES[quantity].suffix)
-        ax.grid(axis="x")
-        ax.legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
-        finish(figure, records, title, shown="")
-        return figure
+    figure, (ax,) = panels(1, 1, width=6.4, height=4.1)
+    styles = styles_of(records)
+    for key in group(done):
+        mine = np.array([group_of(r) == key for r in done]) & known
+        colour, dashes, _, label = styles[key]
+        hollow = dashes != "solid"
+        ax.scatter(
+            *points[mine].T,
+            s=36,
+            color="none" if hollow else colour,
+            edgecolor=colour if hollow else "white",
+            linewidth=1.4 if hollow else 0.6,
+            alpha=0.9,
+            zorder=3,
+            label=label,
+        )
+    ax.set_title(_fit(ax, points[known]), fontweight="normal", fontsize=10)
+    for name, put in ((x, ax.set_xlabel), (y, ax.set_ylabel)):
+        unit = ", %" if name == "accuracy" else ""
+        put(name.replace("_", " ") + unit + taken.suffix)
+    ax.grid(axis="x")
+    ax.legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    finish(figure, records, title, shown="")
+    return figure
 
 
 def _fit(ax: Axes, points: np.ndarray) -> str:

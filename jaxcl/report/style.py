@@ -13,8 +13,8 @@ from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from jaxcl.errors import InputError
-from jaxcl.report.records import Group, Record, group, labels, split
+from jaxcl.errors import require
+from jaxcl.report.records import Group, Record, group, labels, split, values_of
 
 INK = "#24292f"  # text and the baseline; light on the page's dark background
 FAINT = "#8c959f"  # ticks and axes
@@ -35,31 +35,23 @@ DASHES = ("solid", (0, (4, 1.6)), (0, (1, 1.4)), (0, (5, 1.4, 1, 1.4)))
 
 SETTINGS = {
     "font.family": "DejaVu Sans",
-    "font.size": 10.5,
+    **dict.fromkeys(("font.size", "axes.labelsize"), 10.5),
     "axes.titlesize": 11.5,
     "axes.titleweight": "bold",
     "axes.titlelocation": "left",
-    "axes.labelsize": 10.5,
-    "axes.labelcolor": INK,
-    "axes.titlecolor": INK,
-    "axes.edgecolor": FAINT,
+    **dict.fromkeys(("text.color", "axes.titlecolor", "axes.labelcolor"), INK),
+    **dict.fromkeys(("xtick.labelcolor", "ytick.labelcolor"), INK),
+    **dict.fromkeys(("axes.edgecolor", "xtick.color", "ytick.color"), FAINT),
     "axes.linewidth": 0.8,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
+    **dict.fromkeys(("axes.spines.top", "axes.spines.right"), False),
+    **dict.fromkeys(("axes.grid", "axes.axisbelow"), True),
     "axes.grid.axis": "y",
-    "axes.axisbelow": True,
     "axes.formatter.limits": (-3, 5),
     "axes.formatter.use_mathtext": True,
     "grid.color": GRID,
     "grid.linewidth": 0.7,
     "lines.linewidth": 1.8,
     "lines.solid_capstyle": "round",
-    "text.color": INK,
-    "xtick.color": FAINT,
-    "ytick.color": FAINT,
-    "xtick.labelcolor": INK,
-    "ytick.labelcolor": INK,
     "xtick.major.size": 3,
     "ytick.major.size": 0,
     "svg.fonttype": "path",
@@ -69,11 +61,12 @@ SETTINGS = {
 
 
 class LineStyle(NamedTuple):
-    """The line style of one group."""
+    """How one group is drawn, and its name."""
 
     colour: str
     dashes: object  # a matplotlib line style
     zorder: float
+    label: str = ""
 
 
 def line_styles(groups: Sequence[Group]) -> dict[Group, LineStyle]:
@@ -96,42 +89,47 @@ def arranged(count: int, columns: int) -> tuple[int, int]:
 
 
 def panels(
-    count: int, columns: int, *, width: float = 4.6, height: float = 3.2, **shared
+    count: int, columns: int, *, width: float, height: float
 ) -> tuple[Figure, list[Axes]]:
     """A figure with ``count`` equal panels, at most ``columns`` side by side."""
     rows, columns = arranged(count, columns)
     figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False, **shared).ravel()
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for spare in axes[count:]:
         spare.remove()
     return figure, list(axes[:count])
 
 
-def names_and_styles(
-    records: Sequence[Record],
-) -> tuple[dict[Group, str], dict[Group, LineStyle]]:
-    """Names and line styles by arm and numbers, the same in all settings."""
-    groups = list(group(records))
-    plain = {key: key._replace(setting="") for key in groups}
+def styles_of(records: Sequence[Record]) -> dict[Group, LineStyle]:
+    """Line styles by arm and numbers, the same in all settings, with names."""
+    named = labels(list(group(records)))
+    plain = {key: key._replace(setting="") for key in named}
     styles = line_styles(list(dict.fromkeys(plain.values())))
-    return labels(groups), {key: styles[plain[key]] for key in groups}
+    return {k: styles[plain[k]]._replace(label=label) for k, label in named.items()}
 
 
 def one_setting(who: str, records: Sequence[Record]) -> None:
     """Refuse runs of several settings; ``who`` is named in the error."""
-    settings = list(dict.fromkeys(record["setting"] for record in records))
-    if len(settings) > 1:
-        msg = f"{who}: expected runs of one setting, got {settings}; choose one."
-        raise InputError(msg)
+    settings = values_of(records, "setting")
+    fault = f"expected runs of one setting, got {settings}; choose one"
+    require(len(settings) == 1, who, fault)
 
 
 def task_axis(axis: Axis, names: Sequence[str] | None, *, slant: int = 0) -> None:
     """Tasks along an axis: by their names if there are a few, else by their numbers."""
     if names is None or len(names) > MOST_NAMES:
         axis.set_major_locator(MaxNLocator(8, integer=True, steps=[1, 2, 5, 10]))
-        return
+    else:
+        name_ticks(axis, names, slant=slant)
+
+
+def name_ticks(
+    axis: Axis, names: Sequence[str], *, first: int = 1, slant: int = 0
+) -> None:
+    """Names at the places from ``first`` on, slanted so that long ones have space."""
     turned = {"rotation": slant, "ha": "right", "rotation_mode": "anchor"}
-    axis.set_ticks(range(1, len(names) + 1), names, **(turned if slant else {}))
+    places = range(first, first + len(names))
+    axis.set_ticks(places, names, **(turned if slant else {}))
 
 
 def head(figure: Figure, title: str) -> None:
@@ -148,26 +146,25 @@ def finish(
 ) -> None:
     """The title, and notes about the runs below it."""
     head(figure, title)
-    done, lost = split(records)
-    seeds = {len(runs) for runs in group(done).values()}
+    runs = group(records)
+    done, lost = (group(part) for part in split(records))
+    seeds = sorted({len(mine) for mine in done.values()})
     notes = []
-    if seeds and max(seeds) > 1 and shown:
-        count = f"{min(seeds)} to {max(seeds)}" if len(seeds) > 1 else f"{max(seeds)}"
+    if shown and seeds and seeds[-1] > 1:
+        count = f"{seeds[0]} to {seeds[-1]}" if len(seeds) > 1 else f"{seeds[0]}"
         notes.append(f"{shown} {count} seeds.")
     if lost:
-        runs = group(records)
         named = labels(list(runs))
         gone = [
             f"{named[key]} ({len(mine)} of {len(runs[key])}, {key.setting})"
-            for key, mine in group(lost).items()
+            for key, mine in lost.items()
         ]
         notes.append(f"{DAGGER} Diverged, not drawn: {'; '.join(gone)}.")
     if notes:
-        figure.supxlabel(
-            " ".join(notes), x=0.01, ha="left", fontsize=8.5, color=INK, wrap=True
-        )
+        small = {"x": 0.01, "ha": "left", "fontsize": 8.5, "color": INK, "wrap": True}
+        figure.supxlabel(" ".join(notes), **small)
 
 
 def styled():
-    """A context in which figures are built and written in this style."""
+    """A context, or a decorator, in which figures are built in this style."""
     return rc_context(dict(SETTINGS))  # type: ignore[arg-type]
