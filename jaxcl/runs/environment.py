@@ -18,7 +18,8 @@ def describe_environment(command: str) -> dict[str, Any]:
     return {
         "command": command,
         "commit": commit(),
-        "versions": {"python": platform.python_version(), **_versions()},
+        "versions": {"python": platform.python_version()}
+        | {name: importlib.metadata.version(name) for name in PACKAGES},
         "platform": platform.platform(),
         "cpu": _cpu(),
         "devices": f"{len(devices)} x {devices[0].device_kind}",
@@ -26,16 +27,6 @@ def describe_environment(command: str) -> dict[str, Any]:
         "x64": getattr(jax.config, "jax_enable_x64", None),
         "matmul_precision": getattr(jax.config, "jax_default_matmul_precision", None),
     }
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for name in PACKAGES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            found[name] = "absent"
-    return found
 
 
 def _cpu() -> str:

@@ -17,11 +17,11 @@ import os
 import sys
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple, NoReturn
+from typing import Annotated, Any, NamedTuple
 
 import tyro
 
-from jaxcl.errors import InputError, MissingFileError
+from jaxcl.errors import InputError, MissingFileError, require
 
 OUTPUTS = Path("outputs")  # where folders go without --out; ignored by git
 _OUT = (
@@ -115,13 +115,12 @@ def check_paths(experiment: Experiment, config: Any) -> None:
     for field, words in experiment.path_fields.items():
         value = getattr(config, field)
         begins = tuple(word for word in words if word.endswith(":"))
-        if value in words or value.startswith(begins) or os.path.exists(value):
-            continue
-        others = "".join(
-            f"{word}NAME, " if word in begins else f"{word}, " for word in words
-        )
-        msg = f"{field}: expected {others}or a path that exists, got {value!r}."
-        raise MissingFileError(msg)
+        if not (value in words or value.startswith(begins) or os.path.exists(value)):
+            others = ", ".join(
+                f"{word}NAME" if word in begins else word for word in words
+            )
+            msg = f"{field}: expected {others}, or a path that exists, got {value!r}."
+            raise MissingFileError(msg)
 
 
 def _command(config: Any) -> Any:
@@ -160,36 +159,28 @@ def expect_no_words(doc: str | None, argv: Sequence[str] | None = None) -> None:
     Raises:
       SystemExit: of code 0 after the help, of 2 after one line for all other words.
     """
-    words = sys.argv[1:] if argv is None else argv
-    if not words:
-        return
-    if words[0] in ("-h", "--help"):
-        print((doc or "").strip())
-        raise SystemExit(0)
-    print(
-        f"error: unexpected {words[0]!r}; this command takes no arguments (see --help).",
-        file=sys.stderr,
-    )
-    raise SystemExit(2)
+    for word in (sys.argv[1:] if argv is None else argv)[:1]:
+        if word in ("-h", "--help"):
+            print((doc or "").strip())
+            raise SystemExit(0)
+        said = f"unexpected {word!r}; this command takes no arguments (see --help)"
+        print(f"error: {said}.", file=sys.stderr)
+        raise SystemExit(2)
 
 
 def nearest(word: str, names: Collection[str]) -> str:
     """The end of a refusal: what was meant, or all there is."""
     close = difflib.get_close_matches(word, list(names), n=1, cutoff=0.5)
-    if close:
-        return f"; did you mean {close[0]}?"
-    return f"; expected one of {', '.join(names)}."
+    others = f"expected one of {', '.join(names)}."
+    return f"; did you mean {close[0]}?" if close else f"; {others}"
 
 
 def check_names(field: str, given: Iterable[str], known: Collection[str]) -> None:
-    """Refuse names that are not known.
-
-    Raises:
-      InputError: naming the field, the first such word, and what is nearest to it.
-    """
+    """Refuse a name that is not known; the message has what is nearest to it."""
     for word in given:
         if word not in known:
-            _refuse(f"{field}: unknown {word!r}{nearest(word, known)}")
+            msg = f"{field}: unknown {word!r}{nearest(word, known)}"
+            raise InputError(msg)
 
 
 LARGEST_SEED = 2**32 - 1  # JAX cuts a larger one to 32 bits: it would be another seed
@@ -202,7 +193,6 @@ def check_fields(
     *,
     may_be_zero: Collection[str] = (),
     fractions: Collection[str] = (),
-    may_repeat: Collection[str] = ("hidden",),
     seeds: Collection[str] = ("seed",),
     runs: Collection[str] = ("seeds",),
 ) -> None:
@@ -210,10 +200,9 @@ def check_fields(
 
     Args:
       config: a dataclass. Every number in it, seeds aside, must be finite and above 0, and
-        every integer below 2^31.
+        every integer below 2^31. Only in ``hidden`` equal members mean something.
       may_be_zero: fields in which 0 stands for nothing or none.
       fractions: fields that must be below 1.
-      may_repeat: lists in which equal members mean something.
       seeds: fields that must be in [0, 2^32).
       runs: fields that count runs, at most 10,000.
 
@@ -222,37 +211,21 @@ def check_fields(
     """
     for field, value in dataclasses.asdict(config).items():
         members = value if isinstance(value, tuple) else (value,)
-        if not members:
-            _refuse(f"{field}: expected at least one, got none.")
-        if len(set(members)) < len(members) and field not in may_repeat:
-            _refuse(f"{field}: expected each one once, got {value}.")
-        for number in members:
-            if type(number) in (int, float):  # bool is an int to isinstance
-                expected = _expected(
-                    number,
-                    zero=field in may_be_zero,
-                    below_one=field in fractions,
-                    seed=field in seeds,
-                    most=MOST_RUNS if field in runs else LARGEST_COUNT,
-                )
-                if expected:
-                    _refuse(f"{field}: expected {expected}, got {value}.")
-
-
-def _expected(
-    number: int | float, *, zero: bool, below_one: bool, seed: bool, most: int
-) -> str:
-    """What a number must be, if it is not."""
-    if seed:
-        fits = 0 <= number <= LARGEST_SEED
-        return "" if fits else f"an integer from 0 to {LARGEST_SEED}"
-    if isinstance(number, int) and number > most:
-        return f"at most {most}"
-    if 0 < number < (1 if below_one else math.inf) or (number == 0 and zero):
-        return ""
-    least = "of at least" if zero else "above"
-    return f"finite numbers {least} 0{' and below 1' if below_one else ''}"
-
-
-def _refuse(msg: str) -> NoReturn:
-    raise InputError(msg)
+        require(members, field, "expected at least one, got none")
+        repeats = len(set(members)) < len(members) and field != "hidden"
+        require(not repeats, field, f"expected each one once, got {value}")
+        numbers = [
+            n for n in members if type(n) in (int, float)
+        ]  # a bool is an int, too
+        if field in seeds:
+            fit = all(0 <= number <= LARGEST_SEED for number in numbers)
+            wanted = f"an integer from 0 to {LARGEST_SEED}"
+            require(fit, field, f"expected {wanted}, got {value}")
+            continue
+        most = MOST_RUNS if field in runs else LARGEST_COUNT
+        fit = all(n <= most for n in numbers if isinstance(n, int))
+        require(fit, field, f"expected at most {most}, got {value}")
+        zero, end = field in may_be_zero, 1 if field in fractions else math.inf
+        fit = all(0 < n < end or (zero and n == 0) for n in numbers)  # false for NaN
+        least, below = "of at least" if zero else "above", " and below 1" * (end == 1)
+        require(fit, field, f"expected finite numbers {least} 0{below}, got {value}")

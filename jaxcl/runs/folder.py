@@ -30,7 +30,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 
@@ -40,8 +40,6 @@ from jaxcl.training.files import plain, read_lines, write_json
 
 #: The folder, inside a run's, of what unfinished runs need to go on.
 CHECKPOINTS = "checkpoints"
-
-Signature = tuple[int, int, int]  # of a file: its number, size and time of change
 
 
 class RunFolder(NamedTuple):
@@ -72,17 +70,14 @@ def examine(folder: RunFolder) -> str:
     if not path.exists():
         return "new"
     if not path.is_dir():
-        msg = f"{path} is a file; choose another --out."
-        raise InputError(msg)
+        _refuse(path, "is a file")
     if not (path / "config.json").exists():
         if any(entry.name != ".lock" for entry in path.iterdir()):
-            msg = f"{path} is not the folder of a run; choose another --out."
-            raise InputError(msg)
+            _refuse(path, "is not the folder of a run")
         return "new"
     held = read_json(path / "config.json")
     if held.get("experiment") != folder.experiment:
-        msg = f"{path} holds a run of {held.get('experiment')}; choose another --out."
-        raise InputError(msg)
+        _refuse(path, f"holds a run of {held.get('experiment')}")
     here = _identity(folder, held.get("config", {}))
     asked = _identity(folder, plain(folder.config))
     different = [
@@ -92,13 +87,9 @@ def examine(folder: RunFolder) -> str:
     ]
     if different:
         more = f" and {len(different) - 3} more" if len(different) > 3 else ""
-        msg = (
-            f"{path} holds another configuration ({'; '.join(different[:3])}{more}); "
-            "choose another --out."
-        )
-        raise InputError(msg)
-    status = path / "status.json"
-    marked = read_json(status) if status.exists() else {}
+        first = "; ".join(different[:3])
+        _refuse(path, f"holds another configuration ({first}{more})")
+    marked = read_json(path / "status.json", default={})
     ended = marked.get("status") in ("done", "diverged")
     whole = ended and len(read_records(path)) >= marked.get("runs", 0)
     return "finished" if whole else "unfinished"
@@ -108,21 +99,15 @@ def begin(folder: RunFolder, command: str) -> None:
     """Write what the run is and where it runs, drop a torn line, mark it running."""
     path = folder.path
     environment = describe_environment(command)
-    earlier = path / "environment.json"
-    if earlier.exists():
-        before = read_json(earlier)
-        _tell_changes(path, before, environment)
-        if "data" in before:
-            environment["data"] = before["data"]
+    before = read_json(path / "environment.json", default={})
+    _tell_changes(path, before, environment)
+    environment |= {name: before[name] for name in before if name == "data"}
     said = {"experiment": folder.experiment, "preset": folder.preset}
     write_json(path / "config.json", {**said, "config": folder.config})
-    write_json(earlier, environment)
+    write_json(path / "environment.json", environment)
     results = path / "results.jsonl"
     if results.exists():
-        whole = results.read_bytes()
-        torn = len(whole) - (whole.rfind(b"\n") + 1)
-        if torn:
-            os.truncate(results, len(whole) - torn)
+        os.truncate(results, results.read_bytes().rfind(b"\n") + 1)
     mark(folder, "running")
 
 
@@ -139,8 +124,9 @@ def _tell_changes(path: Path, before: dict, now: dict) -> None:
         if old.get(name) not in (None, new[name])
     ]
     if changed:
-        words = "; ".join(changed)
-        print(f"note: earlier lines in {path} were made otherwise: {words}")
+        print(
+            f"note: earlier lines in {path} were made otherwise: {'; '.join(changed)}"
+        )
 
 
 def check_data_hash(folder: RunFolder, arrays: Iterable[Any]) -> None:
@@ -159,12 +145,11 @@ def check_data_hash(folder: RunFolder, arrays: Iterable[Any]) -> None:
         digest.update(f"{values.dtype.str}{values.shape}".encode())
         digest.update(values.data)
     path = folder.path / "environment.json"
-    environment = read_json(path) if path.exists() else {}
+    environment = read_json(path, default={})
     found = f"sha256:{digest.hexdigest()}"
     held = environment.setdefault("data", found)
     if held != found:
-        msg = f"{folder.path} holds runs on other data ({held}); choose another --out."
-        raise InputError(msg)
+        _refuse(folder.path, f"holds runs on other data ({held})")
     write_json(path, environment)
 
 
@@ -190,21 +175,15 @@ def mark(folder: RunFolder, status: str, **details: Any) -> dict[str, Any]:
     """Write ``status.json``: the state, when it began and ended, and ``details``."""
     path = folder.path / "status.json"
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    before = read_json(path) if path.exists() else {}
+    before = read_json(path, default={})
+    spent, clock = before.get("seconds", 0.0), time.time()
     if status == "running":
-        spent = before.get("seconds", 0.0)
-        first = before.get("started", now)
-        times = {"started": first, "resumed": now, "seconds": spent, "pid": os.getpid()}
-        times["clock"] = time.time()
-    else:
-        clock = time.time()
-        spent = before.get("seconds", 0.0) + clock - before.get("clock", clock)
-        times = {
-            "started": before.get("started", now),
-            "ended": now,
-            "seconds": round(max(spent, 0.0), 1),
-        }
-    marked = {"status": status, **times, **details}
+        times = {"resumed": now, "seconds": spent, "pid": os.getpid(), "clock": clock}
+    else:  # a clock may have been put back
+        spent += max(clock - before.get("clock", clock), 0.0)
+        times = {"ended": now, "seconds": round(spent, 1)}
+    first = {"status": status, "started": before.get("started", now)}
+    marked = {**first, **times, **details}
     write_json(path, marked)
     return marked
 
@@ -236,18 +215,17 @@ def append(folder: RunFolder, records: Iterable[dict[str, Any]]) -> None:
         _known[path] = _sign(os.fstat(results.fileno())), known
 
 
-_known: dict[Path, tuple[Signature, set[str]]] = {}  # names, as append left a file
+_known: dict[Path, tuple[tuple, set[str]]] = {}  # signature and names of a file
 
 
 def _names(path: Path) -> set[str]:
     """Names in the file, read again only if it is not as :func:`append` left it."""
-    if not path.exists():
-        return set()
-    sign, names = _known.get(path, (None, set()))
-    return names if sign == _sign(path.stat()) else finished(path.parent)
+    sign, names = _known.get(path, ((), set()))
+    as_left = path.exists() and sign == _sign(path.stat())
+    return names if as_left else finished(path.parent)
 
 
-def _sign(stat: os.stat_result) -> Signature:
+def _sign(stat: os.stat_result) -> tuple[int, int, int]:
     return stat.st_ino, stat.st_size, stat.st_mtime_ns
 
 
@@ -268,22 +246,25 @@ def finished(folder: RunFolder | Path) -> set[str]:
     return {record["run"] for record in read_records(folder)}
 
 
-def read_json(path: Path) -> Any:
-    """A JSON file; :class:`jaxcl.errors.InputError` if it is damaged."""
+def read_json(path: Path, *, default: Any = None) -> Any:
+    """A JSON file, or the default for none; InputError if it is damaged."""
+    if default is not None and not path.exists():
+        return default
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError:
-        msg = f"{path} is damaged; choose another --out."
-        raise InputError(msg) from None
+        _refuse(path, "is damaged")
+
+
+def _refuse(path: Path, why: str) -> NoReturn:
+    msg = f"{path} {why}; choose another --out."
+    raise InputError(msg) from None
 
 
 def _identity(folder: RunFolder, config: dict[str, Any]) -> dict[str, Any]:
     """What two configurations must have in common to share a folder."""
-    kept = {
-        name: value
-        for name, value in config.items()
-        if name not in folder.cosmetic_fields
-    }
+    cosmetic = folder.cosmetic_fields
+    kept = {name: value for name, value in config.items() if name not in cosmetic}
     for name in folder.path_fields:
         if kept.get(name):
             kept[name] = os.path.basename(os.path.abspath(kept[name]))
