@@ -85,15 +85,10 @@ def _heads(config: LlamaConfig) -> tuple[int, int, int]:
     return queries, keys, config.head_dim or config.hidden_size // queries
 
 
-class _Project(nnx.Module):
-    """``x @ kernel`` on rows ``[rows, num_in]``."""
-
-    def __init__(self, num_in, num_out, *, scale, rngs):
-        drawn = jax.random.normal(rngs.params(), (num_in, num_out), jnp.float32)
-        self.kernel = nnx.Param(scale * drawn)
-
-    def __call__(self, x):
-        return x @ self.kernel[...]
+def _linear(c: LlamaConfig, rngs):
+    """A maker of layers ``x @ kernel`` on rows ``[rows, num_in]``."""
+    kernels = nnx.initializers.normal(c.initializer_range)
+    return partial(nnx.Linear, use_bias=False, kernel_init=kernels, rngs=rngs)
 
 
 class _RMSNorm(nnx.Module):
@@ -114,7 +109,7 @@ class _Attention(nnx.Module):
     """Causal attention; each group of queries has one key and one value."""
 
     def __init__(self, c: LlamaConfig, *, rngs):
-        make = partial(_Project, scale=c.initializer_range, rngs=rngs)
+        make = _linear(c, rngs)
         queries, keys, self.size = _heads(c)
         self.q = make(c.hidden_size, queries * self.size)
         self.k = make(c.hidden_size, keys * self.size)
@@ -134,7 +129,7 @@ class _Block(nnx.Module):
     """Attention and gated units, each with pre-normalisation and a residual connection."""
 
     def __init__(self, c: LlamaConfig, *, rngs):
-        make = partial(_Project, scale=c.initializer_range, rngs=rngs)
+        make = _linear(c, rngs)
         norm = partial(_RMSNorm, c.hidden_size, c.rms_norm_eps)
         self.norm_0, self.norm_1 = norm(), norm()
         self.attention = _Attention(c, rngs=rngs)
@@ -160,7 +155,7 @@ class _Llama(nnx.Module):
         self.norm = _RMSNorm(c.hidden_size, c.rms_norm_eps)
         self.tied = c.tie_word_embeddings
         if not self.tied:
-            self.out = _Project(*size[::-1], scale=c.initializer_range, rngs=rngs)
+            self.out = _linear(c, rngs)(*size[::-1])
         self.depth, self.size, self.theta = keys.size, _heads(c)[2], c.rope_theta
         self.scan, self.checkpoint = scan, checkpoint
 
