@@ -25,7 +25,7 @@ from jaxcl.metrics.matrix import (
     minimum_accuracy,
     worst_case_accuracy,
 )
-from jaxcl.metrics.summary import Metric, as_json, summary
+from jaxcl.metrics.summary import Metric, summary
 
 __all__ = [
     "Floats",
@@ -34,7 +34,6 @@ __all__ = [
     "RowMetric",
     "TaskMetric",
     "Value",
-    "as_json",
     "average_accuracy",
     "average_incremental_accuracy",
     "backward_transfer",

@@ -1,8 +1,7 @@
 """Metrics on data: values per example, and functions of their means.
 
-A :class:`RowMetric` is exact under padding, in chunks and on many devices, because only
-weighted sums over examples are added. A :class:`TaskMetric` gets a full data set on the
-host, for metrics that need one: of generated text, rankings.
+A :class:`RowMetric` is exact under padding, in chunks and on many devices: only weighted
+sums over examples are added. A :class:`TaskMetric` gets a full data set on the host.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -22,7 +21,7 @@ from jaxcl.typing import Batch, Key, Outputs
 #: ``{name: value}``; a value is a scalar, or an array for ``finish`` to reduce.
 Values = Mapping[str, Any]
 
-_NO_KEYS: Any = None  # evaluation of a loss is deterministic
+_NO_KEYS: Any = None  # a loss is deterministic here
 
 
 class RowMetric(NamedTuple):
@@ -54,17 +53,10 @@ def evaluate(
     frozen: PyTree = (),
     chunk_size: int | None = None,
 ) -> dict[str, Float[Array, ""]]:
-    """All metrics on a batch of any size; may be traced.
+    """All metrics on a batch of any size, by name; NaN if all weights are zero.
 
-    Args:
-      metrics: their names must differ.
-      params: what to evaluate.
-      batch: rows ``[n, ...]``; those of weight zero are ignored.
-      frozen: passed to the metrics.
-      chunk_size: rows held at once; all if absent.
-
-    Returns:
-      ``{name: [] float}``; NaN if all weights are zero.
+    May be traced. ``frozen`` is passed to the metrics; ``chunk_size`` rows are held at
+    once, all if absent.
     """
     found: dict[str, Array] = {}
     total = jnp.sum(batch.weight)
@@ -136,10 +128,8 @@ def weighted_sums(rows: Any, batch: Batch) -> dict[str, Array]:
 def classification(outputs: Outputs) -> RowMetric:
     """``accuracy`` in [0, 1] and ``loss``, the mean negative log-likelihood in nats.
 
-    Both are NaN if a logit is, or if a label is not a class.
-
-    Args:
-      outputs: ``(params, batch) -> logits [b, c]``; labels are integers ``[b]``.
+    Of ``outputs(params, batch) -> logits [b, c]`` for integers ``[b]``. Both are NaN if a
+    logit is, or if a label is not a class.
     """
     likely = cross_entropy(lambda params, batch, keys: outputs(params, batch))
 
@@ -157,12 +147,9 @@ def classification(outputs: Outputs) -> RowMetric:
 def macro_f1(outputs: Outputs, num_classes: int) -> RowMetric:
     r"""``macro_f1`` in [0, 1]: the mean over classes of ``2 tp / (2 tp + fp + fn)``.
 
-    Of the classes that are a label or an answer, as in scikit-learn, so that a task with
-    some of the classes only can reach 1.
-
-    Args:
-      outputs: ``(params, batch) -> logits [b, c]``.
-      num_classes: ``c``.
+    Of ``outputs(params, batch) -> logits [b, num_classes]``. The mean is over classes that
+    are a label or an answer, as in scikit-learn, so that a task with some of them only can
+    reach 1.
     """
 
     def rows(params, frozen, batch):
@@ -188,11 +175,9 @@ def macro_f1(outputs: Outputs, num_classes: int) -> RowMetric:
 def tokens(outputs: Outputs) -> RowMetric:
     """``loss`` in nats a token, ``perplexity``, and ``token_accuracy`` in [0, 1].
 
-    Means are over the tokens of all examples, each with the weight of its example, which
-    should be 1 (weights by length would count it twice); labels below zero are ignored.
-
-    Args:
-      outputs: ``(params, batch) -> logits [b, n, v]``; labels are ``[b, n]``.
+    Of ``outputs(params, batch) -> logits [b, n, v]``; labels ``[b, n]`` below zero are
+    ignored. Means are over the tokens of all examples, each with the weight of its example,
+    which should be 1: weights by length would count it twice.
     """
 
     def rows(params, frozen, batch):
@@ -208,11 +193,8 @@ def tokens(outputs: Outputs) -> RowMetric:
     def finish(means):
         # Means of sums: the number of examples cancels, and every token counts alike.
         loss = means["loss"] / means["tokens"]
-        return {
-            "loss": loss,
-            "perplexity": jnp.exp(loss),
-            "token_accuracy": means["right"] / means["tokens"],
-        }
+        right = means["right"] / means["tokens"]
+        return {"loss": loss, "perplexity": jnp.exp(loss), "token_accuracy": right}
 
     return RowMetric(rows, finish)
 
@@ -248,12 +230,8 @@ def regression(outputs: Outputs, *, center: ArrayLike = 0.0) -> RowMetric:
         # By operators: on the host the sums are float64, which jnp would round.
         # Var y = E y^2 - (E y)^2, per output.
         spread = (means["square"] - means["target"] ** 2).mean()
-        explained = jnp.where(spread > 0, 1 - means["mse"] / spread, jnp.nan)
-        return {
-            "mse": means["mse"],
-            "rmse": means["mse"] ** 0.5,
-            "mae": means["mae"],
-            "r2": explained,
-        }
+        mse = means["mse"]
+        explained = jnp.where(spread > 0, 1 - mse / spread, jnp.nan)
+        return {"mse": mse, "rmse": mse**0.5, "mae": means["mae"], "r2": explained}
 
     return RowMetric(rows, finish)

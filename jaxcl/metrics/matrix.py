@@ -2,9 +2,8 @@ r"""Continual-learning metrics of the accuracy matrix.
 
 ``R[i, j]`` is the accuracy on the test set of task ``j`` after learning tasks ``0 .. i``, a
 fraction in [0, 1]; ``T`` tasks give a matrix [T, T]. Entries not measured are NaN.
-In the formulas tasks count from 1, as in the papers. For a matrix of errors or losses,
-where lower is better, change the sign: ``forgetting(-errors)`` is positive where errors
-have increased; :func:`summary` does so with ``lower_is_better``.
+In the formulas tasks count from 1, as in the papers. For errors or losses change the sign:
+``forgetting(-errors)`` is positive where errors have increased.
 
 There are two layers. The functions on arrays are the formulas: they take a NumPy or JAX
 matrix (or lists), or a stack [..., T, T] of them, work under ``jit`` and ``vmap``, and give
@@ -48,7 +47,7 @@ def average_incremental_accuracy(matrix: Matrix) -> Value:
     Reference: Rebuffi et al. 2017 (iCaRL), arXiv:1611.07725, section 4.
     """
     matrix, tasks = accuracies_of("average_incremental_accuracy", matrix)
-    # A_k = 1/k sum_{j <= k} R_kj, and 1/T of each: every row has its own weight.
+    # Every row has its own weight, 1 / (k T).
     rows, columns = np.tril_indices(tasks)
     weight = (1 / (tasks * (rows + 1))).astype(matrix.dtype)
     return (matrix[..., rows, columns] * weight).sum(-1)
@@ -80,11 +79,8 @@ def forward_transfer(matrix: Matrix, untrained: Matrix) -> Value:
 
     .. math:: \frac1{T-1} \sum_{j=2}^T (R_{j-1,j} - b_j)
 
+    ``untrained`` is ``b`` [..., T], the accuracies of the network before the first task.
     Not meaningful if the outputs of a task do not exist before it is learnt.
-
-    Args:
-      matrix: accuracies [..., T, T].
-      untrained: ``b`` [..., T], accuracies of the network before the first task.
 
     Reference: Lopez-Paz and Ranzato 2017, arXiv:1706.08840, equation 4.
     """
@@ -99,10 +95,9 @@ def forgetting(matrix: Matrix) -> Value:
 
     .. math:: \frac1{T-1} \sum_{j<T} \Big( \max_{l < T} R_{l,j} - R_{T,j} \Big)
 
-    In [-1, 1]: negative if earlier tasks ended better than they ever were. The maximum is
-    over all rows but the last, including those before task ``j`` was learnt. Variants:
-    Avalanche starts from :math:`R_{j,j}` (:func:`forgetting_from_initial`); Mammoth and
-    PyCIL include the last row in the maximum and so are never negative.
+    The maximum is over all rows but the last, including those before task ``j`` was learnt.
+    Variants: Avalanche starts from :math:`R_{j,j}` (:func:`forgetting_from_initial`);
+    Mammoth and PyCIL include the last row and so are never negative.
 
     Reference: Chaudhry et al. 2018, arXiv:1801.10112, section 3.2; as restated in
     arXiv:1812.00420, equations 2 and 3.
@@ -116,8 +111,9 @@ def forgetting_from_initial(matrix: Matrix) -> Value:
 
     .. math:: \frac1{T-1} \sum_{j<T} (R_{j,j} - R_{T,j})
 
-    This is Avalanche's forgetting; it needs no entry above the diagonal.
+    This is Avalanche's forgetting.
     """
+    matrix, _ = accuracies_of("forgetting_from_initial", matrix, least=2)
     return -backward_transfer(matrix)
 
 
@@ -126,12 +122,8 @@ def intransigence(matrix: Matrix, joint: Matrix) -> Value:
 
     .. math:: \frac1T \sum_k (J_k - R_{k,k})
 
-    In [-1, 1]; negative if learning in sequence is better than joint training.
-
-    Args:
-      matrix: accuracies [..., T, T].
-      joint: ``J`` [..., T], the accuracy on task ``k`` of a network trained on tasks
-        ``1 .. k`` at once.
+    ``joint`` is ``J`` [..., T], the accuracy on task ``k`` of a network trained on tasks
+    ``1 .. k`` at once.
 
     Reference: Chaudhry et al. 2018, arXiv:1801.10112, section 3.2, averaged over ``k``.
     """
@@ -177,9 +169,8 @@ def learning_curve_area(curves: Matrix) -> Value:
 
     .. math:: \frac1{\beta + 1} \sum_{b=0}^{\beta} \frac1T \sum_k a_{k,b}
 
-    Args:
-      curves: ``a`` [..., T, beta + 1], the accuracy on task ``k`` after ``b`` batches of
-        it; a ``beta`` of 10 is usual.
+    ``curves`` are ``a`` [..., T, beta + 1], the accuracy on task ``k`` after ``b`` batches
+    of it; a ``beta`` of 10 is usual.
 
     Reference: Chaudhry et al. 2019, arXiv:1812.00420, equations 4 and 5.
     """

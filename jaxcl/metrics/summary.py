@@ -1,6 +1,6 @@
 """All metrics of one stream, with the reasons for those that are not defined."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
@@ -33,7 +33,7 @@ class Metric(NamedTuple):
 def summary(
     matrix, *, untrained=None, joint=None, lower_is_better: bool = False
 ) -> dict[str, Metric]:
-    """All metrics of one stream, and the reasons for those that are not defined.
+    """A :class:`Metric` for each function of this module except the learning curve.
 
     Runs on the host, in float64. If an entry that a formula needs was not measured, that
     metric is undefined; the others are not affected.
@@ -41,18 +41,12 @@ def summary(
     Args:
       matrix: accuracies [T, T] in [0, 1], such as ``TrainResult.matrix()``, NaN where not
         measured; anything that NumPy can read.
-      untrained: accuracies [T] of the network before the first task, for the forward
-        transfer.
-      joint: accuracies [T] of networks trained on all tasks so far, for the
-        intransigence.
+      untrained: accuracies [T] before the first task, for the forward transfer.
+      joint: accuracies [T] of networks trained on all tasks so far, for the intransigence.
       lower_is_better: the entries of all three are finite errors or losses instead. Every
         formula uses them with their sign changed: positive forgetting and intransigence
         are losses, positive transfer is a gain. Levels keep the sign of the entries:
         ``average_accuracy`` is the average error, and ``minimum_accuracy`` the largest.
-
-    Returns:
-      A :class:`Metric` for each name: the functions of this module except the learning
-      curve. :func:`as_json` converts it to plain dictionaries.
     """
     read_in = partial(_read_in, lower_is_better)
     matrix = read_in("the accuracy matrix", matrix, 2)
@@ -65,19 +59,14 @@ def summary(
         if row is not None:
             row = row_of("summary", name, read_in(f"the {name} row", row, 1), tasks)
         metrics[formula.__name__] = _read_with(formula, least, matrix, name, row)
-    for name in _LEVELS if lower_is_better else ():
-        value = metrics[name].value
-        if value is not None:  # never minus zero
+    for name, (value, _) in metrics.items() if lower_is_better else ():
+        # Levels have the sign of the entries (never minus zero); the rest are changes.
+        if name.endswith("_accuracy") and value is not None:
             metrics[name] = Metric(0.0 - value, None)
     return metrics
 
 
-def as_json(metrics: Mapping[str, Metric]) -> dict[str, dict[str, float | str | None]]:
-    """The same as plain dictionaries: ``{name: {"value": ..., "reason": ...}}``."""
-    return {name: metric._asdict() for name, metric in metrics.items()}
-
-
-#: Formulas of the matrix alone, and the least number of tasks for which they are defined.
+#: Formulas of the matrix alone, by the least number of tasks that they need.
 _OF_MATRIX = (
     (average_accuracy, 1),
     (average_incremental_accuracy, 1),
@@ -87,15 +76,6 @@ _OF_MATRIX = (
     (forgetting_from_initial, 2),
     (minimum_accuracy, 2),
     (worst_case_accuracy, 1),
-)
-
-#: Metrics in the units and with the sign of the entries; all others are changes.
-_LEVELS = (
-    "average_accuracy",
-    "average_incremental_accuracy",
-    "learning_accuracy",
-    "minimum_accuracy",
-    "worst_case_accuracy",
 )
 
 
