@@ -14,7 +14,7 @@ from jaxcl.typing import Average, Params
 class EmaState(NamedTuple):
     """The running average and the number of its updates."""
 
-    average: Params  # like params, in float32 or better
+    average: Params  # in float32 or better
     num_steps: Int[Array, ""]  # observations so far; int32
 
 
@@ -23,14 +23,13 @@ def ema(decay: ScalarLike, *, warm_up: bool = False) -> Average:
 
     .. math:: s_0 = \theta_0, \qquad s_t = d\, s_{t-1} + (1 - d)\, \theta_t
 
-    The average is kept in float32 for all dtypes of the parameters (in bfloat16 a decay
-    of 0.999 would never change it) and cast to theirs when it is read. It continues
-    across tasks. Its memory is about ``1 / (1 - d)`` steps. It costs one pass over the
-    parameters per step.
+    The average is kept in float32 or better (in bfloat16 a decay of 0.999 would never
+    change it), cast to the parameters' dtypes when it is read, and continues across tasks.
+    Its memory is about ``1 / (1 - d)`` steps. It costs one pass over the parameters per
+    step.
 
     Args:
-      decay: ``d`` in [0, 1], the fraction kept per step: 0 gives the parameters
-        themselves, 1 their initial values. May be traced.
+      decay: ``d`` in [0, 1]; may be traced.
       warm_up: use ``min(d, (1 + t) / (10 + t))`` at step ``t`` (from 1), so that a long
         average does not stay near the start.
 
@@ -49,8 +48,8 @@ def ema(decay: ScalarLike, *, warm_up: bool = False) -> Average:
     def observe(key, state, step, params):
         del key, step
         count = state.num_steps + 1
-        # s <- d s + (1 - d) theta
         kept = jnp.minimum(decay, (1 + count) / (10 + count)) if warm_up else decay
+        # s <- d s + (1 - d) theta
         move = lambda average, fast: _blend(kept, average, fast, average.dtype)
         return EmaState(jax.tree.map(move, state.average, params), count)
 
@@ -67,10 +66,8 @@ def interpolate(alpha: ScalarLike) -> Average:
     .. math:: \theta \leftarrow (1 - \alpha)\, \theta_{start} + \alpha\, \theta_{end}
 
     Training continues from there, and it is the start of the next task. During a task the
-    parameters themselves are read. Costs nothing per step and one copy of the parameters.
-
-    Args:
-      alpha: in [0, 1]: 1 changes nothing, 0 discards the task. May be traced.
+    parameters themselves are read. ``alpha`` is in [0, 1]: 1 changes nothing, 0 discards
+    the task. Costs nothing per step and one copy of the parameters.
 
     Reference: Wortsman et al. 2022 (WiSE-FT), arXiv:2109.01903, equation 1, applied once
     per task.
@@ -82,7 +79,7 @@ def interpolate(alpha: ScalarLike) -> Average:
         mixed = _mix(alpha, start, params)
         return copied(mixed), mixed
 
-    return Average(_copy_params, end_task=end_task)
+    return Average(lambda params, example: copied(params), end_task=end_task)
 
 
 def wise_ft(alpha: ScalarLike) -> Average:
@@ -91,22 +88,14 @@ def wise_ft(alpha: ScalarLike) -> Average:
     .. math:: s = (1 - \alpha)\, \theta_0 + \alpha\, \theta
 
     Only evaluation changes: training continues from the parameters themselves. With
-    pretrained parameters and a single task this is WiSE-FT as published. Costs one copy of
-    the parameters, and one pass over them per evaluation.
-
-    Args:
-      alpha: in [0, 1]: 1 gives the parameters, 0 their initial values. May be traced.
+    pretrained parameters and a single task this is WiSE-FT as published. ``alpha`` is in
+    [0, 1]. Costs one copy of the parameters, and one pass over them per evaluation.
 
     Reference: Wortsman et al. 2022 (WiSE-FT), arXiv:2109.01903, equation 1.
     """
     check_number("wise_ft", most=1.0, alpha=alpha)
     read = lambda start, params: _mix(alpha, start, params)
-    return Average(_copy_params, read)
-
-
-def _copy_params(params, example):
-    del example
-    return copied(params)
+    return Average(lambda params, example: copied(params), read)
 
 
 def _mix(alpha, start: PyTree, end: PyTree) -> PyTree:

@@ -31,11 +31,10 @@ def interleave(method: Method, memory: Memory, *, every: int) -> Method:
       memory: which examples are replayed; ``sample`` must give rows ``[r, ...]``. It
         observes the batch, the parameters and their change, but not the gradient. What
         it stores beside rows (DER's logits) is not given to the step.
-      every: steps between two replays. Counted within a task.
+      every: steps between two replays, within a task; new batches alone count.
 
     Returns:
-      A method whose info is that of the step on new rows. The step in
-      :class:`~jaxcl.typing.Progress` counts new batches only.
+      A method whose info is that of the step on new rows.
 
     Source: the replay of C&F (arXiv:2309.11305), taken from MbPA++ (d'Autume et al. 2019,
     arXiv:1906.01076), where one step in a hundred or more is a replay.
@@ -54,8 +53,7 @@ def interleave(method: Method, memory: Memory, *, every: int) -> Method:
         stepped, info = method.step(key_step, before, batch)
         rows = memory.sample(key_sample, replay)._replace(stored=batch.stored)
         due = (stepped.progress.step % every == 0) & jnp.any(rows.weight > 0)
-        # Parts that look at the progress see that of the step before, which may be the
-        # last of its task.
+        # Parts see the progress of the step before, which may be the last of its task.
         same_place = stepped._replace(progress=before.progress)
         again = lambda _: method.step(key_replay, same_place, rows)[0]
         new = when(due, again, stepped)._replace(progress=stepped.progress)

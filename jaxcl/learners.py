@@ -1,7 +1,6 @@
-"""Learners to evaluate in place of the parameters, made from the memory.
+"""Learners ``(state) -> pytree`` made from the memory, to evaluate instead of parameters.
 
-Each function here returns ``(state) -> pytree``, for
-``make_method(..., learners=lambda state: {"nearest_mean": of(state), ...})``.
+Give ``make_method(..., learners=lambda state: {"nearest_mean": of(state), ...})``.
 """
 
 from collections.abc import Callable
@@ -100,18 +99,8 @@ def from_memory_alone(
 ) -> Callable[[MethodState], Params]:
     """A new network, trained only on the examples in memory: GDumb.
 
-    Each epoch uses every example once, in random order; its last batch may be smaller.
-
-    Args:
-      key: draws the network and the order of rows.
-      init: ``(key) -> params``.
-      loss: ``(params, batch, keys [b]) -> [b]``.
-      optimizer: any of optax.
-      num_epochs: passes over the memory, at each evaluation.
-      batch_size: rows per step, at most those that the memory can hold.
-
-    Returns:
-      ``(state) -> params``; if the memory is empty, the new network.
+    It is drawn by ``init(key)``, and trained at each evaluation. Each epoch uses every
+    example once, in random order; its last batch may be smaller.
 
     Source: Prabhu et al. 2020, "GDumb: a simple approach that questions our progress in
     continual learning", ECCV.
@@ -121,9 +110,10 @@ def from_memory_alone(
 
     def learner(state):
         rows = kept_rows(state)
-        size = min(batch_size, num_rows(rows))
-        steps = -(-num_rows(rows) // size)
-        missing = steps * size - num_rows(rows)
+        capacity = num_rows(rows)
+        size = min(batch_size, capacity)
+        steps = -(-capacity // size)
+        place = jnp.arange(steps * size).reshape(steps, size)
         key_init, key_order, key_steps = jax.random.split(key, 3)
         method = make_method(loss, optimizer)
         start = method.init(init(key_init), at(slice(1), rows))
@@ -134,20 +124,19 @@ def from_memory_alone(
             # Real rows first, in random order, so that batches are filled with them.
             draws = jax.random.uniform(key, rows.weight.shape, jnp.float32)
             draws -= 2 * (rows.weight > 0)
-            order = jnp.pad(jnp.argsort(draws), (0, missing)).reshape(steps, size)
-            once = jnp.arange(steps * size).reshape(steps, size) < num_rows(rows)
+            missing = place.size - capacity
+            order = jnp.pad(jnp.argsort(draws), (0, missing)).reshape(place.shape)
+            return jax.lax.scan(step, state, (order, place < capacity))[0], None
 
-            def step(state, place):
-                index, once = place
-                batch = at(index, rows)
-                batch = batch._replace(weight=batch.weight * once)
-                key = jax.random.fold_in(key_steps, state.progress.step)
-                new, _ = method.step(key, state, batch)
-                real = jnp.any(batch.weight > 0)
-                keep = lambda new, old: jnp.where(real, new, old)
-                return jax.tree.map(keep, new, state), None
-
-            return jax.lax.scan(step, state, (order, once))[0], None
+        def step(state, chosen):
+            index, once = chosen
+            batch = at(index, rows)
+            batch = batch._replace(weight=batch.weight * once)
+            key = jax.random.fold_in(key_steps, state.progress.step)
+            new, _ = method.step(key, state, batch)
+            real = jnp.any(batch.weight > 0)
+            keep = lambda new, old: jnp.where(real, new, old)
+            return jax.tree.map(keep, new, state), None
 
         keys = jax.random.split(key_order, num_epochs)
         return default_learner(method, jax.lax.scan(epoch, start, keys)[0])
@@ -156,10 +145,7 @@ def from_memory_alone(
 
 
 def kept_rows(state: MethodState) -> Batch:
-    """All rows that a method's memory stores, ``[m, ...]``; weight 0 where it is empty.
-
-    The method must have a memory that stores rows, such as ``reservoir(...)``.
-    """
+    """All rows that a method's memory stores, ``[m, ...]``; weight 0 where it is empty."""
     return flat_rows(state.memory.kept)
 
 

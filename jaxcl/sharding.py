@@ -1,9 +1,9 @@
 """Sharding over many devices: a mesh, and a rule from a leaf to its sharding.
 
-All parallelism is by sharding: the step is that of a single device, and XLA partitions it.
-A mesh has three axes. Along ``data`` devices hold different rows of a batch; along ``fsdp``
-they also hold different parts of large parameters, which XLA gathers where they are used.
-Rows are split over both. The third, ``tensor``, splits large parameters a second time.
+The step is that of a single device, and XLA partitions it. A mesh has three axes. Along
+``data`` devices hold different rows of a batch; along ``fsdp`` they also hold different
+parts of large parameters, which XLA gathers where they are used. Rows are split over both.
+The third, ``tensor``, splits large parameters a second time.
 """
 
 from collections.abc import Callable
@@ -35,16 +35,9 @@ class ShardingPlan(NamedTuple):
 def make_mesh(
     *, data: int | None = None, fsdp: int = 1, tensor: int = 1, devices=None
 ) -> Mesh:
-    """A mesh over all devices of all processes.
+    """A mesh over ``devices`` (all of all processes, if absent), by the sizes of its axes.
 
-    Args:
-      data: devices along the first axis; all remaining ones if absent.
-      fsdp: devices along the second.
-      tensor: devices along the third.
-      devices: which to use; all that JAX sees if absent.
-
-    Raises:
-      ValueError: if the product of the axes is not the number of devices.
+    ``data`` takes all remaining devices if absent.
     """
     check_size("make_mesh", fsdp=fsdp, tensor=tensor)
     devices = np.asarray(jax.devices() if devices is None else devices)
@@ -64,10 +57,9 @@ def fsdp(*, at_least: int = 2**16, replicated: tuple[str, ...] = ()) -> Partitio
     The rule depends on shapes, so that optimizer statistics, anchors, Fisher diagonals and
     averages are split like their parameters. The state's field ``memory`` is replicated.
 
-    Let the ``fsdp`` axis divide the attention heads: XLA computes attention with the heads
-    split like the kernels beside it, and replicates activations between the two where it
-    cannot (it warns of an involuntary full rematerialization). Use the ``data`` axis for
-    the other devices.
+    Let the ``fsdp`` axis divide the attention heads, and use ``data`` for the other
+    devices: where XLA cannot split the heads like the kernels beside them it replicates
+    activations (and warns of an involuntary full rematerialization).
 
     Args:
       at_least: entries from which a leaf is split; below it a copy on every device is
@@ -75,9 +67,8 @@ def fsdp(*, at_least: int = 2**16, replicated: tuple[str, ...] = ()) -> Partitio
       replicated: parts of a path whose leaves are never split, such as ``("lora",)``.
     """
     check_size("fsdp", at_least=at_least)
-    came = f"got {replicated!r}; add a comma"
-    text = isinstance(replicated, str)
-    require(not text, "fsdp", f"replicated must be a tuple, {came}")
+    remedy = "such as ('lora',): add a comma"
+    check_kind("fsdp", tuple, remedy, replicated=replicated)
 
     def rule(path, shape, mesh):
         names = path.split("/")
@@ -86,13 +77,12 @@ def fsdp(*, at_least: int = 2**16, replicated: tuple[str, ...] = ()) -> Partitio
         if kept or np.prod(shape, dtype=np.int64) < at_least:
             return PartitionSpec()
         spec: list[str | None] = [None] * len(shape)
-        longest = sorted(range(len(shape)), key=lambda axis: (-shape[axis], axis))
+        longest = sorted(range(len(shape)), key=lambda axis: -shape[axis])
         for name in ("fsdp", "tensor"):
             size = mesh.shape[name]
-            for axis in longest:
-                if size > 1 and spec[axis] is None and shape[axis] % size == 0:
-                    spec[axis] = name
-                    break
+            even = (k for k in longest if spec[k] is None and shape[k] % size == 0)
+            if size > 1 and (axis := next(even, None)) is not None:
+                spec[axis] = name
         return PartitionSpec(*spec)
 
     return rule
