@@ -107,15 +107,14 @@ def make_method(
         continues from them.
       gradient: a transformation of the raw gradient that may call ``grad_fn(params)``,
         ``replay_grad_fn(params)`` or ``task_grad_fn(params)`` (SAM, GNP, A-GEM, GEM).
-        All use the same batch and replay, and for each row the same key. For
-        ``across_devices`` it also gets ``weight``, ``replay_weight`` and ``task_weight``,
-        the sums of the rows' weights. The identity if absent.
+        All use the same batch and replay, and for each row the same key. It also gets
+        ``weight``, ``replay_weight`` and ``task_weight``, the sums of the rows' weights.
       regularizer: keeps parameters near past solutions.
       memory: stores and replays examples.
       average: the slower copy that is evaluated.
       reset: changes parameters after the update to maintain plasticity.
-      replay_loss: the loss of replayed rows if it differs from that of new ones (DER).
-        It is added, not averaged with the other; each then needs a separate pass.
+      replay_loss: the loss of replayed rows if it differs from that of new ones (DER);
+        added, not averaged with the other, in a separate pass.
       replay_weight: the weight of the replay loss relative to the current one, or a
         function of the step, such as :func:`jaxcl.losses.by_rows` and ``by_tasks``;
         the Python number 0 for methods that use only its gradient (A-GEM, GEM).
@@ -127,8 +126,7 @@ def make_method(
       reset_optimizer: reset the optimizer to its initial state at the end of each task.
       reset_gradient: likewise the gradient transformation, so that schedules inside it
         count from the start of the task, and LookSAM reuses no direction of another task.
-      metrics: further scalars for :class:`~jaxcl.typing.StepInfo`, which the host loop
-        writes down and ``run_stream`` does not.
+      metrics: further scalars for the info, which the host loop writes down.
       learners: what is evaluated, by name and the default first; if absent the average,
         if there is one, and the parameters.
 
@@ -262,8 +260,7 @@ def _step(
         progress._replace(step=progress.step + 1),
     )
     own = {name: read(state, record) for name, read in parts.metrics.items()}
-    info = change.info
-    return state, info._replace(metrics={**info.metrics, **own})
+    return state, change.info._replace(metrics={**change.info.metrics, **own})
 
 
 class _Change(NamedTuple):
@@ -284,7 +281,6 @@ def _update(
     params, progress = state.params, context.progress
     replay = context.replay, context.replay_keys
     penalised = parts.regularizer.penalty is not no_penalty
-    both = penalised and parts.perturb_penalty
 
     def objective(params):
         return parts.loss(params, context.batch, context.keys, *replay, progress)
@@ -313,8 +309,7 @@ def _update(
         derive = noted("regularizer.penalty", jax.value_and_grad(penalty))
         cost, penalty_grads = derive(params)
         total, logged = value + cost, {"penalty": cost}
-    if both:
-        raw = axpy(1.0, penalty_grads, raw)
+        raw = axpy(1.0, penalty_grads, raw) if parts.perturb_penalty else raw
     logged |= {"grad_norm": norm(raw)}
     grads, gradient_state = parts.gradient.update(
         raw,
@@ -331,14 +326,9 @@ def _update(
     )
     if penalised and not parts.perturb_penalty:
         grads = axpy(1.0, penalty_grads, grads)
-    updates, optimizer_state = parts.optimizer.update(
-        grads,
-        state.optimizer,
-        params,
-        value=total,
-        grad_fn=full_grad,
-        progress=progress,
-    )
+    extra: Any = {"value": total, "grad_fn": full_grad, "progress": progress}
+    stepped = parts.optimizer.update(grads, state.optimizer, params, **extra)
+    updates, optimizer_state = stepped
     info = StepInfo(value, jnp.isfinite(total), logged)
     return _Change(updates, gradient_state, optimizer_state, data_grads, losses, info)
 

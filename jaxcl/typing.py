@@ -108,7 +108,14 @@ Outputs = Callable[..., Float[Array, "b ..."]]
 #: ``(params) -> grads``: a gradient at other parameters, with the same batch and key.
 GradFn = Callable[[Params], Params]
 
+#: ``(params, example) -> state``: of a part; ``example`` is a batch of one real row.
+Init = Callable[[Params, Batch], State]
+
+#: ``(key, state, step, params) -> state``: after every step; ``params`` are those after it.
 Observe = Callable[[Key, State, StepRecord, Params], State]
+
+#: ``(key, state, params, data) -> state``: once at the end of a task; ``data`` is the
+#: training set of the task, or the part the caller chose.
 EndTask = Callable[[Key, State, Params, Batch], State]
 
 
@@ -127,19 +134,11 @@ def no_projection(state: State, params: Params) -> Params:
 class Regularizer(NamedTuple):
     """Keeps parameters near past solutions by a penalty, a projection, or both.
 
-    ``Regularizer()`` does nothing.
-
-    Attributes:
-      init: ``(params, example) -> state``; ``example`` is a batch of one real row.
-      penalty: ``(state, params, context) -> scalar``, added to the loss.
-      project: ``(state, params) -> params``, applied after the optimizer's update.
-      observe: ``(key, state, step, params) -> state``, after every step; ``step`` is the
-        :class:`StepRecord` and ``params`` are those after it.
-      end_task: ``(key, state, params, data) -> state``, once at the end of a task;
-        ``data`` is the training set of the task, or the part the caller chose.
+    ``Regularizer()`` does nothing. ``penalty(state, params, context)`` is added to the
+    loss; ``project(state, params) -> params`` is applied after the optimizer's update.
     """
 
-    init: Callable[[Params, Batch], State] = lambda params, example: ()
+    init: Init = lambda params, example: ()
     penalty: Callable[[State, Params, Context], Float[ArrayLike, ""]] = no_penalty
     project: Callable[[State, Params], Params] = no_projection
     observe: Observe = lambda key, state, step, params: state
@@ -149,16 +148,12 @@ class Regularizer(NamedTuple):
 class Memory(NamedTuple):
     """Which examples are stored, and which of them are replayed.
 
-    Attributes:
-      init: ``(params, example) -> state``; empty slots are copies of the example, a batch
-        of one real row, with weight zero: :func:`jaxcl.memory.blank_rows`.
-      sample: ``(key, state) -> batch``; rows have weight 0 while the memory is empty.
-        Leaves are ``[r, ...]``, or ``[T, m, ...]`` when grouped by task.
-      observe: ``(key, state, step, params) -> state``, as of a :class:`Regularizer`.
-      end_task: ``(key, state, params, data) -> state``, likewise.
+    Empty slots are copies of the example of weight zero: :func:`jaxcl.memory.blank_rows`.
+    ``sample(key, state)`` gives leaves ``[r, ...]``, or ``[T, m, ...]`` when grouped by
+    task; rows have weight 0 while the memory is empty.
     """
 
-    init: Callable[[Params, Batch], State]
+    init: Init
     sample: Callable[[Key, State], Batch]
     observe: Observe = lambda key, state, step, params: state
     end_task: EndTask = lambda key, state, params, data: state
@@ -167,16 +162,11 @@ class Memory(NamedTuple):
 class Average(NamedTuple):
     """A second, slower copy of the parameters; ``Average()`` reads the parameters.
 
-    Attributes:
-      init: ``(params, example) -> state``.
-      read: ``(state, params) -> params`` to evaluate; may be another tree that the
-        model's ``apply`` accepts.
-      observe: ``(key, state, step, params) -> state``, after every step.
-      end_task: ``(key, state, params, data) -> (state, params)``, once at the end of a
-        task; training continues from the returned parameters.
+    ``read(state, params)`` is evaluated; it may be another tree that the model's ``apply``
+    accepts. ``end_task`` gives ``(state, params)``: training continues from these.
     """
 
-    init: Callable[[Params, Batch], State] = lambda params, example: ()
+    init: Init = lambda params, example: ()
     read: Callable[[State, Params], Params] = lambda state, params: params
     observe: Observe = lambda key, state, step, params: state
     end_task: Callable[[Key, State, Params, Batch], tuple[State, Params]] = (
@@ -187,17 +177,15 @@ class Average(NamedTuple):
 class Reset(NamedTuple):
     """Maintains plasticity by changing parameters after a step; ``Reset()`` does nothing.
 
-    Attributes:
-      init: ``(params, example) -> state``.
-      reset: ``(key, state, params, batch) -> (state, params, mask)``, after every
-        step; ``mask`` is a tree of booleans shaped like ``params``: where it is true, the
-        optimizer's statistics are cleared. ``None`` means nowhere. A step count common to
-        all parameters is not reset: Adam then does not correct the bias of moments that
-        begin from zero, and the first steps of a reset weight are up to ``(1 - b1) /
-        sqrt(1 - b2)`` learning rates long, 3.2 by default.
+    ``reset(key, state, params, batch) -> (state, params, mask)`` is called after every
+    step; ``mask`` is a tree of booleans shaped like ``params``: where it is true, the
+    optimizer's statistics are cleared. ``None`` means nowhere. A step count common to all
+    parameters is not reset: Adam then does not correct the bias of moments that begin from
+    zero, and the first steps of a reset weight are up to ``(1 - b1) / sqrt(1 - b2)``
+    learning rates long, 3.2 by default.
     """
 
-    init: Callable[[Params, Batch], State] = lambda params, example: ()
+    init: Init = lambda params, example: ()
     reset: Callable[[Key, State, Params, Batch], tuple[State, Params, PyTree]] = (
         lambda key, state, params, batch: (state, params, None)
     )
@@ -227,15 +215,11 @@ class StepInfo(NamedTuple):
 class Method(NamedTuple):
     """A learner for a stream of tasks: four pure functions.
 
-    Attributes:
-      init: ``(params, example) -> state``; ``example`` is a batch of one real row.
-      step: ``(key, state, batch) -> (state, info)``.
-      end_task: ``(key, state, data) -> state``.
-      learners: ``(state) -> {name: pytree}``: what is evaluated, the default one first.
-        Each value takes the place of the parameters in ``apply``.
+    ``learners(state)`` is what is evaluated, by name and the default one first; each value
+    takes the place of the parameters in ``apply``.
     """
 
-    init: Callable[[Params, Batch], MethodState]
+    init: Callable[[Params, Batch], MethodState]  # (params, example)
     step: Callable[[Key, MethodState, Batch], tuple[MethodState, StepInfo]]
     end_task: Callable[[Key, MethodState, Batch], MethodState]
     learners: Callable[[MethodState], Mapping[str, PyTree]]
