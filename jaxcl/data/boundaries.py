@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 
 from jaxcl.data.dataset import Dataset, Task
 from jaxcl.data.draws import generator
-from jaxcl.errors import InputError, check_kind, check_number, shown
+from jaxcl.errors import check_number, require, shown
 from jaxcl.typing import Key
 
 
@@ -41,27 +41,24 @@ def blurry(
     Source: Bang et al. 2021, arXiv:2103.17230; also the blurry classes of
     Koh et al. 2022, arXiv:2110.10031 (i-Blurry).
     """
-    if not isinstance(minor_fraction, float | int) or not 0 <= minor_fraction < 1:
-        msg = (
-            "blurry: minor_fraction must be a number in [0, 1), got "
-            f"{shown(minor_fraction)}; 0.1 is the usual one."
-        )
-        raise InputError(msg)
-    tasks, rng = _checked("blurry", tasks), generator(key)
+    wanted = f"minor_fraction must be a number in [0, 1), got {shown(minor_fraction)}"
+    require(0 <= minor_fraction < 1, "blurry", f"{wanted}; 0.1 is the usual one")
+    tasks, rng = _numbered("blurry", tasks), generator(key)
     total = len(tasks)
-    places = [np.empty((0, 2), np.int64)] * total
+    places, takers = [], []
     for index, task in enumerate(tasks):
         rows = rng.permutation(task.train.count)
         given = int(minor_fraction * len(rows) + 0.5)
         taker = np.full(len(rows), index)
         taker[:given] = (index + 1 + np.arange(given) % (total - 1)) % total
-        for other in range(total):
-            found = _places(index, rows[taker == other])
-            places[other] = np.concatenate([places[other], found])
+        places.append(_places(index, rows))
+        takers.append(taker)
+    every, takers = np.concatenate(places), np.concatenate(takers)
     mixed = []
-    for index, (task, own) in enumerate(zip(tasks, places, strict=True)):
-        # Loops know a task by its first, middle and last row: the middle one is its own.
+    for index, task in enumerate(tasks):
+        own = every[takers == index]
         own = own[rng.permutation(len(own))]
+        # Loops know a task by its first, middle and last row: the middle one is its own.
         middle, first = len(own) // 2, int(np.argmax(own[:, 0] == index))
         own[[middle, first]] = own[[first, middle]]
         mixed.append(task._replace(train=_rows_of(tasks, own)))
@@ -97,7 +94,7 @@ def gradual(key: Key, tasks: Sequence[Task], *, overlap: float | int) -> list[Ta
     Source: the continuous task-agnostic streams of Zeno et al. 2018, arXiv:1803.10123.
     """
     check_number("gradual", most=1.0, overlap=overlap)
-    tasks, rng = _checked("gradual", tasks), generator(key)
+    tasks, rng = _numbered("gradual", tasks), generator(key)
     counts = [task.train.count for task in tasks]
     widths = [float(overlap) * min(pair) for pair in itertools.pairwise(counts)]
     ends = np.cumsum(counts)
@@ -131,7 +128,7 @@ def task_free(tasks: Sequence[Task], *, name: str = "stream") -> Task:
 
     Source: the setting of Aljundi et al. 2019, arXiv:1812.03596.
     """
-    tasks = _checked("task_free", tasks, least=1)
+    tasks = _numbered("task_free", tasks, least=1)
 
     def joined(split):
         parts = [getattr(task, split) for task in tasks]
@@ -180,28 +177,25 @@ def _rows_of(
     return Dataset(len(places), read)
 
 
-def _checked(who: str, tasks: Sequence[Task], least: int = 2) -> list[Task]:
+def _numbered(who: str, tasks: Sequence[Task], least: int = 2) -> list[Task]:
     """The tasks, numbered by their place where none of their first rows is numbered."""
-    check_kind(who, Sequence, "give a list of tasks", tasks=tasks)
-    for task in tasks:
-        check_kind(who, Task, "give a list, such as stream_tasks(stream)", task=task)
-    if len(tasks) < least:
-        msg = f"{who}: expected at least {least} tasks, got {len(tasks)}; give a list."
-        raise InputError(msg)
-    firsts = [task.train.read(np.arange(1)) for task in tasks]
-    if any(int(first.task[0]) for first in firsts):
+    some = f"expected at least {least} tasks, got {len(tasks)}; give a list"
+    require(len(tasks) >= least, who, some)
+    if any(int(task.train.read(np.arange(1)).task[0]) for task in tasks):
         return list(tasks)
-    numbered = []
-    for index, task in enumerate(tasks):
-        parts = {"train": task.train, "test": task.test, "valid": task.valid}
-        parts = {
-            name: rows and _with_number(rows, index) for name, rows in parts.items()
-        }
-        numbered.append(task._replace(**parts))
-    return numbered
+    return [
+        task._replace(
+            train=_with_number(task.train, index),
+            test=_with_number(task.test, index),
+            valid=task.valid and _with_number(task.valid, index),
+        )
+        for index, task in enumerate(tasks)
+    ]
 
 
 def _with_number(rows: Dataset, number: int) -> Dataset:
+    """The rows with the number of a task."""
+
     def read(numbers):
         batch = rows.read(numbers)
         return batch._replace(task=np.full(len(batch.weight), number, np.int32))

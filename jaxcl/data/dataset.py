@@ -18,15 +18,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int, PyTree
 
+from jaxcl.data.files import existing_file
 from jaxcl.data.pixels import pixels_as_floats
-from jaxcl.errors import (
-    InputError,
-    MissingFileError,
-    check_kind,
-    check_size,
-    reason_of,
-    shown,
-)
+from jaxcl.errors import InputError, check_size, reason_of, require, shown
 from jaxcl.tree import at, check_batch
 from jaxcl.typing import Batch, Stream
 
@@ -36,18 +30,17 @@ _UNUSABLE = (
     *(ArithmeticError, RecursionError, MemoryError),  # 10**400, "[" * 5000
 )
 
+#: Inputs and labels of one row, from a user's ``parse``.
+_Row = tuple[PyTree, PyTree]
+
 
 @runtime_checkable
 class Source(Protocol):
     """Items by number: a list, Grain's ``MapDataset``, TFDS."""
 
-    def __len__(self) -> int:
-        """How many there are."""
-        ...
+    def __len__(self) -> int: ...
 
-    def __getitem__(self, number: int, /) -> Any:
-        """One of them."""
-        ...
+    def __getitem__(self, number: int, /) -> Any: ...
 
 
 class Dataset(NamedTuple):
@@ -88,9 +81,8 @@ def array_dataset(batch: Batch) -> Dataset:
     check_batch("array_dataset", batch)
     batch = jax.tree.map(np.asarray, batch)
     real = np.flatnonzero(batch.weight > 0)
-    if not len(real):
-        msg = "array_dataset: expected rows with a weight above 0, got none; drop the task."
-        raise InputError(msg)
+    some = "expected rows with a weight above 0, got none; drop the task"
+    require(len(real), "array_dataset", some)
     read = lambda numbers: pixels_as_floats(at(real[numbers], batch))
     return Dataset(len(real), read)
 
@@ -107,32 +99,20 @@ def source_dataset(
       task: number of the task.
 
     Raises:
-      ValueError: for a ``task`` that is not an int of at least 0, no items, or no length;
-        when read, for an item that cannot be used (with its number), and for floats where
-        the first item has integers.
+      ValueError: for a ``task`` that is not an int of at least 0, or no items; when read,
+        for an item that cannot be used (with its number), and for floats where the first
+        item has integers.
     """
     check_size("source_dataset", least=0, task=task)
-    if not isinstance(source, Source):
-        msg = (
-            f"source_dataset: source must have a length and items, got {shown(source)}; "
-            "make a list of it."
-        )
-        raise InputError(msg)
-    if not len(source):
-        msg = "source_dataset: expected at least one item, got none; drop the task."
-        raise InputError(msg)
 
     def item(number):
         try:
             row = _checked(parse(source[number]))
-            if number:
-                _check_shapes(row, shapes, "of item 0")
+            return _like(row, shapes, "of item 0") if number else row
         except _UNUSABLE as error:
-            msg = (
-                f"source_dataset: item {number} is bad ({reason_of(error)}); see parse."
-            )
+            reason = reason_of(error)
+            msg = f"source_dataset: item {number} is bad ({reason}); see parse."
             raise InputError(msg) from error
-        return row
 
     first = item(0)
     shapes, dtypes = _shapes(first), _dtypes(first)
@@ -178,20 +158,17 @@ def jsonl_dataset(
         number), or if no line is left; when read, for a file that has changed since.
     """
     check_size("jsonl_dataset", least=0, task=task)
-    path = Path(path)
-    if not path.is_file():
-        msg = f"jsonl_dataset: no file {path}; give the path of a JSON-lines file."
-        raise MissingFileError(msg)
-    stamp = _stamp(path)
+    remedy = "give the path of a JSON-lines file"
+    path = existing_file("jsonl_dataset", path, remedy)
+    # What changes when the file is written; the offsets are then wrong.
+    stamp = lambda: (path.stat().st_size, path.stat().st_mtime_ns)
+    indexed = stamp()
     places, dtypes = _indexed(path, parse, skip_bad_lines)
 
     def read(numbers):
         with path.open("rb") as file:
-            if _stamp(path) != stamp:
-                msg = (
-                    f"jsonl_dataset: {path} changed after it was indexed; start again."
-                )
-                raise InputError(msg)
+            changed = f"{path} changed after it was indexed; start again"
+            require(stamp() == indexed, "jsonl_dataset", changed)
             rows = []
             for start, length in places[numbers]:
                 file.seek(start)
@@ -201,17 +178,11 @@ def jsonl_dataset(
     return Dataset(len(places), read)
 
 
-def _stamp(path: Path) -> tuple[int, int]:
-    """What changes when a file is written."""
-    found = path.stat()
-    return found.st_size, found.st_mtime_ns
-
-
 def _indexed(
     path: Path, parse: Callable, skip_bad_lines: bool
 ) -> tuple[Int[np.ndarray, "n 2"], PyTree]:
     """Offset and length of each good line, and the dtypes that hold all of them."""
-    places, bad, first, shapes, dtypes = [], [], 0, None, None
+    who, places, bad, first, shapes, dtypes = "jsonl_dataset", [], [], 0, None, None
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             if not line.strip():
@@ -221,30 +192,25 @@ def _indexed(
                     row = _finite(_checked(parse(_object(line))))
                 if not places:
                     first, shapes, dtypes = number, _shapes(row), _dtypes(row)
-                _check_shapes(row, shapes, f"on line {first}")
-                dtypes = _widened(dtypes, row)
+                _like(row, shapes, f"on line {first}")
+                # The smallest dtypes that also hold this row.
+                dtypes = jax.tree.map(np.promote_types, dtypes, _dtypes(row))
             except _UNUSABLE as error:
                 reason = reason_of(error)
-                if not skip_bad_lines:
-                    msg = (
-                        f"jsonl_dataset: {path}, line {number} is bad ({reason}); fix it, "
-                        "or skip such lines with skip_bad_lines."
-                    )
-                    raise InputError(msg) from error
                 bad.append(f"line {number} ({reason})")
-                continue
+                if skip_bad_lines:
+                    continue
+                msg = (
+                    f"{who}: {path}, line {number} is bad ({reason}); fix it, or skip such "
+                    "lines with skip_bad_lines."
+                )
+                raise InputError(msg) from error
             places.append((file.tell() - len(line), len(line)))
     if bad:
-        warnings.warn(
-            f"jsonl_dataset: skipped {len(bad)} bad lines of {path}, the first of them "
-            f"{bad[0]}.",
-            stacklevel=3,
-        )
-    if not places:
-        msg = (
-            f"jsonl_dataset: {path} has no usable line; drop the task or fix the file."
-        )
-        raise InputError(msg)
+        skipped = f"{who}: skipped {len(bad)} bad lines of {path}, the first of them "
+        warnings.warn(f"{skipped}{bad[0]}.", stacklevel=3)
+    none = f"{path} has no usable line; drop the task or fix the file"
+    require(places, who, none)
     return np.array(places), dtypes
 
 
@@ -254,7 +220,6 @@ def stream_tasks(stream: Stream) -> list[Task]:
     The last training and the last test set that were read are cached on the host; others
     are computed again when needed, by the same program.
     """
-    check_kind("stream_tasks", Stream, stream=stream)
 
     def split(make):
         real = lambda pool, plan: jnp.sum(make(pool, plan).weight > 0)
@@ -279,6 +244,7 @@ def stream_tasks(stream: Stream) -> list[Task]:
 
 
 def _object(line: bytes) -> dict[str, Any]:
+    """The record of a line."""
     record = json.loads(line)
     if not isinstance(record, dict):
         msg = f"expected an object, got {type(record).__name__}"
@@ -286,48 +252,39 @@ def _object(line: bytes) -> dict[str, Any]:
     return record
 
 
-def _shapes(row: tuple[PyTree, PyTree]) -> PyTree:
-    """The tree of the shapes of all leaves."""
-    return jax.tree.map(np.shape, row)
-
-
-def _check_shapes(row: tuple[PyTree, PyTree], shapes: PyTree, where: str) -> None:
-    """Refuse a row whose shapes differ from those of the first."""
-    found = _shapes(row)
-    if found != shapes:
-        msg = f"expected shapes {shapes}, as {where}, got {found}"
-        raise InputError(msg)
-
-
-def _checked(row: Any) -> tuple[PyTree, PyTree]:
-    """The result of ``parse``, if a batch can hold it.
-
-    Raises:
-      TypeError: for anything but ``(x, y)``, and for text or other objects in it.
-      ValueError: for integers that do not fit in int32.
-    """
+def _checked(row: Any) -> _Row:
+    """The result of ``parse``, if a batch can hold it."""
     if not isinstance(row, tuple) or len(row) != 2:
         msg = f"expected (x, y) from parse, got {shown(row)}"
         raise TypeError(msg)
+    int32 = np.iinfo(np.int32)
     for leaf in jax.tree.leaves(row):
         array = np.asarray(leaf)
         if array.dtype.kind not in "biufcV":  # V: bfloat16 and its like
             msg = f"expected numbers from parse, got {shown(leaf)}"
             raise TypeError(msg)
-        if array.dtype.kind in "iu" and array.size and _beyond_int32(array):
+        whole = array.dtype.kind in "iu" and array.size > 0
+        if whole and not int32.min <= array.min() <= array.max() <= int32.max:
             msg = f"expected integers within int32 from parse, got {shown(leaf)}"
             raise InputError(msg)
     return row
 
 
-def _finite(row: tuple[PyTree, PyTree]) -> tuple[PyTree, PyTree]:
+def _like(row: _Row, shapes: PyTree, where: str) -> _Row:
+    """The row, if its shapes are those of the first."""
+    if _shapes(row) != shapes:
+        msg = f"expected shapes {shapes}, as {where}, got {_shapes(row)}"
+        raise InputError(msg)
+    return row
+
+
+def _finite(row: _Row) -> _Row:
     """The row, if it is finite in the dtypes of a batch, float32 for float64.
 
     Python also reads NaN and infinity, unlike JSON.
     """
     for leaf in map(np.asarray, jax.tree.leaves(row)):
-        with np.errstate(over="ignore"):
-            narrow = leaf.astype(jax.dtypes.canonicalize_dtype(leaf.dtype))
+        narrow = leaf.astype(jax.dtypes.canonicalize_dtype(leaf.dtype))
         if not np.isfinite(narrow).all():
             beyond = f", beyond {narrow.dtype}" if np.isfinite(leaf).all() else ""
             msg = f"expected finite numbers, got {shown(leaf)}{beyond}"
@@ -335,21 +292,17 @@ def _finite(row: tuple[PyTree, PyTree]) -> tuple[PyTree, PyTree]:
     return row
 
 
-def _dtypes(row: tuple[PyTree, PyTree]) -> tuple[PyTree, PyTree]:
+def _shapes(row: _Row) -> PyTree:
+    return jax.tree.map(np.shape, row)
+
+
+def _dtypes(row: _Row) -> PyTree:
     return jax.tree.map(lambda leaf: np.asarray(leaf).dtype, row)
 
 
-def _widened(dtypes: PyTree, row: tuple[PyTree, PyTree]) -> tuple[PyTree, PyTree]:
-    """The smallest dtypes that also hold one more row."""
-    return jax.tree.map(np.promote_types, dtypes, _dtypes(row))
+def _stacked(rows: list[_Row], dtypes: PyTree, task: int) -> Batch:
+    """A batch of rows, in dtypes that hold all of them."""
 
-
-def _beyond_int32(integers: np.ndarray) -> bool:
-    limits = np.iinfo(np.int32)
-    return int(integers.min()) < limits.min or int(integers.max()) > limits.max
-
-
-def _stacked(rows: list[tuple[PyTree, PyTree]], dtypes: PyTree, task: int) -> Batch:
     def stacked(dtype, *leaves):
         narrow = np.int32 if dtype.kind in "iu" else dtype  # all fit: see _checked
         return np.stack(leaves, dtype=narrow, casting="same_kind")

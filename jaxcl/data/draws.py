@@ -10,7 +10,7 @@ from jaxcl.errors import check_key, require
 from jaxcl.typing import Key
 
 
-def generator(key: Key) -> np.random.Generator:
+def generator(key: Key, who: str = "stream") -> np.random.Generator:
     """NumPy's generator, seeded by all data of a JAX key, known before tracing.
 
     On a CPU, XLA needs 40 ms to sort 60,000 random numbers, and a second of compilation;
@@ -20,8 +20,8 @@ def generator(key: Key) -> np.random.Generator:
         "a stream's key must be known before tracing, got a traced one; build one stream "
         "for each seed outside of jit and vmap, then stack_plans"
     )
-    require(not isinstance(key, Tracer), "stream", traced)
-    key = check_key("stream", key)
+    require(not isinstance(key, Tracer), who, traced)
+    key = check_key(who, key)
     return np.random.default_rng(np.asarray(jax.random.key_data(key)).tolist())
 
 

@@ -1,6 +1,5 @@
 """Random subsets of a data set: for validation, and for evaluation on fewer rows."""
 
-from collections.abc import Iterator
 from typing import Any, TypeVar
 
 import jax
@@ -10,7 +9,7 @@ from jaxtyping import Int
 
 from jaxcl.data.dataset import Dataset
 from jaxcl.data.draws import generator
-from jaxcl.errors import InputError, check_key, check_size, shown
+from jaxcl.errors import check_key, check_size, require, shown
 from jaxcl.tree import at, check_batch, num_rows
 from jaxcl.typing import Batch, Key
 
@@ -45,27 +44,19 @@ def train_valid_split(
       ValueError: for a fraction outside (0, 1), fewer than two rows, or labels of another
         shape or dtype with ``stratify``.
     """
-    check_key("train_valid_split", key)
-    number = isinstance(valid_fraction, int | float | np.number)
-    if not number or not 0 < valid_fraction < 1:
-        msg = (
-            "train_valid_split: valid_fraction must be a number in (0, 1), got "
-            f"{shown(valid_fraction)}; 0.1 keeps a tenth for validation."
-        )
-        raise InputError(msg)
+    wanted = f"valid_fraction must be a number in (0, 1), got {shown(valid_fraction)}"
+    tenth = f"{wanted}; 0.1 keeps a tenth for validation"
+    require(0 < valid_fraction < 1, "train_valid_split", tenth)
     if isinstance(data, Dataset):
         rows = np.arange(data.count)
     else:
         check_batch("train_valid_split", data)
         rows = np.flatnonzero(np.asarray(data.weight) > 0)
-    if len(rows) < 2:
-        msg = (
-            "train_valid_split: needs at least two rows of weight above 0, got "
-            f"{len(rows)}; one each for training and validation."
-        )
-        raise InputError(msg)
+    two = f"needs at least two rows of weight above 0, got {len(rows)}; one each for "
+    require(len(rows) >= 2, "train_valid_split", f"{two}training and validation")
     labels = _labels(data, rows) if stratify else np.zeros(len(rows), np.int32)
-    chosen = _choose(generator(key), labels, valid_fraction)
+    rng = generator(key, "train_valid_split")
+    chosen = _choose(rng, labels, valid_fraction)
     return _take(data, rows[~chosen]), _take(data, rows[chosen])
 
 
@@ -92,24 +83,16 @@ def _take(data, rows: np.ndarray) -> Any:
 
 def _labels(data, rows: np.ndarray) -> np.ndarray:
     """The classes of some rows."""
-    parts = [np.asarray(y) for y in _read_labels(data, rows)]
-    first = parts[0]
-    if first.ndim != 1 or first.dtype.kind not in "iu":
-        msg = (
-            "train_valid_split: to stratify, y must be class numbers [n], got "
-            f"{first.dtype}{list(first.shape)}; leave stratify out."
-        )
-        raise InputError(msg)
-    return np.concatenate(parts)
-
-
-def _read_labels(data, rows: np.ndarray, size: int = 1024) -> Iterator:
-    """The labels of some rows, of ``size`` rows at a time where they are read."""
-    if not isinstance(data, Dataset):
-        yield at(rows, data).y
-        return
-    for start in range(0, len(rows), size):
-        yield data.read(rows[start : start + size]).y
+    if isinstance(data, Dataset):  # 1,024 rows are in memory at a time
+        parts = np.split(rows, range(1024, len(rows), 1024))
+        labels = np.concatenate([np.asarray(data.read(part).y) for part in parts])
+    else:
+        labels = np.asarray(at(rows, data).y)
+    classes = labels.ndim == 1 and labels.dtype.kind in "iu"
+    found = f"got {labels.dtype}{list(labels.shape)}; leave stratify out"
+    wanted = f"to stratify, y must be class numbers [n], {found}"
+    require(classes, "train_valid_split", wanted)
+    return labels
 
 
 def random_rows(key: Key, batch: Batch, count: int) -> Batch:
@@ -130,12 +113,11 @@ def random_rows(key: Key, batch: Batch, count: int) -> Batch:
       padded with copies of a real row, of weight 0.
 
     Raises:
-      ValueError: for a ``count`` below one, or anything but a batch.
+      ValueError: for a ``count`` below one.
     """
     check_size("random_rows", count=count)
-    check_batch("random_rows", batch)
     real = jnp.asarray(batch.weight) > 0
-    draws = _draws("random_rows", key, num_rows(batch))
+    draws = _draws(key, num_rows(batch))
     draws = jnp.where(real, draws, 2.0)  # padding comes last
     _, rows = jax.lax.top_k(-draws, min(count, num_rows(batch)))
     rows = jnp.pad(rows, (0, count - len(rows)))
@@ -159,11 +141,10 @@ def random_row_numbers(key: Key, num_rows: int, count: int) -> Int[np.ndarray, "
       ValueError: for a number below one.
     """
     check_size("random_row_numbers", num_rows=num_rows, count=count)
-    draws = np.asarray(_draws("random_row_numbers", key, num_rows))
+    draws = np.asarray(_draws(key, num_rows))
     return np.argsort(draws, kind="stable")[:count]
 
 
-def _draws(who: str, key: Key, size: int):
+def _draws(key: Key, size: int):
     """A number in [0, 1) for each row; a row's number does not depend on ``size``."""
-    check_key(who, key)
-    return jax.random.uniform(key, (size,), jnp.float32)
+    return jax.random.uniform(check_key("random_rows", key), (size,), jnp.float32)

@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxcl.data.files import idx_folder
 from jaxcl.data.images import Images, as_images
-from jaxcl.errors import InputError, MissingFileError
+from jaxcl.errors import InputError, MissingFileError, require
 
 PathLike = str | os.PathLike[str]
 
@@ -38,10 +38,8 @@ def tfds_images(name: str, data_dir: PathLike, *, download: bool = False) -> Ima
     try:
         builder = tfds.builder(name, data_dir=data_dir, try_gcs=False)
     except tfds.core.DatasetNotFoundError as error:
-        msg = (
-            f"tfds_images: tensorflow-datasets has no {name!r}; "
-            "tfds.list_builders() lists its sets."
-        )
+        remedy = "tfds.list_builders() lists its sets"
+        msg = f"tfds_images: tensorflow-datasets has no {name!r}; {remedy}."
         raise InputError(msg) from error
     if not download and not any(Path(builder.data_path).glob("*array_record*")):
         msg = (
@@ -50,15 +48,14 @@ def tfds_images(name: str, data_dir: PathLike, *, download: bool = False) -> Ima
         )
         raise MissingFileError(msg)
     source = tfds.data_source(name, data_dir=data_dir, download=download, try_gcs=False)
-    lacking = {"train", "test"} - set(source)
-    if lacking or not {"image", "label"} <= set(builder.info.features or ()):
-        msg = (
-            f"tfds_images: {name} must have splits train and test with image and label, "
-            f"got {', '.join(source)} with {', '.join(builder.info.features or ())}; "
-            "choose a classification set."
-        )
-        raise InputError(msg)
-    num_classes = builder.info.features["label"].num_classes
+    features = builder.info.features or {}
+    require(
+        {"train", "test"} <= set(source) and {"image", "label"} <= set(features),
+        "tfds_images",
+        f"{name} must have splits train and test with image and label, got "
+        f"{', '.join(source)} with {', '.join(features)}; choose a classification set",
+    )
+    num_classes = features["label"].num_classes
     train, test = _arrays(source["train"]), _arrays(source["test"])
     return as_images(*train, *test, num_classes=num_classes, name=name)
 
@@ -78,12 +75,8 @@ def prepare_mnist(folder: PathLike, data_dir: PathLike) -> Path:
 
     Raises:
       ModuleNotFoundError: without the extra ``data``.
-      FileNotFoundError: if an idx file is missing.
-      ValueError: if an idx file is malformed.
     """
-    tfds = _import_tfds("prepare_mnist")
-    images = idx_folder(folder)
-
+    tfds, images = _import_tfds("prepare_mnist"), idx_folder(folder)
     stock = tfds.image_classification.MNIST
 
     class Local(stock, skip_registration=True):  # pyright: ignore
@@ -103,6 +96,7 @@ def prepare_mnist(folder: PathLike, data_dir: PathLike) -> Path:
 
 
 def _import_tfds(who: str) -> Any:
+    """The package, or an error that names the extra."""
     try:
         for name in ("importlib_resources", "PIL"):  # tfds needs but does not require
             importlib.import_module(name)
@@ -126,6 +120,7 @@ def _rows(images: np.ndarray, labels: np.ndarray):
 
 
 def _arrays(rows) -> tuple[np.ndarray, np.ndarray]:
+    """Images, without an axis of one channel, and labels."""
     pairs = [(row["image"], row["label"]) for row in rows]
     x = np.stack([image for image, _ in pairs])
     x = x[..., 0] if x.shape[-1] == 1 else x
