@@ -1,9 +1,7 @@
 """Tables of pandas and CSV files: rows of numbers, numbered classes, tasks by a column."""
 
-import os
 import warnings
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -11,15 +9,9 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from jaxcl.data.dataset import Dataset, Task, array_dataset
+from jaxcl.data.files import existing_file
 from jaxcl.data.subsets import train_valid_split
-from jaxcl.errors import (
-    InputError,
-    MissingFileError,
-    check_key,
-    check_size,
-    reason_of,
-    shown,
-)
+from jaxcl.errors import InputError, check_size, reason_of, require, shown
 from jaxcl.typing import Batch, Key
 
 if TYPE_CHECKING:
@@ -49,47 +41,33 @@ def encode_labels(
       is the label.
 
     Raises:
-      ValueError: for a missing label, one that is not in ``classes``, labels of different
-        types, or a class that is listed twice.
+      ValueError: for a missing label, one that is not in ``classes``, or a class that is
+        listed twice.
     """
     import pandas as pd
 
-    given = _objects("labels", labels)
-    known = _objects("classes", () if classes is None else classes)
+    given = np.asarray(labels, object)
     flat = pd.Series(given.ravel(), dtype=object)
-    missing = np.flatnonzero(flat.isna())
-    if missing.size:
-        _refuse(f"label {missing[0]} is missing", "drop its row, or name it")
-    if classes is None:
-        try:
-            known = np.asarray(sorted(flat.unique()), object)
-        except TypeError:
-            kinds = sorted({type(one).__name__ for one in flat})
-            _refuse(f"labels are of types {', '.join(kinds)}", "make them all text")
-    listed = pd.Index(known, dtype=object)
-    if not listed.is_unique:
-        twice = listed[listed.duplicated()][0]
-        _refuse(f"class {shown(twice)} is listed twice", "list each class once")
-    numbers = listed.get_indexer(pd.Index(flat, dtype=object))
-    unknown = np.flatnonzero(numbers < 0)
-    if unknown.size:
-        _refuse(
-            f"label {unknown[0]}, {shown(flat[unknown[0]])}, is none of the {len(known)} "
-            "classes",
-            "add it to classes, or drop its rows",
-        )
-    return numbers.astype(np.int32).reshape(given.shape), listed.tolist()
+    missing = _first(flat.isna())
+    gap = f"label {missing} is missing; drop its row, or name it"
+    require(missing is None, "encode_labels", gap)
+    known = pd.Index(
+        sorted(flat.unique()) if classes is None else classes, dtype=object
+    )
+    twice = next(iter(known[known.duplicated()]), None)
+    once = f"class {shown(twice)} is listed twice; list each class once"
+    require(known.is_unique, "encode_labels", once)
+    numbers = known.get_indexer(pd.Index(flat, dtype=object))
+    unknown = _first(numbers < 0)
+    none = f"label {unknown}, {shown(flat.get(unknown))}, is none of the {len(known)} "
+    remedy = "classes; add it to classes, or drop its rows"
+    require(unknown is None, "encode_labels", f"{none}{remedy}")
+    return numbers.astype(np.int32).reshape(given.shape), known.tolist()
 
 
-def _objects(name: str, values: Any) -> np.ndarray:
-    """An array of objects of a list, an array or a series."""
-    try:
-        array = np.asarray(values, object)
-    except ValueError:  # lists of unequal length
-        array = np.asarray(None)
-    if array.ndim == 0:
-        _refuse(f"{name} must be a list or an array, got {shown(values)}", "make one")
-    return array
+def _first(holds) -> int | None:
+    """The first place where something holds."""
+    return next(iter(np.flatnonzero(holds).tolist()), None)
 
 
 def csv_dataset(
@@ -157,29 +135,18 @@ def csv_tasks(
       ValueError: as :func:`csv_dataset`; for a missing value of ``task``, or a task of
         fewer than two rows.
     """
-    import pandas as pd
-
-    check_key("csv_tasks", key)
-    if not 0 < float(test_fraction) < 1:
-        msg = f"csv_tasks: test_fraction must be in (0, 1), got {shown(test_fraction)}."
-        raise InputError(msg)
     frame = _frame("csv_tasks", source)
     groups = _column(frame, task)
-    if not len(groups):
-        _refuse_column(task, "has no rows", "give a table with some")
-    if len(np.flatnonzero(groups.isna())):
-        _refuse_column(task, "has missing values", "fill or drop these rows")
+    _require_rows(groups.notna(), groups, "missing values", "fill or drop these rows")
     if columns is None:
         columns = [name for name in frame.columns if name not in (label, task)]
-    if any(not pd.api.types.is_hashable(value) for value in groups):
-        what = f"holds values of type {type(groups.iloc[0]).__name__}"
-        _refuse_column(task, what, "make it text")
     tasks = []
     for number, value in enumerate(groups.unique()):
         part = frame[groups == value]
-        if len(part) < 2:
-            few = f"has one row of {shown(value)}"
-            _refuse_column(task, few, "a task needs one to learn and one to test")
+        few = (
+            f"has one row of {shown(value)}; a task needs one to learn and one to test"
+        )
+        _require_column(len(part) > 1, task, few)
         rows = _as_dataset(part, label, columns, classes, number)
         draw = jax.random.fold_in(key, number)
         numbered = rows.read(np.arange(1)).y.dtype == np.int32
@@ -194,41 +161,36 @@ def _frame(who: str, source: Table) -> "pd.DataFrame":
     """The table, read from a file unless it is one already."""
     import pandas as pd
 
-    if isinstance(source, pd.DataFrame):
-        return source
-    if not isinstance(source, str | os.PathLike):
-        msg = f"{who}: source must be a path or a pandas frame, got {shown(source)}."
-        raise InputError(msg)
-    path = Path(source)
-    if not path.is_file():
-        msg = f"{who}: no file {path}; give the path of a CSV file, or a pandas frame."
-        raise MissingFileError(msg)
-    try:
-        with warnings.catch_warnings():
-            # A line with more fields than the header would shift all columns.
-            warnings.simplefilter("error", pd.errors.ParserWarning)
-            return pd.read_csv(path, index_col=False, low_memory=False)
-    except Exception as error:  # the parser raises errors of many kinds
-        msg = (
-            f"{who}: {path} is not a CSV file with a header line ({reason_of(error)}); fix "
-            "it, or read it with pandas and give the frame."
-        )
-        raise InputError(msg) from error
+    frame = source
+    if not isinstance(frame, pd.DataFrame):
+        remedy = "give the path of a CSV file, or a pandas frame"
+        path = existing_file(who, source, remedy)
+        try:
+            with warnings.catch_warnings():
+                # A line with more fields than the header would shift all columns.
+                warnings.simplefilter("error", pd.errors.ParserWarning)
+                frame = pd.read_csv(path, index_col=False, low_memory=False)
+        except Exception as error:  # the parser raises errors of many kinds
+            msg = (
+                f"{who}: {path} is not a CSV file with a header line ({reason_of(error)}); "
+                "fix it, or read it with pandas and give the frame."
+            )
+            raise InputError(msg) from error
+    require(len(frame), who, "expected rows, got none; give a table with some")
+    return frame
 
 
 def _as_dataset(frame, label, columns, classes, task) -> Dataset:
+    """The rows of a table, all of one task."""
     if columns is None:
         columns = [name for name in frame.columns if name != label]
-    if isinstance(columns, str) or not len(columns) or not len(frame):
-        msg = (
-            f"csv_dataset: expected rows, and columns of inputs, got {len(frame)} rows and "
-            f"columns {shown(columns)}; name some that the table has."
-        )
-        raise InputError(msg)
-    if label in list(columns):
-        _refuse_column(label, "holds the labels", "leave it out of columns")
-    y = _labels(label, _column(frame, label), classes)
-    x = np.stack([_numbers(name, _column(frame, name)) for name in columns], 1)
+    listed = len(columns) and not isinstance(columns, str)
+    wanted = f"expected a list of columns, got {shown(columns)}; name some of the table"
+    require(listed, "csv_dataset", wanted)
+    leaks = "holds the labels; leave it out of columns"
+    _require_column(label not in list(columns), label, leaks)
+    y = _labels(_column(frame, label), classes)
+    x = np.stack([_numbers(_column(frame, name)) for name in columns], 1)
     ones, number = np.ones(len(y), np.float32), np.full(len(y), task, np.int32)
     return array_dataset(Batch(x, y, ones, number))
 
@@ -236,67 +198,50 @@ def _as_dataset(frame, label, columns, classes, task) -> Dataset:
 def _column(frame, name):
     """One column, which is there once."""
     found = list(frame.columns).count(name)
-    if found != 1:
-        there = ", ".join(map(shown, frame.columns[:8]))
-        how = "is missing" if not found else f"is there {found} times"
-        _refuse_column(name, f"{how} among {there}", "name another")
+    how = f"is there {found} times" if found else "is missing"
+    there = ", ".join(map(shown, frame.columns[:8]))
+    _require_column(found == 1, name, f"{how} among {there}; name another")
     return frame[name]
 
 
-def _numbers(name, column) -> Float[np.ndarray, " n"]:
+def _numbers(column) -> Float[np.ndarray, " n"]:
     """A column as float32."""
-    missing = np.flatnonzero(column.isna())
-    if missing.size:
-        _refuse_column(
-            name,
-            f"has missing values ({missing.size}), the first in row "
-            f"{column.index[missing[0]]}",
-            "fill them (frame.fillna) or drop their rows (frame.dropna)",
-        )
-    if column.dtype.kind not in "biuf":
-        _refuse_column(
-            name,
-            f"holds no numbers, but {shown(column.iloc[0])}",
-            "encode it (pandas.get_dummies), or leave it out by columns=",
-        )
+    remedy = "fill them (frame.fillna) or drop their rows (frame.dropna)"
+    _require_rows(column.notna(), column, "missing values", remedy)
+    text = f"holds no numbers, but {shown(column.iloc[0])}; encode it "
+    remedy = "(pandas.get_dummies), or leave it out by columns="
+    _require_column(column.dtype.kind in "biuf", column.name, f"{text}{remedy}")
     with np.errstate(over="ignore"):
         numbers = column.to_numpy(np.float32)
-    if not np.isfinite(numbers).all():
-        row = np.flatnonzero(~np.isfinite(numbers))[0]
-        where = f"has {column.iloc[row]} in row {column.index[row]}"
-        _refuse_column(name, where, "float32 cannot hold it")
+    beyond, remedy = "numbers that float32 cannot hold", "scale them or drop their rows"
+    _require_rows(np.isfinite(numbers), column, beyond, remedy)
     return numbers
 
 
-def _labels(name, column, classes) -> np.ndarray:
+def _labels(column, classes) -> np.ndarray:
     """Class numbers int32, or targets float32."""
     if classes is not None:
         return encode_labels(column, classes)[0]
-    if column.dtype.kind not in "biuf" and not len(np.flatnonzero(column.isna())):
-        found = encode_labels(column)[1]
-        few = ", ".join(map(repr, found[:4])) + (", ..." if len(found) > 4 else "")
-        _refuse_column(
-            name, f"holds {len(found)} labels, no numbers", f"give classes=[{few}]"
-        )
-    numbers = _numbers(name, column)
+    found = [] if column.dtype.kind in "biuf" else column.dropna().unique().tolist()
+    few = ", ".join(map(repr, found[:4])) + (", ..." if len(found) > 4 else "")
+    text = f"holds {len(found)} labels, no numbers; give classes=[{few}]"
+    _require_column(not found, column.name, text)
+    numbers = _numbers(column)
     if column.dtype.kind == "f":
         return numbers
-    for row in (int(column.argmin()), int(column.argmax())):
-        if not 0 <= column.iloc[row] < 2**31:
-            _refuse_column(
-                name,
-                f"has {column.iloc[row]} in row {column.index[row]}, not a class number "
-                "of int32",
-                "encode_labels numbers classes; targets are floats",
-            )
+    remedy = "encode_labels numbers classes; targets are floats"
+    classes = (column >= 0) & (column < 2**31)
+    _require_rows(classes, column, "numbers that are no classes of int32", remedy)
     return column.to_numpy(np.int32)
 
 
-def _refuse(problem: str, remedy: str):
-    msg = f"encode_labels: {problem}; {remedy}."
-    raise InputError(msg)
+def _require_column(holds, name, problem: str):
+    require(holds, "csv_dataset", f"column {shown(str(name))} {problem}")
 
 
-def _refuse_column(name, problem: str, remedy: str):
-    msg = f"csv_dataset: column {shown(str(name))} {problem}; {remedy}."
-    raise InputError(msg)
+def _require_rows(good, column, problem: str, remedy: str):
+    """Refuse a column with rows that are not good, naming the first of them."""
+    bad = column[~np.asarray(good, bool)]
+    row, value = next(iter(bad.items()), (None, None))
+    first = f"has {problem} ({len(bad)}), the first in row {row}: {value}; {remedy}"
+    _require_column(bad.empty, column.name, first)
