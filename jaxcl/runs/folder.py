@@ -36,7 +36,7 @@ import numpy as np
 
 from jaxcl.errors import InputError
 from jaxcl.runs.environment import commit, describe_environment
-from jaxcl.training.files import plain, read_lines, write_json
+from jaxcl.training.files import differences, plain, read_lines, write_json
 
 #: The folder, inside a run's, of what unfinished runs need to go on.
 CHECKPOINTS = "checkpoints"
@@ -80,15 +80,9 @@ def examine(folder: RunFolder) -> str:
         _refuse(path, f"holds a run of {held.get('experiment')}")
     here = _identity(folder, held.get("config", {}))
     asked = _identity(folder, plain(folder.config))
-    different = [
-        f"{name} {_short(here.get(name))}, not {_short(asked.get(name))}"
-        for name in {**asked, **here}
-        if here.get(name) != asked.get(name)
-    ]
+    different = differences(here, asked)
     if different:
-        more = f" and {len(different) - 3} more" if len(different) > 3 else ""
-        first = "; ".join(different[:3])
-        _refuse(path, f"holds another configuration ({first}{more})")
+        _refuse(path, f"holds another configuration ({different})")
     marked = read_json(path / "status.json", default={})
     ended = marked.get("status") in ("done", "diverged")
     whole = ended and len(read_records(path)) >= marked.get("runs", 0)
@@ -269,8 +263,3 @@ def _identity(folder: RunFolder, config: dict[str, Any]) -> dict[str, Any]:
         if kept.get(name):
             kept[name] = os.path.basename(os.path.abspath(kept[name]))
     return kept
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 40 else text[:37] + "..."

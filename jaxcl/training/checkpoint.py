@@ -13,7 +13,7 @@ import shutil
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,7 +23,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from jaxcl.errors import InputError, MissingFileError, WriteError, check_size, shown
+from jaxcl.errors import (
+    InputError,
+    MissingFileError,
+    WriteError,
+    check_size,
+    require,
+    shown,
+)
 from jaxcl.training.checkpoint_files import (
     BEGUN,
     MARK,
@@ -44,7 +51,8 @@ from jaxcl.training.checkpoint_files import (
 from jaxcl.training.files import (
     as_folder,
     as_metadata,
-    check_metadata,
+    differences,
+    differing,
     write_checked,
 )
 from jaxcl.training.processes import is_primary
@@ -92,11 +100,9 @@ def save(
       The folder of this checkpoint.
 
     Raises:
-      ValueError: for a negative step, ``keep`` below one, ``metadata`` that JSON cannot
-        hold, or a leaf that is not an array or that JAX would store in fewer bits (float64
-        without x64).
-      OSError: if the disk is full or the folder cannot be written, or if what was written
-        cannot be read; existing checkpoints are intact.
+      ValueError: for a leaf that is not an array or that JAX would store in fewer bits
+        (float64 without x64), and ``metadata`` that JSON cannot hold.
+      OSError: if it cannot be written and read again; existing checkpoints are intact.
     """
     check_size("save", least=0, step=step)
     check_size("save", keep=keep)
@@ -108,24 +114,21 @@ def save(
     data = _numbered([_data(leaf) for leaf in leaves.values()])
     data = data or {"none": jnp.zeros(1)}
     new = path.with_name(f"{step}.new")
-    with _telling(path):
+    with _explained(path):
         if is_primary():
             path.parent.mkdir(parents=True, exist_ok=True)
             clean(path.parent)
-            if path.exists() and not is_ours(path):
-                msg = (
-                    f"save: {path} was not written by jaxcl; move it to another place."
-                )
-                raise InputError(msg)
+            foreign = f"{path} was not written by jaxcl; move it to another place"
+            require(not path.exists() or is_ours(path), "save", foreign)
         with plain_path(new) as place:
             orbax.save(place, data, overwrite=True, custom_metadata=MARK)
             if not is_primary():  # one process writes the checksums for all
                 return path
             check_readable(place, path, data)
-        keys = {n: str(jax.random.key_impl(k)) for n, k in leaves.items() if _is_key(k)}
+        keys = [item for item in leaves.items() if _is_key(item[1])]
         note = Note(
-            leaves=_describe(leaves),
-            keys=keys,
+            leaves=leaf_specs(leaves),
+            keys={name: str(jax.random.key_impl(key)) for name, key in keys},
             checksums=checksums(new),
             preserve=preserve,
             metadata=held,
@@ -142,19 +145,16 @@ def save(
 
 
 @contextmanager
-def _telling(path: Path) -> Iterator[None]:
-    """State in one line that writing failed, and which checkpoints exist.
-
-    Orbax raises errors of the operating system as ValueErrors.
-    """
+def _explained(path: Path) -> Iterator[None]:
+    """State in one line that writing failed, and which checkpoints exist."""
     try:
         yield
     except (OSError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
-        if isinstance(error, TimeoutError) and error.errno is None:
-            raise  # another process did not respond; not an error of the disk
-        if not isinstance(error, OSError) and "os_error_code" not in str(error):
+        # Orbax raises errors of the system as ValueErrors. A timeout without a number is
+        # of another process that did not respond.
+        silent = isinstance(error, TimeoutError) and error.errno is None
+        of_disk = isinstance(error, OSError) or "os_error_code" in str(error)
+        if isinstance(error, InputError) or silent or not of_disk:
             raise
         there = steps(path.parent) if path.parent.is_dir() else []
         last = f"the last good one is {there[-1]}" if there else "there is none yet"
@@ -183,18 +183,16 @@ def restore(
 
     Raises:
       FileNotFoundError: if there is no checkpoint at all.
-      ValueError: if the tree on disk has other leaves, shapes or dtypes than ``like``
-        (the message lists the differences), if it was saved with another ``metadata``, or
-        if every checkpoint is damaged.
+      ValueError: if the tree on disk has other leaves, shapes or dtypes than ``like``, or
+        other ``metadata``, with the differences; or if every checkpoint is damaged.
     """
     folder, wanted = as_folder("restore", folder), as_metadata("checkpoint", metadata)
     if not all_steps(folder) and all_steps(folder / "checkpoints"):
         folder = folder / "checkpoints"
-    found = all_steps(folder)
+    found, damaged = all_steps(folder), []
     if not found:
         msg = f"restore: no checkpoint in {folder}; save one first."
         raise MissingFileError(msg)
-    damaged = []
     for step in reversed(found):
         path = folder / str(step)
         try:
@@ -208,8 +206,9 @@ def restore(
                 f"{', '.join(damaged)}; went back to {step}.",
                 stacklevel=2,
             )
-        if metadata is not None:
-            check_metadata(path, note.metadata, wanted)
+        other = "" if metadata is None else differences(note.metadata, wanted)
+        remedy = "Resume with its settings, or start in a new folder"
+        require(not other, "restore", f"{path} is of another run: {other}. {remedy}")
         _check_same(path, note.leaves, like)
         return Restored(step, _read(path, note.keys, like), note.notes)
     msg = (
@@ -228,20 +227,12 @@ def saving(
     The tree is copied on the device first, so that it may be donated afterwards. One
     checkpoint is written at a time: a save waits for the one before it, and the context
     ends when the last one is on the disk. Errors of the disk are raised there. With many
-    processes each save is written before it returns.
-
-    Args:
-      folder: as in :func:`save`.
-      keep: likewise.
-      metadata: likewise.
+    processes each save is written before it returns. Arguments are as in :func:`save`.
     """
-    folder, metadata = as_folder("save", folder), as_metadata("checkpoint", metadata)
+    fixed = {"keep": keep, "metadata": as_metadata("checkpoint", metadata)}
+    folder = as_folder("save", folder)
     with ThreadPoolExecutor(1, "checkpoint") as writer:
-        last: list[Future] = []
-
-        def wait():
-            while last:
-                last.pop().result()
+        last = writer.submit(int)  # nothing
 
         def later(
             step: int,
@@ -249,17 +240,17 @@ def saving(
             preserve: bool = False,
             notes: Mapping[str, Any] | None = None,
         ) -> None:
-            wait()
-            options = {"keep": keep, "preserve": preserve}
-            options |= {"metadata": metadata, "notes": notes}
+            nonlocal last
+            last.result()
+            options = {**fixed, "preserve": preserve, "notes": notes}
             if jax.process_count() > 1:  # exchanges of processes must be in one order
                 save(folder, step, tree, **options)
                 return
             copied = jax.block_until_ready(jax.tree.map(jnp.copy, tree))
-            last.append(writer.submit(save, folder, step, copied, **options))
+            last = writer.submit(save, folder, step, copied, **options)
 
         yield later
-        wait()
+        last.result()
 
 
 def _leaves(tree: PyTree) -> dict[str, Any]:
@@ -275,26 +266,26 @@ def _leaves(tree: PyTree) -> dict[str, Any]:
                     f"checkpoint: {name or 'tree'} must be an array, got {shown(leaf)}."
                 )
                 raise InputError(msg) from error
-            if getattr(leaf, "dtype", array.dtype) != array.dtype:
-                msg = (
-                    f"checkpoint: {name} is {leaf.dtype}, which JAX would cut to "
-                    f"{array.dtype}; convert it, or enable x64."
-                )
-                raise InputError(msg)
+            given = getattr(leaf, "dtype", array.dtype)
+            cut = f"{name} is {given}, which JAX would cut to {array.dtype}"
+            remedy = "convert it, or enable x64"
+            require(given == array.dtype, "checkpoint", f"{cut}; {remedy}")
             leaf = array
         named[name] = leaf
     return named
 
 
 def _is_key(leaf) -> bool:
+    """Whether a leaf is a random key."""
     return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
 def _data(leaf):
+    """A key's numbers, or the leaf itself."""
     return jax.random.key_data(leaf) if _is_key(leaf) else leaf
 
 
-def _describe(leaves: dict[str, Any]) -> dict[str, str]:
+def leaf_specs(leaves: Mapping[str, Any]) -> dict[str, str]:
     """Dtype and shape of every leaf, such as ``float32[3,4]``."""
     return {
         name: f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]"
@@ -308,6 +299,7 @@ def _numbered(leaves: list) -> dict[str, Any]:
 
 
 def _read(path: Path, key_impls: dict[str, str], like: PyTree) -> PyTree:
+    """The arrays of a checkpoint that is known to have the structure of ``like``."""
     from orbax.checkpoint import v1 as orbax
 
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
@@ -343,11 +335,7 @@ def _read(path: Path, key_impls: dict[str, str], like: PyTree) -> PyTree:
 
 
 def read_leaves(path: Path) -> Leaves:
-    """All leaves of one checkpoint by their paths.
-
-    Raises:
-      ValueError: if it is damaged.
-    """
+    """All leaves of one checkpoint by their paths; an InputError if it is damaged."""
     try:
         note = examined(path)
     except DamageError as damage:
@@ -366,17 +354,16 @@ def read_leaves(path: Path) -> Leaves:
 
 
 def _check_same(path: Path, on_disk: dict[str, str], like: PyTree) -> None:
-    wanted = _describe(_leaves(like))
+    """Refuse a tree with other leaves, and list up to eight differences."""
+    wanted = leaf_specs(_leaves(like))
     lines = [
         f"{name}: on disk {on_disk.get(name, 'absent')}, "
         f"expected {wanted.get(name, 'absent')}"
-        for name in sorted({*on_disk, *wanted})
-        if on_disk.get(name) != wanted.get(name)
+        for name in differing(on_disk, wanted)
     ]
-    if lines:
-        more = f"; and {len(lines) - 8} more" if len(lines) > 8 else ""
-        remedy = "Resume with the settings it was saved with, or start in a new folder."
-        if ".task" in on_disk and ".task" not in wanted:
-            remedy = "It is of a run: give the run_state of learn's result, not a part."
-        msg = f"restore: {path} holds another tree: {'; '.join(lines[:8])}{more}. {remedy}"
-        raise InputError(msg)
+    more = f"; and {len(lines) - 8} more" if len(lines) > 8 else ""
+    remedy = "Resume with the settings it was saved with, or start in a new folder"
+    if ".task" in on_disk and ".task" not in wanted:
+        remedy = "It is of a run: give the run_state of learn's result, not a part"
+    other = f"{path} holds another tree: {'; '.join(lines[:8])}{more}. {remedy}"
+    require(not lines, "restore", other)

@@ -13,7 +13,7 @@ import shutil
 import tempfile
 import warnings
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -55,9 +55,13 @@ def all_steps(folder: Path) -> list[int]:
     """Likewise, with all of orbax that have no note, or one that is not a file."""
     names = set(entries(folder))
     notes = {name[:-5] for name in names if re.fullmatch(rf"{_STEP}\.json", name)}
-    bare = {name for name in names if re.fullmatch(_STEP, name)} - notes
-    bare = {n for n in bare if f"{n}.new.json" not in names}
-    bare = {n for n in bare if (folder / n / "orbax.checkpoint").exists()}
+    bare = {
+        name
+        for name in names - notes
+        if re.fullmatch(_STEP, name)
+        and f"{name}.new.json" not in names
+        and (folder / name / "orbax.checkpoint").exists()
+    }
     gone = {n for n in notes if f"{n}.removed" in names and n not in names}
     return sorted(map(int, (notes - gone) | bare))
 
@@ -65,8 +69,7 @@ def all_steps(folder: Path) -> list[int]:
 def entries(folder: Path) -> list[str]:
     """The names in a folder of checkpoints; none if it is absent.
 
-    Raises:
-      InputError: if it cannot be read: what is there must not be taken for nothing.
+    One that cannot be read is an error: what is there must not be taken for nothing.
     """
     try:
         return os.listdir(folder)
@@ -85,47 +88,36 @@ def note_of(path: Path) -> Path:
 
 
 def read_note(path: Path) -> Note:
-    """The note of a checkpoint.
-
-    Raises:
-      DamageError: if it is absent, unreadable or changed.
-    """
+    """The note of a checkpoint; a DamageError if it is absent, unreadable or changed."""
     name = note_of(path).name
     try:
         note = Note(**read_checked(note_of(path)))
+        kinds = (note.leaves, str), (note.keys, str), (note.checksums, int)
+        for part, kind in (*kinds, (note.notes, object)):
+            if not all(isinstance(value, kind) for value in part.values()):
+                raise TypeError
     except FileNotFoundError:
         msg = f"missing {name}"
         raise DamageError(msg) from None
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, AttributeError) as error:
         msg = f"unreadable {name}"
         raise DamageError(msg) from error
-    texts = note.leaves, note.keys
-    plain = all(isinstance(part, dict) for part in (*texts, note.checksums, note.notes))
-    if not plain or any(not isinstance(v, str) for p in texts for v in p.values()):
-        msg = f"unreadable {name}"
-        raise DamageError(msg)
     return note
 
 
 def examined(path: Path) -> Note:
-    """The note of a checkpoint all of whose files are as they were written.
-
-    Raises:
-      DamageError: naming the first file that is not.
-    """
+    """The note of a checkpoint; a DamageError naming the first file that has changed."""
     note = read_note(path)
     for name, wanted in note.checksums.items():
         file = path / name
         try:
-            if not file.is_file():
-                msg = f"missing {name}"
-                raise DamageError(msg)
-            if checksum(file) != wanted:
-                msg = f"changed {name}"
-                raise DamageError(msg)
+            found = checksum(file) if file.is_file() else None
         except OSError as error:
             msg = f"unreadable {name}: {error.strerror}"
             raise DamageError(msg) from error
+        if found != wanted:
+            msg = f"{'missing' if found is None else 'changed'} {name}"
+            raise DamageError(msg)
     return note
 
 
@@ -145,29 +137,28 @@ def is_preserved(path: Path) -> bool:
 
 def is_ours(path: Path) -> bool:
     """Whether :func:`save` has written a checkpoint: by its mark, or its note."""
-    try:
+    with suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
         text = (path / "_CHECKPOINT_METADATA").read_text()
         if json.loads(text)["custom_metadata"] == MARK:
             return True
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        pass
-    try:
+    with suppress(DamageError):
         return bool(read_note(path))
-    except DamageError:
-        return False
+    return False
 
 
 def make_room(path: Path, keep: int, *, preserve: bool) -> None:
     """Remove the checkpoints that the one at ``path`` replaces."""
     folder, step = path.parent, int(path.name)
-    there = [other for other in all_steps(folder) if other != step]
-    there = [other for other in there if is_ours(folder / str(other))]
-    held = {other for other in there if is_preserved(folder / str(other))}
-    whole = [other for other in there if note_of(folder / str(other)).is_file()]
-    others = [other for other in whole if other < step and other not in held]
+    there = [folder / str(other) for other in all_steps(folder) if other != step]
+    there = [other for other in there if is_ours(other)]
+    held = [other for other in there if is_preserved(other)]
+    complete = [other for other in there if note_of(other).is_file()]
+    others = [o for o in complete if int(o.name) < step and o not in held]
     room = keep if preserve else keep - 1
     kept = {*held, *others[max(0, len(others) - room) :]}
-    for old in (folder / str(other) for other in there if other not in kept):
+    for old in there:
+        if old in kept:
+            continue
         try:
             remove(old)
         except OSError as error:  # the next save tries again
@@ -211,10 +202,7 @@ def clean(folder: Path) -> None:
 
 
 def check_readable(place: str, path: Path, data: Iterable[str]) -> None:
-    """Refuse what was just written, if the store does not have all arrays.
-
-    Cost: the index of the store is read, no array.
-    """
+    """Refuse what was just written, if the index of the store does not have all arrays."""
     import tensorstore
 
     base = {"driver": "file", "path": f"{place}/state/"}
@@ -246,9 +234,7 @@ def plain_path(path: Path) -> Iterator[str]:
 def begin_folder(home: Path) -> None:
     """Mark the folder of a run that begins.
 
-    Raises:
-      InputError: if it holds metrics of a run whose checkpoints are gone: a run that begins
-        would remove them.
+    Refuse one with the metrics of a run whose checkpoints are gone, which it would remove.
     """
     place, metrics = home / "checkpoints", home / "metrics.jsonl"
     if all_steps(place) or BEGUN in entries(place):

@@ -9,13 +9,13 @@ import platform
 import stat
 import zlib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 
-from jaxcl.errors import InputError, check_kind, shown
+from jaxcl.errors import InputError, require, shown
 
 try:
     import fcntl
@@ -47,11 +47,11 @@ def lock_folder(
         it cannot be created, as at a dangling link, or if its lock is not a file.
     """
     unwritable = f"{path} cannot be written to; {remedy}"
-    place = path / ".lock"
-    made = False
+    place, made = path / ".lock", False
     for _ in range(ATTEMPTS):
         try:
-            made = _make(path) or made
+            made = made or not path.exists()
+            path.mkdir(parents=True, exist_ok=True)
             number = os.open(place, _LOCK_FLAGS, 0o666)
         except FileNotFoundError:  # the folder was removed again
             if path.parent.is_dir() and os.access(path.parent, os.W_OK):
@@ -69,15 +69,8 @@ def lock_folder(
             msg = f"{unwritable} (its .lock is not a file)"
             raise InputError(msg)
         with os.fdopen(number, "r+", encoding="utf-8") as lock:
-            if fcntl is not None:
-                try:
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    raise InputError(_in_use(path, lock, remedy)) from None
-                except OSError:  # a file system without locks
-                    pass
-                if not _is_at(lock, place):
-                    continue
+            if not _is_locked(lock, place, remedy):
+                continue
             lock.truncate(0)
             lock.write(f"process {os.getpid()} on {platform.node()}")
             lock.flush()
@@ -92,27 +85,21 @@ _LOCK_FLAGS |= getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
 _READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 
-def _make(path: Path) -> bool:
-    """Create a folder; returns whether it was absent."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+def _is_locked(lock: IO, place: Path, remedy: str) -> bool:
+    """Lock a file, if it is still the one at its path."""
+    if fcntl is None:
+        return True
     try:
-        path.mkdir()
-    except FileExistsError:
-        return False
-    return True
-
-
-def _is_at(file: IO, path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(file.fileno()), path.stat())
-    except FileNotFoundError:
-        return False
-
-
-def _in_use(path: Path, lock: IO, remedy: str) -> str:
-    lock.seek(0)
-    owner = lock.read().strip() or "another process"
-    return f"{path} is in use by {owner}; wait, or {remedy}."
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        owner = lock.read().strip() or "another process"
+        msg = f"{place.parent} is in use by {owner}; wait, or {remedy}."
+        raise InputError(msg) from None
+    except OSError:  # a file system without locks
+        pass
+    with suppress(FileNotFoundError):
+        return os.path.samestat(os.fstat(lock.fileno()), place.stat())
+    return False
 
 
 def write_text(path: Path, text: str) -> None:
@@ -146,13 +133,12 @@ def read_lines(path: Path, *, remedy: str = "delete that line") -> list[dict[str
     *lines, _torn = path.read_bytes().split(b"\n")
     records = []
     for number, line in enumerate(lines, 1):
-        try:
+        record = None
+        with suppress(ValueError, RecursionError):
             record = json.loads(line)
-            if not isinstance(record, dict):
-                raise TypeError
-        except (ValueError, RecursionError, TypeError):
-            msg = f"{path}, line {number}, is damaged; {remedy}."
-            raise InputError(msg) from None
+        damaged = f"{path}, line {number}, is damaged; {remedy}."
+        if not isinstance(record, dict):
+            raise InputError(damaged)
         records.append(record)
     return records
 
@@ -181,6 +167,7 @@ def plain(value: Any) -> Any:
 
 
 def _numbers(array: np.ndarray | np.generic) -> Any:
+    """Floats with the shortest digits that are exact in their own type."""
     if isinstance(array, np.ndarray) and array.ndim:
         return [_numbers(row) for row in array]
     return float(str(array)) if np.isfinite(array) else None
@@ -198,61 +185,42 @@ def checksum(path: Path) -> int:
 def write_checked(path: Path, values: Mapping[str, Any]) -> None:
     """Write JSON with a checksum of its own, for :func:`read_checked`."""
     held = json.loads(json.dumps(dict(values), allow_nan=False))
-    write_text(path, json.dumps({**held, _OWN: _checksum_of(held)}, indent=1))
+    write_text(path, json.dumps({**held, _OWN: _crc_of(held)}, indent=1))
 
 
 def read_checked(path: Path) -> dict[str, Any]:
-    """What :func:`write_checked` wrote.
-
-    Raises:
-      ValueError: if it was changed since.
-      OSError: if it cannot be read.
-    """
-    if path.exists() and not path.is_file():
+    """What :func:`write_checked` wrote; an OSError or ValueError if it is not there."""
+    if not path.is_file() and path.exists():
         msg = f"{path} is not a file"
         raise ValueError(msg)
-    try:
+    with suppress(TypeError, AttributeError, RecursionError):
         held = json.loads(path.read_bytes())
         # Files of earlier versions have none.
-        changed = _OWN in held and held.pop(_OWN) != _checksum_of(held)
-    except (TypeError, AttributeError, RecursionError):
-        changed, held = True, {}
-    if changed:
-        msg = f"{path} was changed"
-        raise ValueError(msg)
-    return held
+        if _OWN not in held or held.pop(_OWN) == _crc_of(held):
+            return held
+    msg = f"{path} was changed"
+    raise ValueError(msg)
 
 
 _OWN = "crc32"
 
 
-def _checksum_of(values: dict[str, Any]) -> int:
+def _crc_of(values: dict[str, Any]) -> int:
+    """CRC-32 of values in one order."""
     return zlib.crc32(json.dumps(values, sort_keys=True, allow_nan=False).encode())
 
 
 def as_folder(who: str, folder: Any, name: str = "folder") -> Path:
-    """An absolute path, which does not depend on later changes of the working directory.
-
-    Raises:
-      InputError: for anything but the path of a file or folder.
-    """
+    """An absolute path, which does not depend on later changes of the working directory."""
     text = os.fspath(folder) if isinstance(folder, str | os.PathLike) else None
-    if not isinstance(text, str) or not text or "\0" in text:
-        msg = (
-            f"{who}: {name} must be a path, got {shown(folder)}; give each run its own."
-        )
-        raise InputError(msg)
-    return Path(os.path.abspath(text))
+    usable = isinstance(text, str) and text and "\0" not in text
+    unlike = f"{name} must be a path, got {shown(folder)}; give each run its own"
+    require(usable, who, unlike)
+    return Path(os.path.abspath(str(text)))
 
 
 def as_metadata(who: str, metadata: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Metadata as JSON holds it: paths become text, NumPy scalars numbers.
-
-    Raises:
-      InputError: for what JSON cannot hold, naming the function, and the error.
-    """
-    remedy = "give a dict of finite numbers and text"
-    check_kind(who, Mapping, remedy, optional=True, metadata=metadata)
+    """Metadata as JSON holds it: paths become text, NumPy scalars numbers."""
 
     def converted(value):
         if isinstance(value, np.generic):
@@ -270,26 +238,24 @@ def as_metadata(who: str, metadata: Mapping[str, Any] | None) -> dict[str, Any]:
     return json.loads(text)
 
 
-def check_metadata(path: Path, held: dict[str, Any], wanted: dict[str, Any]) -> None:
-    """Refuse the checkpoint of another run, with the first differences.
+def differing(held: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+    """The names under which two mappings differ, or that only one of them has."""
+    return [name for name in {**held, **wanted} if held.get(name) != wanted.get(name)]
 
-    Raises:
-      InputError: naming up to three differences.
+
+def differences(
+    held: Mapping[str, Any], wanted: Mapping[str, Any], *, most: int = 3
+) -> str:
+    """What differs, for a message: ``rate 0.1, not 0.2; seed 'absent', not 1 and 2 more``.
+
+    Empty if nothing does.
     """
 
     def part(values, name):
         text = repr(values.get(name, "absent"))
         return text if len(text) <= 40 else f"{text[:37]}..."
 
-    lines = [
-        f"{name} {part(held, name)}, not {part(wanted, name)}"
-        for name in sorted({*held, *wanted})
-        if held.get(name) != wanted.get(name)
-    ]
-    if lines:
-        more = f" and {len(lines) - 3} more" if len(lines) > 3 else ""
-        msg = (
-            f"restore: {path} is of another run: {'; '.join(lines[:3])}{more}. Resume "
-            "with its settings, or start in a new folder."
-        )
-        raise InputError(msg)
+    names = differing(held, wanted)
+    lines = [f"{name} {part(held, name)}, not {part(wanted, name)}" for name in names]
+    more = f" and {len(lines) - most} more" if len(lines) > most else ""
+    return "; ".join(lines[:most]) + more

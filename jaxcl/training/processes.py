@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from jaxcl.errors import InputError
+from jaxcl.errors import InputError, require
 from jaxcl.training.checkpoint_files import begin_folder
 from jaxcl.training.files import lock_folder
 
@@ -34,20 +34,17 @@ def start_processes(
       index: number of this one, from 0; likewise.
       patience: seconds without a heartbeat after which a process counts as dead, and all
         others end with a message.
-
-    Raises:
-      ValueError: if only some of the three are given, or ``index`` is out of range.
     """
-    given = [value is not None for value in (address, count, index)]
-    if any(given) and not all(given):
-        msg = (
-            "start_processes: give address, count and index, or none of them where the "
-            f"cluster tells, got {address}, {count} and {index}."
-        )
-        raise InputError(msg)
-    if count is not None and index is not None and not 0 <= index < count:
-        msg = f"start_processes: index must be from 0 to {count - 1}, got {index}."
-        raise InputError(msg)
+    given = address, count, index
+    require(
+        all(value is None for value in given) or None not in given,
+        "start_processes",
+        "give address, count and index, or none of them where the cluster tells, got "
+        f"{address}, {count} and {index}",
+    )
+    inside = index is None or count is None or 0 <= index < count
+    beyond = f"index must be from 0 to {(count or 1) - 1}, got {index}"
+    require(inside, "start_processes", beyond)
     jax.distributed.initialize(
         address,
         num_processes=count,
@@ -61,11 +58,10 @@ def start_processes(
 def explain_abort() -> None:
     """Let this process end with a sentence where JAX would abort it.
 
-    When a process of a run ends, JAX aborts the others from a thread of its own, after
-    ``patience`` or at once for process 0, without a Python exception. The callback it has
-    for this cannot be called (``std::bad_cast`` on JAX 0.10), and Python's own handlers of
-    signals wait for the main thread, which waits for the network. So the handler is one of
-    C that calls back.
+    When a process of a run ends, JAX aborts the others from a thread of its own, without a
+    Python exception. Its callback for this cannot be called (``std::bad_cast`` on JAX
+    0.10), and Python's handlers of signals wait for the main thread, which waits for the
+    network. So the handler is one of C that calls back.
     """
     if os.name != "posix":
         return
@@ -93,11 +89,7 @@ _PEER_ENDED = (
 
 @contextmanager
 def exit_together() -> Iterator[None]:
-    """Explain errors of the network in a run of many processes.
-
-    Raises:
-      RuntimeError: in place of JAX's own, which is about sockets.
-    """
+    """Explain errors of the network: a RuntimeError in place of JAX's about sockets."""
     try:
         yield
     except (jax.errors.JaxRuntimeError, ValueError, TimeoutError) as error:
@@ -110,12 +102,9 @@ def exit_together() -> Iterator[None]:
         raise RuntimeError(msg) from error
 
 
-_NETWORK = (
-    "UNKNOWN: ",
-    "UNAVAILABLE: ",
-    "INTERNAL: ",
-    "ABORTED: ",
-    "DEADLINE_EXCEEDED: ",
+_NETWORK = tuple(
+    f"{kind}: "
+    for kind in ("UNKNOWN", "UNAVAILABLE", "INTERNAL", "ABORTED", "DEADLINE_EXCEEDED")
 )
 
 
@@ -125,10 +114,7 @@ def is_primary() -> bool:
 
 
 def any_across_processes(*flags: bool) -> tuple[bool, ...]:
-    """The logical or of each flag over processes.
-
-    All processes must call it at the same point. Cost: one small exchange.
-    """
+    """The logical or of each flag over processes, which call it at the same point."""
     if jax.process_count() == 1:
         return flags
     gathered = multihost_utils.process_allgather(np.array(flags))
@@ -137,12 +123,7 @@ def any_across_processes(*flags: bool) -> tuple[bool, ...]:
 
 @contextmanager
 def lock_across_processes(path: Path) -> Iterator[None]:
-    """Lock the folder of a run of one or many processes, by the primary process.
-
-    Raises:
-      InputError: in all processes, if the primary one cannot lock it, or finds there what
-        must not be lost.
-    """
+    """Lock the folder of a run by the primary process; all end if it cannot be used."""
     refusal = None
     with ExitStack() as stack:
         if is_primary():
@@ -178,7 +159,10 @@ def interruptible() -> Iterator[Callable[[], bool]]:
         del frame
         asked.append(number)
 
-    before = {number: signal.signal(number, note) for number in _SIGNALS}
+    before = {
+        number: signal.signal(number, note)
+        for number in (signal.SIGTERM, signal.SIGINT)
+    }
     try:
         yield lambda: bool(asked)
     finally:
@@ -189,20 +173,13 @@ def interruptible() -> Iterator[Callable[[], bool]]:
             earlier(signal.SIGTERM, None)
 
 
-_SIGNALS = (signal.SIGTERM, signal.SIGINT)
-
-
 class Terminated(KeyboardInterrupt):
     """SIGTERM came. A host loop had saved its run before this was raised."""
 
 
 @contextmanager
 def terminable() -> Iterator[None]:
-    """Raise :class:`Terminated` here when SIGTERM comes; only the main thread can.
-
-    Further ones are ignored from then on: clusters send it to every process of a job, and
-    parents pass it on.
-    """
+    """Raise :class:`Terminated` here when SIGTERM comes; only the main thread can."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
