@@ -26,11 +26,11 @@ from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int, PyTree, ScalarLike
 
 from jaxcl.data.stream import task_list
-from jaxcl.errors import InputError, check_key, check_kind, check_size
+from jaxcl.errors import check_key, check_size, require
 from jaxcl.lockstep import when
 from jaxcl.training.batches import batch_order, fit_keys, task_keys
 from jaxcl.training.checkpoint import restore, save, steps
-from jaxcl.tree import at, check_batch, num_rows, num_tasks
+from jaxcl.tree import at, num_rows, num_tasks
 from jaxcl.typing import Batch, Key, Method, MethodState, Stream
 
 
@@ -91,11 +91,8 @@ def fit_task(
       ``(state, loss, finite)``: the mean training loss, and whether all losses and all
       parameters are finite.
     """
-    check_key("fit_task", key)
     length: Any = num_steps if most_steps is None else most_steps
     check_size("fit_task", num_steps=length, batch_size=batch_size)
-    check_kind("fit_task", Method, method=method)
-    check_batch("fit_task", task)
     keys, state = fit_keys(key), with_num_steps(state, num_steps)
     order = batch_order(
         keys.order,
@@ -113,9 +110,9 @@ def fit_task(
         return state, total + loss, finite & info.finite
 
     def body(carry, item):
-        if most_steps is None:
-            return one_step(carry, *item), None
         take = lambda carry: one_step(carry, *item)
+        if most_steps is None:
+            return take(carry), None
         return when(item[0] < num_steps, take, carry), None
 
     start = (state, jnp.zeros(()), jnp.ones((), bool))
@@ -168,27 +165,25 @@ def run_stream(
       ValueError: if ``tasks`` is concrete and a number in it is out of range.
     """
     check_key("run_stream", key)
-    check_size("run_stream", batch_size=batch_size)
-    check_kind("run_stream", Method, method=method)
-    check_kind("run_stream", Stream, stream=stream)
-    check_kind("run_stream", MethodState, "see Method.init", state=state)
-    steps_of, most_steps = _step_counts(num_steps, num_tasks(stream.plan))
-    before = before or (lambda snapshot: ())
-    after = after or (lambda snapshot: ())
     count = num_tasks(stream.plan)
-    if not (tasks is None or isinstance(tasks, Tracer)):
+    steps_of, most_steps = _step_counts(num_steps, count)
+    if tasks is None:
+        tasks = jnp.arange(count)
+    elif not isinstance(tasks, Tracer):
         tasks = jnp.asarray(task_list("run_stream", stream, tasks, count) % count)
-    tasks = jnp.arange(count) if tasks is None else jnp.asarray(tasks)
 
     def body(state, index):
         keys = task_keys(key, index)
         plan = at(index, stream.plan)
         task = stream.train(stream.pool, plan)
 
-        def snapshot(key, state):
-            return TaskSnapshot(key, index, plan, task, state, method.learners(state))
+        def seen(observe, key, state):
+            if observe is None:
+                return ()
+            learners = method.learners(state)
+            return observe(TaskSnapshot(key, index, plan, task, state, learners))
 
-        seen_before = before(snapshot(keys.before, state))
+        seen_before = seen(before, keys.before, state)
         state, loss, finite = fit_task(
             keys.fit,
             method,
@@ -199,7 +194,7 @@ def run_stream(
             most_steps=most_steps,
             shuffle=stream.shuffle,
         )
-        seen_after = after(snapshot(keys.after, state))
+        seen_after = seen(after, keys.after, state)
         return state, TaskRecord(loss, finite, seen_before, seen_after)
 
     return jax.lax.scan(body, state, tasks)
@@ -210,22 +205,20 @@ def _step_counts(num_steps, tasks: int):
     if not isinstance(num_steps, Sequence | np.ndarray):
         check_size("run_stream", num_steps=num_steps)
         return lambda index: num_steps, None
-    counts = list(num_steps)
-    for count in counts:
+    for count in num_steps:
         check_size("run_stream", num_steps=count)
-    if len(counts) != tasks:
-        msg = (
-            f"run_stream: num_steps must be one number, or one for each of the {tasks} "
-            f"tasks, got {len(counts)}."
-        )
-        raise InputError(msg)
-    array = jnp.asarray(counts, jnp.int32)
-    return lambda index: array[index], max(counts)
+    require(
+        len(num_steps) == tasks,
+        "run_stream",
+        f"num_steps must be one number, or one for each of the {tasks} tasks, got "
+        f"{len(num_steps)}",
+    )
+    array = jnp.asarray(num_steps, jnp.int32)
+    return lambda index: array[index], int(max(num_steps))
 
 
 def first_example(stream: Stream) -> Batch:
     """A batch of one row, the first real one of the stream, for ``method.init``."""
-    check_kind("first_example", Stream, stream=stream)
     task = stream.train(stream.pool, at(0, stream.plan))
     return at(jnp.argmax(task.weight > 0)[None], task)
 
@@ -234,9 +227,6 @@ def steps_for(num_rows: int, *, batch_size: int, num_epochs: int = 1) -> int:
     """Steps that visit ``num_rows`` rows ``num_epochs`` times: the ceiling of the ratio.
 
     A task smaller than a batch has all its rows in each step.
-
-    Raises:
-      ValueError: if any number is below one.
     """
     check_size("steps_for", num_rows=num_rows, batch_size=batch_size)
     check_size("steps_for", num_epochs=num_epochs)
@@ -267,68 +257,38 @@ def over_runs(
       results do not depend on the mesh.
     """
     for axis in in_axes if isinstance(in_axes, tuple) else (in_axes,):
-        if axis is not None and (not isinstance(axis, int) or axis != 0):
-            msg = f"over_runs: in_axes must be 0 or None per argument, got {axis!r}."
-            raise InputError(msg)
-    together = (
-        jax.vmap(run, in_axes) if at_once is None else _in_turn(run, in_axes, at_once)
+        usable = axis is None or (isinstance(axis, int) and axis == 0)
+        wanted = f"in_axes must be 0 or None per argument, got {axis!r}"
+        require(usable, "over_runs", wanted)
+    check_size("over_runs", optional=True, at_once=at_once)
+    axes_of = lambda args: (
+        in_axes if isinstance(in_axes, tuple) else (in_axes,) * len(args)
     )
-    if mesh is None:
-        return together
 
-    spread = jax.sharding.PartitionSpec(mesh.axis_names)
-    spec = lambda axis: jax.sharding.PartitionSpec() if axis is None else spread
-
-    def sharded(*args):
-        axes = _per_argument(in_axes, args)
-        runs = {
-            leaf.shape[0]
-            for axis, arg in zip(axes, args, strict=True)
-            if axis is not None
-            for leaf in jax.tree.leaves(arg)
-        }
-        if len(runs) != 1 or next(iter(runs)) % mesh.size:
-            msg = (
-                f"over_runs: the number of runs must be one multiple of the {mesh.size} "
-                f"devices of the mesh, got {sorted(runs)}; add seeds or use fewer devices."
-            )
-            raise InputError(msg)
-        return jax.shard_map(
-            together,
-            mesh=mesh,
-            in_specs=tuple(map(spec, axes)),
-            out_specs=spread,
-            check_vma=False,
-        )(*args)
-
-    return sharded
-
-
-def _in_turn(run: Callable, in_axes: int | tuple, at_once: int) -> Callable:
-    """A loop over groups of runs inside the program; a group of one is not vmapped."""
-    if at_once < 1:
-        msg = f"over_runs: at_once must be at least 1, got {at_once}."
-        raise InputError(msg)
-
-    def looped(*args):
-        axes = _per_argument(in_axes, args)
+    def in_turn(*args):
+        """A loop over groups of runs; a group of one is not vmapped."""
+        axes = axes_of(args)
 
         def one(own):
             own = iter(own)
-            mine = [
-                arg if axis is None else next(own)
-                for axis, arg in zip(axes, args, strict=True)
-            ]
-            return run(*mine)
+            pairs = zip(axes, args, strict=True)
+            return run(*(arg if axis is None else next(own) for axis, arg in pairs))
 
         differ = [arg for axis, arg in zip(axes, args, strict=True) if axis is not None]
         return jax.lax.map(one, differ, batch_size=None if at_once == 1 else at_once)
 
-    return looped
+    together = jax.vmap(run, in_axes) if at_once is None else in_turn
+    if mesh is None:
+        return together
+    spread, same = jax.P(mesh.axis_names), jax.P()
 
+    def sharded(*args):
+        specs = tuple(same if axis is None else spread for axis in axes_of(args))
+        return jax.shard_map(
+            together, mesh=mesh, in_specs=specs, out_specs=spread, check_vma=False
+        )(*args)
 
-def _per_argument(in_axes: int | tuple, args: tuple) -> tuple:
-    return in_axes if isinstance(in_axes, tuple) else (in_axes,) * len(args)
+    return sharded
 
 
 class StreamResult(NamedTuple):
@@ -370,30 +330,29 @@ def in_segments(
       ValueError: if ``size`` does not divide ``num_tasks``, or the checkpoint is that of
         another state.
     """
-    if size < 1 or num_tasks % size:
-        msg = (
-            f"in_segments: size must divide the {num_tasks} tasks, got {size}; "
-            "see segment_size."
-        )
-        raise InputError(msg)
+    require(
+        size >= 1 and num_tasks % size == 0,
+        "in_segments",
+        f"size must divide the {num_tasks} tasks, got {size}; see segment_size",
+    )
     walk = lambda state, first: advance(state, first + jnp.arange(size))
 
-    def whole(leaf):
+    def blank(leaf):
         shape = list(leaf.shape)
         shape[task_axis] = num_tasks
         return np.zeros(shape, leaf.dtype)
 
-    record = jax.tree.map(whole, jax.eval_shape(lambda s: walk(s, 0)[1], state))
+    record = jax.tree.map(blank, jax.eval_shape(lambda s: walk(s, 0)[1], state))
     done, spent = 0, np.zeros(1, np.float32)
     if steps(folder):
         done, (state, record, spent), _ = restore(folder, (state, record, spent))
         record = jax.tree.map(np.array, record)
-        if done % size:
-            msg = (
-                f"in_segments: the checkpoint in {folder} stands at task {done}, where no "
-                f"segment of {size} tasks begins; go on with the size it was made with."
-            )
-            raise InputError(msg)
+        require(
+            done % size == 0,
+            "in_segments",
+            f"the checkpoint in {folder} stands at task {done}, where no segment of {size} "
+            "tasks begins; go on with the size it was made with",
+        )
     began = saved = time.perf_counter()
     seconds = lambda: float(np.asarray(spent)[0]) + time.perf_counter() - began
     for first in range(done, num_tasks, size):
@@ -401,9 +360,7 @@ def in_segments(
             note(first)
         state, part = walk(state, first)
         where = (*(slice(None),) * task_axis, slice(first, first + size))
-        for leaf, new in zip(
-            jax.tree.leaves(record), jax.tree.leaves(part), strict=True
-        ):
+        for leaf, new in zip(*map(jax.tree.leaves, (record, part)), strict=True):
             leaf[where] = np.asarray(new)
         if time.perf_counter() - saved > save_every:
             now = np.array([seconds()], np.float32)

@@ -10,15 +10,9 @@ from jaxtyping import Array, Float, PyTree
 
 from jaxcl.data.dataset import Dataset
 from jaxcl.data.subsets import random_row_numbers, random_rows
-from jaxcl.errors import check_kind, check_size
+from jaxcl.errors import check_size
 from jaxcl.losses import accuracy
-from jaxcl.metrics.evaluation import (
-    RowMetric,
-    TaskMetric,
-    finished,
-    listed,
-    values_of_task,
-)
+from jaxcl.metrics.evaluation import RowMetric, finished, listed, values_of_task
 from jaxcl.metrics.evaluation import evaluate as evaluate_rows
 from jaxcl.sharding import ShardingPlan
 from jaxcl.training.batches import prefetch, take_rows
@@ -30,9 +24,10 @@ from jaxcl.typing import Batch, Key, Method, MethodState, Outputs, Params, Strea
 #: ``{metric: {learner: value}}`` on one data set.
 Measured = dict[str, dict[str, float]]
 
-
 #: Draws the rows of a large test set, the same ones in every run.
 EVAL_SEED = 0
+
+# ---------------------------------------------------------------------- on the host
 
 
 def measure(
@@ -45,77 +40,59 @@ def measure(
     num_rows: int | None = None,
     sharding: ShardingPlan | None = None,
 ) -> Measured:
-    """All metrics of all learners on one data set.
+    """All metrics of all learners on one data set, or on ``num_rows`` random rows of it.
 
-    Args:
-      key: of task metrics.
-      program: has the metrics.
-      learners: what is evaluated, by name.
-      rows: the data set; all batches have ``batch_size`` rows, the last one padded with
-        weight 0.
-      batch_size: rows held at once.
-      num_rows: how many rows to draw at random; all if absent.
-      sharding: of batches.
+    The key is that of task metrics. All batches have ``batch_size`` rows, the last one
+    padded with weight 0.
     """
-    numbers = chosen_rows(rows, num_rows)
+    numbers = np.arange(rows.count)
+    if num_rows is not None and num_rows < rows.count:
+        numbers = random_row_numbers(jax.random.key(EVAL_SEED), rows.count, num_rows)
     found: Measured = {name: {} for name in program.metric_names}
-    if any(isinstance(metric, RowMetric) for metric in program.metrics):
-        for learner, values in _row_values(
-            program, learners, rows, numbers, batch_size, sharding
-        ).items():
-            for name, value in values.items():
-                found[name][learner] = value
+
+    def note(learner, values):
+        for name, value in values.items():
+            found[name][learner] = float(value)
+
+    row_metrics = [m for m in program.metrics if isinstance(m, RowMetric)]
+    if row_metrics:
+        sums = _sums(program, learners, rows, numbers, batch_size, sharding)
+        for learner, (totals, weight) in sums.items():
+            for metric, total in zip(row_metrics, totals, strict=True):
+                with np.errstate(invalid="ignore"):  # NaN if all weights are zero
+                    means = {name: value / weight for name, value in total.items()}
+                note(learner, finished(metric, means))
+    part = Dataset(len(numbers), lambda index: rows.read(numbers[index]))
     for place, metric in enumerate(program.metrics):
-        if isinstance(metric, TaskMetric):
+        if not isinstance(metric, RowMetric):
             own = jax.random.fold_in(key, place)
-            part = subset_of(rows, numbers)
             for learner, params in learners.items():
                 values = values_of_task(metric, own, params, program.frozen, part)
-                for name, value in values.items():
-                    found[name][learner] = value
+                note(learner, values)
     return found
 
 
-def chosen_rows(rows: Dataset, num_rows: int | None) -> np.ndarray:
-    """Numbers of the rows to evaluate on."""
-    if num_rows is None or num_rows >= rows.count:
-        return np.arange(rows.count)
-    return random_row_numbers(jax.random.key(EVAL_SEED), rows.count, num_rows)
+def _sums(program, learners, rows, numbers, batch_size, sharding) -> dict[str, Any]:
+    """``{learner: (weighted sums of each row metric, weight)}``, in float64 on the host.
 
-
-def subset_of(rows: Dataset, numbers: np.ndarray) -> Dataset:
-    """A data set of some rows of another."""
-    return Dataset(len(numbers), lambda index: rows.read(numbers[index]))
-
-
-def _row_values(
-    program, learners, rows, numbers, batch_size, sharding
-) -> dict[str, dict[str, float]]:
-    """``{learner: {metric: value}}`` of the row metrics."""
+    So sums of many batches round once.
+    """
 
     def read(first):
         here = numbers[first : first + batch_size]
         return take_rows(rows, here, size=batch_size, sharding=sharding)
 
-    sums: dict[str, list[Any]] = {name: [] for name in learners}
+    parts: dict[str, list[Any]] = {name: [] for name in learners}
     for batch in prefetch(read, range(0, len(numbers), batch_size)):
         for name, params in learners.items():
-            sums[name].append(program.total(params, batch))
+            parts[name].append(program.total(params, batch))
+    add = lambda *leaves: np.sum(np.asarray(leaves, np.float64), axis=0)
+    return {
+        name: jax.tree.map(add, *jax.device_get(sums)) for name, sums in parts.items()
+    }
 
-    def finish(parts: Sequence[Any]) -> dict[str, float]:
-        # In float64 on the host: sums of many batches round once.
-        add = lambda *leaves: np.sum(np.asarray(leaves, np.float64), axis=0)
-        totals, weight = jax.tree.map(add, *jax.device_get(parts))
-        values: dict[str, float] = {}
-        row_metrics = [m for m in program.metrics if isinstance(m, RowMetric)]
-        for metric, total in zip(row_metrics, totals, strict=True):
-            with np.errstate(invalid="ignore"):  # NaN if all weights are zero
-                means = {name: value / weight for name, value in total.items()}
-            for name, value in finished(metric, means).items():
-                values[name] = float(value)
-        return values
 
-    return {name: finish(parts) for name, parts in sums.items()}
+# ------------------------------------------------------------ inside a compiled stream
 
 
 def current_accuracy(
@@ -128,7 +105,6 @@ def current_accuracy(
       stream: where the test sets come from.
       chunk_size: rows held at once.
     """
-    check_kind("current_accuracy", Stream, stream=stream)
 
     def observe(snapshot):
         test = stream.test(stream.pool, snapshot.plan)
@@ -162,23 +138,9 @@ def accuracy_row(
     Returns:
       An observer that gives [T] float32.
     """
-    check_kind("accuracy_row", Stream, stream=stream)
-    total = num_tasks(stream.plan)
-    check_size("accuracy_row", every=every)
-
-    def observe(snapshot):
-        def evaluate(params):
-            return accuracies(
-                outputs,
-                params,
-                stream,
-                num_examples=num_examples,
-                chunk_size=chunk_size,
-            )
-
-        return _when_due(every, total, snapshot.index, evaluate, snapshot.params)
-
-    return observe
+    sizes = {"num_examples": num_examples, "chunk_size": chunk_size}
+    observe = lambda snapshot: accuracies(outputs, snapshot.params, stream, **sizes)
+    return _when_due("accuracy_row", every, stream, observe)
 
 
 def accuracies(
@@ -193,15 +155,8 @@ def accuracies(
 
     ``num_examples`` rows of each test set are drawn by a fixed key; all if absent.
     """
-    check_size("accuracies", optional=True, num_examples=num_examples)
-    check_kind("accuracies", Stream, stream=stream)
-
-    def evaluate(plan):
-        test = stream.test(stream.pool, plan)
-        test = _some_rows(test, num_examples)
-        return accuracy(outputs, params, test, chunk_size=chunk_size)
-
-    return jax.lax.map(evaluate, stream.plan)
+    on_test = lambda test: accuracy(outputs, params, test, chunk_size=chunk_size)
+    return _on_tests(stream, num_examples, on_test)
 
 
 def metric_row(
@@ -226,33 +181,17 @@ def metric_row(
     Returns:
       A callback that gives ``{metric: {learner: [T]}}``.
     """
-    check_kind("metric_row", Stream, stream=stream)
     listed("metric_row", metrics)
-    check_size("metric_row", every=every)
-    total = num_tasks(stream.plan)
 
     def observe(snapshot):
-        def evaluate(learners):
-            found = _on_all_tasks(metrics, stream, learners, num_examples, chunk_size)
-            if not seen_only:
-                return found
-            seen = jnp.arange(total) <= snapshot.index
-            return jax.tree.map(lambda row: jnp.where(seen, row, jnp.nan), found)
+        learners = snapshot.learners
+        found = _results_row(metrics, stream, learners, num_examples, chunk_size)
+        if not seen_only:
+            return found
+        seen = jnp.arange(num_tasks(stream.plan)) <= snapshot.index
+        return jax.tree.map(lambda row: jnp.where(seen, row, jnp.nan), found)
 
-        learners = dict(snapshot.learners)
-        return _when_due(every, total, snapshot.index, evaluate, learners)
-
-    return observe
-
-
-def _when_due(every: int, total: int, index, evaluate: Callable, learners: PyTree):
-    """Evaluate after every ``every``-th task and the last one; NaN after the others."""
-    if every == 1:
-        return evaluate(learners)
-    due = ((index + 1) % every == 0) | (index == total - 1)
-    blank = jax.eval_shape(evaluate, learners)
-    nan = lambda row: jnp.full(row.shape, jnp.nan, row.dtype)
-    return jax.lax.cond(due, evaluate, lambda _: jax.tree.map(nan, blank), learners)
+    return _when_due("metric_row", every, stream, observe)
 
 
 def first_row(
@@ -269,29 +208,45 @@ def first_row(
     With the rows of ``run_stream(..., after=metric_row(...))`` it makes the results
     ``[T + 1, T]`` of the host loop: ``jnp.vstack`` of this row and those.
     """
-    learners = dict(method.learners(state))
-    return _on_all_tasks(metrics, stream, learners, num_examples, chunk_size)
+    learners = method.learners(state)
+    return _results_row(metrics, stream, learners, num_examples, chunk_size)
 
 
-def _on_all_tasks(
-    metrics, stream, learners: dict[str, PyTree], num_examples, chunk_size
-):
-    def on_task(plan):
-        test = _some_rows(stream.test(stream.pool, plan), num_examples)
-        return {
-            name: evaluate_rows(metrics, params, test, chunk_size=chunk_size)
-            for name, params in learners.items()
-        }
-
-    found = jax.lax.map(on_task, stream.plan)
-    names = next(iter(found.values()))
+def _results_row(metrics, stream, learners, num_examples, chunk_size):
+    """``{metric: {learner: [T]}}``."""
+    each = lambda test: {
+        name: evaluate_rows(metrics, params, test, chunk_size=chunk_size)
+        for name, params in learners.items()
+    }
+    found = _on_tests(stream, num_examples, each)
     return {
         metric: {learner: values[metric] for learner, values in found.items()}
-        for metric in names
+        for metric in next(iter(found.values()))
     }
 
 
-def _some_rows(test: Batch, count: int | None) -> Batch:
-    return (
-        test if count is None else random_rows(jax.random.key(EVAL_SEED), test, count)
-    )
+def _on_tests(stream: Stream, num_examples: int | None, evaluate: Callable) -> Any:
+    """Evaluate on the test set of every task, or on some rows of it."""
+
+    def on_task(plan) -> Any:
+        test: Batch = stream.test(stream.pool, plan)
+        if num_examples is not None:
+            test = random_rows(jax.random.key(EVAL_SEED), test, num_examples)
+        return evaluate(test)
+
+    return jax.lax.map(on_task, stream.plan)
+
+
+def _when_due(who: str, every: int, stream: Stream, observe: Callback) -> Callback:
+    """Observe after every ``every``-th task and the last one; NaN after the others."""
+    check_size(who, every=every)
+    total = num_tasks(stream.plan)
+
+    def sometimes(snapshot):
+        seen = lambda: observe(snapshot)
+        nan = lambda row: jnp.full(row.shape, jnp.nan, row.dtype)
+        due = ((snapshot.index + 1) % every == 0) | (snapshot.index == total - 1)
+        blank = jax.eval_shape(seen)
+        return jax.lax.cond(due, seen, lambda: jax.tree.map(nan, blank))
+
+    return observe if every == 1 else sometimes
