@@ -1,8 +1,8 @@
 """Batches of both loops: random keys, the order of rows, shapes, sharding, prefetch."""
 
-import queue
-import threading
+from collections import deque
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import jax
@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxcl.data.dataset import Dataset, Task
 from jaxcl.data.stream import check_task_numbers
-from jaxcl.errors import InputError
+from jaxcl.errors import require
 from jaxcl.sharding import (
     ShardingPlan,
     batch_sharding,
@@ -32,11 +32,6 @@ class FitKeys(NamedTuple):
     end: Key
 
 
-def fit_keys(key: Key) -> FitKeys:
-    """The keys of one task from the key of its fit; the host loop uses the same."""
-    return FitKeys(*jax.random.split(key, 3))
-
-
 class TaskKeys(NamedTuple):
     """The keys of a task's fit and of its observers."""
 
@@ -48,6 +43,11 @@ class TaskKeys(NamedTuple):
 def task_keys(key: Key, index) -> TaskKeys:
     """The keys of task ``index``, from the key of the run alone."""
     return TaskKeys(*jax.random.split(jax.random.fold_in(key, index), 3))
+
+
+def fit_keys(key: Key) -> FitKeys:
+    """The keys of one task from the key of its fit; both loops use the same."""
+    return FitKeys(*jax.random.split(key, 3))
 
 
 def batch_order(
@@ -100,64 +100,43 @@ def take_rows(
 ) -> Batch:
     """A batch of ``size`` rows, padded with copies of the first of weight 0.
 
-    Args:
-      rows: the dataset.
-      numbers: of the rows, at most ``size``.
-      size: rows of the batch, of all processes together.
-      sharding: of the batch; each process then reads its own part only.
+    There are at most ``size`` numbers. With a sharding each process reads its own part.
     """
-    missing = size - len(numbers)
-    filled = np.concatenate([numbers, np.repeat(numbers[:1], missing)])
-    real = np.arange(size) < len(numbers)
-    if sharding is None:
-        return _weighted(rows.read(filled), real)
-    mine = own_rows(sharding, np.arange(size))
-    return place_rows(sharding, _weighted(rows.read(filled[mine]), real[mine]))
-
-
-def _weighted(batch: Batch, real: np.ndarray) -> Batch:
-    if real.all():
-        return batch
-    return batch._replace(weight=batch.weight * real.astype(np.float32))
+    mine = np.arange(size) if sharding is None else own_rows(sharding, np.arange(size))
+    real = mine < len(numbers)
+    batch = rows.read(numbers[np.where(real, mine, 0)])
+    if not real.all():
+        batch = batch._replace(weight=batch.weight * real.astype(np.float32))
+    return batch if sharding is None else place_rows(sharding, batch)
 
 
 def numbered(tasks: Sequence[Task], first: int = 0) -> list[Task]:
     """Tasks with numbers: by their place, where no training row has one above 0.
 
     A test or validation set without numbers gets that of the training set. A single task
-    is numbered only if it is not the first of its stream.
-
-    Args:
-      tasks: of a run, checked.
-      first: number of the first one.
-
-    Raises:
-      ValueError: if some tasks are numbered and several are not.
+    is numbered only if it is not the first of its stream, with number ``first``. Some
+    tasks with numbers and several without are an error.
     """
     found = [_task_numbers(task.train) for task in tasks]
     row_of = lambda place: tasks[place].train.read(np.arange(1))
     check_task_numbers("learn", found, lambda place: tuple(row_of(place)[:2]))
-    bare = all(numbers == {0} for numbers in found)
-    if bare and len(tasks) + first > 1:
-        tasks = [
-            task._replace(train=_with_number(task.name, task.train, first + place))
-            for place, task in enumerate(tasks)
-        ]
-    return [_with_one_number(task) for task in tasks]
+    by_place = all(numbers == {0} for numbers in found) and len(tasks) + first > 1
 
+    def with_number(place, task):
+        numbers = {first + place} if by_place else found[place]
+        if by_place:
+            train = _with_number(task.name, task.train, first + place)
+            task = task._replace(train=train)
+        if len(numbers) > 1 or numbers == {0}:
+            return task
+        bare = {
+            name: _with_number(task.name, rows, *numbers)
+            for name, rows in {"test": task.test, "valid": task.valid}.items()
+            if rows is not None and _task_numbers(rows) == {0}
+        }
+        return task._replace(**bare)
 
-def _with_one_number(task: Task) -> Task:
-    """The task with the number of its training set in the others, if these have none."""
-    numbers = _task_numbers(task.train)
-    if len(numbers) > 1 or numbers == {0}:
-        return task
-    parts = {"test": task.test, "valid": task.valid}
-    found = {
-        name: _with_number(task.name, rows, *numbers)
-        for name, rows in parts.items()
-        if rows is not None and _task_numbers(rows) == {0}
-    }
-    return task._replace(**found)
+    return [with_number(place, task) for place, task in enumerate(tasks)]
 
 
 def _task_numbers(rows: Dataset) -> set[int]:
@@ -176,56 +155,42 @@ def _with_number(name: str, rows: Dataset, number: int) -> Dataset:
 
     def read(numbers):
         batch = rows.read(numbers)
-        if np.any(np.asarray(batch.task) != 0):
-            msg = (
-                f"learn: task {name!r} has rows with task 0 and rows with "
-                f"{int(np.max(np.asarray(batch.task)))}; number those of all tasks from "
-                "1, so that they are not taken for rows without a number."
-            )
-            raise InputError(msg)
-        return batch._replace(task=np.full_like(np.asarray(batch.task), number))
+        given = np.asarray(batch.task)
+        require(
+            not given.any(),
+            "learn",
+            f"task {name!r} has rows with task 0 and rows with {given.max()}; number those "
+            "of all tasks from 1, so that they are not taken for rows without a number",
+        )
+        return batch._replace(task=np.full_like(given, number))
 
     return Dataset(rows.count, read)
 
 
-class FirstRows(NamedTuple):
-    """One training row and one test row of the first task."""
-
-    train: Batch
-    test: Batch
-
-
 def first_rows(
     tasks: Sequence[Task], evaluation: Mapping[str, Dataset], *, measured: bool
-) -> FirstRows:
-    """The first rows of the first task; those of all others must have the same format.
+) -> tuple[Batch, Batch]:
+    """A training row and a test row of the first task.
 
-    Args:
-      tasks: of the run, all by one compiled program.
-      evaluation: further test sets.
-      measured: whether test rows are used.
-
-    Raises:
-      ValueError: naming the task with rows of another shape or dtype.
+    Those of all others must be alike in shapes and dtypes, as one program serves all; test
+    rows only where they are ``measured``.
     """
     trained = [(f"train of task {task.name!r}", task.train) for task in tasks]
     tested = [(f"test of task {task.name!r}", task.test) for task in tasks]
-    valid = [
-        (f"valid of task {task.name!r}", t.valid) for task in tasks if (t := task).valid
-    ]
+    valid = [(f"valid of task {t.name!r}", t.valid) for t in tasks if t.valid]
     sets = [(f"evaluation set {name!r}", rows) for name, rows in evaluation.items()]
     first = _alike_rows(trained)
     if not measured:
-        return FirstRows(first, first)
+        return first, first
     test = _alike_rows([*tested, *valid, *sets])
-    kinds = [str(shapes_of(row, 1).x) for row in (first, test)]
-    if kinds[0] != kinds[1]:
-        msg = (
-            f"learn: {tested[0][0]} has inputs {kinds[1]}, unlike those that are learned "
-            f"from, {kinds[0]}; give both the same shapes and dtypes."
-        )
-        raise InputError(msg)
-    return FirstRows(first, test)
+    learned, given = (str(shapes_of(row, 1).x) for row in (first, test))
+    require(
+        learned == given,
+        "learn",
+        f"{tested[0][0]} has inputs {given}, unlike those that are learned from, "
+        f"{learned}; give both the same shapes and dtypes",
+    )
+    return first, test
 
 
 def _alike_rows(parts: Sequence[tuple[str, Dataset]]) -> Batch:
@@ -234,14 +199,12 @@ def _alike_rows(parts: Sequence[tuple[str, Dataset]]) -> Batch:
     first = rows[0][1]
     for name, row in rows:
         check_batch(f"learn: {name}", row)
-        kinds = [str(shapes_of(each, 1)) for each in (row, first)]
-        if kinds[0] != kinds[1]:
-            came, wanted = (_in_words(each) for each in (row, first))
-            msg = (
-                f"learn: {name} has rows of {came}, unlike those of the first task, "
-                f"{wanted}; pad or cast them, as one program serves all tasks."
-            )
-            raise InputError(msg)
+        require(
+            str(shapes_of(row, 1)) == str(shapes_of(first, 1)),
+            "learn",
+            f"{name} has rows of {in_words(row)}, unlike those of the first task, "
+            f"{in_words(first)}; pad or cast them, as one program serves all tasks",
+        )
     return first
 
 
@@ -256,9 +219,10 @@ def shapes_of(row: Batch, size: int, sharding: ShardingPlan | None = None) -> Ba
     return jax.tree.map(shape, row)
 
 
-def _in_words(row: Batch) -> str:
-    kind = lambda leaf: f"{leaf.dtype}{list(leaf.shape)}"
-    x, y = (jax.tree.map(kind, shapes_of(row, 1)._asdict()[name]) for name in "xy")
+def in_words(batch: Batch) -> str:
+    """Dtypes and shapes of a batch, for messages."""
+    kind = lambda leaf: f"{jax.dtypes.canonicalize_dtype(leaf.dtype)}{list(leaf.shape)}"
+    x, y = jax.tree.map(kind, (batch.x, batch.y))
     return f"x {x} and y {y}"
 
 
@@ -286,13 +250,8 @@ def training_order(
 ) -> Int[np.ndarray, "steps b"]:
     """Row numbers of all batches of a task, as the compiled loop draws them.
 
-    Args:
-      key: draws the order.
-      rows: of the task.
-      num_steps: how many batches.
-      batch_size: rows of each.
-      most: rows of the longest task, for which one program is compiled.
-      shuffle: see :func:`batch_order`.
+    See :func:`batch_order`; ``most`` are the rows of the longest task, for which one
+    program is compiled.
     """
     sizes = {"num_steps": num_steps, "batch_size": batch_size}
     weight = (np.arange(most) < rows.count).astype(np.float32)
@@ -314,52 +273,24 @@ def prefetch(
 ) -> Generator[Any, None, None]:
     """Yield ``read(item)`` for all items in order, reading ``ahead`` of them early.
 
-    Args:
-      read: called in another thread; it may be slow.
-      items: what to read.
-      ahead: how many results may wait.
-
-    Raises:
-      Whatever ``read`` raises, at the place in the order where it raised it; a
-      StopIteration, which an iterator cannot pass on, as a RuntimeError.
+    ``read`` is called in another thread. What it raises is raised at its place in the
+    order; a StopIteration, which an iterator cannot pass on, as a RuntimeError.
     """
-    box: queue.Queue = queue.Queue(max(1, ahead))
-    done = object()
-    ended = threading.Event()
-
-    def put(entry) -> bool:
-        while not ended.is_set():
-            try:
-                box.put(entry, timeout=0.1)
-            except queue.Full:
-                continue
-            return True
-        return False
-
     # The context manager has effect in its own thread only: rows would become float32.
     wide = jax.dtypes.canonicalize_dtype(np.float64) == np.float64
 
-    def work():
-        try:
-            with jax.enable_x64(wide):
-                for item in items:
-                    if not put((read(item), None)):
-                        return
-        except BaseException as error:  # raised where the result is awaited
-            put((None, error))
-        else:
-            put((done, None))
+    def read_wide(item):
+        with jax.enable_x64(wide):
+            return read(item)
 
-    reader = threading.Thread(target=work, daemon=True, name="feed")
-    reader.start()
-    try:
-        while True:
-            result, error = box.get()
-            if error is not None:
-                raise error
-            if result is done:
-                return
-            yield result
-    finally:
-        ended.set()
-        reader.join()  # a thread inside JAX would abort the process at exit
+    waiting: deque[Future] = deque()
+    with ThreadPoolExecutor(1, "feed") as reader:
+        try:
+            for item in items:
+                waiting.append(reader.submit(read_wide, item))
+                if len(waiting) > ahead:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:  # also joins it: a thread inside JAX would abort the process at exit
+            reader.shutdown(cancel_futures=True)

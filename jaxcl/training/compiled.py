@@ -1,6 +1,7 @@
 """The compiled functions of the host loop, on one device or sharded over a mesh."""
 
 import hashlib
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -11,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from jaxcl.errors import InputError, check_kind
+from jaxcl.errors import InputError, reason_of
 from jaxcl.metrics.evaluation import (
     RowMetric,
     TaskMetric,
@@ -21,7 +22,10 @@ from jaxcl.metrics.evaluation import (
     weighted_sums,
 )
 from jaxcl.sharding import ShardingPlan, batch_sharding, replicated, shardings
+from jaxcl.training.batches import in_words
+from jaxcl.training.checkpoint import leaf_specs
 from jaxcl.training.device import with_num_steps
+from jaxcl.training.files import differing
 from jaxcl.typing import Batch, Key, Method, MethodState, Params
 
 #: ``(frozen) -> method``: called while tracing, so that ``frozen`` is not a constant.
@@ -34,20 +38,6 @@ Metrics = RowMetric | TaskMetric | Sequence[RowMetric | TaskMetric]
 Policy = Literal["stop", "skip", "continue"]
 
 
-class Program(NamedTuple):
-    """The functions of a run on the device; each is compiled when it is first used."""
-
-    start: Callable[[Params], MethodState]
-    step: Callable[..., Any]  # (state, key, number, num_steps, batch) -> (state, info)
-    end_task: Callable[..., MethodState]  # (state, key, task) -> state
-    read: Callable[[MethodState], dict[str, PyTree]]  # the learners
-    total: Callable[..., Any]  # (params, batch) -> (sums of each row metric, weight)
-    metrics: tuple[RowMetric | TaskMetric, ...]
-    metric_names: tuple[str, ...]
-    learner_names: tuple[str, ...]
-    frozen: PyTree
-
-
 class Rows(NamedTuple):
     """The batches that the functions of a run get, for shapes and dtypes."""
 
@@ -55,6 +45,7 @@ class Rows(NamedTuple):
     batch: Batch  # of a step
     data: Batch  # of the end of a task
     tested: Batch  # of an evaluation
+    name: str = "the first task"
 
 
 class _Parts(NamedTuple):
@@ -64,19 +55,48 @@ class _Parts(NamedTuple):
     step: Any  # (state, frozen, key, number, num_steps, batch) -> (state, info)
     end_task: Any  # (state, frozen, key, task) -> state
     read: Any  # (state, frozen) -> the learners, in the order of their names
-    names: tuple[str, ...]  # of the learners, the default one first: jit sorts a dict
     total: Any  # (params, frozen, batch) -> (sums of each row metric, weight)
+    names: tuple[str, ...]  # of the learners, the default one first: jit sorts a dict
 
 
-class _Known(NamedTuple):
-    """The functions of an earlier run, and what they were compiled from."""
+class Program(NamedTuple):
+    """The functions of a run on the device; each is compiled when it is first used."""
 
-    programs: tuple  # of each function: its StableHLO, hashed, and its trees
-    sharding: ShardingPlan | None
     parts: _Parts
+    frozen: PyTree
+    example: Batch
+    sharding: ShardingPlan | None
+    metrics: tuple[RowMetric | TaskMetric, ...]
+    metric_names: tuple[str, ...]
+
+    def start(self, params: Params) -> MethodState:
+        """The first state. Copies: a step donates its buffers, the caller keeps params."""
+        placed = shard(self.sharding, params, "params/")
+        return jax.tree.map(
+            jnp.copy, self.parts.start(placed, self.frozen, self.example)
+        )
+
+    def step(self, state: MethodState, key, number, num_steps, batch) -> Any:
+        """``(state, info)`` after step ``number`` of a task."""
+        return self.parts.step(state, self.frozen, key, number, num_steps, batch)
+
+    def end_task(self, state: MethodState, key: Key, task: Batch) -> MethodState:
+        """The state after the end of a task."""
+        return self.parts.end_task(state, self.frozen, key, task)
+
+    def read(self, state: MethodState) -> dict[str, PyTree]:
+        """The learners, the default one first."""
+        learners = self.parts.read(state, self.frozen)
+        return dict(zip(self.parts.names, learners, strict=True))
+
+    def total(self, params: PyTree, batch: Batch) -> Any:
+        """The sums of each row metric on a batch, and its weight."""
+        return self.parts.total(params, self.frozen, batch)
 
 
-_KNOWN: list[_Known] = []  # the latest first
+#: Functions of earlier runs and what they were compiled from, the latest first: of each
+#: function its StableHLO, hashed, and its trees; and the sharding.
+_KNOWN: list[tuple[tuple, ShardingPlan | None, _Parts]] = []
 _MOST_KNOWN = 8
 
 
@@ -99,57 +119,36 @@ def compile_program(
 
     Args:
       build: makes the method.
-      params: for shapes and dtypes.
+      params: for shapes and dtypes, as are ``rows`` and the ``key``.
       frozen: placed by :func:`shard`; passed to every call.
-      rows: shapes and dtypes of batches.
-      key: of the run, for its type.
+      rows: what the functions will get.
+      key: of the run.
       metrics: computed on test rows.
       on_non_finite: with ``skip`` a step whose loss, gradient or parameters are not
         finite does not change the state.
       sharding: of inputs and outputs.
-
-    Raises:
-      ValueError: if ``build`` or a metric has other results.
     """
-    remedy = "give one of frozen that makes the method"
-    check_kind("learn", Callable, remedy, build=build)
     metrics = listed("learn", metrics)
     row_metrics = [metric for metric in metrics if isinstance(metric, RowMetric)]
 
     inputs = params, frozen, rows.example
     totals = [metric.rows for metric in row_metrics]
-    parts = _jit_parts(build, totals, on_non_finite, sharding, inputs)
-    names = _metric_names(parts, metrics, inputs, rows.tested)
+    parts = _jit_parts(build, totals, on_non_finite, sharding, inputs, rows.name)
+    names = _metric_names(parts, metrics, inputs, rows)
     parts = _compiled_before(parts, inputs, rows, key, sharding, bool(metrics))
 
-    def begin(params):
-        # Copies: a step donates its buffers, and the caller keeps `params`.
-        placed = shard(sharding, params, "params/")
-        return jax.tree.map(jnp.copy, parts.start(placed, frozen, rows.example))
-
-    return Program(
-        begin,
-        lambda state, *given: parts.step(state, frozen, *given),
-        lambda state, key, task: parts.end_task(state, frozen, key, task),
-        lambda state: dict(zip(parts.names, parts.read(state, frozen), strict=True)),
-        lambda params, batch: parts.total(params, frozen, batch),
-        metrics,
-        names,
-        parts.names,
-        frozen,
-    )
+    return Program(parts, frozen, rows.example, sharding, metrics, names)
 
 
-def _metric_names(parts, metrics, inputs, tested) -> tuple[str, ...]:
+def _metric_names(parts, metrics, inputs, rows: Rows) -> tuple[str, ...]:
     """The names of all metrics, known by tracing."""
     if not metrics:
         return ()
     state = parts.start.eval_shape(*inputs)
     first = parts.read.eval_shape(state, inputs[1])[0]
-    with _noting("metrics", tested):
-        sums, _ = parts.total.eval_shape(first, inputs[1], tested)
-    names: list[str] = []
-    sums = iter(sums)
+    with _explained("metrics", rows.tested, rows.name):
+        found, _ = parts.total.eval_shape(first, inputs[1], rows.tested)
+    names, sums = [], iter(found)
     for metric in metrics:
         if isinstance(metric, TaskMetric):
             names += metric.names
@@ -168,10 +167,10 @@ def _compiled_before(parts, inputs, rows, key, sharding, measured) -> _Parts:
     digest = lambda text: hashlib.sha256(text.encode()).digest()
     trees = [(program.in_tree, program.out_tree) for program in lowered]
     programs = parts.names, tuple(zip(map(digest, texts), trees, strict=True))
-    for known in _KNOWN:
-        if known.programs == programs and known.sharding == sharding:
-            return known.parts
-    _KNOWN.insert(0, _Known(programs, sharding, parts))
+    for *known, compiled in _KNOWN:
+        if known == [programs, sharding]:
+            return compiled
+    _KNOWN.insert(0, (programs, sharding, parts))
     del _KNOWN[_MOST_KNOWN:]
     return parts
 
@@ -182,42 +181,36 @@ def _lowered(parts, inputs, rows: Rows, key, measured: bool) -> Iterator[Any]:
     key, number = jax.eval_shape(lambda: key), jax.ShapeDtypeStruct((), np.int32)
     state = parts.start.eval_shape(*inputs)
     yield parts.start.lower(params, frozen, example)
-    with _noting("step", rows.batch):
+    with _explained("step", rows.batch, rows.name):
         given = state, frozen, key, number, number, rows.batch
         check_state("step", state, parts.step.eval_shape(*given)[0])
         yield parts.step.lower(*given)
-    with _noting("end_task", rows.data):
+    with _explained("end_task", rows.data, rows.name):
         given = state, frozen, key, rows.data
         check_state("end_task", state, parts.end_task.eval_shape(*given))
         yield parts.end_task.lower(*given)
     yield parts.read.lower(state, frozen)
     for learner in parts.read.eval_shape(state, frozen) if measured else ():
-        with _noting("metrics", rows.tested):
+        with _explained("metrics", rows.tested, rows.name):
             yield parts.total.lower(learner, frozen, rows.tested)
 
 
 def check_state(where: str, before: MethodState, after: MethodState) -> None:
-    """Refuse a state that changes its structure, shapes or dtypes.
-
-    Raises:
-      ValueError: naming the first leaf that differs, and so the part.
-    """
+    """Refuse a state that changes its structure, shapes or dtypes, naming the part."""
 
     def specs(state):
         leaves = jax.tree_util.tree_leaves_with_path(state)
-        name = jax.tree_util.keystr
-        return {name(path): f"{x.dtype}{list(x.shape)}" for path, x in leaves}
+        return leaf_specs({jax.tree_util.keystr(path): leaf for path, leaf in leaves})
 
     old, new = specs(before), specs(after)
-    for path in sorted(old.keys() | new.keys()):
-        if old.get(path) != new.get(path):
-            msg = (
-                f"learn: {where} must keep the form of the state, got "
-                f"{new.get(path, 'nothing')} at {path.lstrip('.')}, "
-                f"{old.get(path, 'nothing')} before; let that part return a state like "
-                "the one of its init."
-            )
-            raise InputError(msg)
+    for path in differing(old, new):
+        msg = (
+            f"learn: {where} must keep the form of the state, got "
+            f"{new.get(path, 'nothing')} at {path.lstrip('.')}, "
+            f"{old.get(path, 'nothing')} before; let that part return a state like the "
+            "one of its init."
+        )
+        raise InputError(msg)
 
 
 def _jit_parts(
@@ -226,22 +219,17 @@ def _jit_parts(
     policy: Policy,
     sharding: ShardingPlan | None,
     inputs: tuple,
+    name: str,
 ) -> _Parts:
     """Jit the functions of the method, and the sums of metrics."""
     params, frozen, example = inputs
 
-    def made(frozen):
-        method = build(frozen)
-        remedy = "let build return what make_method returns"
-        check_kind("learn", Method, remedy, method=method)
-        return method
-
     def start(params, frozen, example):
-        return made(frozen).init(params, example)
+        return build(frozen).init(params, example)
 
     def step(state, frozen, key, number, num_steps, batch):
         state = with_num_steps(state, num_steps)
-        after, info = made(frozen).step(jax.random.fold_in(key, number), state, batch)
+        after, info = build(frozen).step(jax.random.fold_in(key, number), state, batch)
         finite = info.finite & jnp.isfinite(info.metrics["grad_norm"])
         for leaf in jax.tree.leaves(after.params):
             finite &= jnp.all(jnp.isfinite(leaf))
@@ -252,47 +240,39 @@ def _jit_parts(
         return after, info._replace(finite=finite)
 
     def end_task(state, frozen, key, task):
-        return made(frozen).end_task(key, state, task)
+        return build(frozen).end_task(key, state, task)
 
     def read(state, frozen):
-        return tuple(made(frozen).learners(state).values())
+        return tuple(build(frozen).learners(state).values())
 
     def total(params, frozen, batch):
         sums = [weighted_sums(rows(params, frozen, batch), batch) for rows in totals]
         return sums, jnp.sum(batch.weight)
 
-    with _noting("build or the method's init", example):
+    names: list[str] = []
+    with _explained("build or the method's init", example, name):
         state = jax.eval_shape(start, *inputs)
-        names: list[str] = []
-        read_names = lambda state, frozen: names.extend(made(frozen).learners(state))
+        read_names = lambda state, frozen: names.extend(build(frozen).learners(state))
         jax.eval_shape(read_names, state, frozen)
-    spread = lambda tree, prefix="": (
-        sharding and shardings(sharding, tree, prefix=prefix)
-    )
-    weights, base = spread(params, "params/"), spread(frozen, "frozen/")
-    states = spread(state)
-    rows, same = (
-        sharding and batch_sharding(sharding),
-        sharding and replicated(sharding),
-    )
-
-    def jit(function, arguments, results, donate=()):
-        if sharding is None:
-            return jax.jit(function, donate_argnums=donate)
-        return jax.jit(
-            function,
-            donate_argnums=donate,
-            in_shardings=arguments,
-            out_shardings=results,
+    if sharding is None:
+        jit = lambda function, inputs, outputs, **donate: jax.jit(function, **donate)
+        weights = base = states = rows = same = None
+    else:
+        jit = lambda function, inputs, outputs, **donate: jax.jit(
+            function, in_shardings=inputs, out_shardings=outputs, **donate
         )
-
+        weights = shardings(sharding, params, prefix="params/")
+        base = shardings(sharding, frozen, prefix="frozen/")
+        states = shardings(sharding, state)
+        rows, same = batch_sharding(sharding), replicated(sharding)
+    stepped = states, base, same, same, same, rows
     return _Parts(
         jit(start, (weights, base, same), states),
-        jit(step, (states, base, same, same, same, rows), (states, same), donate=0),
-        jit(end_task, (states, base, same, rows), states, donate=0),
+        jit(step, stepped, (states, same), donate_argnums=0),
+        jit(end_task, (states, base, same, rows), states, donate_argnums=0),
         jit(read, (states, base), None),
-        tuple(names),
         jit(total, (None, base, rows), same),
+        tuple(names),
     )
 
 
@@ -307,12 +287,20 @@ def shard(sharding: ShardingPlan | None, tree: PyTree, prefix: str) -> PyTree:
 
 
 @contextmanager
-def _noting(part: str, batch: Batch) -> Iterator[None]:
-    """Add a note to an error: what was traced, and on which rows."""
+def _explained(part: str, batch: Batch, name: str) -> Iterator[None]:
+    """Say what was traced on which rows: in one line if shapes differ, else in a note."""
     try:
         yield
+    except InputError:
+        raise
     except Exception as error:
-        kind = lambda leaf: f"{leaf.dtype}{list(leaf.shape)}"
-        x, y = jax.tree.map(kind, (batch.x, batch.y))
-        error.add_note(f"learn: in {part}, on x {x} and y {y}, before the first step.")
+        if re.search(r"\bshapes?\b", str(error)):
+            msg = (
+                f"learn: the rows of {name}, {in_words(batch)}, do not fit in {part} "
+                f"({reason_of(error, 300)}); give rows and network the same shapes."
+            )
+            raise InputError(msg) from error
+        error.add_note(
+            f"learn: in {part}, on {in_words(batch)}, before the first step."
+        )
         raise

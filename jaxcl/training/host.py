@@ -6,9 +6,9 @@ keys from :mod:`jaxcl.training.batches`.
 """
 
 import sys
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Float, PyTree
 
 from jaxcl.data.dataset import Dataset, Task
-from jaxcl.errors import InputError, check_kind
+from jaxcl.errors import require
 from jaxcl.sharding import ShardingPlan
 from jaxcl.training.batches import first_rows, numbered, shapes_of, task_rows
 from jaxcl.training.checkpoint import saving
@@ -29,14 +29,14 @@ from jaxcl.training.compiled import (
     compile_program,
     shard,
 )
-from jaxcl.training.files import as_folder
-from jaxcl.training.identity import (
-    check_room,
-    check_tasks_go_on,
-    described_parts,
-    identity,
+from jaxcl.training.files import as_folder, as_metadata
+from jaxcl.training.logging import (
+    RESUMED,
+    bar,
+    lines_so_far,
+    metrics_file,
+    tensorboard,
 )
-from jaxcl.training.logging import bar, lines_so_far, metrics_file, tensorboard
 from jaxcl.training.loop import Run, Status, walk_tasks
 from jaxcl.training.options import Options, check_run, steps_of
 from jaxcl.training.processes import (
@@ -47,11 +47,9 @@ from jaxcl.training.processes import (
 )
 from jaxcl.training.results import (
     Results,
-    are_new,
-    empty_results,
+    begin_records,
+    check_tasks_go_on,
     notes_of,
-    recall,
-    spent_so_far,
     warn_of_bad_scores,
     warn_of_bad_steps,
     warn_of_unlearned_tasks,
@@ -60,11 +58,11 @@ from jaxcl.training.run_state import (
     RunState,
     begin,
     evaluation_due,
-    is_finished,
+    identity,
     latest_run_state,
-    number_of,
+    position,
     started_from,
-    warn_if_finished,
+    steps_done,
 )
 from jaxcl.typing import Key, Params
 
@@ -88,25 +86,21 @@ class TrainResult(NamedTuple):
           metric: the first one if absent.
           learner: the default one if absent.
         """
-        learners = _chosen("metric", self.results, metric)
-        found = _chosen("learner", learners, learner)
+        found: Any = self.results
+        for what, name in {"metric": metric, "learner": learner}.items():
+            require(
+                name in found or (name is None and found),
+                "matrix",
+                f"{what} must be one of {', '.join(found) or 'none'}, got {name!r}; "
+                "learn(..., metrics=) measures further ones",
+            )
+            found = found[next(iter(found)) if name is None else name]
         return found[1:, : len(found) - 1]
 
     @property
     def params(self) -> PyTree:
         """The default learner."""
         return next(iter(self.learners.values()))
-
-
-def _chosen(what: str, found: Mapping[str, Any], name: str | None) -> Any:
-    """The entry of that name, or the first one."""
-    if not found or (name is not None and name not in found):
-        msg = (
-            f"matrix: {what} must be one of {', '.join(found) or 'none'}, got {name!r}; "
-            "learn(..., metrics=) measures further ones."
-        )
-        raise InputError(msg)
-    return found[next(iter(found)) if name is None else name]
 
 
 def learn(
@@ -167,12 +161,12 @@ def learn(
       fresh: parts of the state that are initialised instead of loaded from ``start``, by
         the field of :class:`~jaxcl.typing.MethodState`, such as ``("memory",)``.
       sharding: devices to use, see :mod:`jaxcl.sharding`; one if absent.
-      metadata: identifies the run (method, rates, data, path of ``frozen``): a checkpoint
-        with other metadata is refused, with the differences. Only these and what is named
-        under Raises are compared.
-      tensorboard_folder: also write scalars for TensorBoard.
+      metadata: identifies the run (method, rates, data, path of ``frozen``), for JSON: a
+        checkpoint with other metadata is refused, with the differences.
+      tensorboard_folder: also write scalars for TensorBoard, by ``tensorboardX``.
       quiet: no progress; by default a bar is shown on a terminal only.
-      on_progress: called with progress in place of a bar: steps, and a short text.
+      on_progress: called with progress in place of a bar: steps, and a short text; first
+        with the steps of earlier processes and ``"resumed"``, if there are any.
       on_report: called with each line of ``metrics.jsonl``, for other loggers. All have
         ``at`` (a number that grows) and ``task``; lines of steps ``step, loss, seconds,
         examples_per_second, not_finite`` and the metrics of the method, those of
@@ -187,94 +181,65 @@ def learn(
       from before. Steps and scores that were not finite are warned about.
 
     Raises:
-      ValueError: for an argument of another type, invalid options, a task whose rows
-        differ in format from those of the first, a ``build``, metric or rule with other
-        arguments or results, a mesh with other axes, ``metadata`` that JSON cannot hold, a
-        folder in use by another process, or a checkpoint of another run: with another key,
-        other tasks, other options that affect the result, other ``frozen`` weights, or
-        other ``metadata``; or for checkpoints whose notes are missing.
+      ValueError: before the first step, in one line: for options and tasks that cannot be
+        learned, rows that differ in format between tasks or do not fit the network, parts
+        that change the form of their state, a folder in use by another process, and a
+        checkpoint of another run: another key, tasks, options that affect the result,
+        ``frozen`` or ``metadata``.
       OSError: if the disk is full or the folder cannot be written; checkpoints are intact.
-      ImportError: for a ``tensorboard_folder`` without ``tensorboardX``.
-
-    Step, end of task and metrics are traced before the first step, so that errors of shape
-    are raised early.
 
     Cost: per step that of the method's step. The next batches are read by a thread;
     every ``report_every`` steps the loop waits for their losses. While a checkpoint is
     written there is one more copy of the state. A further call of a process that traces
     to the same programs uses the compiled ones of the earlier call.
     """
-    remedy = "give {name: dataset}"
-    check_kind("learn", Mapping, remedy, optional=True, evaluation=evaluation)
-    evaluation, measured = dict(evaluation or {}), bool(metrics)
-    if fresh and start is None:
-        msg = f"learn: fresh={fresh!r} is for a run that begins with start=, got none."
-        raise InputError(msg)
-    check_run(
-        key,
-        params,
-        tasks,
-        options,
-        sharding,
-        evaluation=evaluation,
-        folder=folder,
-        start=start,
-        frozen=frozen,
-        metadata=metadata,
-        measured=measured,
-    )
-    function = partial(check_kind, "learn", Callable, "give a function", optional=True)
-    function(on_report=on_report, on_progress=on_progress)
-    check_kind("learn", bool, "True or False", optional=True, quiet=quiet)
+    tasks, evaluation = list(tasks), dict(evaluation or {})
+    alone = f"fresh={fresh!r} is for a run that begins with start=, got none"
+    require(start is not None or not fresh, "learn", alone)
+    check_run(key, params, tasks, options, sharding, evaluation, measured=bool(metrics))
+    tasks = [_with_length(task, options) for task in tasks]
+    metadata = as_metadata("learn", metadata)
+    home = None if folder is None else as_folder("learn", folder)
+    start = None if start is None else as_folder("learn", start, "start")
     frozen = shard(sharding, frozen, "frozen/")
-    program = _checked_program(
+    program = _program_of(
         key, build, params, tasks, options, frozen, metrics, evaluation, sharding
     )
     metadata = identity(key, options, frozen, metadata)
-    sizes = len(tasks), len(evaluation)
-    results = empty_results(program.metric_names, program.learner_names, *sizes)
-    home = None if folder is None else as_folder("learn", folder)
-    if tensorboard_folder is not None:
-        tensorboard_folder = as_folder(
-            "learn", tensorboard_folder, "tensorboard_folder"
-        )
     with ExitStack() as stack:
         enter = stack.enter_context
         interrupted = enter(interruptible())
         if home is not None:
             enter(lock_across_processes(home))
-        state, notes = program.start(params), {}
-        if start is not None and not (home and all_steps(home / "checkpoints")):
+        state, place = program.start(params), home and home / "checkpoints"
+        if start is not None and not (place and all_steps(place)):
             state = started_from(start, state, fresh)
-        run_state = begin(state, options)
-        if home is not None:
-            place = home / "checkpoints"
-            run_state, notes = latest_run_state(place, run_state, sharding, metadata)
+        begun = begin(state, options)
+        run_state, notes = latest_run_state(place, begun, sharding, metadata)
         # Tasks that a run with start= has before its own have the numbers below `first`.
         first = int(run_state.state.progress.task) - int(run_state.task)
         tasks = numbered(tasks, first)
-        described, sets = described_parts(tasks, evaluation, options)
-        check_tasks_go_on(notes.get("tasks", ()), described, folder)
-        check_room(notes, options, folder)
-        recall(results, notes, sets)
-        done = number_of(run_state, tasks, options) - evaluation_due(run_state)
-        if run_state.step == 0 and are_new(results, notes, sets):
-            run_state = run_state._replace(evaluated=run_state.task)
-        spent = spent_so_far(notes, len(tasks))
-        noted = lambda: notes_of(
-            results, described, sets, notes, spent, options.max_tasks
+        records, complete = begin_records(
+            program, tasks, evaluation, notes, options.max_tasks
         )
-        write = on_report or (lambda line: None)
-        save = lambda *given, **others: None
+        check_tasks_go_on(records, folder)
+        done = position(run_state, tasks) - evaluation_due(run_state)
+        if run_state.step == 0 and not complete:
+            run_state = run_state._replace(evaluated=run_state.task)
+        finished = run_state.task == len(tasks) and not evaluation_due(run_state)
+        save, write = lambda *given, **others: None, on_report or (lambda line: None)
         if home is not None:
             lines = home / "metrics.jsonl", done, notes.get("lines", 0)
             kept = lines_so_far(*lines) if is_primary() else []
-            if is_finished(run_state, tasks):  # its disk may be read-only
-                warn_if_finished(home)
-            else:
-                save, write = _writers(
-                    enter, home, kept, noted, options, metadata, write
-                )
+            if not finished:  # else its disk may be read-only
+                given = home, records, options, metadata, kept, write
+                save, write = _writers(enter, *given)
+        scalar = enter(tensorboard(tensorboard_folder if is_primary() else None))
+        quiet = not (is_primary() and sys.stderr.isatty()) if quiet is None else quiet
+        num_steps = sum(task.num_steps or 0 for task in tasks)
+        advance = on_progress or enter(bar(num_steps, quiet=quiet))
+        if run_state.task or run_state.step:
+            advance(steps_done(run_state, tasks), RESUMED)
         run = Run(
             key,
             tasks,
@@ -282,39 +247,49 @@ def learn(
             options,
             sharding,
             program,
-            results,
-            spent,
-            np.zeros((len(tasks) + 1, sum(sizes)), bool),
+            records,
             interrupted,
             save,
             write,
-            enter(tensorboard(tensorboard_folder if is_primary() else None)),
-            on_progress or enter(_bar(run_state, tasks, options, quiet)),
+            scalar,
+            advance,
         )
         with exit_together():
             run_state, status = walk_tasks(run, run_state)
+    if finished and home is not None:
+        warnings.warn(
+            f"learn: the run in {home} had finished; its result is returned and nothing "
+            "is learned. For another run give another folder, for a longer one more tasks.",
+            stacklevel=2,
+        )
     policy, diverged = options.on_non_finite, status == "diverged"
     warn_of_bad_steps(run_state, tasks, policy, diverged=diverged)
-    names = [*(task.name for task in tasks), *evaluation]
-    warn_of_bad_scores(results, names, run.measured)
-    warn_of_unlearned_tasks(run_state, spent, results, names)
+    names, spent = [*(task.name for task in tasks), *evaluation], records.spent
+    warn_of_bad_scores(records, names)
+    warn_of_unlearned_tasks(run_state, spent, records.results, names)
     mean = spent.loss / np.where(spent.steps, spent.steps, np.nan)
     learners, seconds = program.read(run_state.state), float(spent.seconds[0])
-    return TrainResult(status, learners, results, run_state, mean, seconds)
+    return TrainResult(status, learners, records.results, run_state, mean, seconds)
 
 
-def _checked_program(
+def _with_length(task: Task, options: Options) -> Task:
+    """The task with its number of steps."""
+    return task._replace(num_steps=steps_of(task, options), num_epochs=None)
+
+
+def _program_of(
     key, build, params, tasks, options, frozen, metrics, evaluation, sharding
 ) -> Program:
     """The program of a run, with all functions traced in their shapes."""
     measured = bool(metrics)
-    first = first_rows(tasks, evaluation if measured else {}, measured=measured)
+    train, test = first_rows(tasks, evaluation, measured=measured)
     at_end = task_rows(tasks, options.end_task_examples, sharding)
     rows = Rows(
-        first.train,
-        shapes_of(first.train, options.batch_size, sharding),
-        shapes_of(first.train, at_end, sharding),
-        shapes_of(first.test, options.eval_batch_size, sharding),
+        train,
+        shapes_of(train, options.batch_size, sharding),
+        shapes_of(train, at_end, sharding),
+        shapes_of(test, options.eval_batch_size, sharding),
+        f"task {tasks[0].name!r}",
     )
     program = compile_program(
         build,
@@ -326,23 +301,22 @@ def _checked_program(
         on_non_finite=options.on_non_finite,
         sharding=sharding,
     )
-    stopping = options.early_stopping
-    if stopping is not None and stopping.metric not in program.metric_names:
-        msg = (
-            f"learn: early_stopping watches {stopping.metric!r}, got metrics "
-            f"{list(program.metric_names)}; name one of them."
-        )
-        raise InputError(msg)
+    watched = options.early_stopping and options.early_stopping.metric
+    names = program.metric_names
+    unknown = f"early_stopping watches {watched!r}, got metrics {list(names)}"
+    require(
+        watched is None or watched in names, "learn", f"{unknown}; name one of them"
+    )
     return program
 
 
-def _writers(enter, home, kept, noted, options, metadata, report):
+def _writers(enter, home, records, options, metadata, kept, report):
     """The functions that save a checkpoint, and write a line of metrics."""
     later = enter(saving(home / "checkpoints", keep=options.keep, metadata=metadata))
     num_lines = len(kept)
 
     def save(step, tree, *, preserve):
-        notes = noted() | {"lines": num_lines}
+        notes = notes_of(records) | {"lines": num_lines}
         later(step, tree, preserve=preserve, notes=notes)
 
     if not is_primary():
@@ -356,11 +330,3 @@ def _writers(enter, home, kept, noted, options, metadata, report):
         report(line)
 
     return save, write
-
-
-def _bar(run_state, tasks, options, quiet):
-    """The progress of all steps."""
-    quiet = not (is_primary() and sys.stderr.isatty()) if quiet is None else quiet
-    lengths = [steps_of(task, options) for task in tasks]
-    done = sum(lengths[: run_state.task]) + int(run_state.step)
-    return bar(sum(lengths), done=done, quiet=quiet)

@@ -15,30 +15,39 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from jaxcl.errors import InputError, WriteError
+from jaxcl.errors import WriteError, require
 from jaxcl.training.files import plain, read_lines, write_text
 
 LINE_SECONDS = 30.0  # between lines in a log, besides the first and every tenth of all
+
+#: How a note ends that comes with steps of an earlier process.
+RESUMED = "resumed"
 
 
 @contextmanager
 def progress(total: int, label: str, *, done: int = 0) -> Iterator[Callable[..., None]]:
     """Show progress on stderr; yields ``advance(steps, note)``.
 
-    Steps may be fractions; the integer part is shown. Rate and remaining time are computed
-    without the steps of earlier runs, ``done``. ``advance`` may be called from another
-    thread.
+    Steps may be fractions; the integer part is shown. ``done`` of them were done by earlier
+    processes, as are those that come with a note that ends in ``resumed``. Rate and
+    remaining time are computed from the steps after the first call: that one takes as long
+    as compiling does. ``advance`` may be called from another thread.
     """
     console = Console(stderr=True)
     show = _bar if console.is_terminal else _lines
     with show(console, total, label, done) as update:
-        started, reached = time.monotonic(), done
+        reached, before, began = done, done, None
 
         def advance(steps: int | Fraction = 1, note: str = "") -> None:
-            nonlocal reached
+            nonlocal reached, before, began
             reached += steps
-            seconds = time.monotonic() - started
-            update(reached, pace(reached - done, total - reached, seconds), note)
+            now, earlier = time.monotonic(), note.endswith(RESUMED)
+            if earlier:
+                before += steps
+            elif began is None:
+                before, began = before + steps, now
+            seconds = 0.0 if began is None else now - began
+            update(reached, pace(reached - before, total - reached, seconds), note)
 
         yield advance
 
@@ -58,6 +67,7 @@ def pace(done: int | Fraction, left: int | Fraction, seconds: float) -> str:
 
 @contextmanager
 def _bar(console: Console, total: int, label: str, done: int):
+    """A bar on a terminal."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(bar_width=28),
@@ -74,6 +84,7 @@ def _bar(console: Console, total: int, label: str, done: int):
 
 @contextmanager
 def _lines(_console: Console, total: int, label: str, done: int):
+    """Lines in a log."""
     said, tenth = -math.inf, 10 * done // max(total, 1)
 
     def update(reached: int | Fraction, pace: str, note: str) -> None:
@@ -89,31 +100,23 @@ def _lines(_console: Console, total: int, label: str, done: int):
 
 
 def lines_so_far(path: Path, done: int, expected: int) -> list[dict[str, Any]]:
-    """The lines of a file of metrics up to a position.
+    """The lines of a file of metrics, which may be absent, up to the position ``done``.
 
-    Args:
-      path: of the file; it may be absent.
-      done: the position, from a checkpoint; a run repeats the steps after it.
-      expected: how many lines there were when that was written; fewer are warned of.
-
-    Raises:
-      InputError: if it is not a regular file, or has another line.
+    A run repeats the steps after it. Fewer than ``expected`` by its checkpoint are warned
+    of; what is not a file of metrics is refused.
     """
     remedy = "take the file away, or give another folder"
-    if path.is_symlink() or (path.exists() and not path.is_file()):
-        msg = f"learn: {path} must be a regular file; {remedy}."
-        raise InputError(msg)
+    unusual = path.is_symlink() or (path.exists() and not path.is_file())
+    require(not unusual, "learn", f"{path} must be a regular file; {remedy}")
     lines = read_lines(path, remedy=remedy) if path.exists() else []
-    try:
-        kept = [line for line in lines if line["at"] <= done]
-    except (KeyError, TypeError):
-        msg = f"learn: {path} has lines of another program; {remedy}."
-        raise InputError(msg) from None
+    known = all(isinstance(line.get("at"), int | float) for line in lines)
+    require(known, "learn", f"{path} has lines of another program; {remedy}")
+    kept = [line for line in lines if line["at"] <= done]
     if len(kept) < expected:
         warnings.warn(
             f"learn: {path} has {len(kept)} of {expected} lines up to the last checkpoint; "
             "the others are lost. The result does not depend on them.",
-            stacklevel=4,
+            stacklevel=3,
         )
     return kept
 
@@ -124,34 +127,31 @@ def metrics_file(
 ) -> Iterator[Callable[[Mapping[str, Any]], None]]:
     """Yield a ``write(line)`` that appends to a file of JSON lines.
 
-    Args:
-      path: of the file; created if absent.
-      kept: the lines it begins with, in place of those it has: a run that resumes from a
-        checkpoint writes the lines after it again.
+    It begins with the lines ``kept``, in place of those it has: a run that resumes from a
+    checkpoint writes the lines after it again.
     """
+    text_of = lambda line: json.dumps(plain(line), allow_nan=False) + "\n"
 
-    def text_of(line):
-        return json.dumps(plain(line), allow_nan=False) + "\n"
+    @contextmanager
+    def explained():
+        try:
+            yield
+        except OSError as error:
+            msg = (
+                f"learn: {path} could not be written ({error}); make room and start "
+                "again: it goes on from the last checkpoint."
+            )
+            raise WriteError(msg) from error
 
-    def failed(error):
-        return WriteError(
-            f"learn: {path} could not be written ({error}); make room and start again: it "
-            "goes on from the last checkpoint."
-        )
-
-    try:
+    with explained():
         write_text(path, "".join(map(text_of, kept)))
         file = path.open("a")
-    except OSError as error:
-        raise failed(error) from error
     with file:
 
         def write(line: Mapping[str, Any]) -> None:
-            try:
+            with explained():
                 file.write(text_of(line))
                 file.flush()
-            except OSError as error:
-                raise failed(error) from error
 
         yield write
 
@@ -160,11 +160,7 @@ def metrics_file(
 def tensorboard(
     folder: str | Path | None,
 ) -> Iterator[Callable[[str, float, int], None]]:
-    """Yield a ``scalar(name, value, step)``; it does nothing without a folder.
-
-    Raises:
-      ImportError: if a folder is given and ``tensorboardX`` is not installed.
-    """
+    """Yield a ``scalar(name, value, step)``; it does nothing without a folder."""
     if folder is None:
         yield lambda name, value, step: None
         return
@@ -177,8 +173,10 @@ def tensorboard(
         yield lambda name, value, step: writer.add_scalar(name, value, step)
 
 
-def bar(total: int, *, done: int, quiet: bool):
-    """The progress of :mod:`jaxcl.training.logging` in steps, or nothing."""
-    if quiet:
-        return nullcontext(lambda steps=1, note="": None)
-    return progress(total, "steps", done=done)
+def bar(total: int, *, quiet: bool):
+    """The progress of a run in steps, or nothing."""
+    return (
+        nullcontext(lambda steps=1, note="": None)
+        if quiet
+        else progress(total, "steps")
+    )

@@ -23,16 +23,17 @@ from jaxcl.training.batches import (
 )
 from jaxcl.training.compiled import Program
 from jaxcl.training.evaluate import Measured, measure
-from jaxcl.training.options import Options, steps_of
+from jaxcl.training.options import Options
 from jaxcl.training.processes import any_across_processes
-from jaxcl.training.results import Results, Spent, add_losses
+from jaxcl.training.results import Records, add_losses
 from jaxcl.training.run_state import (
     Best,
     RunState,
     evaluation_due,
     new_best,
-    number_of,
     on_devices,
+    position,
+    steps_done,
 )
 from jaxcl.typing import Batch, Key, StepInfo
 
@@ -43,14 +44,12 @@ class Run(NamedTuple):
     """The constant part of a run: its inputs, its program, and functions with effects."""
 
     key: Key
-    tasks: Sequence[Task]
+    tasks: Sequence[Task]  # each with its num_steps
     evaluation: Mapping[str, Dataset]
     options: Options
     sharding: ShardingPlan | None
     program: Program
-    results: Results  # filled in place
-    spent: Spent  # likewise
-    measured: np.ndarray  # [T + 1, E] bool, by this process; filled in place
+    records: Records  # filled in place
     interrupted: Callable[[], bool]
     save: Callable[..., None]
     write: Callable[[Mapping[str, Any]], None]
@@ -74,14 +73,9 @@ def walk_tasks(run: Run, run_state: RunState) -> tuple[RunState, Status]:
 
 def fit(run: Run, run_state: RunState) -> tuple[RunState, Status]:
     """The remaining steps of the current task."""
-    options, task = run.options, run.tasks[run_state.task]
-    rows, order = task.train, training_order_of(run, int(run_state.task))
-
-    def read(step):
-        return take_rows(
-            rows, order[step], size=options.batch_size, sharding=run.sharding
-        )
-
+    rows = run.tasks[run_state.task].train
+    size, order = run.options.batch_size, training_order_of(run, int(run_state.task))
+    read = lambda step: take_rows(rows, order[step], size=size, sharding=run.sharding)
     if patience_exceeded(run, run_state):
         return run_state, "done"
     left = range(int(run_state.step), len(order))
@@ -93,14 +87,14 @@ def take_steps(
     run: Run, run_state: RunState, batches: Iterable[Batch]
 ) -> tuple[RunState, Status]:
     """A step for each batch, with reports, evaluations and checkpoints when due."""
-    options, task = run.options, run.tasks[run_state.task]
-    keys = fit_keys(task_keys(run.key, run_state.task).fit)
-    last = np.int32(steps_of(task, options))
+    options = run.options
+    key = fit_keys(task_keys(run.key, run_state.task).fit).steps
+    last = np.int32(run.tasks[run_state.task].num_steps)
     recent: list[StepInfo] = []
     began = saved = time.monotonic()
     for step, batch in enumerate(batches, int(run_state.step)):
         state, info = run.program.step(
-            run_state.state, keys.steps, np.int32(step), last, batch
+            run_state.state, key, np.int32(step), last, batch
         )
         run_state = run_state._replace(state=state, step=np.int32(step + 1))
         recent.append(info)
@@ -143,22 +137,18 @@ def report(
     Returns:
       How many of them were not finite, and when the device had finished them.
     """
-    if not infos:
-        return 0, began
     seen, ready = jax.device_get(infos), time.monotonic()
     bad, seconds = sum(not info.finite for info in seen), ready - began
     rate = len(seen) * run.options.batch_size / max(seconds, 1e-9)
     losses = [float(info.loss) for info in seen]
-    task, step = int(run_state.task), int(run_state.step)
     penalties = [float(info.metrics.get("penalty", 0.0)) for info in seen]
-    add_losses(run.spent, task, losses, penalties)
-    run.spent.seconds[...] += seconds
-    loss = float(np.mean(losses))
+    task, loss = int(run_state.task), float(np.mean(losses))
+    add_losses(run.records.spent, task, losses, penalties, seconds)
     run.write(
         {
-            "at": number_of(run_state, run.tasks, run.options),
+            "at": position(run_state, run.tasks),
             "task": task,
-            "step": step,
+            "step": int(run_state.step),
             "loss": loss,
             **{name: float(value) for name, value in seen[-1].metrics.items()},
             "seconds": round(seconds, 6),
@@ -166,8 +156,7 @@ def report(
             "not_finite": bad,
         }
     )
-    steps = sum(steps_of(past, run.options) for past in run.tasks[:task]) + step
-    run.scalar("loss", loss, steps)
+    run.scalar("loss", loss, steps_done(run_state, run.tasks))
     name = run.tasks[task].name
     run.advance(len(seen), f"{name}, loss {loss:.4g}, {rate:.3g} examples/s")
     return bad, ready
@@ -180,19 +169,20 @@ def evaluate_within_task(run: Run, run_state: RunState) -> RunState:
     task, step = int(run_state.task), int(run_state.step)
     learners = run.program.read(run_state.state)
     key = jax.random.fold_in(task_keys(run.key, task).after, step)
-    found = [measured_on(run, key, learners, place) for place in range(task + 1)]
-    at = number_of(run_state, run.tasks, run.options)
-    line = {"at": at, "task": task, "step": step, "results": _by_metric(found)}
+    found = [
+        measured_on(run, jax.random.fold_in(key, place), learners, seen.test)
+        for place, seen in enumerate(run.tasks[: task + 1])
+    ]
+    at, results = position(run_state, run.tasks), _by_metric(found)
+    line = {"at": at, "task": task, "step": step, "results": results}
     valid, stopping = run.tasks[task].valid, run.options.early_stopping
     if valid is not None:
-        seen = measure_rows(run, key, learners, valid)
-        line["valid"] = seen
+        line["valid"] = measured_on(run, key, learners, valid)
     run.write(line)
-    if stopping is None or valid is None:
-        return run_state
-    value = np.float32(next(iter(seen[stopping.metric].values())))
     best = run_state.best
-    assert isinstance(best, Best)
+    if stopping is None or not isinstance(best, Best):
+        return run_state
+    value = np.float32(next(iter(line["valid"][stopping.metric].values())))
     ahead = best.value - value if stopping.minimizes else value - best.value
     if np.isfinite(value) and (np.isnan(best.value) or ahead > 0):
         best = new_best(run_state.state)._replace(value=value)
@@ -209,14 +199,16 @@ def patience_exceeded(run: Run, run_state: RunState) -> bool:
 
 def finish_task(run: Run, run_state: RunState) -> tuple[RunState, Status]:
     """End the task, evaluate, and save a checkpoint that is preserved."""
-    index, state = int(run_state.task), run_state.state
-    keys = fit_keys(task_keys(run.key, index).fit)
-    if isinstance(run_state.best, Best) and not np.isnan(run_state.best.value):
-        state = run_state.best.state  # with the best validation metric
-    state = run.program.end_task(state, keys.end, end_task_data(run, index))
-    best = new_best(state) if isinstance(run_state.best, Best) else ()
+    index, state, best = int(run_state.task), run_state.state, run_state.best
+    key = fit_keys(task_keys(run.key, index).fit).end
+    if isinstance(best, Best) and not np.isnan(best.value):
+        state = best.state  # with the best validation metric
+    state = run.program.end_task(state, key, end_task_data(run, index))
     run_state = run_state._replace(
-        state=state, task=np.int32(index + 1), step=np.int32(0), best=best
+        state=state,
+        task=np.int32(index + 1),
+        step=np.int32(0),
+        best=new_best(state) if isinstance(best, Best) else (),
     )
     run_state, status = test(run, run_state)
     save(run, run_state, preserve=True)
@@ -230,24 +222,31 @@ def test(run: Run, run_state: RunState) -> tuple[RunState, Status]:
     columns = columns_at(run, ended)
     if not columns:
         return over, "done"
-    learners, found = run.program.read(run_state.state), []
-    key = task_keys(run.key, ended).before
+    sets = {**{task.name: task.test for task in run.tasks}, **run.evaluation}
+    names, learners = list(sets), run.program.read(run_state.state)
+    key, found = task_keys(run.key, ended).before, []
     for column in columns:
-        found.append(measured_on(run, key, learners, column))
+        own = jax.random.fold_in(key, column)
+        found.append(measured_on(run, own, learners, sets[names[column]]))
         (stop,) = any_across_processes(run.interrupted())
         if stop and len(found) < len(columns):
             return run_state, "interrupted"
-    names = [*(task.name for task in run.tasks), *run.evaluation]
-    steps = sum(steps_of(task, run.options) for task in run.tasks[:ended])
+    steps = steps_done(run_state, run.tasks)
     for column, measured in zip(columns, found, strict=True):
-        run.measured[ended, column] = True
+        run.records.measured[ended, column] = True
         for metric, values in measured.items():
             for learner, value in values.items():
-                run.results[metric][learner][ended, column] = value
+                run.records.results[metric][learner][ended, column] = value
                 run.scalar(f"{metric}/{learner}/{names[column]}", value, steps)
-    line = {"at": number_of(run_state, run.tasks, run.options), "task": ended - 1}
-    line |= {"columns": [names[column] for column in columns]}
-    run.write(line | {"results": _by_metric(found), "ended": True})
+    run.write(
+        {
+            "at": position(run_state, run.tasks),
+            "task": ended - 1,
+            "columns": [names[column] for column in columns],
+            "results": _by_metric(found),
+            "ended": True,
+        }
+    )
     return over, "done"
 
 
@@ -263,17 +262,9 @@ def columns_at(run: Run, ended: int) -> list[int]:
 
 
 def measured_on(
-    run: Run, key: Key, learners: Mapping[str, PyTree], column: int
-) -> Measured:
-    """All metrics on the test rows of a task, or on a set for evaluation only."""
-    sets = [*(task.test for task in run.tasks), *run.evaluation.values()]
-    return measure_rows(run, jax.random.fold_in(key, column), learners, sets[column])
-
-
-def measure_rows(
     run: Run, key: Key, learners: Mapping[str, PyTree], rows: Dataset
 ) -> Measured:
-    """All metrics on some rows."""
+    """All metrics of all learners on one data set."""
     return measure(
         key,
         run.program,
@@ -286,34 +277,29 @@ def measure_rows(
 
 
 def _by_metric(found: Sequence[Measured]) -> dict[str, dict[str, list[float]]]:
-    """``{metric: {learner: [value on each set]}}``."""
-    return (
-        {
-            metric: {name: [one[metric][name] for one in found] for name in learners}
-            for metric, learners in found[0].items()
-        }
-        if found
-        else {}
-    )
+    """``{metric: {learner: [value on each set]}}``, of at least one set."""
+    return {
+        metric: {name: [one[metric][name] for one in found] for name in learners}
+        for metric, learners in found[0].items()
+    }
 
 
 def save(run: Run, run_state: RunState, *, preserve: bool = False) -> None:
     """Write a checkpoint of the run."""
-    number = number_of(run_state, run.tasks, run.options)
     now = on_devices(run_state, run.sharding)
-    run.save(number, now, preserve=preserve)
+    run.save(position(run_state, run.tasks), now, preserve=preserve)
 
 
 def training_order_of(run: Run, index: int) -> Int[np.ndarray, "steps b"]:
     """The rows of all batches of a task, fewer per batch in a task with fewer."""
-    options, rows = run.options, run.tasks[index].train
+    task = run.tasks[index]
     return training_order(
         fit_keys(task_keys(run.key, index).fit).order,
-        rows,
-        num_steps=steps_of(run.tasks[index], options),
-        batch_size=min(options.batch_size, rows.count),
+        task.train,
+        num_steps=int(task.num_steps or 0),
+        batch_size=min(run.options.batch_size, task.train.count),
         most=longest(run.tasks),
-        shuffle=run.tasks[index].shuffle,
+        shuffle=task.shuffle,
     )
 
 

@@ -1,25 +1,156 @@
-"""Results of a run of the host loop, what they cost, and warnings about them.
+"""Results of a run of the host loop, what they cost, their notes, and warnings.
 
 Results are ``{metric: {learner: [T + 1, E]}}``: row 0 is before the first task, row ``i``
 after ``i`` tasks. Columns are the ``T`` tasks in order, then the data sets for evaluation
-only. Entries not measured are NaN.
+only. Entries not measured are NaN. The notes of a checkpoint hold them column by column,
+with descriptions of the tasks: a run may resume with more tasks, metrics and sets.
 """
 
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from jaxcl.data.dataset import Task
-from jaxcl.training.compiled import Policy
-from jaxcl.training.files import plain
-from jaxcl.training.run_state import RunState
+from jaxcl.data.dataset import Dataset, Task
+from jaxcl.errors import InputError, require
+from jaxcl.training.batches import some_places, take_rows
+from jaxcl.training.compiled import Policy, Program
+from jaxcl.training.files import differing, plain
+from jaxcl.training.run_state import RunState, fingerprint
+from jaxcl.typing import Batch
 
 #: ``{metric: {learner: [T + 1, E]}}``, float64 on the host.
 Results = dict[str, dict[str, Float[np.ndarray, "rows E"]]]
+
+
+class Records(NamedTuple):
+    """What a run measures, and what its checkpoints note besides; filled in place."""
+
+    results: Results
+    spent: "Spent"
+    measured: Bool[np.ndarray, "rows E"]  # by this process
+    described: list[dict[str, Any]]  # the tasks
+    sets: list[str]  # columns for evaluation only, see describe_sets
+    earlier: Mapping[str, Any]  # the notes that this process began with
+    max_tasks: int | None  # how many the run has room for
+
+
+def begin_records(
+    program: Program,
+    tasks: Sequence[Task],
+    evaluation: Mapping[str, Dataset],
+    notes: Mapping[str, Any],
+    max_tasks: int | None,
+) -> tuple[Records, bool]:
+    """Records with what an earlier part of the run measured; and whether that is complete.
+
+    There may be more tasks, metrics, learners and sets than in the ``notes`` of that part.
+    """
+    shape = len(tasks) + 1, len(tasks) + len(evaluation)
+    results = {
+        metric: {name: np.full(shape, np.nan) for name in program.parts.names}
+        for metric in program.metric_names
+    }
+    sets, held, complete = describe_sets(evaluation), notes.get("results", {}), True
+    for metric, learner, name, column in _entries(results, sets):
+        values = held.get(metric, {}).get(learner, {}).get(name)
+        complete &= values is not None
+        column[: len(values or ())] = np.array(values or (), float)  # null becomes NaN
+    measured, described = np.zeros(shape, bool), [describe(task) for task in tasks]
+    spent = spent_so_far(notes, len(tasks))
+    records = Records(results, spent, measured, described, sets, notes, max_tasks)
+    return records, complete
+
+
+def _entries(
+    results: Results, sets: Sequence[str]
+) -> Iterator[tuple[str, str, str, np.ndarray]]:
+    """Metric, learner, name and view of every column; notes name tasks by their number."""
+    for metric, learners in results.items():
+        for learner, matrix in learners.items():
+            columns = [*map(str, range(len(matrix) - 1)), *sets]
+            for name, column in zip(columns, matrix.T, strict=True):
+                yield metric, learner, name, column
+
+
+def notes_of(records: Records) -> dict[str, Any]:
+    """What stands beside a checkpoint, for JSON: tasks, and results column by column.
+
+    What earlier notes hold of other metrics, learners and sets stays.
+    """
+    earlier = records.earlier
+    held = {
+        metric: {name: dict(columns) for name, columns in learners.items()}
+        for metric, learners in earlier.get("results", {}).items()
+    }
+    for metric, learner, name, column in _entries(records.results, records.sets):
+        held.setdefault(metric, {}).setdefault(learner, {})[name] = plain(column)
+    return {
+        "results": held,
+        "tasks": records.described,
+        "spent": plain(records.spent._asdict()),
+        "max_tasks": records.max_tasks or earlier.get("max_tasks"),
+    }
+
+
+def describe(task: Task) -> dict[str, Any]:
+    """Name, numbers of rows and steps, task numbers, and a fingerprint of some rows."""
+    parts = (task.train, task.test, *([task.valid] if task.valid else []))
+    rows = [row for part in parts for row in _some_rows(part)]
+    return {
+        "name": task.name,
+        "train": int(task.train.count),
+        "test": int(task.test.count),
+        "steps": task.num_steps,
+        "task numbers": sorted({int(row.task[0]) for row in rows}),
+        "rows": fingerprint([(row.x, row.y) for row in rows]),
+    } | ({} if task.shuffle else {"shuffle": False})
+
+
+def describe_sets(evaluation: Mapping[str, Dataset]) -> list[str]:
+    """The columns of sets for evaluation only, with names that other rows would change."""
+    mark = lambda rows: fingerprint(_some_rows(rows))
+    return [f"set {name} {mark(rows)}" for name, rows in evaluation.items()]
+
+
+def _some_rows(rows: Dataset) -> list[Batch]:
+    """The first, middle and last row, one by one; none of an empty set."""
+    return [take_rows(rows, np.array([at]), size=1) for at in some_places(rows)]
+
+
+def check_tasks_go_on(records: Records, place: Any) -> None:
+    """Refuse tasks that do not begin with those of the run, or that it has no room for."""
+    held, described = records.earlier.get("tasks", ()), records.described
+    for number, (old, new) in enumerate(zip(held, described, strict=False)):
+        for name in differing(new, old):
+            msg = (
+                f"learn: {place} holds a run whose task {number} has {name} "
+                f"{old.get(name)!r}, got {new.get(name)!r}; the tasks of a run stay, and "
+                "new ones come after them: give another folder for another stream."
+            )
+            raise InputError(msg)
+    require(
+        len(held) <= len(described),
+        "learn",
+        f"{place} holds a run of {len(held)} tasks, got {len(described)}; give all of "
+        "them, or another folder",
+    )
+    room = records.earlier.get("max_tasks") or records.max_tasks
+    wanted = max(len(described), records.max_tasks or 0)
+    require(
+        room is None or wanted <= room,
+        "learn",
+        f"the run has room for {room} tasks (max_tasks), got {wanted}; begin another one "
+        "with start= and fresh= for the parts that are full",
+    )
+
+
+# ----------------------------------------------------------------------------------- costs
+
+WINDOW = 10  # steps by which the beginning and the end of a task are compared
 
 
 class Spent(NamedTuple):
@@ -27,130 +158,9 @@ class Spent(NamedTuple):
 
     loss: Float[np.ndarray, " T"]  # sum over the steps of a task, before each
     steps: Int[np.ndarray, " T"]  # done of each task
-    first: Float[
-        np.ndarray, " T"
-    ]  # sum with penalty over the first steps, up to WINDOW
-    last: Float[np.ndarray, " T"]  # mean with penalty over the last ones, up to WINDOW
+    first: Float[np.ndarray, " T"]  # sum with penalty over up to WINDOW first steps
+    last: Float[np.ndarray, " T"]  # mean with penalty over up to WINDOW last steps
     seconds: Float[np.ndarray, " 1"]  # of steps, without evaluations and checkpoints
-
-
-def empty_results(
-    metrics: Iterable[str], learners: Iterable[str], num_tasks: int, num_sets: int
-) -> Results:
-    """Results with all entries NaN."""
-    learners = tuple(learners)
-    blank = lambda: np.full((num_tasks + 1, num_tasks + num_sets), np.nan)
-    return {metric: {name: blank() for name in learners} for metric in metrics}
-
-
-def recall(results: Results, notes: Mapping[str, Any], sets: Sequence[str]) -> None:
-    """Fill in what an earlier part of the run measured.
-
-    Args:
-      results: of all tasks, filled in place; may have more tasks than the earlier part.
-      notes: of its checkpoint, from :func:`notes_of`.
-      sets: the data sets for evaluation only, see :func:`described_parts`.
-    """
-    for metric, learner, matrix in walk(results):
-        held = notes.get("results", {}).get(metric, {}).get(learner, {})
-        for place, name in enumerate(_columns(matrix, sets)):
-            values = np.array(held.get(name, ()), float)
-            matrix[: len(values), place] = values
-
-
-def are_new(results: Results, notes: Mapping[str, Any], sets: Sequence[str]) -> bool:
-    """Whether metrics, learners, tasks or sets are asked for that notes do not have."""
-    held = notes.get("results", {})
-    return any(
-        name not in held.get(metric, {}).get(learner, {})
-        for metric, learner, matrix in walk(results)
-        for name in _columns(matrix, sets)
-    )
-
-
-def notes_of(
-    results: Results,
-    described: Sequence[Mapping[str, Any]],
-    sets: Sequence[str],
-    earlier: Mapping[str, Any],
-    spent: Spent,
-    max_tasks: int | None,
-) -> dict[str, Any]:
-    """What stands beside a checkpoint, for JSON: tasks, and results column by column.
-
-    Args:
-      results: as measured so far.
-      described: the tasks.
-      sets: names of the data sets for evaluation only.
-      earlier: notes that the run began with; what they hold of other metrics, learners
-        and sets stays.
-      spent: on training so far.
-      max_tasks: how many the run has room for.
-    """
-    held = {
-        metric: {name: dict(columns) for name, columns in learners.items()}
-        for metric, learners in earlier.get("results", {}).items()
-    }
-    for metric, learner, matrix in walk(results):
-        columns = held.setdefault(metric, {}).setdefault(learner, {})
-        for place, name in enumerate(_columns(matrix, sets)):
-            values = matrix[:, place]
-            columns[name] = [None if np.isnan(v) else float(v) for v in values]
-    room = {"max_tasks": max_tasks or earlier.get("max_tasks")}
-    return {
-        "results": held,
-        "tasks": list(described),
-        "spent": plain(spent._asdict()),
-    } | room
-
-
-def _columns(matrix: np.ndarray, sets: Sequence[str]) -> list[str]:
-    """What columns are called beside a checkpoint: tasks by their numbers."""
-    tasks = matrix.shape[0] - 1
-    return [*map(str, range(tasks)), *sets]
-
-
-def walk(results: Results) -> Iterable[tuple[str, str, np.ndarray]]:
-    """Every metric, learner and matrix."""
-    for metric, learners in results.items():
-        for learner, matrix in learners.items():
-            yield metric, learner, matrix
-
-
-def warn_of_bad_scores(
-    results: Results, names: Sequence[str], measured: Bool[np.ndarray, "rows E"]
-) -> None:
-    """Warn of columns that were measured and not finite, if there are any.
-
-    Args:
-      results: of the run.
-      names: of the columns.
-      measured: what this process has measured.
-    """
-    bad = np.zeros(len(names), bool)
-    for _, _, matrix in walk(results):
-        bad |= (measured & ~np.isfinite(matrix)).any(axis=0)
-    if bad.any():
-        which = ", ".join(repr(name) for name, b in zip(names, bad, strict=True) if b)
-        warnings.warn(
-            f"learn: what was measured on the test rows of {which} was not finite. Look "
-            "for NaN among these rows, or in what the metrics return.",
-            stacklevel=3,
-        )
-
-
-WINDOW = 10  # steps by which the beginning and the end of a task are compared
-
-
-def add_losses(
-    spent: Spent, task: int, losses: Sequence[float], penalties: Sequence[float]
-) -> None:
-    """Count the next steps of a task."""
-    early, totals = max(WINDOW - int(spent.steps[task]), 0), np.add(losses, penalties)
-    spent.first[task] += np.sum(totals[:early])
-    spent.last[task] = np.mean(totals[-WINDOW:])
-    spent.loss[task] += sum(losses)
-    spent.steps[task] += len(losses)
 
 
 def spent_so_far(notes: Mapping[str, Any], num_tasks: int) -> Spent:
@@ -161,6 +171,41 @@ def spent_so_far(notes: Mapping[str, Any], num_tasks: int) -> Spent:
         now = np.array(values, float)  # null becomes NaN
         getattr(spent, name)[: now.size] = now
     return spent
+
+
+def add_losses(
+    spent: Spent,
+    task: int,
+    losses: Sequence[float],
+    penalties: Sequence[float],
+    seconds: float = 0.0,
+) -> None:
+    """Count the next steps of a task."""
+    spent.seconds[...] += seconds
+    early, totals = max(WINDOW - int(spent.steps[task]), 0), np.add(losses, penalties)
+    spent.first[task] += np.sum(totals[:early])
+    spent.last[task] = np.mean(totals[-WINDOW:])
+    spent.loss[task] += sum(losses)
+    spent.steps[task] += len(losses)
+
+
+# -------------------------------------------------------------------------------- warnings
+
+
+def warn_of_bad_scores(records: Records, names: Sequence[str]) -> None:
+    """Warn of columns that this process measured and that were not finite, if any."""
+    results = records.results.values()
+    found = [matrix for learners in results for matrix in learners.values()]
+    bad = np.any(records.measured & ~np.isfinite(found).all(axis=0), axis=0)
+    if bad.any():
+        which = ", ".join(
+            repr(names[column]) for column in np.flatnonzero(bad).tolist()
+        )
+        warnings.warn(
+            f"learn: what was measured on the test rows of {which} was not finite. Look "
+            "for NaN among these rows, or in what the metrics return.",
+            stacklevel=3,
+        )
 
 
 def warn_of_bad_steps(

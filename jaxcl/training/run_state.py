@@ -1,6 +1,8 @@
-"""The state of a run: what a checkpoint holds, how it is found, and where it starts."""
+"""The state of a run: what a checkpoint holds, what identifies it, and where it starts."""
 
-import warnings
+import hashlib
+import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -8,15 +10,17 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
+from jaxtyping import Array, PyTree, UInt
 
 from jaxcl.data.dataset import Task
-from jaxcl.errors import InputError, shown
+from jaxcl.errors import InputError, require, shown
 from jaxcl.sharding import ShardingPlan, replicated
-from jaxcl.training.checkpoint import Leaves, read_leaves, restore
+from jaxcl.training.checkpoint import Leaves, leaf_specs, read_leaves, restore
 from jaxcl.training.checkpoint_files import all_steps, is_preserved, steps
-from jaxcl.training.files import as_folder
-from jaxcl.training.options import Options, steps_of
-from jaxcl.typing import MethodState
+from jaxcl.training.files import differing
+from jaxcl.training.options import Options
+from jaxcl.typing import Key, MethodState
 
 
 class Best(NamedTuple):
@@ -35,15 +39,15 @@ class RunState(NamedTuple):
     step: Any  # [] int32: steps done of the current task
     num_bad: Any  # [] int32: steps so far that were not finite
     evaluated: (
-        Any  # [] int32: ends of tasks that are evaluated, the start counts as one
+        Any  # [] int32: ends of tasks that are evaluated; the start counts as one
     )
     best: Best | tuple[()] = ()  # with early stopping
 
 
 def begin(state: MethodState, options: Options) -> RunState:
     """Before the first step."""
-    best = new_best(state) if options.early_stopping else ()
     zero = np.int32(0)
+    best = new_best(state) if options.early_stopping else ()
     return RunState(state, zero, zero, zero, zero, best)
 
 
@@ -53,64 +57,45 @@ def new_best(state: MethodState) -> Best:
     return Best(np.float32(np.nan), np.int32(0), copy)
 
 
-class Found(NamedTuple):
-    """What the latest checkpoint of a folder holds."""
-
-    run_state: RunState
-    notes: Mapping[str, Any]  # results and tasks, from JSON; empty at the start
-
-
 def latest_run_state(
-    place: Path,
+    place: Path | None,
     start: RunState,
     sharding: ShardingPlan | None,
     metadata: Mapping[str, Any],
-) -> Found:
-    """The latest state of the run in a folder of checkpoints; ``start`` if there is none.
-
-    Raises:
-      InputError: for the checkpoint of another run, and if all are damaged.
-    """
-    if not all_steps(place):
-        return Found(start, {})
-    restored = restore(place, on_devices(start, sharding), metadata=metadata)
-    return Found(on_host(restored.tree), restored.notes)
+) -> tuple[RunState, Mapping[str, Any]]:
+    """The latest state in a folder of checkpoints and its notes, or ``start`` and none."""
+    if place is None or not all_steps(place):
+        return start, {}
+    found = restore(place, on_devices(start, sharding), metadata=metadata)
+    return _with_numbers(found.tree, lambda n: np.asarray(n)[()]), found.notes
 
 
 def on_devices(run_state: RunState, sharding: ShardingPlan | None) -> RunState:
     """The state as arrays for a checkpoint, with scalars replicated on all devices."""
     if sharding is None:
-        put = jnp.asarray
-    else:
-        same = replicated(sharding)
-        put = lambda x: jax.make_array_from_process_local_data(same, np.asarray(x))
-    return _with_numbers(run_state, put)
-
-
-def on_host(run_state: RunState) -> RunState:
-    """The same with its numbers on the host."""
-    return _with_numbers(run_state, lambda number: np.asarray(number)[()])
+        return _with_numbers(run_state, jnp.asarray)
+    put, same = jax.make_array_from_process_local_data, replicated(sharding)
+    return _with_numbers(run_state, lambda number: put(same, np.asarray(number)))
 
 
 def _with_numbers(run_state: RunState, convert) -> RunState:
-    numbers = {
-        name: convert(getattr(run_state, name))
-        for name in ("task", "step", "num_bad", "evaluated")
-    }
-    best = run_state.best
+    """The same with its numbers on the devices, or on the host."""
+    best, names = run_state.best, ("task", "step", "num_bad", "evaluated")
     if isinstance(best, Best):
         best = best._replace(value=convert(best.value), stale=convert(best.stale))
+    numbers = {name: convert(getattr(run_state, name)) for name in names}
     return run_state._replace(**numbers, best=best)
 
 
-def number_of(run_state: RunState, tasks: Sequence[Task], options: Options) -> int:
+def steps_done(run_state: RunState, tasks: Sequence[Task]) -> int:
+    """The steps so far; a task that ended early counts with its ``num_steps``."""
+    ended = tasks[: int(run_state.task)]
+    return sum(task.num_steps or 0 for task in ended) + int(run_state.step)
+
+
+def position(run_state: RunState, tasks: Sequence[Task]) -> int:
     """A unique number per position; a task's last step and its end are different ones."""
-    return position(int(run_state.task), int(run_state.step), tasks, options)
-
-
-def position(task: int, step: int, tasks: Sequence[Task], options: Options) -> int:
-    """Likewise, of a task and a step of it."""
-    return sum(steps_of(past, options) + 1 for past in tasks[:task]) + step
+    return steps_done(run_state, tasks) + int(run_state.task)
 
 
 def evaluation_due(run_state: RunState) -> bool:
@@ -118,95 +103,158 @@ def evaluation_due(run_state: RunState) -> bool:
     return bool(run_state.step == 0 and run_state.evaluated <= run_state.task)
 
 
-def is_finished(run_state: RunState, tasks: Sequence[Task]) -> bool:
-    """Whether nothing is left to do."""
-    return bool(run_state.task == len(tasks)) and not evaluation_due(run_state)
+# ----------------------------------------------------- the start from another run
 
 
-def warn_if_finished(home: Path | None) -> None:
-    """Warn that the run had finished before."""
-    warnings.warn(
-        f"learn: the run in {home} had finished; its result is returned and nothing "
-        "is learned. For another run give another folder, for a longer one more tasks.",
-        stacklevel=3,
-    )
+def started_from(start: Path, state: MethodState, fresh: Sequence[str]) -> MethodState:
+    """The state of a checkpoint; the fields ``fresh`` stay as in ``state``.
 
-
-def started_from(
-    start: str | Path,
-    state: MethodState,
-    fresh: Sequence[str],
-) -> MethodState:
-    """The state of a checkpoint, with some parts initialised instead.
-
-    Args:
-      start: folder of a run, or one of its checkpoints.
-      state: the method's initial state; the parts in ``fresh`` are taken from it.
-      fresh: fields of the state.
-
-    Raises:
-      ValueError: for an unknown field, a folder without checkpoints, or a part with
-        another structure, by the path of its first leaf that differs.
+    A part with another structure is refused by the path of its first leaf that differs.
     """
-    wrong = [name for name in fresh if name not in MethodState._fields]
-    if wrong or isinstance(fresh, str):
-        msg = (
-            f"learn: fresh must name parts of the state, such as ('memory',), got "
-            f"{shown(fresh)}; there are {', '.join(MethodState._fields)}."
-        )
-        raise InputError(msg)
-    place = _checkpoint_of(as_folder("learn", start, "start"))
+    require(
+        {*fresh} <= {*MethodState._fields} and not isinstance(fresh, str),
+        "learn",
+        f"fresh must name parts of the state, such as ('memory',), got {shown(fresh)}; "
+        f"there are {', '.join(MethodState._fields)}",
+    )
+    place = _latest_of(start)
     held = read_leaves(place)
-    if int(held.get(".step", 0)):
-        msg = (
-            f"learn: start must be the end of a task, got {place}, which is step "
-            f"{int(held['.step'])} of one; give one of a task's end, or finish that run."
-        )
-        raise InputError(msg)
-    parts = {
-        name: part if name in fresh else _part(name, part, held, start)
+    step = int(held.get(".step", 0))
+    require(
+        step == 0,
+        "learn",
+        f"start must be the end of a task, got {place}, which is step {step} of one; give "
+        "one of a task's end, or finish that run",
+    )
+    loaded = {
+        name: _part(name, part, held, start)
         for name, part in state._asdict().items()
+        if name not in fresh
     }
-    return MethodState(**parts)
+    return state._replace(**loaded)
 
 
-def _checkpoint_of(place: Path) -> Path:
+def _latest_of(place: Path) -> Path:
     """The latest checkpoint of a run's folder, or the one that is named."""
     for folder in (place / "checkpoints", place):
         if folder.is_dir() and (found := steps(folder)):
             ends = [step for step in found if is_preserved(folder / str(step))]
             return folder / str((ends or found)[-1])
-    if place.with_suffix(".json").is_file():
-        return place
-    msg = (
-        f"learn: start must be the folder of a run or FOLDER/checkpoints/NUMBER, got "
-        f"{place}, where no checkpoint is."
+    require(
+        place.with_suffix(".json").is_file(),
+        "learn",
+        f"start must be the folder of a run or FOLDER/checkpoints/NUMBER, got {place}, "
+        "where no checkpoint is",
     )
-    raise InputError(msg)
+    return place
 
 
-def _part(name: str, part, held: Leaves, start):
+def _part(name: str, part: PyTree, held: Leaves, start: Path) -> PyTree:
     """One field of the state, with the leaves of the checkpoint."""
-    prefix = f".state.{name}"
+    own = re.compile(rf"\.state\.{name}($|[.\[])")
+    old = leaf_specs({key: leaf for key, leaf in held.items() if own.match(key)})
+    named, tree = jax.tree_util.tree_flatten_with_path(part)
     wanted = {
-        prefix + jax.tree_util.keystr(path): leaf
-        for path, leaf in jax.tree_util.tree_leaves_with_path(part)
+        f".state.{name}{jax.tree_util.keystr(path)}": leaf for path, leaf in named
     }
-    there = {
-        key
-        for key in held
-        if key == prefix or key.startswith((f"{prefix}.", f"{prefix}["))
-    }
-    spec = lambda leaf: f"{leaf.dtype}{list(leaf.shape)}"
-    for key in sorted(wanted.keys() | there):
-        old = spec(held[key]) if key in held else "absent"
-        new = spec(wanted[key]) if key in wanted else "absent"
-        if old != new:
-            msg = (
-                f"learn: the state in {start} has {key.removeprefix('.state.')} {old}, "
-                f"the method {new}; build the same parts, or begin with new ones: "
-                f"fresh=({name!r},)."
-            )
-            raise InputError(msg)
+    new = leaf_specs(wanted)
+    for key in differing(old, new):
+        msg = (
+            f"learn: the state in {start} has {key.removeprefix('.state.')} "
+            f"{old.get(key, 'absent')}, the method {new.get(key, 'absent')}; build the "
+            f"same parts, or begin with new ones: fresh=({name!r},)."
+        )
+        raise InputError(msg)
     leaves = [jax.device_put(held[key], leaf.sharding) for key, leaf in wanted.items()]
-    return jax.tree.unflatten(jax.tree.structure(part), leaves)
+    return jax.tree.unflatten(tree, leaves)
+
+
+# ------------------------------------------------------------------------------- identity
+
+#: Options that must agree with a checkpoint: they affect what is learned or measured.
+_DECISIVE = (
+    "num_steps",
+    "batch_size",
+    "on_non_finite",
+    "end_task_examples",
+    "eval_examples",
+    "early_stopping",
+)
+
+
+def identity(
+    key: Key, options: Options, frozen: PyTree, metadata: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What must agree with a checkpoint to resume from it, except the tasks."""
+    decisive = {name: getattr(options, name) for name in _DECISIVE}
+    if options.early_stopping is not None:
+        decisive["early_stopping"] = list(options.early_stopping)
+        decisive["eval_every"] = options.eval_every
+    decisive["key"] = jax.random.key_data(key).tolist()
+    if jax.tree.leaves(frozen):
+        decisive["frozen"] = fingerprint(frozen)
+    return dict(metadata) | decisive  # the caller's names cannot replace these
+
+
+def fingerprint(tree: PyTree) -> str:
+    """A checksum of every leaf's path, dtype, shape and bits.
+
+    Each entry, as 32-bit words, is hashed with its position, and these are added modulo
+    2^32, twice in different ways: sums of integers do not depend on the number of devices.
+    It detects other weights; it is not cryptographic.
+
+    Returns 16 hexadecimal digits. Cost: one pass over the weights, where they are.
+    """
+    named = jax.tree_util.tree_leaves_with_path(tree)
+    digest = hashlib.sha256()
+    for path, leaf in named:
+        array = jax.random.key_data(leaf) if _is_key(leaf) else jnp.asarray(leaf)
+        sums = np.asarray(_sums(array)).tolist()
+        name = jax.tree_util.keystr(path)
+        digest.update(f"{name} {array.dtype}{array.shape} {sums};".encode())
+    return digest.hexdigest()[:16]
+
+
+def _is_key(leaf) -> bool:
+    return jnp.issubdtype(jnp.result_type(leaf), jax.dtypes.prng_key)
+
+
+@jax.jit
+def _sums(array: Array) -> UInt[Array, " 2"]:
+    """The two sums of all words, each hashed with its position."""
+    totals = jnp.zeros(2, jnp.uint32)
+    for part, words in enumerate(_words(array)):
+        place = _positions(words.shape)
+        for which, odd in enumerate((0x9E3779B1, 0x85EBCA77)):
+            salt = jnp.uint32((odd + 2 * part) % 2**32)
+            mixed = _mix(words ^ _mix(place * salt + salt))
+            totals = totals.at[which].add(jnp.sum(mixed, dtype=jnp.uint32))
+    return totals
+
+
+def _words(array: Array) -> list[Array]:
+    """Entries as unsigned words of 32 bits; narrow ones are widened, which is exact."""
+    if jnp.issubdtype(array.dtype, jnp.complexfloating):
+        return _words(array.real) + _words(array.imag)
+    bits = 8 * array.dtype.itemsize
+    if bits < 32:
+        floating = jnp.issubdtype(array.dtype, jnp.floating)
+        array = array.astype(jnp.float32 if floating else jnp.uint32)
+    words = lax.bitcast_convert_type(array, jnp.uint32)
+    return [words] if bits <= 32 else [words[..., half] for half in range(bits // 32)]
+
+
+def _positions(shape: tuple[int, ...]) -> Array:
+    """The number of each entry in row-major order, modulo 2^32."""
+    place = jnp.zeros(shape, jnp.uint32)
+    for axis in range(len(shape)):
+        stride = math.prod(shape[axis + 1 :]) % 2**32
+        place += lax.broadcasted_iota(jnp.uint32, shape, axis) * jnp.uint32(stride)
+    return place
+
+
+def _mix(words: Array) -> Array:
+    """A bijective hash of words in which every input bit affects all output bits."""
+    words = (words ^ (words >> 16)) * jnp.uint32(0x85EBCA6B)
+    words = (words ^ (words >> 13)) * jnp.uint32(0xC2B2AE35)
+    return words ^ (words >> 16)

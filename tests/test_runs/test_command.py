@@ -813,15 +813,18 @@ def test_progress_on_a_terminal_is_a_bar(capsys, monkeypatch):
 
 
 def test_a_part_of_a_run_counts_for_the_time_left(capsys, monkeypatch):
-    """Oracle: worked out by hand; a third of one of two runs took two seconds."""
-    clock = iter([0.0, 2.0, 2.0, 6.0, 6.0])
+    """Oracle: worked out by hand; two thirds of one of two runs took four seconds. What
+    came before, of earlier processes or while it was compiled, is not counted."""
+    clock = iter([1.0, 1.0, 2.0, 2.0, 6.0, 6.0])
     monkeypatch.setattr(time, "monotonic", lambda: next(clock))
     with progress(2, "runs") as advance:
-        advance(Fraction(1, 3))
-        advance(Fraction(2, 3))
+        advance(Fraction(1, 6), "sam, resumed")
+        advance(Fraction(1, 6), "sam")
+        advance(Fraction(2, 3), "sam")
     assert capsys.readouterr().err.splitlines() == [
-        "runs: 0/2 (6 s each, 0:10 left)",
-        "runs: 1/2 (6 s each, 0:06 left)",
+        "runs: 0/2 (sam, resumed)",
+        "runs: 0/2 (sam)",
+        "runs: 1/2 (6 s each, 0:06 left, sam)",
     ]
 
 

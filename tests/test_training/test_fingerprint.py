@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jaxcl.sharding import ShardingPlan, fsdp, make_mesh, shardings
-from jaxcl.training.identity import _sums, fingerprint
+from jaxcl.training.run_state import _sums, fingerprint
 
 TREE = {
     "kernel": np.random.default_rng(0).normal(size=(8, 16)).astype(np.float32),

@@ -364,7 +364,7 @@ def test_a_part_of_another_structure_is_refused_by_its_path_or_begins_anew(tmp_p
         )
 
     words = (
-        r"memory\.kept\.task int32\[10\], the method int32\[20\]; .*fresh=\('memory',"
+        r"memory\.kept\.x float32\[10,5\], the method float32\[20,5\]; .*fresh=\('me"
     )
     with pytest.raises(ValueError, match=words):
         run([TASKS[2]], options=options, build=larger, start=tmp_path)

@@ -52,7 +52,7 @@ def test_a_consumer_that_leaves_ends_the_reader():
     assert next(results) == 0
     results.close()
     deadline = time.monotonic() + 5
-    while any(thread.name == "feed" for thread in threading.enumerate()):
+    while any(thread.name.startswith("feed") for thread in threading.enumerate()):
         assert time.monotonic() < deadline
         time.sleep(0.02)
 

@@ -7,6 +7,7 @@ import optax
 import pytest
 
 from jaxcl.data import Dataset, Task, array_dataset
+from jaxcl.errors import InputError
 from jaxcl.interleave import interleave
 from jaxcl.learners import nearest_mean, nearest_mean_outputs
 from jaxcl.losses import cross_entropy, heads
@@ -213,3 +214,26 @@ def test_test_rows_unlike_those_of_training_and_two_lengths_are_one_line():
     same = [TASKS[1], TASKS[0]._replace(train=array_dataset(wide))]
     with pytest.raises(ValueError, match="train of task 'task 0' has rows of"):
         run(same)
+    both = TASKS[0]._replace(train=array_dataset(wide), test=array_dataset(wide))
+    words = r"rows of task 'task 0', x float32\[.*, 7\] .* \(16, 7\) .* \(16, 5\)"
+    with pytest.raises(InputError, match=words) as error:
+        run([both])
+    assert "\n" not in str(error.value)
+
+
+def test_progress_begins_with_the_steps_of_earlier_processes(tmp_path):
+    """Oracle: counting; the last call of the first part does not return."""
+
+    def cut(steps, text):
+        calls.append((steps, text.partition(",")[0]))
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+
+    calls, options = [], OPTIONS._replace(report_every=2, save_every=0.0)
+    with pytest.raises(KeyboardInterrupt):
+        run(TASKS[:2], tmp_path, options=options, on_progress=cut)
+    first, calls = calls[:2], [None] * 3
+    run(TASKS[:2], tmp_path, options=options, on_progress=cut)
+    assert first == [(1, "task 0"), (1, "task 0")]
+    assert calls[3] == (2, "resumed")
+    assert sum(steps for steps, _ in calls[3:]) == 12

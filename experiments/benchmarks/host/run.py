@@ -31,7 +31,7 @@ from jaxcl.training.compiled import Program, Rows, compile_program
 from jaxcl.training.logging import metrics_file
 from jaxcl.training.loop import Run, fit
 from jaxcl.training.processes import interruptible
-from jaxcl.training.results import spent_so_far
+from jaxcl.training.results import begin_records
 from jaxcl.training.run_state import begin
 from jaxcl.transforms import sam
 from jaxcl.tree import as_batch
@@ -105,7 +105,8 @@ def make_job(
     rows = array_dataset(as_batch(text[:, :-1], text[:, 1:]))
     params, key = model.init(jax.random.key(config.seed)), jax.random.key(0)
     example = rows.read(np.arange(1))
-    shapes = Rows(example, *[shapes_of(example, batch_size, sharding)] * 3)
+    rows_of = shapes_of(example, batch_size, sharding)
+    shapes = Rows(example, rows_of, rows_of, rows_of)
     program = compile_program(build, params, (), shapes, key=key, sharding=sharding)
     numbers = np.arange(batch_size)
     batch = take_rows(rows, numbers, size=batch_size, sharding=sharding)
@@ -146,14 +147,12 @@ def host_loop(job: Job, options: Options) -> Any:
         enter, folder = stack.enter_context, Path(place)
         run = Run(
             jax.random.key(KEY_SEED),
-            [job.task],
+            [job.task._replace(num_steps=options.num_steps)],
             {},
             options,
             None,
             job.program,
-            results={},
-            measured=np.zeros((2, 1), bool),
-            spent=spent_so_far({}, 1),
+            records=begin_records(job.program, [job.task], {}, {}, None)[0],
             interrupted=enter(interruptible()),
             save=enter(saving(folder / "checkpoints")),
             write=enter(metrics_file(folder / "metrics.jsonl")),
