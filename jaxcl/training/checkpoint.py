@@ -66,10 +66,6 @@ class Restored(NamedTuple):
     notes: Mapping[str, Any]
 
 
-#: Arrays by their paths, such as ``.state.params['w']``.
-Leaves = dict[str, jax.Array]
-
-
 def save(
     folder: str | Path,
     step: int,
@@ -108,7 +104,7 @@ def save(
     check_size("save", keep=keep)
     path = as_folder("save", folder) / str(step)
     held = as_metadata("checkpoint", metadata)
-    leaves = _leaves(tree)
+    leaves = named_leaves(tree)
     from orbax.checkpoint import v1 as orbax  # here, because the import takes a second
 
     data = _numbered([_data(leaf) for leaf in leaves.values()])
@@ -253,8 +249,8 @@ def saving(
         last.result()
 
 
-def _leaves(tree: PyTree) -> dict[str, Any]:
-    """Leaves by their paths, all of them arrays."""
+def named_leaves(tree: PyTree) -> dict[str, Any]:
+    """Leaves by their paths, such as ``.params['w']``, all of them arrays."""
     named = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         name = jax.tree_util.keystr(path)
@@ -324,7 +320,7 @@ def _read(path: Path, key_impls: dict[str, str], like: PyTree) -> PyTree:
             return value
         return jax.random.wrap_key_data(value, impl=key_impls[name])
 
-    leaves = _leaves(like)
+    leaves = named_leaves(like)
     specs = [abstract(leaf) for leaf in leaves.values()]
     numbered = {number: asked(spec) for number, spec in _numbered(specs).items()}
     with plain_path(path) as place:
@@ -334,7 +330,7 @@ def _read(path: Path, key_impls: dict[str, str], like: PyTree) -> PyTree:
     return jax.tree.unflatten(jax.tree.structure(like), parts)
 
 
-def read_leaves(path: Path) -> Leaves:
+def read_leaves(path: Path) -> dict[str, jax.Array]:
     """All leaves of one checkpoint by their paths; an InputError if it is damaged."""
     try:
         note = examined(path)
@@ -355,7 +351,7 @@ def read_leaves(path: Path) -> Leaves:
 
 def _check_same(path: Path, on_disk: dict[str, str], like: PyTree) -> None:
     """Refuse a tree with other leaves, and list up to eight differences."""
-    wanted = leaf_specs(_leaves(like))
+    wanted = leaf_specs(named_leaves(like))
     lines = [
         f"{name}: on disk {on_disk.get(name, 'absent')}, "
         f"expected {wanted.get(name, 'absent')}"

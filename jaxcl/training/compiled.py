@@ -23,7 +23,7 @@ from jaxcl.metrics.evaluation import (
 )
 from jaxcl.sharding import ShardingPlan, batch_sharding, replicated, shardings
 from jaxcl.training.batches import in_words
-from jaxcl.training.checkpoint import leaf_specs
+from jaxcl.training.checkpoint import leaf_specs, named_leaves
 from jaxcl.training.device import with_num_steps
 from jaxcl.training.files import differing
 from jaxcl.typing import Batch, Key, Method, MethodState, Params
@@ -197,12 +197,7 @@ def _lowered(parts, inputs, rows: Rows, key, measured: bool) -> Iterator[Any]:
 
 def check_state(where: str, before: MethodState, after: MethodState) -> None:
     """Refuse a state that changes its structure, shapes or dtypes, naming the part."""
-
-    def specs(state):
-        leaves = jax.tree_util.tree_leaves_with_path(state)
-        return leaf_specs({jax.tree_util.keystr(path): leaf for path, leaf in leaves})
-
-    old, new = specs(before), specs(after)
+    old, new = (leaf_specs(named_leaves(state)) for state in (before, after))
     for path in differing(old, new):
         msg = (
             f"learn: {where} must keep the form of the state, got "

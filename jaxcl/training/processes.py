@@ -35,13 +35,6 @@ def start_processes(
       patience: seconds without a heartbeat after which a process counts as dead, and all
         others end with a message.
     """
-    given = address, count, index
-    require(
-        all(value is None for value in given) or None not in given,
-        "start_processes",
-        "give address, count and index, or none of them where the cluster tells, got "
-        f"{address}, {count} and {index}",
-    )
     inside = index is None or count is None or 0 <= index < count
     beyond = f"index must be from 0 to {(count or 1) - 1}, got {index}"
     require(inside, "start_processes", beyond)

@@ -16,7 +16,7 @@ from jaxtyping import Array, PyTree, UInt
 from jaxcl.data.dataset import Task
 from jaxcl.errors import InputError, require, shown
 from jaxcl.sharding import ShardingPlan, replicated
-from jaxcl.training.checkpoint import Leaves, leaf_specs, read_leaves, restore
+from jaxcl.training.checkpoint import leaf_specs, named_leaves, read_leaves, restore
 from jaxcl.training.checkpoint_files import all_steps, is_preserved, steps
 from jaxcl.training.files import differing
 from jaxcl.training.options import Options
@@ -111,12 +111,10 @@ def started_from(start: Path, state: MethodState, fresh: Sequence[str]) -> Metho
 
     A part with another structure is refused by the path of its first leaf that differs.
     """
-    require(
-        {*fresh} <= {*MethodState._fields} and not isinstance(fresh, str),
-        "learn",
-        f"fresh must name parts of the state, such as ('memory',), got {shown(fresh)}; "
-        f"there are {', '.join(MethodState._fields)}",
-    )
+    parts = MethodState._fields
+    named = "fresh must name parts of the state, such as ('memory',)"
+    others = f"got {shown(fresh)}; there are {', '.join(parts)}"
+    require({*fresh} <= {*parts}, "learn", f"{named}, {others}")
     place = _latest_of(start)
     held = read_leaves(place)
     step = int(held.get(".step", 0))
@@ -149,14 +147,13 @@ def _latest_of(place: Path) -> Path:
     return place
 
 
-def _part(name: str, part: PyTree, held: Leaves, start: Path) -> PyTree:
+def _part(
+    name: str, part: PyTree, held: Mapping[str, jax.Array], start: Path
+) -> PyTree:
     """One field of the state, with the leaves of the checkpoint."""
     own = re.compile(rf"\.state\.{name}($|[.\[])")
     old = leaf_specs({key: leaf for key, leaf in held.items() if own.match(key)})
-    named, tree = jax.tree_util.tree_flatten_with_path(part)
-    wanted = {
-        f".state.{name}{jax.tree_util.keystr(path)}": leaf for path, leaf in named
-    }
+    wanted = {f".state.{name}{path}": leaf for path, leaf in named_leaves(part).items()}
     new = leaf_specs(wanted)
     for key in differing(old, new):
         msg = (
@@ -166,7 +163,7 @@ def _part(name: str, part: PyTree, held: Leaves, start: Path) -> PyTree:
         )
         raise InputError(msg)
     leaves = [jax.device_put(held[key], leaf.sharding) for key, leaf in wanted.items()]
-    return jax.tree.unflatten(tree, leaves)
+    return jax.tree.unflatten(jax.tree.structure(part), leaves)
 
 
 # ------------------------------------------------------------------------------- identity

@@ -170,10 +170,6 @@ REFUSED = [
     (lambda: fsdp(at_least=-1), "fsdp: at_least must be an int"),
     (lambda: fsdp(replicated="lora"), "fsdp: .*add a comma"),
     (
-        lambda: start_processes("127.0.0.1:1", count=2),
-        "give address, count and index, or none",
-    ),
-    (
         lambda: start_processes("127.0.0.1:1", count=2, index=2),
         "index must be from 0 to 1, got 2",
     ),
