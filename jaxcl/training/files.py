@@ -225,10 +225,8 @@ def as_metadata(who: str, metadata: Mapping[str, Any] | None) -> dict[str, Any]:
     def converted(value):
         if isinstance(value, np.generic):
             return value.item()
-        if isinstance(value, os.PathLike):
-            return os.fspath(value)
-        msg = f"Object of type {type(value).__name__} is not JSON serializable"
-        raise TypeError(msg)
+        is_path = isinstance(value, os.PathLike)
+        return os.fspath(value) if is_path else json.JSONEncoder().default(value)
 
     try:
         text = json.dumps(dict(metadata or {}), allow_nan=False, default=converted)

@@ -197,7 +197,11 @@ def learn(
     alone = f"fresh={fresh!r} is for a run that begins with start=, got none"
     require(start is not None or not fresh, "learn", alone)
     check_run(key, params, tasks, options, sharding, evaluation, measured=bool(metrics))
-    tasks = [_with_length(task, options) for task in tasks]
+    lengths = [steps_of(task, options) for task in tasks]
+    tasks = [
+        task._replace(num_steps=length, num_epochs=None)
+        for task, length in zip(tasks, lengths, strict=True)
+    ]
     metadata = as_metadata("learn", metadata)
     home = None if folder is None else as_folder("learn", folder)
     start = None if start is None else as_folder("learn", start, "start")
@@ -236,8 +240,7 @@ def learn(
                 save, write = _writers(enter, *given)
         scalar = enter(tensorboard(tensorboard_folder if is_primary() else None))
         quiet = not (is_primary() and sys.stderr.isatty()) if quiet is None else quiet
-        num_steps = sum(task.num_steps or 0 for task in tasks)
-        advance = on_progress or enter(bar(num_steps, quiet=quiet))
+        advance = on_progress or enter(bar(sum(lengths), quiet=quiet))
         if run_state.task or run_state.step:
             advance(steps_done(run_state, tasks), RESUMED)
         run = Run(
@@ -270,11 +273,6 @@ def learn(
     mean = spent.loss / np.where(spent.steps, spent.steps, np.nan)
     learners, seconds = program.read(run_state.state), float(spent.seconds[0])
     return TrainResult(status, learners, records.results, run_state, mean, seconds)
-
-
-def _with_length(task: Task, options: Options) -> Task:
-    """The task with its number of steps."""
-    return task._replace(num_steps=steps_of(task, options), num_epochs=None)
 
 
 def _program_of(

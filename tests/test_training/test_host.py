@@ -609,7 +609,7 @@ def test_what_is_wrong_after_a_task_is_said_before_the_first_step(tasks, tmp_pat
         (unlike, {}, ValueError, r"train of task 'cut' has .*\[1, 63\].*\[1, 64\]"),
         (unseen, {}, ValueError, r"test of task 'cut' has .*\[1, 63\].*\[1, 64\]"),
         (given, {"metrics": mean}, ValueError, r"real numbers .*, got float32\[\] for"),
-        (given, {"metrics": two}, ValueError, r"\(params, frozen, batch\)"),
+        (given, {"metrics": two}, TypeError, "takes 2 positional arguments but 3"),
         (given, {"build": forgetful}, AttributeError, "no_such"),
         (
             given,
