@@ -164,7 +164,6 @@ def metric_row(
     stream: Stream,
     *,
     every: int = 1,
-    seen_only: bool = False,
     num_examples: int | None = None,
     chunk_size: int | None = None,
 ) -> Callback:
@@ -174,7 +173,6 @@ def metric_row(
       metrics: such as :func:`jaxcl.metrics.classification`.
       stream: all tasks of its plan are evaluated.
       every: as for :func:`accuracy_row`.
-      seen_only: leave tasks that have not been learned NaN.
       num_examples: as for :func:`accuracy_row`.
       chunk_size: rows held at once.
 
@@ -182,15 +180,8 @@ def metric_row(
       A callback that gives ``{metric: {learner: [T]}}``.
     """
     listed("metric_row", metrics)
-
-    def observe(snapshot):
-        learners = snapshot.learners
-        found = _results_row(metrics, stream, learners, num_examples, chunk_size)
-        if not seen_only:
-            return found
-        seen = jnp.arange(num_tasks(stream.plan)) <= snapshot.index
-        return jax.tree.map(lambda row: jnp.where(seen, row, jnp.nan), found)
-
+    sizes = num_examples, chunk_size
+    observe = lambda snapshot: _results_row(metrics, stream, snapshot.learners, *sizes)
     return _when_due("metric_row", every, stream, observe)
 
 
