@@ -21,6 +21,7 @@ from jaxcl.report.records import (
     frame,
     group,
     labels,
+    measure_names,
     rivals,
     settings_with,
     split,
@@ -28,7 +29,6 @@ from jaxcl.report.records import (
     within,
 )
 from jaxcl.report.scatter import scatter
-from jaxcl.report.sections import known_measures
 from jaxcl.report.statistics import known_means
 from jaxcl.report.tables import Column, Table, interval_table
 
@@ -95,7 +95,7 @@ def cause_pictures(records: Sequence[Record]) -> Iterable[Picture]:
     for setting in settings_with(sphere):
         here = within(sphere, [setting])
         done = split(here)[0]
-        if SHARPNESS[0] not in known_measures(here):
+        if SHARPNESS[0] not in measure_names(here):
             continue
         if np.isfinite(known_means(curves(done, SHARPNESS[0]))).sum() >= 3:
             drawn = scatter(here, SHARPNESS[0], title=f"{setting}: weight norm held")
@@ -112,7 +112,7 @@ def relative_table(records: Sequence[Record]) -> Table:
     rival = rivals(records, BASELINE)
     done = [r for r in records if r["run"] in rival and r["arm"] != BASELINE]
     runs = frame(done)
-    checked = known_measures(records, CHECKED)
+    checked = measure_names(records, CHECKED)
     mean = lambda run, name: known_means(curves([run], name))[0]
     for name in checked:
         pairs = np.array([(mean(r, name), mean(rival[r["run"]], name)) for r in done])
@@ -133,7 +133,7 @@ def cause_table(records: Sequence[Record]) -> Table:
     rows, sphere = [], on_sphere(records)
     for setting in settings_with(sphere):
         done = split(within(sphere, [setting]))[0]
-        for name in known_measures(done, SHARPNESS):
+        for name in measure_names(done, SHARPNESS):
             measured = curves(done, name)
             x, y = ahead(measured, curves(done))
             if not x.size:
@@ -178,7 +178,7 @@ def correlations(
     """The last seven columns of :func:`cause_table`; rank and norm are of ``tasks``."""
     if not runs:
         return [None] * 7
-    known = known_measures(runs, CHECKED)
+    known = measure_names(runs, CHECKED)
     mean = lambda name: (
         known_means(curves(runs, name)[:, tasks])
         if name in known
@@ -209,7 +209,7 @@ def ahead_table(records: Sequence[Record]) -> Table:
     shown = labels(list(groups))
     rows = []
     for where, runs in groups.items():
-        if SHARPNESS[0] not in known_measures(runs):
+        if SHARPNESS[0] not in measure_names(runs):
             continue
         measured, accuracy = curves(runs, SHARPNESS[0]), curves(runs)
         tasks = measured_tasks(measured)

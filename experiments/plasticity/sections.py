@@ -14,8 +14,14 @@ from experiments.plasticity.comparisons import (
 from experiments.plasticity.matching import matched_table
 from jaxcl.report.heatmaps import heatmap
 from jaxcl.report.page import Picture
-from jaxcl.report.records import Record, settings_with, values_of, within
-from jaxcl.report.sections import Part, curves_of, known_measures, measures_of
+from jaxcl.report.records import (
+    Record,
+    measure_names,
+    settings_with,
+    values_of,
+    within,
+)
+from jaxcl.report.sections import Part, curves_of, measures_of
 from jaxcl.report.summaries import grid
 from jaxcl.report.tables import Table, measure_table
 
@@ -68,7 +74,7 @@ def _grids(records: Sequence[Record]) -> Iterable[Picture]:
 def _measured(*wanted: str):
     """A table of means over the stream of those measures that all runs have."""
     return lambda records: measure_table(
-        records, known_measures(records, wanted), task=None
+        records, measure_names(records, wanted), task=None
     )
 
 

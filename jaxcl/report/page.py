@@ -7,9 +7,10 @@ page without its contents is ``page.html`` beside this file.
 """
 
 import html
+import itertools
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.resources import files
 from string import Template
 from typing import Any, NamedTuple
@@ -67,19 +68,18 @@ def render(
       environment: versions and machine.
       status: how the run ended; its ``status`` is shown beside the title.
     """
-    state = str((status or {}).get("status", ""))
-    badge = f'<span class="badge {_text(state)}">{_text(state)}</span>' if state else ""
-    _, lost = split(records)
-    about = [("Configuration", config), ("Environment", environment), ("Run", status)]
-    counter = iter(range(1, 10_000))
+    state = _text((status or {}).get("status", ""))
+    badge = f'<span class="badge {state}">{state}</span>' if state else ""
+    about = {"Configuration": config, "Environment": environment, "Run": status}
+    counter = itertools.count(1)
     body = [
         f"<header><h1>{_text(title)} {badge}</h1>",
-        f'<dl class="verdict">{_claim(claim)}',
+        f'<dl class="verdict">{claim and f"<dt>Claim</dt><dd>{_text(claim)}</dd>"}',
         f"<dt>Verdict</dt><dd>{_statements(verdict)}</dd></dl></header>",
-        _lost(lost),
+        _lost(split(records)[1]),
         *(_section(section, counter) for section in sections),
         "<section><h2>How it was run</h2>",
-        *(_mapping(name, values) for name, values in about if values),
+        *(_mapping(name, values) for name, values in about.items() if values),
         "</section>",
     ]
     template = Template(files("jaxcl.report").joinpath("page.html").read_text("utf-8"))
@@ -90,34 +90,30 @@ def _text(value: Any) -> str:
     return html.escape(str(value))
 
 
-def _claim(claim: str) -> str:
-    return claim and f"<dt>Claim</dt><dd>{_text(claim)}</dd>"
-
-
 def _statements(verdict: str | Sequence[str]) -> str:
     """One statement as text, several as a list."""
-    if isinstance(verdict, str) or len(verdict) == 1:
-        return _text(verdict if isinstance(verdict, str) else verdict[0])
-    return f"<ul>{''.join(f'<li>{_text(said)}</li>' for said in verdict)}</ul>"
+    said = [verdict] if isinstance(verdict, str) else verdict
+    if len(said) == 1:
+        return _text(said[0])
+    return f"<ul>{''.join(f'<li>{_text(one)}</li>' for one in said)}</ul>"
 
 
 def _lost(records: Sequence[Record]) -> str:
+    """The runs that diverged, by name."""
     if not records:
         return ""
-    when = lambda r: r.get("first_bad_task")
-    items = "".join(
-        f"<li><code>{_text(r['run'])}</code>"
-        + (f", from task {when(r) + 1} on" if when(r) is not None else "")
-        + "</li>"
-        for r in records
-    )
+    items = ""
+    for record in records:
+        task = record.get("first_bad_task")
+        when = "" if task is None else f", from task {task + 1} on"
+        items += f"<li><code>{_text(record['run'])}</code>{when}</li>"
     return (
         f'<details class="lost"><summary>{len(records)} run{"s" * (len(records) > 1)} '
         f"diverged, never averaged in</summary><ul>{items}</ul></details>"
     )
 
 
-def _section(section: Section, counter) -> str:
+def _section(section: Section, counter: Iterator[int]) -> str:
     parts = [f"<section><h2>{_text(section.title)}</h2>"]
     paragraphs = filter(None, re.split(r"\n\s*\n", section.text.strip()))
     parts += [f"<p>{_text(paragraph)}</p>" for paragraph in paragraphs]
@@ -144,45 +140,40 @@ def _picture(picture: Picture, number: int) -> str:
 
 
 def _table(name: str, table: Table) -> str:
-    left = [is_text_column(table, i) for i in range(len(table.columns))]
-    side = lambda i: "" if left[i] else ' class="number"'
-    head = "".join(
-        f'<th scope="col"{side(i)}><button type="button">{_text(column.name)}</button></th>'
-        for i, column in enumerate(table.columns)
+    """A table that is sorted by a click on a heading."""
+    columns, places = table.columns, range(len(table.columns))
+    sides = ["" if is_text_column(table, i) else ' class="number"' for i in places]
+    heading = lambda column, side: (
+        f'<th scope="col"{side}><button type="button">{_text(column.name)}</button></th>'
     )
-    rows = "".join(
-        "<tr>"
-        + "".join(
-            f'<td{side(i)} data-key="{_text(_sort_key(value))}">'
-            f"{_text(show(value, table.columns[i]))}</td>"
-            for i, value in enumerate(row)
-        )
-        + "</tr>"
-        for row in table.rows
+    cell = lambda value, column, side: (
+        f'<td{side} data-key="{_text(_sort_key(value))}">'
+        f"{_text(show(value, column))}</td>"
     )
+    head = "".join(map(heading, columns, sides))
+    rows = ("".join(map(cell, row, columns, sides)) for row in table.rows)
+    body = "".join(f"<tr>{row}</tr>" for row in rows)
     notes = "".join(f"<p>{_text(note)}</p>" for note in table.notes)
     return (
         f'<div class="scroll" tabindex="0" role="region" aria-label="table {_text(name)}">'
-        f"<table>"
-        f"<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>"
+        f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
         f'<div class="notes">{notes}</div>'
     )
 
 
 def _sort_key(value: Any) -> Any:
-    if isinstance(value, Interval):
-        value = value.mean
+    """What a cell is sorted by; empty if it is not known."""
+    value = value.mean if isinstance(value, Interval) else value
     return "" if value is None or value != value else value
 
 
 def _mapping(name: str, values: Mapping[str, Any]) -> str:
-    show_value = lambda v: (
-        v if isinstance(v, str) else json.dumps(v, ensure_ascii=False, default=str)
-    )
-    rows = "".join(
-        f'<tr><th scope="row">{_text(key)}</th><td>{_text(show_value(value))}</td></tr>'
-        for key, value in values.items()
-    )
+    """Settings as a folded table."""
+    rows = ""
+    for key, value in values.items():
+        is_text = isinstance(value, str)
+        shown = value if is_text else json.dumps(value, ensure_ascii=False, default=str)
+        rows += f'<tr><th scope="row">{_text(key)}</th><td>{_text(shown)}</td></tr>'
     return (
         f"<details><summary>{_text(name)}</summary>"
         f'<table class="plain"><tbody>{rows}</tbody></table></details>'

@@ -245,11 +245,15 @@ def curves(
     return np.stack(rows)
 
 
-def measure_names(records: Sequence[Record]) -> list[str]:
-    """Measures that every finished run has, in the order of the first."""
+def measure_names(
+    records: Sequence[Record], wanted: Sequence[str] | None = None
+) -> list[str]:
+    """Those of the wanted measures that every finished run has; all of them if absent."""
     done, _ = split(records)
-    first = list(_measures(done[0])) if done else []
-    return [name for name in first if all(name in _measures(r) for r in done)]
+    if not done:
+        return []
+    names = _measures(done[0]) if wanted is None else wanted
+    return [name for name in names if all(name in _measures(r) for r in done)]
 
 
 def task_names(records: Sequence[Record]) -> list[str] | None:

@@ -30,6 +30,7 @@ from jaxcl.report.records import (
 from jaxcl.report.tables import Table
 
 Records = Sequence[Record]
+Choose = Callable[[Records], Records]
 #: Draws what the records allow: any number of pictures.
 Draw = Callable[[Records], Iterable[Picture]]
 Tabulate = Callable[[Records], Table]
@@ -58,7 +59,7 @@ def curves_of(
     alt: str,
     *,
     arms: Sequence[str] = (),
-    choose: Callable[[Records], Records] = lambda records: records,
+    choose: Choose = list,
     **options: Any,
 ) -> Draw:
     """Learning curves of the settings that have a finished run.
@@ -73,49 +74,34 @@ def curves_of(
 
     def draw(records: Records) -> Iterable[Picture]:
         chosen = choose(records)
-        shown = within(chosen, settings_with(chosen, *arms))
-        if not shown:
-            return
-        figure = learning_curves(shown, window=window_of(shown), **options)
-        several = max(map(len, group(split(shown)[0]).values())) > 1
-        bands = " Bands are 95 % intervals over seeds." if several else ""
-        yield Picture(file, figure, alt, alt + bands)
+        if shown := within(chosen, settings_with(chosen, *arms)):
+            figure = learning_curves(shown, window=window_of(shown), **options)
+            several = max(map(len, group(split(shown)[0]).values())) > 1
+            bands = " Bands are 95 % intervals over seeds." if several else ""
+            yield Picture(file, figure, alt, alt + bands)
 
     return draw
 
 
 def measures_of(
-    file: str,
-    wanted: Sequence[str] | None = None,
-    *,
-    choose: Callable[[Records], Records] = lambda records: records,
+    file: str, wanted: Sequence[str] | None = None, *, choose: Choose = list
 ) -> Draw:
-    """Measures along the stream, a figure per setting.
+    """Measures along the stream: figures ``<file>-<setting>`` of the chosen records.
 
-    Args:
-      file: the names are ``<file>-<setting>``.
-      wanted: names of measures; those that a finished run lacks are left out. All that
-        every finished run has, if absent.
-      choose: which records are drawn, of those that are given.
+    Those of the wanted measures are drawn that every finished run has; all if absent.
     """
 
     def draw(records: Records) -> Iterable[Picture]:
         chosen = choose(records)
         for setting in settings_with(chosen):
             here = within(chosen, [setting])
-            if shown := known_measures(here, wanted):
+            if shown := measure_names(here, wanted):
                 window = window_of(here)
                 figure = measure_curves(here, shown, window=window, title=setting)
                 alt = f"Measures along the {setting} stream."
                 yield Picture(f"{file}-{setting}", figure, alt)
 
     return draw
-
-
-def known_measures(records: Records, wanted: Sequence[str] | None = None) -> list[str]:
-    """Those of the wanted measures that every finished run has; all of them if absent."""
-    known = measure_names(records)
-    return known if wanted is None else [name for name in wanted if name in known]
 
 
 def window_of(records: Records) -> int:

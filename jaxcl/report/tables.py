@@ -126,7 +126,7 @@ def interval_table(
         )
         rows.append((*(first[name] for name in heads), *cells))
     said = interval_note(counts, also)
-    shown = tuple(note.format(interval=said) for note in notes)
+    shown = tuple(note.replace("{interval}", said) for note in notes)
     begin = (Column(name, 0 if name == "runs" else 2) for name in heads)
     return Table((*begin, *columns.values()), tuple(rows), shown)
 

@@ -18,12 +18,12 @@ from jaxcl.runs.readme import fill, made_on
 
 SO_FAR = "accuracy over the tasks so far"
 
-#: What a matrix becomes in the table of a run; the last two need two tasks.
+#: What a matrix becomes in the table of a run, and the tasks that it needs.
 _METRICS = {
-    "average accuracy, %": metrics.average_accuracy,
-    "when just learned, %": metrics.learning_accuracy,
-    "forgetting": metrics.forgetting,
-    "backward transfer": metrics.backward_transfer,
+    "average accuracy, %": (metrics.average_accuracy, 1),
+    "when just learned, %": (metrics.learning_accuracy, 1),
+    "forgetting": (metrics.forgetting, 2),
+    "backward transfer": (metrics.backward_transfer, 2),
 }
 
 
@@ -33,25 +33,15 @@ def pictures(records: Sequence[Record], title: str = "") -> Iterable[Picture]:
     if not done:
         return
     several = max(map(len, group(done).values())) > 1
-    yield Picture(
-        "matrices",
-        accuracy_matrix(done, title=title),
-        "Accuracy on each task (columns) after learning each task (rows)"
-        f"{', mean over seeds' if several else ''}.",
-    )
-    yield Picture(
-        "so-far",
-        learning_curves(done, name=SO_FAR, label=f"{SO_FAR}, %", title=title),
-        "Mean accuracy over the tasks learned so far.",
-    )
+    alt = "Accuracy on each task (columns) after learning each task (rows)"
+    alt += f"{', mean over seeds' if several else ''}."
+    yield Picture("matrices", accuracy_matrix(done, title=title), alt)
+    drawn = learning_curves(done, name=SO_FAR, label=f"{SO_FAR}, %", title=title)
+    yield Picture("so-far", drawn, "Mean accuracy over the tasks learned so far.")
     if all(record.get("loss") is not None for record in done):
-        yield Picture(
-            "loss",
-            learning_curves(
-                done, name="loss", label="training loss", scale=1.0, title=title
-            ),
-            "Mean training loss of each task.",
-        )
+        label = {"label": "training loss", "scale": 1.0, "title": title}
+        drawn = learning_curves(done, name="loss", **label)
+        yield Picture("loss", drawn, "Mean training loss of each task.")
 
 
 def forgetting_table(records: Sequence[Record]) -> Table:
@@ -59,26 +49,21 @@ def forgetting_table(records: Sequence[Record]) -> Table:
     done, lost = split(records)
     runs = frame(done)
     matrices = [np.array(record["matrix"], float) for record in done]
-    for name, metric in _METRICS.items():
-        needed = 2 if metric in (metrics.forgetting, metrics.backward_transfer) else 1
+    for name, (metric, needed) in _METRICS.items():
         runs[name] = [
             float(metric(matrix)) if len(matrix) >= needed else np.nan
             for matrix in matrices
         ]
     runs["minutes"] = [record.get("seconds", np.nan) / 60 for record in done]
     columns = {name: Column(name, 2, 100.0) for name in _METRICS}
+    columns["minutes"] = Column("minutes", 1, is_total=True)
+    notes = ["Over all tasks at the end; {interval}."]
+    if lost:
+        names = ", ".join(record["run"] for record in lost)
+        notes.append(f"Diverged, never averaged in: {names}.")
     several = len(values_of(done, "setting")) > 1
-    made = interval_table(
-        runs,
-        {**columns, "minutes": Column("minutes", 1, is_total=True)},
-        ["Over all tasks at the end; {interval}."],
-        heads=("setting", "method", "runs") if several else ("method", "runs"),
-    )
-    if not lost:
-        return made
-    names = ", ".join(record["run"] for record in lost)
-    note = f"Diverged, never averaged in: {names}."
-    return made._replace(notes=(*made.notes, note))
+    heads = ("setting", "method", "runs") if several else ("method", "runs")
+    return interval_table(runs, columns, notes, heads=heads)
 
 
 def parts(title: str) -> tuple[Part, ...]:

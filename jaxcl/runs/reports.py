@@ -1,7 +1,7 @@
 """Reports on disk: of a paper's runs, and of any run folder there is."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -12,14 +12,15 @@ from jaxcl.errors import MissingFileError
 from jaxcl.report import figures, page
 from jaxcl.report.heatmaps import result_heatmaps
 from jaxcl.report.page import Picture, Section
-from jaxcl.report.records import Record, check, split, values_of, within
-from jaxcl.report.sections import (
-    Part,
-    assemble,
-    curves_of,
-    known_measures,
-    measures_of,
+from jaxcl.report.records import (
+    Record,
+    check,
+    measure_names,
+    split,
+    values_of,
+    within,
 )
+from jaxcl.report.sections import Part, assemble, curves_of, measures_of
 from jaxcl.report.summaries import summarize
 from jaxcl.report.tables import (
     Column,
@@ -27,16 +28,12 @@ from jaxcl.report.tables import (
     measure_table,
     show,
     summary_table,
+    table_of,
     to_csv,
     to_markdown,
 )
 from jaxcl.runs import forgetting
-from jaxcl.runs.folder import (
-    CHECKPOINTS,
-    RunFolder,
-    read_json,
-    read_records,
-)
+from jaxcl.runs.folder import CHECKPOINTS, RunFolder, read_json, read_records
 from jaxcl.training.files import write_text
 
 ABOUT = ("config", "environment", "status")
@@ -48,11 +45,9 @@ CURVES = (
         "",
         (curves_of("accuracy", "Accuracy on the task just learned."),),
         {
-            "accuracy": lambda records: summary_table(
-                summarize(records, baseline=None)
-            ),
-            "measures": lambda records: measure_table(
-                records, known_measures(records), task=None
+            "accuracy": lambda runs: summary_table(summarize(runs, baseline=None)),
+            "measures": lambda runs: measure_table(
+                runs, measure_names(runs), task=None
             ),
         },
     ),
@@ -110,10 +105,10 @@ def page_of_run(
 
     A folder with ``results.jsonl`` is reported by its accuracy matrices or, where runs have
     none, by its curves of accuracy. A folder of one call of ``learn`` is reported by the
-    results beside its newest checkpoint.
+    results beside its newest checkpoint. A report that is there already is replaced.
 
     Args:
-      folder: of the run; its report may be there already, and is replaced.
+      folder: of the run.
       title: of the page; the name of the experiment if empty, or of the folder.
       claim: what was to be tested, if anything.
 
@@ -160,27 +155,27 @@ def _of_learn(path: Path) -> dict[str, Any]:
     """Verdict and sections of one call of ``learn``, from beside its newest checkpoint."""
     notes = _newest_notes(path)
     tasks = [task["name"] for task in notes.get("tasks", ())]
-    shape = len(tasks) + 1
     results = {
         metric: {
-            learner: np.stack([_padded(v, shape) for v in columns.values()], axis=1)
+            learner: _matrix(columns.values(), len(tasks) + 1)
             for learner, columns in learners.items()
         }
         for metric, learners in notes["results"].items()
     }
     if not results:
         return {"verdict": "No metric was measured.", "sections": []}
-    first = next(iter(next(iter(notes["results"].values())).values()))
+    first = lambda mapping: next(iter(mapping.values()))
     # tasks are called by their numbers there, further sets "set NAME FINGERPRINT"
-    names = [tasks[int(n)] if n.isdigit() else n.split(" ")[1] for n in first]
+    names = [
+        tasks[int(name)] if name.isdigit() else name.split(" ")[1]
+        for name in first(first(notes["results"]))
+    ]
     alt = "Each metric on each data set (columns) after so many tasks (rows)."
     picture = Picture("results", result_heatmaps(results, names), alt)
     tables = {"final": _final_table(results, names, len(tasks))}
-    rows = next(iter(next(iter(results.values())).values()))
-    (measured,) = np.nonzero(np.isfinite(rows).any(axis=1))
-    last = int(max(measured, default=0))
+    measured = _measured(first(first(results)))
     return {
-        "verdict": f"Measured after {last} of {len(tasks)} tasks.",
+        "verdict": f"Measured after {max(measured, default=0)} of {len(tasks)} tasks.",
         "sections": [Section("Results along the stream", "", [picture], tables)],
     }
 
@@ -200,10 +195,16 @@ def _newest_notes(path: Path) -> dict[str, Any]:
     raise MissingFileError(msg)
 
 
-def _padded(values: Sequence[float | None], length: int) -> np.ndarray:
-    """A column of results; a stream that was shorter when it was measured has fewer."""
-    known = np.array(values, float)
-    return np.append(known, np.full(length - len(known), np.nan))
+def _matrix(columns: Iterable[Sequence[float | None]], length: int) -> np.ndarray:
+    """Columns of results; where the stream was shorter, the last rows are not known."""
+    unknown = [None] * length
+    padded = [[*column, *unknown][:length] for column in columns]
+    return np.array(padded, float).T
+
+
+def _measured(matrix: np.ndarray) -> np.ndarray:
+    """Numbers of the rows in which anything was measured."""
+    return np.flatnonzero(np.isfinite(matrix).any(axis=1))
 
 
 def _final_table(
@@ -212,21 +213,18 @@ def _final_table(
     num_tasks: int,
 ) -> Table:
     """A row per data set: each metric when the task was just learned, and at the end."""
-    columns, values = [Column("data set")], [list(names)]
+    rows: list[dict[Column, Any]] = [{Column("data set"): name} for name in names]
     for metric, learners in results.items():
         for learner, matrix in learners.items():
             name = metric if len(learners) == 1 else f"{metric}, {learner}"
-            learned = [
-                matrix[i + 1, i] if i < num_tasks else None for i in range(len(names))
-            ]
-            measured = matrix[np.isfinite(matrix).any(axis=1)]
-            last = measured[-1] if len(measured) else np.full(len(names), np.nan)
-            columns += [
-                Column(f"{name}, just learned", 4),
-                Column(f"{name}, at the end", 4),
-            ]
-            values += [learned, last.tolist()]
-    return Table(tuple(columns), tuple(zip(*values, strict=True)), ("One run.",))
+            measured = matrix[_measured(matrix)]
+            for place, row in enumerate(rows):
+                is_task = place < num_tasks
+                learned = matrix[place + 1, place] if is_task else None
+                last = measured[-1, place] if len(measured) else np.nan
+                row[Column(f"{name}, just learned", 4)] = learned
+                row[Column(f"{name}, at the end", 4)] = last
+    return table_of(rows, "One run.")
 
 
 def _read(path: Path) -> dict[str, Any]:
