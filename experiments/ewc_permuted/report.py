@@ -4,7 +4,7 @@
 ``results/`` into the README beside this file, between its two marks.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,10 @@ from experiments.ewc_permuted.config import LABELS, PUBLISHED, Config
 from jaxcl.metrics import backward_transfer, learning_accuracy
 from jaxcl.report.curves import measure_curves
 from jaxcl.report.page import Picture
-from jaxcl.report.records import Record, split
+from jaxcl.report.records import Record, split, values_of
 from jaxcl.report.sections import Part, assemble
 from jaxcl.report.statistics import mean_interval
-from jaxcl.report.tables import Column, Table, interval_note, to_markdown
+from jaxcl.report.tables import Column, Table, interval_note, table_of, to_markdown
 from jaxcl.runs.experiment import expect_no_words
 from jaxcl.runs.folder import RunFolder, read_json, read_records
 from jaxcl.runs.forgetting import SO_FAR, so_far
@@ -41,29 +41,30 @@ def report(config: Config, folder: RunFolder) -> None:
             "strength": search_table,
         },
     )
-    made = assemble(part, records)
     write_report(
         folder,
         title="EWC on permuted images",
         claim="EWC keeps what was learned on permutations of one set of images.",
         verdict=verdict(result_table(records)),
-        sections=[made],
+        sections=[assemble(part, records)],
         records=records,
     )
 
 
-def pictures(records: Sequence[Record]) -> list[Picture]:
+def pictures(records: Sequence[Record]) -> Iterator[Picture]:
     """Accuracy over the tasks so far, of the reported runs."""
-    done = [so_far(r) for r in split(records)[0] if r["setting"] == "test"]
-    figure = lambda: measure_curves(done, (SO_FAR,), title="Permuted images")
-    alt = "Mean accuracy over the tasks learned so far."
-    return [Picture("accuracy", figure(), alt)] if done else []
+    if done := [so_far(r) for r in split(records)[0] if r["setting"] == "test"]:
+        figure = measure_curves(done, (SO_FAR,), title="Permuted images")
+        yield Picture(
+            "accuracy", figure, "Mean accuracy over the tasks learned so far."
+        )
 
 
 def verdict(table: Table) -> list[str]:
-    """A statement for each arm, beside the published number where there is one."""
-    place = [column.name for column in table.columns].index("accuracy, %")
-    said = [f"{row[0]}: {100 * row[place].mean:.2f} %" for row in table.rows]
+    """A statement for each arm that has a finished run."""
+    names = [column.name for column in table.columns]
+    rows = [dict(zip(names, row, strict=True)) for row in table.rows]
+    said = [f"{r['method']}: {100 * r['accuracy, %'].mean:.2f} %" for r in rows]
     return said or ["No reported run has finished."]
 
 
@@ -77,64 +78,63 @@ def comparable(config: dict[str, Any]) -> bool:
 def result_table(records: Sequence[Record], *, published: bool = True) -> Table:
     """Every arm, beside the published number where that is of use."""
     done, lost = split([r for r in records if r["setting"] == "test"])
-    rows = []
-    for arm, label in LABELS.items():
-        runs = [r for r in done if r["arm"] == arm]
-        if not runs:
-            continue
-        final = mean_interval(np.array([np.mean(r["final"]) for r in runs]))
-        matrices = np.array([r["matrix"] for r in runs])
-        theirs = PUBLISHED[arm] / 100 if published else None
-        strength = runs[0]["hyper"].get("strength")
-        rows.append(
-            (
-                label,
-                strength if strength is None else f"{strength:g}",
-                len(runs),
-                final,
-                theirs,
-                None if theirs is None else final.mean - theirs,
-                mean_interval(np.asarray(learning_accuracy(matrices))),
-                _transfer(matrices),
-                sum(r["seconds"] for r in runs) / len(runs) / 60,
-            )
-        )
-    columns = (
-        Column("method"),
-        Column("strength"),
-        Column("runs", 0),
-        Column("accuracy, %", 2, 100.0),
-        Column("published, %", 2, 100.0),
-        Column("difference", 2, 100.0),
-        Column("when just learned, %", 2, 100.0),
-        Column("backward transfer", 2, 100.0),
-        Column("minutes a run", 1),
-    )
-    notes: tuple[str, ...] = ()
+    arms = [arm for arm in LABELS if arm in values_of(done, "arm")]
+    rows = [
+        _row(arm, [r for r in done if r["arm"] == arm], published=published)
+        for arm in arms
+    ]
+    notes = []
     if rows:
-        said = interval_note(row[2] for row in rows)
-        notes = (f"{said.capitalize()}.",)
+        notes.append(f"{interval_note(r[RUNS] for r in rows).capitalize()}.")
     if lost:
-        notes += (f"Diverged, never averaged in: {', '.join(r['run'] for r in lost)}.",)
-    return Table(columns, tuple(rows), notes)
+        notes.append(
+            f"Diverged, never averaged in: {', '.join(r['run'] for r in lost)}."
+        )
+    return table_of(rows, *notes)
+
+
+RUNS = Column("runs", 0)
+
+
+def _row(arm: str, runs: Sequence[Record], *, published: bool) -> dict[Column, Any]:
+    """One arm: means over its seeds."""
+    final = mean_interval(np.array([np.mean(r["final"]) for r in runs]))
+    matrices = np.array([r["matrix"] for r in runs])
+    over = lambda metric: mean_interval(np.asarray(metric(matrices)))
+    theirs = PUBLISHED[arm] / 100 if published else None
+    strength = runs[0]["hyper"].get("strength")
+    return {
+        Column("method"): LABELS[arm],
+        Column("strength"): None if strength is None else f"{strength:g}",
+        RUNS: len(runs),
+        Column("accuracy, %", 2, 100.0): final,
+        Column("published, %", 2, 100.0): theirs,
+        Column("difference", 2, 100.0): theirs and final.mean - theirs,
+        Column("when just learned, %", 2, 100.0): over(learning_accuracy),
+        Column("backward transfer", 2, 100.0): (
+            over(backward_transfer) if matrices.shape[-1] > 1 else None
+        ),
+        Column("minutes a run", 1): sum(r["seconds"] for r in runs) / len(runs) / 60,
+    }
 
 
 def search_table(records: Sequence[Record]) -> Table:
     """Accuracy on the held-out rows at every strength of the grid."""
     runs = [r for r in records if r["setting"] == "search"]
-    searched = [arm for arm in LABELS if any(r["arm"] == arm for r in runs)]
+    arms = [arm for arm in LABELS if arm in values_of(runs, "arm")]
     found = {(r["hyper"]["strength"], r["arm"]): _held_out(r) for r in runs}
-    rows = tuple(
-        (f"{value:g}", *(found.get((value, arm)) for arm in searched))
+    heads = {
+        arm: Column(f"{LABELS[arm]} on held-out rows, %", 2, 100.0) for arm in arms
+    }
+    rows = [
+        {
+            Column("strength"): f"{value:g}",
+            **{heads[arm]: found.get((value, arm)) for arm in arms},
+        }
         for value in sorted({value for value, _ in found})
-    )
-    accuracy = [
-        Column(f"{LABELS[arm]} on held-out rows, %", 2, 100.0) for arm in searched
     ]
-    notes = ()
-    if runs:
-        notes = (f"{len(runs[0]['final'])} tasks of {runs[0]['iterations']} steps.",)
-    return Table((Column("strength"), *accuracy), rows, notes)
+    notes = [f"{len(r['final'])} tasks of {r['iterations']} steps." for r in runs[:1]]
+    return table_of(rows, *notes)
 
 
 def _held_out(record: Record) -> float | str:
@@ -143,12 +143,12 @@ def _held_out(record: Record) -> float | str:
 
 def section(path: Path) -> str:
     """What the README says of one folder of results."""
-    held, status = read_json(path / "config.json"), read_json(path / "status.json")
-    environment = read_json(path / "environment.json")
-    config, records = held["config"], read_records(path)
-    published = comparable(config)
+    config = read_json(path / "config.json")["config"]
+    status, environment = (
+        read_json(path / f"{n}.json") for n in ("status", "environment")
+    )
+    records, published = read_records(path), comparable(config)
     tables = [result_table(records, published=published), search_table(records)]
-    finished = status["status"] in ("done", "diverged")
     facts = (
         f"`{environment['command']}`: {config['iterations']} steps per task, "
         f"{config['num_tasks']} tasks, {'-'.join(map(str, config['hidden']))} units, "
@@ -156,7 +156,7 @@ def section(path: Path) -> str:
         f"{config['fisher_examples'] or 'all'} training rows; "
         f"{made_on(environment)}."
     )
-    if not finished:
+    if status["status"] not in ("done", "diverged"):
         facts += " Not finished: what is there so far."
     shown = [to_markdown(table) for table in tables if table.rows]
     return "\n".join([f"### {path.name}\n", facts + "\n", *shown])
@@ -166,12 +166,6 @@ def write_readme(readme: Path = HERE / "README.md", results: Path = HERE / "resu
     """Put the tables of all results between the marks of the README."""
     folders = sorted(path.parent for path in results.glob("*/results.jsonl"))
     fill(readme, "\n".join(map(section, folders)))
-
-
-def _transfer(matrices: np.ndarray):
-    if matrices.shape[-1] < 2:
-        return None
-    return mean_interval(np.asarray(backward_transfer(matrices)))
 
 
 if __name__ == "__main__":
