@@ -1,6 +1,6 @@
 """From ``results.jsonl`` to tables: seconds, targets, and this folder's README."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any, NamedTuple
@@ -9,7 +9,7 @@ import numpy as np
 
 from experiments.benchmarks.config import Config
 from jaxcl.report.records import Record, split
-from jaxcl.report.tables import Column, Table, to_markdown
+from jaxcl.report.tables import Column, Table, table_of, to_markdown
 from jaxcl.runs.folder import RunFolder, read_json, read_records
 from jaxcl.runs.readme import fill
 from jaxcl.training.files import write_text
@@ -88,13 +88,6 @@ def publish(folder: RunFolder, made: dict[str, str], text: str, mark: str) -> No
 def markdown(made: dict[str, Table]) -> dict[str, str]:
     """Tables by name, in Markdown; those without a row are left out."""
     return {name: to_markdown(table) for name, table in made.items() if table.rows}
-
-
-def table_of(rows: Iterable[dict[Column, Any]], *notes: str) -> Table:
-    """A table of rows that have the same columns."""
-    listed = list(rows)
-    columns = tuple(listed[0]) if listed else ()
-    return Table(columns, tuple(tuple(row.values()) for row in listed), notes)
 
 
 def tables(config: Config, folder: RunFolder) -> dict[str, str]:
