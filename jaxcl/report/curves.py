@@ -57,12 +57,11 @@ def learning_curves(
       name: ``accuracy``, ``loss`` or a measure.
       label: of the vertical axes.
       scale: factor of the values; fractions are shown in per cent.
-      window: smoothing: each point is the mean of this many consecutive tasks, taken
-        before the interval; the axis label says so.
+      window: each point is the mean of so many consecutive tasks, before the interval.
       title: above all panels.
 
     Raises:
-      ValueError: for malformed records or a window longer than the stream.
+      InputError: for malformed records or a window longer than the stream.
     """
     check(records)
     settings, styles = values_of(records, "setting"), styles_of(records)
@@ -91,14 +90,14 @@ def measure_curves(
 
     Args:
       records: runs of one setting.
-      names: which measures, including ``accuracy`` and ``loss`` if wanted; all
-        measures that every finished run has, if absent.
-      window: each point is the mean of this many consecutive tasks; a measure that was
+      names: ``accuracy``, ``loss`` and measures; if absent, all measures that every
+        finished run has.
+      window: each point is the mean of so many consecutive tasks; a measure that was
         taken at some tasks only is drawn there, without smoothing.
       title: above all panels.
 
     Raises:
-      ValueError: for malformed records, several settings, or no measure to draw.
+      InputError: for malformed records, several settings, or no measure to draw.
     """
     check(records)
     one_setting("measure_curves", records)

@@ -58,15 +58,9 @@ def render(
 ) -> str:
     """The page as HTML text.
 
-    Args:
-      title: of the page.
-      claim: what was to be tested, in one sentence.
-      verdict: what was found: a statement, or a list of them.
-      sections: of the page, in order.
-      records: named below the verdict if they diverged.
-      config: settings of the run.
-      environment: versions and machine.
-      status: how the run ended; its ``status`` is shown beside the title.
+    Claim, verdict (a statement or a list of them) and the names of diverged records come
+    first, then the sections in order, then settings (``config``), versions and machine
+    (``environment``) and how the run ended (``status``, also shown beside the title).
     """
     state = _text((status or {}).get("status", ""))
     badge = f'<span class="badge {state}">{state}</span>' if state else ""

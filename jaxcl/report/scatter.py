@@ -33,15 +33,13 @@ def scatter(
 
     The line is the least-squares fit over all runs of all arms; the correlation (Pearson
     and Spearman) is written below the title. It is descriptive and not a test: it has no
-    interval, because runs of one arm are not independent, and does not imply a cause. A
-    mean is taken over the tasks at which the quantity was measured.
+    interval, because runs of one arm are not independent, and does not imply a cause.
 
     Args:
       records: runs of one setting.
       x: ``accuracy``, ``loss`` or a measure.
       y: likewise.
-      quantity: how a curve becomes a number: ``mean``, ``last``, ``slope`` or ``late
-        slope``.
+      quantity: how a curve becomes a number, as in :func:`jaxcl.report.summarize`.
       title: above the figure.
 
     Raises:

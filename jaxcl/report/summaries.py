@@ -174,7 +174,7 @@ def grid(
       rows: name of the number that varies from row to row.
       columns: name of the one that varies from column to column.
       name: ``accuracy``, ``loss`` or a measure.
-      quantity: ``mean``, ``last``, ``slope`` or ``late slope``.
+      quantity: as in :func:`summarize`.
 
     Raises:
       InputError: if the records mix settings or arms, lack one of the numbers, or vary

@@ -78,7 +78,8 @@ def summary_table(
         }
         for s in summaries
     ]
-    said = interval_note((s.mean.count for s in summaries if s.mean), PAIRED)
+    counts = [s.mean.count for s in summaries if s.mean]
+    said = interval_note(counts, "; tests are paired by seed")
     notes = [f"{said.capitalize()}."]
     seeds = [s.versus.difference.count for s in summaries if s.versus]
     if fewest := min((count for count in seeds if count > 1), default=0):
@@ -197,16 +198,8 @@ def grid_table(grid: Grid, *, scale: float = 100.0, digits: int = 2) -> Table:
     return Table(columns, rows, notes)
 
 
-PAIRED = "; tests are paired by seed"
-
-
 def interval_note(counts: Iterable[int], also: str = "") -> str:
-    """A note on the intervals of a table, by the number of runs of each row.
-
-    Args:
-      counts: runs of each interval; if none has two, the note says so.
-      also: a further note on intervals and tests, if there are any.
-    """
+    """A note on the intervals of a table, of so many runs each, and ``also`` another."""
     if max(counts, default=0) == 1:
         return "one run each: no interval"
     return f"mean and 95 % t-interval over seeds{also}"

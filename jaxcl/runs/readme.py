@@ -3,32 +3,26 @@
 from pathlib import Path
 from typing import Any
 
-from jaxcl.errors import InputError
+from jaxcl.errors import require
 from jaxcl.training.files import write_text
 
 
 def fill(path: Path, text: str, name: str = "results") -> None:
     """Replace what stands between ``<!-- name: begin -->`` and ``<!-- name: end -->``.
 
-    The marks stay, a blank line apart from the text. Filling twice changes nothing more,
-    and a file that would not change is not written.
-
-    Args:
-      path: the README.
-      text: Markdown; blank lines around it are dropped.
-      name: which pair of marks, for a README with several.
+    The marks stay, a blank line apart from the Markdown text. Filling twice changes
+    nothing more, and a file that would not change is not written.
 
     Raises:
-      ValueError: unless each mark stands there once, the first one first.
+      InputError: unless each mark stands there once, the first one first.
     """
     begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
     held = path.read_text(encoding="utf-8")
     once = held.count(begin) == held.count(end) == 1
-    if not once or held.index(begin) > held.index(end):
-        msg = f"{path}: expected the marks {begin} and {end}, once each, in this order."
-        raise InputError(msg)
-    before, rest = held.split(begin)
-    after = rest.split(end)[1]
+    ordered = once and held.index(begin) < held.index(end)
+    wanted = f"expected the marks {begin} and {end}, once each, in this order"
+    require(ordered, str(path), wanted)
+    before, after = held.split(begin)[0], held.split(end)[1]
     made = f"{before}{begin}\n\n{text.strip()}\n\n{end}{after}"
     if made != held:
         write_text(path, made)
