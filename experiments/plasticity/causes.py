@@ -1,5 +1,6 @@
 """Is sharpness the cause? Runs on one sphere of parameters that differ in it."""
 
+import itertools
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -30,7 +31,7 @@ from jaxcl.report.records import (
 )
 from jaxcl.report.scatter import scatter
 from jaxcl.report.statistics import known_means
-from jaxcl.report.tables import Column, Table, interval_table
+from jaxcl.report.tables import Column, Table, interval_table, table_of
 
 BASELINE = "sgd-sphere"
 SPHERE = (BASELINE, "sam-sphere", "reverse-sphere", "noise-sphere")
@@ -111,14 +112,16 @@ def relative_table(records: Sequence[Record]) -> Table:
     """The check of the manipulation: measures relative to SGD on the sphere."""
     rival = rivals(records, BASELINE)
     done = [r for r in records if r["run"] in rival and r["arm"] != BASELINE]
-    runs = frame(done)
-    checked = measure_names(records, CHECKED)
-    mean = lambda run, name: known_means(curves([run], name))[0]
+    theirs = [rival[r["run"]] for r in done]
+    runs, checked = frame(done), measure_names(records, CHECKED)
+    means = lambda runs, name: np.array(
+        [known_means(curves([r], name))[0] for r in runs]
+    )
     for name in checked:
-        pairs = np.array([(mean(r, name), mean(rival[r["run"]], name)) for r in done])
-        mine, theirs = pairs.reshape(-1, 2).T
-        usable = (mine > 0) & (theirs > 0)
-        runs[name] = np.where(usable, mine / np.where(usable, theirs, 1.0) - 1, np.nan)
+        mine, base = means(done, name), means(theirs, name)
+        # a ratio of numbers that are not positive says nothing
+        usable = (mine > 0) & (base > 0)
+        runs[name] = np.where(usable, mine / np.where(usable, base, 1.0) - 1, np.nan)
     note = (
         f"Means over the stream relative to {BASELINE}, paired by seed, in per cent more; "
         "{interval}."
@@ -138,24 +141,22 @@ def cause_table(records: Sequence[Record]) -> Table:
             x, y = ahead(measured, curves(done))
             if not x.size:
                 continue
+            # the log of the mean, for a mean of logs lacks every look below zero
             sharpness, accuracy = logarithm(known_means(x)), y.mean(axis=1)
             usable = np.isfinite(sharpness)
-            some = [r for r, use in zip(done, usable, strict=True) if use]
-            found = correlations(
-                some, sharpness[usable], accuracy[usable], measured_tasks(measured)
+            some = list(itertools.compress(done, usable))
+            looks = measured_tasks(measured)
+            rows.append(
+                {
+                    Column("setting"): setting,
+                    Column("sharpness"): name.replace("_", " "),
+                    Column("runs", 0): len(some),
+                    Column("no logarithm", 0): int(np.sum(~usable)),
+                    **correlations(some, sharpness[usable], accuracy[usable], looks),
+                }
             )
-            left_out = int(np.sum(~usable))
-            rows.append((setting, name.replace("_", " "), len(some), left_out, *found))
-    columns = (
-        *map(Column, ("setting", "sharpness")),
-        *(Column(name, 0) for name in ("runs", "no logarithm")),
-        *map(Column, ("r", "r, seed and rate out", "r, rank out too")),
-        *map(
-            Column, ("r, gradient norm out too", "with gradient norm", "r of methods")
-        ),
-        Column("p (methods permuted)", is_p_value=True),
-    )
-    notes = (
+    return table_of(
+        rows,
         "Correlation r of the log of sharpness, mean over the stream, with the mean "
         "accuracy on the tasks that follow each measurement: one point per run; then of "
         "what a linear fit on others leaves of both. Description, no test.",
@@ -166,7 +167,17 @@ def cause_table(records: Sequence[Record]) -> Table:
         "r of methods: over the means of method x rate, rates centred; p by permuting "
         "whole methods.",
     )
-    return Table(columns, tuple(rows), notes)
+
+
+CORRELATIONS = (
+    Column("r"),
+    Column("r, seed and rate out"),
+    Column("r, rank out too"),
+    Column("r, gradient norm out too"),
+    Column("with gradient norm"),
+    Column("r of methods"),
+    Column("p (methods permuted)", is_p_value=True),
+)
 
 
 def correlations(
@@ -174,33 +185,31 @@ def correlations(
     sharpness: Float[np.ndarray, " s"],
     accuracy: Float[np.ndarray, " s"],
     tasks: np.ndarray,
-) -> list[float | None]:
-    """The last seven columns of :func:`cause_table`; rank and norm are of ``tasks``."""
+) -> dict[Column, float | None]:
+    """The last columns of :func:`cause_table`; rank and norm are means over ``tasks``."""
     if not runs:
-        return [None] * 7
+        return dict.fromkeys(CORRELATIONS)
     known = measure_names(runs, CHECKED)
     mean = lambda name: (
         known_means(curves(runs, name)[:, tasks])
         if name in known
         else np.full(len(runs), np.nan)
     )
+    # the rate enters by its log, for rates differ by factors
     rates = np.log([r["hyper"]["learning_rate"] for r in runs])
     seeds = np.array([r["seed"] for r in runs])
+    steepness = logarithm(mean("grad_norm"))
+    # what is taken out, each with all before it; the seeds hold the intercept
     seen = np.column_stack([seeds[:, None] == np.unique(seeds), rates]).astype(float)
     ranked = np.column_stack([seen, mean("effective_rank")])
-    steepness = logarithm(mean("grad_norm"))
-    taken_out = (
-        np.ones((len(runs), 1)),
-        seen,
-        ranked,
-        np.column_stack([ranked, steepness]),
-    )
+    steep = np.column_stack([ranked, steepness])
+    taken_out = (np.ones((len(runs), 1)), seen, ranked, steep)
     found = [
         *(partial_correlation(sharpness, accuracy, others) for others in taken_out),
         partial_correlation(sharpness, steepness, seen),
         *permuted_methods(*cells(runs, sharpness, accuracy)),
     ]
-    return [_known(value) for value in found]
+    return dict(zip(CORRELATIONS, map(_known, found), strict=True))
 
 
 def ahead_table(records: Sequence[Record]) -> Table:
@@ -215,24 +224,29 @@ def ahead_table(records: Sequence[Record]) -> Table:
         tasks = measured_tasks(measured)
         x, after = ahead(measured, accuracy)
         x = logarithm(x)
+        # within_methods takes means over all looks, so a run needs all of them
         usable = np.isfinite(x).all(axis=1)
-        found = [
+        just, following = (
             within_methods(x[usable], y[usable]) if x.size else np.nan
             for y in (accuracy[:, tasks], after)
-        ]
-        counts = int(usable.sum()), int(np.sum(~usable)), len(tasks)
-        rows.append((where.setting, shown[where], *counts, *map(_known, found)))
-    columns = (
-        *map(Column, ("setting", "method")),
-        *(Column(name, 0) for name in ("runs", "no logarithm", "looks")),
-        *map(Column, ("r, task just learned", "r, next tasks")),
-    )
-    note = (
+        )
+        rows.append(
+            {
+                Column("setting"): where.setting,
+                Column("method"): shown[where],
+                Column("runs", 0): int(usable.sum()),
+                Column("no logarithm", 0): int(np.sum(~usable)),
+                Column("looks", 0): len(tasks),
+                Column("r, task just learned"): _known(just),
+                Column("r, next tasks"): _known(following),
+            }
+        )
+    return table_of(
+        rows,
         "Correlation of the log of the largest eigenvalue after a task with accuracy on "
         "that task, and on the tasks up to the next look. What a run has in all tasks and "
-        "what a task has in all runs is taken out first. Description, no test."
+        "what a task has in all runs is taken out first. Description, no test.",
     )
-    return Table(columns, tuple(rows), (note,))
 
 
 def _known(value: float) -> float | None:

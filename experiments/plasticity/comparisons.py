@@ -2,12 +2,14 @@
 
 from collections.abc import Sequence
 
+import pandas as pd
+
 from experiments.plasticity.arms import trials
 from experiments.plasticity.config import Config
 from experiments.plasticity.settings import IN_ONE_ORDER
 from jaxcl.report.records import Record, curves, frame, rivals, values_of, within
-from jaxcl.report.statistics import slopes, tail_means
-from jaxcl.report.summaries import Summary, summarize
+from jaxcl.report.statistics import tail_means
+from jaxcl.report.summaries import QUANTITIES, Summary, summarize
 from jaxcl.report.tables import Column, Table, interval_table, summary_table
 
 PAPER_ARMS = ("sgd", "sam", "gnp")
@@ -19,12 +21,12 @@ FRESH, GAP = "fresh", "minus_fresh"
 
 def in_order(config: Config, records: Sequence[Record]) -> list[Record]:
     """As they are listed in the configuration, whichever worker was done first."""
+    # of a run that is listed twice the first place counts, so it is entered last
     listed = {
-        (trial.arm, *trial.hyper.items(), trial.seed): place
+        _identity(trial._asdict()): place
         for place, trial in reversed([*enumerate(trials(config))])
     }
-    run = lambda r: (r["arm"], *r["hyper"].items(), r["seed"])
-    ordered = sorted(records, key=lambda r: listed.get(run(r), len(listed)))
+    ordered = sorted(records, key=lambda r: listed.get(_identity(r), len(listed)))
     others = [s for s in values_of(records, "setting") if s not in config.settings]
     return within(ordered, [*config.settings, *others])
 
@@ -35,19 +37,21 @@ def part_of(config: Config, records: Sequence[Record], group: str) -> list[Recor
     Of all groups but the paper's, settings with runs of SGD alone are left out.
     """
     wanted = {
-        (trial.arm, tuple(trial.hyper.items()), trial.seed)
+        _identity(trial._asdict())
         for trial in trials(config)
         if trial.group == group or trial.arm == "sgd"
     }
-    found = [
-        record
-        for record in records
-        if (record["arm"], tuple(record["hyper"].items()), record["seed"]) in wanted
-    ]
+    found = [record for record in records if _identity(record) in wanted]
     if group == "paper":
         return found
+    # a setting of SGD alone has nothing to compare
     others = [record for record in found if record["arm"] != "sgd"]
     return within(found, values_of(others, "setting"))
+
+
+def _identity(run: dict) -> tuple:
+    """What a trial and its runs in all settings have in common."""
+    return (run["arm"], *run["hyper"].items(), run["seed"])
 
 
 def compare(
@@ -105,9 +109,8 @@ def concluded(summaries: Sequence[Summary]) -> str:
     """Whether the claim held here, judged by mean accuracy, in a sentence."""
     verdicts = [s.verdict for s in summaries if s.versus is not None]
     total, point = len(verdicts), f"{100 * MARGIN:g} point"
-    better = verdicts.count("better")
     held = sum(v == "worse" or v.endswith("the margin") for v in verdicts)
-    if better:
+    if better := verdicts.count("better"):
         where = f"in {better} of {total} comparisons"
         return f"The claim did not hold here: SAM or GNP is better than SGD {where}."
     if held == total:
@@ -120,16 +123,14 @@ def concluded(summaries: Sequence[Summary]) -> str:
 
 def counted(summaries: Sequence[Summary]) -> str:
     """How many comparisons support the two halves of the claim: no better, and close."""
-    verdicts = [s.verdict for s in summaries if s.versus is not None]
-    better, worse = (
-        sum(v.startswith(side) for v in verdicts) for side in ("better", "worse")
-    )
-    close = sum(v.endswith("the margin") for v in verdicts)
+    verdicts = pd.Series([s.verdict for s in summaries if s.versus], dtype=str)
+    better, worse = (verdicts.str.startswith(v).sum() for v in ("better", "worse"))
+    close = verdicts.str.endswith("the margin").sum()
     return (
         f"{len(verdicts)} comparisons of SAM and GNP with SGD at the same rate, by mean "
         f"accuracy: {better} better, {worse} worse, {len(verdicts) - better - worse} "
         f"neither. {close} are shown to lie within {100 * MARGIN:g} point of SGD, "
-        f"{close + verdicts.count('worse')} not to be better by as much."
+        f"{close + (verdicts == 'worse').sum()} not to be better by as much."
     )
 
 
@@ -174,11 +175,11 @@ def fresh_table(measured: Sequence[Record]) -> Table:
     """Accuracy minus that of a fresh start: its level, its ends and its slopes."""
     others = [r for r in measured if r["arm"] != FRESH]
     taken = {
-        Column("minus fresh, points", 2, 100.0): lambda gap: gap.mean(axis=1),
+        Column("minus fresh, points", 2, 100.0): QUANTITIES["mean"].number,
         Column("first tenth", 2, 100.0): lambda gap: tail_means(gap[:, ::-1]),
         Column("last tenth", 2, 100.0): tail_means,
-        Column("slope", 2, 1e4): slopes,
-        Column("second-half slope", 2, 1e4): lambda g: slopes(g[:, g.shape[1] // 2 :]),
+        Column("slope", 2, 1e4): QUANTITIES["slope"].number,
+        Column("second-half slope", 2, 1e4): QUANTITIES["late slope"].number,
     }
     runs, gaps = frame(others), [curves([r], GAP) for r in others]
     for column, number in taken.items():

@@ -21,21 +21,16 @@ def ahead(
 ) -> tuple[Float[np.ndarray, "s k"], Float[np.ndarray, "s k"]]:
     """What was measured after some tasks, and mean accuracy on those up to the next."""
     tasks = measured_tasks(measure)
-    ends = [*tasks[1:], measure.shape[1] - 1]
-    following = [
-        accuracy[:, task + 1 : end + 1].mean(axis=1)
-        for task, end in zip(
-            tasks, ends, strict=False
-        )  # without tasks, one end is left
-    ]
-    empty = np.empty((len(measure), 0))
-    return measure[:, tasks], np.stack(following, axis=1) if following else empty
+    edges = itertools.pairwise([*tasks, measure.shape[1] - 1])
+    following = [accuracy[:, i + 1 : j + 1].mean(axis=1) for i, j in edges]
+    return measure[:, tasks], np.reshape(following, (len(tasks), len(measure))).T
 
 
 def within_methods(x: Float[np.ndarray, "s k"], y: Float[np.ndarray, "s k"]) -> float:
     """Correlation of what rows and columns, taken out as sums, leave of x and y."""
     if min(x.shape) < 2:
         return float("nan")
+    # residuals of the additive model, mean + row + column
     rest = lambda v: v - v.mean(axis=0) - v.mean(axis=1, keepdims=True) + v.mean()
     return _cosine(rest(x).ravel(), rest(y).ravel(), x.ravel(), y.ravel())
 
@@ -87,7 +82,7 @@ def permuted_methods(
         _cosine(left[list(order)].ravel(), right.ravel(), x.ravel(), y.ravel())
         for order in itertools.permutations(range(len(x)))
     ]
-    as_far = np.abs(others) >= abs(found) - 1e-9
+    as_far = np.abs(others) >= abs(found) - 1e-9  # found itself, however it is rounded
     return found, float(np.mean(as_far))
 
 

@@ -1,10 +1,9 @@
 """Runs matched on weight norm and feature rank that differ in sharpness."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float
+import pandas as pd
 
 from experiments.plasticity.correlations import ahead, logarithm, measured_tasks
 from jaxcl.report.records import Record, curves, frame, rivals, split
@@ -14,24 +13,22 @@ from jaxcl.report.tables import Column, Table, interval_note, interval_table
 WITHIN = 0.05
 
 
-class Pairs(NamedTuple):
-    """Two runs of one seed and rate, measured_tasks at after the same tasks."""
+def pair(run: Record, rival: Record) -> pd.DataFrame:
+    """A run beside its rival, a row per look that both can be compared at.
 
-    matched: Bool[np.ndarray, " k"]
-    sharpness: Float[np.ndarray, " k"]  # log ratio of the largest eigenvalues
-    rank: Float[np.ndarray, " k"]  # log ratio of the effective ranks
-    accuracy: Float[np.ndarray, " k"]  # difference on the tasks up to the next look
-
-
-def pair(run: Record, rival: Record) -> Pairs:
-    """Compare a run with its rival at every look that both can be compared at."""
+    Columns are ``matched``, the log ratios of the largest eigenvalues (``sharpness``)
+    and of the effective ranks (``rank``), and the difference of ``accuracy`` on the tasks
+    up to the next look.
+    """
     both = [run, rival]
     measured = curves(both, "top_eigenvalue")  # a look may be unknown in one of them
     looks, (_, following) = measured_tasks(measured), ahead(measured, curves(both))
     ratio = lambda name: np.subtract(*logarithm(curves(both, name)[:, looks]))
     sharpness, rank = ratio("top_eigenvalue"), ratio("effective_rank")
     matched = np.isfinite(sharpness) & (np.abs(rank) <= np.log1p(WITHIN))
-    return Pairs(matched, sharpness, rank, following[0] - following[1])
+    accuracy = following[0] - following[1]
+    found = {"matched": matched, "sharpness": sharpness, "rank": rank}
+    return pd.DataFrame({**found, "accuracy": accuracy})
 
 
 def matched_table(records: Sequence[Record], baseline: str) -> Table:
@@ -41,13 +38,13 @@ def matched_table(records: Sequence[Record], baseline: str) -> Table:
     rival = rivals(known, baseline)
     mine = [r for r in known if r["arm"] != baseline and r["run"] in rival]
     pairs = [pair(run, rival[run["run"]]) for run in mine]
+    chosen = [one[one["matched"]] for one in pairs]
     runs = frame(mine)
-    runs["matched"] = [int(one.matched.sum()) for one in pairs]
-    runs["looks"] = [one.matched.size for one in pairs]
+    runs["matched"], runs["looks"] = list(map(len, chosen)), list(map(len, pairs))
     runs["seeds"] = runs["matched"] > 0
-    runs["rank"] = [_mean(np.expm1(one.rank), one.matched) for one in pairs]
-    runs["sharpness"] = [_mean(np.expm1(one.sharpness), one.matched) for one in pairs]
-    runs["accuracy"] = [_mean(one.accuracy, one.matched) for one in pairs]
+    for name in ("rank", "sharpness"):
+        runs[name] = [np.expm1(one[name]).mean() for one in chosen]
+    runs["accuracy"] = [one["accuracy"].mean() for one in chosen]
     columns = {
         "seeds": Column("seeds", 0, is_total=True),
         "matched": Column("moments matched", 0, is_total=True),
@@ -65,8 +62,3 @@ def matched_table(records: Sequence[Record], baseline: str) -> Table:
         "Moments are chosen by what the methods did, so this describes, too."
     )
     return made._replace(notes=(note,))
-
-
-def _mean(values: np.ndarray, matched: np.ndarray) -> float:
-    """Over the matched moments of one run; NaN if there are none."""
-    return float(values[matched].mean()) if matched.any() else np.nan

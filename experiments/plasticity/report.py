@@ -55,6 +55,7 @@ def report(config: Config, folder: RunFolder) -> None:
     chosen = {name: part_of(config, records, name) for name in there}
     if any(record["arm"] == FRESH for record in records):
         beside = [r for name in there if name in BESIDE_FRESH for r in chosen[name]]
+        # SGD is in each of the groups, and counts once
         chosen["fresh"] = minus_fresh(list({r["run"]: r for r in beside}.values()))
     if "controls" in chosen:
         chosen["controls"] = with_sgd(chosen["controls"])

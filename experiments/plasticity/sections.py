@@ -36,6 +36,7 @@ MEASURES = (
 
 
 def _paper_text(records: Sequence[Record]) -> str:
+    # the rates that have run, which may be others than the paper's
     found = {record["hyper"]["learning_rate"] for record in records}
     rates = ", ".join(f"{rate:g}" for rate in sorted(found, reverse=True))
     return (
