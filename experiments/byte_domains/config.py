@@ -12,10 +12,12 @@ of bytes that are predicted right from those before them.
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
-from jaxcl.errors import InputError
+from jaxcl.errors import require
 from jaxcl.runs.experiment import Experiment, check_fields
+
+Arm = Literal["none", "er", "sam", "sam-ewc-er"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,12 +27,7 @@ class Config:
     data: str = "python"
     """python (text that ships with it), or a folder with a .txt file per domain, which
     are learned in the order of their names."""
-    arms: tuple[Literal["none", "er", "sam", "sam-ewc-er"], ...] = (
-        "none",
-        "er",
-        "sam",
-        "sam-ewc-er",
-    )
+    arms: tuple[Arm, ...] = get_args(Arm)
     """What is compared, in the order it is run."""
     seeds: int = 3
     """Runs per arm; a seed draws the start and the batches."""
@@ -115,19 +112,11 @@ PRESETS = {
 
 
 def check(config: Config) -> None:
-    """Refuse settings that could not work, before any compute.
-
-    Raises:
-      InputError: naming the field, what it must be, and what it was.
-    """
-    may_be_zero = ("checkpoint_seconds", "rho", "strength", "warm_steps")
+    """Refuse settings that could not work, before any compute."""
+    may_be_zero = "checkpoint_seconds", "rho", "strength", "warm_steps"
     check_fields(config, may_be_zero=may_be_zero)
-    if config.replay_size > config.capacity:
-        msg = (
-            f"replay_size: at most the capacity, {config.capacity}, got "
-            f"{config.replay_size}."
-        )
-        raise InputError(msg)
+    wanted = f"at most the capacity, {config.capacity}, got {config.replay_size}"
+    require(config.replay_size <= config.capacity, "replay_size", wanted)
 
 
 EXPERIMENT = Experiment(

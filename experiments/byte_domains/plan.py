@@ -8,6 +8,7 @@ XLA counts the body of a loop once, so work and traffic are those of programs wi
 four unrolled layers, continued along the line through them.
 """
 
+import math
 import re
 from collections.abc import Callable
 from functools import partial
@@ -16,7 +17,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from jaxcl.losses import single_head, token_cross_entropy
@@ -74,14 +74,8 @@ def plan(config: LlamaConfig, length: int, shape: Shape) -> Plan:
     """Compile a step for a mesh and read off what it needs."""
     full = compiled(config, length, shape, scan=True)
     memory = full.memory_analysis()
-    few = [
-        measured(
-            compiled(
-                config._replace(num_hidden_layers=depth), length, shape, scan=False
-            )
-        )
-        for depth in DEPTHS
-    ]
+    shallow = [config._replace(num_hidden_layers=depth) for depth in DEPTHS]
+    few = [measured(compiled(one, length, shape, scan=False)) for one in shallow]
     share = (config.num_hidden_layers - DEPTHS[0]) / (DEPTHS[1] - DEPTHS[0])
     line = lambda low, high: low + share * (high - low)
     (flops_0, traffic_0), (flops_1, traffic_1) = few
@@ -134,33 +128,21 @@ def traffic(text: str) -> dict[str, float]:
     found: dict[str, float] = {}
     pattern = rf" = (.*?) ({COLLECTIVES})(?:-start)?\("
     for shapes, kind in re.findall(pattern, text):
-        found[kind] = found.get(kind, 0.0) + sum(map(size_of, split(shapes)))
+        for dtype, sizes in re.findall(r"([a-z]+\d*)\[([\d,]*)\]", shapes):
+            entries = math.prod(int(size) for size in sizes.split(",") if size)
+            size = float(entries * BYTES.get(dtype, 4))
+            found[kind] = found.get(kind, 0.0) + size
     return found
-
-
-def split(shapes: str) -> list[tuple[str, str]]:
-    """``(dtype, sizes)`` of every array in the text of a result."""
-    return re.findall(r"([a-z]+\d*)\[([\d,]*)\]", shapes)
-
-
-def size_of(shape: tuple[str, str]) -> float:
-    """Bytes of an array."""
-    dtype, sizes = shape
-    entries = np.prod([int(size) for size in sizes.split(",") if size], dtype=float)
-    return float(entries) * BYTES.get(dtype, 4)
 
 
 def to_table(plans: list[Plan]) -> Table:
     """A row per mesh, per device."""
+    gigabytes = lambda name: Column(f"{name}, GB", 1, 1e-9)
     columns = (
-        Column("devices", 0),
-        Column("data x fsdp"),
-        Column("state, GB", 1),
-        Column("temporary, GB", 1),
-        Column("PFLOP a step", 2),
-        Column("gathered, GB", 1),
-        Column("reduced, GB", 1),
-        Column("other, GB", 1),
+        *(Column("devices", 0), Column("data x fsdp")),
+        *map(gigabytes, ("state", "temporary")),
+        Column("PFLOP a step", 2, 1e-15),
+        *map(gigabytes, ("gathered", "reduced", "other")),
     )
     rows = []
     for made in plans:
@@ -168,11 +150,9 @@ def to_table(plans: list[Plan]) -> Table:
         reduced = made.traffic.get("all-reduce", 0.0)
         reduced += made.traffic.get("reduce-scatter", 0.0)
         other = sum(made.traffic.values()) - gathered - reduced
-        sizes = (made.state, made.temporary, gathered, reduced, other)
-        state, temporary, *moved = (size / 1e9 for size in sizes)
-        shape = f"{made.data} x {made.fsdp}"
-        work = made.flops / 1e15
-        rows.append((made.devices, shape, state, temporary, work, *moved))
+        shape, moved = f"{made.data} x {made.fsdp}", (gathered, reduced, other)
+        kept = (made.state, made.temporary, made.flops)
+        rows.append((made.devices, shape, *kept, *moved))
     notes = (
         f"Per device and step of SAM with AdamW: a row of {LENGTH} tokens on each device, "
         "bfloat16 over float32 masters, blocks recomputed for the gradient. XLA's "

@@ -9,17 +9,12 @@ from pathlib import Path
 import numpy as np
 
 from jaxcl.data import Task, array_dataset
-from jaxcl.errors import InputError, MissingFileError
+from jaxcl.errors import MissingFileError, require
 from jaxcl.tree import as_batch
 
 
 def domains(data: str, max_bytes: int) -> dict[str, bytes]:
-    """The texts by name, each at most so long.
-
-    Raises:
-      FileNotFoundError: for a folder that is not there.
-      ValueError: for one without text files.
-    """
+    """The texts by name, each at most so long; InputError for a folder without any."""
     if data == "python":
         return {name: first(parts, max_bytes) for name, parts in of_python().items()}
     folder = Path(data)
@@ -27,9 +22,8 @@ def domains(data: str, max_bytes: int) -> dict[str, bytes]:
         msg = f"data: no folder {folder}; give python, or a folder of .txt files."
         raise MissingFileError(msg)
     files = sorted(folder.glob("*.txt"))
-    if not files:
-        msg = f"data: {folder} holds no .txt file; put one there for each domain."
-        raise InputError(msg)
+    empty = f"{folder} holds no .txt file; put one there for each domain"
+    require(files, "data", empty)
     return {file.stem: first([file.read_bytes()], max_bytes) for file in files}
 
 
@@ -79,28 +73,23 @@ def read(files: Iterable[Path]) -> Iterator[bytes]:
 
 def first(parts: Iterable[bytes], count: int) -> bytes:
     """The first bytes of some parts together."""
-    whole = b""
+    text = b""
     for part in parts:
-        whole += part
-        if len(whole) >= count:
+        text += part
+        if len(text) >= count:
             break
-    return whole[:count]
+    return text[:count]
 
 
 def make_task(name: str, text: bytes, index: int, length: int) -> Task:
-    """Rows of ``length`` bytes and the bytes that follow each; the last tenth tests.
-
-    Raises:
-      ValueError: if the text is too short for a row of either kind.
-    """
+    """Rows of ``length`` bytes and the bytes that follow each; the last tenth tests."""
     cut = len(text) - len(text) // 10
     parts = text[:cut], text[cut:]
-    if min(map(len, parts)) <= length:
-        msg = (
-            f"data: {name} has {len(text)} bytes, too few for rows of {length} in its "
-            "last tenth; lower --length or leave the domain out."
-        )
-        raise InputError(msg)
+    few = (
+        f"{name} has {len(text)} bytes, too few for rows of {length} in its last tenth"
+    )
+    remedy = "lower --length or leave the domain out"
+    require(min(map(len, parts)) > length, "data", f"{few}; {remedy}")
     train, test = (as_rows(part, length) for part in parts)
     rows = lambda x, y: array_dataset(as_batch(x, y, task=index))
     return Task(name, rows(*train), rows(*test))

@@ -10,10 +10,12 @@ on with the same bits when the command is given again.
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
-from jaxcl.errors import InputError
+from jaxcl.errors import require
 from jaxcl.runs.experiment import Experiment, check_fields
+
+Arm = Literal["none", "er", "sam-ewc-er"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +25,7 @@ class Config:
     data: str = ""
     """digits (ships with scikit-learn), or a folder or file of images: CIFAR's binary
     files, .npy or .npz."""
-    arms: tuple[Literal["none", "er", "sam-ewc-er"], ...] = ("none", "er", "sam-ewc-er")
+    arms: tuple[Arm, ...] = get_args(Arm)
     """What is compared, in the order it is run."""
     seeds: int = 3
     """Runs per arm; a seed draws which classes meet, the start and the batches."""
@@ -93,21 +95,12 @@ PRESETS = {
 
 
 def check(config: Config) -> None:
-    """Refuse settings that could not work, before any compute.
-
-    Raises:
-      InputError: naming the field, what it must be, and what it was.
-    """
-    if not config.data:
-        msg = "data: name the images: --data FOLDER with CIFAR-100, or --data digits."
-        raise InputError(msg)
+    """Refuse settings that could not work, before any compute."""
+    named = "name the images: --data FOLDER with CIFAR-100, or --data digits"
+    require(config.data, "data", named)
     check_fields(config, may_be_zero=("checkpoint_seconds", "rho", "strength"))
-    if config.replay_size > config.capacity:
-        msg = (
-            f"replay_size: at most the capacity, {config.capacity}, got "
-            f"{config.replay_size}."
-        )
-        raise InputError(msg)
+    wanted = f"at most the capacity, {config.capacity}, got {config.replay_size}"
+    require(config.replay_size <= config.capacity, "replay_size", wanted)
 
 
 EXPERIMENT = Experiment(

@@ -78,17 +78,16 @@ def make_program(config: Config, arm: str, stream: Stream) -> Program:
 
 def make_fisher(config: Config, outputs: Outputs) -> Fisher:
     """What measures importance at the end of a task."""
-    size = config.fisher_examples
-    if config.fisher == "exact":
-        return exact_fisher(outputs, num_examples=size)
-    if config.fisher == "sampled":
-        return sampled_fisher(outputs, num_examples=size)
     given = cross_entropy(outputs)
-    if config.fisher == "empirical":
-        return empirical_fisher(given, num_examples=size)
 
     def predicted(params, batch, keys):
         labels = jnp.argmax(outputs(params, batch, keys), -1).astype(batch.y.dtype)
         return given(params, batch._replace(y=labels), keys)
 
-    return empirical_fisher(predicted, num_examples=size)
+    fisher = {
+        "exact": partial(exact_fisher, outputs),
+        "sampled": partial(sampled_fisher, outputs),
+        "empirical": partial(empirical_fisher, given),
+        "predicted": partial(empirical_fisher, predicted),
+    }[config.fisher]
+    return fisher(num_examples=config.fisher_examples)

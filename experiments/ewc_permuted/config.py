@@ -12,20 +12,16 @@ from the paper or the defaults of the code that the authors published with it.
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
-from jaxcl.errors import InputError
+from jaxcl.errors import require
 from jaxcl.runs.experiment import Experiment, check_fields
 
 #: Average accuracy over the ten tasks at the end, in per cent (Table 4, domain).
 PUBLISHED = {"none": 78.51, "ewc": 94.31, "online-ewc": 94.42, "joint": 97.59}
 
-LABELS = {
-    "none": "none",
-    "ewc": "EWC",
-    "online-ewc": "online EWC",
-    "joint": "joint",
-}
+LABELS = {"none": "none", "ewc": "EWC", "online-ewc": "online EWC", "joint": "joint"}
+Arm = Literal["none", "ewc", "online-ewc", "joint"]
 PENALIZED = ("ewc", "online-ewc")  # the arms with a strength
 
 
@@ -35,12 +31,7 @@ class Config:
 
     data: str = ""
     """digits (ships with scikit-learn), or a folder with MNIST's four idx files."""
-    arms: tuple[Literal["none", "ewc", "online-ewc", "joint"], ...] = (
-        "none",
-        "ewc",
-        "online-ewc",
-        "joint",
-    )
+    arms: tuple[Arm, ...] = get_args(Arm)
     """What is compared, in the order it is run."""
     seeds: int = 20
     """Runs per arm; a seed draws permutations, start and batches."""
@@ -132,28 +123,16 @@ PRESETS = {
 
 
 def check(config: Config) -> None:
-    """Refuse settings that could not work, before any compute.
-
-    Raises:
-      InputError: naming the field, what it must be, and what it was.
-    """
-    if not config.data:
-        msg = "data: name a folder with MNIST's four idx files: --data FOLDER."
-        raise InputError(msg)
-    check_fields(
-        config,
-        may_be_zero=("checkpoint_seconds", "decay", "padding", "strength", "strengths"),
-        seeds=("seed", "search_seed"),
-    )
-    if config.decay > 1:
-        msg = f"decay: expected a fraction from 0 to 1, got {config.decay:g}."
-        raise InputError(msg)
-    if config.search_seed in range(config.seeds):
-        msg = (
-            f"search_seed: must not be one of the {config.seeds} reported seeds, got "
-            f"{config.search_seed}."
-        )
-        raise InputError(msg)
+    """Refuse settings that could not work, before any compute."""
+    named = "name a folder with MNIST's four idx files: --data FOLDER"
+    require(config.data, "data", named)
+    may_be_zero = "checkpoint_seconds", "decay", "padding", "strength", "strengths"
+    check_fields(config, may_be_zero=may_be_zero, seeds=("seed", "search_seed"))
+    wanted = f"expected a fraction from 0 to 1, got {config.decay:g}"
+    require(config.decay <= 1, "decay", wanted)
+    other = f"must not be one of the {config.seeds} reported seeds"
+    apart = config.search_seed not in range(config.seeds)
+    require(apart, "search_seed", f"{other}, got {config.search_seed}")
 
 
 EXPERIMENT = Experiment(

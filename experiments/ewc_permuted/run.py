@@ -44,17 +44,17 @@ def run(config: Config, folder: RunFolder) -> None:
 
 def worker(folder: RunFolder) -> Learn:
     """What a process needs to do trials: data once, and each program when it is due."""
-    programs = {}
+    programs: dict[tuple[str, str], Program] = {}
 
     def do(pack: Sequence[Trial], tell: Tell) -> list[dict]:
         (trial,) = pack
         stage = stage_of(folder.config, trial.setting)
         key, _, _ = run_keys(stage.config, trial.seed)
-        stream = permuted(key, stage.images, num_tasks=stage.config.num_tasks)
-        stream, program = validate(stream), (trial.setting, trial.arm)
-        if program not in programs:
-            programs[program] = make_program(stage.config, trial.arm, stream)
-        return [learn(stage, programs[program], stream, trial, folder, tell)]
+        made = permuted(key, stage.images, num_tasks=stage.config.num_tasks)
+        stream, name = validate(made), (trial.setting, trial.arm)
+        if name not in programs:
+            programs[name] = make_program(stage.config, trial.arm, stream)
+        return [learn(stage, programs[name], stream, trial, folder, tell)]
 
     return do
 
@@ -109,9 +109,7 @@ def learn(
     )
 
 
-def run_keys(config: Config, seed: int) -> tuple[Key, Key, Key]:
+def run_keys(config: Config, seed: int) -> tuple[Key, ...]:
     """What draws the permutations, the start and the batches of a run."""
-    stream, start, steps = jax.random.split(
-        jax.random.fold_in(jax.random.key(config.seed), seed), 3
-    )
-    return stream, start, steps
+    of_seed = jax.random.fold_in(jax.random.key(config.seed), seed)
+    return tuple(jax.random.split(of_seed, 3))

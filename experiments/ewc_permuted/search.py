@@ -8,7 +8,7 @@ import numpy as np
 
 from experiments.ewc_permuted.config import PENALIZED, Config
 from jaxcl.data import Images, digits, load_images, padded
-from jaxcl.errors import InputError
+from jaxcl.errors import require
 from jaxcl.runs.trials import Trial
 
 
@@ -36,12 +36,9 @@ def images_of(config: Config) -> Images:
 def _search(config: Config, images: Images) -> Stage:
     """Shorter runs that learn on all but the last training rows and test on those."""
     rows = len(images.train_y) - config.search_rows
-    if rows < config.batch_size:
-        msg = (
-            f"search_rows: must leave a batch of {config.batch_size} of the "
-            f"{len(images.train_y)} training rows, got {config.search_rows}."
-        )
-        raise InputError(msg)
+    total = f"the {len(images.train_y)} training rows, got {config.search_rows}"
+    wanted = f"must leave a batch of {config.batch_size} of {total}"
+    require(rows >= config.batch_size, "search_rows", wanted)
     held_out = images._replace(
         train_x=images.train_x[:rows],
         train_y=images.train_y[:rows],
@@ -80,8 +77,7 @@ def numbers(config: Config, arm: str, strength: float | None) -> dict[str, float
 def choose(records: list[dict]) -> dict[str, float]:
     """For every arm searched, the strength with the best mean accuracy on held-out rows.
 
-    Raises:
-      ValueError: if every run of an arm's search diverged.
+    ValueError if every run of an arm's search diverged.
     """
     searched = [record for record in records if record["setting"] == "search"]
     chosen = {}
@@ -91,8 +87,7 @@ def choose(records: list[dict]) -> dict[str, float]:
             for record in searched
             if record["arm"] == arm and record["status"] == "done"
         }
-        if not found:
-            msg = f"strengths: all runs of {arm}'s search diverged; give smaller ones."
-            raise InputError(msg)
+        lost = f"all runs of {arm}'s search diverged; give smaller ones"
+        require(found, "strengths", lost)
         chosen[arm] = max(sorted(found), key=found.__getitem__)
     return chosen

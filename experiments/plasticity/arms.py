@@ -1,5 +1,6 @@
 """The arms: what is compared, each a method of a few lines, and the trials they are in."""
 
+import itertools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -24,7 +25,6 @@ Hyper = dict[str, float]
 class Arm(NamedTuple):
     """One program: a method whose numbers are arguments."""
 
-    name: str
     build: Callable[[Loss, Model, Hyper, Key], Method]  # the run's key
     activation: Callable = nnx.relu
     layer_norm: bool = False
@@ -54,77 +54,47 @@ def arms(config: Config, num_steps: int) -> dict[str, Arm]:
         rise = max(1.0, config.warm_share * num_steps)
         return lambda count: value * jnp.minimum(1.0, count / rise)
 
-    on_sphere = lambda model, hyper: fixed_norm()
-    listed = [
-        Arm("sgd", method()),
-        Arm("sam", method(lambda h, key: sam(h["rho"]))),
-        Arm("gnp", method(lambda h, key: gnp(h["r"], penalty=h["penalty"]))),
+    of_sam = lambda h, key: sam(h["rho"])
+    on_sphere = lambda model, h: fixed_norm()
+    l2 = lambda model, h: l2_init(h["strength"])
+    start_again = lambda model, h: from_the_start()
+    shrink = lambda model, h: _shrink(config, model)
+    dormant = lambda model, h: redo(
+        *(model.hidden, model.units, model.init),
+        threshold=config.dormant,
+        period=config.redo_period,
+    )
+    unused = lambda model, h: continual_backprop(
+        *(model.hidden, model.units, model.init), rate=config.replacement_rate
+    )
+    return {
+        "sgd": Arm(method()),
+        "sam": Arm(method(of_sam)),
+        "gnp": Arm(method(lambda h, key: gnp(h["r"], penalty=h["penalty"]))),
         # neighbours: nothing to lose, and what else is known to preserve plasticity
-        Arm("fresh", method(average=lambda model, h: from_the_start())),
-        Arm(
-            "l2-init",
-            method(regularizer=lambda model, h: l2_init(h["strength"])),
-        ),
-        Arm(
-            "shrink-perturb",
-            method(reset=lambda model, h: _shrink(config, model)),
-        ),
-        Arm(
-            "redo",
-            method(
-                reset=lambda model, h: redo(
-                    model.hidden,
-                    model.units,
-                    model.init,
-                    threshold=config.dormant,
-                    period=config.redo_period,
-                )
-            ),
-        ),
-        Arm(
-            "continual-backprop",
-            method(
-                reset=lambda model, h: continual_backprop(
-                    model.hidden,
-                    model.units,
-                    model.init,
-                    rate=config.replacement_rate,
-                )
-            ),
-        ),
-        Arm("crelu", method(), activation=crelu),
-        Arm("layer-norm", method(), layer_norm=True),
+        "fresh": Arm(method(average=start_again)),
+        "l2-init": Arm(method(regularizer=l2)),
+        "shrink-perturb": Arm(method(reset=shrink)),
+        "redo": Arm(method(reset=dormant)),
+        "continual-backprop": Arm(method(reset=unused)),
+        "crelu": Arm(method(), activation=crelu),
+        "layer-norm": Arm(method(), layer_norm=True),
         # adaptive: strengths that follow the run
-        Arm(
-            "sam-tracking",
-            method(lambda h, key: adaptive_rho(h["target"])),
-        ),
-        Arm("sam-warm", method(lambda h, key: sam(warm(h["rho"])), restart=True)),
-        Arm(
-            "gnp-warm",
-            method(
-                lambda h, key: gnp(h["r"], penalty=warm(h["penalty"])), restart=True
-            ),
+        "sam-tracking": Arm(method(lambda h, key: adaptive_rho(h["target"]))),
+        "sam-warm": Arm(method(lambda h, key: sam(warm(h["rho"])), restart=True)),
+        "gnp-warm": Arm(
+            method(lambda h, key: gnp(h["r"], penalty=warm(h["penalty"])), restart=True)
         ),
         # controls: weight norm held, sharpness pushed down, up, or at random
-        Arm("sgd-sphere", method(regularizer=on_sphere)),
-        Arm(
-            "sam-sphere",
-            method(lambda h, key: sam(h["rho"]), regularizer=on_sphere),
+        "sgd-sphere": Arm(method(regularizer=on_sphere)),
+        "sam-sphere": Arm(method(of_sam, regularizer=on_sphere)),
+        "reverse-sphere": Arm(
+            method(lambda h, key: reverse_sam(h["rho"]), regularizer=on_sphere)
         ),
-        Arm(
-            "reverse-sphere",
-            method(lambda h, key: reverse_sam(h["rho"]), regularizer=on_sphere),
+        "noise-sphere": Arm(
+            method(lambda h, key: random_sam(key, h["rho"]), regularizer=on_sphere)
         ),
-        Arm(
-            "noise-sphere",
-            method(
-                lambda h, key: random_sam(key, h["rho"]),
-                regularizer=on_sphere,
-            ),
-        ),
-    ]
-    return {arm.name: arm for arm in listed}
+    }
 
 
 def trials(config: Config) -> list[Trial]:
@@ -147,44 +117,36 @@ def arms_of_groups(config: Config) -> dict[str, list[tuple[str, Hyper]]]:
     """The arms of every group, each with the numbers that make it what it is."""
     sam_of = lambda rho: {"rho": rho}
     gnp_of = lambda r, penalty: {"r": r, "penalty": penalty}
-    usual, warm = gnp_of(config.r, config.penalty), {"warm_share": config.warm_share}
+    usual_sam, usual_gnp = sam_of(config.rho), gnp_of(config.r, config.penalty)
+    warm, period = {"warm_share": config.warm_share}, config.renewal_period
+    shrunk = {"shrink": config.shrink, "perturb": config.perturb, "period": period}
     neighbours = [
         ("fresh", {}),
         ("l2-init", {"strength": config.l2_init_strength}),
-        (
-            "shrink-perturb",
-            {
-                "shrink": config.shrink,
-                "perturb": config.perturb,
-                "period": config.renewal_period,
-            },
-        ),
+        ("shrink-perturb", shrunk),
         ("redo", {"threshold": config.dormant, "period": config.redo_period}),
         ("continual-backprop", {"rate": config.replacement_rate}),
     ]
     if not config.resnet_width:  # it has normalisation, and one activation, of its own
         neighbours += [("crelu", {}), ("layer-norm", {})]
+    pairs = itertools.product(config.radii, config.penalties)
     return {
-        "paper": [("sgd", {}), ("sam", sam_of(config.rho)), ("gnp", usual)],
+        "paper": [("sgd", {}), ("sam", usual_sam), ("gnp", usual_gnp)],
         "neighbours": neighbours,
         "adaptive": [
             ("sam-tracking", {"target": config.target_sharpness}),
-            ("sam-warm", sam_of(config.rho) | warm),
-            ("gnp-warm", usual | warm),
+            ("sam-warm", usual_sam | warm),
+            ("gnp-warm", usual_gnp | warm),
         ],
         "controls": [
             ("sgd-sphere", {}),
-            ("sam-sphere", sam_of(config.rho)),
-            ("reverse-sphere", sam_of(config.rho)),
-            ("noise-sphere", sam_of(config.rho)),
+            ("sam-sphere", usual_sam),
+            ("reverse-sphere", usual_sam),
+            ("noise-sphere", usual_sam),
         ],
         "sweep": [
             *(("sam", sam_of(rho)) for rho in config.rhos),
-            *(
-                ("gnp", gnp_of(r, penalty))
-                for r in config.radii
-                for penalty in config.penalties
-            ),
+            *(("gnp", gnp_of(r, penalty)) for r, penalty in pairs),
         ],
     }
 

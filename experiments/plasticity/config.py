@@ -17,7 +17,7 @@ else is marked *ours*, or has its source.
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from jaxcl.errors import InputError
+from jaxcl.errors import require
 from jaxcl.runs.experiment import Experiment, check_fields
 
 #: Streams of tasks; :mod:`experiments.plasticity.settings` makes them.
@@ -180,53 +180,27 @@ PRESETS = {
 
 
 def check(config: Config) -> None:
-    """Refuse settings that could not work, before any compute.
-
-    Raises:
-      InputError: naming the field, what it must be, and what it was.
-    """
-    if not config.data:
-        msg = (
-            "data: name the images: --data FOLDER with MNIST's four idx files (or CIFAR's "
-            "binary files, .npy, .npz), --data tfds:NAME, or --data digits."
-        )
-        raise InputError(msg)
-    check_fields(
-        config,
-        may_be_zero=MAY_BE_ZERO,
-        fractions=FRACTIONS,
-        runs=("seeds", "other_seeds", "sweep_seeds"),
-    )
+    """Refuse settings that could not work, before any compute."""
+    files = "MNIST's four idx files (or CIFAR's binary files, .npy, .npz)"
+    named = f"--data FOLDER with {files}, --data tfds:NAME, or --data digits"
+    require(config.data, "data", f"name the images: {named}")
+    runs = "seeds", "other_seeds", "sweep_seeds"
+    check_fields(config, may_be_zero=MAY_BE_ZERO, fractions=FRACTIONS, runs=runs)
     # A quadratic penalty is stable only while learning rate * strength < 2.
     product = max(config.learning_rates) * config.l2_init_strength
-    if product >= 2:
-        msg = (
-            "l2_init_strength: learning rate * strength must be below 2 to be stable, "
-            f"got {product:g}; lower one of them."
-        )
-        raise InputError(msg)
+    wanted = "learning rate * strength must be below 2 to be stable"
+    remedy = f"got {product:g}; lower one of them"
+    require(product < 2, "l2_init_strength", f"{wanted}, {remedy}")
 
 
-#: Numbers that turn something off when they are 0.
-MAY_BE_ZERO = (
-    "checkpoint_seconds",
-    "dormant",
-    "l2_init_strength",
-    "measured_dormant",
-    "momentum",
-    "perturb",
-    "replacement_rate",
-    "resnet_width",
-    "shrink",
-    "warm_share",
-)
+#: Numbers that are below 1, and turn something off when they are 0; so do the others.
 FRACTIONS = (
-    "dormant",
-    "measured_dormant",
-    "momentum",
-    "replacement_rate",
-    "shrink",
-    "warm_share",
+    *("dormant", "measured_dormant", "momentum"),
+    *("replacement_rate", "shrink", "warm_share"),
+)
+MAY_BE_ZERO = (
+    *FRACTIONS,
+    *("checkpoint_seconds", "l2_init_strength", "perturb", "resnet_width"),
 )
 
 EXPERIMENT = Experiment(

@@ -3,6 +3,7 @@
 import functools
 from collections.abc import Sequence
 from fractions import Fraction
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -21,11 +22,9 @@ from jaxcl.runs.trials import (
     rounded,
     run_trials,
 )
-from jaxcl.training import (
-    in_segments,
-    segment_size,
-)
+from jaxcl.training import TaskRecord, in_segments, segment_size
 from jaxcl.tree import at
+from jaxcl.typing import Array, Key
 
 
 def run(config: Config, folder: RunFolder) -> None:
@@ -80,12 +79,7 @@ def learn(
     """Learn one pack of runs side by side; return their lines."""
     # A short pack repeats its last run, so that one compiled program serves all packs.
     full = [*pack, *[pack[-1]] * (runs_per_call(config) - len(pack))]
-    seeds = jnp.array([trial.seed for trial in full])
-    keys = jax.vmap(lambda s: jax.random.fold_in(jax.random.key(config.seed), s))(seeds)
-    hypers = {
-        name: jnp.array([trial.hyper[name] for trial in full], jnp.float32)
-        for name in pack[0].hyper
-    }
+    keys, hypers, seeds = arguments(config, full)
     shared = setting.streams.pool, setting.streams.plan
     size = segment_size(setting.num_tasks, config.tasks_per_call)
 
@@ -106,13 +100,20 @@ def learn(
         note=note,
     )
     seconds = learned.seconds / len(pack)
-    return [
-        line(trial, at(index, learned.record), seconds)
-        for index, trial in enumerate(pack)
-    ]
+    return [line(t, at(i, learned.record), seconds) for i, t in enumerate(pack)]
 
 
-def line(trial: Trial, record, seconds: float) -> dict:
+def arguments(
+    config: Config, pack: Sequence[Trial]
+) -> tuple[Key, dict[str, Array], Array]:
+    """Keys, numbers and seeds of runs that learn side by side, each with a leading axis."""
+    seeds = jnp.array([trial.seed for trial in pack])
+    keys = jax.vmap(partial(jax.random.fold_in, jax.random.key(config.seed)))(seeds)
+    column = lambda name: jnp.array([trial.hyper[name] for trial in pack], jnp.float32)
+    return keys, {name: column(name) for name in pack[0].hyper}, seeds
+
+
+def line(trial: Trial, record: TaskRecord, seconds: float) -> dict:
     """What ``results.jsonl`` keeps of one run: few digits, there are many runs."""
     accuracy, figures = record.after
     return result_line(

@@ -22,11 +22,11 @@ from jaxcl.data import (
     tfds_images,
     validate,
 )
-from jaxcl.errors import InputError
+from jaxcl.errors import require
 from jaxcl.losses import heads, single_head
 from jaxcl.models import mlp, resnet
 from jaxcl.training.device import steps_for
-from jaxcl.tree import at, num_tasks
+from jaxcl.tree import at, num_rows, num_tasks
 from jaxcl.typing import Model, Outputs, Stream
 
 SPLIT_CLASSES = 5  # classes per task of class-splits: 20 tasks of CIFAR-100
@@ -68,11 +68,7 @@ def load(config: Config) -> Images:
 
 
 def make_setting(name: str, config: Config, images: Images) -> Setting:
-    """Build one setting for all seeds.
-
-    Raises:
-      ValueError: for data that cannot make it.
-    """
+    """Build one setting for all seeds; ValueError for data that cannot make it."""
     kind = SETTINGS[name]
     images = _fewer(config, images, kind)
     # These are the keys of the runs, too (`fold_in(key, seed)` in run.py). It does no
@@ -83,17 +79,16 @@ def make_setting(name: str, config: Config, images: Images) -> Setting:
     streams = [kind.build(key, config, images, flat=flat) for key in keys]
     validate(streams[0])
     total = num_tasks(streams[0].plan)
-    rows = jax.eval_shape(
-        streams[0].train, streams[0].pool, at(0, streams[0].plan)
-    ).weight.shape[0]
+    first = jax.eval_shape(streams[0].train, streams[0].pool, at(0, streams[0].plan))
+    rows = num_rows(first)
     classes = streams[0].num_classes
-    outputs = multi_head_of(classes) if kind.own_heads else single_head
+    own = lambda apply: heads(apply, classes)  # fresh ones, when each task begins
     return Setting(
         name,
         stack_plans(streams),
         min(total, config.task_limit or total),
         steps_for(rows, batch_size=config.batch_size, num_epochs=config.num_epochs),
-        outputs,
+        own if kind.own_heads else single_head,
         int(np.prod(images.train_x.shape[1:])),
         classes * (total if kind.own_heads else 1),
     )
@@ -105,11 +100,6 @@ def make_model(config: Config, setting: Setting, **options) -> Model:
         return resnet(setting.num_outputs, width=config.resnet_width, stem_stride=2)
     sizes = (setting.num_inputs, *config.hidden, setting.num_outputs)
     return mlp(sizes, **options)
-
-
-def multi_head_of(classes: int) -> Callable[[Callable], Outputs]:
-    """Each task reads its own outputs, fresh when it begins."""
-    return lambda apply: heads(apply, classes)
 
 
 def _fewer(config: Config, images: Images, kind: Kind) -> Images:
@@ -131,14 +121,15 @@ def _fewer(config: Config, images: Images, kind: Kind) -> Images:
     return subset(images, key=key, **options) if options else images
 
 
-def _permuted(key, config, images, **options):
-    options["num_examples"] = _at_most(config.examples_per_task, images)
-    return permuted(key, images, num_tasks=config.num_tasks, **options)
+def _drawn(make: Callable[..., Stream]):
+    """As many tasks as are asked for, each of at most so many images."""
 
+    def build(key, config, images, **options):
+        count = config.examples_per_task
+        options["num_examples"] = count and min(count, len(images.train_y))
+        return make(key, images, num_tasks=config.num_tasks, **options)
 
-def _permuted_labels(key, config, images, **options):
-    options["num_examples"] = _at_most(config.examples_per_task, images)
-    return permuted_labels(key, images, num_tasks=config.num_tasks, **options)
+    return build
 
 
 def _pairs(key, config, images, **options):
@@ -149,23 +140,17 @@ def _pairs(key, config, images, **options):
 def _class_splits(key, config, images, **options):
     del config
     tasks, left_over = divmod(images.num_classes, SPLIT_CLASSES)
-    if left_over or not tasks:
-        msg = (
-            f"settings: class-splits has {SPLIT_CLASSES} classes per task, got images of "
-            f"{images.num_classes} classes; leave the setting out or give other data."
-        )
-        raise InputError(msg)
+    came = f"got images of {images.num_classes} classes"
+    wanted = f"class-splits has {SPLIT_CLASSES} classes per task"
+    remedy = "leave the setting out or give other data"
+    require(tasks and not left_over, "settings", f"{wanted}, {came}; {remedy}")
     return class_splits(key, images, num_tasks=tasks, **options)
 
 
-def _at_most(count, images):
-    return None if count is None else min(count, len(images.train_y))
-
-
 SETTINGS = {
-    "permuted": Kind(_permuted),
+    "permuted": Kind(_drawn(permuted)),
     "pairs-new-head": Kind(_pairs, classes_per_task=2, own_heads=True),
     "pairs-one-head": Kind(_pairs, classes_per_task=2),
     "class-splits": Kind(_class_splits, classes_per_task=SPLIT_CLASSES),
-    "permuted-labels": Kind(_permuted_labels, some_classes=LABEL_CLASSES),
+    "permuted-labels": Kind(_drawn(permuted_labels), some_classes=LABEL_CLASSES),
 }

@@ -10,7 +10,7 @@ import itertools
 from collections.abc import Callable, Sequence
 from functools import partial
 from statistics import fmean
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,7 @@ from experiments.benchmarks.accelerator.schedule import Box, compiled, seconds_o
 from experiments.plasticity.arms import arms, trials
 from experiments.plasticity.config import PRESETS, Config
 from experiments.plasticity.program import make_program
+from experiments.plasticity.run import arguments
 from experiments.plasticity.settings import Setting, load, make_model, make_setting
 from jaxcl.data import synthetic_images
 from jaxcl.losses import cross_entropy
@@ -142,17 +143,6 @@ def time_runs(here: Here, packed: Sequence[Trial]) -> tuple[float, float]:
 def stream_length(setting: Setting) -> int:
     """Tasks of the experiment's stream: pairs are always all pairs."""
     return GRID.num_tasks if setting.name == "permuted" else setting.num_tasks
-
-
-def arguments(config: Config, packed: Sequence[Trial]) -> tuple[Any, Any, Any]:
-    """Keys, numbers and seeds of the runs, as the experiment gives them."""
-    seeds = jnp.array([trial.seed for trial in packed])
-    keys = jax.vmap(partial(jax.random.fold_in, jax.random.key(config.seed)))(seeds)
-    hypers = {
-        name: jnp.array([trial.hyper[name] for trial in packed], jnp.float32)
-        for name in packed[0].hyper
-    }
-    return keys, hypers, seeds
 
 
 def grid(box: Box) -> None:
