@@ -238,9 +238,6 @@ def experiment_of(module: str) -> Experiment | None:
     """``EXPERIMENT`` of the module ``config`` of a package; None for other modules.
 
     These are not imported: a script might begin to run.
-
-    Raises:
-      InputError: if the module does not exist.
     """
     found = None
     with suppress(ImportError, ValueError, AttributeError):
@@ -256,12 +253,7 @@ def experiment_of(module: str) -> Experiment | None:
 def is_finished(
     batch: Batch, settings: Settings, experiment: Experiment | None
 ) -> bool:
-    """Whether a run has finished; checks its settings if it has not.
-
-    Raises:
-      SystemExit: by tyro, for fields that the experiment does not have.
-      InputError: for values that could not work, or a folder of other settings.
-    """
+    """Whether a run has finished; if not, its settings and paths are checked."""
     from jaxcl.runs.folder import examine
 
     path = batch.out / name_of(settings)
@@ -381,5 +373,5 @@ def state(path: Path) -> str:
     """What became of a run, as its ``status.json`` says, or that it never began."""
     from jaxcl.runs.folder import read_json
 
-    held = path / "status.json"
-    return read_json(held)["status"] if held.exists() else "not begun"
+    none = {"status": "not begun"}
+    return read_json(path / "status.json", default=none)["status"]

@@ -34,11 +34,10 @@ def main(
     Args:
       experiment: its settings.
       argv: the command line without the program; ``sys.argv[1:]`` if absent.
-      run: ``(config, folder) -> None``, does every run that has no line of results yet;
-        that of ``MODULE.run`` if absent. It raises :class:`jaxcl.errors.InputError` for bad
-        input: it is shown as one line, and a new folder is not left behind.
-      report: ``(config, folder) -> None``, makes tables, figures and page of the results,
-        also when a finished run is asked for again; that of ``MODULE.report`` if absent.
+      run: does every run that has no line of results yet; that of ``MODULE.run`` if absent.
+        :class:`jaxcl.errors.InputError` is shown as one line, and leaves no new folder.
+      report: makes tables, figures and page of the results, also when a finished run is
+        asked for again; that of ``MODULE.report`` if absent.
 
     Returns:
       The exit code.
@@ -74,18 +73,15 @@ def start(
     from jaxcl.training.files import lock_folder
 
     folder = folder_of(experiment, request)
-    path = folder.path
     if examine(folder) != "finished":  # refuses before anything is created
         check_paths(experiment, request.config)
-    with lock_folder(path, remedy="choose another --out") as made:
-        state = examine(folder)
-        if state == "finished":
-            print(f"{path} is finished; making its report again.")
+    with lock_folder(folder.path, remedy="choose another --out") as made:
+        if examine(folder) == "finished":
+            print(f"{folder.path} is finished; making its report again.")
             report(folder.config, folder)
             return 0
         command = shlex.join(["python", "-m", experiment.module, *argv])
-        marks = {"remove": made, "new": state == "new", "leave": leave}
-        return _run(folder, run, report, command, **marks)
+        return _run(folder, run, report, command, made=made, leave=leave)
 
 
 def folder_of(experiment: Experiment, request: Request) -> Any:
@@ -104,7 +100,7 @@ def folder_of(experiment: Experiment, request: Request) -> Any:
 
 
 def _run(
-    folder, run, report, command: str, *, remove: bool, new: bool, leave: bool
+    folder: Any, run: Act, report: Act, command: str, *, made: bool, leave: bool
 ) -> int:
     """The run itself, its status and its report."""
     from jaxcl.runs.folder import CHECKPOINTS, begin, discard, mark, read_records
@@ -131,11 +127,11 @@ def _run(
                 os._exit(code)
             return code
         except (Exception, SystemExit) as error:
-            if is_bad_input(error) and new and discard(folder, made=remove):
-                raise
-            said = one_line(error) if is_bad_input(error) else traceback.format_exc()
-            with contextlib.suppress(OSError):  # the disk may be what refuses
-                mark(folder, "failed", error=said)
+            bad = is_bad_input(error)
+            if not (bad and discard(folder, made=made)):
+                said = one_line(error) if bad else traceback.format_exc()
+                with contextlib.suppress(OSError):  # the disk may be what refuses
+                    mark(folder, "failed", error=said)
             raise
     shutil.rmtree(folder.path / CHECKPOINTS, ignore_errors=True)
     if lost:
@@ -157,10 +153,8 @@ def tell_end(error: KeyboardInterrupt, folder: Any) -> int:
 
 
 #: What the system says of a disk that is full or may not be written, and of a bad path.
-_REFUSALS = (
-    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES),
-    errno.ENAMETOOLONG,
-)
+_FULL = errno.ENOSPC, errno.EDQUOT, errno.EFBIG
+_REFUSALS = *_FULL, errno.EROFS, errno.EACCES, errno.ENAMETOOLONG
 
 
 def is_bad_input(error: BaseException) -> bool:

@@ -71,8 +71,7 @@ def parse(experiment: Experiment, argv: Sequence[str]) -> Request:
     """Read a command line: ``[PRESET] [--field value ...] [--out FOLDER]``.
 
     Raises:
-      SystemExit: by tyro, of code 0 after the help, and of 2 after an explanation of
-        what it does not understand.
+      SystemExit: by tyro, of code 0 after the help, of 2 for what it does not understand.
       InputError: for settings that could not work.
     """
     presets, program = experiment.presets, f"python -m {experiment.module}"
@@ -107,11 +106,7 @@ def parse(experiment: Experiment, argv: Sequence[str]) -> Request:
 
 
 def check_paths(experiment: Experiment, config: Any) -> None:
-    """Refuse a file or folder that is not there.
-
-    Raises:
-      MissingFileError: naming the field.
-    """
+    """Refuse a file or folder that is not there, by the name of the field."""
     for field, words in experiment.path_fields.items():
         value = getattr(config, field)
         begins = tuple(word for word in words if word.endswith(":"))
@@ -152,12 +147,8 @@ def _differences(experiment: Experiment, config: Any) -> str:
 def expect_no_words(doc: str | None, argv: Sequence[str] | None = None) -> None:
     """For a command that takes no arguments: return without any, exit with some.
 
-    Args:
-      doc: what the command does, for ``--help``.
-      argv: the command line without the program; ``sys.argv[1:]`` if absent.
-
-    Raises:
-      SystemExit: of code 0 after the help, of 2 after one line for all other words.
+    The code is 0 after ``--help``, which shows ``doc``, and 2 after one line for all other
+    words of ``argv``, which is ``sys.argv[1:]`` if absent.
     """
     for word in (sys.argv[1:] if argv is None else argv)[:1]:
         if word in ("-h", "--help"):

@@ -63,8 +63,7 @@ def default_path(folder: RunFolder, root: Path) -> Path:
 def examine(folder: RunFolder) -> str:
     """What is there: ``new``, ``finished`` or ``unfinished``; writes nothing.
 
-    Raises:
-      InputError: if the place holds something else, or another configuration.
+    Something else, and a run of another configuration, are refused.
     """
     path = folder.path
     if not path.exists():
@@ -126,12 +125,7 @@ def _tell_changes(path: Path, before: dict, now: dict) -> None:
 def check_data_hash(folder: RunFolder, arrays: Iterable[Any]) -> None:
     """Write the checksum of the data into ``environment.json``; refuse other data later.
 
-    Args:
-      folder: one that has begun.
-      arrays: the data, in an order that is always the same.
-
-    Raises:
-      InputError: if earlier lines of this folder come from other data.
+    The order of the arrays must always be the same.
     """
     digest = hashlib.sha256()
     for array in arrays:
@@ -150,9 +144,7 @@ def check_data_hash(folder: RunFolder, arrays: Iterable[Any]) -> None:
 def discard(folder: RunFolder, *, made: bool) -> bool:
     """Undo :func:`begin` in a folder where nothing else is; whether it was so.
 
-    Args:
-      folder: held by this process.
-      made: whether this process made it; only then it is removed.
+    The folder itself is removed only if this process has made it.
     """
     own = ("config.json", "environment.json", "status.json", ".lock")
     if any(entry.name not in own for entry in folder.path.iterdir()):
@@ -224,11 +216,7 @@ def _sign(stat: os.stat_result) -> tuple[int, int, int]:
 
 
 def read_records(folder: RunFolder | Path) -> list[dict[str, Any]]:
-    """All finished runs; a torn last line is passed over.
-
-    Raises:
-      InputError: if another line is damaged.
-    """
+    """All finished runs; a torn last line is passed over, another damaged one refused."""
     path = (folder.path if isinstance(folder, RunFolder) else folder) / "results.jsonl"
     if not path.exists():
         return []

@@ -54,17 +54,18 @@ def run_on_cluster(
 ) -> Ended:
     """Submit all jobs as one array; yield each with its exit code when it has ended.
 
-    Whoever stops iterating cancels what is left of them.
+    Whoever stops iterating cancels what is left of them. Working directory and
+    environment of the jobs are those of this process.
 
     Args:
-      jobs: what to run; working directory and environment are those of this process.
+      jobs: what to run.
       cluster: ``slurm``, or ``local`` to try it on this machine.
       parallel: jobs of the array that run at a time, on Slurm; all if None.
       parameters: of submitit's executor, such as ``timeout_min`` or ``slurm_partition``.
       folder: of submitit's own files; both sides must see it.
 
     Raises:
-      InputError: without submitit or without the cluster, or for an unknown parameter.
+      InputError: without submitit or the cluster, or for an unknown parameter.
     """
     try:
         submitit = importlib.import_module("submitit")

@@ -66,30 +66,21 @@ def all_trials(
 ) -> list[Trial]:
     """Every arm with every seed; seed by seed, so that what is cut short compares.
 
-    Args:
-      setting: the stream.
-      config: with ``arms``, ``seeds``, and the numbers of the arms.
-      numbers: the names of the fields that are numbers of each arm.
+    ``config`` has ``arms``, ``seeds``, and the fields that ``numbers`` names for each arm.
     """
-    arms = {
-        arm: {name: getattr(config, name) for name in numbers[arm]}
-        for arm in config.arms
-    }
+    hyper = lambda arm: {name: getattr(config, name) for name in numbers[arm]}
     return [
-        Trial(setting, arm, hyper, seed)
+        Trial(setting, arm, hyper(arm), seed)
         for seed in range(config.seeds)
-        for arm, hyper in arms.items()
+        for arm in config.arms
     ]
 
 
 def result_line(trial: Trial, finite: Any, *, seconds: float, **more: Any) -> dict:
     """What ``results.jsonl`` keeps of a run.
 
-    Args:
-      trial: the run.
-      finite: [T] bool, whether all steps of each task were finite.
-      seconds: of learning.
-      more: ``accuracy`` [T] of the task just learned, and whatever else is measured.
+    ``finite`` [T] says whether all steps of each task were; ``more`` is ``accuracy`` [T] of
+    the task just learned, and whatever else is measured.
     """
     finite = np.asarray(finite)
     bad = None if finite.all() else int(np.argmin(finite))
@@ -244,8 +235,7 @@ def run_specs(
 def learn_trial(trial: Trial, spec: RunSpec, folder: RunFolder, tell: Tell) -> dict:
     """Learn one trial to its end, or go on with it; its line.
 
-    Raises:
-      KeyboardInterrupt: after a signal, when the checkpoint is on the disk.
+    KeyboardInterrupt after a signal is raised when the checkpoint is on the disk.
     """
     lengths = [steps_of(task, spec.options) for task in spec.tasks]
     result = learn(
@@ -283,11 +273,7 @@ def learn_trial(trial: Trial, spec: RunSpec, folder: RunFolder, tell: Tell) -> d
 
 
 def sharding_of(parts: int) -> ShardingPlan | None:
-    """Rows over all devices, large leaves over ``parts`` of them; None for one device.
-
-    Raises:
-      InputError: if ``parts`` does not divide the devices there are.
-    """
+    """Rows over all devices, large leaves over ``parts`` of them; None for one device."""
     if jax.device_count() == 1 and parts == 1:
         return None
     return ShardingPlan(make_mesh(fsdp=parts), fsdp())
