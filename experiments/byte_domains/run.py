@@ -54,7 +54,7 @@ def make_model(config: Config) -> Model:
     sizes = LlamaConfig(
         vocab_size=NUM_BYTES,
         hidden_size=config.hidden_size,
-        intermediate_size=8 * config.hidden_size // 3,
+        intermediate_size=8 * config.hidden_size // 3,  # gated: three matrices, not two
         num_hidden_layers=config.num_layers,
         num_attention_heads=config.num_heads,
         num_key_value_heads=max(1, config.num_heads // 2),
@@ -87,9 +87,9 @@ def run_spec(config: Config, trial: Trial) -> RunSpec:
         num_steps=config.num_steps,
         batch_size=config.batch_size,
         end_task_examples=config.fisher_rows,
-        eval_batch_size=2 * config.batch_size,
+        eval_batch_size=2 * config.batch_size,  # without gradients twice the rows fit
         eval_examples=config.test_rows,
-        eval_start=False,
+        eval_start=False,  # the matrix begins after the first domain
         save_every=config.checkpoint_seconds,
     )
     return RunSpec(

@@ -35,7 +35,7 @@ def run(config: Config, folder: RunFolder) -> None:
     run_specs(folder, all_trials("class splits", config, NUMBERS), run_spec)
 
 
-@functools.lru_cache(maxsize=1)
+@functools.lru_cache(maxsize=1)  # one process reads the images once for all its runs
 def images_of(config: Config) -> Images:
     """The images, always with an axis for channels."""
     images = digits() if config.data == "digits" else load_images(config.data)
@@ -49,6 +49,7 @@ def run_spec(config: Config, trial: Trial) -> RunSpec:
     """Tasks, start, method and metrics of a trial."""
     images = images_of(config)
     of_seed = jax.random.fold_in(jax.random.key(config.seed), trial.seed)
+    # A seed draws which classes meet, the start, and the batches.
     key_stream, key_start, key = jax.random.split(of_seed, 3)
     stream = class_splits(key_stream, images, num_tasks=config.num_tasks, flat=False)
     model = resnet(
@@ -69,7 +70,7 @@ def run_spec(config: Config, trial: Trial) -> RunSpec:
         end_task_examples=config.fisher_rows,
         eval_batch_size=config.eval_batch_size,
         eval_examples=config.test_rows,
-        eval_start=False,
+        eval_start=False,  # the matrix begins after the first task
         save_every=config.checkpoint_seconds,
     )
     start = model.init(key_start)
@@ -86,7 +87,7 @@ def make_arm(arm: str, hyper: Mapping[str, float], outputs: Outputs) -> Method:
     memory = reservoir(int(hyper["capacity"]), sample_size=int(hyper["replay_size"]))
     if arm == "er":
         return make_method(loss, optimizer, memory=memory)
-    fisher = empirical_fisher(loss, chunk_size=16)
+    fisher = empirical_fisher(loss, chunk_size=16)  # gradients of 16 images at a time
     return make_method(
         loss,
         optimizer,

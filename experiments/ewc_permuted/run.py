@@ -35,6 +35,7 @@ def run(config: Config, folder: RunFolder) -> None:
     check_data_hash(folder, stage_of(config, "test").images)
     stage_of(config, "search")  # refuses what does not fit the data
     do = lambda trials: run_trials(folder, trials, worker, workers=config.workers)
+    # Workers end between the two stages: the second needs what the first has found.
     strengths: dict[str, float | None] = dict.fromkeys(PENALIZED, config.strength)
     if searching := search_trials(config):
         do(searching)

@@ -39,6 +39,7 @@ def _search(config: Config, images: Images) -> Stage:
     total = f"the {len(images.train_y)} training rows, got {config.search_rows}"
     wanted = f"must leave a batch of {config.batch_size} of {total}"
     require(rows >= config.batch_size, "search_rows", wanted)
+    # The test images are not looked at before the strength is chosen.
     held_out = images._replace(
         train_x=images.train_x[:rows],
         train_y=images.train_y[:rows],
@@ -89,5 +90,6 @@ def choose(records: list[dict]) -> dict[str, float]:
         }
         lost = f"all runs of {arm}'s search diverged; give smaller ones"
         require(found, "strengths", lost)
+        # Of equals the smallest.
         chosen[arm] = max(sorted(found), key=found.__getitem__)
     return chosen
