@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from experiments.benchmarks.host import config
-from experiments.benchmarks.host.report import costs_table, targets
 from experiments.benchmarks.host.run import turns
+from experiments.benchmarks.report import by_job, costs_table, targets
 from jaxcl.runs.command import main
 from jaxcl.runs.folder import read_records
 
@@ -46,14 +46,14 @@ def test_the_smoke_preset_does_every_job(tmp_path, capsys):
 
 def test_ratios_are_taken_within_rounds_and_costs_are_medians():
     """Oracle: by hand."""
-    done = {
-        "loop": [
-            {"bare": 2.0, "loop": 2.1, "steps": 20},
-            {"bare": 4.0, "loop": 4.04, "steps": 20},
-            {"bare": 1.0, "loop": 1.0, "steps": 20},
-        ],
-        "sam": [{"plain": 1.0, "sam": 1.9, "steps": 20}],
-    }
+    head = {"job": "loop", "status": "done", "steps": 20}
+    turns = [
+        {**head, "round": 0, "bare": 2.0, "loop": 2.1},
+        {**head, "round": 1, "bare": 4.0, "loop": 4.04},
+        {**head, "round": 2, "bare": 1.0, "loop": 1.0},
+        {**head, "round": 0, "job": "sam", "plain": 1.0, "sam": 1.9},
+    ]
+    done = by_job(turns)
     loop, sam = targets(done)
     np.testing.assert_allclose(loop.values, [1.05, 1.01, 1.0])
     np.testing.assert_allclose(sam.values, [1.9])
