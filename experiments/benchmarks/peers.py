@@ -18,7 +18,7 @@ import numpy as np
 from experiments.benchmarks.config import Config
 from experiments.benchmarks.ours import NORMALISE, make_stream
 from jaxcl.data import Images
-from jaxcl.errors import InputError
+from jaxcl.errors import require
 from jaxcl.training.files import plain
 
 SCRIPTS = Path(__file__).parents[2] / "third_party" / "peers"
@@ -50,50 +50,48 @@ def workers(config: Config, job: Path) -> Iterator[dict[str, Ask]]:
     Those that need PyTorch or Avalanche run if ``JAXCL_PEERS_PYTHON`` names an interpreter,
     and this library as it was if ``JAXCL_BASELINE`` names a checkout of it.
     """
-    wanted: dict[str, tuple[Any, ...]] = {}
-    if config.by_hand:
-        wanted["jax"] = (sys.executable,)
-    if before := os.environ.get("JAXCL_BASELINE"):
-        if not (Path(before) / "experiments" / "benchmarks" / "ours.py").exists():
-            msg = (
-                f"JAXCL_BASELINE: no checkout of jaxcl at {before}; make one by git "
-                "worktree add PATH COMMIT."
-            )
-            raise InputError(msg)
-        wanted["baseline"] = sys.executable, Path(before).resolve()
-    if theirs := os.environ.get("JAXCL_PEERS_PYTHON"):
-        if not Path(theirs).exists():
-            msg = (
-                f"JAXCL_PEERS_PYTHON: no interpreter at {theirs}; make an environment "
-                "from third_party/peers/requirements-avalanche.txt."
-            )
-            raise InputError(msg)
-        wanted |= {"torch": (theirs,), "avalanche": (theirs,)}
+    before, theirs = map(os.environ.get, ("JAXCL_BASELINE", "JAXCL_PEERS_PYTHON"))
+    require(
+        not before or (Path(before) / "experiments/benchmarks/ours.py").exists(),
+        "JAXCL_BASELINE",
+        f"no checkout of jaxcl at {before}; make one by git worktree add PATH COMMIT",
+    )
+    require(
+        not theirs or Path(theirs).exists(),
+        "JAXCL_PEERS_PYTHON",
+        f"no interpreter at {theirs}; make an environment from "
+        "third_party/peers/requirements-avalanche.txt",
+    )
+    wanted = {
+        "jax": (sys.executable if config.by_hand else None, None),
+        "baseline": (sys.executable if before else None, before),
+        "torch": (theirs, None),
+        "avalanche": (theirs, None),
+    }
     with ExitStack() as stack:
-        begin = lambda name: stack.enter_context(worker(job, name, *wanted[name]))
-        yield {name: begin(name) for name in wanted}
+        yield {
+            name: stack.enter_context(worker(job, name, python, checkout))
+            for name, (python, checkout) in wanted.items()
+            if python
+        }
 
 
 @contextmanager
-def worker(
-    job: Path, name: str, python: str, checkout: Path | None = None
-) -> Iterator[Ask]:
+def worker(job: Path, name: str, python: str, checkout: str | None) -> Iterator[Ask]:
     """One script, started, on the code of a checkout if given; ended on the way out."""
     script = f"speed_{name}.py"
+    code = {"PYTHONPATH": str(Path(checkout).resolve())} if checkout else {}
     with subprocess.Popen(
         [python, str(SCRIPTS / script), str(job)],
         cwd=checkout,
-        env=os.environ | ({"PYTHONPATH": str(checkout)} if checkout else {}),
+        env=os.environ | code,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
     ) as process:  # its loop ends with its input, which is closed on the way out
-        send, answers = process.stdin, process.stdout
-        assert send is not None
-        assert answers is not None
 
         def answer() -> dict[str, Any]:
-            if line := answers.readline():
+            if line := process.stdout and process.stdout.readline():
                 return json.loads(line)
             ended = f"{script} ended with code {process.wait()}"
             msg = f"{ended}; its message stands above."
@@ -102,7 +100,7 @@ def worker(
         versions = answer()
 
         def ask(request: dict[str, Any]) -> dict[str, Any]:
-            print(json.dumps(request), file=send, flush=True)
-            return {**answer(), "versions": versions}
+            print(json.dumps(request), file=process.stdin, flush=True)
+            return answer() | {"versions": versions}
 
         yield ask
