@@ -9,10 +9,12 @@ gradient. It does not depend on the learning rate and goes first in a chain:
 ``grad_fn(params)`` is the gradient at other parameters, on the same batch with the same
 key. ``replay_grad_fn(params)`` is the gradient on replayed examples, and
 ``task_grad_fn(params)`` has one row ``[T]`` per past task. An update without ``params`` is
-refused by a ValueError; without a function that it needs, Python names the argument.
+refused by a ValueError, as are numbers that a builder knows to be out of their range;
+without a function that it needs, Python names the argument. The state holds scalars unless
+it says otherwise.
 
 =================== ======================================== ==============
-sharpness-aware     gradients per step, with the first one   needs
+transformation      gradients per step, with the first one   needs
 =================== ======================================== ==============
 sam                 2                                        grad_fn
 gnp                 2                                        grad_fn
@@ -24,14 +26,8 @@ adaptive_rho        2; the radius follows a target rise      grad_fn
 adaptive_strength   those of the wrapped transformation      grad_fn
 reverse_sam         2; control: perturbs downhill            grad_fn
 random_sam          2; control: random direction             grad_fn
-=================== ======================================== ==============
-
-=================== ======================================== ==============
-projection on       gradients per step                       needs
-past tasks
-=================== ======================================== ==============
-agem                1, and 1 on replay                       replay_grad_fn
-gem                 1, and 1 per task                        task_grad_fn
+agem                1, and 1 on replay; a projection         replay_grad_fn
+gem                 1, and 1 per task; a projection          task_grad_fn
 =================== ======================================== ==============
 
 :func:`across_devices` runs any of them over a mapped axis; :func:`accumulated` makes a

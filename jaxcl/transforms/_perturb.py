@@ -9,7 +9,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int, PyTree, ScalarLike
 
-from jaxcl.errors import InputError, is_zero
+from jaxcl.errors import InputError, is_zero, require
 from jaxcl.tree import axpy, dot, norm, safe_divide, wide, wide_dtype
 from jaxcl.typing import Params
 
@@ -49,16 +49,9 @@ def next_count(count) -> Int[Array, ""]:
 
 
 def logged(count, rho, ascent, perturbed=None) -> PerturbationState:
-    """The state after an update with these gradients at both points.
-
-    Args:
-      count: updates before this one.
-      rho: radius.
-      ascent: gradient at the parameters.
-      perturbed: gradient at the perturbed point. Give it only if its fields are wanted:
-        on a CPU, keeping the first gradient until the second is there can cost as much
-        as half a gradient of a small network.
-    """
+    """The state after update ``count``; measured if ``g_p`` is given."""
+    # Give g_p only if its fields are wanted: on a CPU, keeping g until g_p is there can
+    # cost as much as half a gradient of a small network.
     narrow = lambda value: jnp.asarray(value).astype(jnp.float32)
     below = next_count(count), narrow(rho), narrow(norm(ascent))
     if perturbed is None:
@@ -67,26 +60,9 @@ def logged(count, rho, ascent, perturbed=None) -> PerturbationState:
     return PerturbationState(*below, *above)
 
 
-# ------------------------------------------------------------------ arguments
-
-
 def at_step(value: ScalarOrSchedule, count):
     """The value of a number or schedule at an update."""
     return value(count) if callable(value) else value
-
-
-def check_update(params: Any) -> None:
-    """Refuse an update without the parameters, or with some of them hidden."""
-    hidden = lambda leaf: isinstance(leaf, optax.MaskedNode)
-    if params is None or any(map(hidden, jax.tree.leaves(params, is_leaf=hidden))):
-        msg = (
-            "update: expected all params, got none, or some hidden by optax.masked or "
-            "optax.partition; pass them, and give the transformation itself a mask."
-        )
-        raise InputError(msg)
-
-
-# ------------------------------------------------------------------ perturbation
 
 
 def masked_leaves(mask: Mask | None, params: Params, tree: PyTree) -> PyTree:
@@ -104,11 +80,8 @@ def masked_leaves(mask: Mask | None, params: Params, tree: PyTree) -> PyTree:
 
 
 def step_from(params: Params, scale, direction: PyTree) -> Params:
-    """``params + scale * direction`` in float32 or better.
-
-    Parameters whose direction is ``None`` stay where they are. A narrower dtype would
-    round away a step that is small beside the parameters.
-    """
+    """``params + scale * direction``; a direction of ``None`` is no step."""
+    # In float32 or better: a narrower dtype would round a small step away.
     return jax.tree.map(
         lambda d, p: jax.tree.map(wide, p) if d is None else axpy(scale, d, wide(p)),
         direction,
@@ -118,10 +91,7 @@ def step_from(params: Params, scale, direction: PyTree) -> Params:
 
 
 def perturb(params: Params, rho, direction: PyTree) -> Params:
-    """``params + rho * direction / |direction|``; no step where the direction is zero.
-
-    The norm, the sum and the point that comes back are float32 or better.
-    """
+    """``params + rho * direction / |direction|``; no step where the direction is zero."""
     # eps = rho g / |g|: equation 2 of arXiv:2010.01412 for the Euclidean norm.
     return step_from(params, safe_divide(rho, norm(direction)), direction)
 
@@ -158,32 +128,15 @@ def mix(weight_a, a: PyTree, weight_b, b: PyTree) -> PyTree:
     return jax.tree.map(leaf, a, b)
 
 
-def one_perturbation(
-    rho: ScalarOrSchedule, *combine, measure: bool = False, **options: Any
-) -> optax.GradientTransformationExtraArgs:
-    """The transformation whose update is :func:`perturbed_update`."""
-    update = perturbed_update(rho, *combine, measure=measure, **options)
-    return perturbation_transform(update, measure)
-
-
-def perturbation_transform(
-    update: Callable[..., Any], measure: bool
-) -> optax.GradientTransformationExtraArgs:
-    """An update whose state is a :class:`PerturbationState`, as a transformation."""
-
-    def init(params):
-        del params
-        return empty_state(measure)
-
-    return transformation(init, update)
-
-
 def transformation(
-    init: Callable[..., Any], update: Callable[..., Any]
+    init: Callable[[Params], Any],
+    update: Callable[..., Any],
+    *,
+    needs_params: bool = True,
 ) -> optax.GradientTransformationExtraArgs:
-    """The pair, as optax wants it; ``init`` refuses complex parameters."""
+    """The pair, as optax wants it; refuses complex parameters, and absent ones."""
 
-    def checked(params):
+    def checked_init(params):
         for path, leaf in jax.tree_util.tree_leaves_with_path(params):
             if jnp.iscomplexobj(leaf):  # norms and products would take the real part
                 came = f"{leaf.dtype} at {jax.tree_util.keystr(path) or 'its root'}"
@@ -191,41 +144,42 @@ def transformation(
                 raise InputError(msg)
         return init(params)
 
-    return optax.GradientTransformationExtraArgs(checked, update)
+    def checked_update(updates, state, params=None, **extra):
+        hidden = lambda leaf: isinstance(leaf, optax.MaskedNode)
+        leaves = jax.tree.leaves(params, is_leaf=hidden)
+        require(
+            params is not None and not any(map(hidden, leaves)),
+            "update",
+            "expected all params, got none, or some hidden by optax.masked or "
+            "optax.partition; pass them, and give the transformation itself a mask",
+        )
+        return update(updates, state, params, **extra)
 
-
-def take_perturbed(count, grads, perturbed):
-    """The gradient at the perturbed point."""
-    del count, grads
-    return perturbed
+    last: Any = checked_update if needs_params else update
+    return optax.GradientTransformationExtraArgs(checked_init, last)
 
 
 def perturbed_update(
     rho: ScalarOrSchedule,
-    combine: Callable[[Any, PyTree, PyTree], PyTree] = take_perturbed,
+    combine: Callable[[Any, PyTree, PyTree], PyTree] | None = None,
     *,
     move: Callable[[Params, Any, PyTree], Params] = perturb,
     mask: Mask | None = None,
     measure: bool = False,
     skip: bool = False,
 ) -> Callable[..., Any]:
-    """An update that perturbs once and combines the two gradients.
+    """``(grads, state, params, *, grad_fn)`` that perturbs once and combines ``g, g_p``.
 
     Args:
       rho: radius.
-      combine: ``(count, g, g_p) -> grads``; schedules are evaluated at ``count``.
+      combine: ``(count, g, g_p) -> grads``; ``g_p`` if absent.
       move: ``(params, rho, ascent) -> params``.
       mask: which leaves are perturbed.
       measure: whether the state also holds what needs both gradients.
       skip: use ``g`` as ``g_p``, for strengths that do not use the second gradient.
-
-    Returns:
-      ``update(grads, state, params, *, grad_fn)``, whose state is a ``PerturbationState``.
     """
 
-    def update(grads, state, params=None, *, grad_fn, **ignored):
-        del ignored
-        check_update(params)
+    def update(grads, state, params, *, grad_fn, **_):
         radius = at_step(rho, state.count)
         ascent = masked_leaves(mask, params, grads)
         if skip or is_zero(radius):
@@ -234,6 +188,14 @@ def perturbed_update(
             perturbed = cast_like(grad_fn(move(params, radius, ascent)), grads)
         seen = masked_leaves(mask, params, perturbed) if measure else None
         after = logged(state.count, radius, ascent, seen)
-        return combine(state.count, grads, perturbed), after
+        return combine(state.count, grads, perturbed) if combine else perturbed, after
 
     return update
+
+
+def one_perturbation(
+    rho: ScalarOrSchedule, *combine, measure: bool = False, **options: Any
+) -> optax.GradientTransformationExtraArgs:
+    """The transformation whose update is :func:`perturbed_update`."""
+    update = perturbed_update(rho, *combine, measure=measure, **options)
+    return transformation(lambda _: empty_state(measure), update)

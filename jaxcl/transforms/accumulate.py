@@ -20,20 +20,14 @@ def accumulated(
 
     Use it for both gradients of a sharpness-aware step, ``grads = full(params)`` and
     ``update(grads, state, params, grad_fn=full)``: then all parts share one perturbation,
-    as if the batch had been processed at once. (``chain(sam(rho), MultiSteps(base, k))``
-    instead perturbs once per part, which is m-sharpness.)
+    as if the batch had been processed at once. The sum is accumulated in float32 or
+    better; the mean has the dtypes of ``grad_fn``, and is zero if all weights are.
 
     Args:
       grad_fn: ``(params, part) -> grads``, the gradient of the part's mean loss.
       parts: the parts of the batch, leaves ``[k, ...]``.
       weight: ``[k]``, the weight of each part: its number of rows if they differ,
         without padding; equal if absent.
-
-    Returns:
-      ``(params) -> grads``: the weighted mean, accumulated in float32 or better and in
-      the dtypes of ``grad_fn``; zero if all weights are zero.
-
-    Cost: ``k`` gradients one after the other; memory for one, and for the sum.
     """
 
     def full(params):
@@ -48,9 +42,8 @@ def accumulated(
             more = lambda t, g: t + amount.astype(t.dtype) * g.astype(t.dtype)
             return jax.tree.map(more, total, grads), None
 
-        start = jax.tree.map(
-            lambda leaf: jnp.zeros(leaf.shape, wide_dtype(leaf)), shape
-        )
+        zeros = lambda leaf: jnp.zeros(leaf.shape, wide_dtype(leaf))
+        start = jax.tree.map(zeros, shape)
         total, _ = jax.lax.scan(add, start, (fraction, parts))
         return jax.tree.map(lambda t, leaf: t.astype(leaf.dtype), total, shape)
 

@@ -1,6 +1,7 @@
 """A gradient transformation over a named device axis: shared, or one per device."""
 
 from collections.abc import Hashable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -29,11 +30,10 @@ def across_devices(
 
     * ``sync=True``: every gradient is averaged over devices before it is used. The
       result is that of one device with the full batch.
-    * ``sync=False``: each device transforms its own gradient, and only the results are
-      averaged. With :func:`jaxcl.transforms.sam` this is m-sharpness with ``m``
-      examples per device: one collective a step instead of two. Numbers in the state
-      (logs, means) are averaged too (of integers the largest is taken), so that it
-      stays the same everywhere.
+    * ``sync=False``: each device transforms its own gradient, and only the results and
+      the states are averaged (of integers the largest is taken). With
+      :func:`jaxcl.transforms.sam` this is m-sharpness with ``m`` examples per device: one
+      collective a step instead of two.
     * without this function: each device keeps its own result, and the caller averages.
 
     Gradients must be local. Inside ``jax.shard_map`` with its default
@@ -47,57 +47,39 @@ def across_devices(
       transformation: any transformation of this package, or a chain of them.
       axis_name: name of the mapped axis, or a tuple of names.
       sync: whether devices share the perturbation.
-
-    Cost: one mean over devices per gradient (``sync``), or one per step.
     """
     inner = optax.with_extra_args_support(transformation)
 
-    def update(
-        grads,
-        state,
-        params=None,
-        *,
-        weight=None,
-        replay_weight=None,
-        task_weight=None,
-        **extra,
-    ):
-        rows = {
-            "grad_fn": weight,
-            "replay_grad_fn": replay_weight,
-            "task_grad_fn": task_weight,
-        }
+    mean_over, varying = partial(_mean_over, axis_name), partial(_varying, axis_name)
+
+    def update(grads, state, params=None, **extra):
+        rows = {name: extra.pop(weight, None) for name, weight in _WEIGHTS.items()}
         if sync:
             for name, function in extra.items():
                 if name.endswith("grad_fn") and callable(function):
                     extra[name] = shared(function, rows.get(name))
-            grads = _mean_over(axis_name, grads, weight)
+            grads = mean_over(grads, rows["grad_fn"])
             return inner.update(grads, state, params, **extra)
-        own = _varying(axis_name, params), _varying(axis_name, state)
-        result, state = inner.update(grads, own[1], own[0], **extra)
-        mean = lambda tree: _mean_over(axis_name, tree, weight)
-        return mean(result), mean(state)
+        grads, state = inner.update(grads, varying(state), varying(params), **extra)
+        return mean_over(grads, rows["grad_fn"]), mean_over(state, rows["grad_fn"])
 
     def shared(function, weight):
-        def mean(params):
-            return _mean_over(axis_name, function(_varying(axis_name, params)), weight)
+        return lambda params: mean_over(function(varying(params)), weight)
 
-        return mean
-
-    return make(inner.init, update)
+    return make(inner.init, update, needs_params=False)
 
 
-def _mean_over(
-    axis_name: Hashable, tree: PyTree, weight: ArrayLike | None = None
-) -> PyTree:
-    """The mean over devices, in float32 or better; the largest of integers and booleans.
+#: The argument with the weight of a device's rows, for each gradient.
+_WEIGHTS = {
+    "grad_fn": "weight",
+    "replay_grad_fn": "replay_weight",
+    "task_grad_fn": "task_weight",
+}
 
-    Args:
-      axis_name: of the devices.
-      tree: what each of them has.
-      weight: the weight of this device, such as its rows, or one for each entry of the
-        leading axes of all leaves; equal if absent.
-    """
+
+def _mean_over(axis_name: Hashable, tree: PyTree, weight: ArrayLike | None) -> PyTree:
+    """The mean over devices, in float32 or better; the largest of integers and booleans."""
+    # A weight may have entries for the leading axes of all leaves; equal if absent.
 
     def mean(x):
         if weight is None:
@@ -122,8 +104,6 @@ def _varying(axis_name: Hashable, tree: PyTree) -> PyTree:
     """The same numbers, marked as varying, so that ``grad`` does not sum over devices."""
     nothing = 0 * jax.lax.axis_index(axis_name)
 
-    def leaf(x):
-        inexact = jnp.issubdtype(x.dtype, jnp.inexact)
-        return x + nothing.astype(x.dtype) if inexact else x
-
-    return jax.tree.map(leaf, tree)
+    inexact = lambda x: jnp.issubdtype(x.dtype, jnp.inexact)
+    add = lambda x: x + nothing.astype(x.dtype) if inexact(x) else x
+    return jax.tree.map(add, tree)

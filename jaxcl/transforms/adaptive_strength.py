@@ -7,15 +7,14 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, ScalarLike
 
-from jaxcl.errors import InputError, check_number
+from jaxcl.errors import check_number, require
 from jaxcl.transforms._perturb import (
     Mask,
     PerturbationState,
     ScalarOrSchedule,
     at_step,
-    check_update,
+    empty_state,
     masked_leaves,
-    perturbation_transform,
     perturbed_update,
     transformation,
 )
@@ -24,9 +23,8 @@ from jaxcl.tree import norm, safe_divide
 
 def _both_gradients(state: PerturbationState) -> tuple[Array, Array]:
     """The slope along the gradient before and after the perturbation."""
-    if state.alignment is None:
-        msg = "sharpness: expected a measured state; build it with measure=True."
-        raise InputError(msg)
+    came = "expected a measured state; build it with measure=True"
+    require(state.alignment is not None, "sharpness", came)
     return state.grad_norm, safe_divide(state.alignment, state.grad_norm)
 
 
@@ -36,10 +34,8 @@ def perturbation_curvature(state: PerturbationState) -> Float[Array, ""]:
     .. math:: (\langle g_p, \hat g\rangle - \|g\|) / \rho
 
     Exact on a quadratic for a plain perturbation along ``g`` (not the adaptive one).
-    Units: loss per squared parameter. Zero where nothing was perturbed.
-
-    Raises:
-      ValueError: if the transformation was not built with ``measure=True``.
+    Units: loss per squared parameter. Zero where nothing was perturbed. A state without
+    ``measure=True`` is refused by a ValueError, here and in :func:`perturbation_rise`.
     """
     below, above = _both_gradients(state)
     return safe_divide(above - below, state.rho)
@@ -53,9 +49,6 @@ def perturbation_rise(state: PerturbationState) -> Float[Array, ""]:
     .. math:: \rho\, (\|g\| + \langle g_p, \hat g\rangle) / 2 \approx L(w + \epsilon) - L(w)
 
     Exact on a quadratic for a plain perturbation along ``g``. Units: loss.
-
-    Raises:
-      ValueError: if the transformation was not built with ``measure=True``.
     """
     below, above = _both_gradients(state)
     return state.rho * (below + above) / 2
@@ -80,31 +73,22 @@ def adaptive_rho(
     Args:
       target: target rise in units of loss; number or schedule of the update count.
       low: smallest radius.
-      high: largest radius, which also bounds it where the gradient vanishes.
-      mask: leaves that are perturbed; the norm is over them.
-      measure: also log ``perturbed_norm`` and ``alignment``, as in
-        :func:`jaxcl.transforms.sam`.
-
-    Raises:
-      ValueError: if ``target``, ``low`` or ``high`` is known to be negative or not
-        finite.
-
-    Cost: one more gradient per step. State: :class:`PerturbationState`.
+      high: largest radius, also where the gradient vanishes.
+      mask: as in :func:`jaxcl.transforms.sam`.
+      measure: as in :func:`jaxcl.transforms.sam`.
     """
     check_number("adaptive_rho", schedules=True, target=target)
     check_number("adaptive_rho", low=low)
     check_number("adaptive_rho", least=low, high=high)
 
-    def update(grads, state, params=None, *, grad_fn, **ignored):
-        del ignored
-        check_update(params)
+    def update(grads, state, params, *, grad_fn, **_):
         slope = norm(masked_leaves(mask, params, grads))
         wanted = at_step(target, state.count) / jnp.where(slope > 0, slope, 1.0)
         radius = jnp.where(slope > 0, jnp.clip(wanted, low, high), high)
         once = perturbed_update(radius, mask=mask, measure=measure)
         return once(grads, state, params, grad_fn=grad_fn)
 
-    return perturbation_transform(update, measure)
+    return transformation(lambda _: empty_state(measure), update)
 
 
 class AdaptiveStrengthState(NamedTuple):
@@ -138,16 +122,12 @@ def adaptive_strength(
         build = lambda s: gnp(0.05, penalty=s, measure=True)
         adaptive_strength(build, 0.01, reference=2.0)
 
-    To warm up a strength at each task, use a schedule instead: its count starts again
-    when the state is reset.
-
     Args:
       build: ``(strength) -> transformation`` whose state is a measured
-        :class:`PerturbationState`; it is called at every update, with a traced strength.
-        For ``optax.inject_hyperparams`` it and ``sharpness`` are ``static_args``.
+        :class:`PerturbationState`. For ``optax.inject_hyperparams`` it and ``sharpness``
+        are ``static_args``.
       base: the strength while the measurement equals ``reference``; the first one.
-      reference: the sharpness at which the strength is ``base``, above 0, in the units of
-        ``sharpness``.
+      reference: the sharpness at which the strength is ``base``, above 0.
       power: exponent of the relative sharpness.
       decay: fraction of the running mean kept per step.
       limits: smallest and largest multiple of ``base``. The smallest should be above 0,
@@ -155,17 +135,12 @@ def adaptive_strength(
       sharpness: ``(PerturbationState) -> scalar``, :func:`perturbation_curvature` or
         :func:`perturbation_rise`; negative values count as zero.
 
-    Raises:
-      ValueError: if ``base`` or ``decay`` is known to be negative or not finite, or
-        ``reference`` to be not positive; if ``build`` does not measure.
-
     A step with a zero gradient or a measurement that is not finite does not change the
-    running mean. Cost: that of ``build``.
+    running mean. A ``build`` that does not measure is refused by a ValueError.
     """
-    check_number("adaptive_strength", base=base)
+    check_number("adaptive_strength", base=base, lower_limit=limits[0])
     check_number("adaptive_strength", most=1.0, decay=decay)
     check_number("adaptive_strength", above=True, reference=reference)
-    check_number("adaptive_strength", lower_limit=limits[0])
     check_number("adaptive_strength", least=limits[0], upper_limit=limits[1])
     number = lambda value: jnp.array(value, jnp.float32)  # a copy
 

@@ -6,14 +6,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
-from jaxcl.transforms._perturb import (
-    cast_like,
-    check_update,
-    next_count,
-    transformation,
-)
+from jaxcl.transforms._perturb import cast_like, next_count, transformation
 from jaxcl.tree import axpy, dot, projection, safe_divide
-from jaxcl.typing import Params
 
 
 class ProjectionState(NamedTuple):
@@ -24,9 +18,8 @@ class ProjectionState(NamedTuple):
     moved: Float[Array, ""]  # |g' - g| / |g|; in [0, 1] without a margin
 
 
-def untouched(params: Params = None) -> ProjectionState:
+def untouched(_) -> ProjectionState:
     """The state before the first update, whatever the parameters."""
-    del params
     zero = lambda dtype: jnp.zeros((), dtype)
     return ProjectionState(zero(jnp.int32), zero(jnp.int32), zero(jnp.float32))
 
@@ -43,15 +36,12 @@ def agem() -> optax.GradientTransformationExtraArgs:
     after a sharpness-aware transformation, whose result it then projects. Later
     transformations (momentum, Adam) may violate the constraint again.
 
-    Cost: one gradient on the replay batch per step. State: :class:`ProjectionState`,
-    three scalars.
+    State: :class:`ProjectionState`.
 
     Reference: Chaudhry et al. 2019, arXiv:1812.00420, equation 11.
     """
 
-    def update(grads, state, params=None, *, replay_grad_fn, **ignored):
-        del ignored
-        check_update(params)
+    def update(grads, state, params, *, replay_grad_fn, **_):
         past = cast_like(replay_grad_fn(params), grads)
         # g - min(0, <g, r>) r / |r|^2, as in equation 11, and g itself where they agree.
         agreement, length = projection(grads, past)

@@ -23,17 +23,14 @@ def scale_by_progress(
     The fraction is ``step / num_steps`` in [0, 1), as both training loops set it. It is 0
     where the length of a task is not known, as in a custom loop that does not set it.
 
-    Args:
-      schedule: ``(fraction []) -> factor``.
-
     An update needs ``progress``, a :class:`~jaxcl.typing.Progress`;
     :func:`jaxcl.method.make_method` gives it.
     """
 
-    def update(updates, state, params=None, *, progress, **ignored):
-        del params, ignored
+    def update(updates, state, params=None, *, progress, **_):
+        del params
         factor = schedule(progress.fraction())
         scale = lambda leaf: (factor * wide(leaf)).astype(leaf.dtype)
         return jax.tree.map(scale, updates), state
 
-    return transformation(optax.init_empty_state, update)
+    return transformation(optax.init_empty_state, update, needs_params=False)

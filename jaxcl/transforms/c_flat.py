@@ -1,5 +1,7 @@
 """C-Flat: zeroth- and first-order flatness, for continual learning."""
 
+from functools import partial
+
 import optax
 
 from jaxcl.errors import check_number, is_zero
@@ -8,12 +10,12 @@ from jaxcl.transforms._perturb import (
     ScalarOrSchedule,
     at_step,
     cast_like,
-    check_update,
+    empty_state,
     logged,
     masked_leaves,
     mix,
     perturb,
-    perturbation_transform,
+    transformation,
 )
 from jaxcl.tree import subtract
 
@@ -36,31 +38,24 @@ def c_flat(
         g' &= g_1 + \lambda\, (g_3 - g_2)
 
     ``strength=0`` is :func:`jaxcl.transforms.sam`. Where ``g_0`` or ``h`` vanishes
-    there is no perturbation along it. Chains and masks: as in
-    :func:`jaxcl.transforms.sam`.
+    there is no perturbation along it.
 
     Args:
       rho: radius of all perturbations in parameter units; number or schedule. A plain
         Python 0 is the plain gradient and saves all others.
       strength: ``lambda`` above; a plain Python 0 saves two gradients.
-      mask: leaves that are perturbed.
-      measure: also log ``perturbed_norm`` and ``alignment``, of ``g_0`` and ``g_1``.
+      mask: as in :func:`jaxcl.transforms.sam`.
+      measure: as in :func:`jaxcl.transforms.sam`.
 
-    Raises:
-      ValueError: if a strength is known to be negative or not finite.
-
-    Cost: three more gradients per step. State: :class:`PerturbationState` of the first
-    perturbation, scalars.
+    State: :class:`PerturbationState` of the first perturbation.
 
     Reference: Bian et al. 2024, arXiv:2404.00986, algorithm 1.
     """
     check_number("c_flat", schedules=True, rho=rho, strength=strength)
 
-    def update(grads, state, params=None, *, grad_fn, **ignored):
-        del ignored
-        check_update(params)
+    def update(grads, state, params, *, grad_fn, **_):
         radius = at_step(rho, state.count)
-        choose = lambda tree: masked_leaves(mask, params, tree)
+        choose = partial(masked_leaves, mask, params)
         uphill = lambda start, direction: perturb(start, radius, choose(direction))
         gradient = lambda point: cast_like(grad_fn(point), grads)
 
@@ -77,4 +72,4 @@ def c_flat(
         weight = at_step(strength, state.count)
         return mix(1.0, first, weight, subtract(third, second)), after
 
-    return perturbation_transform(update, measure)
+    return transformation(lambda _: empty_state(measure), update)

@@ -52,17 +52,11 @@ def friendly_sam(
       rho: radius in parameter units (usually 0.2); number or schedule.
       sigma: multiple of the mean that is subtracted.
       decay: fraction of the mean kept per update, ``lambda`` above.
-      mask: leaves that are perturbed, as in :func:`jaxcl.transforms.sam`.
-      measure: also log ``perturbed_norm`` and ``alignment`` (with ``g``, not with ``d``).
+      mask: as in :func:`jaxcl.transforms.sam`.
+      measure: as in :func:`jaxcl.transforms.sam`; ``alignment`` with ``g``, not with ``d``.
 
-    Returns:
-      A transformation whose state, :class:`FriendlySamState`, holds ``m`` in float32 or
-      better: it needs memory for one more copy of the parameters.
-
-    Raises:
-      ValueError: if a strength is known to be negative or not finite.
-
-    Cost: one more gradient per step.
+    State: :class:`FriendlySamState`, which holds ``m`` in float32 or better, the size of
+    the parameters.
 
     Reference: Li et al. 2024, arXiv:2403.12350, algorithm 1.
     """
@@ -73,12 +67,10 @@ def friendly_sam(
         nothing = jax.tree.map(lambda leaf: jnp.zeros_like(wide(leaf)), params)
         return FriendlySamState(empty_state(measure), nothing)
 
-    def update(grads, state, params=None, *, grad_fn, **ignored):
-        del ignored
+    def update(grads, state, params, *, grad_fn, **_):
         count = state.perturbation.count
 
-        def stray(params, radius, ascent):
-            del ascent
+        def stray(params, radius, _):
             taken = -1.0 * at_step(sigma, count)
             # d = g - sigma m, with m before this update.
             special = mix(1.0, jax.tree.map(wide, grads), taken, state.momentum)

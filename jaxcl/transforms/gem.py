@@ -7,12 +7,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int, ScalarLike
 
-from jaxcl.errors import InputError, check_number
-from jaxcl.transforms._perturb import (
-    check_update,
-    next_count,
-    transformation,
-)
+from jaxcl.errors import check_number, require
+from jaxcl.transforms._perturb import next_count, transformation
 from jaxcl.transforms.agem import ProjectionState, untouched
 from jaxcl.tree import norm, safe_divide, wide
 
@@ -38,33 +34,33 @@ def gem(margin: ScalarLike = 0.0) -> optax.GradientTransformationExtraArgs:
     In float32 constraints hold to about 1e-6 of the lengths involved, also where rows are
     repeated or linearly dependent. Where rows are nearly dependent (opposite within a
     hundredth) they hold to 1e-4, because rounding the rows moves the optimum itself, and
-    ``|g' - g|`` is at most 0.2 % of ``|g|`` above the least. bfloat16 gradients are
-    rounded once, at the end.
+    ``|g' - g|`` is at most 0.2 % of ``|g|`` above the least.
 
     Args:
       margin: at least 0, in units of gradient per gradient (the authors use 0.5).
 
-    Raises:
-      ValueError: if ``margin`` is known to be negative or not finite, or if
-        ``task_grad_fn`` returns no leading task axis.
-
-    Cost: one gradient per task and step, memory for ``T`` gradients, two products with
-    them, and a ``T x T`` solve per active constraint; rows that are nearly dependent
-    and oppose ``g`` cost up to 16 more products. State: :class:`ProjectionState`.
+    Cost: memory for ``T`` gradients, two products with them, and a ``T x T`` solve per
+    active constraint; rows that are nearly dependent and oppose ``g`` cost up to 16 more
+    products. State: :class:`ProjectionState`.
 
     Reference: Lopez-Paz and Ranzato 2017, arXiv:1706.08840, equations 8 to 11.
     """
     check_number("gem", margin=margin)
 
-    def update(grads, state, params=None, *, task_grad_fn, **ignored):
-        del ignored
-        check_update(params)
-        rows = _task_gradients(task_grad_fn(params), grads)
+    def update(grads, state, params, *, task_grad_fn, **_):
+        rows = task_grad_fn(params)
+        wanted = jax.tree.map(jnp.shape, grads)
+        came = jax.tree.map(lambda leaf: leaf.shape[1:], rows)
+        message = (
+            f"task_grad_fn must return a row [T] per task of {wanted}, got {came}; "
+            "stack the tasks' gradients, zeros for tasks not seen yet"
+        )
+        require(came == wanted, "gem", message)
         norms = jax.vmap(norm)(rows)
         scale = norm(grads)
         # Rows and gradient of unit length: one tolerance fits every scale.
         unit = jax.vmap(_shrink)(rows, norms)
-        gram = _products(unit, unit)
+        gram = _products(unit)
         slope = _over_rows(unit, _shrink(grads, scale))
         broken = slope < -_ROUNDING
         conflict = jnp.any(broken)
@@ -88,27 +84,9 @@ def gem(margin: ScalarLike = 0.0) -> optax.GradientTransformationExtraArgs:
 _ROUNDING = 1e-7
 
 
-def _task_gradients(rows, grads):
-    """Gradients of all tasks, checked to be ``grads`` with one more axis in front."""
-    came = jax.tree.map(lambda leaf: leaf.shape[1:], rows)
-    wanted = jax.tree.map(lambda leaf: leaf.shape, grads)
-    if came != wanted:
-        msg = (
-            f"gem: task_grad_fn must return a row [T] per task of {wanted}, got {came}; "
-            "stack the tasks' gradients, zeros for tasks not seen yet."
-        )
-        raise InputError(msg)
-    return rows
-
-
 def _shrink(tree, scale):
     """``tree / norm``, zero for zero."""
     return jax.tree.map(lambda leaf: safe_divide(wide(leaf), scale), tree)
-
-
-def _total(terms):
-    """The sum of all leaves of a tree."""
-    return sum(jax.tree.leaves(terms), jnp.zeros((), jnp.float32))
 
 
 def _exact(subscripts, a, b):
@@ -116,19 +94,23 @@ def _exact(subscripts, a, b):
     return jnp.einsum(subscripts, a, b, precision=jax.lax.Precision.HIGHEST)
 
 
-def _products(a, b):
-    """Inner products of all rows of two trees.  Returns [T, T]."""
+def _summed(product, a, b):
+    """The sum of ``product(x, y)`` over the leaves of two trees."""
+    parts = jax.tree.leaves(jax.tree.map(product, a, b))
+    return sum(parts, jnp.zeros((), jnp.float32))
+
+
+def _products(rows):
+    """Inner products of all rows of a tree, [T, T]."""
     flat = lambda leaf: leaf.reshape(leaf.shape[0], -1)
-    return _total(
-        jax.tree.map(lambda x, y: _exact("ip,jp->ij", flat(x), flat(y)), a, b)
-    )
+    product = lambda x, y: _exact("ip,jp->ij", flat(x), flat(y))
+    return _summed(product, rows, rows)
 
 
 def _over_rows(rows, tree):
-    """The inner product of a tree with every row.  Returns [T]."""
-    flat = lambda leaf: leaf.reshape(leaf.shape[0], -1)
-    one = lambda x, y: _exact("ip,p->i", flat(x), y.reshape(-1))
-    return _total(jax.tree.map(one, rows, tree))
+    """The inner product of a tree with every row, [T]."""
+    product = lambda x, y: _exact("ip,p->i", x.reshape(len(x), -1), y.reshape(-1))
+    return _summed(product, rows, tree)
 
 
 def _apply(matrix, vector):
@@ -145,30 +127,23 @@ def _add_rows(tree, weights, rows):
 def _project(grads, scale, unit, gram, slope, least):
     """The feasible gradient nearest to ``g + scale * sum_k least[k] u_k``.
 
+    Here ``scale`` is ``|g|``, the rows ``unit`` have length one or zero, ``gram`` [T, T]
+    and ``slope`` [T] are their inner products with one another and with ``g / scale``
+    (zeros leave ``g`` unchanged), and ``least`` [T] are lower bounds of the weights.
+
     Inner products give the slopes ``<u_k, g'> / scale`` to about ``eps`` times the sum of
     the weights. Where that is too coarse (rows that are nearly dependent and oppose ``g``
     have large weights), up to eight more passes over the rows measure the slopes of the
     current solution and solve for the remaining correction. Other gradients need none.
 
     The derivative is that of the solution with the same active constraints.
-
-    Args:
-      grads: ``g``; the result is in float32 or better.
-      scale: its length.
-      unit: the rows ``u_k``, of length one or zero.
-      gram: their inner products, [T, T].
-      slope: their inner products with ``g / scale``, [T]; zeros leave ``g`` unchanged.
-      least: lower bounds of the weights, at least zero, [T].
     """
     slope = slope + _apply(gram, least)
-    reach = 1.0 + jnp.sum(least)
-    fixed = jax.lax.stop_gradient((unit, gram, slope, scale, reach))
-    fixed_unit, fixed_gram, fixed_slope, fixed_scale, fixed_reach = fixed
-    solve = lambda slope, start: _nonnegative_minimum(
-        fixed_gram, slope, start, fixed_reach
-    )
-    weights, error = solve(fixed_slope, jnp.zeros_like(fixed_slope))
-    newton = _solve_free(fixed_gram, slope + _apply(gram, weights), weights > 0)
+    fixed = jax.lax.stop_gradient((unit, gram, slope, scale, 1.0 + jnp.sum(least)))
+    rows, products, start, length, reach = fixed
+    solve = lambda slope, start: _nonnegative_minimum(products, slope, start, reach)
+    weights, error = solve(start, jnp.zeros_like(start))
+    newton = _solve_free(products, slope + _apply(gram, weights), weights > 0)
     chosen = _value_of(weights, weights + newton)
     near = _add_rows(jax.tree.map(wide, grads), scale * (least + chosen), unit)
 
@@ -176,16 +151,16 @@ def _project(grads, scale, unit, gram, slope, least):
 
     def correct(search):
         point, weights, _, passes = search
-        slope = safe_divide(_over_rows(fixed_unit, point), fixed_scale)
+        slope = safe_divide(_over_rows(rows, point), length)
         found, error = solve(slope, weights)
         change = found - weights
-        point = _add_rows(point, fixed_scale * change, fixed_unit)
+        point = _add_rows(point, length * change, rows)
         error = jnp.maximum(error, eps * jnp.sum(jnp.abs(change)))
         return point, found, error, passes + 1
 
     def coarse(search):
         _, _, error, passes = search
-        return (error > 16 * eps * fixed_reach) & (passes < 8)
+        return (error > 16 * eps * reach) & (passes < 8)
 
     error = jnp.maximum(error, eps * jnp.sum(weights))
     first = jax.lax.stop_gradient(near), weights, error, jnp.zeros((), jnp.int32)
@@ -218,13 +193,8 @@ class _Search(NamedTuple):
     done: Bool[Array, ""]
 
 
-def _nonnegative_minimum(
-    gram: Float[Array, "T T"],
-    slope: Float[Array, " T"],
-    start: Float[Array, " T"],
-    reach: Float[Array, ""],
-) -> tuple[Float[Array, " T"], Float[Array, ""]]:
-    """The ``v >= 0`` that minimises ``d K d / 2 + b d`` with ``d = v - start``.
+def _nonnegative_minimum(gram, slope, start, reach):
+    """The ``v >= 0`` [T] that minimises ``d K d / 2 + b d`` with ``d = v - start``.
 
     Lawson and Hanson's method (Solving Least Squares Problems, 1974, chapter 23): free
     the most violated constraint, solve for the free ones, and step back to the boundary
@@ -234,17 +204,9 @@ def _nonnegative_minimum(
     Where rows are linearly dependent, a constraint that the free ones satisfy already can
     look violated because of rounding. The solution then has a negative weight for it, and
     it is refused until the weights change. The best weights of the search are returned,
-    so that rounding in a later round cannot spoil them.
-
-    Args:
-      gram: ``K``, positive semidefinite with ones (or zeros) on its diagonal.
-      slope: ``b``, the gradient of the objective at ``start``.
-      start: weights of at least zero.
-      reach: magnitude of the numbers whose rounding error ``b`` has.
-
-    Returns:
-      ``v`` and its error: the largest ``-(K d + b)``, and ``|K d + b|`` where ``v`` is
-      positive.
+    so that rounding in a later round cannot spoil them, and their error: the largest
+    ``-(K d + b)``, and ``|K d + b|`` where ``v`` is positive. ``reach`` is the magnitude
+    of the numbers whose rounding error ``b`` has.
     """
     size = slope.shape[0]
     eps = jnp.finfo(gram.dtype).eps

@@ -1,11 +1,10 @@
 """Gradient norm penalty: the first-order gradient of ``L + penalty * |grad L|``."""
 
-from collections.abc import Hashable
 from typing import Any
 
 import optax
 
-from jaxcl.errors import InputError, check_number, is_zero
+from jaxcl.errors import check_number, is_zero, require
 from jaxcl.transforms._perturb import (
     Mask,
     ScalarOrSchedule,
@@ -13,7 +12,6 @@ from jaxcl.transforms._perturb import (
     mix,
     one_perturbation,
 )
-from jaxcl.transforms.across_devices import across_devices
 from jaxcl.tree import safe_divide
 
 
@@ -24,8 +22,6 @@ def gnp(
     penalty: ScalarOrSchedule | None = None,
     mask: Mask | None = None,
     measure: bool = False,
-    axis_name: Hashable = None,
-    sync: bool = True,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Blend the gradient with the one at distance ``r`` along it.
 
@@ -37,8 +33,7 @@ def gnp(
     for the Hessian-vector product; on a quadratic it is exact. ``alpha=1`` is
     :func:`jaxcl.transforms.sam`, ``alpha=0`` the plain gradient; more than 1
     extrapolates and is allowed. The authors' later code blends with the gradient's
-    direction of unit length instead; this follows the paper. Chains, devices and zero
-    gradients: as in :func:`jaxcl.transforms.sam`.
+    direction of unit length instead; this follows the paper.
 
     Args:
       r: radius of the perturbation in parameter units; number or schedule of the update
@@ -47,28 +42,22 @@ def gnp(
       penalty: ``lambda`` in units of ``r``, instead of ``alpha``. With schedules the
         two are divided at every step; where the radius is 0 there is no blend, and the
         step is the plain gradient, without the penalty.
-      mask: leaves that are perturbed.
-      measure: also log ``perturbed_norm`` and ``alignment``.
-      axis_name: the device axis when mapped; see :func:`across_devices`.
-      sync: with ``axis_name``, one perturbation for all devices, or one each.
+      mask: as in :func:`jaxcl.transforms.sam`.
+      measure: as in :func:`jaxcl.transforms.sam`.
 
     Raises:
-      ValueError: unless exactly one of ``alpha`` and ``penalty`` is given; if a
-        strength is known to be negative or not finite; or for a penalty with
-        ``r = 0`` throughout.
-
-    Cost: one more gradient per step. State: :class:`PerturbationState`, scalars.
+      ValueError: unless exactly one of ``alpha`` and ``penalty`` is given, and for a
+        penalty with ``r = 0`` throughout.
 
     Reference: Zhao et al. 2022, arXiv:2202.03599, algorithm 1.
     """
-    if (alpha is None) == (penalty is None):
-        came = f"alpha={alpha}, penalty={penalty}"
-        msg = f"gnp: needs alpha (the blend) or penalty (alpha * r), got {came}."
-        raise InputError(msg)
+    came = f"alpha={alpha}, penalty={penalty}"
+    message = f"needs alpha (the blend) or penalty (alpha * r), got {came}"
+    require((alpha is None) != (penalty is None), "gnp", message)
     strength: Any = penalty if alpha is None else alpha
+    named = {"penalty" if alpha is None else "alpha": strength}
     # alpha = penalty / r needs an r that is not zero.
     check_number("gnp", above=alpha is None and is_zero(r), schedules=True, r=r)
-    named = {"penalty" if alpha is None else "alpha": strength}
     check_number("gnp", schedules=True, **named)
 
     def blend(count, grads, perturbed):
@@ -78,6 +67,5 @@ def gnp(
             share = safe_divide(share, at_step(r, count))
         return mix(1.0 - share, grads, share, perturbed)
 
-    options = {"mask": mask, "measure": measure, "skip": is_zero(strength)}
-    alone = one_perturbation(r, blend, **options)
-    return alone if axis_name is None else across_devices(alone, axis_name, sync=sync)
+    skip = is_zero(strength)
+    return one_perturbation(r, blend, mask=mask, measure=measure, skip=skip)

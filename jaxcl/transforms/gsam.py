@@ -5,7 +5,7 @@ import optax
 from jax.core import Tracer
 from jaxtyping import ScalarLike
 
-from jaxcl.errors import InputError, check_number
+from jaxcl.errors import check_number, require
 from jaxcl.transforms._perturb import (
     Mask,
     ScalarOrSchedule,
@@ -26,19 +26,10 @@ def gsam(
         g_\perp = g - \frac{\langle g, g_p\rangle}{\|g_p\|^2} g_p, \qquad
         g_p = \nabla L(w + \rho\, g / \|g\|)
 
-    ``alpha=0`` is :func:`jaxcl.transforms.sam`. Chains, masks and zero gradients: as
-    there. The decomposition runs over all leaves, whatever the mask.
-
-    Args:
-      rho: radius in parameter units (usually 0.1 to 0.6); number or schedule. The paper
-        ties it to the learning rate: see :func:`rho_schedule`.
-      alpha: multiple of the orthogonal part that is subtracted (usually 0.6).
-      mask: leaves that are perturbed.
-
-    Raises:
-      ValueError: if a strength is known to be negative or not finite.
-
-    Cost: one more gradient per step. State: :class:`PerturbationState`, measured.
+    The radius ``rho`` is usually 0.1 to 0.6 and ``alpha`` 0.6, numbers or schedules; the
+    paper ties ``rho`` to the learning rate: see :func:`rho_schedule`. ``alpha=0`` is
+    :func:`jaxcl.transforms.sam`. The decomposition runs over all leaves, whatever the
+    mask. State: :class:`PerturbationState`, measured.
 
     Reference: Zhuang et al. 2022, arXiv:2203.08065, algorithm 1.
     """
@@ -69,27 +60,19 @@ def rho_schedule(
         \rho_t = \rho_{min} + (\rho_{max} - \rho_{min})
                  \frac{\eta_t - \eta_{min}}{\eta_{max} - \eta_{min}}
 
-    Args:
-      learning_rate: the base optimizer's schedule.
-      lr_max: its largest value, where the radius is ``rho_max``.
-      rho_max: largest radius.
-      lr_min: its smallest value, where the radius is ``rho_min``.
-      rho_min: smallest radius.
-
-    Raises:
-      ValueError: if ``lr_max`` is known to equal ``lr_min``.
+    ``eta_t`` is the base optimizer's schedule, between ``lr_min``, where the radius is
+    ``rho_min``, and ``lr_max``, where it is ``rho_max``.
 
     Reference: Zhuang et al. 2022, arXiv:2203.08065, algorithm 1.
     """
-    traced = any(isinstance(end, Tracer) for end in (lr_max, lr_min))
-    if not traced and lr_max == lr_min:
-        msg = f"rho_schedule: lr_max must differ from lr_min, got {lr_max} for both."
-        raise InputError(msg)
+    known = not any(isinstance(end, Tracer) for end in (lr_max, lr_min))
+    came = f"lr_max must differ from lr_min, got {lr_max} for both"
+    require(not (known and lr_max == lr_min), "rho_schedule", came)
 
     def rho(count):
-        share = jnp.subtract(learning_rate(count), lr_min) / jnp.subtract(
-            lr_max, lr_min
-        )
+        # (eta - eta_min) / (eta_max - eta_min)
+        share = jnp.subtract(learning_rate(count), lr_min)
+        share = share / jnp.subtract(lr_max, lr_min)
         return rho_min + jnp.subtract(rho_max, rho_min) * share
 
     return rho

@@ -14,7 +14,6 @@ from jaxcl.transforms._perturb import (
     PerturbationState,
     ScalarOrSchedule,
     at_step,
-    check_update,
     empty_state,
     mix,
     next_count,
@@ -53,37 +52,27 @@ def looksam(
     up to the length of a gradient.
 
     **In a stream of tasks, set** ``reset_gradient=True`` **in**
-    :func:`jaxcl.method.make_method`. The reused part is ``alpha * |g|`` long however old
-    ``g_v`` is. At a change of task ``|g|`` grows suddenly, while ``g_v`` is still that of
-    the old task until the next update that perturbs: these steps are long ones along
-    directions that the old task depends on. This is the published algorithm, which is
-    not made for tasks. On the five permuted tasks of ``experiments/benchmarks``, where
-    SAM keeps 100 %, ``k=5`` and ``alpha=0.7`` end with an average accuracy of 93.0 %, and
-    with ``reset_gradient=True`` of 99.4 % (one seed, its ``results/looksam``). A number
-    of steps per task that ``k`` divides also starts every task with an update that
-    perturbs.
+    :func:`jaxcl.method.make_method`, or a number of steps per task that ``k`` divides. The
+    reused part is ``alpha * |g|`` long however old ``g_v`` is. At a change of task ``|g|``
+    grows suddenly, while ``g_v`` is still that of the old task until the next update that
+    perturbs: these steps are long ones along directions that the old task depends on. On
+    the five permuted tasks of ``experiments/benchmarks``, where SAM keeps 100 %, ``k=5``
+    and ``alpha=0.7`` end with an average accuracy of 93.0 %, and with
+    ``reset_gradient=True`` of 99.4 % (one seed, its ``results/looksam``).
 
     The second gradient is really skipped, also under a ``vmap`` over runs whose step
     counters agree (see :mod:`jaxcl.lockstep`).
 
     Args:
-      rho: radius in parameter units; number or schedule of the update count.
+      rho: as in :func:`jaxcl.transforms.sam`.
       k: steps from one perturbed update to the next, at least 1; a Python int, and for
         ``optax.inject_hyperparams`` one of the ``static_args``.
       alpha: length of the reused direction relative to the gradient.
-      mask: leaves that are perturbed, as in :func:`jaxcl.transforms.sam`. Projections and
-        norms run over all leaves.
-      measure: also log ``perturbed_norm`` and ``alignment`` of the last perturbed update.
+      mask: as in :func:`jaxcl.transforms.sam`; projections and norms run over all leaves.
+      measure: as in :func:`jaxcl.transforms.sam`, of the last perturbed update.
 
-    Returns:
-      A transformation whose state, :class:`LookSamState`, holds ``g_v`` in
-      float32 or better: unlike SAM it needs memory for one more copy of the parameters.
-
-    Raises:
-      ValueError: if ``k`` is not a positive int, or a strength is known to be negative or
-        not finite.
-
-    Cost: ``1 + 1/k`` gradients per step on average.
+    State: :class:`LookSamState`, which holds ``g_v`` in float32 or better, the size of
+    the parameters.
 
     Reference: Liu et al. 2022, arXiv:2203.02714, algorithm 1.
     """
@@ -97,9 +86,7 @@ def looksam(
 
     always = perturbed_update(rho, mask=mask, measure=measure)
 
-    def update(grads, state, params=None, *, grad_fn, **ignored):
-        del ignored
-        check_update(params)
+    def update(grads, state, params, *, grad_fn, **_):
         if k == 1:
             grads, logs = always(grads, state.perturbation, params, grad_fn=grad_fn)
             return grads, state._replace(perturbation=logs)
