@@ -9,47 +9,21 @@ import numpy as np
 import optax
 from jaxtyping import PyTree
 
-from jaxcl.errors import InputError
+from jaxcl.errors import require
 from jaxcl.typing import MethodState, Params, Progress
-
-_LINE_SEARCH = (
-    "a line search, which evaluates the loss again; give a learning rate, such as "
-    "optax.lbfgs(0.1, linesearch=None)"
-)
-_REFUSED = {
-    "LookaheadState": (
-        "optax.lookahead, which takes pairs of parameters; give its inner optimizer, and "
-        "average=ema(...) for the slow copy"
-    ),
-    "ScaleByBacktrackingLinesearchState": _LINE_SEARCH,
-    "ScaleByZoomLinesearchState": _LINE_SEARCH,
-    "SAMState": (
-        "optax.contrib.sam, which moves the parameters that are evaluated; give "
-        "gradient=sam(rho), or optax.contrib.sam(..., opaque_mode=True)"
-    ),
-}
 
 
 def first_state(
     optimizer: optax.GradientTransformation, params: Params
 ) -> optax.OptState:
-    """The optimizer's state, or a ValueError for one that does not fit."""
-    try:
-        state = optimizer.init(params)
-    except ValueError as error:
-        if "structure" not in str(error):
-            raise
-        came = f"a mask or labels of another structure than {type(params).__name__}"
-        remedy = "give a function of params, or plain dicts (flax.core.unfreeze)"
-        msg = f"make_method: optimizer must fit the parameters, got {came}; {remedy}."
-        raise InputError(msg) from error
-    for name, came in _REFUSED.items():
-        # An opaque SAM keeps no cache: it takes both of its steps at once.
-        if any(
-            getattr(node, "cache", node) is not None for node in _named(name, state)
-        ):
-            msg = f"make_method: optimizer must be one of plain parameters, got {came}."
-            raise InputError(msg)
+    """The optimizer's state, or a ValueError for a SAM that would be wrong in silence."""
+    state = optimizer.init(params)
+    # An opaque SAM keeps no cache: it takes both of its steps at once.
+    opaque = all(node.cache is None for node in _named("SAMState", state))
+    remedy = "gradient=sam(rho), or optax.contrib.sam(..., opaque_mode=True)"
+    came = "optax.contrib.sam, which moves the parameters that are evaluated"
+    message = f"optimizer must be one of plain parameters, got {came}; give {remedy}"
+    require(opaque, "make_method", message)
     return state
 
 
@@ -64,17 +38,21 @@ def _named(name: str, state: optax.OptState) -> list:
     return [node for node in jax.tree.leaves(state, is_leaf=is_it) if is_it(node)]
 
 
+def _is_left_out(leaf: Any) -> bool:
+    """Whether a mask or labels leave the leaf to another optimizer."""
+    return isinstance(leaf, optax.MaskedNode)
+
+
 def accepting(name: str, part: Any) -> optax.GradientTransformationExtraArgs:
     """A transformation that takes any extra arguments and sees those that it names."""
-    way, wanted, remedy = _WAYS[name]
-    # Not tried: own gradient transformations (seconds), and other people's code, which
-    # may do more than return an update.
-    ours = ("optax", "jaxcl") if name == "optimizer" else ("optax",)
-    tried = part.update.__module__.startswith(ours) and not _holds_others(part.update)
+    wrong_way, message = _WRONG[name]
+    # Not tried: gradient transformations of this library, which would take seconds, and
+    # other people's code, which may do more than return an update.
+    known = ("optax", "jaxcl") if name == "optimizer" else ("optax",)
+    tried = part.update.__module__.startswith(known)
     part = optax.with_extra_args_support(part)
-    if tried and _direction(part) == way:
-        msg = f"make_method: {name} must {wanted}; {remedy}."
-        raise InputError(msg)
+    wrong = tried and _direction(part) == wrong_way
+    require(not wrong, "make_method", f"{name} must {message}")
     named = inspect.signature(part.update).parameters
     if any(p.kind is p.VAR_KEYWORD for p in named.values()):
         return part
@@ -86,37 +64,17 @@ def accepting(name: str, part: Any) -> optax.GradientTransformationExtraArgs:
     return optax.GradientTransformationExtraArgs(part.init, update)
 
 
-def _holds_others(value: Any) -> bool:
-    """Whether a function closes over functions of neither optax nor this library."""
-    if isinstance(value, tuple | list):
-        return any(map(_holds_others, value))
-    if not inspect.isfunction(value):
-        return False
-    held = [cell.cell_contents for cell in value.__closure__ or () if _is_set(cell)]
-    module = value.__module__ or "jax"  # none: made by a decorator of its own
-    return not module.startswith(("optax", "jax")) or _holds_others(held)
-
-
-def _is_set(cell: Any) -> bool:
-    """Whether a variable of a closure has a value; one that is recursive may not."""
-    try:
-        cell.cell_contents  # noqa: B018
-    except ValueError:
-        return False
-    return True
-
-
-#: The direction in which a part must not point, what it must do, and what to do.
-_WAYS = {
+#: The direction in which a part must not point, and the message if it does.
+_WRONG = {
     "optimizer": (
         1,
-        "turn a gradient into a step downhill, got a transformation that goes uphill",
+        "turn a gradient into a step downhill, got a transformation that goes uphill; "
         "give it as gradient=, or before an optimizer: optax.chain(sam(0.05), "
         "optax.sgd(0.1))",
     ),
     "gradient": (
         -1,
-        "return a gradient, got a transformation that reverses it, as an optimizer does",
+        "return a gradient, got a transformation that reverses it, as an optimizer does; "
         "give it as optimizer",
     ),
 }
@@ -129,24 +87,22 @@ def _direction(part: optax.GradientTransformationExtraArgs) -> int:
     them, but not both. 0 for a rate that starts at zero, and where it cannot be known: with
     masks, which may leave these parameters out, traced numbers or other arguments.
     """
-    zero: Any = np.zeros((), np.int32)
 
     def along(sign: int) -> float:
         grads, params = ({"w": np.full(1, x, np.float32)} for x in (sign, 1))
         state = part.init(params)
         if _named("MaskedState", state):
             return 0.0
-        changed: Any = part.update(
-            grads,
-            state,
-            params,
-            value=np.ones((), np.float32),
-            grad_fn=lambda *_: grads,
-            replay_grad_fn=lambda *_: grads,
-            task_grad_fn=lambda *_: {"w": grads["w"][None]},
-            progress=Progress(zero, zero, zero),
-        )[0]
-        return float(sign * changed["w"][0])
+        zero: Any = np.zeros((), np.int32)
+        offered: Any = {
+            "value": np.ones((), np.float32),
+            "grad_fn": lambda *_: grads,
+            "replay_grad_fn": lambda *_: grads,
+            "task_grad_fn": lambda *_: {"w": grads["w"][None]},
+            "progress": Progress(zero, zero, zero),
+        }
+        updates: Any = part.update(grads, state, params, **offered)[0]
+        return float(sign * updates["w"][0])
 
     try:
         # On the host: an accelerator would compile each operation for tenths of a second.
@@ -166,12 +122,9 @@ def schedule_free_average(state: MethodState) -> Params | None:
     for node in nodes:
         # As optax.contrib.schedule_free_eval_params, which does not handle masks.
         def read(z, y, b1=node.b1):
-            if isinstance(z, optax.MaskedNode):
-                return y
-            return ((y - (1.0 - b1) * z) / b1).astype(y.dtype)
+            return y if _is_left_out(z) else ((y - (1.0 - b1) * z) / b1).astype(y.dtype)
 
-        left_out = lambda leaf: isinstance(leaf, optax.MaskedNode)
-        averaged = jax.tree.map(read, node.z, averaged, is_leaf=left_out)
+        averaged = jax.tree.map(read, node.z, averaged, is_leaf=_is_left_out)
     return averaged if nodes else None
 
 
@@ -184,14 +137,14 @@ def restarted(
     """The optimizer's statistics as at the start, where parameters were reset."""
     if mask is None:
         return state
-    left_out = lambda leaf: isinstance(leaf, optax.MaskedNode)
 
     def mark(leaf, mask):
-        if left_out(leaf) or leaf.shape == mask.shape:
-            return leaf if left_out(leaf) else mask
+        if _is_left_out(leaf):
+            return leaf
         shapes = f"{leaf.shape} for {mask.shape}; use one such as SGD or Adam"
-        msg = f"make_method: optimizer statistics with a reset cannot be {shapes}."
-        raise InputError(msg)
+        message = f"optimizer statistics with a reset cannot be {shapes}"
+        require(leaf.shape == mask.shape, "make_method", message)
+        return mask
 
     marks = optax.tree.map_params(
         optimizer,
@@ -199,7 +152,7 @@ def restarted(
         state,
         mask,
         transform_non_params=lambda _: False,
-        is_leaf=left_out,
+        is_leaf=_is_left_out,
     )
     pick = lambda mark, fresh, old: jnp.where(mark, fresh, old).astype(old.dtype)
     return jax.tree.map(pick, marks, optimizer.init(params), state)

@@ -177,28 +177,11 @@ def test_an_average_of_wider_numbers_has_the_dtype_of_the_parameters():
     assert kinds(default_learner(method, state)) == kinds(half)
 
 
-@pytest.mark.parametrize(
-    ("optimizer", "words"),
-    [
-        (optax.lookahead(optax.sgd(0.1), 5, 0.5), r"optax.lookahead, .* average=ema"),
-        (
-            optax.chain(optax.identity(), optax.lookahead(optax.sgd(0.1), 5, 0.5)),
-            r"optax.lookahead, .* average=ema",
-        ),
-        (optax.lbfgs(), r"a line search, .* linesearch=None"),
-    ],
-    ids=["lookahead", "in a chain", "lbfgs"],
-)
-def test_optimizers_that_cannot_work_are_refused_before_the_first_step(
-    optimizer, words
-):
-    """Oracle: the message, of one line; what it advises works."""
-    with pytest.raises(
-        ValueError, match=rf"make_method: optimizer must .*{words}"
-    ) as e:
-        make_method(LOSS, optimizer).init(PARAMS, at(slice(1), BATCH))
-    assert "\n" not in str(e.value)
+def test_quasi_newton_steps_work_with_a_rate_and_a_line_search_asks_for_the_loss():
+    """Oracle: finite steps; the message of optax names what it lacks."""
     walked(optax.lbfgs(0.1, linesearch=None))
+    with pytest.raises(TypeError, match="value_fn"):
+        walked(optax.lbfgs())
 
 
 @pytest.mark.parametrize(
@@ -228,13 +211,12 @@ LABELLED = functools.partial(
 
 
 @pytest.mark.parametrize("build", [MASKED, LABELLED], ids=["mask", "labels"])
-def test_a_mask_of_another_structure_comes_with_a_remedy(build):
-    """Oracle: the message, of one line; both remedies freeze the bias and nothing else."""
+def test_a_mask_of_another_structure_is_refused_and_others_freeze_the_bias(build):
+    """Oracle: JAX names both types; a function of params and plain dicts fit."""
     frozen = flax.core.freeze(PARAMS)
     optimizer = build({"w": False, "b": True})
-    with pytest.raises(ValueError, match=r"than FrozenDict; give .*unfreeze") as e:
+    with pytest.raises(ValueError, match="FrozenDict"):
         walked(optimizer, params=frozen)
-    assert "\n" not in str(e.value)
     of_params = lambda params: jax.tree.map(lambda leaf: leaf.ndim == 1, params)
     for remedy, params in (
         (build(of_params), frozen),
@@ -244,19 +226,6 @@ def test_a_mask_of_another_structure_comes_with_a_remedy(build):
         _, state = walked(chained, params=params)
         np.testing.assert_array_equal(state.params["b"], PARAMS["b"])
         assert_different(state.params, PARAMS)
-
-
-def test_other_complaints_of_an_optimizer_pass_as_they_are():
-    """Oracle: its own words."""
-
-    def complain(params):
-        del params
-        msg = "too warm today"
-        raise ValueError(msg)
-
-    optimizer = optax.GradientTransformation(complain, lambda g, s, p=None: (g, s))
-    with pytest.raises(ValueError, match=r"^too warm today$"):
-        walked(optimizer)
 
 
 def test_an_optimizer_may_be_shared_by_devices():
