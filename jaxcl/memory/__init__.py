@@ -1,4 +1,8 @@
-"""Replay memories: which examples are stored, and which are replayed."""
+"""Replay memories: which examples are stored, and which are replayed.
+
+A memory refuses sizes that are not positive ints known before tracing, and (while tracing)
+rows unlike the example given to ``init`` in structure, shape or dtype, by a ValueError.
+"""
 
 from jaxcl.memory.balanced import (
     BalancedState,

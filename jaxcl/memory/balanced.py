@@ -7,8 +7,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
 from jaxcl.errors import check_size
-from jaxcl.memory.base import blank_rows, check_rows, draw_ranks, later_rows_win
-from jaxcl.tree import at
+from jaxcl.memory.base import (
+    blank_rows,
+    check_rows,
+    draw_ranks,
+    later_rows_win,
+    read_rows,
+    write_rows,
+)
 from jaxcl.typing import Batch, Memory
 
 
@@ -34,18 +40,12 @@ def greedy_balanced(capacity: int, sample_size: int, *, num_classes: int) -> Mem
         the memory is empty.
       num_classes: labels are integers below it.
 
-    Returns:
-      A memory with :class:`BalancedState`. A step costs ``b * m`` integer operations.
-
-    Raises:
-      ValueError: if a size is not a positive int, or (while tracing) if rows differ from
-        the example in structure, shape or dtype.
+    State: :class:`BalancedState`. A step costs ``b * m`` integer operations.
 
     Source: Prabhu et al. 2020, "GDumb", ECCV, algorithm 1.
     """
 
-    def choose(key, label, counts, state):
-        del key
+    def choose(_, label, counts, state):
         known = jnp.sum((state.seen > 0) | (jnp.arange(num_classes) == label))
         wanted = counts[label] * known < capacity
         return wanted, jnp.argmax(counts)
@@ -63,10 +63,7 @@ def class_balanced_reservoir(
     replaces a random row of its own class with probability ``m_c / n_c``, stored rows
     over rows seen.
 
-    Args:
-      capacity: as for :func:`greedy_balanced`, like the others.
-      sample_size: likewise.
-      num_classes: likewise.
+    Arguments and state as in :func:`greedy_balanced`.
 
     Source: Chrysakis and Moens 2020, "Online continual learning from imbalanced data",
     ICML, algorithm 1.
@@ -78,37 +75,26 @@ def class_balanced_reservoir(
         own = state.full[label]
         return ~own | accepted, jnp.where(own, label, jnp.argmax(counts))
 
-    return _balanced(
-        "class_balanced_reservoir", capacity, sample_size, num_classes, choose
-    )
+    who = "class_balanced_reservoir"
+    return _balanced(who, capacity, sample_size, num_classes, choose)
 
 
 def _balanced(who, capacity, sample_size, num_classes, choose) -> Memory:
     """A memory in which ``choose`` decides whether a row is stored, and what it replaces.
 
-    Args:
-      who: for messages.
-      capacity: rows.
-      sample_size: rows.
-      num_classes: classes.
-      choose: ``(key, label, counts [c], state) -> (keep, class to replace a row of)``, the
-        second one used if the memory is full.
+    ``choose(key, label, counts [c], state) -> (keep, class)``: a row of the class is
+    replaced if the memory is full.
     """
     check_size(who, capacity=capacity, sample_size=sample_size, num_classes=num_classes)
 
-    def init(params, example):
-        del params
-        return BalancedState(
-            blank_rows(capacity, example),
-            jnp.zeros((), jnp.int32),
-            jnp.zeros(num_classes, jnp.int32),
-            jnp.zeros(num_classes, bool),
-        )
+    def init(_params, example):
+        seen, full = jnp.zeros(num_classes, jnp.int32), jnp.zeros(num_classes, bool)
+        filled = jnp.zeros((), jnp.int32)
+        return BalancedState(blank_rows(capacity, example), filled, seen, full)
 
     def sample(key, state):
         rows, real = draw_ranks(key, state.filled, sample_size, replace=True)
-        drawn = at(rows, state.kept)
-        return drawn._replace(weight=drawn.weight * real)
+        return read_rows(state.kept, rows, real)
 
     def place(carry, row):
         """The slot of one row; ``capacity`` if it is not stored."""
@@ -132,8 +118,7 @@ def _balanced(who, capacity, sample_size, num_classes, choose) -> Memory:
         )
         return (labels.at[slot].set(label, mode="drop"), state), slot
 
-    def observe(key, state, step, params):
-        del params
+    def observe(key, state, step, _params):
         batch, small = step.batch, state._replace(kept=())
         check_rows(who, 1, state.kept, batch)
         keys = jax.random.split(key, batch.weight.shape)
@@ -141,7 +126,6 @@ def _balanced(who, capacity, sample_size, num_classes, choose) -> Memory:
         rows = keys, batch.y, real
         (_, small), slot = jax.lax.scan(place, (state.kept.y, small), rows)
         slot = later_rows_win(slot, capacity)
-        write = lambda leaf, rows: leaf.at[slot].set(rows, mode="drop")
-        return small._replace(kept=jax.tree.map(write, state.kept, batch))
+        return small._replace(kept=write_rows(state.kept, slot, batch))
 
     return Memory(init, sample, observe)

@@ -4,9 +4,10 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Int, PRNGKeyArray, PyTree
+from jaxtyping import Array, Bool, Int, PyTree
 
-from jaxcl.errors import InputError
+from jaxcl.errors import require
+from jaxcl.tree import at
 from jaxcl.typing import Batch, Memory
 
 
@@ -26,24 +27,16 @@ def after(results: PyTree, batch: Batch) -> Batch:
 
     A step reads the memory and then writes to it. If what is written does not depend on
     what was read, XLA does not know this order and copies the full memory at every step,
-    twice on CPU. Where ``results`` (updated parameters, a loss, ...) are computed from
-    the sample, this writes in place::
-
-        replay = memory.sample(key_sample, state)
-        params, loss = ...  # computed from batch and replay
-        step = StepRecord(..., batch=after((params, loss), batch), ...)
-        state = memory.observe(key_observe, state, step, params)
+    twice on CPU. With ``batch=after((params, loss), batch)`` in the
+    :class:`~jaxcl.typing.StepRecord` it writes in place.
 
     Args:
       results: numeric leaves; everything computed from the sample, or other uses of it
         may still cost a copy.
       batch: rows to be observed.
-
-    Returns:
-      The batch with a zero added to its weights. The zero is bit 1 of a square, which is
-      never set; the compiler does not simplify it.
     """
-    # By index: raveling would gather a leaf that is split over devices.
+    # A zero is added to the weights: bit 1 of a square, which is never set; the compiler
+    # does not simplify it. By index: raveling would gather a leaf split over devices.
     firsts = [leaf[(0,) * leaf.ndim] for leaf in jax.tree.leaves(results) if leaf.size]
     none = jnp.zeros((), jnp.float32)  # 32 bits also where float64 is on
     token = sum((first.astype(jnp.float32) for first in firsts), none)
@@ -53,14 +46,10 @@ def after(results: PyTree, batch: Batch) -> Batch:
 
 
 def blank_rows(num_rows: int | tuple[int, ...], example: Batch) -> Batch:
-    """Copies of the first row of ``example``, of weight zero.
+    """Copies of the first row of ``example``, of weight zero: so many, or leading axes.
 
-    Outputs are computed for rows of weight zero too, and zero times NaN is NaN: rows of
-    zeros would give NaN in a network that divides by the norm of its input.
-
-    Args:
-      num_rows: how many, or the leading axes.
-      example: leaves ``[1, ...]``, or more rows of which the first is taken.
+    Rows of zeros would give NaN in a network that divides by the norm of its input, and
+    zero times NaN is NaN.
     """
     lead = num_rows if isinstance(num_rows, tuple) else (num_rows,)
 
@@ -72,22 +61,17 @@ def blank_rows(num_rows: int | tuple[int, ...], example: Batch) -> Batch:
     return rows._replace(weight=jnp.zeros_like(rows.weight))
 
 
-def draw_ranks(
-    key: PRNGKeyArray, count: Int[Array, ""], sample_size: int, replace: bool
-) -> tuple[Int[Array, " b"], Bool[Array, " b"]]:
-    """Uniform numbers below ``count``.
+#: Numbers of rows, and which of them are real.
+Ranks = tuple[Int[Array, " b"], Bool[Array, " b"]]
 
-    Args:
-      key: randomness.
-      count: how many rows there are; may be zero.
-      sample_size: ``b``, how many to draw.
-      replace: whether a number may be drawn twice. If not, every set of ``b`` numbers is
-        equally likely (Floyd's algorithm: Bentley and Floyd 1987, CACM 30(9)), at the
-        cost of a loop of ``b`` short steps.
 
-    Returns:
-      The numbers, and which of them are real: none where ``count`` is zero, and only
-      ``count`` of them where fewer rows exist than are to be drawn without replacement.
+def draw_ranks(key, count: Int[Array, ""], sample_size: int, replace: bool) -> Ranks:
+    """Uniform numbers below ``count``, and which of them are real.
+
+    None is real where ``count`` is zero, and only ``count`` of them where fewer rows exist
+    than are to be drawn without replacement. Then every set of ``b`` numbers is equally
+    likely (Floyd's algorithm: Bentley and Floyd 1987, CACM 30(9)), at the cost of a loop of
+    ``b`` short steps.
     """
     draw = partial(jax.random.randint, key, (sample_size,), 0, dtype=jnp.int32)
     if replace:
@@ -107,8 +91,8 @@ def draw_ranks(
 
 
 def draw_marked(
-    key: PRNGKeyArray, marked: Bool[Array, " m"], sample_size: int, replace: bool
-) -> tuple[Int[Array, " b"], Bool[Array, " b"]]:
+    key, marked: Bool[Array, " m"], sample_size: int, replace: bool
+) -> Ranks:
     """Uniform numbers of marked places, and which are real; see :func:`draw_ranks`."""
     ends = jnp.cumsum(marked, dtype=jnp.int32)
     ranks, real = draw_ranks(key, ends[-1], sample_size, replace)
@@ -116,33 +100,36 @@ def draw_marked(
     return jnp.minimum(places, len(marked) - 1), real
 
 
+def read_rows(kept: Batch, rows, real: Bool[Array, " ..."]) -> Batch:
+    """The stored rows of these numbers, of weight zero where they are not real."""
+    drawn = at(rows, kept)
+    return drawn._replace(weight=drawn.weight * real)
+
+
+def write_rows(kept: Batch, slot: Int[Array, " b"], batch: PyTree) -> Batch:
+    """The stored rows with those of ``batch`` in their slots, if these are in range."""
+    write = lambda leaf, rows: leaf.at[slot].set(rows, mode="drop")
+    return jax.tree.map(write, kept, batch)
+
+
 def later_rows_win(slot: Int[Array, " b"], capacity: int) -> Int[Array, " b"]:
     """Slots in which the last row of each slot stays, and the others are out of range.
 
-    A scatter with ``mode="drop"`` then writes each slot once, as if rows had been inserted
-    in order. Costs ``b^2`` integer comparisons.
+    :func:`write_rows` then writes each slot once, as if rows had been inserted in order.
+    Costs ``b^2`` integer comparisons.
     """
     replaced = jnp.any(jnp.triu(slot[:, None] == slot, k=1), axis=1)
     return jnp.where(replaced, capacity, slot)
 
 
 def check_rows(who: str, lead: int, kept: Batch, batch: Batch) -> None:
-    """Raise a ValueError unless the rows of ``batch`` match the stored ones.
-
-    Structure, shapes and dtypes are compared.
-
-    Args:
-      who: the memory, for the message.
-      lead: how many leading axes of the stored leaves are not part of a row.
-      kept: leaves ``[m, ...]`` or ``[T, m, ...]``.
-      batch: leaves ``[b, ...]``.
-    """
+    """Refuse rows unlike the stored ones, which have ``lead`` axes in front of a row."""
+    # They would be cast or broadcast.
     spec = lambda axes, rows: jax.tree.map(
         lambda leaf: f"{jax.dtypes.canonicalize_dtype(leaf.dtype)}{leaf.shape[axes:]}",
         rows._replace(stored=()),  # the memory's own
     )
     expected, came = spec(lead, kept), spec(1, batch)
-    if expected != came:
-        wanted = f"like the example given to init, {expected}, got {came}"
-        msg = f"{who}: rows must have structure, shapes and dtypes {wanted}."
-        raise InputError(msg)
+    wanted = f"like the example given to init, {expected}, got {came}"
+    message = f"rows must have structure, shapes and dtypes {wanted}"
+    require(expected == came, who, message)

@@ -7,12 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
-from jaxcl.errors import InputError, check_size
-from jaxcl.memory.base import (
-    blank_rows,
-    check_rows,
-    draw_ranks,
-)
+from jaxcl.errors import check_size, require
+from jaxcl.memory.base import blank_rows, check_rows, draw_ranks, read_rows
 from jaxcl.memory.selection import Select, random_examples
 from jaxcl.tree import at, num_rows
 from jaxcl.typing import Batch, Memory
@@ -43,8 +39,8 @@ def episodic(
     rest of the slot has weight zero. ``observe`` does nothing, so the current task is
     never in the memory and a step costs only the sample.
 
-    Ungrouped samples are uniform over all stored rows of all past tasks, for any number
-    of tasks; grouped ones keep tasks separate, as GEM needs:
+    Samples are uniform over all stored rows of all past tasks; grouped ones keep tasks
+    separate, as GEM needs. Rows of empty slots have weight zero.
 
     ====================  ==================  ==================================
     ``sample_size``       leaves              grouped
@@ -53,21 +49,14 @@ def episodic(
     ``None`` (all rows)   ``[T * m, ...]``    ``[T, m, ...]``
     ====================  ==================  ==================================
 
-    Rows of empty slots have weight zero.
-
     Args:
       num_tasks: ``T``, slots.
       capacity_per_task: ``m``, rows of a slot; the memory holds ``T * m``.
       sample_size: rows per sample, or per task when grouped; all rows if absent.
       select: which rows of a task to store; see :data:`jaxcl.memory.Select`.
       grouped: whether samples keep tasks separate.
-      replace: whether a sample may hold a row twice. If not, each occurs at most once and
-        rows that cannot be filled have weight zero; drawing then loops over the sample.
-
-    Raises:
-      ValueError: if a size is not a positive int known before tracing, or (while tracing)
-        if rows differ from the example given to ``init`` in structure, shape or dtype, or
-        ``select`` does not return one number per row.
+      replace: whether a sample may hold a row twice. If not, rows that cannot be filled
+        have weight zero, and drawing loops over the sample.
 
     Reference: Lopez-Paz and Ranzato 2017, arXiv:1706.08840, section 3 (equal parts of the
     memory per task); Chaudhry et al. 2019, arXiv:1812.00420, section 4 (A-GEM's sample
@@ -76,13 +65,10 @@ def episodic(
     check_size("episodic", num_tasks=num_tasks, capacity_per_task=capacity_per_task)
     check_size("episodic", optional=True, sample_size=sample_size)
 
-    def init(params, example):
-        del params
-        return EpisodicState(
-            blank_rows((num_tasks, capacity_per_task), example),
-            jnp.zeros(num_tasks, jnp.int32),
-            jnp.zeros((), jnp.int32),
-        )
+    def init(_params, example):
+        kept = blank_rows((num_tasks, capacity_per_task), example)
+        filled = jnp.zeros(num_tasks, jnp.int32)
+        return EpisodicState(kept, filled, jnp.zeros((), jnp.int32))
 
     def sample(key, state):
         if sample_size is None:
@@ -98,8 +84,7 @@ def episodic(
             slots = jnp.searchsorted(ends, ranks, side="right")
             slots = jnp.minimum(slots, num_tasks - 1)  # only where nothing is stored
             rows = ranks - (ends - state.filled)[slots]
-        drawn = at((slots, rows), state.kept)
-        return drawn._replace(weight=drawn.weight * real)
+        return read_rows(state.kept, (slots, rows), real)
 
     def end_task(key, state, params, data):
         check_rows("episodic", 2, state.kept, data)
@@ -107,26 +92,19 @@ def episodic(
         chosen = best_examples(key, select, params, data, capacity_per_task)
         slot = state.tasks_seen % num_tasks
         write = lambda leaf, rows: leaf.at[slot].set(rows)
-        stored = jnp.sum(chosen.weight > 0, dtype=jnp.int32)
-        return EpisodicState(
-            jax.tree.map(write, state.kept, chosen),
-            state.filled.at[slot].set(stored),
-            state.tasks_seen + 1,
-        )
+        kept = jax.tree.map(write, state.kept, chosen)
+        filled = write(state.filled, jnp.sum(chosen.weight > 0, dtype=jnp.int32))
+        return EpisodicState(kept, filled, state.tasks_seen + 1)
 
     return Memory(init, sample, end_task=end_task)
 
 
 def best_examples(key, select: Select, params, task: Batch, capacity: int) -> Batch:
-    """The real rows of highest priority, best first.
-
-    Missing ones are copies of others, of weight zero.
-    """
+    """The real rows of highest priority, best first; then copies of weight zero."""
     priority = select(key, params, task, capacity)
-    if jnp.shape(priority) != task.weight.shape:
-        shapes = f"shape {task.weight.shape}, got {jnp.shape(priority)}"
-        msg = f"episodic: select must return one priority per row, {shapes}."
-        raise InputError(msg)
+    shape, came = task.weight.shape, jnp.shape(priority)
+    message = f"select must return one priority per row, shape {shape}, got {came}"
+    require(came == shape, "episodic", message)
     allowed = (task.weight > 0) & ~jnp.isnan(priority)
     width = min(capacity, num_rows(task))
     best, rows = jax.lax.top_k(jnp.where(allowed, priority, -jnp.inf), width)

@@ -27,9 +27,6 @@ def kmeans_examples(
       chunk_size: rows held at once: features and distances to the centroids take
         ``chunk_size`` rows of memory, besides the ``n`` feature vectors themselves.
 
-    Raises:
-      ValueError: if a size is not a positive int known before tracing.
-
     Reference: the replay of Create and Find Flatness (ECAI 2023), there with the
     encoder's [CLS] vector as feature.
     """
@@ -46,13 +43,8 @@ def kmeans_examples(
             return found.reshape(len(found), -1).astype(jnp.float32)
 
         points = by_chunks(flat, (task.x,), chunk_size)
-        centroids = kmeans(
-            key_means,
-            points,
-            task.weight,
-            min(capacity, rows),
-            **sizes,
-        )
+        clusters = min(capacity, rows)
+        centroids = kmeans(key_means, points, task.weight, clusters, **sizes)
         priority = jax.random.uniform(key_rest, (rows,), jnp.float32)
         best = nearest_examples(points, task.weight, centroids, chunk_size)
         return priority.at[best].set(2.0)
@@ -73,21 +65,16 @@ def kmeans(
 
     Lloyd: every point is assigned to its nearest centroid, and every centroid becomes the
     weighted mean of its points; one without points is unchanged. Sums are matrix products,
-    hence deterministic. Costs ``O(n d k)`` per iteration and as much for the start.
+    hence deterministic. Costs ``O(n d k)`` per iteration and as much for the start. Where
+    there are fewer distinct points than clusters, some coincide.
 
     Args:
       key: draws the start.
       points: finite where their weight is not zero.
       weight: 0 for padding.
       num_clusters: ``k``.
-      num_iterations: fixed, since the program is compiled; no test of convergence.
+      num_iterations: fixed; no test of convergence.
       chunk_size: points whose ``k`` distances are held at once.
-
-    Returns:
-      [k, d]; where there are fewer distinct points than clusters, some coincide.
-
-    Raises:
-      ValueError: if a size is not a positive int known before tracing.
 
     Reference: Lloyd 1982, IEEE Trans. Inf. Theory 28(2); Arthur and Vassilvitskii 2007,
     "k-means++: the advantages of careful seeding", SODA.
@@ -101,12 +88,7 @@ def kmeans(
     return lloyd(points - centre, weight, start, num_iterations, chunk_size) + centre
 
 
-def spread_points(
-    key: PRNGKeyArray,
-    points: Float[Array, "n d"],
-    weight: Float[Array, " n"],
-    num_clusters: int,
-) -> Float[Array, "k d"]:
+def spread_points(key, points, weight, num_clusters: int) -> Float[Array, "k d"]:
     """K-means++: each next centroid is a point, drawn by its squared distance so far."""
     draws = jax.random.uniform(key, (num_clusters,), jnp.float32)
     last = jnp.max(jnp.where(weight > 0, jnp.arange(points.shape[0]), 0))
@@ -116,10 +98,8 @@ def spread_points(
         mass = jnp.cumsum(weight * distance)
         drawn = jnp.searchsorted(mass, draws[i] * mass[-1], side="right")
         point = points[jnp.minimum(drawn, last)]
-        distance_to_it = jnp.sum(jnp.square(points - point), axis=1)
-        distance = jnp.where(
-            i == 0, distance_to_it, jnp.minimum(distance, distance_to_it)
-        )
+        to_it = jnp.sum(jnp.square(points - point), axis=1)
+        distance = jnp.where(i == 0, to_it, jnp.minimum(distance, to_it))
         return centroids.at[i].set(point), distance
 
     start = jnp.zeros((num_clusters, points.shape[1]), points.dtype)
@@ -127,23 +107,15 @@ def spread_points(
     return jax.lax.fori_loop(0, num_clusters, body, carry)[0]
 
 
-def lloyd(
-    points: Float[Array, "n d"],
-    weight: Float[Array, " n"],
-    centroids: Float[Array, "k d"],
-    num_iterations: int,
-    chunk_size: int,
-) -> Float[Array, "k d"]:
-    """Lloyd's iterations from given centroids."""
+def lloyd(points, weight, centroids, num_iterations: int, chunk_size: int):
+    """Lloyd's iterations from given centroids [k, d]."""
     chunks = _in_chunks((points, weight), chunk_size)
 
     def improve(centroids, _):
         def add(totals, chunk):
             x, w = chunk
             label = jnp.argmin(_squared_distances(x, centroids), axis=1)
-            member = (
-                jax.nn.one_hot(label, centroids.shape[0], dtype=x.dtype) * w[:, None]
-            )
+            member = jax.nn.one_hot(label, len(centroids), dtype=x.dtype) * w[:, None]
             sums = jnp.matmul(member.T, x, precision="highest")
             return (totals[0] + sums, totals[1] + jnp.sum(member, axis=0)), None
 
@@ -156,12 +128,7 @@ def lloyd(
     return jax.lax.scan(improve, centroids, length=num_iterations)[0]
 
 
-def nearest_examples(
-    points: Float[Array, "n d"],
-    weight: Float[Array, " n"],
-    centroids: Float[Array, "k d"],
-    chunk_size: int,
-) -> Int[Array, " k"]:
+def nearest_examples(points, weight, centroids, chunk_size: int) -> Int[Array, " k"]:
     """The real point nearest to each centroid; the first of equals."""
     position = jnp.arange(points.shape[0])
     chunks = _in_chunks((points, weight, position), chunk_size)
@@ -169,21 +136,17 @@ def nearest_examples(
     def closer(best, chunk):
         x, w, position = chunk
         distance = jnp.where(w[:, None] > 0, _squared_distances(x, centroids), jnp.inf)
-        row = jnp.argmin(distance, axis=0)
-        nearer = jnp.min(distance, axis=0) < best[0]
-        return (
-            jnp.where(nearer, jnp.min(distance, axis=0), best[0]),
-            jnp.where(nearer, position[row], best[1]),
-        ), None
+        found = jnp.min(distance, axis=0), position[jnp.argmin(distance, axis=0)]
+        nearer = found[0] < best[0]
+        best_of = lambda new, old: jnp.where(nearer, new, old)
+        return jax.tree.map(best_of, found, best), None
 
-    clusters = centroids.shape[0]
+    clusters = len(centroids)
     start = jnp.full(clusters, jnp.inf, points.dtype), jnp.zeros(clusters, int)
     return jax.lax.scan(closer, start, chunks)[0][1]
 
 
-def _squared_distances(
-    points: Float[Array, "n d"], centroids: Float[Array, "k d"]
-) -> Float[Array, "n k"]:
+def _squared_distances(points, centroids) -> Float[Array, "n k"]:
     """All ``|x - c|^2``, through one matrix product."""
     products = jnp.matmul(points, centroids.T, precision="highest")
     lengths = jnp.sum(jnp.square(points), axis=1)[:, None]

@@ -14,8 +14,9 @@ from jaxcl.memory.base import (
     draw_marked,
     draw_ranks,
     later_rows_win,
+    read_rows,
+    write_rows,
 )
-from jaxcl.tree import at
 from jaxcl.typing import Batch, Memory, Params
 
 
@@ -40,32 +41,23 @@ def reservoir(
     After ``n`` real rows each of them is stored with probability ``min(1, capacity / n)``,
     independent of its position. Row ``i`` (from 0) goes to slot ``i`` while there is room,
     then to a slot drawn from ``0 .. i``, and is dropped if that slot does not exist. A
-    batch is inserted at once: of two rows with the same slot the later one is stored, as
-    if they had been inserted in order. Rows of weight zero are not stored and not counted.
+    batch is inserted at once, with the result of inserting its rows in order. Rows of
+    weight zero are not stored and not counted.
 
-    ``observe`` writes at most ``b`` rows and ``sample`` reads ``sample_size``, so inside
-    ``scan`` the cost of a step does not depend on the capacity, provided that XLA knows
-    that reading comes first: see :func:`jaxcl.memory.after`. (Finding the rows that
-    drew one slot takes ``b^2`` integer comparisons.) The count is an int32: beyond
-    2^31 - 1 rows it is not defined.
+    Inside ``scan`` the cost of a step does not depend on the capacity, provided that XLA
+    knows that reading comes first: see :func:`jaxcl.memory.after`. The count is an int32:
+    beyond 2^31 - 1 rows it is not defined.
 
     Args:
       capacity: ``m``, how many rows are kept.
       sample_size: rows per sample, at most ``capacity``; all of weight zero while the
         memory is empty.
-      replace: whether a sample may hold a row twice. If not, a memory with fewer rows
-        than ``sample_size`` gives each once, and the other rows of the sample have weight
-        zero; drawing then loops over the sample.
+      replace: as in :func:`episodic`.
       past_only: sample rows of ended tasks only, not of the current one; a step then
         costs a pass over ``m`` booleans.
       store: ``(params, batch) -> [b, ...]``, kept with each row as ``stored``, such as
         the logits of DER. It is evaluated at the parameters before the step, and costs one
         more forward pass per step.
-
-    Raises:
-      ValueError: if a size is not a positive int known before tracing, if a sample is
-        larger than the memory, or (while tracing) if rows differ from the example given to
-        ``init`` in structure, shape or dtype.
 
     Reference: Vitter 1985, "Random sampling with a reservoir", algorithm R; as replay
     memory: Chaudhry et al. 2019, arXiv:1902.10486.
@@ -87,11 +79,9 @@ def reservoir(
         else:
             filled = jnp.minimum(state.seen, capacity)
             rows, real = draw_ranks(key, filled, sample_size, replace)
-        drawn = at(rows, state.kept)
-        return drawn._replace(weight=drawn.weight * real)
+        return read_rows(state.kept, rows, real)
 
-    def observe(key, state, step, params):
-        del params
+    def observe(key, state, step, _params):
         batch = step.batch
         check_rows("reservoir", 1, state.kept, batch)
         real = batch.weight > 0
@@ -99,13 +89,11 @@ def reservoir(
         drawn = jax.random.randint(key, arrival.shape, 0, arrival + 1, jnp.int32)
         slot = jnp.where(arrival < capacity, arrival, drawn)
         slot = later_rows_win(jnp.where(real, slot, capacity), capacity)
-        write = lambda leaf, rows: leaf.at[slot].set(rows, mode="drop")
-        kept = jax.tree.map(write, state.kept, keep(step.params, batch))
+        kept = write_rows(state.kept, slot, keep(step.params, batch))
         past = state.past.at[slot].set(False, mode="drop") if past_only else ()
         return ReservoirState(kept, state.seen + jnp.sum(real, dtype=jnp.int32), past)
 
-    def end_task(key, state, params, data):
-        del key, params, data
+    def end_task(_key, state, _params, _data):
         if not past_only:
             return state
         return state._replace(past=jnp.arange(capacity) < state.seen)

@@ -37,9 +37,8 @@ def class_balanced_examples(
     key_order, key_turn = jax.random.split(key)
     # Padding goes last.
     labels = jnp.where(task.weight > 0, task.y, jnp.iinfo(task.y.dtype).max)
-    order = jnp.lexsort(
-        (jax.random.uniform(key_order, labels.shape, jnp.float32), labels)
-    )
+    lots = jax.random.uniform(key_order, labels.shape, jnp.float32)
+    order = jnp.lexsort((lots, labels))
     ordered, position = labels[order], jnp.arange(labels.shape[0])
     is_first = jnp.concatenate([jnp.ones(1, bool), ordered[1:] != ordered[:-1]])
     turn = position - jax.lax.cummax(jnp.where(is_first, position, 0))

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int
 
 from jaxcl.errors import check_size
-from jaxcl.memory.base import blank_rows, check_rows, draw_marked
+from jaxcl.memory.base import blank_rows, check_rows, draw_marked, read_rows
 from jaxcl.memory.episodic import best_examples
 from jaxcl.memory.selection import Select, random_examples
 from jaxcl.tree import at
@@ -35,34 +35,23 @@ def shared_episodic(
     to ``capacity`` tasks. ``observe`` does nothing, so the current task is never in the
     memory.
 
-    Args:
-      capacity: ``m``, rows in total.
-      sample_size: rows per sample, uniform over all stored rows; all rows if absent.
-      select: which rows of a task to store; see :data:`jaxcl.memory.Select`.
-      replace: whether a sample may hold a row twice.
-
-    Returns:
-      A memory with :class:`SharedState`; the end of a task copies the ``m`` rows once.
-
-    Raises:
-      ValueError: if a size is not a positive int, or (while tracing) if rows differ from
-        the example in structure, shape or dtype.
+    A sample is uniform over all ``capacity`` rows; all rows if ``sample_size`` is absent.
+    Other arguments as in :func:`episodic`. State: :class:`SharedState`; the end of a task
+    copies the rows once.
 
     Reference: Rebuffi et al. 2017 (iCaRL), arXiv:1611.07725, algorithm 5.
     """
     check_size("shared_episodic", capacity=capacity)
     check_size("shared_episodic", optional=True, sample_size=sample_size)
 
-    def init(params, example):
-        del params
+    def init(_params, example):
         return SharedState(blank_rows(capacity, example), jnp.zeros((), jnp.int32))
 
     def sample(key, state):
         if sample_size is None:
             return state.kept
         rows, real = draw_marked(key, state.kept.weight > 0, sample_size, replace)
-        drawn = at(rows, state.kept)
-        return drawn._replace(weight=drawn.weight * real)
+        return read_rows(state.kept, rows, real)
 
     def end_task(key, state, params, data):
         check_rows("shared_episodic", 1, state.kept, data)
@@ -75,12 +64,9 @@ def shared_episodic(
         task, rank = place // jnp.maximum(part, 1), place % jnp.maximum(part, 1)
         is_new = task == state.tasks_seen
         old = at(jnp.minimum(task * before + rank, capacity - 1), state.kept)
-        own = at(rank, new)
-
-        def pick(own, old):
-            return jnp.where(jnp.expand_dims(is_new, range(1, own.ndim)), own, old)
-
-        rows = jax.tree.map(pick, own, old)
+        chosen = lambda leaf: jnp.expand_dims(is_new, range(1, leaf.ndim))
+        pick = lambda own, old: jnp.where(chosen(own), own, old)
+        rows = jax.tree.map(pick, at(rank, new), old)
         there = (task < tasks) & (part > 0)
         return SharedState(rows._replace(weight=rows.weight * there), tasks)
 
