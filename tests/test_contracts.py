@@ -241,7 +241,7 @@ def test_padding_alone_renews_nothing(name):
 def test_every_public_builder_is_in_the_battery():
     """Oracle: the packages' own lists."""
     others = {
-        "BoxState", "DistillState", "EwcState", "SynapticState", "WalkState",
+        "AnchorState", "EwcState", "SynapticState", "WalkState",
         "BalancedState", "SharedState", "convert_strength",
         "largest_stable_strength", "EpisodicState", "ReservoirState", "Select", "after",
         "blank_rows",

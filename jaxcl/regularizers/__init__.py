@@ -1,8 +1,11 @@
-"""Regularizers towards past solutions: penalties and projections."""
+"""Regularizers towards past solutions: penalties and projections.
 
-from jaxcl.regularizers.base import scaled, sum_of
-from jaxcl.regularizers.box import BoxState, box, boxed
-from jaxcl.regularizers.distill import DistillState, distill
+A builder refuses a number known to be out of its range by a ValueError.
+"""
+
+from jaxcl.regularizers.base import AnchorState, scaled, sum_of
+from jaxcl.regularizers.box import box, boxed
+from jaxcl.regularizers.distill import distill
 from jaxcl.regularizers.ewc import (
     EwcState,
     convert_strength,
@@ -19,8 +22,7 @@ from jaxcl.regularizers.path import (
 )
 
 __all__ = [
-    "BoxState",
-    "DistillState",
+    "AnchorState",
     "EwcState",
     "SynapticState",
     "WalkState",

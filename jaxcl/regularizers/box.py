@@ -1,22 +1,13 @@
 """A hard constraint: each parameter stays in a box around the last solution."""
 
-from typing import NamedTuple
-
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Int, ScalarLike
+from jaxtyping import ScalarLike
 
 from jaxcl.errors import check_number
-from jaxcl.regularizers.base import sum_of
-from jaxcl.tree import copied, wide
-from jaxcl.typing import Params, Regularizer
-
-
-class BoxState(NamedTuple):
-    """The centre of the box."""
-
-    anchor: Params  # the parameters at the end of the last task
-    tasks_seen: Int[Array, ""]  # nothing is clipped while this is zero
+from jaxcl.regularizers.base import first_anchor, next_anchor, sum_of
+from jaxcl.tree import wide
+from jaxcl.typing import Regularizer
 
 
 def box(radius: ScalarLike) -> Regularizer:
@@ -31,22 +22,11 @@ def box(radius: ScalarLike) -> Regularizer:
     grown by a factor of ``(1 + radius)^k``. Bounds are computed in float32 or better;
     rounding to a narrower dtype may exceed them by half a unit in the last place.
 
-    Args:
-      radius: relative half width; infinite for no constraint.
-
-    Returns:
-      A regularizer with penalty zero and :class:`BoxState`.
-
-    Raises:
-      ValueError: if ``radius`` is a negative number.
+    State: :class:`AnchorState`. An infinite radius is no constraint.
 
     Source: Create and Find Flatness, 2023, arXiv:2309.11305, the hard constraint.
     """
     check_number("box", infinite=True, radius=radius)
-
-    def init(params, example):
-        del example
-        return BoxState(copied(params), jnp.zeros((), jnp.int32))
 
     def project(state, params):
         def clip(param, anchor):
@@ -59,11 +39,7 @@ def box(radius: ScalarLike) -> Regularizer:
 
         return jax.tree.map(clip, params, state.anchor)
 
-    def end_task(key, state, params, data):
-        del key, data
-        return BoxState(copied(params), state.tasks_seen + 1)
-
-    return Regularizer(init, project=project, end_task=end_task)
+    return Regularizer(first_anchor, project=project, end_task=next_anchor)
 
 
 def boxed(regularizer: Regularizer, radius: ScalarLike) -> Regularizer:
@@ -71,11 +47,6 @@ def boxed(regularizer: Regularizer, radius: ScalarLike) -> Regularizer:
 
     With :func:`~jaxcl.regularizers.ewc` inside, an adaptive SAM as the gradient, and the
     gradient of the penalty at the unperturbed parameters, this is Create-and-Find. The
-    box keeps its own anchor (one copy of the parameters), because that of
-    separate-anchor EWC is a mean over tasks and not the last solution.
-
-    Args:
-      regularizer: the penalty.
-      radius: see :func:`box`.
+    box has its own anchor, as that of separate-anchor EWC is a mean over tasks.
     """
     return sum_of(regularizer, box(radius))

@@ -42,8 +42,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, ScalarLike
 
 from jaxcl.curvature import Fisher, largest_entry
-from jaxcl.errors import InputError, check_number
-from jaxcl.tree import copied, dot, safe_divide, subtract, wide, wide_dtype
+from jaxcl.errors import check_number, require
+from jaxcl.regularizers.base import weighted_distance, wide_copy, zeros_of
+from jaxcl.tree import dot, safe_divide, subtract, wide_dtype
 from jaxcl.typing import Params, Regularizer
 
 
@@ -81,22 +82,15 @@ def ewc(
     ``F = decay * F + F_new``. With ``running_mean``: likewise, and after ``t`` tasks
     ``F = (t F + F_new) / (t + 1)``, so that the strength means the same at every task.
 
-    Before the first task the Fisher is zero, and so is the penalty.
+    Before the first task the Fisher is zero, and so is the penalty. A step costs three
+    operations per parameter, whatever the number of tasks. State: :class:`EwcState`.
 
     Args:
       fisher: computes the importance at the end of a task, such as
         ``empirical_fisher(loss)`` or ``exact_fisher(outputs)``.
       strength: see the unit at the top of this module.
       decay: fraction of the old Fisher kept per task, in [0, 1]; None for separate anchors.
-      running_mean: take the mean of the tasks' Fishers instead of their decayed sum.
-
-    Returns:
-      A regularizer with :class:`EwcState`. A step costs three operations per parameter,
-      whatever the number of tasks.
-
-    Raises:
-      ValueError: if ``strength`` is negative, ``decay`` is outside [0, 1], or both
-        ``decay`` and ``running_mean`` are given.
+      running_mean: take the mean of the tasks' Fishers; without ``decay``.
 
     Sources: Kirkpatrick et al. 2017, arXiv:1612.00796, equation 3; Huszar 2018,
     arXiv:1712.03847, on the sum; Schwarz et al. 2018, arXiv:1805.06370, section 4, online;
@@ -104,25 +98,21 @@ def ewc(
     """
     check_number("ewc", strength=strength)
     check_number("ewc", most=1.0, optional=True, decay=decay)
-    if running_mean and decay is not None:
-        msg = f"ewc: running_mean takes no decay, got {decay}; leave one of them out."
-        raise InputError(msg)
+    message = f"running_mean takes no decay, got {decay}; leave one of them out"
+    require(not running_mean or decay is None, "ewc", message)
 
-    def init(params, example):
-        del example
-        anchor = copied(jax.tree.map(wide, params))
-        zeros = jax.tree.map(jnp.zeros_like, anchor)
+    def init(params, _example):
+        anchor = wide_copy(params)
         constant = jnp.zeros((), wide_dtype(*jax.tree.leaves(params)))
-        return EwcState(anchor, zeros, constant, jnp.zeros((), jnp.int32))
+        return EwcState(anchor, zeros_of(anchor), constant, jnp.zeros((), jnp.int32))
 
-    def penalty(state, params, context):
-        del context
-        away = jax.tree.map(jnp.square, subtract(params, state.anchor))
-        return 0.5 * strength * (dot(state.fisher, away) + state.constant)
+    def penalty(state, params, _context):
+        distance = weighted_distance(state.fisher, params, state.anchor)
+        return 0.5 * strength * (distance + state.constant)
 
     def end_task(key, state, params, data):
         fresh = fisher(key, params, data)
-        solution = copied(jax.tree.map(wide, params))
+        solution = wide_copy(params)
         if running_mean:
             new = 1.0 / (state.tasks_seen + 1)
             merged = _replace(state, solution, fresh, 1.0 - new, new)
@@ -163,16 +153,13 @@ def _replace(state, solution, fresh, kept, added):
 def convert_strength(
     coefficient: ScalarLike, *, halved: bool, ratio: ScalarLike = 1.0
 ) -> Float[Array, ""]:
-    """The strength that equals a coefficient of another convention.
+    """``coefficient * ratio``, the strength that equals another system's coefficient.
 
-    Args:
-      coefficient: the lambda of the other system.
-      halved: whether its penalty carries the factor 1/2.
-      ratio: its Fisher divided by ours, per the table at the top of this module.
+    Doubled if the factor 1/2 is absent there: Avalanche's ``lambda * sum(F d^2)`` is
+    ``strength = 2 lambda`` for the same Fisher.
 
-    Returns:
-      ``coefficient * ratio``, doubled if the factor 1/2 is absent there: Avalanche's
-      ``lambda * sum(F d^2)`` is ``strength = 2 lambda`` for the same Fisher.
+    ``halved`` and ``ratio`` (its Fisher divided by ours) are in the table at the top of
+    this module.
     """
     return jnp.asarray((1.0 if halved else 2.0) * coefficient * ratio, jnp.float32)
 
@@ -184,14 +171,10 @@ def largest_stable_strength(
 
     .. math:: (2 / \text{learning rate} - \text{loss curvature}) \, / \max_i F_i
 
-    Args:
-      fisher: the *accumulated* diagonal, ``EwcState.fisher``: it grows with the tasks.
-      learning_rate: of plain SGD; heavy-ball momentum ``m`` allows ``1 + m`` times more.
-      loss_curvature: largest Hessian eigenvalue of the data loss, if known. Zero gives
-        the limit of the penalty alone, which is necessary but not sufficient.
-
-    Returns:
-      [] at least zero; infinite for a Fisher of zeros.
+    ``fisher`` is the *accumulated* diagonal, ``EwcState.fisher``, which grows with the
+    tasks; the limit is infinite while it is zero. Heavy-ball momentum ``m`` allows
+    ``1 + m`` times more. Without the largest Hessian eigenvalue of the data loss it is
+    that of the penalty alone, which is necessary but not sufficient.
     """
     room = jnp.maximum(2.0 / learning_rate - loss_curvature, 0.0)
     top = largest_entry(fisher)

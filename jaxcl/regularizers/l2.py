@@ -13,17 +13,12 @@ def l2(strength: ScalarLike) -> Regularizer:
     Under plain SGD this is weight decay of ``strength`` (per unit of learning rate).
     Decoupled decay, as in AdamW, is ``optax.add_decayed_weights`` instead.
 
-    Args:
-      strength: nats per squared parameter; other libraries often omit the 1/2, so
-        their coefficient is half of this one.
-
-    Raises:
-      ValueError: if ``strength`` is a negative number.
+    In nats per squared parameter; other libraries often omit the 1/2, so their
+    coefficient is half of this one.
     """
     check_number("l2", strength=strength)
 
-    def penalty(state, params, context):
-        del state, context
+    def penalty(_state, params, _context):
         return 0.5 * strength * dot(params, params)
 
     return Regularizer(penalty=penalty)
@@ -34,22 +29,14 @@ def l2_init(strength: ScalarLike) -> Regularizer:
 
     It maintains plasticity; it does not prevent forgetting. The state is the initial
     parameters, and tasks do not change it. For a penalty towards the *last* solution use
-    ``ewc(uniform_importance(), strength, decay=0.0)``.
-
-    Args:
-      strength: nats per squared parameter, with the 1/2 that the paper omits: its
-        coefficient is half of this one.
-
-    Raises:
-      ValueError: if ``strength`` is a negative number.
+    ``ewc(uniform_importance(), strength, decay=0.0)``. The paper omits the 1/2.
 
     Source: Kumar et al. 2023, "Maintaining plasticity in continual learning via
     regenerative regularization", arXiv:2308.11958, equation 1.
     """
     check_number("l2_init", strength=strength)
 
-    def penalty(start, params, context):
-        del context
+    def penalty(start, params, _context):
         away = subtract(params, start)
         return 0.5 * strength * dot(away, away)
 

@@ -15,8 +15,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int, ScalarLike
 
+from jaxcl.curvature import largest_entry
 from jaxcl.errors import check_number, check_size
-from jaxcl.tree import copied, dot, safe_divide, subtract, wide
+from jaxcl.regularizers.base import weighted_distance, wide_copy, zeros_of
+from jaxcl.tree import copied, safe_divide, wide
 from jaxcl.typing import Params, Regularizer
 
 
@@ -48,35 +50,24 @@ def synaptic_intelligence(
       damping: :math:`\xi`, above zero; bounds the importance of parameters that hardly
         changed.
 
-    Returns:
-      A regularizer with :class:`SynapticState`; a step costs two passes over the
-      parameters more than EWC.
-
-    Raises:
-      ValueError: if ``strength`` is a negative number or ``damping`` not positive.
+    State: :class:`SynapticState`; a step costs two passes over the parameters more than
+    EWC.
 
     Source: Zenke et al. 2017, arXiv:1703.04200, equations 3 to 5.
     """
     check_number("synaptic_intelligence", strength=strength)
     check_number("synaptic_intelligence", above=True, damping=damping)
 
-    def init(params, example):
-        del example
-        start = _wide_copy(params)
-        return SynapticState(_zeros(start), start, _zeros(start))
+    def init(params, _example):
+        start = wide_copy(params)
+        return SynapticState(zeros_of(start), start, zeros_of(start))
 
-    def penalty(state, params, context):
-        del context
-        return _quadratic(strength, state.importance, params, state.anchor)
-
-    def observe(key, state, step, params):
-        del key, params
+    def observe(_key, state, step, _params):
         path = jax.tree.map(jnp.add, state.path, _loss_decrease(step))
         return state._replace(path=path)
 
-    def end_task(key, state, params, data):
-        del key, data
-        now = _wide_copy(params)
+    def end_task(_key, state, params, _data):
+        now = wide_copy(params)
 
         def add(importance, path, end, start):
             # Omega += max(omega, 0) / ((theta_end - theta_start)^2 + xi)
@@ -84,8 +75,9 @@ def synaptic_intelligence(
             return importance + gain.astype(importance.dtype)
 
         importance = jax.tree.map(add, state.importance, state.path, now, state.anchor)
-        return SynapticState(importance, now, _zeros(now))
+        return SynapticState(importance, now, zeros_of(now))
 
+    penalty = _penalty(strength)
     return Regularizer(init, penalty, observe=observe, end_task=end_task)
 
 
@@ -132,11 +124,7 @@ def riemannian_walk(
       interval: steps between two additions to the score; the paper's Delta t.
       damping: epsilon, above zero.
 
-    Returns:
-      A regularizer with :class:`WalkState`.
-
-    Raises:
-      ValueError: if a number is out of its range.
+    State: :class:`WalkState`.
 
     Source: Chaudhry et al. 2018, arXiv:1801.10112, section 4.
     """
@@ -145,29 +133,24 @@ def riemannian_walk(
     check_number("riemannian_walk", above=True, damping=damping)
     check_size("riemannian_walk", interval=interval)
 
-    def init(params, example):
-        del example
-        start = _wide_copy(params)
-        zeros = [_zeros(start) for _ in range(4)]
-        importance, fisher, score, taken = zeros
+    def init(params, _example):
+        start = wide_copy(params)
+        importance, fisher, score, taken = (zeros_of(start) for _ in range(4))
         counts = (jnp.zeros((), jnp.int32) for _ in range(2))
         since = copied(start)
         return WalkState(importance, start, fisher, score, taken, since, *counts)
 
-    def penalty(state, params, context):
-        del context
-        return _quadratic(strength, state.importance, params, state.anchor)
-
-    def observe(key, state, step, params):
-        del key
+    def observe(_key, state, step, params):
         count = state.count + 1
         last = step.progress.step + 1 == step.progress.num_steps
         due = (count % interval == 0) | last
         first = (state.count == 0) & (state.tasks_seen == 0)
         kept = jnp.where(first, 0.0, fisher_decay)  # a start from zero would bias F
-        follow = lambda old, grad: (
-            kept * old + (1 - kept) * jnp.square(wide(grad))
-        ).astype(old.dtype)
+
+        def follow(old, grad):
+            # F <- a F + (1 - a) g^2
+            return (kept * old + (1 - kept) * jnp.square(wide(grad))).astype(old.dtype)
+
         fisher = jax.tree.map(follow, state.fisher, step.grads)
         taken = jax.tree.map(jnp.add, state.taken, _loss_decrease(step))
 
@@ -177,30 +160,27 @@ def riemannian_walk(
             return jnp.where(due, score + gain, score)
 
         score = jax.tree.map(add, state.score, taken, fisher, params, state.since)
-        again = lambda new, old: jnp.where(due, new, old)
-        return state._replace(
-            fisher=fisher,
-            score=score,
-            taken=jax.tree.map(lambda leaf: jnp.where(due, 0, leaf), taken),
-            since=jax.tree.map(lambda p, old: again(wide(p), old), params, state.since),
-            count=count,
-        )
+        taken = jax.tree.map(lambda leaf: jnp.where(due, 0, leaf), taken)
+        later = lambda new, old: jnp.where(due, wide(new), old)
+        since = jax.tree.map(later, params, state.since)
+        changed = {"fisher": fisher, "score": score, "taken": taken, "since": since}
+        return state._replace(count=count, **changed)
 
-    def end_task(key, state, params, data):
-        del key, data
+    def end_task(_key, state, params, _data):
         # The score in the state is twice the average, except for the first task.
-        both = _by_largest(state.fisher), _by_largest(state.score)
+        both = map(_by_largest, (state.fisher, state.score))
         share = jnp.where(state.tasks_seen == 0, 1.0, 0.5)
         return state._replace(
             importance=jax.tree.map(jnp.add, *both),
-            anchor=_wide_copy(params),
+            anchor=wide_copy(params),
             score=jax.tree.map(lambda leaf: share * leaf, state.score),
-            taken=_zeros(state.taken),
-            since=_wide_copy(params),
+            taken=zeros_of(state.taken),
+            since=wide_copy(params),
             count=jnp.zeros_like(state.count),
             tasks_seen=state.tasks_seen + 1,
         )
 
+    penalty = _penalty(strength)
     return Regularizer(init, penalty, observe=observe, end_task=end_task)
 
 
@@ -209,23 +189,17 @@ def _loss_decrease(step):
     return jax.tree.map(lambda g, move: -wide(g) * wide(move), step.grads, step.updates)
 
 
-def _quadratic(strength, importance, params, anchor):
-    away = jax.tree.map(jnp.square, subtract(params, anchor))
-    return 0.5 * strength * dot(importance, away)
+def _penalty(strength):
+    """``strength / 2 * sum_i importance_i (params - anchor)_i^2``."""
+
+    def penalty(state, params, _context):
+        distance = weighted_distance(state.importance, params, state.anchor)
+        return 0.5 * strength * distance
+
+    return penalty
 
 
 def _by_largest(tree: Params) -> Params:
     """The tree divided by its largest entry; zero stays zero."""
-    tops = [jnp.max(leaf, initial=0) for leaf in jax.tree.leaves(tree)]
-    largest = (
-        jnp.max(jnp.stack(tops), initial=0) if tops else jnp.zeros((), jnp.float32)
-    )
+    largest = largest_entry(tree)
     return jax.tree.map(lambda leaf: safe_divide(leaf, largest), tree)
-
-
-def _wide_copy(params: Params) -> Params:
-    return copied(jax.tree.map(wide, params))
-
-
-def _zeros(tree: Params) -> Params:
-    return jax.tree.map(jnp.zeros_like, tree)
