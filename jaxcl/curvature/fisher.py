@@ -21,6 +21,11 @@ Cost: about one forward and one backward pass (``exact``: one backward pass per 
 dense layers need no per-example gradients (:mod:`jaxcl.curvature.per_example`). Rows are
 processed in chunks whose sums are accumulated, so memory does not grow with the number of
 examples.
+
+``outputs(params, batch)`` are logits ``[b, c]``. ``num_examples`` is the size of a random
+subset of the task's real rows, drawn without replacement; all rows if absent.
+``chunk_size`` rows are processed at once, a number chosen by the size of the model if
+absent; it need not divide the number of rows, and affects only speed and memory.
 """
 
 from collections.abc import Callable
@@ -28,11 +33,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from jaxcl.curvature.per_example import (
-    read_program,
-    sum_squared_gradients,
-)
-from jaxcl.errors import InputError, check_key, check_size
+from jaxcl.curvature.per_example import read_program, sum_squared_gradients
+from jaxcl.errors import check_key, check_size, require
 from jaxcl.losses import example_losses, of_one
 from jaxcl.tree import at, num_rows, safe_divide, wide, wide_dtype
 from jaxcl.typing import Batch, Key, Loss, Outputs, Params
@@ -49,51 +51,29 @@ _MOST_ENTRIES_ELSEWHERE = 2**26
 
 
 def example_gradients(key: Key, loss: Loss, params: Params, batch: Batch) -> Params:
-    """The gradient of every row's loss, one by one.
+    """The gradient of every row's loss, one by one, in leaves ``[b, ...]``.
 
-    Args:
-      key: row ``i`` draws from ``fold_in(key, i)``.
-      loss: ``(params, batch, keys [b]) -> [b]``; each row is taken as a batch of one.
-      params: where to differentiate.
-      batch: rows ``[b, ...]``; weights are ignored.
-
-    Returns:
-      A tree like ``params`` with leaves ``[b, ...]``: ``b`` times the memory of one
-      gradient.
+    Row ``i``, as a batch of one, draws from ``fold_in(key, i)``; weights are ignored.
     """
     keys = _row_keys(key, jnp.arange(num_rows(batch)))
     return jax.vmap(jax.grad(of_one(loss)), in_axes=(None, 0, 0))(params, batch, keys)
 
 
 def empirical_fisher(
-    loss: Loss,
-    *,
-    num_examples: int | None = None,
-    chunk_size: int | None = None,
+    loss: Loss, *, num_examples: int | None = None, chunk_size: int | None = None
 ) -> Fisher:
     r"""Mean squared gradient of the loss at the labels as given.
 
     .. math:: F = \sum_n w_n (\partial \ell_n / \partial \theta)^2 \, / \sum_n w_n
 
-    Args:
-      loss: ``(params, batch, keys [b]) -> [b]``; a negative log-likelihood if the result
-        is to be a Fisher information. Any other loss works too.
-      num_examples: size of a random subset of the task's real rows, drawn without
-        replacement; all rows if absent.
-      chunk_size: rows processed at once; chosen by the size of the model if absent. It
-        need not divide the number of rows, and affects only speed and memory.
-
-    Returns:
-      A :data:`Fisher`; zero for a task of padding.
-
-    Raises:
-      ValueError: if ``num_examples`` or ``chunk_size`` is below one.
+    ``loss(params, batch, keys [b]) -> [b]`` is a negative log-likelihood if the result is
+    to be a Fisher information; any other loss works too.
 
     Source: Kirkpatrick et al. 2017, arXiv:1612.00796; Create-and-Find's ``F_t``.
     """
 
-    def values(params, row):
-        value = of_one(loss)(params, *row)
+    def values(params, example, key):
+        value = of_one(loss)(params, example, key)
         return value[None], jnp.ones(1, value.dtype)
 
     return _mean_square(values, num_examples, chunk_size)
@@ -110,25 +90,14 @@ def sampled_fisher(
 
     .. math:: F = E_n E_{y \sim p(\cdot | x_n)} (\partial \log p(y | x_n))^2
 
-    Args:
-      outputs: ``(params, batch) -> logits [b, c]``.
-      num_draws: labels per example; the expectation over them is a mean.
-      num_examples: as in :func:`empirical_fisher`.
-      chunk_size: as in :func:`empirical_fisher`.
-
-    Returns:
-      A :data:`Fisher`, unbiased for :func:`exact_fisher`, at one backward pass per draw
-      but at most one per class.
-
-    Raises:
-      ValueError: if a size is below one, or the outputs of one example are not a vector.
+    ``num_draws`` labels are drawn per example. Unbiased for :func:`exact_fisher`, at one
+    backward pass per draw but at most one per class.
 
     Source: Martens 2020, arXiv:1412.1193, section 5.
     """
     check_size("sampled_fisher", num_draws=num_draws)
 
-    def values(params, row):
-        example, key = row
+    def values(params, example, key):
         scores = _log_likelihoods("sampled_fisher", outputs, params, example)
         # y ~ p(y | x), each with weight 1 / num_draws.
         labels = jax.random.categorical(key, scores, shape=(num_draws,))
@@ -142,74 +111,42 @@ def sampled_fisher(
 
 
 def exact_fisher(
-    outputs: Outputs,
-    *,
-    num_examples: int | None = None,
-    chunk_size: int | None = None,
+    outputs: Outputs, *, num_examples: int | None = None, chunk_size: int | None = None
 ) -> Fisher:
     r"""Mean squared gradient of the log-likelihood, in expectation over all classes.
 
     .. math:: F = E_n \sum_c p(c | x_n) (\partial \log p(c | x_n))^2
 
     This is the diagonal of the Fisher information, and of the Gauss-Newton matrix of the
-    cross-entropy. The given labels are not used.
-
-    Args:
-      outputs: ``(params, batch) -> logits [b, c]``.
-      num_examples: as in :func:`empirical_fisher`.
-      chunk_size: as in :func:`empirical_fisher`.
-
-    Returns:
-      A :data:`Fisher`; one backward pass per class, and ``c`` gradients per example of
-      the leaves that are not plain dense layers.
-
-    Raises:
-      ValueError: if a size is below one, or the outputs of one example are not a vector.
+    cross-entropy. It costs one backward pass per class, and ``c`` gradients per example
+    of the leaves that are not plain dense layers. The given labels are not used.
 
     Source: Martens 2020, arXiv:1412.1193, section 5.
     """
-    check_size(
-        "exact_fisher", optional=True, num_examples=num_examples, chunk_size=chunk_size
-    )
 
-    def values(params, row):
+    def values(params, example, _):
         # sum_c p_c (d log p_c)^2: the values are log p_c, their weights p_c.
-        scores = _log_likelihoods("exact_fisher", outputs, params, row[0])
+        scores = _log_likelihoods("exact_fisher", outputs, params, example)
         return scores, jnp.exp(scores)
 
     return _mean_square(values, num_examples, chunk_size)
 
 
 def most_likely_fisher(
-    outputs: Outputs,
-    *,
-    num_examples: int | None = None,
-    chunk_size: int | None = None,
+    outputs: Outputs, *, num_examples: int | None = None, chunk_size: int | None = None
 ) -> Fisher:
     r"""Mean squared gradient of the log-likelihood of the most likely label.
 
     .. math:: F = E_n (\partial \log \max_c p(c | x_n))^2
 
     Several implementations of EWC use it in place of an expectation over labels. It is near
-    :func:`exact_fisher` where the model is confident, and smaller elsewhere. The given
-    labels are not used.
-
-    Args:
-      outputs: ``(params, batch) -> logits [b, c]``.
-      num_examples: as in :func:`empirical_fisher`.
-      chunk_size: as in :func:`empirical_fisher`.
-
-    Returns:
-      A :data:`Fisher`, at one backward pass per example.
-
-    Raises:
-      ValueError: as :func:`exact_fisher`.
+    :func:`exact_fisher` where the model is confident, and smaller elsewhere.
 
     Source: van de Ven 2025, arXiv:2502.11756, on the variants in use.
     """
 
-    def values(params, row):
-        scores = _log_likelihoods("most_likely_fisher", outputs, params, row[0])
+    def values(params, example, _):
+        scores = _log_likelihoods("most_likely_fisher", outputs, params, example)
         best = scores[jnp.argmax(scores)]
         return best[None], jnp.ones(1, best.dtype)
 
@@ -217,10 +154,7 @@ def most_likely_fisher(
 
 
 def output_sensitivity(
-    outputs: Outputs,
-    *,
-    num_examples: int | None = None,
-    chunk_size: int | None = None,
+    outputs: Outputs, *, num_examples: int | None = None, chunk_size: int | None = None
 ) -> Fisher:
     r"""The sensitivity of the outputs to each parameter, as in MAS. Not a Fisher.
 
@@ -229,21 +163,12 @@ def output_sensitivity(
     No labels are needed. ``ewc(output_sensitivity(outputs), 2 * strength, decay=1.0)`` is
     memory aware synapses, whose penalty has no 1/2.
 
-    Args:
-      outputs: ``(params, batch) -> [b, c]``.
-      num_examples: as in :func:`empirical_fisher`.
-      chunk_size: as in :func:`empirical_fisher`.
-
-    Returns:
-      A function like a :data:`Fisher`, at one backward pass per example.
-
     Source: Aljundi et al. 2018, arXiv:1711.09601, equations 2 and 3, for the squared norm
     of the outputs (section 4.1).
     """
 
-    def values(params, row):
-        one = jax.tree.map(lambda leaf: leaf[None], row[0])
-        square = jnp.sum(jnp.square(outputs(params, one)))
+    def values(params, example, _):
+        square = jnp.sum(jnp.square(outputs(params, _as_batch(example))))
         return square[None], jnp.ones(1, square.dtype)
 
     return _mean_square(values, num_examples, chunk_size, of=jnp.abs)
@@ -260,13 +185,7 @@ def batched_fisher(
     the empirical Fisher ``F`` and the full gradient ``g``: it shrinks with the batch
     size ``B`` as ``g`` vanishes. Provided for comparison, and to reproduce their results.
 
-    Args:
-      loss: ``(params, batch, keys [b]) -> [b]``.
-      batch_size: rows per batch, in the order given; the last one may be shorter.
-      num_examples: as in :func:`empirical_fisher`.
-
-    Raises:
-      ValueError: if a size is below one.
+    ``batch_size`` rows, in the order given, are a batch; the last one may be shorter.
     """
     check_size("batched_fisher", batch_size=batch_size)
 
@@ -278,7 +197,8 @@ def batched_fisher(
                 losses = example_losses(loss, params, rows, keys)
                 return safe_divide(jnp.sum(weight * losses), jnp.sum(weight))
 
-            return jax.tree.map(_square, jax.grad(mean)(params)), jnp.any(weight > 0)
+            square = lambda grad: jnp.square(wide(grad))
+            return jax.tree.map(square, jax.grad(mean)(params)), jnp.any(weight > 0)
 
         return _mean_over_chunks(squared, key, params, task, num_examples, batch_size)
 
@@ -287,24 +207,25 @@ def batched_fisher(
 
 def _mean_square(values, num_examples, chunk_size, *, of=jnp.square) -> Fisher:
     """The weighted mean over rows of weighted squared gradients of ``values``."""
-    check_size(
-        "fisher", optional=True, num_examples=num_examples, chunk_size=chunk_size
-    )
+    sizes = {"num_examples": num_examples, "chunk_size": chunk_size}
+    check_size("fisher", optional=True, **sizes)
 
     def fisher(key, params, task):
         key = check_key("fisher", key)
 
         def weighted(params, row):
             example, key, weight = row
-            scores, weights = values(params, (example, key))
+            scores, weights = values(params, example, key)
             return scores, weight * weights
 
-        rows = (task, _row_keys(key, jnp.arange(1)), task.weight)
-        program = read_program(weighted, params, rows)
-        chunk = chunk_size or _automatic_chunk(program.num_plain * program.num_values)
+        one = task, _row_keys(key, jnp.arange(1)), task.weight
+        program = read_program(weighted, params, one)
+        room = _MOST_ENTRIES.get(jax.default_backend(), _MOST_ENTRIES_ELSEWHERE)
+        most = room // max(program.num_plain * program.num_values, 1)
+        chunk = chunk_size or min(max(most, 1), _MOST_ROWS)
 
         def squared(rows, weight, keys):
-            given = (rows, keys, weight)
+            given = rows, keys, weight
             sums = sum_squared_gradients(program, params, given, of=of)
             return sums, jnp.sum(weight)
 
@@ -313,22 +234,11 @@ def _mean_square(values, num_examples, chunk_size, *, of=jnp.square) -> Fisher:
     return fisher
 
 
-def _automatic_chunk(entries_per_row):
-    room = _MOST_ENTRIES.get(jax.default_backend(), _MOST_ENTRIES_ELSEWHERE)
-    return min(max(room // max(entries_per_row, 1), 1), _MOST_ROWS)
-
-
 def _mean_over_chunks(squared, key, params, task, num_examples, chunk_size):
     """``sum_i sums_i / sum_i total_i`` over chunks; one compiled body, constant memory.
 
-    Args:
-      squared: ``(rows, weight [b], keys [b]) -> (sums, total)`` for one chunk. The last
-        chunk is filled up with rows of weight zero.
-      key: draws the subset, and a key per row.
-      params: the shapes of the sums.
-      task: rows ``[n, ...]``.
-      num_examples: rows to take, all if None.
-      chunk_size: rows per chunk.
+    ``squared(rows, weight [b], keys [b]) -> (sums, total)`` is that of one chunk; the last
+    one is filled up with rows of weight zero.
     """
     key_rows, key_order = jax.random.split(key)
     order = _row_order(key_order, task.weight, num_examples)
@@ -364,13 +274,14 @@ def _row_keys(key, index):
     return jax.vmap(jax.random.fold_in, (None, 0))(key, index)
 
 
+def _as_batch(example):
+    """One example as a batch of one."""
+    return jax.tree.map(lambda leaf: leaf[None], example)
+
+
 def _log_likelihoods(who, outputs, params, example):
-    scores = outputs(params, jax.tree.map(lambda leaf: leaf[None], example))
-    if scores.ndim != 2 or scores.shape[0] != 1:
-        msg = f"{who}: outputs must be logits [b, c], got {scores.shape} for one row."
-        raise InputError(msg)
+    """``log p(c | x)`` of one example, [c]."""
+    scores = outputs(params, _as_batch(example))
+    message = f"outputs must be logits [b, c], got {scores.shape} for one row"
+    require(scores.ndim == 2 and scores.shape[0] == 1, who, message)
     return jax.nn.log_softmax(scores[0])
-
-
-def _square(grad):
-    return jnp.square(wide(grad))

@@ -39,10 +39,9 @@ def normalised(
     """A Fisher divided by its own size, so that strengths can be compared.
 
     Sharpness-aware methods also shrink the Fisher that weights their penalty (SAM can make
-    it several times smaller), so that equal strengths are not comparable. Division makes
-    them comparable. In return every task has the same weight, whereas in the Laplace
-    approximation a task with low curvature has less. Papers do not divide; nor does the
-    library by default.
+    it several times smaller), so that equal strengths are not comparable. In return every
+    task has the same weight, whereas in the Laplace approximation a task with low curvature
+    has less. Papers do not divide; nor does the library by default.
 
     Divisors, and the meaning of the strength:
 
@@ -54,12 +53,7 @@ def normalised(
     - :func:`trace`: the entries sum to 1, so that in a model with more parameters each of
       them is penalised less.
 
-    Args:
-      fisher: what to divide.
-      size: ``(fisher tree) -> scalar``.
-
-    Returns:
-      A :data:`~jaxcl.curvature.Fisher`; zero stays zero.
+    Zero stays zero.
     """
 
     def normal(key, params, task):
@@ -72,8 +66,7 @@ def normalised(
 def uniform_importance() -> Fisher:
     """Ones for all parameters. EWC becomes L2 towards past solutions."""
 
-    def ones(key, params, task):
-        del key, task
+    def ones(_key, params, _task):
         return jax.tree.map(lambda leaf: jnp.ones(leaf.shape, wide_dtype(leaf)), params)
 
     return ones
@@ -92,8 +85,7 @@ def shuffled(fisher: Fisher) -> Fisher:
         mix = lambda key, leaf: jax.random.permutation(
             key, leaf.reshape(-1), independent=True
         ).reshape(leaf.shape)
-        return jax.tree.unflatten(
-            tree, [mix(k, leaf) for k, leaf in zip(keys, leaves, strict=False)]
-        )
+        # An empty tree has one key and no leaf.
+        return jax.tree.unflatten(tree, map(mix, keys, leaves))
 
     return permuted

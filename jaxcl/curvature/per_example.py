@@ -25,21 +25,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend import core
 from jax.extend.core import primitives
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, PyTree
 
 from jaxcl.tree import wide
 from jaxcl.typing import Params
 
 #: ``(params, row) -> (values [m], weights [m])``; the weights are not differentiated.
-WeightedValues = Callable[
-    [Params, PyTree], tuple[Float[Array, " m"], Float[Array, " m"]]
-]
-
-_VIEWS = {
-    primitives.transpose_p,
-    primitives.reshape_p,
-    primitives.convert_element_type_p,
-}
+WeightedValues = Callable[[Params, PyTree], tuple[Array, Array]]
 
 
 class Site(NamedTuple):
@@ -61,31 +53,13 @@ class Program(NamedTuple):
 
 
 def read_program(function: WeightedValues, params: Params, rows: PyTree) -> Program:
-    """Trace ``function`` on one row and find the leaves that allow the shortcut.
-
-    Args:
-      function: ``(params, row) -> (values [m], weights [m])`` for ONE row.
-      params: for shapes only.
-      rows: leaves ``[n, ...]``, for shapes only.
-
-    """
-    leaves, tree = jax.tree.flatten(params)
-    row, row_tree = jax.tree.flatten(
-        jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), rows
-        )
-    )
-
-    def flat(*arguments):
-        split = len(leaves)
-        return function(
-            jax.tree.unflatten(tree, arguments[:split]),
-            jax.tree.unflatten(row_tree, arguments[split:]),
-        )
-
-    nested = jax.make_jaxpr(flat)(*leaves, *row)
+    """Trace ``function`` on one of the rows and find the leaves that have a shortcut."""
+    leaves = jax.tree.leaves(params)
+    row = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), rows)
+    nested = jax.make_jaxpr(function)(params, row)
     num_values = nested.jaxpr.outvars[0].aval.shape[0]
-    jaxpr = jax.make_jaxpr(lambda *args: _evaluate(nested, args, {})[0])(*leaves, *row)
+    inline = lambda *arguments: _evaluate(nested, arguments, {})[0]
+    jaxpr = jax.make_jaxpr(inline)(*leaves, *jax.tree.leaves(row))
     sites = _find_sites(jaxpr.jaxpr, len(leaves))
     dense = {site.leaf for site in sites}
     num_plain = sum(leaf.size for i, leaf in enumerate(leaves) if i not in dense)
@@ -103,60 +77,46 @@ def sum_squared_gradients(
 
     .. math:: \sum_b \sum_m w_{bm} \, (\partial v_{bm} / \partial \theta)^2
 
+    In float32 or better. Memory: ``b * m`` gradients of the leaves without shortcut, and
+    the activations of the others.
+
     Args:
       program: from :func:`read_program`, for rows of these shapes.
       params: where to differentiate.
       rows: leaves ``[b, ...]``.
-      of: another function than the square for which ``f(x d) = f(x) f(d)``: ``jnp.abs``
-        gives the sum of absolute gradients.
-
-    Returns:
-      A tree like ``params``, in float32 or better. Memory: ``b * m`` gradients of the
-      leaves without shortcut, and the activations of the others.
+      of: another function than the square for which ``f(x d) = f(x) f(d)``: ``jnp.abs``.
     """
     leaves, tree = jax.tree.flatten(params)
     dense = {site.leaf for site in program.sites}
     plain = {i: leaf for i, leaf in enumerate(leaves) if i not in dense}
-    results = [eqn.outvars[0].aval for eqn in program.jaxpr.jaxpr.eqns]
-    zeros = {
-        site.equation: jnp.zeros(
-            results[site.equation].shape, results[site.equation].dtype
-        )
-        for site in program.sites
-    }
+    equations = program.jaxpr.jaxpr.eqns
+    results = {s.equation: equations[s.equation].outvars[0].aval for s in program.sites}
+    zeros = {i: jnp.zeros(aval.shape, aval.dtype) for i, aval in results.items()}
 
     def squares_of_row(row):
         def values(plain, taps):
-            arguments = [plain.get(i, leaf) for i, leaf in enumerate(leaves)]
-            (values, weights), operands = _evaluate(
-                program.jaxpr, (*arguments, *jax.tree.leaves(row)), taps
-            )
+            mixed = [plain.get(i, leaf) for i, leaf in enumerate(leaves)]
+            arguments = (*mixed, *jax.tree.leaves(row))
+            (values, weights), operands = _evaluate(program.jaxpr, arguments, taps)
             inputs = {s.leaf: operands[s.equation][1 - s.side] for s in program.sites}
             return values, (weights, inputs)
 
-        values, pullback, (weights, inputs) = jax.vjp(
-            values, plain, zeros, has_aux=True
-        )
-        grads = jax.vmap(pullback)(jnp.eye(program.num_values, dtype=values.dtype))
+        found, pullback, (weights, inputs) = jax.vjp(values, plain, zeros, has_aux=True)
+        grads = jax.vmap(pullback)(jnp.eye(program.num_values, dtype=found.dtype))
         weigh = lambda grad: jnp.tensordot(weights, of(wide(grad)), axes=1)
         return *jax.tree.map(weigh, grads), inputs
 
     plain_squares, deltas, inputs = jax.vmap(squares_of_row)(rows)
     squares = {i: jnp.sum(square, axis=0) for i, square in plain_squares.items()}
     for site in program.sites:
-        squares[site.leaf] = _outer(
-            site,
-            program.jaxpr.jaxpr.eqns[site.equation],
-            inputs[site.leaf],
-            deltas[site.equation],
-            leaves[site.leaf],
-            of,
-        )
+        x, d = of(wide(inputs[site.leaf])), deltas[site.equation]
+        eqn = equations[site.equation]
+        squares[site.leaf] = _outer(site, eqn, x, d, leaves[site.leaf])
     return jax.tree.unflatten(tree, [squares[i] for i in range(len(leaves))])
 
 
-def _outer(site, eqn, inputs, deltas, leaf, of):
-    """``(x^2)^T d^2`` [leaf.shape], given ``x`` and ``d^2``, each ``[b, ...]``."""
+def _outer(site, eqn, inputs, deltas, leaf):
+    """``(x^2)^T d^2`` [leaf.shape], given ``x^2`` and ``d^2``, each ``[b, ...]``."""
     contracted, _ = eqn.params["dimension_numbers"]
     own, other = contracted[site.side], contracted[1 - site.side]
     operand = eqn.invars[site.side].aval.shape
@@ -165,9 +125,7 @@ def _outer(site, eqn, inputs, deltas, leaf, of):
     moved = jnp.moveaxis(inputs, [i + 1 for i in other], range(1, len(other) + 1))
     x = moved.reshape(len(inputs), *(operand[i] for i in own))
     d = deltas.reshape(len(deltas), *(operand[i] for i in free))
-    square = jnp.tensordot(
-        of(wide(x)), d, axes=(0, 0), precision=jax.lax.Precision.HIGHEST
-    )
+    square = jnp.tensordot(x, d, axes=(0, 0), precision=jax.lax.Precision.HIGHEST)
     square = jnp.transpose(square, np.argsort(own + free).tolist())
 
     def view(leaf):
@@ -175,17 +133,14 @@ def _outer(site, eqn, inputs, deltas, leaf, of):
             leaf = eqn.primitive.bind(leaf, **eqn.params)
         return leaf
 
-    (back,) = jax.linear_transpose(
-        view, jax.ShapeDtypeStruct(leaf.shape, square.dtype)
-    )(square)
-    return back
+    like = jax.ShapeDtypeStruct(leaf.shape, square.dtype)
+    return jax.linear_transpose(view, like)(square)[0]
 
 
 def _evaluate(program, arguments, taps):
-    """Run a jaxpr with nested jits inlined; add ``taps[i]`` to equation i's result.
+    """Run a jaxpr, nested jits inlined, with ``taps[i]`` added to equation i's result.
 
-    Returns:
-      The results, and the operands of every tapped equation.
+    Returns the results, and the operands of every tapped equation.
     """
     jaxpr, operands = program.jaxpr, {}
     variables = (*jaxpr.constvars, *jaxpr.invars)
@@ -196,9 +151,8 @@ def _evaluate(program, arguments, taps):
         if eqn.primitive is primitives.jit_p:
             results, _ = _evaluate(eqn.params["jaxpr"], values, {})
         else:
-            results = eqn.primitive.bind(
-                *values, **eqn.primitive.get_bind_params(eqn.params)
-            )
+            params = eqn.primitive.get_bind_params(eqn.params)
+            results = eqn.primitive.bind(*values, **params)
             results = results if eqn.primitive.multiple_results else [results]
         if i in taps:
             operands[i], results = values, [results[0] + taps[i]]
@@ -209,24 +163,22 @@ def _evaluate(program, arguments, taps):
 def _find_sites(jaxpr, num_leaves):
     """The leaves whose only use is a plain vector-matrix product."""
     readers = defaultdict(list)
-    for i, eqn in enumerate(jaxpr.eqns):
-        for side, atom in enumerate(eqn.invars):
-            if not isinstance(atom, core.Literal):
-                readers[atom].append((i, side))
-    for atom in jaxpr.outvars:
+    reads = [
+        (i, *read) for i, e in enumerate(jaxpr.eqns) for read in enumerate(e.invars)
+    ]
+    for i, side, atom in [*reads, *((None, 0, atom) for atom in jaxpr.outvars)]:
         if not isinstance(atom, core.Literal):
-            readers[atom].append((None, 0))
+            readers[atom].append((i, side))
 
     def follow(leaf, variable, views):
-        if len(readers[variable]) != 1:
-            return None
-        ((i, side),) = readers[variable]
-        if i is None:
+        (i, side), *more = readers[variable] or [(None, 0)]
+        if i is None or more:
             return None
         eqn = jaxpr.eqns[i]
-        if eqn.primitive in _VIEWS:
-            moves = eqn.primitive is not primitives.convert_element_type_p
-            return follow(leaf, eqn.outvars[0], (*views, eqn) if moves else views)
+        if eqn.primitive is primitives.convert_element_type_p:
+            return follow(leaf, eqn.outvars[0], views)
+        if eqn.primitive in (primitives.transpose_p, primitives.reshape_p):
+            return follow(leaf, eqn.outvars[0], (*views, eqn))
         return Site(leaf, i, side, views) if _is_plain_product(eqn, side) else None
 
     found = (follow(i, jaxpr.invars[i], ()) for i in range(num_leaves))
@@ -234,6 +186,7 @@ def _find_sites(jaxpr, num_leaves):
 
 
 def _is_plain_product(eqn, side):
+    """Whether it multiplies its operand of this side by one vector, without batch axes."""
     if eqn.primitive is not primitives.dot_general_p:
         return False
     contracted, batched = eqn.params["dimension_numbers"]

@@ -20,17 +20,8 @@ def sam_sharpness(
     This is the first-order approximation of the worst loss within distance ``rho`` that
     SAM minimises, not that maximum itself.
 
-    Args:
-      loss: mean loss over a fixed batch; it must be deterministic (no dropout).
-      params: the point to evaluate at.
-      rho: length of the step, in units of the parameters.
-
-    Returns:
-      [] in units of the loss; 0 where the gradient is zero. One gradient and one
-      evaluation.
-
-    Raises:
-      ValueError: if ``rho`` is negative or not finite.
+    In units of the loss, with ``rho`` in units of the parameters; 0 where the gradient is
+    zero. The loss is the mean over a fixed batch, without dropout.
 
     Reference: Foret et al. 2021, arXiv:2010.01412, equation 2.
     """
@@ -51,19 +42,10 @@ def top_eigenvalue(
 ) -> Float[Array, ""]:
     """Hessian eigenvalue of largest magnitude, by power iteration.
 
-    Args:
-      key: draws the starting direction.
-      loss: mean loss over a fixed batch; it must be deterministic (no dropout).
-      params: the point to evaluate at.
-      num_steps: steps of the iteration, one Hessian-vector product each, and one more at
-        the end; the error shrinks like ``|second / first| ** (2 * num_steps)``.
-
-    Returns:
-      [] in units of loss per squared parameter; negative if the curvature of largest
-      magnitude is, and 0 where the Hessian is zero.
-
-    Raises:
-      ValueError: if ``num_steps`` is below 1.
+    In units of loss per squared parameter; negative if the curvature of largest magnitude
+    is, and 0 where the Hessian is zero. The loss is the mean over a fixed batch, without
+    dropout, and ``key`` draws the starting direction. Each step costs a Hessian-vector
+    product; the error shrinks like ``|second / first| ** (2 * num_steps)``.
     """
     check_size("top_eigenvalue", num_steps=num_steps)
     params = jax.tree.map(tree.wide, params)
