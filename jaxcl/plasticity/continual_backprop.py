@@ -82,9 +82,8 @@ def continual_backprop(
     every integer unit of the counter the eligible unit of least :math:`\hat u` is reset:
     new incoming weights and bias, zero outgoing weights, zero traces and age. Its mean
     contribution :math:`\hat f_i w^{out}_i` is added to the next layer's bias, if it has
-    one, so that the outputs stay the same on average. The optimizer's statistics of its
-    weights are cleared. (The authors' public code zeroes the trace before that addition,
-    which then has no effect.)
+    one, so that the outputs stay the same on average (in the authors' public code the
+    addition has no effect). The optimizer's statistics of its weights are cleared.
 
     Args:
       hidden: ``(params, x [b, ...]) -> tuple`` of hidden activations ``[b, ...]``.
@@ -93,14 +92,12 @@ def continual_backprop(
       rate: fraction of the mature units that is reset per step, in [0, 1].
       maturity: steps during which a new unit is not reset.
       decay: :math:`\eta`, fraction of the running means kept per step.
-      utility: of a unit; :func:`adaptable_contribution`, the formula above, or
-        :func:`contribution`.
+      utility: :func:`adaptable_contribution`, the formula above, or :func:`contribution`.
 
     Cost: one forward pass at the new parameters and one pass over the kernels per step; a
     new network only at steps that reset something.
 
-    References:
-      Dohare et al. 2021, arXiv:2108.06325; 2024, Nature 632, 768, algorithm 1.
+    Reference: Dohare et al. 2021, arXiv:2108.06325; 2024, Nature 632, 768, algorithm 1.
     """
     check_units("continual_backprop", units)
     check_number("continual_backprop", most=1.0, rate=rate, decay=decay)

@@ -1,7 +1,4 @@
-"""Measures of plasticity, the ability to learn.
-
-All are computed on a fixed probe batch. Rows of weight zero are padding.
-"""
+"""Measures of plasticity, the ability to learn, on a fixed probe batch."""
 
 from collections.abc import Callable
 
@@ -51,10 +48,7 @@ def _fraction(flags, values):
 def singular_values(
     matrix: Float[Array, "b d"], weight: Float[Array, " b"]
 ) -> Float[Array, " k"]:
-    """Singular values of rows scaled by ``sqrt(weight)``, descending; ``k = min(b, d)``.
-
-    The rows are not centred.
-    """
+    """Singular values of rows scaled by ``sqrt(weight)`` but not centred, descending."""
     scaled = matrix.astype(jnp.float32) * jnp.sqrt(weight)[:, None]
     return jnp.linalg.svd(scaled, compute_uv=False)
 
@@ -126,26 +120,24 @@ def measure(
     Args:
       key: for the loss; the same for all its evaluations.
       loss: ``(params, batch, keys [b]) -> [b]``.
-      hidden: ``(params, x [b, ...]) -> tuple`` of activations ``[b, ...]``, such as
-        ``model.hidden``. Ranks are those of the last one, ``[b, d]`` (positions become
-        columns).
+      hidden: such as ``model.hidden``. Ranks are those of the last activation, ``[b, d]``.
       params: the point to evaluate at.
-      start: initial parameters.
+      start: initial parameters, for ``distance``.
       batch: the probe, rows ``[b, ...]``.
       rho: radius of ``sam_sharpness``, in units of the parameters.
       tau: threshold of ``dormant_fraction``.
 
     Returns:
       The float32 scalars ``loss``, ``dead_fraction``, ``dormant_fraction``,
-      ``effective_rank``, ``stable_rank``, ``srank``, ``weight_norm``, ``distance``
-      (from ``start``), ``grad_norm`` and ``sam_sharpness``. Costs a singular value
-      decomposition of ``[b, d]`` and a few passes over the batch; works under ``jit``
-      and ``vmap``.
+      ``effective_rank``, ``stable_rank``, ``srank``, ``weight_norm``, ``distance``,
+      ``grad_norm`` and ``sam_sharpness``. Costs a singular value decomposition of
+      ``[b, d]`` and a few passes over the batch.
     """
     check_number("measure", rho=rho, tau=tau)
     activations = hidden(params, batch.x)
-    message = "hidden must return at least one activation, got none"
-    require(activations, "measure", message)
+    require(
+        activations, "measure", "hidden must return at least one activation, got none"
+    )
     mean = lambda params: mean_loss(loss, params, batch, key)
     value, grads = jax.value_and_grad(mean)(params)
     last = activations[-1]

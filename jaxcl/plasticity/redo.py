@@ -30,17 +30,16 @@ def redo(
     .. math:: s_i = a_i \,/\, \mathrm{mean}_k\, a_k, \qquad a_i = \mathrm{mean}_x |h_i(x)|
 
     Units with :math:`s_i \le` ``threshold`` on the batch of that step get new incoming
-    weights, a new bias (zero, for our models) and zero outgoing weights; the optimizer's
-    statistics of those weights are cleared. The activity of a unit with two activations
-    (CReLU) is their sum; that of a channel of a convolution its mean over positions.
+    weights and bias and zero outgoing weights; the optimizer's statistics of those weights
+    are cleared. The activity of a unit with two activations (CReLU) is their sum; that of a
+    channel of a convolution its mean over positions.
 
     Args:
       hidden: ``(params, x [b, ...]) -> tuple`` of hidden activations ``[b, ...]``.
       units: where the units of the first ``len(units)`` activations live.
       init: ``(key) -> params``, draws a new network.
       threshold: largest score of a dormant unit; 0 resets dead units only.
-      period: steps between two resets. One forward pass and one new network are computed
-        at these steps only.
+      period: steps between two resets, which cost a forward pass and a new network.
 
     Reference: Sokar et al. 2023, arXiv:2302.12902, algorithm 1.
     """
@@ -53,9 +52,8 @@ def redo(
         for layer, h in zip(units, hidden(params, batch.x), strict=False):
             activity = mean_over_rows(jnp.abs(h), batch.weight)
             activity = activity.reshape(layer.copies, layer.width).sum(axis=0)
-            # s_i = a_i / mean_k a_k <= tau
+            # s_i = a_i / mean_k a_k <= tau; a batch of padding has no activity.
             dormant = dormancy_score(activity) <= threshold
-            # A batch of padding has no activity.
             dormant &= jnp.sum(batch.weight) > 0
             params, mask = reset_units(params, mask, fresh, layer, dormant)
         return params, mask

@@ -1,6 +1,7 @@
 """Chained resets, and shrink-and-perturb."""
 
 from collections.abc import Callable
+from functools import reduce
 
 import jax
 import jax.numpy as jnp
@@ -16,24 +17,19 @@ def chain_resets(*parts: Reset) -> Reset:
     """Resets in order; the mask is the union of their masks."""
 
     def reset(key, states, params, batch):
-        new_states, mask = [], None
+        new_states, masks = [], []
         for k, (part, state) in enumerate(zip(parts, states, strict=True)):
             part_key = jax.random.fold_in(key, k)
             state, params, touched = part.reset(part_key, state, params, batch)
             new_states.append(state)
-            mask = _either(mask, touched)
-        return tuple(new_states), params, mask
+            masks += [] if touched is None else [touched]
+        either = lambda a, b: jax.tree.map(jnp.logical_or, a, b)
+        return tuple(new_states), params, reduce(either, masks) if masks else None
 
     def init(params, example):
         return tuple(part.init(params, example) for part in parts)
 
     return Reset(init, reset)
-
-
-def _either(a, b):
-    if a is None or b is None:
-        return b if a is None else a
-    return jax.tree.map(jnp.logical_or, a, b)
 
 
 def shrink_and_perturb(
@@ -52,9 +48,8 @@ def shrink_and_perturb(
     towards it, :math:`w \leftarrow c + p\,(w - c)`. The optimizer's statistics are kept.
 
     Args:
-      shrink: factor of the parameters, in [0, 1]; ``1 - 1e-4`` is a usual choice when it
-        is applied at every step.
-      sigma: scale of the noise; ``1e-2`` is a usual choice.
+      shrink: factor of the parameters, in [0, 1]; ``1 - 1e-4`` is usual at every step.
+      sigma: scale of the noise; ``1e-2`` is usual.
       init: ``(key) -> params``, draws the noise; a model's ``init``.
       period: steps between two applications. Drawing a network takes about as long as a
         step on a small batch; with a larger ``period``, ``shrink**period`` and

@@ -21,11 +21,10 @@ def mean_over_rows(
 
 
 def dormancy_score(activity: Float[Array, " k"]) -> Float[Array, " k"]:
-    r"""Activity of each unit relative to its layer, ``a_i / mean_k a_k``.
+    """Activity of each unit relative to its layer, ``a_i / mean_k a_k``; zeros for zeros.
 
-    A unit is *tau-dormant* if its score is at most ``tau``; with ``activity`` the mean
-    of ``|h_i|`` over a batch this is equation 1 of Sokar et al. 2023 (arXiv:2302.12902).
-    If no unit of a layer is active, all scores are zero.
+    With ``activity`` the mean of ``|h_i|`` over a batch this is equation 1 of Sokar et al.
+    2023 (arXiv:2302.12902), where a unit is *tau-dormant* if its score is at most ``tau``.
     """
     return safe_divide(activity, jnp.mean(activity))
 
@@ -60,44 +59,38 @@ def reset_units(
     Their outgoing weights become zero, so the network computes what it would without
     the old units; their incoming weights, biases and scales come from ``fresh``. Reset
     several layers from input to output: new units may then be inputs of new units, and
-    the outputs do not change, because outgoing weights are zero. (A normalisation over
-    the layer includes the new units at once; there this holds up to its statistics.)
+    the outputs do not change (up to the statistics of a normalisation over the layer).
 
     Args:
       params: nested dict of arrays.
-      mask: booleans like ``params``; entries that were reset so far.
+      mask: booleans like ``params``; entries that were reset so far, returned with the
+        new ones.
       fresh: a newly drawn network.
       units: where the layer's units are in ``params``.
       chosen: [width], true for units to reset.
       mean: [copies * width] mean activations. If given, the mean contribution of the
         chosen units is added to the next layer's bias, where it has one.
-
-    Returns:
-      The new parameters, and ``mask`` with every reset entry marked.
     """
     read = jnp.tile(chosen, units.copies)
     outgoing = leaf(params, units.outgoing)
     if mean is not None and units.shift is not None:
+        # The mean that the next layer loses goes into its bias, which is not reset.
         passed = jnp.where(read, mean, 0.0) @ outgoing
         bias = leaf(params, units.shift)
         bias = bias + passed.reshape(-1, bias.size).sum(axis=0).astype(bias.dtype)
         params = _replace_leaf(params, units.shift, bias)
 
-    rows = read[:, None]
-    outgoing = jnp.where(rows, jnp.zeros((), outgoing.dtype), outgoing)
-    params = _replace_leaf(params, units.outgoing, outgoing)
-    mask = _mark(mask, units.outgoing, rows)
-
-    for path in (units.incoming, *units.vectors):
+    zeros = jnp.zeros((), outgoing.dtype)
+    new = {units.outgoing: (read[:, None], zeros)}
+    new |= {
+        path: (chosen, leaf(fresh, path)) for path in (units.incoming, *units.vectors)
+    }
+    for path, (where, values) in new.items():
         old = leaf(params, path)
-        new = jnp.where(chosen, leaf(fresh, path).astype(old.dtype), old)
-        params = _replace_leaf(params, path, new)
-        mask = _mark(mask, path, chosen)
+        values = jnp.where(where, values.astype(old.dtype), old)
+        params = _replace_leaf(params, path, values)
+        mask = _replace_leaf(mask, path, leaf(mask, path) | where)
     return params, mask
-
-
-def _mark(mask, path, chosen):
-    return _replace_leaf(mask, path, leaf(mask, path) | chosen)
 
 
 def check_units(who: str, units: tuple[Units, ...]) -> None:
