@@ -1,6 +1,7 @@
 """Outputs by the task of an example: heads and masks."""
 
 from collections.abc import Callable
+from functools import partial
 
 import jax.numpy as jnp
 import numpy as np
@@ -22,16 +23,13 @@ def single_head(apply: Callable) -> Outputs:
 def heads(apply: Callable, sizes: int | list[int] | tuple[int, ...]) -> Outputs:
     """One head per task, selected by the task of each example: task-incremental learning.
 
-    Outputs of other tasks get no gradient. The network needs as many outputs as all heads
-    together; for a task without a head the logits are NaN.
+    Outputs ``[b, max(sizes)]``; those of other tasks get no gradient. The network needs as
+    many outputs as all heads together; for a task without a head the logits are NaN.
 
     Args:
       apply: ``(params, x [b, ...], keys=None) -> [b, outputs]``.
       sizes: classes of every task, or a list of the classes of each. Heads of unequal
         width are padded to the widest with :data:`MASKED`.
-
-    Returns:
-      Outputs ``[b, max(sizes)]``.
     """
     split = _by_task("heads", sizes)
 
@@ -48,12 +46,10 @@ def heads(apply: Callable, sizes: int | list[int] | tuple[int, ...]) -> Outputs:
 def past_heads(apply: Callable, sizes: int | list[int] | tuple[int, ...]) -> Outputs:
     """The outputs of all tasks before each example's own, for distillation.
 
-    The arguments are those of :func:`heads`.
-
-    Returns:
-      Outputs ``[b, T, c]``: row ``t`` holds those of task ``t``; from the example's own
-      task on it is zero and has no gradient. :func:`jaxcl.regularizers.distill` takes a
-      mean over all ``T`` rows: give ``T`` times the strength for a sum over past tasks.
+    The arguments are those of :func:`heads`. Of the outputs ``[b, T, c]`` row ``t`` holds
+    those of task ``t``; from the example's own task on it is zero and has no gradient.
+    :func:`jaxcl.regularizers.distill` takes a mean over all ``T`` rows: give ``T`` times
+    the strength for a sum over past tasks.
     """
     split = _by_task("past_heads", sizes)
 
@@ -75,16 +71,11 @@ def class_mask(
     no gradient; with those of task ``t`` alone, as in task-incremental learning, new
     examples give old classes no gradient either (the "labels trick").
 
-    For training only: a test row is masked by its own task, which tells the network where
-    to look, so measure by ``outputs``. Replayed rows are masked by theirs, too.
+    For training only: a test row is masked by its own task, which gives away part of the
+    answer, so measure by ``outputs``. Replayed rows are masked by theirs, too.
 
-    Args:
-      outputs: ``(params, batch, keys) -> logits [b, c]``.
-      allowed: ``[T, c]``, which classes each task allows.
-
-    Returns:
-      Outputs ``[b, c]``, :data:`MASKED` for a class that is not allowed, and NaN for rows
-      of a task without a row in ``allowed``.
+    Outputs ``[b, c]`` are :data:`MASKED` for a class that ``allowed`` ``[T, c]`` does not
+    allow, and NaN for rows of a task without a row there.
 
     Reference: Zeno et al. 2018, arXiv:1803.10123 (labels trick).
     """
@@ -117,9 +108,10 @@ def _by_task(who: str, sizes) -> Callable[[Array], Float[Array, "b T c"]]:
         if len(set(many)) == 1:  # no padding
             return scores.reshape(len(scores), -1, many[0])
         parts = jnp.split(scores, np.cumsum(sizes)[:-1], axis=-1)
-        fill = lambda part: jnp.pad(
-            part, [(0, 0), (0, max(sizes) - part.shape[-1])], constant_values=MASKED
+        wide = [[(0, 0), (0, max(sizes) - size)] for size in sizes]
+        fill = partial(jnp.pad, constant_values=MASKED)
+        return jnp.stack(
+            [fill(*pair) for pair in zip(parts, wide, strict=True)], axis=1
         )
-        return jnp.stack([fill(part) for part in parts], axis=1)
 
     return split

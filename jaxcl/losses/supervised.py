@@ -35,15 +35,14 @@ def dark_experience_loss(
 
     .. math:: \alpha \, |z - f(x)|_2^2 + \beta \, \text{CE}(f(x), y)
 
+    For ``make_method(..., replay_loss=)``, of rows whose ``stored`` is ``z``:
+    ``reservoir(..., store=outputs)``.
+
     Args:
       outputs: ``(params, batch, keys) -> logits [b, c]``.
       alpha: per squared logit; the authors' code takes the mean over classes, so its alpha
         is ``c`` times this one.
       beta: 0 for DER, above 0 for DER++ (on the same rows; the paper draws others).
-
-    Returns:
-      A loss for ``make_method(..., replay_loss=)``, of rows whose ``stored`` is ``z``:
-      ``reservoir(..., store=outputs)``.
 
     Source: Buzzega et al. 2020, arXiv:2004.07211, equations 5 and 6.
     """
@@ -53,7 +52,7 @@ def dark_experience_loss(
     def loss(params, batch, keys):
         given = outputs(params, batch, keys)
         _check_alike("stored outputs (store=outputs)", given, batch.stored)
-        # alpha |z - f(x)|^2 is DER; DER++ adds beta CE(f(x), y).
+        # alpha |z - f(x)|^2; DER++ adds beta CE(f(x), y).
         squares = jnp.square(given - batch.stored).reshape(len(given), -1)
         kept = jnp.multiply(alpha, jnp.sum(squares, axis=1))
         return kept if is_zero(beta) else kept + beta * likely(params, batch, keys)
@@ -101,9 +100,8 @@ def token_cross_entropy(outputs: Outputs) -> Loss:
 
     def loss(params, batch, keys):
         logits, counts = outputs(params, batch, keys), batch.y >= 0
-        losses = optax.softmax_cross_entropy_with_integer_labels(
-            logits, jnp.where(counts, batch.y, 0)
-        )
+        labels = jnp.where(counts, batch.y, 0)
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
         return _mean_of_last(losses, counts)
 
     return loss
@@ -133,16 +131,10 @@ def accuracy(
 ) -> Float[Array, ""]:
     """Weighted fraction of rows whose largest logit is the label, in [0, 1].
 
-    Args:
-      outputs: ``(params, batch) -> logits [b, c]``.
-      params: what to evaluate.
-      batch: rows ``[n, ...]``.
-      chunk_size: rows held at once; all if absent.
-
-    Returns:
-      NaN if all weights are zero, or if a label of a row with a weight is not a class.
-      Where a logit is NaN the prediction is the class of the first NaN, so check
-      finiteness separately.
+    Of ``outputs(params, batch) -> logits [b, c]``; ``chunk_size`` rows are held at once,
+    all if absent. NaN if all weights are zero, or if a label of a row with a weight is not
+    a class. Where a logit is NaN the prediction is the class of the first NaN, so check
+    finiteness separately.
     """
 
     def hits(batch):
