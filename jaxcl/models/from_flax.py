@@ -41,7 +41,7 @@ def from_flax(
       x: for linen, an input of one or more rows, of which only shapes and dtypes are used.
       hidden: ``(module, x) -> tuple`` of activations ``[b, ...]``, the last one the input
         of the output layer, such as the method ``Net.hidden``.
-      units: the units of the first activations.
+      units: of the first activations.
       gain: ``(path) -> scalar``; kernels are then drawn by :func:`init_kernels` instead
         of by the module's initialisers, which compiles and runs faster.
       train: arguments of the call while training, such as ``{"train": True}``. A linen
@@ -49,8 +49,8 @@ def from_flax(
       evaluate: arguments of the call for evaluation.
 
     Raises:
-      ValueError: for a linen module without ``x``, or a module that holds arrays besides
-        its parameters, such as running statistics.
+      ValueError: for a module that holds arrays besides its parameters, such as running
+        statistics.
     """
     if isinstance(module, linen.Module):
         message = "a linen module needs inputs; give from_flax(module, x)"
@@ -102,16 +102,12 @@ def _nnx(module, hidden):
         return nnx.to_pure_dict(nnx.state(build(nnx.Rngs(key)), nnx.Param))
 
     # The graph is static; only parameters and random streams are arguments.
-    def merged(params, mode, key):
+    def merged(params, mode="eval", key=None):
         key = jax.random.key(0) if key is None else key
         return nnx.merge(modes[mode][0], nnx.State(params), _seeded(streams, key))
 
-    def call(params, x, mode, key, arguments):
-        return merged(params, mode, key)(x, **arguments)
-
-    def activations(params, x):
-        return tuple(hidden(merged(params, "eval", None), x))
-
+    call = lambda params, x, mode, key, given: merged(params, mode, key)(x, **given)
+    activations = lambda params, x: tuple(hidden(merged(params), x))
     return draw, call, activations, bool(jax.tree.leaves(streams))
 
 
@@ -162,9 +158,9 @@ def _linen(module, x, hidden, evaluate):
         rngs = None if key is None else {"dropout": key}
         return module.apply({"params": params}, x, rngs=rngs, **arguments)
 
-    def activations(params, x):
-        return tuple(module.apply({"params": params}, x, method=hidden))
-
+    activations = lambda params, x: tuple(
+        module.apply({"params": params}, x, method=hidden)
+    )
     return lambda key: variables(key)["params"], call, activations
 
 

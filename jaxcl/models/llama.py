@@ -49,10 +49,9 @@ def llama(config: LlamaConfig, *, scan: bool = True, checkpoint: bool = False) -
         rest: memory of one block instead of all, for about a third more work.
 
     Returns:
-      A model with ``apply(params, tokens [b, n]) -> logits [b, n, v]``: the logits at
-      position ``i`` depend on tokens up to ``i`` and predict the next one. ``hidden`` are
-      the states ``[b, n, d]`` before the output layer. A kernel is ``[num_in, num_out]``;
-      there are no biases.
+      A model with ``apply(params, tokens [b, n]) -> logits [b, n, v]``: those at position
+      ``i`` depend on tokens up to ``i`` and predict the next one. ``hidden`` are the states
+      ``[b, n, d]`` before the output layer. No layer has a bias.
 
     Sources: Touvron et al. 2023, arXiv:2302.13971; Su et al. 2021, arXiv:2104.09864
     (rotation of halves); Ainslie et al. 2023, arXiv:2305.13245 (grouped queries); Shazeer
@@ -69,7 +68,7 @@ def _check(config: LlamaConfig) -> None:
     check_size("llama", **dict(given[:5]))
     check_size("llama", optional=True, **dict(given[5:7]))
     check_number("llama", above=True, rope_theta=config.rope_theta)
-    deviation, eps = config.initializer_range, config.rms_norm_eps
+    eps, deviation = config.rms_norm_eps, config.initializer_range
     check_number("llama", rms_norm_eps=eps, initializer_range=deviation)
     queries, keys, size = _heads(config)
     rest = 0 if config.head_dim else config.hidden_size % queries

@@ -75,12 +75,11 @@ def mlp(
     ``bias``), with ``norm_0``, ... (``scale`` and ``bias``) under ``layer_norm``.
 
     Args:
-      sizes: widths from input to output, e.g. ``(784, 100, 100, 10)`` for 28 x 28 images,
-        two hidden layers and ten classes.
+      sizes: widths from input to output, such as ``(784, 100, 100, 10)``.
       activation: ``[b, d] -> [b, d]``, row by row; :func:`crelu` gives ``[b, 2 d]``, which
         doubles the inputs of the next layer.
-      layer_norm: whether to normalise before each activation (arXiv:1607.06450), the most
-        robust single remedy for lost plasticity in arXiv:2303.01486.
+      layer_norm: normalise before each activation (arXiv:1607.06450), the most robust
+        single remedy for lost plasticity in arXiv:2303.01486.
       bias: whether linear layers have a ``bias``; LayerNorm always has one.
       gain: hidden kernels are uniform with variance ``gain**2 / fan_in``: ``sqrt(2)``, the
         default, is Kaiming initialisation for ReLU, 1 that of LeCun. Biases start at zero.
@@ -90,9 +89,8 @@ def mlp(
         :func:`init_like_torch`; it replaces values of its argument.
 
     Returns:
-      A model with ``apply(params, x [b, ...])`` for rows of ``sizes[0]`` numbers in any
-      shape, one entry of ``hidden`` ``[b, width]`` (``[b, 2 width]`` with CReLU) per
-      hidden layer, and the corresponding ``units``.
+      A model for rows of ``sizes[0]`` numbers in any shape, with one entry of ``hidden``
+      ``[b, width]`` (``[b, 2 width]`` with CReLU) per hidden layer, and its ``units``.
     """
     check_size("mlp", least=2, len_sizes=len(sizes))
     numbers: Any = {f"sizes[{k}]": size for k, size in enumerate(sizes)}
@@ -104,9 +102,7 @@ def mlp(
     require(not both, "mlp", message)
     copies = _copies(activation)
 
-    def build(rngs):
-        return _Mlp(sizes, copies, activation, layer_norm, bias, rngs=rngs)
-
+    layers = sizes, copies, activation, layer_norm, bias
     names = [f"hidden_{k}" for k in range(len(sizes) - 2)] + ["out"]
     norm = ("scale", "bias") if layer_norm else ()
     units = tuple(
@@ -124,6 +120,7 @@ def mlp(
     out_gain = 1.0 if out_gain is None else out_gain
     kernel_gain = lambda path: out_gain if path[0] == "out" else gain
     hidden = lambda module, x: module.forward(x)[0]
+    build = lambda rngs: _Mlp(*layers, rngs=rngs)
     model = from_flax(build, hidden=hidden, units=units, gain=kernel_gain)
     if init is None:
         return model

@@ -134,18 +134,15 @@ def resnet(
       num_classes: number of outputs.
       width: channels of the first stage.
       blocks: residual blocks per stage.
-      groups: groups of each GroupNorm; must divide ``width``.
+      groups: of each GroupNorm; must divide ``width``.
       stem_stride: 2 halves the image in the stem, for about a quarter of the time.
-      channels: channels of the image.
+      channels: of the image.
 
     Returns:
-      A model with ``apply(params, x [b, height, width, channels])``. ``hidden`` are the
-      activations inside each block ``[b, height, width, channels]``, whose channels
-      ``units`` describes, and last the mean ``[b, channels]``, the input of the output
-      layer.
+      A model of ``x [b, height, width, channels]``. ``hidden`` are the activations inside
+      each block, whose channels ``units`` describes, and last the mean ``[b, channels]``.
 
-    References:
-      He et al. 2016, arXiv:1512.03385; Wu and He 2018, arXiv:1803.08494.
+    References: He et al. 2016, arXiv:1512.03385; Wu and He 2018, arXiv:1803.08494.
     """
     blocks = tuple(blocks)
     check_size("resnet", num_classes=num_classes, width=width, groups=groups)
