@@ -19,9 +19,8 @@ def at(index, tree: PyTree) -> PyTree:
 
     Leaves on the host stay there, unless the index is on the device.
     """
-    if isinstance(index, jax.Array):
-        return jax.tree.map(lambda leaf: jnp.asarray(leaf)[index], tree)
-    return jax.tree.map(lambda leaf: leaf[index], tree)
+    place = jnp.asarray if isinstance(index, jax.Array) else lambda leaf: leaf
+    return jax.tree.map(lambda leaf: place(leaf)[index], tree)
 
 
 def dot(a: PyTree, b: PyTree) -> Float[Array, ""]:
@@ -41,9 +40,8 @@ def dot(a: PyTree, b: PyTree) -> Float[Array, ""]:
 def norm(tree: PyTree) -> Float[Array, ""]:
     """Euclidean norm over all leaves, in float32 or better.
 
-    Right wherever the norm itself is a number: entries whose squares would over- or
-    underflow (beyond about 1e19, or below 1e-19, in float32) are divided by the largest
-    first. Its derivative at zero is zero, not NaN.
+    Entries whose squares would over- or underflow (beyond about 1e19, or below 1e-19, in
+    float32) are divided by the largest first. Its derivative at zero is zero, not NaN.
     """
     square = dot(tree, tree)
     if not jax.tree.leaves(tree):
@@ -77,8 +75,8 @@ def normalized(tree: PyTree) -> PyTree:
 def projection(a: PyTree, b: PyTree) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """``<a, b> / |b|^2`` and ``|b|``; zero for zero.
 
-    Right wherever the results are numbers, as :func:`norm` is: where a product would over-
-    or underflow, both trees are divided by their largest entries first.
+    As in :func:`norm`, where a product would over- or underflow both trees are divided by
+    their largest entries first.
     """
     inner, square = dot(a, b), dot(b, b)
     limits, known = jnp.finfo(square.dtype), _is_exact(square)
