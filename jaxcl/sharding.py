@@ -67,8 +67,9 @@ def fsdp(*, at_least: int = 2**16, replicated: tuple[str, ...] = ()) -> Partitio
       replicated: parts of a path whose leaves are never split, such as ``("lora",)``.
     """
     check_size("fsdp", at_least=at_least)
-    remedy = "such as ('lora',): add a comma"
-    check_kind("fsdp", tuple, remedy, replicated=replicated)
+    text = isinstance(replicated, str)  # of which each letter would be a part
+    came = f"got {replicated!r}; add a comma"
+    require(not text, "fsdp", f"replicated must be a tuple, {came}")
 
     def rule(path, shape, mesh):
         names = path.split("/")
