@@ -13,23 +13,13 @@ from typing import Any
 import optax
 from jaxtyping import ScalarLike
 
-from jaxcl.averages import ema
-from jaxcl.averages import interpolate as interpolated
+from jaxcl import averages, regularizers, transforms
 from jaxcl.curvature import Fisher, empirical_fisher, output_sensitivity
 from jaxcl.errors import check_size, require
 from jaxcl.learners import from_memory_alone
 from jaxcl.losses import cross_entropy, dark_experience_loss
 from jaxcl.memory import Select, episodic, greedy_balanced, random_examples, reservoir
 from jaxcl.method import make_method
-from jaxcl.regularizers import boxed, distill, feature_distillation
-from jaxcl.regularizers import ewc as ewc_regularizer
-from jaxcl.regularizers import l2_init as l2_init_regularizer
-from jaxcl.regularizers import riemannian_walk as walk_regularizer
-from jaxcl.regularizers import synaptic_intelligence as si_regularizer
-from jaxcl.transforms import agem as agem_gradient
-from jaxcl.transforms import gem as gem_gradient
-from jaxcl.transforms import gnp as gnp_gradient
-from jaxcl.transforms import sam as sam_gradient
 from jaxcl.typing import Key, Loss, Memory, Method, Outputs, Params
 
 Optimizer = optax.GradientTransformation
@@ -44,7 +34,7 @@ def sam(
     loss: Loss, optimizer: Optimizer, *, rho: ScalarLike = 0.05, **options
 ) -> Method:
     """Sharpness-aware minimisation (arXiv:2010.01412)."""
-    return make_method(loss, optimizer, gradient=sam_gradient(rho), **options)
+    return make_method(loss, optimizer, gradient=transforms.sam(rho), **options)
 
 
 def gnp(
@@ -57,7 +47,7 @@ def gnp(
 ) -> Method:
     """Gradient norm penalty: ``L + penalty * |grad L|`` (arXiv:2202.03599)."""
     return make_method(
-        loss, optimizer, gradient=gnp_gradient(r, penalty=penalty), **options
+        loss, optimizer, gradient=transforms.gnp(r, penalty=penalty), **options
     )
 
 
@@ -66,7 +56,7 @@ def l2_init(
 ) -> Method:
     """L2 penalty towards the initial parameters, for plasticity (arXiv:2308.11958)."""
     return make_method(
-        loss, optimizer, regularizer=l2_init_regularizer(strength), **options
+        loss, optimizer, regularizer=regularizers.l2_init(strength), **options
     )
 
 
@@ -91,11 +81,9 @@ def ewc(
       fisher: the empirical one on all of the task's rows if absent.
       **options: for :func:`~jaxcl.method.make_method`.
     """
-    regularizer = ewc_regularizer(
-        fisher or empirical_fisher(loss),
-        strength,
-        decay=decay,
-        running_mean=running_mean,
+    fisher = fisher or empirical_fisher(loss)
+    regularizer = regularizers.ewc(
+        fisher, strength, decay=decay, running_mean=running_mean
     )
     return make_method(loss, optimizer, regularizer=regularizer, **options)
 
@@ -120,8 +108,10 @@ def create_and_find(
     return make_method(
         loss,
         optimizer,
-        gradient=sam_gradient(rho, adaptive=True, eta=0.0),
-        regularizer=boxed(ewc_regularizer(fisher, strength, decay=decay), rho),
+        gradient=transforms.sam(rho, adaptive=True, eta=0.0),
+        regularizer=regularizers.boxed(
+            regularizers.ewc(fisher, strength, decay=decay), rho
+        ),
         perturb_penalty=False,
         **options,
     )
@@ -167,7 +157,7 @@ def agem(
     return make_method(
         loss,
         optimizer,
-        gradient=optax.chain(gradient or optax.identity(), agem_gradient()),
+        gradient=optax.chain(gradient or optax.identity(), transforms.agem()),
         memory=memory,
         replay_weight=0,
         **options,
@@ -189,7 +179,7 @@ def gem(
     return make_method(
         loss,
         optimizer,
-        gradient=optax.chain(gradient or optax.identity(), gem_gradient(margin)),
+        gradient=optax.chain(gradient or optax.identity(), transforms.gem(margin)),
         memory=episodic(num_tasks, capacity_per_task, grouped=True, select=select),
         replay_weight=0,
         **options,
@@ -209,7 +199,7 @@ def memory_aware_synapses(
     ``strength`` is in the unit of :mod:`jaxcl.regularizers.ewc`: twice the paper's lambda.
     """
     importance = output_sensitivity(outputs, num_examples=num_examples)
-    regularizer = ewc_regularizer(importance, strength, decay=1.0)
+    regularizer = regularizers.ewc(importance, strength, decay=1.0)
     loss = cross_entropy(outputs)
     return make_method(loss, optimizer, regularizer=regularizer, **options)
 
@@ -223,7 +213,7 @@ def synaptic_intelligence(
     **options,
 ) -> Method:
     """SI: path importance, without a pass at the end of a task (arXiv:1703.04200)."""
-    regularizer = si_regularizer(strength, damping=damping)
+    regularizer = regularizers.synaptic_intelligence(strength, damping=damping)
     return make_method(loss, optimizer, regularizer=regularizer, **options)
 
 
@@ -238,7 +228,7 @@ def riemannian_walk(
     **options,
 ) -> Method:
     """RWalk: a running Fisher plus path importance (arXiv:1801.10112)."""
-    regularizer = walk_regularizer(
+    regularizer = regularizers.riemannian_walk(
         strength, fisher_decay=fisher_decay, interval=interval, damping=damping
     )
     return make_method(loss, optimizer, regularizer=regularizer, **options)
@@ -310,7 +300,7 @@ def learning_without_forgetting(
     ``past_heads(apply, num_classes)`` with one each. The default strength is the
     authors' ``lambda_o = 1`` at their temperature, ``strength * temperature**2``.
     """
-    regularizer = distill(
+    regularizer = regularizers.distill(
         kept, strength, temperature=temperature, chunk_size=chunk_size
     )
     options["chunk_size"] = chunk_size
@@ -338,9 +328,11 @@ def slow_learner(
     return make_method(
         loss,
         optimizer,
-        regularizer=feature_distillation(hidden, strength, chunk_size=chunk_size),
+        regularizer=regularizers.feature_distillation(
+            hidden, strength, chunk_size=chunk_size
+        ),
         memory=reservoir(capacity, sample_size),
-        average=ema(decay),
+        average=averages.ema(decay),
         chunk_size=chunk_size,
         **options,
     )
@@ -350,4 +342,4 @@ def interpolation(
     loss: Loss, optimizer: Optimizer, *, alpha: ScalarLike, **options
 ) -> Method:
     """WiSE-FT after every task: interpolate its start and end (arXiv:2109.01903)."""
-    return make_method(loss, optimizer, average=interpolated(alpha), **options)
+    return make_method(loss, optimizer, average=averages.interpolate(alpha), **options)
