@@ -41,22 +41,14 @@ def _convolve(x, kernel, *, stride):
 
 def _convolve_by_product(x, kernel, *, stride):
     """The same by im2col: gather the inputs of every output position, then one product."""
-    size, _, num_in, num_out = kernel.shape
-    (top, heights), (left, widths) = (_taps(n, size, stride) for n in x.shape[1:3])
-    padded = jnp.pad(x, [(0, 0), top, left, (0, 0)])
-    patches = [padded[:, i, j] for i in heights for j in widths]
-    rows = kernel.reshape(size * size * num_in, num_out)
-    return jnp.concatenate(patches, axis=-1) @ rows
-
-
-def _taps(length, size, stride):
-    """SAME padding of one axis, and one slice per row of the kernel."""
-    # SAME: ceil(length / stride) outputs, and the odd entry of padding at the end.
-    count = -(-length // stride)
-    total = max((count - 1) * stride + size - length, 0)
-    span = (count - 1) * stride + 1
-    slices = [slice(i, i + span, stride) for i in range(size)]
-    return (total // 2, total - total // 2), slices
+    size, shape = kernel.shape[0], x.shape[1:3]
+    pads = jax.lax.padtype_to_pads(shape, (size, size), (stride, stride), "SAME")
+    padded = jnp.pad(x, [(0, 0), *pads, (0, 0)])
+    # Row i of the kernel reads every stride-th input from i on: ceil(n / stride) of them.
+    spans = [(-(-n // stride) - 1) * stride + 1 for n in shape]
+    taps = [[slice(i, i + span, stride) for i in range(size)] for span in spans]
+    patches = [padded[:, i, j] for i in taps[0] for j in taps[1]]
+    return jnp.concatenate(patches, axis=-1) @ kernel.reshape(-1, kernel.shape[-1])
 
 
 class _Block(nnx.Module):
