@@ -7,20 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxcl.errors import require
-from jaxcl.metrics.matrix import (
-    accuracies_of,
-    average_accuracy,
-    average_incremental_accuracy,
-    backward_transfer,
-    forgetting,
-    forgetting_from_initial,
-    forward_transfer,
-    intransigence,
-    learning_accuracy,
-    minimum_accuracy,
-    row_of,
-    worst_case_accuracy,
-)
+from jaxcl.metrics import matrix as formulas
 
 
 class Metric(NamedTuple):
@@ -33,7 +20,7 @@ class Metric(NamedTuple):
 def summary(
     matrix, *, untrained=None, joint=None, lower_is_better: bool = False
 ) -> dict[str, Metric]:
-    """A :class:`Metric` for each function of this module except the learning curve.
+    """A :class:`Metric` for each formula but :func:`learning_curve_area`, by name.
 
     Runs on the host, in float64. If an entry that a formula needs was not measured, that
     metric is undefined; the others are not affected.
@@ -50,14 +37,15 @@ def summary(
     """
     read_in = partial(_read_in, lower_is_better)
     matrix = read_in("the accuracy matrix", matrix, 2)
-    _, tasks = accuracies_of("summary", matrix)
+    _, tasks = formulas.accuracies_of("summary", matrix)
     metrics = {formula.__name__: _read(formula, n, matrix) for formula, n in _OF_MATRIX}
     for formula, least, name, row in (
-        (forward_transfer, 2, "untrained", untrained),
-        (intransigence, 1, "joint", joint),
+        (formulas.forward_transfer, 2, "untrained", untrained),
+        (formulas.intransigence, 1, "joint", joint),
     ):
         if row is not None:
-            row = row_of("summary", name, read_in(f"the {name} row", row, 1), tasks)
+            row = read_in(f"the {name} row", row, 1)
+            row = formulas.row_of("summary", name, row, tasks)
         metrics[formula.__name__] = _read_with(formula, least, matrix, name, row)
     for name, (value, _) in metrics.items() if lower_is_better else ():
         # Levels have the sign of the entries (never minus zero); the rest are changes.
@@ -68,14 +56,14 @@ def summary(
 
 #: Formulas of the matrix alone, by the least number of tasks that they need.
 _OF_MATRIX = (
-    (average_accuracy, 1),
-    (average_incremental_accuracy, 1),
-    (learning_accuracy, 1),
-    (backward_transfer, 2),
-    (forgetting, 2),
-    (forgetting_from_initial, 2),
-    (minimum_accuracy, 2),
-    (worst_case_accuracy, 1),
+    (formulas.average_accuracy, 1),
+    (formulas.average_incremental_accuracy, 1),
+    (formulas.learning_accuracy, 1),
+    (formulas.backward_transfer, 2),
+    (formulas.forgetting, 2),
+    (formulas.forgetting_from_initial, 2),
+    (formulas.minimum_accuracy, 2),
+    (formulas.worst_case_accuracy, 1),
 )
 
 
