@@ -100,15 +100,15 @@ def mlp(
     both = init is not None and not (gain is None and out_gain is None)
     message = "expected either init or gains, got both; leave one of them out"
     require(not both, "mlp", message)
-    copies = _copies(activation)
 
-    layers = sizes, copies, activation, layer_norm, bias
+    copies = _copies(activation)
     names = [f"hidden_{k}" for k in range(len(sizes) - 2)] + ["out"]
-    norm = ("scale", "bias") if layer_norm else ()
+    vectors = [("hidden", "bias")] if bias else []
+    vectors += [("norm", "scale"), ("norm", "bias")] if layer_norm else []
     units = tuple(
         Units(
             incoming=(name, "kernel"),
-            vectors=(*(((name, "bias"),) * bias), *((f"norm_{k}", v) for v in norm)),
+            vectors=tuple((f"{layer}_{k}", vector) for layer, vector in vectors),
             outgoing=(reader, "kernel"),
             shift=(reader, "bias") if bias else None,
             width=sizes[k + 1],
@@ -120,6 +120,7 @@ def mlp(
     out_gain = 1.0 if out_gain is None else out_gain
     kernel_gain = lambda path: out_gain if path[0] == "out" else gain
     hidden = lambda module, x: module.forward(x)[0]
+    layers = sizes, copies, activation, layer_norm, bias
     build = lambda rngs: _Mlp(*layers, rngs=rngs)
     model = from_flax(build, hidden=hidden, units=units, gain=kernel_gain)
     if init is None:

@@ -143,9 +143,8 @@ def continual_backprop(
             pending=jnp.zeros((), dtype),
         )
 
-    return Reset(
-        lambda params, _: tuple(start(layer, params) for layer in units), reset
-    )
+    begin = lambda params, example: tuple(start(layer, params) for layer in units)
+    return Reset(begin, reset)
 
 
 def _observe(layer, traces, params, h, weight, decay, utility):
