@@ -54,9 +54,8 @@ def nearest_mean(
 
     def learner(state):
         rows, params = kept_rows(state), read(state)
-        features = by_chunks(
-            lambda x: _unit_features(hidden, params, x), (rows.x,), chunk_size
-        )
+        of_rows = lambda x: _unit_features(hidden, params, x)
+        features = by_chunks(of_rows, (rows.x,), chunk_size)
         member = jax.nn.one_hot(rows.y, num_classes, axis=0) * rows.weight
         full = jax.lax.Precision.HIGHEST  # an accelerator would round the inputs
         sums = jnp.matmul(member, features, precision=full)
@@ -68,10 +67,10 @@ def nearest_mean(
 def nearest_mean_outputs(outputs: Outputs, hidden: Callable) -> Outputs:
     r"""Outputs for parameters, and for a :class:`NearestMean` by distance.
 
-    ``outputs`` for ordinary parameters; for a :class:`NearestMean`
-    :math:`-|\bar h(x) - \mu_c|^2`, and :data:`jaxcl.losses.MASKED` for a class without
-    examples in memory; zeros while the memory is empty. ``hidden`` is that of
-    :func:`nearest_mean`.
+    They are ``outputs`` for ordinary parameters; for a :class:`NearestMean`, with the
+    ``hidden`` of :func:`nearest_mean`, :math:`-|\bar h(x) - \mu_c|^2`, and
+    :data:`jaxcl.losses.MASKED` for a class without examples in memory; zeros while the
+    memory is empty.
 
     Source: Rebuffi et al. 2017, arXiv:1611.07725, equation 2.
     """

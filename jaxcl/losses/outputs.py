@@ -108,10 +108,8 @@ def _by_task(who: str, sizes) -> Callable[[Array], Float[Array, "b T c"]]:
         if len(set(many)) == 1:  # no padding
             return scores.reshape(len(scores), -1, many[0])
         parts = jnp.split(scores, np.cumsum(sizes)[:-1], axis=-1)
-        wide = [[(0, 0), (0, max(sizes) - size)] for size in sizes]
-        fill = partial(jnp.pad, constant_values=MASKED)
-        return jnp.stack(
-            [fill(*pair) for pair in zip(parts, wide, strict=True)], axis=1
-        )
+        missing = [[(0, 0), (0, max(sizes) - size)] for size in sizes]
+        padded = map(partial(jnp.pad, constant_values=MASKED), parts, missing)
+        return jnp.stack(list(padded), axis=1)
 
     return split

@@ -215,17 +215,18 @@ def _draw_uniform(key: Key, params: Params, bound: Callable) -> Params:
     They are slices of one draw: each draw costs about a second to compile on a CPU.
     """
     leaves, structure = jax.tree.flatten_with_path(params)
-    bounds = [bound(_names(path), leaf) for path, leaf in leaves]
-    pairs = list(zip((leaf for _, leaf in leaves), bounds, strict=True))
+    pairs = [(leaf, bound(_names(path), leaf)) for path, leaf in leaves]
     ends = list(accumulate(0 if a is None else leaf.size for leaf, a in pairs))
     numbers = jax.random.uniform(key, (max(ends, default=0),), jnp.float32, -1.0, 1.0)
-    drawn = [
-        leaf
-        if a is None
-        else (a * numbers[end - leaf.size : end].reshape(leaf.shape)).astype(leaf.dtype)
-        for (leaf, a), end in zip(pairs, ends, strict=True)
-    ]
-    return jax.tree.unflatten(structure, drawn)
+
+    def drawn(pair, end):
+        leaf, a = pair
+        if a is None:
+            return leaf
+        piece = numbers[end - leaf.size : end].reshape(leaf.shape)
+        return (a * piece).astype(leaf.dtype)
+
+    return jax.tree.unflatten(structure, map(drawn, pairs, ends))
 
 
 def _names(path) -> tuple[str, ...]:
