@@ -10,13 +10,7 @@ from jaxcl.data.dataset import (
     source_dataset,
     stream_tasks,
 )
-from jaxcl.data.files import (
-    cifar_folder,
-    idx_folder,
-    load_images,
-    npy_folder,
-    npz_file,
-)
+from jaxcl.data.files import load_images
 from jaxcl.data.images import (
     Images,
     as_images,
@@ -26,18 +20,8 @@ from jaxcl.data.images import (
     padded,
     subset,
 )
-from jaxcl.data.permuted import (
-    permuted,
-    permuted_labels,
-    rotations,
-)
-from jaxcl.data.stream import (
-    from_arrays,
-    joint,
-    stack_plans,
-    stack_tasks,
-    take_tasks,
-)
+from jaxcl.data.permuted import permuted, permuted_labels, rotations
+from jaxcl.data.stream import from_arrays, joint, stack_plans, stack_tasks, take_tasks
 from jaxcl.data.subsets import random_row_numbers, random_rows, train_valid_split
 from jaxcl.data.synthetic import prototypes, synthetic_images
 from jaxcl.data.tables import csv_dataset, csv_tasks, encode_labels
@@ -51,7 +35,6 @@ __all__ = [
     "array_dataset",
     "as_images",
     "blurry",
-    "cifar_folder",
     "class_pairs",
     "class_splits",
     "csv_dataset",
@@ -60,13 +43,10 @@ __all__ = [
     "encode_labels",
     "from_arrays",
     "gradual",
-    "idx_folder",
     "joint",
     "jsonl_dataset",
     "load_images",
     "mean_and_std",
-    "npy_folder",
-    "npz_file",
     "only_classes",
     "padded",
     "permuted",

@@ -31,12 +31,21 @@ _HEADERS = {
 
 
 def load_images(path: PathLike) -> Images:
-    """Read the image set at a path, in any supported format.
+    """Read the image set at a path, in any of four formats.
+
+    - One ``.npz`` file with ``x_train, y_train, x_test, y_test``, or ``train_x, ...``, or
+      ``xtr, ytr, xte, yte``; or a folder with one such file.
+    - A folder with ``train_x.npy``, ``train_y.npy``, ``test_x.npy`` and ``test_y.npy``.
+    - A folder with the idx files of MNIST, Fashion-MNIST or KMNIST:
+      ``train-images-idx3-ubyte``, ``train-labels-idx1-ubyte`` and the same for ``t10k``,
+      each plain or ``.gz``; the names may have a dot before ``idx``.
+    - A folder with the binary version of CIFAR-100, ``train.bin`` and ``test.bin``, of
+      which the fine labels are read; or of CIFAR-10, ``data_batch_1.bin`` to
+      ``data_batch_5.bin`` and ``test_batch.bin``.
 
     Args:
-      path: an ``.npz`` file (:func:`npz_file`), or a folder with MNIST's idx files
-        (:func:`idx_folder`), with CIFAR's binary files (:func:`cifar_folder`), with
-        ``train_x.npy`` and the three others (:func:`npy_folder`), or with one ``.npz``.
+      path: of the file or folder, after which the images are named; CIFAR's are
+        ``cifar100`` or ``cifar10``, ``[n, 32, 32, 3]``.
 
     Raises:
       FileNotFoundError: if the path does not exist or holds none of these.
@@ -44,127 +53,25 @@ def load_images(path: PathLike) -> Images:
     """
     path = Path(path)
     if path.is_file():
-        return npz_file(path)
+        return _npz(path)
     if (path / "train.bin").exists() or (path / "data_batch_1.bin").exists():
-        return cifar_folder(path)
+        return _cifar(path)
     if (path / "train_x.npy").exists():
-        return npy_folder(path)
+        arrays = [_npy(path / f"{name}.npy") for name in _NPY_NAMES]
+        return as_images(*arrays, name=path.resolve().name)
     if any(path.glob("train-images*")):
-        return idx_folder(path)
+        names = [("images", 3), ("labels", 1)]
+        arrays = [_idx(path, split, *n) for split in ("train", "t10k") for n in names]
+        return as_images(*arrays, name=path.resolve().name)
     archives = list(path.glob("*.npz"))
     if len(archives) == 1:
-        return npz_file(archives[0])
+        return _npz(archives[0])
     msg = (
         f"load_images: no image set in {path}: expected train-images-idx3-ubyte[.gz] and "
         "the like, train.bin or data_batch_1.bin (CIFAR binary), train_x.npy and the "
         "like, or one .npz file; give the folder that holds them."
     )
     raise MissingFileError(msg)
-
-
-def idx_folder(path: PathLike) -> Images:
-    """Read the four idx files of MNIST, Fashion-MNIST or KMNIST.
-
-    Args:
-      path: folder with ``train-images-idx3-ubyte``, ``train-labels-idx1-ubyte`` and the
-        same for ``t10k``, each plain or ``.gz``; the names may have a dot before ``idx``.
-
-    Returns:
-      Images ``[n, h, w]``, named after the folder; errors as of :func:`load_images`.
-
-    Format: LeCun, Cortes and Burges, the MNIST database.
-    """
-    path = Path(path)
-    arrays = (
-        _read_idx(path, split, kind, rank)
-        for split in ("train", "t10k")
-        for kind, rank in (("images", 3), ("labels", 1))
-    )
-    return as_images(*arrays, name=path.resolve().name)
-
-
-def npz_file(path: PathLike) -> Images:
-    """Read one ``.npz`` with four arrays.
-
-    Args:
-      path: file with ``x_train, y_train, x_test, y_test``, or ``train_x, ...``, or
-        ``xtr, ytr, xte, yte``; pixels uint8.
-
-    Returns:
-      Images named after the file; errors as of :func:`load_images`.
-    """
-    four = "x_train, y_train, x_test and y_test"
-    remedy = f"give the path of an .npz file with {four}"
-    path = existing_file("npz_file", path, remedy)
-    plain = "an .npz of plain arrays"
-    with _reading("npz_file", path, plain), zipfile.ZipFile(path) as archive:
-        members = {m.filename.removesuffix(".npy"): m for m in archive.infolist()}
-        names = next((n for n in _NPZ_NAMES if set(n) <= set(members)), ())
-        arrays = [_member(archive, members[name]) for name in names]
-    found = ", ".join(sorted(members)) or "nothing"
-    wanted = f"{path} must hold {four}, got {found}; rename its arrays"
-    require(arrays, "npz_file", wanted)
-    return as_images(*arrays, name=path.stem)
-
-
-def npy_folder(path: PathLike) -> Images:
-    """Read ``train_x.npy``, ``train_y.npy``, ``test_x.npy`` and ``test_y.npy``.
-
-    Returns:
-      Images named after the folder; errors as of :func:`load_images`.
-    """
-    path = Path(path)
-
-    def read(name):
-        remedy = "give a folder with {train,test}_{x,y}.npy"
-        file = existing_file("npy_folder", path / f"{name}.npy", remedy)
-        with _reading("npy_folder", file, "a plain array"), file.open("rb") as opened:
-            return _array(opened, file.stat().st_size)
-
-    return as_images(*map(read, _NPY_NAMES), name=path.resolve().name)
-
-
-def cifar_folder(path: PathLike) -> Images:
-    """Read the binary version of CIFAR-100 (fine labels) or CIFAR-10.
-
-    Args:
-      path: folder with ``train.bin`` and ``test.bin`` (CIFAR-100), or with
-        ``data_batch_1.bin`` to ``data_batch_5.bin`` and ``test_batch.bin`` (CIFAR-10).
-
-    Returns:
-      Images ``[n, 32, 32, 3]``, named ``cifar100`` or ``cifar10``; errors as of
-      :func:`load_images`.
-
-    Format: Krizhevsky 2009; the record is the label, with the coarse one before the fine
-    one in CIFAR-100, then 1,024 red, green and blue pixels each.
-    """
-    path = Path(path)
-    if (path / "data_batch_1.bin").exists():
-        train, test = [f"data_batch_{i}.bin" for i in range(1, 6)], "test_batch.bin"
-        files, head, num_classes = "data_batch_1..5.bin and test_batch.bin", 1, 10
-    else:
-        train, test = ["train.bin"], "test.bin"
-        files = "train.bin and test.bin (the binary version, not the pickled one)"
-        head, num_classes = 2, 100
-    size = head + 3 * 32 * 32
-
-    def read(name):
-        file = existing_file("cifar_folder", path / name, f"give a folder with {files}")
-        with _reading("cifar_folder", file, f"complete records of {size} bytes"):
-            raw = np.fromfile(file, np.uint8)
-            _need(len(raw) > 0 and len(raw) % size == 0, f"it has {len(raw)} bytes")
-            return raw.reshape(-1, size)
-
-    def arrays(records):
-        x = records[:, head:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
-        return np.ascontiguousarray(x), records[:, head - 1]
-
-    return as_images(
-        *arrays(np.concatenate([read(name) for name in train])),
-        *arrays(read(test)),
-        num_classes=num_classes,
-        name=f"cifar{num_classes}",
-    )
 
 
 def existing_file(who: str, path: PathLike, remedy: str) -> Path:
@@ -177,15 +84,17 @@ def existing_file(who: str, path: PathLike, remedy: str) -> Path:
 
 
 @contextmanager
-def _reading(who: str, path: Path, expected: str):
-    """Refuse a file in one line, whatever error its bytes lead to."""
+def _reading(path: Path, expected: str):
+    """Refuse a missing or damaged file in one line, whatever its bytes lead to."""
+    existing_file("load_images", path, "put the set's other files there")
     try:
         yield
     # For damaged headers NumPy and zipfile raise errors of a dozen kinds, such as
     # TokenError, NotImplementedError and MemoryError.
     except Exception as error:
-        remedy = "fetch or write the file again"
-        msg = f"{who}: {path} is not {expected} ({reason_of(error)}); {remedy}."
+        msg = (
+            f"load_images: {path} is not {expected} ({reason_of(error)}); get it again."
+        )
         raise InputError(msg) from error
 
 
@@ -193,6 +102,33 @@ def _need(holds: bool, otherwise: str):
     """Raise a ValueError, for :func:`_reading`."""
     if not holds:
         raise ValueError(otherwise)
+
+
+def _npz(path: Path) -> Images:
+    """The four arrays of an archive."""
+    with _reading(path, "an .npz of plain arrays"), zipfile.ZipFile(path) as archive:
+        members = {m.filename.removesuffix(".npy"): m for m in archive.infolist()}
+        names = next((n for n in _NPZ_NAMES if set(n) <= set(members)), ())
+        arrays = [_member(archive, members[name]) for name in names]
+    found = ", ".join(sorted(members)) or "nothing"
+    wanted = f"{path} must hold x_train, y_train, x_test and y_test, got {found}"
+    require(arrays, "load_images", f"{wanted}; rename its arrays")
+    return as_images(*arrays, name=path.stem)
+
+
+def _member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
+    """An array of an archive."""
+    # Deflate reduces a size by at most 1,032 times; a larger one is not allocated.
+    most, size = 1032 * os.path.getsize(str(archive.filename)), member.file_size
+    _need(size <= most, f"{member.filename} announces {size} bytes")
+    with archive.open(member) as file:
+        return _array(file, size)
+
+
+def _npy(path: Path) -> np.ndarray:
+    """The array of a file."""
+    with _reading(path, "a plain array"), path.open("rb") as file:
+        return _array(file, path.stat().st_size)
 
 
 def _array(file, size: int) -> np.ndarray:
@@ -206,24 +142,41 @@ def _array(file, size: int) -> np.ndarray:
     return np.lib.format.read_array(file, allow_pickle=False)
 
 
-def _member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
-    """An array of an archive."""
-    # Deflate reduces a size by at most 1,032 times; a larger one is not allocated.
-    most, size = 1032 * os.path.getsize(str(archive.filename)), member.file_size
-    _need(size <= most, f"{member.filename} announces {size} bytes")
-    with archive.open(member) as file:
-        return _array(file, size)
+def _cifar(folder: Path) -> Images:
+    """CIFAR's binary version (Krizhevsky 2009)."""
+    if (folder / "data_batch_1.bin").exists():
+        train, test = [f"data_batch_{i}.bin" for i in range(1, 6)], "test_batch.bin"
+        num_labels, num_classes = 1, 10
+    else:
+        train, test = ["train.bin"], "test.bin"
+        num_labels, num_classes = 2, 100  # the coarse one before the fine one
+    # A record is its labels, then 1,024 red, green and blue pixels each.
+    size = num_labels + 3 * 32 * 32
+
+    def read(name):
+        with _reading(folder / name, f"complete records of {size} bytes"):
+            raw = np.fromfile(folder / name, np.uint8)
+            _need(len(raw) > 0 and len(raw) % size == 0, f"it has {len(raw)} bytes")
+            return raw.reshape(-1, size)
+
+    def arrays(records):
+        x = records[:, num_labels:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+        return np.ascontiguousarray(x), records[:, num_labels - 1]
+
+    train = arrays(np.concatenate([read(name) for name in train]))
+    name = f"cifar{num_classes}"
+    return as_images(*train, *arrays(read(test)), num_classes=num_classes, name=name)
 
 
-def _read_idx(folder: Path, split: str, kind: str, rank: int) -> np.ndarray:
-    """An idx file: a magic number and the sizes, all big-endian, then the bytes."""
-    stems = [folder / f"{split}-{kind}{dot}idx{rank}-ubyte" for dot in "-."]
-    paths = [*stems, *(path.with_name(f"{path.name}.gz") for path in stems)]
+def _idx(folder: Path, split: str, kind: str, rank: int) -> np.ndarray:
+    """An idx file: a magic number and the sizes, all big-endian, then the bytes.
+
+    Format: LeCun, Cortes and Burges, the MNIST database.
+    """
+    names = [f"{split}-{kind}{dot}idx{rank}-ubyte" for dot in "-."]
+    paths = [folder / name for name in names + [f"{name}.gz" for name in names]]
     path = next(filter(Path.is_file, paths), paths[0])
-    files = "{train,t10k}-images-idx3-ubyte[.gz] and -labels-idx1-ubyte[.gz]"
-    existing_file("idx_folder", path, f"give a folder with {files}")
-    expected = f"an idx file of unsigned bytes in {rank} dimensions"
-    with _reading("idx_folder", path, expected):
+    with _reading(path, f"an idx file of unsigned bytes in {rank} dimensions"):
         raw = path.read_bytes()
         raw = gzip.decompress(raw) if path.suffix == ".gz" else raw
         magic, *shape = np.frombuffer(raw[: 4 + 4 * rank], ">i4").tolist()

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from jaxcl.data.files import idx_folder
+from jaxcl.data.files import load_images
 from jaxcl.data.images import Images, as_images
-from jaxcl.errors import InputError, MissingFileError, require
+from jaxcl.errors import InputError, MissingFileError
 
 PathLike = str | os.PathLike[str]
 
@@ -32,7 +32,8 @@ def tfds_images(name: str, data_dir: PathLike, *, download: bool = False) -> Ima
     Raises:
       ModuleNotFoundError: without the extra ``data``.
       FileNotFoundError: if the set is not prepared and ``download`` is false.
-      ValueError: for an unknown set, or one without labelled images.
+      ValueError: for an unknown set.
+      KeyError: for one without the splits or columns.
     """
     tfds = _import_tfds("tfds_images")
     try:
@@ -48,14 +49,7 @@ def tfds_images(name: str, data_dir: PathLike, *, download: bool = False) -> Ima
         )
         raise MissingFileError(msg)
     source = tfds.data_source(name, data_dir=data_dir, download=download, try_gcs=False)
-    features = builder.info.features or {}
-    require(
-        {"train", "test"} <= set(source) and {"image", "label"} <= set(features),
-        "tfds_images",
-        f"{name} must have splits train and test with image and label, got "
-        f"{', '.join(source)} with {', '.join(features)}; choose a classification set",
-    )
-    num_classes = features["label"].num_classes
+    num_classes = builder.info.features["label"].num_classes
     train, test = _arrays(source["train"]), _arrays(source["test"])
     return as_images(*train, *test, num_classes=num_classes, name=name)
 
@@ -67,7 +61,7 @@ def prepare_mnist(folder: PathLike, data_dir: PathLike) -> Path:
     that neither TensorFlow nor a network is needed. It takes about a millisecond an image.
 
     Args:
-      folder: the four idx files, see :func:`jaxcl.data.idx_folder`.
+      folder: the four idx files, see :func:`jaxcl.data.load_images`.
       data_dir: where tensorflow-datasets keeps prepared sets.
 
     Returns:
@@ -76,7 +70,7 @@ def prepare_mnist(folder: PathLike, data_dir: PathLike) -> Path:
     Raises:
       ModuleNotFoundError: without the extra ``data``.
     """
-    tfds, images = _import_tfds("prepare_mnist"), idx_folder(folder)
+    tfds, images = _import_tfds("prepare_mnist"), load_images(folder)
     stock = tfds.image_classification.MNIST
 
     class Local(stock, skip_registration=True):  # pyright: ignore

@@ -6,13 +6,7 @@ import pickle
 import numpy as np
 import pytest
 
-from jaxcl.data import (
-    cifar_folder,
-    idx_folder,
-    load_images,
-    npy_folder,
-    npz_file,
-)
+from jaxcl.data import load_images
 
 
 @pytest.fixture
@@ -48,7 +42,6 @@ def assert_holds(images, arrays):
 def test_idx_files_come_back(tmp_path, arrays, dash, zipped):
     """Oracle: the arrays that were written by the format's description."""
     write_idx(tmp_path, arrays, dash, zipped)
-    assert_holds(idx_folder(tmp_path), arrays)
     assert_holds(load_images(tmp_path), arrays)
     assert load_images(str(tmp_path)).name == tmp_path.name
 
@@ -57,7 +50,6 @@ def test_idx_files_come_back(tmp_path, arrays, dash, zipped):
 def test_npz_files_come_back(tmp_path, arrays, names):
     """Oracle: the arrays that numpy wrote."""
     np.savez(tmp_path / "toy.npz", **dict(zip(names.split(), arrays, strict=True)))
-    assert_holds(npz_file(tmp_path / "toy.npz"), arrays)
     assert_holds(load_images(tmp_path / "toy.npz"), arrays)
     assert_holds(load_images(tmp_path), arrays)
     assert load_images(tmp_path).name == "toy"
@@ -68,7 +60,6 @@ def test_npy_files_come_back(tmp_path, arrays):
     names = ("train_x", "train_y", "test_x", "test_y")
     for name, array in zip(names, arrays, strict=True):
         np.save(tmp_path / f"{name}.npy", array)
-    assert_holds(npy_folder(tmp_path), arrays)
     assert_holds(load_images(tmp_path), arrays)
 
 
@@ -92,7 +83,7 @@ def test_cifars_binary_files_come_back(tmp_path, classes):
     else:
         write("train.bin", slice(0, 5))
     write("test_batch.bin" if classes == 10 else "test.bin", slice(5, 7))
-    images = cifar_folder(tmp_path)
+    images = load_images(tmp_path)
     np.testing.assert_array_equal(np.concatenate([images.train_x, images.test_x]), x)
     np.testing.assert_array_equal(np.concatenate([images.train_y, images.test_y]), y)
     assert images.num_classes == classes
@@ -100,20 +91,32 @@ def test_cifars_binary_files_come_back(tmp_path, classes):
 
 
 @pytest.mark.parametrize("folder", [".", "nowhere"])
+def test_a_folder_without_images_is_named_in_one_line(tmp_path, folder):
+    """Oracle: the message names the files that were looked for."""
+    words = "no image set in .*train-images-idx3-ubyte.*or one .npz"
+    with pytest.raises(FileNotFoundError, match=words) as error:
+        load_images(tmp_path / folder)
+    assert "\n" not in str(error.value)
+
+
 @pytest.mark.parametrize(
-    ("load", "words"),
+    ("there", "missing"),
     [
-        (load_images, "no image set in .*train-images-idx3-ubyte.*or one .npz"),
-        (idx_folder, "no file .*/train-images-idx3-ubyte; give a folder with .*t10k"),
-        (npy_folder, "no file .*/train_x.npy; give a folder"),
-        (cifar_folder, "no file .*/train.bin; give .*not the pickled one"),
-        (npz_file, "no file .*; give the path of an .npz file with x_train"),
+        ("train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte"),
+        ("train_x.npy", "train_y.npy"),
+        ("data_batch_1.bin", "data_batch_2.bin"),
     ],
 )
-def test_a_missing_file_is_named_in_one_line(tmp_path, folder, load, words):
-    """Oracle: the message names the files that were looked for."""
-    with pytest.raises(FileNotFoundError, match=words) as error:
-        load(tmp_path / folder)
+def test_a_missing_file_of_a_set_is_named_in_one_line(tmp_path, arrays, there, missing):
+    """Oracle: the message; the first file of each set is good."""
+    write_idx(tmp_path, arrays, zipped=True)
+    write_npy(tmp_path, arrays)
+    (tmp_path / "data_batch_1.bin").write_bytes(bytes(3073))
+    for path in tmp_path.iterdir():
+        if path.name != there:
+            path.unlink()
+    with pytest.raises(FileNotFoundError, match=f"no file .*/{missing}; put") as error:
+        load_images(tmp_path)
     assert "\n" not in str(error.value)
 
 
@@ -134,15 +137,15 @@ def test_a_broken_idx_file_is_named(tmp_path, arrays, fault):
         "not gzip": raw,
     }
     path.write_bytes(damaged[fault])
-    with pytest.raises(ValueError, match=rf"idx_folder: .*{path.name} is not .*again"):
-        idx_folder(tmp_path)
+    with pytest.raises(ValueError, match=rf"load_images: .*{path.name} is not .*again"):
+        load_images(tmp_path)
 
 
 def test_a_cut_cifar_file_is_named(tmp_path):
     """Oracle: the message; 3,073 bytes are no record of 3,074."""
     (tmp_path / "train.bin").write_bytes(bytes(3073))
     with pytest.raises(ValueError, match=r"train.bin is not complete records of 3074"):
-        cifar_folder(tmp_path)
+        load_images(tmp_path)
 
 
 def write_npy(folder, arrays):
@@ -169,14 +172,14 @@ def write_npy(folder, arrays):
 def test_a_damaged_npy_header_is_refused_in_one_line(tmp_path, arrays, old, new):
     """Oracle: the file as written is read; nothing that is not there is allocated."""
     path = write_npy(tmp_path, arrays)
-    assert_holds(npy_folder(tmp_path), arrays)
+    assert_holds(load_images(tmp_path), arrays)
     raw = path.read_bytes()
     # The header's padding gives or takes the bytes that the new text needs.
     room = new + b" " * max(0, len(old) - len(new))
     raw = raw.replace(old, room, 1).replace(b" " * (len(room) - len(old)), b"", 1)
     path.write_bytes(raw)
     with pytest.raises(ValueError, match=r"train_x.npy is not a plain array") as error:
-        npy_folder(tmp_path)
+        load_images(tmp_path)
     assert "\n" not in str(error.value)
     if b"000000000, 6" in new:
         assert "announces 24000000000000 bytes, it has 168" in str(error.value)
@@ -192,12 +195,14 @@ def test_a_damaged_npz_directory_is_refused_in_one_line(tmp_path, arrays, place,
     path = tmp_path / "toy.npz"
     names = ("x_train", "y_train", "x_test", "y_test")
     np.savez_compressed(path, **dict(zip(names, arrays, strict=True)))
-    assert_holds(npz_file(path), arrays)
+    assert_holds(load_images(path), arrays)
     raw = bytearray(path.read_bytes())
     raw[raw.index(b"PK\x01\x02") + place] = value
     path.write_bytes(raw)
-    with pytest.raises(ValueError, match=r"npz_file: .*toy.npz (is not|must)") as error:
-        npz_file(path)
+    with pytest.raises(
+        ValueError, match=r"load_images: .*toy.npz (is not|must)"
+    ) as error:
+        load_images(path)
     assert "\n" not in str(error.value)
 
 
@@ -207,7 +212,7 @@ def test_sizes_of_an_idx_file_that_overflow_are_refused(tmp_path, arrays):
     header = np.array([0x803, 2**30, 2**30, 16], ">i4").tobytes()
     (tmp_path / "train-images-idx3-ubyte").write_bytes(header)
     with pytest.raises(ValueError, match=r"announces \[1073741824, .* it has 0 bytes"):
-        idx_folder(tmp_path)
+        load_images(tmp_path)
 
 
 def test_labels_beyond_int32_are_refused_not_wrapped(tmp_path, arrays):
@@ -217,7 +222,7 @@ def test_labels_beyond_int32_are_refused_not_wrapped(tmp_path, arrays):
     with pytest.raises(
         ValueError, match=r"labels must lie in \[0, 2147483648\), got 0 to"
     ):
-        npy_folder(tmp_path)
+        load_images(tmp_path)
 
 
 class Bomb:
@@ -252,10 +257,10 @@ def test_an_npz_with_other_names_is_told_which_it_needs(tmp_path, arrays):
     """Oracle: the message lists what the file holds."""
     np.savez(tmp_path / "odd.npz", images=arrays[0], labels=arrays[1])
     with pytest.raises(ValueError, match=r"must hold x_train.*got images, labels"):
-        npz_file(tmp_path / "odd.npz")
+        load_images(tmp_path / "odd.npz")
     (tmp_path / "odd.npz").write_bytes(b"PK nonsense")
     with pytest.raises(ValueError, match=r"odd.npz is not an .npz"):
-        npz_file(tmp_path / "odd.npz")
+        load_images(tmp_path / "odd.npz")
 
 
 def test_two_archives_in_a_folder_are_not_guessed_between(tmp_path, arrays):
