@@ -76,7 +76,7 @@ def array_dataset(batch: Batch) -> Dataset:
         bytes in memory; rows that are read are float32 in [0, 1].
 
     Raises:
-      ValueError: if no row has a weight, or ``x`` or ``y`` hold anything but numbers.
+      ValueError: if no row has a weight above 0.
     """
     check_batch("array_dataset", batch)
     batch = jax.tree.map(np.asarray, batch)
@@ -99,16 +99,17 @@ def source_dataset(
       task: number of the task.
 
     Raises:
-      ValueError: for a ``task`` that is not an int of at least 0, or no items; when read,
-        for an item that cannot be used (with its number), and for floats where the first
-        item has integers.
+      ValueError: for an item that cannot be used, with its number, when it is read; and
+        for floats where the first item has integers.
     """
     check_size("source_dataset", least=0, task=task)
 
     def item(number):
         try:
             row = _checked(parse(source[number]))
-            return _like(row, shapes, "of item 0") if number else row
+            if number:
+                _expect_shapes(row, shapes, "of item 0")
+            return row
         except _UNUSABLE as error:
             reason = reason_of(error)
             msg = f"source_dataset: item {number} is bad ({reason}); see parse."
@@ -154,8 +155,8 @@ def jsonl_dataset(
 
     Raises:
       FileNotFoundError: if the file does not exist.
-      ValueError: for a ``task`` that is not an int of at least 0, a bad line (with its
-        number), or if no line is left; when read, for a file that has changed since.
+      ValueError: for a bad line, with its number, or if no line is left; when read, for a
+        file that has changed since.
     """
     check_size("jsonl_dataset", least=0, task=task)
     remedy = "give the path of a JSON-lines file"
@@ -188,11 +189,14 @@ def _indexed(
             if not line.strip():
                 continue
             try:
-                with np.errstate(over="ignore"):  # infinity is refused
-                    row = _finite(_checked(parse(_object(line))))
+                record = json.loads(line)
+                _expect(isinstance(record, dict), "an object", type(record).__name__)
+                with np.errstate(over="ignore"):
+                    row = _checked(parse(record))
+                    _expect_finite(row)  # Python also reads NaN and infinity
                 if not places:
                     first, shapes, dtypes = number, _shapes(row), _dtypes(row)
-                _like(row, shapes, f"on line {first}")
+                _expect_shapes(row, shapes, f"on line {first}")
                 # The smallest dtypes that also hold this row.
                 dtypes = jax.tree.map(np.promote_types, dtypes, _dtypes(row))
             except _UNUSABLE as error:
@@ -243,53 +247,38 @@ def stream_tasks(stream: Stream) -> list[Task]:
     ]
 
 
-def _object(line: bytes) -> dict[str, Any]:
-    """The record of a line."""
-    record = json.loads(line)
-    if not isinstance(record, dict):
-        msg = f"expected an object, got {type(record).__name__}"
-        raise TypeError(msg)
-    return record
+def _expect(holds: Any, what: str, got: Any) -> None:
+    """Refuse a row for a reason, which becomes part of the message about its place."""
+    if not holds:
+        msg = f"expected {what}, got {got}"
+        raise ValueError(msg)
 
 
 def _checked(row: Any) -> _Row:
     """The result of ``parse``, if a batch can hold it."""
-    if not isinstance(row, tuple) or len(row) != 2:
-        msg = f"expected (x, y) from parse, got {shown(row)}"
-        raise TypeError(msg)
+    pair = isinstance(row, tuple) and len(row) == 2
+    _expect(pair, "(x, y) from parse", shown(row))
     int32 = np.iinfo(np.int32)
     for leaf in jax.tree.leaves(row):
         array = np.asarray(leaf)
-        if array.dtype.kind not in "biufcV":  # V: bfloat16 and its like
-            msg = f"expected numbers from parse, got {shown(leaf)}"
-            raise TypeError(msg)
-        whole = array.dtype.kind in "iu" and array.size > 0
-        if whole and not int32.min <= array.min() <= array.max() <= int32.max:
-            msg = f"expected integers within int32 from parse, got {shown(leaf)}"
-            raise InputError(msg)
+        numbers = array.dtype.kind in "biufcV"  # V: bfloat16 and its like
+        _expect(numbers, "numbers from parse", shown(leaf))
+        if array.dtype.kind in "iu" and array.size:
+            held = int32.min <= array.min() and array.max() <= int32.max
+            _expect(held, "integers within int32 from parse", shown(leaf))
     return row
 
 
-def _like(row: _Row, shapes: PyTree, where: str) -> _Row:
-    """The row, if its shapes are those of the first."""
-    if _shapes(row) != shapes:
-        msg = f"expected shapes {shapes}, as {where}, got {_shapes(row)}"
-        raise InputError(msg)
-    return row
+def _expect_shapes(row: _Row, shapes: PyTree, where: str) -> None:
+    _expect(_shapes(row) == shapes, f"shapes {shapes}, as {where}", _shapes(row))
 
 
-def _finite(row: _Row) -> _Row:
-    """The row, if it is finite in the dtypes of a batch, float32 for float64.
-
-    Python also reads NaN and infinity, unlike JSON.
-    """
+def _expect_finite(row: _Row) -> None:
+    """Refuse what is not finite in the dtypes of a batch, float32 for float64."""
     for leaf in map(np.asarray, jax.tree.leaves(row)):
         narrow = leaf.astype(jax.dtypes.canonicalize_dtype(leaf.dtype))
-        if not np.isfinite(narrow).all():
-            beyond = f", beyond {narrow.dtype}" if np.isfinite(leaf).all() else ""
-            msg = f"expected finite numbers, got {shown(leaf)}{beyond}"
-            raise InputError(msg)
-    return row
+        beyond = f", beyond {narrow.dtype}" if np.isfinite(leaf).all() else ""
+        _expect(np.isfinite(narrow).all(), "finite numbers", f"{shown(leaf)}{beyond}")
 
 
 def _shapes(row: _Row) -> PyTree:

@@ -211,12 +211,12 @@ def test_a_stream_is_read_by_two_programs_a_split_and_one_task_of_it_stays(monke
 @pytest.mark.parametrize(
     ("bad", "words"),
     [
-        ('"cat"', "line 2 is bad .TypeError: expected numbers from parse, got 'cat'"),
+        ('"cat"', "line 2 is bad .ValueError: expected numbers from parse, got 'cat'"),
         (
             str(2**40),
-            "line 2 is bad .InputError: expected integers within int32 from parse, got 1",
+            "line 2 is bad .ValueError: expected integers within int32 from parse, got 1",
         ),
-        ("[1]", r"line 2 is bad .InputError: expected shapes"),
+        ("[1]", r"line 2 is bad .ValueError: expected shapes"),
     ],
 )
 def test_a_label_that_no_batch_can_hold_is_a_bad_line(tmp_path, bad, words):
@@ -237,7 +237,7 @@ def test_a_label_that_no_batch_can_hold_is_a_bad_line(tmp_path, bad, words):
 def test_a_parse_that_returns_no_pair_or_slips_is_named_with_the_line(tmp_path, parse):
     """Oracle: the message."""
     (tmp_path / "a.jsonl").write_text("{}\n")
-    wanted = r"line 1 is bad \((TypeError: expected \(x, y\)|AttributeError)"
+    wanted = r"line 1 is bad \((ValueError: expected \(x, y\)|AttributeError)"
     with pytest.raises(ValueError, match=wanted):
         jsonl_dataset(tmp_path / "a.jsonl", parse, task=0)
 
