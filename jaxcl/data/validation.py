@@ -9,7 +9,7 @@ import numpy as np
 
 from jaxcl.errors import require
 from jaxcl.tree import at, num_tasks
-from jaxcl.typing import Array, PyTree, Stream
+from jaxcl.typing import Array, Batch, PyTree, Stream
 
 
 def validate(stream: Stream) -> Stream:
@@ -30,14 +30,13 @@ def validate(stream: Stream) -> Stream:
       ValueError: for the first error found, in one line.
     """
     who = f"validate: {stream.name}"
-    _need_lengths(who, "the plan", "tasks", stream.plan)
     for where, tree in (("the pool", stream.pool), ("the plan", stream.plan)):
         _need_finite(who, where, _num_strange(tree))
-    train, test = (_row_format(who, stream, split) for split in ("train", "test"))
-    same = f"train and test inputs must have the same shape and dtype, got {train}"
-    require(train == test, who, f"{same} and {test}; make them alike")
-    for split in ("train", "test"):
-        survey = jax.jit(functools.partial(_survey, getattr(stream, split)))
+    for split, make in (("train", stream.train), ("test", stream.test)):
+        first = lambda pool, plan, make=make: make(pool, at(0, plan))
+        batch = jax.eval_shape(first, stream.pool, stream.plan)
+        _need_rows(who, split, batch)
+        survey = jax.jit(functools.partial(_survey, make))
         found = jax.tree.map(np.asarray, survey(stream.pool, stream.plan))
         _need_finite(who, f"the {split} inputs of task 0", found.strange)
         for task in range(num_tasks(stream.plan)):
@@ -62,21 +61,22 @@ class Survey(NamedTuple):
     tasks: TaskSurvey
 
 
-def _need_lengths(who: str, whose: str, what: str, tree: PyTree):
-    lengths = sorted({leaf.shape[:1] for leaf in jax.tree.leaves(tree)})
-    require(
-        len(lengths) == 1 and lengths[0] not in ((), (0,)),
-        who,
-        f"all leaves of {whose} must have the same number of {what}, above 0, got "
-        f"{list(map(list, lengths))}; give each leaf all {what}",
+def _need_rows(who: str, split: str, batch: Batch):
+    """Refuse a weight ``[rows, 1]``, which would broadcast, and other mismatches."""
+    shapes = [leaf.shape for leaf in jax.tree.leaves(batch)]
+    rows = batch.weight.shape
+    alike = len(rows) == len(batch.task.shape) == 1 and {s[:1] for s in shapes} == {
+        rows
+    }
+    wanted = (
+        f"all leaves of a {split} batch must start with [rows], weight and task be "
     )
+    require(alike, who, f"{wanted}that, got {shapes[:4]}; give one entry a row")
 
 
 def _need_finite(who: str, where: str, strange):
-    finite = (
-        f"{where} must hold finite numbers only, got {int(strange)} that are NaN or "
-    )
-    require(strange == 0, who, f"{finite}infinite; clean the data")
+    finite = f"{where} must hold finite numbers only, got {int(strange)} that are not"
+    require(strange == 0, who, f"{finite}; clean the data")
 
 
 def _need_usual(who: str, where: str, task: TaskSurvey, num_classes: int):
@@ -89,18 +89,6 @@ def _need_usual(who: str, where: str, task: TaskSurvey, num_classes: int):
     high = max(jax.tree.leaves(task.highest))
     lie = f"labels {where} must lie in [0, {num_classes}), got {low} to {high}"
     require(low >= 0 and high < num_classes, who, f"{lie}; renumber them")
-
-
-def _row_format(who: str, stream: Stream, split: str) -> PyTree:
-    """Dtypes and shapes of a row of inputs, after a check of the leaves of a batch."""
-    make = getattr(stream, split)
-    batch = jax.eval_shape(lambda p, q: make(p, at(0, q)), stream.pool, stream.plan)
-    _need_lengths(who, f"a {split} batch", "rows", batch)
-    for part in ("weight", "task"):
-        shape = list(getattr(batch, part).shape)
-        wanted = f"{part} of a {split} batch must be [rows], got {shape}"
-        require(len(shape) == 1, who, f"{wanted}; give one number a row")
-    return jax.tree.map(lambda leaf: f"{leaf.dtype}{list(leaf.shape[1:])}", batch.x)
 
 
 def _survey(make, pool: PyTree, plan: PyTree) -> Survey:
