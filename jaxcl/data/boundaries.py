@@ -28,15 +28,9 @@ def blurry(
 
     Args:
       key: draws the rows that are given away.
-      tasks: at least two, in order. Where none of their rows is numbered, they are
-        numbered by their place.
+      tasks: at least two, in order, which keep their names, test and validation sets.
+        Where none of their rows is numbered, they are numbered by their place.
       minor_fraction: M / 100, in [0, 1): 0.1 is Blurry10, 0 mixes nothing.
-
-    Returns:
-      As many tasks, with their names, test and validation sets.
-
-    Raises:
-      ValueError: for a fraction outside [0, 1), or fewer than two tasks.
 
     Source: Bang et al. 2021, arXiv:2103.17230; also the blurry classes of
     Koh et al. 2022, arXiv:2110.10031 (i-Blurry).
@@ -85,12 +79,6 @@ def gradual(key: Key, tasks: Sequence[Task], *, overlap: float | int) -> list[Ta
       overlap: in [0, 1]. At 0 the tasks are separate; at 1 some rows of the next task
         appear from the middle of a task on.
 
-    Returns:
-      As many tasks of the same sizes, with the test and validation sets as they were.
-
-    Raises:
-      ValueError: for an overlap outside [0, 1], or fewer than two tasks.
-
     Source: the continuous task-agnostic streams of Zeno et al. 2018, arXiv:1803.10123.
     """
     check_number("gradual", most=1.0, overlap=overlap)
@@ -113,7 +101,7 @@ def gradual(key: Key, tasks: Sequence[Task], *, overlap: float | int) -> list[Ta
 
 
 def task_free(tasks: Sequence[Task], *, name: str = "stream") -> Task:
-    """One task of the rows of all tasks in order, seen once, with no boundary in it.
+    """One task of the rows of all tasks in order, seen once: no boundary, no shuffling.
 
     A method's ``end_task`` is called once, at the end. With :func:`gradual` before it, the
     stream has no sharp changes either. ``learn(..., evaluation={task.name: task.test for
@@ -123,20 +111,16 @@ def task_free(tasks: Sequence[Task], *, name: str = "stream") -> Task:
       tasks: in order; see :func:`blurry`. Rows keep their order, also within a task.
       name: of the one task.
 
-    Returns:
-      A task of all training and all test rows, of one epoch, that is not shuffled.
-
     Source: the setting of Aljundi et al. 2019, arXiv:1812.03596.
     """
     tasks = _numbered("task_free", tasks, least=1)
 
     def joined(split):
-        parts = [getattr(task, split) for task in tasks]
-        every = [_places(i, np.arange(part.count)) for i, part in enumerate(parts)]
+        counts = [getattr(task, split).count for task in tasks]
+        every = [_places(i, np.arange(count)) for i, count in enumerate(counts)]
         return _rows_of(tasks, np.concatenate(every), split)
 
-    train, test = joined("train"), joined("test")
-    return Task(name, train, test, num_epochs=1, shuffle=False)
+    return Task(name, joined("train"), joined("test"), num_epochs=1, shuffle=False)
 
 
 def _time_of(

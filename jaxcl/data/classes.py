@@ -10,13 +10,7 @@ from jaxtyping import Array, Int
 
 from jaxcl.data.draws import generator
 from jaxcl.data.images import Images
-from jaxcl.data.pixels import (
-    Normalise,
-    as_pool,
-    finisher,
-    task_batch,
-    task_numbers,
-)
+from jaxcl.data.pixels import Normalise, as_pool, finisher, task_batch, task_numbers
 from jaxcl.errors import is_whole, require, shown
 from jaxcl.typing import Key, Stream
 
@@ -112,9 +106,8 @@ def class_splits(
       ``jaxcl.losses.heads(model.apply, sizes)``.
 
     Raises:
-      ValueError: unless one of ``num_tasks`` and ``sizes`` is given, for more tasks than
-        classes, sizes that are not ints above 0 or sum to more than the classes, or a class
-        without rows.
+      ValueError: unless one of ``num_tasks`` and ``sizes`` is given, for more classes than
+        there are, or a class without rows.
     """
     sizes = _sizes(images.num_classes, num_tasks, sizes)
     width = min(sizes) if truncate else max(sizes)
@@ -134,16 +127,9 @@ def class_splits(
 def split_sizes(num_classes: int, num_tasks: int) -> tuple[int, ...]:
     """Classes of every task, as even as possible: the first tasks have one more.
 
-    Args:
-      num_classes: classes in total.
-      num_tasks: tasks ``T``.
-
     Returns:
       ``T`` sizes that sum to ``num_classes``, such as ``(4, 3, 3)`` for ten classes in
       three tasks: what ``jaxcl.losses.heads`` takes.
-
-    Raises:
-      ValueError: unless ``num_tasks`` is an int in ``[1, num_classes]``.
     """
     require(
         is_whole(num_tasks) and 1 <= num_tasks <= num_classes,

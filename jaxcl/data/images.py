@@ -44,8 +44,7 @@ def as_images(
       The record, labels as int32; pixels are not copied.
 
     Raises:
-      ValueError: if a set is empty, pixels are not uint8, shapes disagree, or a label
-        lies outside ``[0, num_classes)``.
+      ValueError: for pixels, shapes or labels other than these, or an empty set.
     """
     check_size("as_images", optional=True, num_classes=num_classes)
     who = f"as_images: {name}"
@@ -75,9 +74,7 @@ def digits(*, test_fraction: float = 0.2) -> Images:
 
     Returns:
       Images ``[n, 8, 8]`` in 10 classes; 1,442 and 355 rows with the default fraction.
-
-    Raises:
-      ModuleNotFoundError: without scikit-learn.
+      It needs scikit-learn.
 
     Source: Alpaydin and Kaynak 1998, UCI, Optical Recognition of Handwritten Digits.
     """
@@ -117,9 +114,6 @@ def subset(
 
     Returns:
       The kept rows in their original order.
-
-    Raises:
-      ValueError: if a number is below one, or more than there is.
     """
     rng = None if key is None else generator(key)
     train = _choose(rng, images, images.train_y, num_train, per_class)
@@ -138,8 +132,7 @@ def only_classes(images: Images, classes: ArrayLike) -> Images:
       The rows of these classes in their original order; ``num_classes`` is their number.
 
     Raises:
-      ValueError: if no class is named, one twice, or one that the set lacks in its train
-        or test rows.
+      ValueError: for a class that is named twice, or lacks train or test rows.
     """
     wanted = as_numbers("only_classes", "classes", classes)
     both = set(images.train_y.tolist()) & set(images.test_y.tolist())

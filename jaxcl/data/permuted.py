@@ -80,9 +80,6 @@ def permuted(
     Returns:
       A stream of ``num_classes`` outputs; every task tests on all test images.
 
-    Raises:
-      ValueError: if a number is out of range or the images are malformed.
-
     Source: Goodfellow et al. 2013, arXiv:1312.6211; online with ``num_examples=10_000``
     as in Kumar et al. 2023, arXiv:2308.11958.
     """
@@ -170,8 +167,6 @@ def rotations(
       flat: see :func:`permuted`.
       normalise: see :func:`permuted`; applied after the rotation.
 
-    Raises:
-      ValueError: if there is no angle or the images are malformed.
     """
     pool, finish = as_pool(images), finisher(images, flat, normalise)
     angles = np.asarray(angles, np.float32)

@@ -217,9 +217,6 @@ def take_tasks(
       stream: where to take them from.
       tasks: a slice, or the numbers of the tasks in the order wanted; not a mask.
       axis: where the tasks are in the plan; 1 after :func:`stack_plans`.
-
-    Raises:
-      ValueError: if no task is left, a number is out of range, or one is not an int.
     """
     count = jax.tree.leaves(stream.plan)[0].shape[axis]
     tasks = np.arange(count)[tasks] if isinstance(tasks, slice) else tasks
@@ -283,9 +280,6 @@ def stack_plans(streams: Sequence[Stream]) -> Stream:
 
     ``jax.vmap`` over ``stream.plan`` then runs all seeds; the pool is not copied. The
     streams must come from the same constructor with the same arguments except keys.
-
-    Args:
-      streams: one for each seed, at least one.
 
     Raises:
       ValueError: if names, plan shapes or pools differ.

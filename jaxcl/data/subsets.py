@@ -41,8 +41,7 @@ def train_valid_split(
       ``(train, valid)``, of the kind of ``data``.
 
     Raises:
-      ValueError: for a fraction outside (0, 1), fewer than two rows, or labels of another
-        shape or dtype with ``stratify``.
+      ValueError: for fewer than two rows, or other labels with ``stratify``.
     """
     wanted = f"valid_fraction must be a number in (0, 1), got {shown(valid_fraction)}"
     tenth = f"{wanted}; 0.1 keeps a tenth for validation"
@@ -111,9 +110,6 @@ def random_rows(key: Key, batch: Batch, count: int) -> Batch:
     Returns:
       A batch of ``count`` rows, in random order. If there are fewer real ones, it is
       padded with copies of a real row, of weight 0.
-
-    Raises:
-      ValueError: for a ``count`` below one.
     """
     check_size("random_rows", count=count)
     real = jnp.asarray(batch.weight) > 0
@@ -136,9 +132,6 @@ def random_row_numbers(key: Key, num_rows: int, count: int) -> Int[np.ndarray, "
 
     Returns:
       ``[min(count, num_rows)]`` different numbers below ``num_rows``, in random order.
-
-    Raises:
-      ValueError: for a number below one.
     """
     check_size("random_row_numbers", num_rows=num_rows, count=count)
     draws = np.asarray(_draws(key, num_rows))

@@ -37,9 +37,6 @@ def synthetic_images(
 
     Returns:
       Images ``[n, size, size]``, named ``synthetic``.
-
-    Raises:
-      ValueError: if a number is below one or ``noise`` is negative.
     """
     check_size("synthetic_images", num_train=num_train, num_test=num_test)
     check_size("synthetic_images", num_classes=num_classes, size=size)
@@ -93,9 +90,6 @@ def prototypes(
       num_features: features ``d``.
       num_classes: classes, drawn with equal probability.
       noise: standard deviation around the centres, whose own is 1.
-
-    Raises:
-      ValueError: if a number is below one.
     """
     check_size("prototypes", num_tasks=num_tasks, num_classes=num_classes)
     check_size("prototypes", num_train=num_train, num_test=num_test)
