@@ -9,7 +9,14 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree, ScalarLike
 
-from jaxcl.errors import InputError, as_numbers, check_number, check_size, shown
+from jaxcl.errors import (
+    InputError,
+    as_numbers,
+    check_number,
+    check_size,
+    require,
+    shown,
+)
 from jaxcl.lockstep import when
 from jaxcl.typing import Batch
 
@@ -224,16 +231,16 @@ def as_batch(x: PyTree, y: PyTree, *, weight=None, task: int = 0) -> Batch:
     check_numbers("as_batch", x, y)
     x, y, weight = lists_as_arrays("as_batch", (x, y, weight))
     shapes = [np.shape(leaf) for leaf in jax.tree.leaves((x, y, weight))]
-    if () in shapes or np.ndim(task) or not (weight is None or np.ndim(weight) == 1):
-        msg = (
-            "as_batch: x and y must be arrays [n, ...] or lists of numbers, weight [n] "
-            f"and task one int, got shapes {shapes[:4]} and task {shown(task)}."
-        )
-        raise InputError(msg)
+    vectors = np.ndim(task) == 0 and (weight is None or np.ndim(weight) == 1)
+    require(
+        vectors and () not in shapes,
+        "as_batch",
+        "x and y must be arrays [n, ...] or lists of numbers, weight [n] and task one int, "
+        f"got shapes {shapes[:4]} and task {shown(task)}",
+    )
     lengths = sorted({shape[0] for shape in shapes})
-    if len(lengths) != 1:
-        msg = f"as_batch: x, y and weight must have the same number of rows, got {lengths}."
-        raise InputError(msg)
+    same = f"x, y and weight must have the same number of rows, got {lengths}"
+    require(len(lengths) == 1, "as_batch", same)
     rows = lengths[0]
     if not isinstance(task, Tracer):
         check_size("as_batch", least=0, task=np.asarray(task)[()])
@@ -244,10 +251,9 @@ def as_batch(x: PyTree, y: PyTree, *, weight=None, task: int = 0) -> Batch:
     for leaf in jax.tree.leaves(y):
         if not isinstance(leaf, Tracer) and leaf.dtype.kind in "iu" and leaf.size:
             low, high = int(leaf.min()), int(leaf.max())
-            if max(-low - 1, high) >= 2**31:
-                far = low if -low > high else high
-                msg = f"as_batch: labels must fit in int32, got {far}; renumber them."
-                raise InputError(msg)
+            far = low if -low > high else high
+            fit = f"labels must fit in int32, got {far}; renumber them"
+            require(low >= -(2**31) and high < 2**31, "as_batch", fit)
     classes = lambda leaf: leaf.dtype.kind in "biu"
     narrow = lambda leaf: jnp.asarray(leaf, jnp.int32 if classes(leaf) else None)
     return Batch(
@@ -261,22 +267,15 @@ def as_batch(x: PyTree, y: PyTree, *, weight=None, task: int = 0) -> Batch:
 
 
 def check_numbers(who: str, x: PyTree, y: PyTree) -> None:
-    """Refuse text, dates and objects, which no program takes.
-
-    Raises:
-      ValueError: naming the function, the first such value, and what to do.
-    """
-    for name, part in (("x", x), ("y", y)):
-        for leaf in jax.tree.leaves(part):
-            found = _other_than_numbers(leaf)
-            if found is not None:
-                remedy = (
-                    "number the classes with jaxcl.data.encode_labels"
-                    if name == "y"
-                    else "encode it as numbers, or leave it out"
-                )
-                msg = f"{who}: {name} must hold numbers, got {found}; {remedy}."
-                raise InputError(msg)
+    """Refuse text, dates and objects, which no program takes, naming the first."""
+    remedies = {
+        "x": "encode it as numbers, or leave it out",
+        "y": "number the classes with jaxcl.data.encode_labels",
+    }
+    for (name, remedy), part in zip(remedies.items(), (x, y), strict=True):
+        odd = filter(None, map(_other_than_numbers, jax.tree.leaves(part)))
+        found = next(odd, None)
+        require(found is None, who, f"{name} must hold numbers, got {found}; {remedy}")
 
 
 def _other_than_numbers(leaf) -> str | None:
@@ -291,11 +290,7 @@ def _other_than_numbers(leaf) -> str | None:
 
 
 def lists_as_arrays(who: str, tree: PyTree) -> PyTree:
-    """The tree with lists of numbers, and frames and series of pandas, as NumPy arrays.
-
-    Raises:
-      ValueError: for nested lists of unequal length, and for missing numbers.
-    """
+    """The tree with lists of numbers, and frames and series of pandas, as NumPy arrays."""
 
     def of_numbers(node):
         leaves = jax.tree.leaves(node) if isinstance(node, list) else ()
@@ -311,56 +306,41 @@ def lists_as_arrays(who: str, tree: PyTree) -> PyTree:
 
 def _from_pandas(who: str, frame) -> np.ndarray:
     """A frame or series of numbers as one array."""
-    dtypes = (
-        getattr(kind, "numpy_dtype", kind) for kind in np.atleast_1d(frame.dtypes)
-    )
+    dtypes = np.atleast_1d(frame.dtypes)
+    kinds = [getattr(dtype, "numpy_dtype", dtype) for dtype in dtypes]
     try:
-        return frame.to_numpy(np.result_type(*dtypes))
+        return frame.to_numpy(np.result_type(*kinds))
     except (TypeError, ValueError) as error:
         msg = f"{who}: expected a table of numbers, none missing ({error}); fill it."
         raise InputError(msg) from error
 
 
 def check_batch(who: str, batch: Batch) -> None:
-    """Refuse anything but a batch of rows, such as ``(x, y)`` or a single row.
-
-    Raises:
-      ValueError: naming the function, and what it got.
-    """
-    came = type(batch).__name__
-    if isinstance(batch, Batch):
+    """Refuse anything but a batch of rows, such as ``(x, y)`` or a single row."""
+    came, good = type(batch).__name__, isinstance(batch, Batch)
+    if good:
+        check_numbers(who, batch.x, batch.y)
         shapes = [np.shape(leaf) for leaf in jax.tree.leaves(batch)]
         rows = np.shape(batch.weight)
-        check_numbers(who, batch.x, batch.y)
-        if len(rows) == 1 and {shape[:1] for shape in shapes} == {rows}:
-            return
+        good = len(rows) == 1 and {shape[:1] for shape in shapes} == {rows}
         came = f"leaves of shapes {shapes[:4]}"
-    msg = (
-        f"{who}: expected a Batch of arrays [n, ...] with weight [n], got {came}; make "
-        "one with jaxcl.tree.as_batch."
-    )
-    raise InputError(msg)
+    wanted = f"expected a Batch of arrays [n, ...] with weight [n], got {came}"
+    require(good, who, f"{wanted}; make one with jaxcl.tree.as_batch")
 
 
 def check_params(who: str, params: PyTree) -> None:
-    """Refuse parameters that cannot be trained, naming the leaf.
-
-    Raises:
-      ValueError: for running statistics, and for leaves other than arrays of real numbers.
-    """
-    leaves = jax.tree_util.tree_leaves_with_path(params)
-    for path, leaf in leaves or [((), params)]:
-        if "'batch_stats'" in jax.tree_util.keystr(path):
-            remedy = "use GroupNorm or LayerNorm, or variables['params'] alone"
-            msg = f"{who}: params must be trained, got running batch_stats; {remedy}."
-            raise InputError(msg)
+    """Refuse parameters that cannot be trained, such as running statistics."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params) or [((), params)]:
+        place = jax.tree_util.keystr(path)
+        remedy = "use GroupNorm or LayerNorm, or variables['params'] alone"
+        statistics = f"params must be trained, got running batch_stats; {remedy}"
+        require("'batch_stats'" not in place, who, statistics)
         dtype = getattr(leaf, "dtype", None)
-        if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
-            came = f"{shown(leaf) if dtype is None else dtype} at "
-            came += jax.tree_util.keystr(path) or "its root"
-            remedy = "keep out what is not trained, and give it to build (frozen=)"
-            msg = f"{who}: params must be a tree of real arrays, got {came}; {remedy}."
-            raise InputError(msg)
+        real = dtype is not None and jnp.issubdtype(dtype, jnp.floating)
+        came = f"{shown(leaf) if dtype is None else dtype} at {place or 'its root'}"
+        remedy = "keep out what is not trained, and give it to build (frozen=)"
+        arrays = f"params must be a tree of real arrays, got {came}; {remedy}"
+        require(real, who, arrays)
 
 
 def flat_rows(rows: Batch) -> Batch:
