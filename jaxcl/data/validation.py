@@ -5,7 +5,6 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jaxcl.errors import require
 from jaxcl.tree import at, num_tasks
@@ -37,11 +36,11 @@ def validate(stream: Stream) -> Stream:
         batch = jax.eval_shape(first, stream.pool, stream.plan)
         _need_rows(who, split, batch)
         survey = jax.jit(functools.partial(_survey, make))
-        found = jax.tree.map(np.asarray, survey(stream.pool, stream.plan))
-        _need_finite(who, f"the {split} inputs of task 0", found.strange)
+        strange, tasks = jax.device_get(survey(stream.pool, stream.plan))
+        _need_finite(who, f"the {split} inputs of task 0", strange)
         for task in range(num_tasks(stream.plan)):
             where = f"in the {split} set of task {task}"
-            _need_usual(who, where, at(task, found.tasks), stream.num_classes)
+            _need_usual(who, where, at(task, tasks), stream.num_classes)
     return stream
 
 
@@ -52,13 +51,6 @@ class TaskSurvey(NamedTuple):
     usual: Array  # whether weights are finite and not negative
     lowest: PyTree  # smallest label among real rows, for each leaf of y
     highest: PyTree  # largest label
-
-
-class Survey(NamedTuple):
-    """What :func:`validate` measures of one split of a stream."""
-
-    strange: Array  # [] inputs of task 0 that are not finite
-    tasks: TaskSurvey
 
 
 def _need_rows(who: str, split: str, batch: Batch):
@@ -91,8 +83,11 @@ def _need_usual(who: str, where: str, task: TaskSurvey, num_classes: int):
     require(low >= 0 and high < num_classes, who, f"{lie}; renumber them")
 
 
-def _survey(make, pool: PyTree, plan: PyTree) -> Survey:
-    """Measure all tasks; their inputs are not used, so that XLA does not compute them."""
+def _survey(make, pool: PyTree, plan: PyTree) -> tuple[Array, TaskSurvey]:
+    """How many inputs of task 0 are not finite, and a survey of all tasks.
+
+    Inputs of the others are not used, so that XLA does not compute them.
+    """
 
     def measured(plan):
         batch = make(pool, plan)
@@ -102,8 +97,7 @@ def _survey(make, pool: PyTree, plan: PyTree) -> Survey:
         highest = jax.tree.map(lambda y: _extreme(jnp.max, y, real), batch.y)
         return TaskSurvey(jnp.sum(real), usual, lowest, highest)
 
-    strange = _num_strange(make(pool, at(0, plan)).x)
-    return Survey(strange, jax.lax.map(measured, plan))
+    return _num_strange(make(pool, at(0, plan)).x), jax.lax.map(measured, plan)
 
 
 def _num_strange(tree: PyTree):
