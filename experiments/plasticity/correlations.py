@@ -23,7 +23,8 @@ def ahead(
     tasks = measured_tasks(measure)
     edges = itertools.pairwise([*tasks, measure.shape[1] - 1])
     following = [accuracy[:, i + 1 : j + 1].mean(axis=1) for i, j in edges]
-    return measure[:, tasks], np.reshape(following, (len(tasks), len(measure))).T
+    none = np.empty((len(measure), 0))  # columns are stacked on it, if there are any
+    return measure[:, tasks], np.column_stack([none, *following])
 
 
 def within_methods(x: Float[np.ndarray, "s k"], y: Float[np.ndarray, "s k"]) -> float:
