@@ -73,12 +73,10 @@ def slopes(curves: Float[np.ndarray, "s T"]) -> Float[np.ndarray, " s"]:
     return curves @ centred / (centred @ centred)
 
 
-def tail_means(
-    curves: Float[np.ndarray, "s T"], share: float = 0.1
-) -> Float[np.ndarray, " s"]:
-    """Mean of each curve over its last ``share`` of the tasks, at least one."""
+def tail_means(curves: Float[np.ndarray, "s T"]) -> Float[np.ndarray, " s"]:
+    """Mean of each curve over the last tenth of the tasks, at least one."""
     curves = np.asarray(curves)
-    return curves[:, -max(1, round(share * curves.shape[1])) :].mean(axis=1)
+    return curves[:, -max(1, round(0.1 * curves.shape[1])) :].mean(axis=1)
 
 
 def known_means(values: Float[np.ndarray, "s T"]) -> Float[np.ndarray, " s"]:

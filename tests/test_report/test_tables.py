@@ -17,6 +17,7 @@ from jaxcl.report.tables import (
     measure_table,
     show,
     summary_table,
+    table_of,
     to_csv,
     to_frame,
     to_markdown,
@@ -47,6 +48,14 @@ def test_markdown_is_aligned_and_escaped():
         "| sam          |        50.0 | < 0.001 |\n"
         "\nTwo methods.\n"
     )
+
+
+def test_rows_of_named_columns_become_a_table():
+    """Oracle: the table written out; without a row there is no column either."""
+    names = TABLE.columns
+    rows = (dict(zip(names, row, strict=True)) for row in TABLE.rows)
+    assert table_of(rows, "Two methods.") == TABLE
+    assert table_of([]) == Table((), ())
 
 
 def test_csv_keeps_all_digits_in_columns_of_their_own():
