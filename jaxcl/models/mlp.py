@@ -92,9 +92,9 @@ def mlp(
       A model for rows of ``sizes[0]`` numbers in any shape, with one entry of ``hidden``
       ``[b, width]`` (``[b, 2 width]`` with CReLU) per hidden layer, and its ``units``.
     """
-    check_size("mlp", least=2, len_sizes=len(sizes))
     numbers: Any = {f"sizes[{k}]": size for k, size in enumerate(sizes)}
     check_size("mlp", **numbers)
+    check_size("mlp", least=2, len_sizes=len(sizes))
     sizes = tuple(map(int, sizes))
     check_number("mlp", optional=True, gain=gain, out_gain=out_gain)
     both = init is not None and not (gain is None and out_gain is None)
