@@ -38,9 +38,15 @@ from tests.names import public
 WANTED = load(COMMITTED)
 PINNED = jax.__version__.startswith("0.10.")  # newer XLA fuses, and rounds, otherwise
 USUAL, AMPLIFIED = (1e-6, 1e-5) if PINNED else (1e-5, 3e-5)
+# Moved by rounding alone: the first by 1.1e-5 on one processor; the penalties, which are
+# small differences of nearly equal numbers, by 2.1e-5, 1.2e-6 and 1.2e-6 on an AMD EPYC of
+# family 25 (no AVX-512), where versions of the library agree in every bit.
 LIMITS = {
-    "options/looksam_reset": 3e-5
-}  # 1.1e-5 on one processor, by its rounding alone
+    "options/looksam_reset": 3e-5,
+    "heads/learning_without_forgetting/info/penalty": 3e-5,
+    "padded/slow_learner/info/penalty": 3e-6,
+    "regularizer/sum_of/info/penalty": 3e-6,
+}
 AMPLIFYING = {
     "fisher/llama",
     "fisher/llama_exact",
@@ -66,9 +72,10 @@ def wanted(name):
 
 def apart(name, results):
     """Entries that are further from the committed ones than they may be, and how far."""
-    limit = LIMITS.get(name, AMPLIFIED if name in AMPLIFYING else USUAL)
+    usual = LIMITS.get(name, AMPLIFIED if name in AMPLIFYING else USUAL)
     found = compare(flat(name, results), wanted(name))
-    return {path: gap for path, gap in found.items() if gap > limit}
+    limit = lambda path: max(usual, LIMITS.get(path, 0.0))
+    return {path: gap for path, gap in found.items() if gap > limit(path)}
 
 
 @pytest.mark.parametrize("name", CASES)
