@@ -47,22 +47,20 @@ def make_model(config: Config) -> Model:
 def make_methods(config: Config, num_tasks: int) -> dict[str, Callable[[], Method]]:
     """What is timed, by name."""
     loss = cross_entropy(single_head(make_model(config).apply))
-    given = loss, optax.sgd(config.learning_rate)
-    plain = partial(methods.plain, *given)
-    replay = {"sample_size": config.replay_size}
-    per_task = {"num_tasks": num_tasks, "capacity_per_task": config.capacity_per_task}
-    every_fifth = looksam(config.rho, k=5)
+    given, size = (loss, optax.sgd(config.learning_rate)), config.replay_size
+    plain, replay = partial(methods.plain, *given), methods.experience_replay
+    slots, rho = config.capacity_per_task, config.rho
+    agem = partial(methods.agem, *given, num_tasks=num_tasks, capacity_per_task=slots)
+    every_fifth = partial(plain, gradient=looksam(rho, k=5))
     return {
         "naive": plain,
         "ewc": partial(methods.ewc, *given, strength=config.strength),
-        "er": partial(
-            methods.experience_replay, *given, capacity=config.capacity, **replay
-        ),
-        "agem": partial(methods.agem, *given, **per_task, **replay),
-        "sam": partial(plain, gradient=sam(config.rho)),
-        "gnp": partial(plain, gradient=gnp(config.rho, alpha=0.5)),
-        "looksam": partial(plain, gradient=every_fifth),
-        "looksam_reset": partial(plain, gradient=every_fifth, reset_gradient=True),
+        "er": partial(replay, *given, capacity=config.capacity, sample_size=size),
+        "agem": partial(agem, sample_size=size),
+        "sam": partial(plain, gradient=sam(rho)),
+        "gnp": partial(plain, gradient=gnp(rho, alpha=0.5)),
+        "looksam": every_fifth,
+        "looksam_reset": partial(every_fifth, reset_gradient=True),
         "c_flat": partial(plain, gradient=c_flat()),
     }
 
@@ -102,10 +100,8 @@ def make_program(config: Config, images: Images, name: str, num_tasks: int) -> P
 
     key, shared = jax.random.key(config.seed), (stream.pool, stream.plan)
     start, first = compiled(start, key)
-    state = start(key)
-    advance, second = compiled(
-        advance, state, key, *shared, jnp.zeros(1, int), donate=0
-    )
+    state, task = start(key), jnp.zeros(1, int)
+    advance, second = compiled(advance, state, key, *shared, task, donate=0)
     test, third = compiled(test, state, *shared)
     costs = zip(first, second, third, strict=True)
     return Program(start, advance, test, stream, Seconds(*map(sum, costs)))
@@ -129,7 +125,7 @@ def learn(config: Config, program: Program, *, evaluate: bool = True) -> dict[st
         if evaluate:
             row, cost = timed(partial(program.test, state, *stream[:2]))
             testing.append(cost)
-            matrix.append(np.asarray(row).tolist())
+            matrix.append(np.asarray(row, float).round(6).tolist())
     costs = fields(compile=program.compiling, train=training, eval=testing)
     return {**costs, "accuracy": matrix, "finite": finite}
 
@@ -151,20 +147,16 @@ def side_by_side(config: Config, images: Images) -> Work:
 
     keys = jax.random.split(jax.random.key(config.seed), config.num_seeds)
     each = [(keys[seed], at(seed, streams.plan), streams.pool) for seed in seeds]
-    alone, _ = compiled(run, *each[0])
     axes, every = (0, 0, None), (keys, streams.plan, streams.pool)
+    alone, _ = compiled(run, *each[0])
     together, cost = compiled(over_runs(run, axes), *every)
     in_turn, _ = compiled(over_runs(run, axes, at_once=1), *every)
-
-    def work():
-        return fields(
-            compile=cost,
-            together=timed(partial(together, *every))[1],
-            in_turn=timed(partial(in_turn, *every))[1],
-            alone=[timed(partial(alone, *one))[1] for one in each],
-        )
-
-    return work
+    return lambda _: fields(
+        compile=cost,
+        together=timed(partial(together, *every))[1],
+        in_turn=timed(partial(in_turn, *every))[1],
+        alone=[timed(partial(alone, *one))[1] for one in each],
+    )
 
 
 def fields(**costs: Seconds | list[Seconds]) -> dict[str, Any]:

@@ -10,9 +10,6 @@ import jax
 from jaxcl.runs.folder import RunFolder, append, finished
 from jaxcl.training.logging import progress
 
-#: ``() -> what a turn found``, as fields of its line.
-Work = Callable[[], dict[str, Any]]
-
 
 class Seconds(NamedTuple):
     """What some work cost."""
@@ -25,7 +22,8 @@ def timed(work: Callable[[], Any]) -> tuple[Any, Seconds]:
     """The result of the work, ready on the device, and what it cost."""
     cpu, wall = time.process_time(), time.perf_counter()
     done = jax.block_until_ready(work())
-    return done, Seconds(time.process_time() - cpu, time.perf_counter() - wall)
+    cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
+    return done, Seconds(round(cpu, 6), round(wall, 6))  # no clock tells more
 
 
 def compiled(
@@ -56,28 +54,32 @@ class Turn(NamedTuple):
     by: dict[str, Any]  # whose turn it is, as fields of its line
 
 
+#: ``(turn) -> what was found``, as fields of its line.
+Work = Callable[[Turn], dict[str, Any]]
+
+
 def take_turns(
-    folder: RunFolder,
-    turns: Sequence[Turn],
-    prepare: Callable[[Sequence[Turn]], Callable[[Turn], dict[str, Any]]],
+    folder: RunFolder, turns: Sequence[Turn], prepare: Callable[[Turn], Work]
 ) -> None:
     """Take every turn that has no line in ``results.jsonl`` yet.
 
     Args:
       folder: of the results.
       turns: in their order.
-      prepare: called once with those that are left, to compile what they need; what it
-        returns takes one. An answer that is not ``finite`` has diverged.
+      prepare: called before the first turn, once for each job and who does it, to compile
+        what they need; what it returns takes a turn. An answer that is not ``finite`` has
+        diverged.
     """
     done = finished(folder)
     todo = [turn for turn in turns if turn.name not in done]
+    kind = lambda turn: (turn.job, *turn.by.values())
+    kinds = {kind(turn): turn for turn in todo}
+    works = {name: prepare(kinds[name]) for name in sorted(kinds)}
     with progress(len(turns), "turns", done=len(turns) - len(todo)) as advance:
-        take = prepare(todo)
         for turn in todo:
             head = {"run": turn.name, "round": turn.round, "job": turn.job, **turn.by}
             head["load"] = round(os.getloadavg()[0], 1)
-            answer = take(turn)
-            lost = answer.get("finite") is False
-            status = "diverged" if lost else "done"
-            append(folder, [{**head, "status": status, **answer}])
+            answer = works[kind(turn)](turn)
+            head["status"] = "diverged" if answer.get("finite") is False else "done"
+            append(folder, [head | answer])
             advance(1, turn.name)

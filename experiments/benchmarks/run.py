@@ -1,35 +1,28 @@
 """Rounds in which every system does every job, one after the other."""
 
 import tempfile
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from experiments.benchmarks.config import Config
-from experiments.benchmarks.ours import (
-    learn,
-    make_images,
-    make_program,
-    side_by_side,
-)
-from experiments.benchmarks.peers import workers, write_job
+from experiments.benchmarks.ours import learn, make_images, make_program, side_by_side
+from experiments.benchmarks.peers import Ask, workers, write_job
 from experiments.benchmarks.rounds import Turn, Work, take_turns
 from jaxcl.data import Images
 from jaxcl.runs.folder import RunFolder
 
-#: Who does a job besides jaxcl and its baseline; neighbours in a round are compared.
+#: Who does a job besides jaxcl; neighbours in a round are compared.
 OTHERS = {
-    "naive": ("jax", "torch", "avalanche", "avalanche-own-stream"),
-    "sam": ("jax",),
-    "ewc": ("torch", "avalanche"),
-    "er": ("avalanche",),
-    "agem": ("avalanche",),
+    "naive": ("baseline", "jax", "torch", "avalanche", "avalanche-own-stream"),
+    "sam": ("baseline", "jax"),
+    "ewc": ("baseline", "torch", "avalanche"),
+    "er": ("baseline", "avalanche"),
+    "agem": ("baseline", "avalanche"),
+    "seeds": (),
+    "ewc-long": (),
 }
-#: What no other system does.
-ALONE = ("seeds", "ewc-long")
 #: What is done in the first ``long_rounds`` rounds only.
-LONG = ("ewc-long", "avalanche-own-stream")
+LONG = {"ewc-long", "avalanche-own-stream"}
 
 
 def run(config: Config, folder: RunFolder) -> None:
@@ -39,21 +32,8 @@ def run(config: Config, folder: RunFolder) -> None:
         data = Path(place) / "job.npz"
         write_job(data, config, images)
         with workers(config, data) as ask:
-
-            def prepare(todo: Sequence[Turn]):
-                jobs = {turn.job for turn in todo if turn.by["system"] == "jaxcl"}
-                ours = {job: ready(job, config, images) for job in sorted(jobs)}
-
-                def take(turn: Turn) -> dict[str, Any]:
-                    worker, _, own_stream = turn.by["system"].partition("-")
-                    if worker == "jaxcl":
-                        return rounded(ours[turn.job]())
-                    request = {"method": turn.job, "own_stream": bool(own_stream)}
-                    return rounded(ask[worker](request))
-
-                return take
-
-            take_turns(folder, turns(config, {"jaxcl", *ask}), prepare)
+            here = {"jaxcl", *ask}
+            take_turns(folder, turns(config, here), partial(ready, config, images, ask))
 
 
 def turns(config: Config, here: set[str]) -> list[Turn]:
@@ -62,31 +42,21 @@ def turns(config: Config, here: set[str]) -> list[Turn]:
         Turn(f"round={number}/{job}/{system}", number, job, {"system": system})
         for number in range(config.rounds)
         for job in config.jobs
-        for system in ("jaxcl", *others(job))
+        for system in ("jaxcl", *OTHERS.get(job, ("baseline",)))
         if system.split("-")[0] in here
-        and (number < config.long_rounds or not {job, system} & {*LONG})
+        and (number < config.long_rounds or not {job, system} & LONG)
     ]
 
 
-def others(job: str) -> tuple[str, ...]:
-    """Who does a job besides jaxcl, if they are here."""
-    return () if job in ALONE else ("baseline", *OTHERS.get(job, ()))
-
-
-def ready(job: str, config: Config, images: Images) -> Work:
-    """Compile a job of ours; the function does it and returns what it cost."""
-    if job == "seeds":
+def ready(config: Config, images: Images, ask: dict[str, Ask], turn: Turn) -> Work:
+    """Compile a job of ours, or word the request for it; what is returned does it."""
+    worker, _, own_stream = turn.by["system"].partition("-")
+    if worker != "jaxcl":
+        request = {"method": turn.job, "own_stream": bool(own_stream)}
+        return lambda _: ask[worker](request)
+    if turn.job == "seeds":
         return side_by_side(config, images)
-    long = job in LONG
+    long = turn.job in LONG
     num_tasks = config.long_tasks if long else config.num_tasks
-    program = make_program(config, images, job.split("-")[0], num_tasks)
-    return partial(learn, config, program, evaluate=not long)
-
-
-def rounded(answer: Any) -> Any:
-    """Microseconds are more than any clock here can tell."""
-    if isinstance(answer, dict):
-        return {name: rounded(value) for name, value in answer.items()}
-    if isinstance(answer, list):
-        return [rounded(value) for value in answer]
-    return round(answer, 6) if isinstance(answer, float) else answer
+    program = make_program(config, images, turn.job.split("-")[0], num_tasks)
+    return lambda _: learn(config, program, evaluate=not long)

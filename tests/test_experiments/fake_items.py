@@ -11,34 +11,37 @@ import jax
 from experiments.benchmarks.accelerator.schedule import Item, run_items
 
 
-def overruns(box):
+def overruns(small, folder):
     """Tells something, starts a process that holds its streams, and does not end."""
-    box.tell("before the time is over", number=1)
+    del small, folder
+    yield {"what": "before the time is over", "number": 1}
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
-    box.tell("child", pid=child.pid)
+    yield {"what": "child", "pid": child.pid}
     time.sleep(600)
 
 
-def fails(box):
-    box.tell("before the failure", number=float("nan"))
+def fails(small, folder):
+    del small, folder
+    yield {"what": "before the failure", "number": float("nan")}
     msg = "first line\nno such kernel"
     raise RuntimeError(msg)
 
 
-def fills(box):
-    del box
+def fills(small, folder):
+    del small, folder
     msg = "RESOURCE_EXHAUSTED: Out of memory allocating 27 GiB\n more words"
     raise RuntimeError(msg)
 
 
-def dies(box):
-    del box
+def dies(small, folder):
+    del small, folder
     print("its last words", file=sys.stderr, flush=True)
     ctypes.string_at(0)  # a segmentation fault, of which Python hears nothing
 
 
-def well(box):
-    box.tell("devices by its flags", devices=jax.device_count())
+def well(small, folder):
+    del small, folder
+    yield {"what": "devices by its flags", "devices": jax.device_count()}
 
 
 ITEMS = (

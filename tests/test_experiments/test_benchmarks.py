@@ -124,14 +124,15 @@ def test_only_turns_without_a_line_are_taken(tmp_path):
     listed = [Turn(f"round={n}/naive", n, "naive", by) for n in range(3)]
     folder = RunFolder(tmp_path, "benchmarks", "full", config.Config())
     append(folder, [{"run": listed[0].name}])
-    prepared = []
+    taken, prepared = [], []
 
-    def prepare(todo):
-        prepared.extend(todo)
-        return lambda turn: {"finite": turn.round != 2}
+    def prepare(turn):
+        prepared.append((turn.job, turn.by))
+        return lambda turn: taken.append(turn) or {"finite": turn.round != 2}
 
     take_turns(folder, listed, prepare)
-    assert prepared == listed[1:]
+    assert taken == listed[1:]
+    assert prepared == [("naive", by)]
     _, second, third = read_records(folder)
     assert (second["run"], second["system"]) == ("round=1/naive", "jaxcl")
     assert [second["status"], third["status"]] == ["done", "diverged"]

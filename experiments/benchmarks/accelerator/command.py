@@ -24,14 +24,13 @@ from typing import Annotated
 
 import tyro
 
-from experiments.benchmarks.accelerator.decoder import host_loop, sam_step
-from experiments.benchmarks.accelerator.fishers import fishers
-from experiments.benchmarks.accelerator.packed import grid, one_pack, packs, parts
+from experiments.benchmarks.accelerator.packed import grid, one_pack, packs
+from experiments.benchmarks.accelerator.ratios import fishers, host_loop, sam_step
 from experiments.benchmarks.accelerator.resume import kill_and_resume
 from experiments.benchmarks.accelerator.schedule import NO_AUTOTUNING, Item, run_items
-from jaxcl.errors import InputError
+from jaxcl.errors import InputError, require
 from jaxcl.runs.command import refuse
-from jaxcl.runs.experiment import check_names
+from jaxcl.runs.experiment import OUTPUTS, check_names
 from jaxcl.training.processes import terminable
 
 #: Autotuning may choose other kernels in another process, and so make other bits.
@@ -42,12 +41,11 @@ NO_TRITON = f"{NO_AUTOTUNING} --xla_gpu_enable_triton_gemm=false"
 #: item uses all of its time.
 ITEMS = (
     Item("packs", packs, 110),  # runs per hour against runs in one program
-    Item("grid", grid, 105),  # the whole experiment, extrapolated
+    Item("grid", grid, 105),  # the paper's runs all together, extrapolated
     Item("sam", sam_step, 45),  # a SAM step against a plain one
     Item("fisher", fishers, 55),  # the one-pass Fisher on three networks
     Item("loop", host_loop, 40),  # the host loop against its bare step
     Item("resume", kill_and_resume, 75, SAME_BITS),  # kill -9, and equal bits
-    Item("parts", parts, 20),  # what a packed task consists of
     Item("no-triton", one_pack, 15, NO_TRITON),  # a pack under other flags
     Item("autotuned", one_pack, 15, ""),
 )
@@ -57,41 +55,39 @@ _ITEMS = tyro.conf.arg(metavar="[ITEM ...]", help=f"Only these of {', '.join(NAM
 
 def main(argv: Sequence[str]) -> int:
     """The command; 0 also where items ended badly, since their lines say so."""
-
-    def asked(
-        minutes: float = 8.0,
-        items: Annotated[tuple[str, ...], _ITEMS] = NAMES,
-        out: Path | None = None,
-    ) -> int:
-        """Do the items that are asked for.
-
-        Args:
-          minutes: of all items together.
-          items: which.
-          out: a new folder; outputs/ and the time of day if absent.
-        """
-        check_names("items", items, NAMES)
-        if not 0 < minutes < math.inf:
-            msg = f"--minutes: expected a number above 0, got {minutes:g}."
-            raise InputError(msg)
-        stamp = time.strftime("%Y%m%d-%H%M%S")
-        folder = out or Path("outputs") / f"benchmarks-accelerator-{stamp}"
-        if folder.exists():
-            msg = f"{folder} is there already; choose another --out."
-            raise InputError(msg)
-        folder.mkdir(parents=True)
-        print(f"lines are kept in {folder / 'results.jsonl'}", file=sys.stderr)
-        chosen = [item for item in ITEMS if item.name in (items or NAMES)]
-        try:
-            with terminable():
-                run_items(chosen, 60 * minutes, folder)
-        except KeyboardInterrupt:
-            print(f"interrupted; the lines so far are in {folder}", file=sys.stderr)
-            return 130
-        return 0
-
     program = "python -m experiments.benchmarks accelerator"
     try:
-        return tyro.cli(asked, prog=program, description=__doc__, args=argv)
+        return tyro.cli(measure, prog=program, description=__doc__, args=argv)
     except InputError as error:
         return refuse(error)
+
+
+def measure(
+    minutes: float = 8.0,
+    items: Annotated[tuple[str, ...], _ITEMS] = NAMES,
+    out: Path | None = None,
+) -> int:
+    """Do the items that are asked for.
+
+    Args:
+      minutes: of all items together.
+      items: which.
+      out: a new folder; outputs/ and the time of day if absent.
+    """
+    check_names("items", items, NAMES)
+    wanted = f"expected a number above 0, got {minutes:g}"
+    require(0 < minutes < math.inf, "--minutes", wanted)
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    folder = out or OUTPUTS / f"benchmarks-accelerator-{stamp}"
+    there = f"{folder} is there already; choose another --out"
+    require(not folder.exists(), "accelerator", there)
+    folder.mkdir(parents=True)
+    print(f"lines are kept in {folder / 'results.jsonl'}", file=sys.stderr)
+    chosen = [item for item in ITEMS if item.name in (items or NAMES)]
+    try:
+        with terminable():
+            run_items(chosen, 60 * minutes, folder)
+    except KeyboardInterrupt:
+        print(f"interrupted; the lines so far are in {folder}", file=sys.stderr)
+        return 130
+    return 0

@@ -10,9 +10,10 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from subprocess import Popen
-from typing import TYPE_CHECKING
+from typing import Any
 
 import jax
 import numpy as np
@@ -28,37 +29,37 @@ from jaxcl.training.checkpoint import steps
 from jaxcl.transforms import sam
 from jaxcl.tree import as_batch
 
-if TYPE_CHECKING:  # its imports would double the time that each run takes to start
-    from experiments.benchmarks.accelerator.schedule import Box
-
 NUM_TASKS, NUM_STEPS = 2, 8
 PAUSE = 0.2  # seconds before each batch: time for the kill to arrive inside a task
 END, START = "end.npz", "began.json"
 
 
-def kill_and_resume(box: "Box") -> None:
+def kill_and_resume(_small: bool, folder: Path) -> Iterator[dict[str, Any]]:
     """Two runs at once: one is left alone, the other is killed inside its first task."""
-    alone, killed = box.folder / "alone", box.folder / "killed"
+    alone, killed = folder / "alone", folder / "killed"
     left_alone, first = Popen(command(alone)), Popen(command(killed, PAUSE))
     began = time.monotonic()
     while first.poll() is None and not steps(killed / "checkpoints"):
         time.sleep(0.02)
     first.kill()
     code = first.wait()
-    box.tell(
-        "killed",
-        status="done" if code == -signal.SIGKILL else "failed",
-        exit_code=code,
-        run_seconds=time.monotonic() - began,
-        last_checkpoint=steps(killed / "checkpoints")[-1:],
-    )
+    yield {
+        "what": "killed",
+        "status": "done" if code == -signal.SIGKILL else "failed",
+        "exit_code": code,
+        "run_seconds": time.monotonic() - began,
+        "last_checkpoint": steps(killed / "checkpoints")[-1:],
+    }
     began = time.monotonic()
     subprocess.run(command(killed), check=True)
-    went_on = json.loads((killed / START).read_text())
-    box.tell("went on", run_seconds=time.monotonic() - began, went_on_from=went_on)
+    seconds, went_on = (
+        time.monotonic() - began,
+        json.loads((killed / START).read_text()),
+    )
+    yield {"what": "went on", "run_seconds": seconds, "went_on_from": went_on}
     if code := left_alone.wait():
         raise subprocess.CalledProcessError(code, left_alone.args)
-    box.tell("the same bits", **compare(alone / END, killed / END))
+    yield {"what": "the same bits", **compare(alone / END, killed / END)}
 
 
 def command(folder: Path, pause: float = 0.0) -> list[str]:
@@ -68,7 +69,7 @@ def command(folder: Path, pause: float = 0.0) -> list[str]:
     return [sys.executable, "-c", call, str(folder), str(pause)]
 
 
-def compare(one: Path, other: Path) -> dict[str, object]:
+def compare(one: Path, other: Path) -> dict[str, Any]:
     """Whether two files hold the same arrays, bit for bit, and by how much they differ."""
     with np.load(one) as a, np.load(other) as b:
         names = sorted({*a.files, *b.files})
@@ -89,10 +90,8 @@ def main(folder: str, pause: str) -> None:
     key, model = jax.random.key(0), mlp((784, 32, 10))
     loss = cross_entropy(single_head(model.apply))
 
-    def build(frozen):
-        del frozen
-        memory = reservoir(64, sample_size=8)
-        optimizer = optax.sgd(0.05, momentum=0.9)
+    def build(_frozen):
+        memory, optimizer = reservoir(64, sample_size=8), optax.sgd(0.05, momentum=0.9)
         return make_method(loss, optimizer, gradient=sam(0.05), memory=memory)
 
     learned = learn(
@@ -104,8 +103,7 @@ def main(folder: str, pause: str) -> None:
         folder=home,
         quiet=True,
     )
-    leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(learned.params)]
-    np.savez(home / END, *leaves)
+    np.savez(home / END, *map(np.asarray, jax.tree.leaves(learned.params)))
 
 
 def task(number: int, pause: float) -> Task:

@@ -16,7 +16,7 @@ import sys
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -33,33 +33,25 @@ NO_AUTOTUNING = "--xla_gpu_autotune_level=0"
 FORK = multiprocessing.get_context("fork")
 STDERR = "stderr.txt"  # of an item, in its folder
 
-
-class Box(NamedTuple):
-    """The surroundings of one item, in a process of its own."""
-
-    tell: Callable[..., None]  # (what, **facts): one line, at once
-    small: bool  # a CPU: sizes that give numbers within seconds
-    folder: Path  # of this item's files, empty at the start
-
-
-def make_box(item: str, folder: Path, send: Callable[[dict], None]) -> Box:
-    """A box whose lines are sent to who prints them."""
-    device = jax.devices()[0].device_kind
-    base = {"device": device, "jax": jax.__version__, "commit": commit()}
-
-    def tell(what: str, **facts) -> None:
-        send(plain({"item": item, "what": what, "status": "done", **facts, **base}))
-
-    return Box(tell, jax.default_backend() == "cpu", folder)
+#: A line of the results: ``what`` was measured, and numbers.
+Fact = dict[str, Any]
 
 
 class Item(NamedTuple):
-    """One question."""
+    """One question.
+
+    Attributes:
+      name: for the command line, and of its folder.
+      find: ``find(small, folder)`` yields its facts; sizes are ``small`` on a CPU, and the
+        folder is empty at the start.
+      share: of the time, next to those of the items behind it.
+      flags: for XLA; what XLA_FLAGS says comes later and wins.
+    """
 
     name: str
-    function: Callable[[Box], None]
-    share: float  # of the time, next to those of the items behind it
-    flags: str = NO_AUTOTUNING  # for XLA; what XLA_FLAGS says comes later and wins
+    find: Callable[[bool, Path], Iterable[Fact]]
+    share: float
+    flags: str = NO_AUTOTUNING
 
 
 def run_items(items: Sequence[Item], seconds: float, folder: Path) -> None:
@@ -72,7 +64,7 @@ def run_items(items: Sequence[Item], seconds: float, folder: Path) -> None:
     commit()  # found once, and before the files can change: items inherit the answer
     with open(folder / "results.jsonl", "x", encoding="utf-8") as results:
 
-        def take(line: dict[str, Any]) -> None:
+        def take(line: Fact) -> None:
             for file in (sys.stdout, results):
                 print(json.dumps(line), file=file, flush=True)
 
@@ -84,10 +76,11 @@ def run_items(items: Sequence[Item], seconds: float, folder: Path) -> None:
 
 
 def run_item(
-    item: Item, limit: float, place: Path, take: Callable[[dict], None]
-) -> dict[str, Any]:
+    item: Item, limit: float, place: Path, take: Callable[[Fact], None]
+) -> Fact:
     """One item in a process of its own, killed with its children after so many seconds."""
     place.mkdir()
+    (place / STDERR).touch()
     started = time.monotonic()
     here, there = FORK.Pipe(duplex=False)
     child = FORK.Process(target=work, args=(item, place, there))
@@ -96,7 +89,7 @@ def run_item(
         child.start()
     there.close()
     assert child.pid is not None
-    ended: dict[str, Any] = {"status": "time"}
+    ended: Fact = {"status": "time"}
     try:
         while here.poll(max(0.0, started + limit - time.monotonic())):
             line = here.recv()
@@ -104,9 +97,11 @@ def run_item(
                 ended = line
                 break
             take(line)
-    except EOFError:  # it is gone without a word, such as by a signal
+    except EOFError:  # it ended without a line, such as by a signal
         child.join()
-        ended = lost(child.exitcode, place / STDERR)
+        said = (place / STDERR).read_text(encoding="utf-8", errors="replace").strip()
+        words = [f"ended with exit code {child.exitcode}", *said.splitlines()[-1:]]
+        ended = {"status": "failed", "error": ": ".join(words)[:500]}
     finally:
         with contextlib.suppress(ProcessLookupError):  # no group yet, or no longer
             os.killpg(child.pid, signal.SIGKILL)
@@ -129,7 +124,15 @@ def work(item: Item, place: Path, there: Connection) -> None:
     jax.config.update("jax_enable_compilation_cache", False)  # compilation is timed
     ended = {"status": "done"}
     try:
-        item.function(make_box(item.name, place, there.send))
+        (device, *_), small = jax.devices(), jax.default_backend() == "cpu"
+        base = {
+            "device": device.device_kind,
+            "jax": jax.__version__,
+            "commit": commit(),
+        }
+        for fact in item.find(small, place):
+            head = {"item": item.name, "what": fact["what"], "status": "done"}
+            there.send(plain({**head, **fact, "peak_bytes": peak_bytes(), **base}))
     except Exception as error:
         traceback.print_exc()
         ended = failure(error)
@@ -137,7 +140,7 @@ def work(item: Item, place: Path, there: Connection) -> None:
     there.send({"what": "end", **ended})
 
 
-def failure(error: Exception) -> dict[str, Any]:
+def failure(error: Exception) -> Fact:
     """How an item ended that raised something."""
     said = f"{type(error).__name__}: {error}".strip().splitlines()
     if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in "\n".join(said):
@@ -145,35 +148,9 @@ def failure(error: Exception) -> dict[str, Any]:
     return {"status": "failed", "error": said[-1][:500]}
 
 
-def lost(code: int | None, log: Path) -> dict[str, Any]:
-    """How an item ended that could say nothing any more."""
-    text = log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
-    last = text.strip().splitlines()[-1:]
-    error = ": ".join([f"ended with exit code {code}", *map(str.strip, last)])
-    return {"status": "failed", "error": error[:500]}
-
-
-class Compiled(NamedTuple):
-    """A program, and what it took to get it."""
-
-    call: Any
-    seconds: float  # of tracing and compiling
-
-    @property
-    def costs(self) -> dict[str, Any]:
-        """For a line, with the most bytes that the process has held on the device.
-
-        Arguments, results and scratch; what a result takes from an argument, once.
-        """
-        sizes, num_bytes = self.call.memory_analysis(), None
-        if sizes is not None:
-            num_bytes = sizes.argument_size_in_bytes + sizes.output_size_in_bytes
-            num_bytes += sizes.temp_size_in_bytes - sizes.alias_size_in_bytes
-        return {
-            "compile_seconds": self.seconds,
-            "program_bytes": num_bytes,
-            "peak_bytes": peak_bytes(),
-        }
+def peak_bytes() -> int | None:
+    """The most that this process has held on the device; None where it does not tell."""
+    return (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
 
 
 #: On a CPU, where only the way is rehearsed: code of half the compile time, and slower.
@@ -183,19 +160,19 @@ REHEARSAL = {
 }
 
 
-def compiled(function: Callable, *args, donate: int | tuple[int, ...] = ()) -> Compiled:
-    """Compile for arguments of these shapes; a jitted function keeps its own donations."""
+def compiled(function: Callable, *args: Any, donate: int | tuple[int, ...] = ()) -> Any:
+    """The program for arguments of these shapes, and for its line what it cost.
+
+    Its bytes are arguments, results and scratch; what a result takes from an argument
+    counts once.
+    """
     options = REHEARSAL if jax.default_backend() == "cpu" else None
-    made, cost = rounds.compiled(function, *args, donate=donate, options=options)
-    return Compiled(made, cost.wall)
-
-
-def peak_bytes() -> int | None:
-    """The most that this process has held on the device; None where it does not tell."""
-    return (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
-
-
-def seconds_of(work: Callable[[], Any]) -> tuple[Any, float]:
-    """The result, ready on the device, and how long that took."""
-    done, cost = rounds.timed(work)
-    return done, cost.wall
+    program, cost = rounds.compiled(function, *args, donate=donate, options=options)
+    sizes = program.memory_analysis()
+    num_bytes = sizes and (
+        sizes.argument_size_in_bytes
+        + sizes.output_size_in_bytes
+        + sizes.temp_size_in_bytes
+        - sizes.alias_size_in_bytes
+    )
+    return program, {"compile_seconds": cost.wall, "program_bytes": num_bytes}

@@ -3,11 +3,9 @@
 import multiprocessing
 import os
 import tempfile
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import ExitStack
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +15,13 @@ import optax
 
 from experiments.benchmarks.host.config import NUM_ROWS, Config
 from experiments.benchmarks.one_thread import use_all_cores
-from experiments.benchmarks.rounds import Turn, compiled, in_turn, take_turns, timed
+from experiments.benchmarks.rounds import (
+    Turn,
+    compiled,
+    in_turn,
+    take_turns,
+    timed,
+)
 from jaxcl.data import Task, array_dataset
 from jaxcl.losses import single_head, token_cross_entropy
 from jaxcl.method import make_method
@@ -30,7 +34,6 @@ from jaxcl.training.checkpoint import saving
 from jaxcl.training.compiled import Program, Rows, compile_program
 from jaxcl.training.logging import metrics_file
 from jaxcl.training.loop import Run, fit
-from jaxcl.training.processes import interruptible
 from jaxcl.training.results import begin_records
 from jaxcl.training.run_state import begin
 from jaxcl.transforms import sam
@@ -41,18 +44,11 @@ NUM_BYTES = 256
 RHO = 0.05  # SAM's radius, on which its cost does not depend
 KEY_SEED = 1  # no array before main has chosen threads and device
 
-Take = Callable[[Turn], dict[str, Any]]
-
 
 def run(config: Config, folder: RunFolder) -> None:
     """Take every turn that has no line in ``results.jsonl`` yet."""
     llama(sizes(config, large=False))  # refuses those that do not fit each other
-
-    def prepare(todo: Sequence[Turn]) -> Take:
-        takes = {job: JOBS[job](config) for job in sorted({turn.job for turn in todo})}
-        return lambda turn: takes[turn.job](turn)
-
-    take_turns(folder, turns(config), prepare)
+    take_turns(folder, turns(config), lambda turn: partial(JOBS[turn.job], config))
 
 
 def turns(config: Config) -> list[Turn]:
@@ -93,8 +89,7 @@ def make_job(
     model = llama(sizes(config, large=large))
     loss = token_cross_entropy(single_head(model.apply))
 
-    def build(frozen):
-        del frozen
+    def build(_frozen):
         gradient = sam(RHO) if with_sam else None
         optimizer, size = optax.adamw(1e-3), config.chunk_size
         return make_method(loss, optimizer, gradient=gradient, chunk_size=size)
@@ -126,12 +121,6 @@ def sizes(config: Config, *, large: bool) -> LlamaConfig:
     )
 
 
-def one_step(job: Job) -> Callable:
-    """``(state, batch) -> (state, info)``, to be compiled by itself."""
-    zero, key = np.int32(0), jax.random.key(KEY_SEED)
-    return lambda state, batch: job.program.step(state, key, zero, zero, batch)
-
-
 def bare_loop(job: Job, num_steps: int, state: Any = None) -> Any:
     """The jitted step and nothing else, on a batch that is ready."""
     key, count = jax.random.key(KEY_SEED), np.int32(num_steps)
@@ -143,8 +132,10 @@ def bare_loop(job: Job, num_steps: int, state: Any = None) -> Any:
 
 def host_loop(job: Job, options: Options) -> Any:
     """The part of :func:`jaxcl.training.learn` that walks the steps of a task."""
-    with tempfile.TemporaryDirectory() as place, ExitStack() as stack:
-        enter, folder = stack.enter_context, Path(place)
+    with (
+        tempfile.TemporaryDirectory() as place,
+        metrics_file(Path(place) / "metrics.jsonl") as write,
+    ):
         run = Run(
             jax.random.key(KEY_SEED),
             [job.task._replace(num_steps=options.num_steps)],
@@ -153,119 +144,96 @@ def host_loop(job: Job, options: Options) -> Any:
             None,
             job.program,
             records=begin_records(job.program, [job.task], {}, {}, None)[0],
-            interrupted=enter(interruptible()),
-            save=enter(saving(folder / "checkpoints")),
-            write=enter(metrics_file(folder / "metrics.jsonl")),
+            interrupted=lambda: False,
+            save=lambda *args, **kwargs: None,
+            write=write,
             scalar=lambda name, value, step: None,
             advance=lambda steps, words: None,
         )
-        start = begin(job.program.start(job.params), options)
-        run_state, status = fit(run, start)
-    if status != "done":  # a signal came: what was timed is not the whole
-        raise KeyboardInterrupt
-    return run_state.state
+        return fit(run, begin(job.program.start(job.params), options))[0].state
 
 
-def both_loops(config: Config) -> dict[str, Callable]:
-    """One task by the bare loop, and by the host's."""
+@cache
+def both_loops(config: Config) -> dict[str, Callable[[], Any]]:
+    """One task by its own step in a bare Python loop, and by the host's."""
     job = make_job(config, config.batch_size)
     options = Options(num_steps=config.num_steps, batch_size=config.batch_size)
-    return {
-        "bare": partial(bare_loop, job, config.num_steps),
-        "loop": partial(host_loop, job, options),
-    }
+    return warm(
+        bare=partial(bare_loop, job, config.num_steps),
+        loop=partial(host_loop, job, options),
+    )
 
 
-def loop(config: Config) -> Take:
-    """The host loop over one task, against its own step in a bare Python loop."""
-    return compare(config, both_loops(config))
-
-
-def with_sam(config: Config) -> Take:
-    """The same steps with SAM and without."""
+@cache
+def both_steps(config: Config) -> dict[str, Callable[[], Any]]:
+    """The same steps without SAM and with it."""
     make = partial(make_job, config, config.batch_size)
-    jobs = {"plain": make(), "sam": make(with_sam=True)}
-    steps = config.num_steps
-    works = {name: partial(bare_loop, job, steps) for name, job in jobs.items()}
-    return compare(config, works)
+    plain, perturbed = make(), make(with_sam=True)
+    return warm(
+        plain=partial(bare_loop, plain, config.num_steps),
+        sam=partial(bare_loop, perturbed, config.num_steps),
+    )
 
 
-def compare(config: Config, works: dict[str, Callable]) -> Take:
-    """Compile all; then seconds of each, and wall seconds.
+def warm(**works: Callable[[], Any]) -> dict[str, Callable[[], Any]]:
+    """The same, each called once, so that it is compiled."""
+    for work in works.values():
+        timed(work)
+    return works
+
+
+def compare(works_of: Callable, config: Config, turn: Turn) -> dict[str, Any]:
+    """Seconds of each of two loops.
 
     On a CPU they are those of its thread, else those that pass until the device is done.
     """
-    for work in works.values():
-        timed(work)
-
-    def take(turn: Turn):
-        costs = in_turn(works, turn.round)
-        unit = "cpu" if jax.default_backend() == "cpu" else "wall"
-        seconds = {name: getattr(cost, unit) for name, cost in costs.items()}
-        walls = {f"{name}_wall": cost.wall for name, cost in costs.items()}
-        return {**seconds, **walls, "steps": config.num_steps}
-
-    return take
+    costs = in_turn(works_of(config), turn.round)
+    unit = "cpu" if jax.default_backend() == "cpu" else "wall"
+    seconds = {name: getattr(cost, unit) for name, cost in costs.items()}
+    walls = {f"{name}_wall": cost.wall for name, cost in costs.items()}
+    return {**seconds, **walls, "steps": config.num_steps}
 
 
-def checkpoint(config: Config) -> Take:
-    """Save and restore a whole state, beside NumPy's own file of the same arrays."""
+def checkpoint(config: Config, _turn: Turn) -> dict[str, Any]:
+    """Save and restore a large state, beside NumPy's own file of the same arrays."""
     job = make_job(config, config.batch_size, large=True)
     state = jax.block_until_ready(job.program.start(job.params))
     leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(state)]
-
-    def take(turn: Turn):
-        del turn
-        with tempfile.TemporaryDirectory() as place:
-            by_hand, ours, later = (Path(place) / name for name in ("a.npz", "b", "c"))
-            _, numpy_save = timed(lambda: np.savez(by_hand, *leaves))
-            _, numpy_load = timed(lambda: dict(np.load(by_hand)))
-            _, saved = timed(lambda: save(ours, 1, state))
-            _, restored = timed(lambda: restore(ours, state).tree)
-            start = time.perf_counter()
-            with saving(later) as begin_saving:
-                begin_saving(1, state)
-                waited = time.perf_counter() - start
-        return {
-            "megabytes": sum(leaf.nbytes for leaf in leaves) / 1e6,
-            "numpy_save": numpy_save.wall,
-            "numpy_load": numpy_load.wall,
-            "save": saved.wall,
-            "restore": restored.wall,
-            "held_up": waited,
+    with tempfile.TemporaryDirectory() as place:
+        by_hand, ours, later = (Path(place) / name for name in ("a.npz", "b", "c"))
+        works = {
+            "numpy_save": lambda: np.savez(by_hand, *leaves),
+            "numpy_load": lambda: dict(np.load(by_hand)),
+            "save": lambda: save(ours, 1, state),
+            "restore": lambda: restore(ours, state).tree,
         }
+        walls = {name: timed(work)[1].wall for name, work in works.items()}
+        with saving(later) as begin_saving:
+            _, held_up = timed(lambda: begin_saving(1, state))
+    megabytes = sum(leaf.nbytes for leaf in leaves) / 1e6
+    return {"megabytes": megabytes, **walls, "held_up": held_up.wall}
 
-    return take
 
-
-def memory(config: Config) -> Take:
+def memory(config: Config, _turn: Turn) -> dict[str, Any]:
     """Bytes of the state, and what XLA sets aside within a step besides its arguments."""
-
-    def take(turn: Turn):
-        del turn
-        found, num_bytes = {}, lambda tree: sum(x.nbytes for x in jax.tree.leaves(tree))
-        for name in ("plain", "sam"):
-            size, perturbed = config.large_batch_size, name == "sam"
-            job = make_job(config, size, with_sam=perturbed, large=True)
-            state = job.program.start(job.params)
-            step, _ = compiled(one_step(job), state, job.batch, donate=0)
-            found[f"{name}_state"] = num_bytes(state)
-            found[f"{name}_temporary"] = step.memory_analysis().temp_size_in_bytes
-            found["parameters"] = num_bytes(job.params)
-        return found
-
-    return take
+    num_bytes = lambda tree: sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
+    found = {}
+    for name in ("plain", "sam"):
+        size, with_sam = config.large_batch_size, name == "sam"
+        job = make_job(config, size, with_sam=with_sam, large=True)
+        state, key = job.program.start(job.params), jax.random.key(KEY_SEED)
+        inputs = state, key, np.int32(0), np.int32(1), job.batch
+        step, _ = compiled(job.program.step, *inputs, donate=0)
+        found[f"{name}_state"] = num_bytes(state)
+        found[f"{name}_temporary"] = step.memory_analysis().temp_size_in_bytes
+        found["parameters"] = num_bytes(job.params)
+    return found
 
 
-def devices(config: Config) -> Take:
+def devices(config: Config, turn: Turn) -> dict[str, Any]:
     """Rows per second on pretend devices, which need a process of their own."""
-    spawn = multiprocessing.get_context("spawn")
-
-    def take(turn: Turn):
-        with ProcessPoolExecutor(1, spawn) as pool:
-            return pool.submit(on_devices, config, turn.by["devices"]).result()
-
-    return take
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(on_devices, config, turn.by["devices"]).result()
 
 
 def on_devices(config: Config, count: int) -> dict[str, float]:
@@ -283,9 +251,9 @@ def on_devices(config: Config, count: int) -> dict[str, float]:
 
 
 JOBS = {
-    "loop": loop,
+    "loop": partial(compare, both_loops),
     "checkpoint": checkpoint,
-    "sam": with_sam,
+    "sam": partial(compare, both_steps),
     "memory": memory,
     "devices": devices,
 }
