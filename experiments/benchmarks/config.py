@@ -2,48 +2,31 @@
 
 The job: permuted tasks of synthetic images, a fully connected network, plain SGD, one
 pass over each task, and after each task the accuracy on all of them. Every system gets
-the same images and permutations. Others get the permuted tasks ready-made in memory, the
-cheapest way they have; jaxcl makes them while it runs, and that time is counted.
-
-Counted are CPU seconds of one thread, compilation apart. Systems take turns within a
-round, and ratios are taken within rounds, so that other load on the machine hits all alike.
+the same images and permutations: others ready-made in memory, the cheapest way they have;
+jaxcl makes them while it runs, and that time is counted. Counted are CPU seconds of one
+thread, compilation apart. Systems take turns within a round, and ratios are taken within
+rounds, so that other load on the machine hits all alike.
 
     python -m experiments.benchmarks smoke      # seconds, jaxcl only
     python -m experiments.benchmarks full       # and JAX by hand
     JAXCL_PEERS_PYTHON=PYTHON python -m experiments.benchmarks full --out outputs/all
     JAXCL_BASELINE=CHECKOUT python -m experiments.benchmarks full --out outputs/change
-
-PYTHON is an interpreter with third_party/peers/requirements-avalanche.txt installed.
-CHECKOUT holds the library at an earlier commit (git worktree add CHECKOUT COMMIT): what a
-change has done to speed. A finished folder is only reported again, hence one of its own
-where others take part. The committed results are read again, and the README's tables made
-of them, by
-
     python -m experiments.benchmarks full --out experiments/benchmarks/results/speed
+    python -m experiments.benchmarks accelerator --help      # a few minutes of a GPU
 
-A few minutes of a GPU have a command of their own, with a help of its own:
-
-    python -m experiments.benchmarks accelerator --minutes 8
+PYTHON is an interpreter with third_party/peers/requirements-avalanche.txt installed, and
+CHECKOUT the library at an earlier commit (git worktree add CHECKOUT COMMIT). A finished
+folder is only reported again, like the committed one, hence one for each set of systems.
 """
 
 from dataclasses import dataclass
 
 from jaxcl.runs.experiment import Experiment, check_fields, check_names
 
+METHODS = ("naive", "sam", "gnp", "looksam", "c_flat", "ewc", "er", "agem")
 #: All jobs: methods, runs side by side, and EWC on a long stream. ``--jobs`` knows one
 #: more, ``looksam_reset``, which is younger than the committed rounds.
-JOBS = (
-    "naive",
-    "sam",
-    "gnp",
-    "looksam",
-    "c_flat",
-    "ewc",
-    "er",
-    "agem",
-    "seeds",
-    "ewc-long",
-)
+JOBS = (*METHODS, "seeds", "ewc-long")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,19 +98,11 @@ PRESETS = {
 
 
 def check(config: Config) -> None:
-    """Refuse settings that could not work, before any compute.
-
-    Raises:
-      InputError: naming the field.
-    """
+    """Refuse settings that could not work, before any compute."""
     check_fields(config, may_be_zero=("long_rounds", "strength"), runs=("rounds",))
     check_names("jobs", config.jobs, (*JOBS, "looksam_reset"))
 
 
 EXPERIMENT = Experiment(
-    "experiments.benchmarks",
-    PRESETS,
-    default="smoke",
-    about=__doc__ or "",
-    check=check,
+    "experiments.benchmarks", PRESETS, "smoke", __doc__ or "", check
 )

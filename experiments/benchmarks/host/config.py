@@ -8,17 +8,14 @@ splitting costs, not what it gains.
     python -m experiments.benchmarks.host smoke      # a minute
     python -m experiments.benchmarks.host full       # minutes
     JAX_PLATFORMS=cuda python -m experiments.benchmarks.host accelerator
-
-The committed results are read again, and the README's tables made of them, by
-
     python -m experiments.benchmarks.host full --out experiments/benchmarks/results/host
 
-None of an accelerator are committed so far.
+The last one reports the committed results again; none of an accelerator are committed.
 """
 
 from dataclasses import dataclass
 
-from jaxcl.errors import InputError
+from jaxcl.errors import require
 from jaxcl.runs.experiment import Experiment, check_fields, check_names
 
 #: The loop over the bare step, save and restore, SAM's step and memory, many devices.
@@ -101,31 +98,19 @@ PRESETS = {
 
 
 def check(config: Config) -> None:
-    """Refuse settings that could not work, before any compute.
-
-    Raises:
-      InputError: naming the field.
-    """
+    """Refuse settings that could not work, before any compute."""
     check_fields(config, runs=("rounds",))
     check_names("jobs", config.jobs, JOBS)
     for name in ("batch_size", "large_batch_size", "devices_batch_size"):
         size = getattr(config, name)
-        if size > NUM_ROWS:
-            msg = f"{name}: at most the {NUM_ROWS} rows there are, got {size}."
-            raise InputError(msg)
+        most = f"at most the {NUM_ROWS} rows there are, got {size}"
+        require(size <= NUM_ROWS, name, most)
     for count in config.devices:
-        if config.devices_batch_size % count:
-            msg = (
-                f"devices_batch_size: must be a multiple of all devices, got "
-                f"{config.devices_batch_size} for {count}."
-            )
-            raise InputError(msg)
+        size = config.devices_batch_size
+        multiple = f"must be a multiple of all devices, got {size} for {count}"
+        require(size % count == 0, "devices_batch_size", multiple)
 
 
 EXPERIMENT = Experiment(
-    "experiments.benchmarks.host",
-    PRESETS,
-    default="smoke",
-    about=__doc__ or "",
-    check=check,
+    "experiments.benchmarks.host", PRESETS, "smoke", __doc__ or "", check
 )

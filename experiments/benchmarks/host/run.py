@@ -167,11 +167,10 @@ def both_loops(config: Config) -> dict[str, Callable[[], Any]]:
 @cache
 def both_steps(config: Config) -> dict[str, Callable[[], Any]]:
     """The same steps without SAM and with it."""
-    make = partial(make_job, config, config.batch_size)
+    make, steps = partial(make_job, config, config.batch_size), config.num_steps
     plain, perturbed = make(), make(with_sam=True)
     return warm(
-        plain=partial(bare_loop, plain, config.num_steps),
-        sam=partial(bare_loop, perturbed, config.num_steps),
+        plain=partial(bare_loop, plain, steps), sam=partial(bare_loop, perturbed, steps)
     )
 
 
