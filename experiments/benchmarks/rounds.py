@@ -27,15 +27,12 @@ def timed(work: Callable[[], Any]) -> tuple[Any, Seconds]:
 
 
 def compiled(
-    function: Callable,
-    *args: Any,
-    donate: int | tuple[int, ...] = (),
-    options: dict[str, Any] | None = None,
+    function: Callable, *args: Any, donate: int | tuple[int, ...] = ()
 ) -> tuple[Any, Seconds]:
     """The program for arguments of these shapes, and what tracing and compiling cost."""
     if not hasattr(function, "lower"):  # a jitted one keeps its own donations
         function = jax.jit(function, donate_argnums=donate)
-    return timed(lambda: function.lower(*args).compile(compiler_options=options))
+    return timed(lambda: function.lower(*args).compile())
 
 
 def in_turn(works: Mapping[str, Callable], number: int) -> dict[str, Seconds]:

@@ -1,7 +1,7 @@
 """A few minutes of an accelerator: what is most wanted is asked first.
 
     python -m experiments.benchmarks accelerator --minutes 8
-    python -m experiments.benchmarks accelerator --minutes 3     # on a CPU: a rehearsal
+    JAX_PLATFORMS=cpu python -m experiments.benchmarks accelerator --minutes 3  # rehearsal
 
 It runs on whatever device JAX finds, with sizes for a large GPU, or small ones on a CPU.
 Every item has a process and a share of the time, and is ended when that is over; what it

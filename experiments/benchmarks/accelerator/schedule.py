@@ -30,6 +30,8 @@ from jaxcl.training.files import plain
 #: Autotuning compiles and times many kernels for every product of a program. Zero takes
 #: the compiler's first choice, which may run slower.
 NO_AUTOTUNING = "--xla_gpu_autotune_level=0"
+#: On a CPU, where only the way is rehearsed: half the time of compiling, slower programs.
+HASTE = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 FORK = multiprocessing.get_context("fork")
 STDERR = "stderr.txt"  # of an item, in its folder
 
@@ -118,8 +120,9 @@ def work(item: Item, place: Path, there: Connection) -> None:
     with open(place / STDERR, "wb", buffering=0) as words:
         os.dup2(words.fileno(), 1)
         os.dup2(words.fileno(), 2)
-    given = os.environ.get("XLA_FLAGS", "")
-    os.environ["XLA_FLAGS"] = f"{item.flags} {given}".strip()
+    haste = HASTE if os.environ.get("JAX_PLATFORMS") == "cpu" else ""
+    flags = f"{haste} {item.flags} {os.environ.get('XLA_FLAGS', '')}"
+    os.environ["XLA_FLAGS"] = flags.strip()
     os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # children need room, too
     jax.config.update("jax_enable_compilation_cache", False)  # compilation is timed
     ended = {"status": "done"}
@@ -153,21 +156,13 @@ def peak_bytes() -> int | None:
     return (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
 
 
-#: On a CPU, where only the way is rehearsed: code of half the compile time, and slower.
-REHEARSAL = {
-    "xla_backend_optimization_level": 0,
-    "xla_llvm_disable_expensive_passes": True,
-}
-
-
 def compiled(function: Callable, *args: Any, donate: int | tuple[int, ...] = ()) -> Any:
     """The program for arguments of these shapes, and for its line what it cost.
 
     Its bytes are arguments, results and scratch; what a result takes from an argument
     counts once.
     """
-    options = REHEARSAL if jax.default_backend() == "cpu" else None
-    program, cost = rounds.compiled(function, *args, donate=donate, options=options)
+    program, cost = rounds.compiled(function, *args, donate=donate)
     sizes = program.memory_analysis()
     num_bytes = sizes and (
         sizes.argument_size_in_bytes
