@@ -1,7 +1,6 @@
 """Classes of errors, and checks of values where a user enters them."""
 
 import math
-from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -122,9 +121,9 @@ def check_kind(
     for name, value in values.items():
         if isinstance(value, kind) or (optional and value is None):
             continue  # before its text is made, which may be long
-        wanted = "a function" if kind is Callable else f"of type {kind.__name__}"
         remedy = remedy or f"see {kind.__module__}.{kind.__name__}"
-        require(False, who, f"{name} must be {wanted}, got {shown(value)}; {remedy}")
+        wanted = f"of type {kind.__name__}, got {shown(value)}; {remedy}"
+        require(False, who, f"{name} must be {wanted}")
 
 
 def as_numbers(who: str, name: str, value: Any) -> np.ndarray:

@@ -16,7 +16,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
-from jaxcl.errors import check_kind, check_size, require, shown
+from jaxcl.errors import check_size, require, shown
 from jaxcl.typing import Batch
 
 AXES = ("data", "fsdp", "tensor")
@@ -39,11 +39,9 @@ def make_mesh(
 
     ``data`` takes all remaining devices if absent.
     """
-    check_size("make_mesh", fsdp=fsdp, tensor=tensor)
+    check_size("make_mesh", fsdp=fsdp, tensor=tensor, data=1 if data is None else data)
     devices = np.asarray(jax.devices() if devices is None else devices)
-    if data is None:
-        data = max(1, devices.size // (fsdp * tensor))
-    check_size("make_mesh", data=data)
+    data = max(1, devices.size // (fsdp * tensor)) if data is None else data
     axes = f"{devices.size} devices in all, got {data} x {fsdp} x {tensor}"
     fits = data * fsdp * tensor == devices.size
     require(fits, "make_mesh", f"axes must have {axes}")
@@ -66,10 +64,9 @@ def fsdp(*, at_least: int = 2**16, replicated: tuple[str, ...] = ()) -> Partitio
         cheaper than the communication.
       replicated: parts of a path whose leaves are never split, such as ``("lora",)``.
     """
-    check_size("fsdp", at_least=at_least)
     text = isinstance(replicated, str)  # of which each letter would be a part
-    came = f"got {replicated!r}; add a comma"
-    require(not text, "fsdp", f"replicated must be a tuple, {came}")
+    message = f"replicated must be a tuple, got {replicated!r}; add a comma"
+    require(not text, "fsdp", message)
 
     def rule(path, shape, mesh):
         names = path.split("/")
@@ -129,22 +126,15 @@ def num_parts(plan: ShardingPlan) -> int:
     return plan.mesh.shape["data"] * plan.mesh.shape["fsdp"]
 
 
-def check_sharding_plan(who: str, plan: ShardingPlan) -> None:
-    """Refuse a mesh with other axes, and values of another type."""
-    mesh, rule = plan
-    check_kind(who, Mesh, "give ShardingPlan(mesh, rule)", mesh=mesh)
-    check_kind(who, Callable, "such as fsdp()", rule=rule)
-    ours = {*AXES} <= {*mesh.axis_names} and {*mesh.axis_types} == {AxisType.Auto}
-    axes = f"{', '.join(AXES)}, all Auto, got {mesh}; make it by make_mesh()"
+def check_sharding_plan(who: str, plan: ShardingPlan, **sizes: int) -> None:
+    """Refuse a mesh with other axes, and batches that cannot be split evenly."""
+    names, kinds = plan.mesh.axis_names, plan.mesh.axis_types
+    axes = f"{', '.join(AXES)}, all Auto, got {plan.mesh}; make it by make_mesh()"
+    ours = {*AXES} <= {*names} and {*kinds} == {AxisType.Auto}
     require(ours, who, f"mesh must have the axes {axes}")
-
-
-def check_rows(who: str, plan: ShardingPlan, **sizes: int) -> None:
-    """Refuse batches that cannot be split evenly."""
-    parts = num_parts(plan)
+    wanted = f"a multiple of the {num_parts(plan)} devices that share a batch"
     for name, size in sizes.items():
-        wanted = f"a multiple of the {parts} devices that share a batch, got {size}"
-        require(size % parts == 0, who, f"{name} must be {wanted}")
+        require(not size % num_parts(plan), who, f"{name} must be {wanted}, got {size}")
 
 
 def place_rows(plan: ShardingPlan, batch: Batch) -> Batch:

@@ -7,7 +7,7 @@ from jax.sharding import PartitionSpec
 
 from jaxcl.sharding import (
     ShardingPlan,
-    check_rows,
+    check_sharding_plan,
     fsdp,
     make_mesh,
     own_rows,
@@ -81,8 +81,8 @@ def test_what_does_not_fit_the_devices_is_refused():
         ):
             shardings(sharding, {"bias": np.zeros(3)})
     sharding = ShardingPlan(make_mesh(data=4, fsdp=2), replicate)
-    check_rows("learn", sharding, batch_size=16)
+    check_sharding_plan("learn", sharding, batch_size=16)
     with pytest.raises(
         ValueError, match=r"learn: eval_batch_size must be a multiple of the 8"
     ):
-        check_rows("learn", sharding, batch_size=16, eval_batch_size=12)
+        check_sharding_plan("learn", sharding, batch_size=16, eval_batch_size=12)

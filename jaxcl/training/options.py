@@ -7,7 +7,7 @@ import jax
 
 from jaxcl.data.dataset import Dataset, Task
 from jaxcl.errors import check_key, check_kind, check_number, check_size, require
-from jaxcl.sharding import ShardingPlan, check_rows, check_sharding_plan
+from jaxcl.sharding import ShardingPlan, check_sharding_plan
 from jaxcl.training.compiled import Policy
 from jaxcl.tree import check_params
 from jaxcl.typing import Key, Params
@@ -141,9 +141,8 @@ def check_run(
     ):
         require(holds, "learn", message)
     if sharding is not None:
-        check_sharding_plan("learn", sharding)
-        sizes = {"batch_size": options.batch_size}
-        check_rows("learn", sharding, eval_batch_size=options.eval_batch_size, **sizes)
+        sizes = {"eval_batch_size": options.eval_batch_size}
+        check_sharding_plan("learn", sharding, batch_size=options.batch_size, **sizes)
 
 
 def _check_options(options: Options) -> None:
