@@ -99,9 +99,8 @@ def srank(values: Float[Array, " k"], *, delta: ScalarLike = 0.01) -> Float[Arra
 def _check_values(who, values):
     """Refuse a matrix of features, for which the formulas would also give a number."""
     came = f"shape {jnp.shape(values)}; give singular_values(matrix, weight)"
-    require(
-        jnp.ndim(values) == 1, who, f"values must be singular values [k], got {came}"
-    )
+    message = f"values must be singular values [k], got {came}"
+    require(jnp.ndim(values) == 1, who, message)
 
 
 def measure(
@@ -133,11 +132,7 @@ def measure(
       ``grad_norm`` and ``sam_sharpness``. Costs a singular value decomposition of
       ``[b, d]`` and a few passes over the batch.
     """
-    check_number("measure", rho=rho, tau=tau)
     activations = hidden(params, batch.x)
-    require(
-        activations, "measure", "hidden must return at least one activation, got none"
-    )
     mean = lambda params: mean_loss(loss, params, batch, key)
     value, grads = jax.value_and_grad(mean)(params)
     last = activations[-1]
