@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 from jaxtyping import Key as Keys
 
 from jaxcl.errors import require
-from jaxcl.tree import by_chunks, check_batch, num_rows, weighted_mean
+from jaxcl.tree import at, by_chunks, check_batch, num_rows, weighted_mean
 from jaxcl.typing import Batch, Key, Loss, Params
 
 
@@ -91,17 +91,18 @@ def check_rows_independent(loss: Loss, params: Params, batch: Batch, key: Key) -
       ValueError: naming the first row whose loss changes with the other rows by more than
         ``1e-4`` of the largest.
     """
-    keys = jax.random.split(key, num_rows(batch))
+    together, alone = _both_ways(loss, params, batch, key)
+    away = np.abs(alone - together) > 1e-4 * np.abs(together).max()
+    row = int(np.argmax(away))  # the first, where there is one
+    came = f"{together[row]:.6g} in the batch and {alone[row]:.6g} among its copies"
+    message = f"row {row} must depend on itself only, got {came}; use GroupNorm or "
+    require(not away[row], "loss", f"{message}LayerNorm for batch statistics")
+
+
+def _both_ways(loss: Loss, params: Params, batch: Batch, key: Key):
+    """The loss of each row in the batch, and in a batch of copies of it."""
+    keys, rows = jax.random.split(key, num_rows(batch)), range(num_rows(batch))
     # Copies keep the shapes: the compiled sums stay the same, and only other rows change.
-    together = np.asarray(loss(params, batch, keys))
-    for row in range(num_rows(batch)):
-        same = np.full(num_rows(batch), row)
-        copies = jax.tree.map(lambda leaf, same=same: leaf[same], (batch, keys))
-        alone = np.asarray(loss(params, *copies))[row]
-        both = (
-            f"{together[row]:.6g} in the batch and {alone:.6g} among copies of itself"
-        )
-        remedy = "replace batch statistics by GroupNorm or LayerNorm"
-        came = f"row {row} must depend on itself only, got {both}; {remedy}"
-        away = abs(alone - together[row])
-        require(not away > 1e-4 * np.abs(together).max(), "loss", came)
+    copies = (at(np.full(len(rows), row), (batch, keys)) for row in rows)
+    alone = [loss(params, *same)[row] for row, same in zip(rows, copies, strict=True)]
+    return np.asarray(loss(params, batch, keys)), np.asarray(alone)

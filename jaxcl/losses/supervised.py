@@ -51,20 +51,20 @@ def dark_experience_loss(
 
     def loss(params, batch, keys):
         given = outputs(params, batch, keys)
-        _check_alike("stored outputs (store=outputs)", given, batch.stored)
+        squares = _squares("stored outputs (store=outputs)", given, batch.stored)
         # alpha |z - f(x)|^2; DER++ adds beta CE(f(x), y).
-        squares = jnp.square(given - batch.stored).reshape(len(given), -1)
-        kept = jnp.multiply(alpha, jnp.sum(squares, axis=1))
+        kept = jnp.multiply(alpha, jnp.sum(squares.reshape(len(given), -1), axis=1))
         return kept if is_zero(beta) else kept + beta * likely(params, batch, keys)
 
     return loss
 
 
-def _check_alike(name: str, outputs, other) -> None:
-    """Refuse shapes that would be broadcast."""
+def _squares(name: str, outputs, other) -> Array:
+    """``(outputs - other)^2``; other shapes, which would be broadcast, are refused."""
     shape, came = jnp.shape(outputs), getattr(other, "shape", "none")
     message = f"{name} must have the shape of the outputs, {shape}, got {came}"
     require(shape == came, "loss", message)
+    return jnp.square(outputs - other)
 
 
 def class_labels(who: str, scores, batch: Batch):
@@ -81,9 +81,7 @@ def squared_error(outputs: Outputs) -> Loss:
     """Half the squared distance to the target: ``|outputs - y|^2 / 2``, of equal shapes."""
 
     def loss(params, batch, keys):
-        given, target = outputs(params, batch, keys), batch.y
-        _check_alike("targets y", given, target)
-        squares = jnp.square(given - target)
+        squares = _squares("targets y", outputs(params, batch, keys), batch.y)
         return 0.5 * jnp.sum(squares, axis=tuple(range(1, squares.ndim)))
 
     return loss
