@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -166,13 +167,17 @@ def random_normal_like(key: PRNGKeyArray, tree: PyTree) -> PyTree:
     not: on a CPU every draw costs a second to compile.
     """
     leaves, structure = jax.tree.flatten(tree)
-    ends = list(itertools.accumulate(leaf.size for leaf in leaves))
-    draw = jax.random.normal(key, (ends[-1] if ends else 0,), jnp.float32)
-    cut = [
-        draw[end - leaf.size : end].reshape(leaf.shape).astype(leaf.dtype)
-        for leaf, end in zip(leaves, ends, strict=True)
-    ]
-    return jax.tree.unflatten(structure, cut)
+    size = sum(leaf.size for leaf in leaves)
+    parts = cut_like(jax.random.normal(key, (size,), jnp.float32), leaves)
+    drawn = [part.astype(leaf.dtype) for part, leaf in zip(parts, leaves, strict=True)]
+    return jax.tree.unflatten(structure, drawn)
+
+
+def cut_like(numbers: Float[Array, " n"], leaves: Sequence[Array]) -> list[Array]:
+    """Consecutive parts of a vector in the shapes of the leaves."""
+    ends = itertools.accumulate(leaf.size for leaf in leaves)
+    parts = zip(ends, leaves, strict=True)
+    return [numbers[end - leaf.size : end].reshape(leaf.shape) for end, leaf in parts]
 
 
 def safe_divide(a, b):
@@ -228,54 +233,61 @@ def as_batch(x: PyTree, y: PyTree, *, weight=None, task: int = 0) -> Batch:
         or the task is known to be negative, or a weight is not finite; for
         labels that do not fit in int32, text, dates and other objects.
     """
-    check_numbers("as_batch", x, y)
-    x, y, weight = lists_as_arrays("as_batch", (x, y, weight))
-    shapes = [np.shape(leaf) for leaf in jax.tree.leaves((x, y, weight))]
-    vectors = np.ndim(task) == 0 and (weight is None or np.ndim(weight) == 1)
-    require(
-        vectors and () not in shapes,
-        "as_batch",
-        "x and y must be arrays [n, ...] or lists of numbers, weight [n] and task one int, "
-        f"got shapes {shapes[:4]} and task {shown(task)}",
-    )
-    lengths = sorted({shape[0] for shape in shapes})
-    same = f"x, y and weight must have the same number of rows, got {lengths}"
-    require(len(lengths) == 1, "as_batch", same)
-    rows = lengths[0]
+    x, y, weight = as_arrays("as_batch", x, y, weight)
     if not isinstance(task, Tracer):
         check_size("as_batch", least=0, task=np.asarray(task)[()])
-    if not (weight is None or isinstance(weight, Tracer)):
-        known = np.asarray(weight, np.float32)
+    rows = np.shape((jax.tree.leaves(x) or [0])[0])[:1]
+    weight = jnp.ones(rows) if weight is None else weight
+    weight, number = jnp.asarray(weight, jnp.float32), jnp.full(rows, task, jnp.int32)
+    batch = Batch(x, y, weight, number)
+    check_batch("as_batch", batch)
+    if not isinstance(weight, Tracer):
+        known = np.asarray(weight)
         extremes = {"smallest": known.min(initial=0), "largest": known.max(initial=0)}
         check_number("as_batch", **{f"the {k} weight": v for k, v in extremes.items()})
-    for leaf in jax.tree.leaves(y):
-        if not isinstance(leaf, Tracer) and leaf.dtype.kind in "iu" and leaf.size:
-            low, high = int(leaf.min()), int(leaf.max())
-            far = low if -low > high else high
-            fit = f"labels must fit in int32, got {far}; renumber them"
-            require(low >= -(2**31) and high < 2**31, "as_batch", fit)
+    far = beyond_int32(y)
+    fit = f"labels must fit in int32, got {far}; renumber them"
+    require(far is None, "as_batch", fit)
     classes = lambda leaf: leaf.dtype.kind in "biu"
     narrow = lambda leaf: jnp.asarray(leaf, jnp.int32 if classes(leaf) else None)
-    return Batch(
-        x,
-        jax.tree.map(narrow, y),
-        jnp.ones(rows, jnp.float32)
-        if weight is None
-        else jnp.asarray(weight, jnp.float32),
-        jnp.full(rows, task, jnp.int32),
-    )
+    return batch._replace(y=jax.tree.map(narrow, y))
 
 
-def check_numbers(who: str, x: PyTree, y: PyTree) -> None:
-    """Refuse text, dates and objects, which no program takes, naming the first."""
-    remedies = {
-        "x": "encode it as numbers, or leave it out",
-        "y": "number the classes with jaxcl.data.encode_labels",
-    }
-    for (name, remedy), part in zip(remedies.items(), (x, y), strict=True):
-        odd = filter(None, map(_other_than_numbers, jax.tree.leaves(part)))
-        found = next(odd, None)
-        require(found is None, who, f"{name} must hold numbers, got {found}; {remedy}")
+def beyond_int32(tree: PyTree) -> int | None:
+    """The first known smallest or largest integer of a leaf that int32 cannot hold."""
+    known = [leaf for leaf in jax.tree.leaves(tree) if not isinstance(leaf, Tracer)]
+    whole = [leaf for leaf in map(np.asarray, known) if leaf.dtype.kind in "iu"]
+    ends = (int(end(initial=0)) for leaf in whole for end in (leaf.min, leaf.max))
+    return next((end for end in ends if not -(2**31) <= end < 2**31), None)
+
+
+#: What to do about inputs, labels and weights that are no numbers.
+_REMEDIES = {
+    "x": "encode it as numbers, or leave it out",
+    "y": "number the classes with jaxcl.data.encode_labels",
+    "weight": "give one number a row",
+}
+
+
+def as_arrays(who: str, *parts: PyTree) -> tuple[PyTree, ...]:
+    """Inputs, labels and weights with lists of numbers and tables as NumPy arrays.
+
+    Text, dates and objects, which no program takes, are refused.
+    """
+    for (name, remedy), part in zip(_REMEDIES.items(), parts, strict=False):
+        odd = next(filter(None, map(_other_than_numbers, jax.tree.leaves(part))), None)
+        require(odd is None, who, f"{name} must hold numbers, got {odd}; {remedy}")
+
+    def of_numbers(node):
+        leaves = jax.tree.leaves(node) if isinstance(node, list) else ()
+        return bool(leaves) and all(isinstance(leaf, int | float) for leaf in leaves)
+
+    def convert(node):
+        if of_numbers(node):
+            return as_numbers(who, "rows", node)
+        return _from_pandas(who, node) if hasattr(node, "to_numpy") else node
+
+    return jax.tree.map(convert, parts, is_leaf=of_numbers)
 
 
 def _other_than_numbers(leaf) -> str | None:
@@ -287,21 +299,6 @@ def _other_than_numbers(leaf) -> str | None:
     kind = getattr(getattr(leaf, "dtype", None), "kind", "")
     odd = isinstance(leaf, str | bytes) or kind in ("O", "S", "U", "M", "m")
     return shown(leaf) if odd else None
-
-
-def lists_as_arrays(who: str, tree: PyTree) -> PyTree:
-    """The tree with lists of numbers, and frames and series of pandas, as NumPy arrays."""
-
-    def of_numbers(node):
-        leaves = jax.tree.leaves(node) if isinstance(node, list) else ()
-        return bool(leaves) and all(isinstance(leaf, int | float) for leaf in leaves)
-
-    def convert(node):
-        if of_numbers(node):
-            return as_numbers(who, "rows", node)
-        return _from_pandas(who, node) if hasattr(node, "to_numpy") else node
-
-    return jax.tree.map(convert, tree, is_leaf=of_numbers)
 
 
 def _from_pandas(who: str, frame) -> np.ndarray:
@@ -317,30 +314,25 @@ def _from_pandas(who: str, frame) -> np.ndarray:
 
 def check_batch(who: str, batch: Batch) -> None:
     """Refuse anything but a batch of rows, such as ``(x, y)`` or a single row."""
-    came, good = type(batch).__name__, isinstance(batch, Batch)
-    if good:
-        check_numbers(who, batch.x, batch.y)
-        shapes = [np.shape(leaf) for leaf in jax.tree.leaves(batch)]
-        rows = np.shape(batch.weight)
-        good = len(rows) == 1 and {shape[:1] for shape in shapes} == {rows}
-        came = f"leaves of shapes {shapes[:4]}"
+    shapes = [np.shape(leaf) for leaf in jax.tree.leaves(batch)]
+    alike = len({shape[:1] for shape in shapes}) == 1
+    good = isinstance(batch, Batch) and np.ndim(batch.weight) == 1 and alike
+    came = f"{type(batch).__name__} of shapes {shapes[:4]}; make one"
     wanted = f"expected a Batch of arrays [n, ...] with weight [n], got {came}"
-    require(good, who, f"{wanted}; make one with jaxcl.tree.as_batch")
+    require(good, who, f"{wanted} with jaxcl.tree.as_batch from arrays of n rows")
+    as_arrays(who, batch.x, batch.y)
 
 
 def check_params(who: str, params: PyTree) -> None:
     """Refuse parameters that cannot be trained, such as running statistics."""
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params) or [((), params)]:
-        place = jax.tree_util.keystr(path)
-        remedy = "use GroupNorm or LayerNorm, or variables['params'] alone"
-        statistics = f"params must be trained, got running batch_stats; {remedy}"
-        require("'batch_stats'" not in place, who, statistics)
+    for path, leaf in jax.tree.leaves_with_path(params) or [((), params)]:
+        place = jax.tree_util.keystr(path) or "its root"
         dtype = getattr(leaf, "dtype", None)
         real = dtype is not None and jnp.issubdtype(dtype, jnp.floating)
-        came = f"{shown(leaf) if dtype is None else dtype} at {place or 'its root'}"
-        remedy = "keep out what is not trained, and give it to build (frozen=)"
-        arrays = f"params must be a tree of real arrays, got {came}; {remedy}"
-        require(real, who, arrays)
+        came = f"{shown(leaf) if dtype is None else dtype} at {place}"
+        remedy = "keep out what is not trained (build(frozen=)), and use no BatchNorm"
+        message = f"params must be a tree of real arrays, got {came}; {remedy}"
+        require(real and "'batch_stats'" not in place, who, message)
 
 
 def flat_rows(rows: Batch) -> Batch:

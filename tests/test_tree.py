@@ -100,7 +100,7 @@ def test_a_batch_is_narrow_complete_and_of_one_length():
     np.testing.assert_array_equal(batch.task, [7, 7, 7])
     assert tree.num_rows(batch) == 3
     assert tree.num_tasks(batch) == 3
-    with pytest.raises(ValueError, match=r"same number of rows, got \[2, 3\]"):
+    with pytest.raises(ValueError, match=r"shapes \[\(3, 2\), \(2,\)"):
         tree.as_batch(np.ones((3, 2)), np.zeros(2, int))
 
 

@@ -18,10 +18,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int, PyTree
 
-from jaxcl.data.files import existing_file
+from jaxcl.data.files import existing_file, expect
 from jaxcl.data.pixels import pixels_as_floats
 from jaxcl.errors import InputError, check_size, reason_of, require, shown
-from jaxcl.tree import at, check_batch
+from jaxcl.tree import at, beyond_int32, check_batch
 from jaxcl.typing import Batch, Stream
 
 #: Errors that mean that a row is not usable.
@@ -71,12 +71,8 @@ class Task(NamedTuple):
 def array_dataset(batch: Batch) -> Dataset:
     """A dataset of rows in memory.
 
-    Args:
-      batch: leaves ``[n, ...]``. Rows of weight zero are left out. Images as uint8 stay
-        bytes in memory; rows that are read are float32 in [0, 1].
-
-    Raises:
-      ValueError: if no row has a weight above 0.
+    Of leaves ``[n, ...]``; rows of weight zero are left out. Images as uint8 stay bytes in
+    memory; rows that are read are float32 in [0, 1].
     """
     check_batch("array_dataset", batch)
     batch = jax.tree.map(np.asarray, batch)
@@ -104,22 +100,19 @@ def source_dataset(
     """
     check_size("source_dataset", least=0, task=task)
 
-    def item(number):
+    def item(number, shapes):
         try:
-            row = _checked(parse(source[number]))
-            if number:
-                _expect_shapes(row, shapes, "of item 0")
-            return row
+            return _usable(parse(source[number]), shapes, "item 0")
         except _UNUSABLE as error:
             reason = reason_of(error)
             msg = f"source_dataset: item {number} is bad ({reason}); see parse."
             raise InputError(msg) from error
 
-    first = item(0)
+    first = item(0, None)
     shapes, dtypes = _shapes(first), _dtypes(first)
 
     def read(numbers):
-        rows = [item(int(number)) for number in numbers]
+        rows = [item(int(number), shapes) for number in numbers]
         try:
             return _stacked(rows, dtypes, task)
         except TypeError as error:
@@ -190,13 +183,13 @@ def _indexed(
                 continue
             try:
                 record = json.loads(line)
-                _expect(isinstance(record, dict), "an object", type(record).__name__)
+                kind = type(record).__name__
+                expect(isinstance(record, dict), f"expected an object, got {kind}")
                 with np.errstate(over="ignore"):
-                    row = _checked(parse(record))
+                    row = _usable(parse(record), shapes, f"line {first}")
                     _expect_finite(row)  # Python also reads NaN and infinity
                 if not places:
                     first, shapes, dtypes = number, _shapes(row), _dtypes(row)
-                _expect_shapes(row, shapes, f"on line {first}")
                 # The smallest dtypes that also hold this row.
                 dtypes = jax.tree.map(np.promote_types, dtypes, _dtypes(row))
             except _UNUSABLE as error:
@@ -247,30 +240,18 @@ def stream_tasks(stream: Stream) -> list[Task]:
     ]
 
 
-def _expect(holds: Any, what: str, got: Any) -> None:
-    """Refuse a row for a reason, which becomes part of the message about its place."""
-    if not holds:
-        msg = f"expected {what}, got {got}"
-        raise ValueError(msg)
-
-
-def _checked(row: Any) -> _Row:
-    """The result of ``parse``, if a batch can hold it."""
+def _usable(row: Any, shapes: PyTree, first: str) -> _Row:
+    """The result of ``parse``, if a batch can hold it, with the shapes of the first."""
     pair = isinstance(row, tuple) and len(row) == 2
-    _expect(pair, "(x, y) from parse", shown(row))
-    int32 = np.iinfo(np.int32)
+    expect(pair, f"expected (x, y) from parse, got {shown(row)}")
     for leaf in jax.tree.leaves(row):
-        array = np.asarray(leaf)
-        numbers = array.dtype.kind in "biufcV"  # V: bfloat16 and its like
-        _expect(numbers, "numbers from parse", shown(leaf))
-        if array.dtype.kind in "iu" and array.size:
-            held = int32.min <= array.min() and array.max() <= int32.max
-            _expect(held, "integers within int32 from parse", shown(leaf))
+        numbers = np.asarray(leaf).dtype.kind in "biufcV"  # V: bfloat16 and its like
+        expect(numbers, f"expected numbers from parse, got {shown(leaf)}")
+    far = beyond_int32(row)
+    expect(far is None, f"expected integers within int32 from parse, got {far}")
+    expected = f"expected shapes {shapes}, as {first}, got {_shapes(row)}"
+    expect(shapes in (None, _shapes(row)), expected)
     return row
-
-
-def _expect_shapes(row: _Row, shapes: PyTree, where: str) -> None:
-    _expect(_shapes(row) == shapes, f"shapes {shapes}, as {where}", _shapes(row))
 
 
 def _expect_finite(row: _Row) -> None:
@@ -278,7 +259,8 @@ def _expect_finite(row: _Row) -> None:
     for leaf in map(np.asarray, jax.tree.leaves(row)):
         narrow = leaf.astype(jax.dtypes.canonicalize_dtype(leaf.dtype))
         beyond = f", beyond {narrow.dtype}" if np.isfinite(leaf).all() else ""
-        _expect(np.isfinite(narrow).all(), "finite numbers", f"{shown(leaf)}{beyond}")
+        came = f"expected finite numbers, got {shown(leaf)}{beyond}"
+        expect(np.isfinite(narrow).all(), came)
 
 
 def _shapes(row: _Row) -> PyTree:
@@ -293,7 +275,7 @@ def _stacked(rows: list[_Row], dtypes: PyTree, task: int) -> Batch:
     """A batch of rows, in dtypes that hold all of them."""
 
     def stacked(dtype, *leaves):
-        narrow = np.int32 if dtype.kind in "iu" else dtype  # all fit: see _checked
+        narrow = np.int32 if dtype.kind in "iu" else dtype  # all fit: see _usable
         return np.stack(leaves, dtype=narrow, casting="same_kind")
 
     x, y = jax.tree.map(stacked, dtypes, *rows)

@@ -10,6 +10,7 @@ import os
 import zipfile
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -76,11 +77,10 @@ def load_images(path: PathLike) -> Images:
 
 def existing_file(who: str, path: PathLike, remedy: str) -> Path:
     """The path of a file, or a FileNotFoundError that says what to give."""
-    path = Path(path)
-    if not path.is_file():
+    if not Path(path).is_file():
         msg = f"{who}: no file {path}; {remedy}."
         raise MissingFileError(msg)
-    return path
+    return Path(path)
 
 
 @contextmanager
@@ -92,14 +92,13 @@ def _reading(path: Path, expected: str):
     # For damaged headers NumPy and zipfile raise errors of a dozen kinds, such as
     # TokenError, NotImplementedError and MemoryError.
     except Exception as error:
-        msg = (
-            f"load_images: {path} is not {expected} ({reason_of(error)}); get it again."
-        )
+        reason = f"is not {expected} ({reason_of(error)}); get it again"
+        msg = f"load_images: {path} {reason}."
         raise InputError(msg) from error
 
 
-def _need(holds: bool, otherwise: str):
-    """Raise a ValueError, for :func:`_reading`."""
+def expect(holds: Any, otherwise: str) -> None:
+    """Raise a ValueError, which becomes part of the message about its place."""
     if not holds:
         raise ValueError(otherwise)
 
@@ -120,7 +119,7 @@ def _member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
     """An array of an archive."""
     # Deflate reduces a size by at most 1,032 times; a larger one is not allocated.
     most, size = 1032 * os.path.getsize(str(archive.filename)), member.file_size
-    _need(size <= most, f"{member.filename} announces {size} bytes")
+    expect(size <= most, f"{member.filename} announces {size} bytes")
     with archive.open(member) as file:
         return _array(file, size)
 
@@ -134,10 +133,10 @@ def _npy(path: Path) -> np.ndarray:
 def _array(file, size: int) -> np.ndarray:
     """The array of an npy file of ``size`` bytes: what is not there is not allocated."""
     version = np.lib.format.read_magic(file)
-    _need(version in _HEADERS, f"its format is {version}")
+    expect(version in _HEADERS, f"its format is {version}")
     shape, _, dtype = _HEADERS[version](file)
     wanted, there = math.prod(shape) * dtype.itemsize, size - file.tell()
-    _need(wanted <= there, f"its header announces {wanted} bytes, it has {there}")
+    expect(wanted <= there, f"its header announces {wanted} bytes, it has {there}")
     file.seek(0)
     return np.lib.format.read_array(file, allow_pickle=False)
 
@@ -156,7 +155,7 @@ def _cifar(folder: Path) -> Images:
     def read(name):
         with _reading(folder / name, f"complete records of {size} bytes"):
             raw = np.fromfile(folder / name, np.uint8)
-            _need(len(raw) > 0 and len(raw) % size == 0, f"it has {len(raw)} bytes")
+            expect(len(raw) > 0 and len(raw) % size == 0, f"it has {len(raw)} bytes")
             return raw.reshape(-1, size)
 
     def arrays(records):
@@ -181,8 +180,8 @@ def _idx(folder: Path, split: str, kind: str, rank: int) -> np.ndarray:
         raw = gzip.decompress(raw) if path.suffix == ".gz" else raw
         magic, *shape = np.frombuffer(raw[: 4 + 4 * rank], ">i4").tolist()
         body = np.frombuffer(raw, np.uint8, offset=4 + 4 * rank)
-        _need(magic == 0x800 + rank, f"its magic number is {magic}")
+        expect(magic == 0x800 + rank, f"its magic number is {magic}")
         agree = len(shape) == rank and min(shape) >= 0
         agree = agree and math.prod(shape) == len(body)
-        _need(agree, f"its header announces {shape}, it has {len(body)} bytes")
+        expect(agree, f"its header announces {shape}, it has {len(body)} bytes")
         return body.reshape(shape)

@@ -11,14 +11,7 @@ from jax.core import Tracer
 from jaxcl.data.dataset import Task
 from jaxcl.data.pixels import pixels_as_floats
 from jaxcl.errors import as_numbers, check_size, require
-from jaxcl.tree import (
-    as_batch,
-    at,
-    check_batch,
-    check_numbers,
-    lists_as_arrays,
-    num_rows,
-)
+from jaxcl.tree import as_arrays, as_batch, at, check_batch, num_rows
 from jaxcl.typing import Batch, PyTree, Stream
 
 
@@ -53,16 +46,13 @@ def from_arrays(
       A stream whose pool is all tasks and whose plan is ``arange(T)``.
 
     Raises:
-      ValueError: if leaves differ in the number of tasks or rows, or hold anything but
-        numbers; if some tasks are numbered and several are not.
+      ValueError: among others if some tasks are numbered and several are not.
     """
     check_size("from_arrays", num_classes=num_classes)
     tasks = Tasks(_as_tasks("train", train), _as_tasks("test", test))
     count, other = (len(part.weight) for part in tasks)
-    wanted = (
-        f"train and test must have the same number of tasks, got {count} and {other}"
-    )
-    require(count == other, "from_arrays", f"{wanted}; give both of each")
+    same = f"the same number of tasks, got {count} and {other}; give both of each"
+    require(count == other, "from_arrays", f"train and test must have {same}")
     return Stream(
         pool=jax.tree.map(jnp.asarray, _numbered(tasks)),
         plan=jnp.asarray(np.arange(count, dtype=np.int32)),
@@ -75,17 +65,14 @@ def from_arrays(
 
 def _as_tasks(split: str, given) -> Batch:
     """A batch with leaves ``[T, n, ...]`` of such a batch or of a pair ``(x, y)``."""
+    pair = as_arrays(f"from_arrays: {split}", *given[:2])
     if not isinstance(given, Batch):
-        x, y = lists_as_arrays("from_arrays", given)
-        given = [np.stack(part) if isinstance(part, list) else part for part in (x, y)]
-    check_numbers(f"from_arrays: {split}", *given[:2])
+        given = [np.stack(part) if isinstance(part, list) else part for part in pair]
     shapes = sorted({np.shape(leaf)[:2] for leaf in jax.tree.leaves(given)})
-    require(
-        len(shapes) == 1 and len(shapes[0]) == 2 and 0 not in shapes[0],
-        "from_arrays",
-        f"all leaves of {split} must start with the same [tasks, rows], both above 0, got "
-        f"{list(map(list, shapes))}; tasks of unequal length need stack_tasks",
-    )
+    good = len(shapes) == 1 and len(shapes[0]) == 2 and 0 not in shapes[0]
+    wanted = f"all leaves of {split} must start with one [tasks, rows], both above 0"
+    remedy = f"got {[*map(list, shapes)]}; tasks of unequal length need stack_tasks"
+    require(good, "from_arrays", f"{wanted}, {remedy}")
     if isinstance(given, Batch):
         return given
     flat = lambda leaf: leaf.reshape(-1, *leaf.shape[2:])
@@ -110,8 +97,8 @@ def stack_tasks(
         their own ``n`` and ``m``; see :func:`jaxcl.tree.as_batch`. Or tasks of the host
         loop, of which the training and the test set are read. If ``task`` is 0 in all
         rows, they are numbered by their task.
-      num_classes: outputs that the model needs.
-      name: what the stream is called in logs and reports.
+      num_classes: see :func:`from_arrays`.
+      name: likewise.
 
     Raises:
       ValueError: naming the task, if rows differ from those of task 0 in shape or dtype,
@@ -120,16 +107,15 @@ def stack_tasks(
     shuffled = {task.shuffle for task in tasks if isinstance(task, Task)} or {True}
     wanted = "tasks must all be shuffled, or none, got both; split them"
     require(len(shuffled) == 1, "stack_tasks", wanted)
-    pairs = [_all_rows(task) if isinstance(task, Task) else task for task in tasks]
+    read = lambda rows: rows.read(np.arange(rows.count))
+    pairs = [
+        (read(task.train), read(task.test)) if isinstance(task, Task) else task
+        for task in tasks
+    ]
     splits = zip(("train", "test"), zip(*pairs, strict=True), strict=True)
     train, test = (_stacked(split, batches) for split, batches in splits)
     stream = from_arrays(train, test, num_classes=num_classes, name=name)
     return stream._replace(shuffle=shuffled == {True})
-
-
-def _all_rows(task: Task) -> tuple[Batch, ...]:
-    """Training and test set of a task of the host loop, in memory."""
-    return tuple(part.read(np.arange(part.count)) for part in (task.train, task.test))
 
 
 def _stacked(split: str, batches: Sequence[Batch]) -> Batch:
@@ -137,13 +123,12 @@ def _stacked(split: str, batches: Sequence[Batch]) -> Batch:
     for task, batch in enumerate(batches):
         check_batch(f"stack_tasks: {split} of task {task}", batch)
         found, wanted = _row_format(batch), _row_format(batches[0])
-        like = (
-            f"{split} rows of task {task} must be like those of task 0, {wanted}, got "
-        )
-        require(found == wanted, "stack_tasks", f"{like}{found}; pad or cast them")
-        real = f"{split} of task {task} must have rows of weight above 0, got none in "
+        like = f"{split} rows of task {task} must be like those of task 0, {wanted}"
+        came = f"got {found}; pad or cast them"
+        require(found == wanted, "stack_tasks", f"{like}, {came}")
+        real = f"{split} of task {task} must have rows of weight above 0, got none"
         some = np.any(np.asarray(batch.weight) > 0)
-        require(some, "stack_tasks", f"{real}{num_rows(batch)}; leave the task out")
+        require(some, "stack_tasks", f"{real}; leave the task out")
     size = max(map(num_rows, batches))
 
     def fill(batch):
@@ -172,40 +157,32 @@ def _numbered(pool: Tasks) -> Tasks:
     if isinstance(pool.train.task, Tracer) or isinstance(pool.test.task, Tracer):
         return pool
     train, test = (np.asarray(part.task) for part in pool)
-    if not train.any():
+    numbers = [set(np.unique(task).tolist()) for task in train]
+    first = lambda task: at((task, 0), (pool.train.x, pool.train.y))
+    if none_numbered("from_arrays", numbers, first):
         train = np.zeros_like(train) + np.arange(len(train), dtype=train.dtype)[:, None]
-    else:
-        numbers = [set(np.unique(task).tolist()) for task in train]
-        first = lambda task: at((task, 0), (pool.train.x, pool.train.y))
-        check_task_numbers("from_arrays", numbers, first)
     bare = (test == 0).all(1) & (train == train[:, :1]).all(1)
     test = np.where(bare[:, None], train[:, :1], test)
     return Tasks(pool.train._replace(task=train), pool.test._replace(task=test))
 
 
-def check_task_numbers(
+def none_numbered(
     who: str, numbers: Sequence[set[int]], first: Callable[[int], PyTree]
-) -> None:
-    """Refuse tasks that would share number 0 because it was left out in some of them.
+) -> bool:
+    """Whether all tasks have number 0, the default, so that their place numbers them.
 
-    A task that returns later has the same number, and the same first row.
-
-    Args:
-      who: the function, for the message.
-      numbers: of each task, those of its training rows.
-      first: inputs and labels of the first row of a task.
+    Tasks that would share it because it was left out in some are refused. ``numbers`` are
+    those of each task's training rows, ``first(task)`` the inputs and labels of its first
+    row: a task that returns later has the same number and the same row.
     """
-    bare = [place for place, found in enumerate(numbers) if found == {0}]
-    if len(bare) in (0, 1, len(numbers)):
-        return
-    rows = [jax.tree.leaves(first(place)) for place in bare]
-    require(
-        all(all(map(np.array_equal, rows[0], row)) for row in rows),
-        who,
-        f"tasks {', '.join(map(str, bare))} all have number 0, the default of as_batch, "
-        f"and others have {max(set().union(*numbers))} or less; number each by task=, "
-        "from 1 if some share one, or none",
-    )
+    bare = [task for task, found in enumerate(numbers) if found == {0}]
+    some = 1 < len(bare) < len(numbers)
+    rows = [jax.tree.leaves(first(task)) for task in bare if some]
+    again = all(all(map(np.array_equal, rows[0], row)) for row in rows)
+    shared = f"tasks {', '.join(map(str, bare))} all have number 0, the default"
+    remedy = "others have more; number each by task=, from 1 if some share one, or none"
+    require(again, who, f"{shared}, and {remedy}")
+    return len(bare) == len(numbers)
 
 
 def take_tasks(
@@ -213,10 +190,8 @@ def take_tasks(
 ) -> Stream:
     """A stream of some of the tasks; each keeps its ``task`` number.
 
-    Args:
-      stream: where to take them from.
-      tasks: a slice, or the numbers of the tasks in the order wanted; not a mask.
-      axis: where the tasks are in the plan; 1 after :func:`stack_plans`.
+    ``tasks`` are a slice, or numbers in the order wanted, not a mask; ``axis`` is where the
+    tasks are in the plan, 1 after :func:`stack_plans`.
     """
     count = jax.tree.leaves(stream.plan)[0].shape[axis]
     tasks = np.arange(count)[tasks] if isinstance(tasks, slice) else tasks
@@ -229,12 +204,9 @@ def task_list(who: str, stream: Stream, tasks, count: int) -> np.ndarray:
     """The numbers of some of a stream's ``count`` tasks as an array, checked."""
     chosen = as_numbers(who, "tasks", tasks)
     listed = chosen.ndim == 1 and chosen.size and chosen.dtype.kind in "iu"
-    found = chosen.tolist() if chosen.size else "none"
-    require(
-        listed and chosen.min() >= -count and chosen.max() < count,
-        who,
-        f"{stream.name} has tasks 0 to {count - 1}, got {found}; list some of these",
-    )
+    inside = listed and -count <= chosen.min() and chosen.max() < count
+    came = f"got {chosen.tolist() if chosen.size else 'none'}; list some of these"
+    require(inside, who, f"{stream.name} has tasks 0 to {count - 1}, {came}")
     return chosen
 
 
@@ -251,8 +223,7 @@ def joint(stream: Stream) -> Stream:
     For several seeds make every stream joint first, then :func:`stack_plans`.
 
     Args:
-      stream: one seed's stream, plan ``[T, ...]``; only reshaped, so that its plan may be
-        traced.
+      stream: one seed's stream, plan ``[T, ...]``, which may be traced.
 
     Returns:
       A stream of one task, plan ``[1, T, ...]``, and the same pool: a train batch of
@@ -280,25 +251,18 @@ def stack_plans(streams: Sequence[Stream]) -> Stream:
 
     ``jax.vmap`` over ``stream.plan`` then runs all seeds; the pool is not copied. The
     streams must come from the same constructor with the same arguments except keys.
-
-    Raises:
-      ValueError: if names, plan shapes or pools differ.
     """
     first = streams[0]
-    fixed = ("name", "num_classes", "shuffle")
-    shapes = lambda tree: jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), tree)
+
+    def kind(stream):
+        shapes = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), stream.plan)
+        return stream.name, stream.num_classes, stream.shuffle, shapes
+
     for number, other in enumerate(streams[1:], 1):
-        same = {name: getattr(first, name) == getattr(other, name) for name in fixed}
-        same["plan shapes"] = shapes(first.plan) == shapes(other.plan)
-        same["pool"] = _same_arrays(first.pool, other.pool)
-        odd = [name for name, holds in same.items() if not holds]
-        require(
-            not odd,
-            "stack_plans",
-            f"streams must differ in their keys only, but stream {number} ({other.name}) "
-            f"has another {' and '.join(odd)} than stream 0 ({first.name}); build them by "
-            "the same call",
-        )
+        same = kind(first) == kind(other) and _same_arrays(first.pool, other.pool)
+        came = "another name, num_classes, shuffle, plan shapes or pool"
+        both = f"stream {number} ({other.name}) has {came} than stream 0 ({first.name})"
+        require(same, "stack_plans", f"streams must differ in keys only, but {both}")
     stack = lambda *leaves: jnp.asarray(np.stack(leaves))
     plans = [stream.plan for stream in streams]
     return first._replace(plan=jax.tree.map(stack, *plans))

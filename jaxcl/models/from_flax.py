@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Mapping
-from itertools import accumulate
 from typing import Any
 
 import jax
@@ -12,6 +11,7 @@ from jax.core import Tracer
 from jaxtyping import PyTree, ScalarLike
 
 from jaxcl.errors import check_key, require
+from jaxcl.tree import cut_like
 from jaxcl.typing import Key, Model, Params, Units
 
 Gain = Callable[[tuple[str, ...]], ScalarLike]
@@ -216,17 +216,14 @@ def _draw_uniform(key: Key, params: Params, bound: Callable) -> Params:
     """
     leaves, structure = jax.tree.flatten_with_path(params)
     pairs = [(leaf, bound(_names(path), leaf)) for path, leaf in leaves]
-    ends = list(accumulate(0 if a is None else leaf.size for leaf, a in pairs))
-    numbers = jax.random.uniform(key, (max(ends, default=0),), jnp.float32, -1.0, 1.0)
-
-    def drawn(pair, end):
-        leaf, a = pair
-        if a is None:
-            return leaf
-        piece = numbers[end - leaf.size : end].reshape(leaf.shape)
-        return (a * piece).astype(leaf.dtype)
-
-    return jax.tree.unflatten(structure, map(drawn, pairs, ends))
+    chosen = [leaf for leaf, a in pairs if a is not None]
+    size = sum(leaf.size for leaf in chosen)
+    numbers = jax.random.uniform(key, (size,), jnp.float32, -1.0, 1.0)
+    parts = iter(cut_like(numbers, chosen))
+    drawn = [
+        leaf if a is None else (a * next(parts)).astype(leaf.dtype) for leaf, a in pairs
+    ]
+    return jax.tree.unflatten(structure, drawn)
 
 
 def _names(path) -> tuple[str, ...]:

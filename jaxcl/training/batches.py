@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jaxcl.data.dataset import Dataset, Task
-from jaxcl.data.stream import check_task_numbers
+from jaxcl.data.stream import none_numbered
 from jaxcl.errors import require
 from jaxcl.sharding import (
     ShardingPlan,
@@ -119,8 +119,8 @@ def numbered(tasks: Sequence[Task], first: int = 0) -> list[Task]:
     """
     found = [_task_numbers(task.train) for task in tasks]
     row_of = lambda place: tasks[place].train.read(np.arange(1))
-    check_task_numbers("learn", found, lambda place: tuple(row_of(place)[:2]))
-    by_place = all(numbers == {0} for numbers in found) and len(tasks) + first > 1
+    bare = none_numbered("learn", found, lambda place: tuple(row_of(place)[:2]))
+    by_place = bare and len(tasks) + first > 1
 
     def with_number(place, task):
         numbers = {first + place} if by_place else found[place]

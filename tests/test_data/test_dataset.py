@@ -65,7 +65,7 @@ def test_a_pipeline_of_grain_gives_the_rows_of_the_list():
         ("{", "JSONDecodeError"),
         ("[1, 2]", "expected an object, got list"),
         ('{"x": [1, 2]}', "'y'"),
-        ('{"x": [1], "y": 0}', "expected shapes ((2,), ()), as on line 1, got ((1,)"),
+        ('{"x": [1], "y": 0}', "expected shapes ((2,), ()), as line 1, got ((1,)"),
         ('{"x": [1, NaN], "y": 0}', "expected finite numbers, got [ 1. nan]"),
         ('{"x": [1, -Infinity], "y": 0}', "expected finite numbers, got [  1. -inf]"),
         ('{"x": [1, 1e999], "y": 0}', "expected finite numbers, got [ 1. inf]"),
@@ -245,7 +245,7 @@ def test_a_parse_that_returns_no_pair_or_slips_is_named_with_the_line(tmp_path, 
 @pytest.mark.parametrize(
     ("item", "reason"),
     [
-        ({"x": [1], "y": 0}, r"expected shapes \(\(2,\), \(\)\), as of item 0"),
+        ({"x": [1], "y": 0}, r"expected shapes \(\(2,\), \(\)\), as item 0"),
         ({"y": 0}, "KeyError: 'x'"),
         (None, "TypeError"),
     ],

@@ -98,9 +98,9 @@ def traced(model, x, name="apply"):
 
 REFUSED = [
     # batches
-    (lambda: as_batch(1.0, 2), r"as_batch: x and y must be .* shapes \[\(\), \(\)\]"),
+    (lambda: as_batch(1.0, 2), r"as_batch: expected a Batch .* shapes \[\(\), \(\)"),
     (lambda: as_batch(BATCH.x, Y, weight=np.ones((4, 1))), r"weight \[n\].*\(4, 1\)"),
-    (lambda: as_batch(BATCH.x, Y, task=[0] * 4), r"task one int, .* task \[0, 0"),
+    (lambda: as_batch(BATCH.x, Y, task=[0] * 4), r"task must be an int .* got \[0 0"),
     (lambda: as_batch(BATCH.x, Y, task=-1), "as_batch: task .* at least 0, .* got -1"),
     (
         lambda: as_batch(BATCH.x, Y, task=1.5),
@@ -118,8 +118,11 @@ REFUSED = [
     ),
     (lambda: as_batch(BATCH.x, Y, weight=[1, np.inf, 1, 1]), "largest .* got inf"),
     # losses
-    (lambda: loss_of(PAIR), "example_losses: expected a Batch .* got tuple; make one"),
-    (lambda: loss_of(ROW), r"example_losses: .* got leaves of shapes \[\(3,\), \(\)"),
+    (
+        lambda: loss_of(PAIR),
+        "example_losses: expected a Batch .* got tuple .*; make one",
+    ),
+    (lambda: loss_of(ROW), r"example_losses: .* got Batch of shapes \[\(3,\), \(\)"),
     (lambda: loss_of(BATCH._replace(y=BATCH.weight)), r"integers .* got float32\[4\]"),
     (lambda: loss_of(BATCH._replace(y=jnp.eye(4, dtype=int))), r"got int32\[4, 4\]"),
     (lambda: loss_of(BATCH, OUTPUTS), r"one number per example, .*\[4\], got \[4, 2\]"),
