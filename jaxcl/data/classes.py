@@ -48,9 +48,6 @@ def class_pairs(
     Returns:
       A stream of two outputs, for one head for all tasks or for
       :func:`jaxcl.losses.heads` with ``2 T`` outputs.
-
-    Raises:
-      ValueError: if a pair names a class twice, or one without train or test rows.
     """
     known = range(images.num_classes)
     pairs = list(itertools.combinations(known, 2)) if pairs is None else pairs
@@ -104,10 +101,6 @@ def class_splits(
       A stream of ``max(sizes)`` outputs with ``relabel``, else ``num_classes``. With a
       head for each task the model has ``sum(sizes)`` outputs, read by
       ``jaxcl.losses.heads(model.apply, sizes)``.
-
-    Raises:
-      ValueError: unless one of ``num_tasks`` and ``sizes`` is given, for more classes than
-        there are, or a class without rows.
     """
     sizes = _sizes(images.num_classes, num_tasks, sizes)
     width = min(sizes) if truncate else max(sizes)
@@ -127,15 +120,11 @@ def class_splits(
 def split_sizes(num_classes: int, num_tasks: int) -> tuple[int, ...]:
     """Classes of every task, as even as possible: the first tasks have one more.
 
-    Returns:
-      ``T`` sizes that sum to ``num_classes``, such as ``(4, 3, 3)`` for ten classes in
-      three tasks: what ``jaxcl.losses.heads`` takes.
+    Such as ``(4, 3, 3)`` for ten classes in three tasks: what ``jaxcl.losses.heads`` takes.
     """
-    require(
-        is_whole(num_tasks) and 1 <= num_tasks <= num_classes,
-        "class_splits",
-        f"num_tasks must be an int in [1, {num_classes}], the classes, got {num_tasks}",
-    )
+    good = is_whole(num_tasks) and 1 <= num_tasks <= num_classes
+    wanted = f"num_tasks must be an int in [1, {num_classes}], the classes"
+    require(good, "class_splits", f"{wanted}, got {num_tasks}")
     width, more = divmod(num_classes, num_tasks)
     return (width + 1,) * more + (width,) * (num_tasks - more)
 
@@ -148,14 +137,9 @@ def _sizes(num_classes: int, num_tasks, sizes) -> tuple[int, ...]:
     if sizes is None:
         return split_sizes(num_classes, num_tasks)
     counts = len(sizes) and all(is_whole(size) and size > 0 for size in sizes)
-    wanted = (
-        "sizes must be the classes of every task, ints above 0 that sum to at most "
-    )
-    require(
-        counts and sum(sizes) <= num_classes,
-        "class_splits",
-        f"{wanted}the {num_classes} classes, got {shown(sizes)}; give for example (50, 10)",
-    )
+    wanted = f"ints above 0 that sum to at most the {num_classes} classes"
+    message = f"sizes must be {wanted}, got {shown(sizes)}; give for example (50, 10)"
+    require(counts and sum(sizes) <= num_classes, "class_splits", message)
     return tuple(map(int, sizes))
 
 

@@ -42,17 +42,14 @@ def as_images(
 
     Returns:
       The record, labels as int32; pixels are not copied.
-
-    Raises:
-      ValueError: for pixels, shapes or labels other than these, or an empty set.
     """
     check_size("as_images", optional=True, num_classes=num_classes)
     who = f"as_images: {name}"
     train_x, train_y = _split(who, "train", train_x, train_y)
     test_x, test_y = _split(who, "test", test_x, test_y)
-    shapes = [list(x.shape[1:]) for x in (train_x, test_x)]
-    same = "train and test images must have the same shape, got {} and {}; crop or pad"
-    require(shapes[0] == shapes[1], who, same.format(*shapes))
+    one, other = (list(x.shape[1:]) for x in (train_x, test_x))
+    same = f"the same shape, got {one} and {other}; crop or pad"
+    require(one == other, who, f"train and test images must have {same}")
     low = int(min(train_y.min(), test_y.min()))
     high = int(max(train_y.max(), test_y.max()))
     num_classes = high + 1 if num_classes is None else num_classes
@@ -106,14 +103,11 @@ def subset(
     """Keep part of a set: the first rows, or random ones.
 
     Args:
-      images: what to choose from.
+      images: what to choose from; rows keep their order.
       num_train: training rows to keep; all if absent.
       num_test: test rows to keep; all if absent.
       per_class: whether the numbers count rows of each class instead of rows.
       key: draws the rows without replacement; the first ones are kept if absent.
-
-    Returns:
-      The kept rows in their original order.
     """
     rng = None if key is None else generator(key)
     train = _choose(rng, images, images.train_y, num_train, per_class)
@@ -130,20 +124,15 @@ def only_classes(images: Images, classes: ArrayLike) -> Images:
 
     Returns:
       The rows of these classes in their original order; ``num_classes`` is their number.
-
-    Raises:
-      ValueError: for a class that is named twice, or lacks train or test rows.
     """
     wanted = as_numbers("only_classes", "classes", classes)
     both = set(images.train_y.tolist()) & set(images.test_y.tolist())
     lacking = [c for c in wanted.tolist() if not is_whole(c) or c not in both]
     remedy = f"leave out {lacking}" if lacking else "name at least one, each once"
-    require(
-        0 < wanted.size == len(set(wanted.tolist())) and not lacking,
-        f"only_classes: {images.name}",
-        "classes must be different ones that have train and test rows, got "
-        f"{wanted.tolist()}; {remedy}",
-    )
+    good = 0 < wanted.size == len(set(wanted.tolist())) and not lacking
+    came = f"train and test rows, got {wanted.tolist()}; {remedy}"
+    who = f"only_classes: {images.name}"
+    require(good, who, f"classes must be different ones with {came}")
     number = np.full(images.num_classes, -1, np.int32)
     number[wanted] = np.arange(wanted.size)
     images = images._replace(
@@ -185,18 +174,13 @@ def _split(who: str, split: str, x: ArrayLike, y: ArrayLike):
     """Images and labels ``[n]`` of one split as arrays, which belong together."""
     x, y = as_numbers(who, "pixels", x), as_numbers(who, f"{split} labels", y)
     y = y[:, 0] if y.ndim == 2 and y.shape[1] == 1 else y
-    integers = y.ndim == 1 and np.issubdtype(y.dtype, np.integer)
-    labels = f"{split} labels must be [n] integers, got {y.dtype} {list(y.shape)}"
-    require(integers, who, f"{labels}; give one class number a row")
-    pixels = f"{split} pixels must be uint8 from 0 to 255, got {x.dtype}"
+    integers = np.issubdtype(y.dtype, np.integer) and y.shape == x.shape[:1]
+    labels = f"{split} labels must be integers [n], one for each image, got "
+    require(integers, who, f"{labels}{y.dtype} {list(y.shape)} for {list(x.shape)}")
+    pixels = f"{split} pixels must be uint8 [n, h, w] or [n, h, w, channels], n > 0"
     remedy = "scale and round them, or use from_arrays for other inputs"
-    require(x.dtype == np.uint8, who, f"{pixels}; {remedy}")
-    shape = f"{split} images must be [n, h, w] or [n, h, w, channels], got "
-    require(x.ndim in (3, 4), who, f"{shape}{list(x.shape)}; reshape them")
-    rows = f"{split} images and labels must have the same number of rows, got "
-    require(len(x) == len(y), who, f"{rows}{len(x)} and {len(y)}; pair them up")
-    some = f"the {split} set must have rows and pixels, got shape {list(x.shape)}"
-    require(x.size, who, f"{some}; give at least one")
+    good = x.dtype == np.uint8 and x.ndim in (3, 4) and x.size > 0
+    require(good, who, f"{pixels}, got {x.dtype} {list(x.shape)}; {remedy}")
     return x, y
 
 
@@ -219,9 +203,8 @@ def _choose(rng, images: Images, y: np.ndarray, count: int | None, per_class: bo
     if per_class:
         groups = [shuffled[y[shuffled] == c] for c in range(images.num_classes)]
     least = min(len(group) for group in groups)
-    kept = (
-        f"rows to keep {'of each class ' if per_class else ''}must lie in [1, {least}]"
-    )
     good = is_whole(count) and 1 <= count <= least
-    require(good, f"subset: {images.name}", f"{kept}, got {count}; give such an int")
+    kept = f"to keep{' of each class' if per_class else ''} must lie in [1, {least}]"
+    message = f"rows {kept}, got {count}; give such an int"
+    require(good, f"subset: {images.name}", message)
     return np.sort(np.concatenate([group[:count] for group in groups]))

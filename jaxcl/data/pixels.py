@@ -48,13 +48,10 @@ def finisher(
     mean, std = np.asarray(mean, np.float32), np.asarray(std, np.float32)
     channels = images.train_x.shape[3:]
     finite = np.isfinite(mean).all() and np.isfinite(std).all() and (std > 0).all()
-    require(
-        finite and {mean.shape, std.shape} <= {(), channels},
-        images.name,
-        "normalise must be finite (mean, std > 0), numbers or one for each of "
-        f"{list(channels)} channels, got {shown(normalise)}; mean_and_std(images) "
-        "computes them",
-    )
+    good = finite and {mean.shape, std.shape} <= {(), channels}
+    wanted = f"(mean, std > 0), numbers or one for each of {list(channels)} channels"
+    came = f"got {shown(normalise)}; mean_and_std(images) computes them"
+    require(good, images.name, f"normalise must be finite {wanted}, {came}")
 
     def finish(x):
         x = unit_scale(x)

@@ -41,33 +41,23 @@ def encode_labels(
       is the label.
 
     Raises:
-      ValueError: for a missing label, one that is not in ``classes``, or a class that is
-        listed twice.
+      ValueError: for a missing label, or one that is not in ``classes``.
     """
     import pandas as pd
 
     given = np.asarray(labels, object)
     flat = pd.Series(given.ravel(), dtype=object)
-    missing = _first(flat.isna())
-    gap = f"label {missing} is missing; drop its row, or name it"
-    require(missing is None, "encode_labels", gap)
-    known = pd.Index(
-        sorted(flat.unique()) if classes is None else classes, dtype=object
-    )
-    twice = next(iter(known[known.duplicated()]), None)
-    once = f"class {shown(twice)} is listed twice; list each class once"
-    require(known.is_unique, "encode_labels", once)
+    classes = sorted(flat.dropna().unique()) if classes is None else classes
+    known = pd.Index(classes, dtype=object)
+    twice = known[known.duplicated()].tolist()
+    once = f"classes {shown(twice)} are listed twice; list each class once"
+    require(not twice, "encode_labels", once)
     numbers = known.get_indexer(pd.Index(flat, dtype=object))
-    unknown = _first(numbers < 0)
+    unknown = next(iter(np.flatnonzero(numbers < 0).tolist()), None)
     none = f"label {unknown}, {shown(flat.get(unknown))}, is none of the {len(known)} "
     remedy = "classes; add it to classes, or drop its rows"
     require(unknown is None, "encode_labels", f"{none}{remedy}")
     return numbers.astype(np.int32).reshape(given.shape), known.tolist()
-
-
-def _first(holds) -> int | None:
-    """The first place where something holds."""
-    return next(iter(np.flatnonzero(holds).tolist()), None)
 
 
 def csv_dataset(
@@ -132,21 +122,17 @@ def csv_tasks(
       Tasks named by the values, numbered from 0.
 
     Raises:
-      ValueError: as :func:`csv_dataset`; for a missing value of ``task``, or a task of
-        fewer than two rows.
+      ValueError: as :func:`csv_dataset`, and for a task of fewer than two rows.
     """
     frame = _frame("csv_tasks", source)
     groups = _column(frame, task)
-    _require_rows(groups.notna(), groups, "missing values", "fill or drop these rows")
     if columns is None:
         columns = [name for name in frame.columns if name not in (label, task)]
     tasks = []
     for number, value in enumerate(groups.unique()):
-        part = frame[groups == value]
-        few = (
-            f"has one row of {shown(value)}; a task needs one to learn and one to test"
-        )
-        _require_column(len(part) > 1, task, few)
+        part = frame[groups == value]  # none for a missing value
+        few = f"has too few rows of {shown(value)}, {len(part)}; a task needs one to learn "
+        _require_column(len(part) > 1, task, f"{few}and one to test")
         rows = _as_dataset(part, label, columns, classes, number)
         draw = jax.random.fold_in(key, number)
         numbered = rows.read(np.arange(1)).y.dtype == np.int32
@@ -184,11 +170,9 @@ def _as_dataset(frame, label, columns, classes, task) -> Dataset:
     """The rows of a table, all of one task."""
     if columns is None:
         columns = [name for name in frame.columns if name != label]
-    listed = len(columns) and not isinstance(columns, str)
+    listed = len(columns) and not isinstance(columns, str) and label not in [*columns]
     wanted = f"expected a list of columns, got {shown(columns)}; name some of the table"
-    require(listed, "csv_dataset", wanted)
-    leaks = "holds the labels; leave it out of columns"
-    _require_column(label not in list(columns), label, leaks)
+    require(listed, "csv_dataset", f"{wanted}, without {shown(label)}, the labels")
     y = _labels(_column(frame, label), classes)
     x = np.stack([_numbers(_column(frame, name)) for name in columns], 1)
     ones, number = np.ones(len(y), np.float32), np.full(len(y), task, np.int32)
@@ -206,15 +190,14 @@ def _column(frame, name):
 
 def _numbers(column) -> Float[np.ndarray, " n"]:
     """A column as float32."""
-    remedy = "fill them (frame.fillna) or drop their rows (frame.dropna)"
-    _require_rows(column.notna(), column, "missing values", remedy)
     text = f"holds no numbers, but {shown(column.iloc[0])}; encode it "
     remedy = "(pandas.get_dummies), or leave it out by columns="
     _require_column(column.dtype.kind in "biuf", column.name, f"{text}{remedy}")
     with np.errstate(over="ignore"):
-        numbers = column.to_numpy(np.float32)
-    beyond, remedy = "numbers that float32 cannot hold", "scale them or drop their rows"
-    _require_rows(np.isfinite(numbers), column, beyond, remedy)
+        numbers = column.to_numpy(np.float32, na_value=np.nan)
+    remedy = "fill them (frame.fillna), scale them or drop their rows (frame.dropna)"
+    odd = "missing values, or numbers that float32 cannot hold"
+    _require_rows(np.isfinite(numbers), column, odd, remedy)
     return numbers
 
 
