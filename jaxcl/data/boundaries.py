@@ -28,15 +28,15 @@ def blurry(
 
     Args:
       key: draws the rows that are given away.
-      tasks: at least two, in order, which keep their names, test and validation sets.
-        Where none of their rows is numbered, they are numbered by their place.
+      tasks: at least two, which keep their names, test and validation sets. Where none of
+        their rows is numbered, they are numbered by their place.
       minor_fraction: M / 100, in [0, 1): 0.1 is Blurry10, 0 mixes nothing.
 
     Source: Bang et al. 2021, arXiv:2103.17230; also the blurry classes of
     Koh et al. 2022, arXiv:2110.10031 (i-Blurry).
     """
     wanted = f"minor_fraction must be a number in [0, 1), got {shown(minor_fraction)}"
-    require(0 <= minor_fraction < 1, "blurry", f"{wanted}; 0.1 is the usual one")
+    require(0 <= minor_fraction < 1, "blurry", wanted)
     tasks, rng = _numbered("blurry", tasks), generator(key)
     total = len(tasks)
     places, takers = [], []
@@ -105,11 +105,7 @@ def task_free(tasks: Sequence[Task], *, name: str = "stream") -> Task:
 
     A method's ``end_task`` is called once, at the end. With :func:`gradual` before it, the
     stream has no sharp changes either. ``learn(..., evaluation={task.name: task.test for
-    task in tasks})`` measures the original tasks.
-
-    Args:
-      tasks: in order; see :func:`blurry`. Rows keep their order, also within a task.
-      name: of the one task.
+    task in tasks})`` measures the original tasks, which are numbered as by :func:`blurry`.
 
     Source: the setting of Aljundi et al. 2019, arXiv:1812.03596.
     """

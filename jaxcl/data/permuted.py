@@ -129,9 +129,6 @@ def permuted_labels(
       flat: see :func:`permuted`.
       normalise: see :func:`permuted`.
 
-    Raises:
-      ValueError: if a number is out of range or the images are malformed.
-
     Source: Kumar et al. 2023, arXiv:2308.11958, section 4 (label-permuted tasks).
     """
     pool, finish = as_pool(images), finisher(images, flat, normalise)
@@ -166,7 +163,6 @@ def rotations(
       angles: degrees, counter-clockwise, one for each task.
       flat: see :func:`permuted`.
       normalise: see :func:`permuted`; applied after the rotation.
-
     """
     pool, finish = as_pool(images), finisher(images, flat, normalise)
     angles = np.asarray(angles, np.float32)

@@ -39,20 +39,16 @@ def train_valid_split(
 
     Returns:
       ``(train, valid)``, of the kind of ``data``.
-
-    Raises:
-      ValueError: for fewer than two rows, or other labels with ``stratify``.
     """
     wanted = f"valid_fraction must be a number in (0, 1), got {shown(valid_fraction)}"
-    tenth = f"{wanted}; 0.1 keeps a tenth for validation"
-    require(0 < valid_fraction < 1, "train_valid_split", tenth)
+    require(0 < valid_fraction < 1, "train_valid_split", f"{wanted}; 0.1 is a tenth")
     if isinstance(data, Dataset):
         rows = np.arange(data.count)
     else:
         check_batch("train_valid_split", data)
         rows = np.flatnonzero(np.asarray(data.weight) > 0)
-    two = f"needs at least two rows of weight above 0, got {len(rows)}; one each for "
-    require(len(rows) >= 2, "train_valid_split", f"{two}training and validation")
+    two = f"needs at least two rows of weight above 0, got {len(rows)}"
+    require(len(rows) >= 2, "train_valid_split", two)
     labels = _labels(data, rows) if stratify else np.zeros(len(rows), np.int32)
     rng = generator(key, "train_valid_split")
     chosen = _choose(rng, labels, valid_fraction)
@@ -125,13 +121,8 @@ def random_rows(key: Key, batch: Batch, count: int) -> Batch:
 def random_row_numbers(key: Key, num_rows: int, count: int) -> Int[np.ndarray, " k"]:
     """The numbers of the rows that :func:`random_rows` draws, for a dataset.
 
-    Args:
-      key: draws the rows, on the host.
-      num_rows: of the dataset, all of them real.
-      count: rows to draw.
-
-    Returns:
-      ``[min(count, num_rows)]`` different numbers below ``num_rows``, in random order.
+    ``[min(count, num_rows)]`` different ones in random order, drawn on the host; all rows
+    of the dataset are real.
     """
     check_size("random_row_numbers", num_rows=num_rows, count=count)
     draws = np.asarray(_draws(key, num_rows))

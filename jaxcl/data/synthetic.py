@@ -29,14 +29,11 @@ def synthetic_images(
 
     Args:
       key: draws everything.
-      num_train: training images.
+      num_train: training images ``[n, size, size]``.
       num_test: test images.
       num_classes: classes, drawn with equal probability.
       size: height and width in pixels.
       noise: standard deviation in units of a white pixel.
-
-    Returns:
-      Images ``[n, size, size]``, named ``synthetic``.
     """
     check_size("synthetic_images", num_train=num_train, num_test=num_test)
     check_size("synthetic_images", num_classes=num_classes, size=size)

@@ -32,8 +32,7 @@ def tfds_images(name: str, data_dir: PathLike, *, download: bool = False) -> Ima
     Raises:
       ModuleNotFoundError: without the extra ``data``.
       FileNotFoundError: if the set is not prepared and ``download`` is false.
-      ValueError: for an unknown set.
-      KeyError: for one without the splits or columns.
+      KeyError: for a set without the splits or columns.
     """
     tfds = _import_tfds("tfds_images")
     try:
@@ -66,9 +65,6 @@ def prepare_mnist(folder: PathLike, data_dir: PathLike) -> Path:
 
     Returns:
       The folder of the prepared set. An existing set is not changed.
-
-    Raises:
-      ModuleNotFoundError: without the extra ``data``.
     """
     tfds, images = _import_tfds("prepare_mnist"), load_images(folder)
     stock = tfds.image_classification.MNIST
