@@ -12,7 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from jaxcl.runs import batch
-from jaxcl.runs.command import is_bad_input, refuse
+from jaxcl.runs.command import refusing
 from jaxcl.runs.experiment import nearest
 
 __all__ = ["main", "report"]
@@ -23,6 +23,7 @@ RUN is the folder of an experiment (it holds results.jsonl) or of one call of le
 holds checkpoints). Written are RUN/tables, RUN/figures and RUN/report.html."""
 
 
+@refusing
 def report(argv: Sequence[str]) -> int:
     """``jaxcl report RUN``; the exit code."""
     if len(argv) != 1 or argv[0].startswith("-") or "\0" in argv[0]:
@@ -50,14 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(version("jaxcl"))
         return 0
     if words[0] not in _COMMANDS:
-        print(
-            f"error: unknown command {words[0]!r}{nearest(words[0], _COMMANDS)}",
-            file=sys.stderr,
-        )
+        others = nearest(words[0], _COMMANDS)
+        print(f"error: unknown command {words[0]!r}{others}", file=sys.stderr)
         return 2
-    try:
-        return _COMMANDS[words[0]](words[1:])
-    except Exception as error:
-        if is_bad_input(error):
-            return refuse(error)
-        raise
+    return _COMMANDS[words[0]](words[1:])

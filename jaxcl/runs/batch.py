@@ -20,7 +20,6 @@ own, side by side in one program where its networks allow that.
 
 import importlib
 import importlib.util
-import itertools
 import json
 import math
 import shlex
@@ -28,12 +27,13 @@ import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing, suppress
+from itertools import chain, product
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
-from jaxcl.errors import InputError
+from jaxcl.errors import InputError, require
 from jaxcl.runs import launch
-from jaxcl.runs.command import folder_of, is_bad_input, refuse, tell_end
+from jaxcl.runs.command import folder_of, refusing, tell_end
 from jaxcl.runs.experiment import (
     MOST_RUNS,
     OUTPUTS,
@@ -43,7 +43,9 @@ from jaxcl.runs.experiment import (
     parse,
 )
 
-OWN = ("grid", "each", "on", "parallel", "slurm", "out")
+#: The options of a batch, each with its words where it is not given.
+DEFAULTS = {"each": [""], "on": ["here"], "parallel": [""], "out": [""], "slurm": []}
+OWN = ("grid", *DEFAULTS)
 PLACES_TO_RUN = ("here", "slurm", "local")
 ENDED = ("done", "diverged")  # states of a run
 
@@ -64,48 +66,50 @@ class Batch(NamedTuple):
     out: Path
 
 
+@refusing
 def main(argv: Sequence[str] | None = None) -> int:
     """Do the batch; 0 if every run ended, 1 if some failed, 2 for bad input."""
     words = list(sys.argv[1:] if argv is None else argv)
     if {"-h", "--help"} & set(words) or not words:
         print((__doc__ or "").strip())
         return 0
-    try:
-        batch = read_words(words)
-        experiment = experiment_of(batch.module)
-        todo = [one for one in batch.each if not is_finished(batch, one, experiment)]
-        return run_batch(batch, todo)
-    except Exception as error:
-        if is_bad_input(error):
-            return refuse(error)
-        raise
+    batch = read_words(words)
+    experiment = experiment_of(batch.module)
+    todo = [one for one in batch.each if not is_finished(batch, one, experiment)]
+    return run_batch(batch, todo)
 
 
 # ------------------------------------------------------------------ the command line
+
+_require = lambda holds, message: require(holds, "batch", message)
 
 
 def read_words(words: Sequence[str]) -> Batch:
     """What the words ask for; :class:`jaxcl.errors.InputError` if it is not understood."""
     _check_text(words)
-    if len(words) < 2 or words[1][:1] in ("", "-"):
-        _refuse("expected MODULE PRESET --grid FIELD VALUE ...; see --help.")
+    preset_given = len(words) > 1 and words[1][:1] not in ("", "-")
+    _require(preset_given, "expected MODULE PRESET --grid FIELD VALUE ...; see --help")
     module, preset, *rest = words
     groups = flags(rest)
     grids = [values for flag, values in groups if flag == "grid"]
-    own = {flag: values for flag, values in groups if flag in OWN and flag != "grid"}
-    shared = {flag: values for flag, values in groups if flag not in OWN}
-    each = every_setting(grids, _single("each", own, ""), shared)
-    on, parallel = _single("on", own, "here"), _single("parallel", own, "")
+    shared = {flag: values for flag, values in groups if flag != "grid"}
+    own = {flag: shared.pop(flag, default) for flag, default in DEFAULTS.items()}
+    pairs = own.pop("slurm")
+    for flag, given in own.items():
+        came = shlex.join(given)
+        _require(len(given) == 1, f"--{flag}: expected one word, got {came!r}")
+    (listed,), (on,), (parallel,), (place,) = own.values()
+    each = every_setting(grids, listed, shared)
     check_names("batch: --on", [on], PLACES_TO_RUN)
-    if parallel and not (parallel.isdecimal() and 0 < int(parallel) < MOST_RUNS):
-        _refuse(f"--parallel: expected a number above 0, got {parallel!r}.")
-    slurm = dict(map(_pair, own.get("slurm", ())))
-    if slurm and on == "here":
-        _refuse("--slurm: needs --on slurm; without it the runs take place here.")
+    counts = parallel.isdecimal() and 0 < int(parallel) < MOST_RUNS
+    wanted = f"--parallel: expected a number above 0, got {parallel!r}"
+    _require(counts or not parallel, wanted)
+    slurm = dict(map(_pair, pairs))
+    here = "--slurm: needs --on slurm; without it the runs take place here"
+    _require(on != "here" or not slurm, here)
     default = OUTPUTS / f"{module.removeprefix('experiments.')}-{preset}-batch"
-    out = Path(_single("out", own, str(default)))
-    if out.exists() and not out.is_dir():
-        _refuse(f"--out: {out} is not a folder.")
+    out = Path(place) if place else default
+    _require(out.is_dir() or not out.exists(), f"--out: {out} is not a folder")
     at_once = int(parallel) if parallel else None
     return Batch(module, preset, shared, each, on, at_once, slurm, out)
 
@@ -117,10 +121,10 @@ def flags(words: Sequence[str]) -> list[tuple[str, list[str]]]:
         if word.startswith("--"):
             flag, equals, value = word[2:].partition("=")
             groups.append((flag.replace("-", "_"), [value] if equals else []))
-        elif groups:
-            groups[-1][1].append(word)
         else:
-            _refuse(f"unexpected {word!r}; settings are given as --field value.")
+            given = "settings are given as --field value"
+            _require(groups, f"unexpected {word!r}; {given}")
+            groups[-1][1].append(word)
     return groups
 
 
@@ -129,34 +133,33 @@ def every_setting(
 ) -> list[Settings]:
     """Every line of the file with every combination of the grids."""
     for grid in grids:
-        if len(grid) < 2:
-            came = shlex.join(grid)
-            _refuse(f"--grid: expected a field and its values, got {came!r}.")
-    fields = [_plain_name(grid[0]) for grid in grids]
-    listed = read_each(path) if path else [{}]
-    in_lines = {field for line in listed for field in line}
-    for field in OWN:
-        if field in in_lines or field in fields:
-            _refuse(f"{field} is not a field of the experiment; see --help.")
-    for field, count in Counter([*shared, *in_lines, *fields]).items():
-        if count > 1:
-            _refuse(f"{field} is given in two ways; leave one out.")
-    if len(listed) * math.prod(len(grid) - 1 for grid in grids) > MOST_RUNS:
-        _refuse(f"expected at most {MOST_RUNS} runs, got more; leave values out.")
+        wanted = f"expected a field and its values, got {shlex.join(grid)!r}"
+        _require(len(grid) > 1, f"--grid: {wanted}")
+    # A run is the union of one dictionary from each axis: of a line, and of each grid.
+    axes = [read_each(path) if path else [{}]]
+    for field, *values in grids:
+        axes.append([{_plain_name(field): [value]} for value in values])
+    varied = [field for axis in axes for field in dict.fromkeys(chain(*axis))]
+    for field, count in Counter([*shared, *varied]).items():
+        known = field not in OWN
+        _require(known, f"{field} is not a field of the experiment; see --help")
+        _require(count == 1, f"{field} is given in two ways; leave one out")
+    few = math.prod(map(len, axes)) <= MOST_RUNS
+    _require(few, f"expected at most {MOST_RUNS} runs, got more; leave values out")
     each: list[Settings] = [
-        line | {field: [value] for field, value in zip(fields, values, strict=True)}
-        for line in listed
-        for values in itertools.product(*(grid[1:] for grid in grids))
+        {field: words for part in parts for field, words in part.items()}
+        for parts in product(*axes)
     ]
-    if not each or not all(each):
-        _refuse("nothing varies; give --grid FIELD VALUE ... or --each FILE.")
+    varies = each and all(each)
+    _require(varies, "nothing varies; give --grid FIELD VALUE ... or --each FILE")
     names = Counter(map(name_of, each))
     _check_text(names)
     for name, count in names.items():
-        if count > 1:
-            _refuse(f"{name} is there twice; leave one out.")
-        if len(name.encode()) > 200:  # systems allow 255 bytes, some of them for .txt
-            _refuse(f"too much varies for the name of a folder: {name[:60]}...")
+        _require(count == 1, f"{name} is there twice; leave one out")
+        fits = (
+            len(name.encode()) <= 200
+        )  # systems allow 255 bytes, some of them for .txt
+        _require(fits, f"too much varies for the name of a folder: {name[:60]}")
     return each
 
 
@@ -166,33 +169,27 @@ def read_each(path: str) -> list[dict[str, list[str]]]:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or "it is not text"
-        _refuse(f"--each: cannot read {path}: {why}.")
+        msg = f"batch: --each: cannot read {path}: {why}."
+        raise InputError(msg) from None
     found = []
     for number, line in enumerate(lines, 1):
-        if line.strip():
-            try:
-                fields = json.loads(line)
-                found.append({_plain_name(f): _as_words(v) for f, v in fields.items()})
-            except (ValueError, AttributeError, RecursionError, TypeError):
-                _refuse(
-                    f"--each: {path}, line {number} is not a JSON object of fields."
-                )
+        if not line.strip():
+            continue
+        try:
+            fields = json.loads(line)
+            found.append({_plain_name(f): _as_words(v) for f, v in fields.items()})
+        except (ValueError, AttributeError, RecursionError, TypeError):
+            msg = (
+                f"batch: --each: {path}, line {number} is not a JSON object of fields."
+            )
+            raise InputError(msg) from None
     return found
-
-
-def _single(flag: str, own: Mapping[str, Sequence[str]], default: str) -> str:
-    """The single word of a flag."""
-    words = own.get(flag, [default])
-    if len(words) != 1:
-        _refuse(f"--{flag}: expected one word, got {shlex.join(words)!r}.")
-    return words[0]
 
 
 def _pair(word: str) -> tuple[str, str | int]:
     """``name=value``, integers as such."""
     name, equals, value = word.partition("=")
-    if not equals or not name:
-        _refuse(f"--slurm: expected NAME=VALUE, got {word!r}.")
+    _require(equals and name, f"--slurm: expected NAME=VALUE, got {word!r}")
     return name, int(value) if value.isdecimal() and len(value) < 10 else value
 
 
@@ -209,11 +206,6 @@ def _as_words(value: Any) -> list[str]:
     return [str(part) for part in parts]
 
 
-def _words_of(settings: Settings) -> list[str]:
-    """``--field value ...``."""
-    return [w for field, values in settings.items() for w in (f"--{field}", *values)]
-
-
 def name_of(settings: Settings) -> str:
     """``rho=0.05,strength=10``, the name of a run's folder."""
     parts = [f"{field}={'+'.join(values)}" for field, values in settings.items()]
@@ -221,14 +213,9 @@ def name_of(settings: Settings) -> str:
 
 
 def _check_text(words: Iterable[str]) -> None:
-    for word in words:
-        if not word.isprintable():  # such as NUL, which no process is given
-            _refuse(f"expected text that can be printed, got {word!r}.")
-
-
-def _refuse(reason: str) -> NoReturn:
-    msg = f"batch: {reason}"
-    raise InputError(msg) from None
+    for word in words:  # a NUL, for one, cannot be passed to a process
+        wanted = f"expected text that can be printed, got {word!r}"
+        _require(word.isprintable(), wanted)
 
 
 # ------------------------------------------------------------------ the runs
@@ -242,10 +229,10 @@ def experiment_of(module: str) -> Experiment | None:
     found = None
     with suppress(ImportError, ValueError, AttributeError):
         found = importlib.util.find_spec(module)
-    if found is None:
-        _refuse(f"expected a module that python -m finds, got {module!r}.")
+    _require(found, f"expected a module that python -m finds, got {module!r}")
     config = f"{module}.config"
-    if not found.submodule_search_locations or not importlib.util.find_spec(config):
+    package = found and found.submodule_search_locations
+    if not package or not importlib.util.find_spec(config):
         return None
     return getattr(importlib.import_module(config), "EXPERIMENT", None)
 
@@ -286,14 +273,21 @@ def run_batch(batch: Batch, todo: Sequence[Settings]) -> int:
 
 
 def run_all(batch: Batch, jobs: Sequence[launch.Job]) -> list[launch.Job]:
-    """Run the jobs, showing how far they are; those that failed."""
+    """Run the jobs wherever they run, showing how far they are; those that failed."""
     from jaxcl.training.logging import progress
 
+    if batch.on == "here" or not jobs:
+        ended = launch.run_here(jobs, parallel=batch.parallel or 1)
+    else:
+        ended = launch.run_on_cluster(
+            jobs,
+            cluster=batch.on,
+            parallel=batch.parallel,
+            parameters=batch.slurm,
+            folder=batch.out / "submitit",
+        )
     left, failed, total = list(jobs), [], len(batch.each)
-    with (
-        progress(total, "runs", done=total - len(jobs)) as advance,
-        closing(_launch(batch, jobs)) as ended,
-    ):
+    with progress(total, "runs", done=total - len(jobs)) as advance, closing(ended):
         advance(0, _running(batch, left))
         for job, code in ended:
             left.remove(job)
@@ -301,19 +295,6 @@ def run_all(batch: Batch, jobs: Sequence[launch.Job]) -> list[launch.Job]:
             if code or state(batch.out / job.name) not in ENDED:
                 failed.append(job)
     return failed
-
-
-def _launch(batch: Batch, jobs: Sequence[launch.Job]) -> launch.Ended:
-    """The jobs with their exit codes, wherever they run."""
-    if batch.on == "here" or not jobs:
-        return launch.run_here(jobs, parallel=batch.parallel or 1)
-    return launch.run_on_cluster(
-        jobs,
-        cluster=batch.on,
-        parallel=batch.parallel,
-        parameters=batch.slurm,
-        folder=batch.out / "submitit",
-    )
 
 
 def _running(batch: Batch, left: Sequence[launch.Job]) -> str:
@@ -334,7 +315,8 @@ def make_job(batch: Batch, settings: Settings) -> launch.Job:
 
 def words_for_run(batch: Batch, settings: Settings) -> list[str]:
     """The preset and all fields of one run."""
-    return [batch.preset, *_words_of(batch.shared), *_words_of(settings)]
+    fields = [*batch.shared.items(), *settings.items()]
+    return [batch.preset, *chain(*((f"--{field}", *words) for field, words in fields))]
 
 
 def runs_table(batch: Batch) -> str:

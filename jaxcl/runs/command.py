@@ -6,6 +6,7 @@ SIGTERM while it ran, 2 for bad input, 1 with a traceback for a bug, 130 after C
 
 import contextlib
 import errno
+import functools
 import os
 import shlex
 import shutil
@@ -22,6 +23,39 @@ from jaxcl.runs.experiment import OUTPUTS, Experiment, Request, check_paths, par
 Act = Callable[[Any, Any], None]
 
 
+#: What the system says of a disk that is full or may not be written, and of a bad path.
+_FULL = errno.ENOSPC, errno.EDQUOT, errno.EFBIG
+_REFUSALS = *_FULL, errno.EROFS, errno.EACCES, errno.ENAMETOOLONG
+
+
+def is_bad_input(error: BaseException) -> bool:
+    """Whether it is bad input, or a disk that refuses, and so no bug."""
+    refused = isinstance(error, OSError) and error.errno in _REFUSALS
+    return refused or isinstance(error, InputError)
+
+
+def one_line(error: BaseException) -> str:
+    """The message without line breaks; the kind of error if it has none."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def refusing(command: Callable[..., int]) -> Callable[..., int]:
+    """The same command, which shows bad input in one line and returns exit code 2."""
+
+    @functools.wraps(command)
+    def refusing_command(*args, **options):
+        try:
+            return command(*args, **options)
+        except Exception as error:
+            if not is_bad_input(error):
+                raise
+            print(f"error: {one_line(error)}", file=sys.stderr)
+            return 2
+
+    return refusing_command
+
+
+@refusing
 def main(
     experiment: Experiment,
     argv: Sequence[str] | None = None,
@@ -43,17 +77,12 @@ def main(
       The exit code.
     """
     words = list(sys.argv[1:] if argv is None else argv)
-    try:
-        request = parse(experiment, words)
-        acts = (
-            run or import_module(f"{experiment.module}.run").run,
-            report or import_module(f"{experiment.module}.report").report,
-        )
-        return start(experiment, request, *acts, words, leave=argv is None)
-    except Exception as error:
-        if is_bad_input(error):
-            return refuse(error)
-        raise
+    request = parse(experiment, words)
+    acts = (
+        run or import_module(f"{experiment.module}.run").run,
+        report or import_module(f"{experiment.module}.report").report,
+    )
+    return start(experiment, request, *acts, words, leave=argv is None)
 
 
 def start(
@@ -150,25 +179,3 @@ def tell_end(error: KeyboardInterrupt, folder: Any) -> int:
     said = f"{word}; the same command goes on from here: {folder}"
     print(said, file=sys.stderr, flush=True)
     return 0 if asked else 130
-
-
-#: What the system says of a disk that is full or may not be written, and of a bad path.
-_FULL = errno.ENOSPC, errno.EDQUOT, errno.EFBIG
-_REFUSALS = *_FULL, errno.EROFS, errno.EACCES, errno.ENAMETOOLONG
-
-
-def is_bad_input(error: BaseException) -> bool:
-    """Whether it is bad input, or a disk that refuses, and so no bug."""
-    refused = isinstance(error, OSError) and error.errno in _REFUSALS
-    return refused or isinstance(error, InputError)
-
-
-def one_line(error: BaseException) -> str:
-    """The message without line breaks; the kind of error if it has none."""
-    return " ".join(str(error).split()) or type(error).__name__
-
-
-def refuse(error: BaseException) -> int:
-    """Show bad input in one line; the exit code."""
-    print(f"error: {one_line(error)}", file=sys.stderr)
-    return 2

@@ -81,12 +81,13 @@ def parse(experiment: Experiment, argv: Sequence[str]) -> Request:
     flags = (tyro.conf.FlagConversionOff,)  # --by-hand False, not --no-by-hand
     preset = words[0]
     if preset in presets:
+        default = _command(presets[preset])
         asked = tyro.cli(
-            type(_command(presets[preset])),
+            type(default),
             prog=f"{program} {preset}",
             description=experiment.about,
             args=words[1:],
-            default=_command(presets[preset]),
+            default=default,
             config=flags,
         )
     else:  # the help of all presets, or the explanation of a word that is none of them
@@ -111,9 +112,7 @@ def check_paths(experiment: Experiment, config: Any) -> None:
         value = getattr(config, field)
         begins = tuple(word for word in words if word.endswith(":"))
         if not (value in words or value.startswith(begins) or os.path.exists(value)):
-            others = ", ".join(
-                f"{word}NAME" if word in begins else word for word in words
-            )
+            others = ", ".join(f"{w}NAME" if w in begins else w for w in words)
             msg = f"{field}: expected {others}, or a path that exists, got {value!r}."
             raise MissingFileError(msg)
 
@@ -202,21 +201,22 @@ def check_fields(
     """
     for field, value in dataclasses.asdict(config).items():
         members = value if isinstance(value, tuple) else (value,)
-        require(members, field, "expected at least one, got none")
-        repeats = len(set(members)) < len(members) and field != "hidden"
-        require(not repeats, field, f"expected each one once, got {value}")
-        numbers = [
-            n for n in members if type(n) in (int, float)
-        ]  # a bool is an int, too
-        if field in seeds:
-            fit = all(0 <= number <= LARGEST_SEED for number in numbers)
-            wanted = f"an integer from 0 to {LARGEST_SEED}"
-            require(fit, field, f"expected {wanted}, got {value}")
-            continue
+        # Not isinstance: a bool is an int, too.
+        numbers = [n for n in members if type(n) in (int, float)]
+        zero = field in may_be_zero
         most = MOST_RUNS if field in runs else LARGEST_COUNT
-        fit = all(n <= most for n in numbers if isinstance(n, int))
-        require(fit, field, f"expected at most {most}, got {value}")
-        zero, end = field in may_be_zero, 1 if field in fractions else math.inf
-        fit = all(0 < n < end or (zero and n == 0) for n in numbers)  # false for NaN
+        end = 1 if field in fractions else math.inf
         least, below = "of at least" if zero else "above", " and below 1" * (end == 1)
-        require(fit, field, f"expected finite numbers {least} 0{below}, got {value}")
+        rules = {
+            "at least one": members,
+            "each one once": field == "hidden" or len({*members}) == len(members),
+        }
+        if field in seeds:
+            fit = all(0 <= n <= LARGEST_SEED for n in numbers)
+            rules[f"an integer from 0 to {LARGEST_SEED}"] = fit
+        else:
+            few = all(n <= most for n in numbers if isinstance(n, int))
+            fit = all(0 < n < end or (zero and n == 0) for n in numbers)  # not for NaN
+            rules |= {f"at most {most}": few, f"finite numbers {least} 0{below}": fit}
+        for wanted, holds in rules.items():
+            require(holds, field, f"expected {wanted}, got {value}")

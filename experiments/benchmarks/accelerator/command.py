@@ -28,8 +28,8 @@ from experiments.benchmarks.accelerator.packed import grid, one_pack, packs
 from experiments.benchmarks.accelerator.ratios import fishers, host_loop, sam_step
 from experiments.benchmarks.accelerator.resume import kill_and_resume
 from experiments.benchmarks.accelerator.schedule import NO_AUTOTUNING, Item, run_items
-from jaxcl.errors import InputError, require
-from jaxcl.runs.command import refuse
+from jaxcl.errors import require
+from jaxcl.runs.command import refusing
 from jaxcl.runs.experiment import OUTPUTS, check_names
 from jaxcl.training.processes import terminable
 
@@ -53,13 +53,11 @@ NAMES = tuple(item.name for item in ITEMS)
 _ITEMS = tyro.conf.arg(metavar="[ITEM ...]", help=f"Only these of {', '.join(NAMES)}.")
 
 
+@refusing
 def main(argv: Sequence[str]) -> int:
     """The command; 0 also where items ended badly, since their lines say so."""
     program = "python -m experiments.benchmarks accelerator"
-    try:
-        return tyro.cli(measure, prog=program, description=__doc__, args=argv)
-    except InputError as error:
-        return refuse(error)
+    return tyro.cli(measure, prog=program, description=__doc__, args=argv)
 
 
 def measure(
