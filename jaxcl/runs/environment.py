@@ -3,6 +3,7 @@
 import functools
 import importlib.metadata
 import platform
+import re
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -31,18 +32,15 @@ def describe_environment(command: str) -> dict[str, Any]:
 
 def _cpu() -> str:
     listing = Path("/proc/cpuinfo")
-    if listing.exists():
-        for line in listing.read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
+    text = listing.read_text(encoding="utf-8") if listing.exists() else ""
+    model = re.search(r"^model name\s*:(.*)", text, re.MULTILINE)
+    return model[1].strip() if model else platform.processor() or platform.machine()
 
 
 @functools.cache  # the code that runs is the one that this process began with
 def commit() -> str | None:
     """The commit of the source, and whether it was changed since; None outside git."""
-    held = _git("rev-parse", "HEAD")
-    if not held:
+    if not (held := _git("rev-parse", "HEAD")):
         return None
     changes = _git("status", "--porcelain", "--untracked-files=no")
     if changes is None:
@@ -52,14 +50,9 @@ def commit() -> str | None:
 
 def _git(*words: str) -> str | None:
     """What git answers; None if it cannot."""
+    command = ["git", "-C", str(Path(__file__).parent), *words]
+    run = functools.partial(subprocess.run, capture_output=True, text=True)
     try:
-        answer = subprocess.run(
-            ["git", "-C", str(Path(__file__).parent), *words],
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=True,
-        )
+        return run(command, timeout=60, check=True).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None
-    return answer.stdout.strip()

@@ -30,11 +30,11 @@ from collections.abc import Iterable
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxcl.errors import InputError
+from jaxcl.errors import InputError, require
 from jaxcl.runs.environment import commit, describe_environment
 from jaxcl.training.files import differences, plain, read_lines, write_json
 
@@ -68,20 +68,17 @@ def examine(folder: RunFolder) -> str:
     path = folder.path
     if not path.exists():
         return "new"
-    if not path.is_dir():
-        _refuse(path, "is a file")
+    _require(path.is_dir(), path, "is a file")
     if not (path / "config.json").exists():
-        if any(entry.name != ".lock" for entry in path.iterdir()):
-            _refuse(path, "is not the folder of a run")
+        empty = all(entry.name == ".lock" for entry in path.iterdir())
+        _require(empty, path, "is not the folder of a run")
         return "new"
     held = read_json(path / "config.json")
-    if held.get("experiment") != folder.experiment:
-        _refuse(path, f"holds a run of {held.get('experiment')}")
-    here = _identity(folder, held.get("config", {}))
-    asked = _identity(folder, plain(folder.config))
-    different = differences(here, asked)
-    if different:
-        _refuse(path, f"holds another configuration ({different})")
+    other = held.get("experiment")
+    _require(other == folder.experiment, path, f"holds a run of {other}")
+    configs = held.get("config", {}), plain(folder.config)
+    different = differences(*(_identity(folder, config) for config in configs))
+    _require(not different, path, f"holds another configuration ({different})")
     marked = read_json(path / "status.json", default={})
     ended = marked.get("status") in ("done", "diverged")
     whole = ended and len(read_records(path)) >= marked.get("runs", 0)
@@ -94,9 +91,10 @@ def begin(folder: RunFolder, command: str) -> None:
     environment = describe_environment(command)
     before = read_json(path / "environment.json", default={})
     _tell_changes(path, before, environment)
-    environment |= {name: before[name] for name in before if name == "data"}
-    said = {"experiment": folder.experiment, "preset": folder.preset}
-    write_json(path / "config.json", {**said, "config": folder.config})
+    if "data" in before:
+        environment["data"] = before["data"]
+    names = "experiment", "preset", "config"
+    write_json(path / "config.json", {name: getattr(folder, name) for name in names})
     write_json(path / "environment.json", environment)
     results = path / "results.jsonl"
     if results.exists():
@@ -108,18 +106,16 @@ def _tell_changes(path: Path, before: dict, now: dict) -> None:
     """Say that lines of this folder will come from different programs or machines."""
     single = ("commit", "cpu", "devices", "backend", "x64", "matmul_precision")
     old, new = (
-        {**here.get("versions", {}), **{name: here.get(name) for name in single}}
+        here.get("versions", {}) | {name: here.get(name) for name in single}
         for here in (before, now)
     )
-    changed = [
+    changed = "; ".join(
         f"{name} {old[name]} -> {new[name]}"
         for name in new
         if old.get(name) not in (None, new[name])
-    ]
+    )
     if changed:
-        print(
-            f"note: earlier lines in {path} were made otherwise: {'; '.join(changed)}"
-        )
+        print(f"note: earlier lines in {path} were made otherwise: {changed}")
 
 
 def check_data_hash(folder: RunFolder, arrays: Iterable[Any]) -> None:
@@ -136,8 +132,7 @@ def check_data_hash(folder: RunFolder, arrays: Iterable[Any]) -> None:
     environment = read_json(path, default={})
     found = f"sha256:{digest.hexdigest()}"
     held = environment.setdefault("data", found)
-    if held != found:
-        _refuse(folder.path, f"holds runs on other data ({held})")
+    _require(held == found, folder.path, f"holds runs on other data ({held})")
     write_json(path, environment)
 
 
@@ -168,8 +163,8 @@ def mark(folder: RunFolder, status: str, **details: Any) -> dict[str, Any]:
     else:  # a clock may have been put back
         spent += max(clock - before.get("clock", clock), 0.0)
         times = {"ended": now, "seconds": round(spent, 1)}
-    first = {"status": status, "started": before.get("started", now)}
-    marked = {**first, **times, **details}
+    started = before.get("started", now)
+    marked = {"status": status, "started": started, **times, **details}
     write_json(path, marked)
     return marked
 
@@ -189,9 +184,9 @@ def append(folder: RunFolder, records: Iterable[dict[str, Any]]) -> None:
     names = [line.get("run", "") for line in lines]
     known = _names(path)
     for place, name in enumerate(names):
-        if not name or name in known or name in names[:place]:
-            msg = f"append: {name!r} is no name for a run, or it has finished before."
-            raise InputError(msg)
+        fresh = name and name not in known and name not in names[:place]
+        wrong = f"{name!r} is no name for a run, or it has finished before"
+        require(fresh, "append", wrong)
     text = "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines)
     with open(path, "a", encoding="utf-8") as results:
         results.write(text)
@@ -235,12 +230,13 @@ def read_json(path: Path, *, default: Any = None) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError:
-        _refuse(path, "is damaged")
+        return _require(False, path, "is damaged")
 
 
-def _refuse(path: Path, why: str) -> NoReturn:
-    msg = f"{path} {why}; choose another --out."
-    raise InputError(msg) from None
+def _require(holds: Any, path: Path, why: str) -> None:
+    if not holds:
+        msg = f"{path} {why}; choose another --out."
+        raise InputError(msg) from None
 
 
 def _identity(folder: RunFolder, config: dict[str, Any]) -> dict[str, Any]:
