@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from jaxcl.training.processes import terminable
+from jaxcl.training.processes import handling, terminable
 
 GRACE = 25.0  # seconds; clusters commonly give 30 between SIGTERM and SIGKILL
 SPAWN = multiprocessing.get_context("spawn")
@@ -165,7 +165,8 @@ def _workers(
     passing = threading.Thread(target=_pass_on, args=pass_on, daemon=True)
     passing.start()
     try:
-        with _STARTING, _ignoring_interrupts():  # the parent gets them, and ends these
+        # Only the parent gets Ctrl-C, and ends these.
+        with _STARTING, handling(signal.SIG_IGN, signal.SIGINT):
             before = set(multiprocessing.active_children())
             for executor in pool.executors:
                 executor.submit(int)  # starts its process
@@ -181,19 +182,6 @@ def _workers(
             process.kill()  # it is idle, or its work is in vain
         for executor in pool.executors:
             executor.shutdown(cancel_futures=True)
-
-
-@contextmanager
-def _ignoring_interrupts() -> Iterator[None]:
-    """Processes started here do not get Ctrl-C."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def _pass_on(

@@ -1,6 +1,7 @@
 """Commands run as processes: here, a few at a time, or on a cluster by submitit."""
 
 import importlib
+import itertools
 import signal
 import subprocess
 import time
@@ -28,12 +29,13 @@ def run_here(jobs: Sequence[Job], *, parallel: int) -> Ended:
 
     Whoever stops iterating ends those that run, by SIGTERM, and waits for them.
     """
-    waiting, running = list(jobs)[::-1], {}
+    waiting, running = iter(jobs), {}
     try:
-        while waiting or running:
-            while waiting and len(running) < parallel:
-                job = waiting.pop()
+        while True:
+            for job in itertools.islice(waiting, parallel - len(running)):
                 running[_begin(job)] = job
+            if not running:
+                return
             for process in [one for one in running if one.poll() is not None]:
                 yield running.pop(process), process.returncode
             time.sleep(0.05)
@@ -54,18 +56,9 @@ def run_on_cluster(
 ) -> Ended:
     """Submit all jobs as one array; yield each with its exit code when it has ended.
 
-    Whoever stops iterating cancels what is left of them. Working directory and
-    environment of the jobs are those of this process.
-
-    Args:
-      jobs: what to run.
-      cluster: ``slurm``, or ``local`` to try it on this machine.
-      parallel: jobs of the array that run at a time, on Slurm; all if None.
-      parameters: of submitit's executor, such as ``timeout_min`` or ``slurm_partition``.
-      folder: of submitit's own files; both sides must see it.
-
-    Raises:
-      InputError: without submitit or the cluster, or for an unknown parameter.
+    ``parallel`` of them run at a time, on Slurm; ``folder`` has submitit's own files, which
+    both sides must see. Whoever stops iterating cancels what is left. InputError without
+    submitit or the cluster, or for an unknown parameter.
     """
     try:
         submitit = importlib.import_module("submitit")
@@ -100,9 +93,10 @@ def execute(job: Job) -> int:
     Before its time is up submitit has SIGUSR2 sent to all processes, and raises here. The
     job then gets SIGTERM, at which it saves.
     """
-    handler = signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # which the job inherits
-    process = _begin(job)
-    signal.signal(signal.SIGUSR2, handler)
+    from jaxcl.training.processes import handling
+
+    with handling(signal.SIG_IGN, signal.SIGUSR2):  # which the job inherits
+        process = _begin(job)
     try:
         return process.wait()
     except BaseException:

@@ -128,9 +128,8 @@ def run_trials(
     todo = [trial for name, trial in named.items() if name not in done]
     jobs = [Job(pack, program(pack[0])) for pack in packs(todo, size)]
     _note_other_packs(folder, [*packs(todo, size), *packs(list(named.values()), size)])
-    sent = {
-        job.work[0].run: Fraction() for job in jobs
-    }  # parts of runs, until lines come
+    # Parts of runs, until their lines come.
+    sent = {job.work[0].run: Fraction() for job in jobs}
     turn = threading.Lock()  # messages come in another thread than results
 
     with progress(len(named), "runs", done=len(named) - len(todo)) as advance:
@@ -220,12 +219,10 @@ def run_specs(
     trials: Sequence[Trial],
     spec: Callable[[Any, Trial], RunSpec],
 ) -> None:
-    """Do every trial that has no line of results yet, by the host loop over all devices.
+    """:func:`run_trials` by the host loop over all devices.
 
-    Args:
-      folder: of the run; its settings have ``workers`` and ``fsdp``.
-      trials: as for :func:`run_trials`.
-      spec: ``(config, trial) -> RunSpec``, found by its name in a module.
+    The settings have ``workers`` and ``fsdp``; ``spec(config, trial)`` is a function that
+    is found by its name in a module.
     """
     sharding_of(folder.config.fsdp)
     spec(folder.config, trials[0])  # refuses what does not fit the data

@@ -141,10 +141,8 @@ def interruptible() -> Iterator[Callable[[], bool]]:
     previous handler at the end. Outside the main thread, where signals cannot be handled,
     the function always returns False.
     """
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: False
-        return
     asked: list[int] = []
+    earlier = signal.getsignal(signal.SIGTERM)
 
     def note(number, frame):
         if number == signal.SIGINT and asked:
@@ -152,18 +150,24 @@ def interruptible() -> Iterator[Callable[[], bool]]:
         del frame
         asked.append(number)
 
-    before = {
-        number: signal.signal(number, note)
-        for number in (signal.SIGTERM, signal.SIGINT)
-    }
     try:
-        yield lambda: bool(asked)
+        with handling(note, signal.SIGTERM, signal.SIGINT):
+            yield lambda: bool(asked)
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        earlier = before[signal.SIGTERM]
         if signal.SIGTERM in asked and callable(earlier):
             earlier(signal.SIGTERM, None)
+
+
+@contextmanager
+def handling(handler: Any, *numbers: int) -> Iterator[None]:
+    """Handle these signals here and restore their handlers; only the main thread can."""
+    can = threading.current_thread() is threading.main_thread()
+    before = {number: signal.signal(number, handler) for number in numbers if can}
+    try:
+        yield
+    finally:
+        for number, earlier in before.items():
+            signal.signal(number, earlier)
 
 
 class Terminated(KeyboardInterrupt):
@@ -173,20 +177,14 @@ class Terminated(KeyboardInterrupt):
 @contextmanager
 def terminable() -> Iterator[None]:
     """Raise :class:`Terminated` here when SIGTERM comes; only the main thread can."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
 
     def end(number, frame):
         del number, frame
         ignore_more()
         raise Terminated
 
-    before = signal.signal(signal.SIGTERM, end)
-    try:
+    with handling(end, signal.SIGTERM):
         yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def ignore_more() -> None:
