@@ -70,9 +70,8 @@ class Request(NamedTuple):
 def parse(experiment: Experiment, argv: Sequence[str]) -> Request:
     """Read a command line: ``[PRESET] [--field value ...] [--out FOLDER]``.
 
-    Raises:
-      SystemExit: by tyro, of code 0 after the help, of 2 for what it does not understand.
-      InputError: for settings that could not work.
+    Tyro exits with code 0 after the help, with 2 for what it does not understand;
+    InputError for settings that could not work.
     """
     presets, program = experiment.presets, f"python -m {experiment.module}"
     words = list(argv)
@@ -149,13 +148,15 @@ def expect_no_words(doc: str | None, argv: Sequence[str] | None = None) -> None:
     The code is 0 after ``--help``, which shows ``doc``, and 2 after one line for all other
     words of ``argv``, which is ``sys.argv[1:]`` if absent.
     """
-    for word in (sys.argv[1:] if argv is None else argv)[:1]:
-        if word in ("-h", "--help"):
-            print((doc or "").strip())
-            raise SystemExit(0)
-        said = f"unexpected {word!r}; this command takes no arguments (see --help)"
-        print(f"error: {said}.", file=sys.stderr)
-        raise SystemExit(2)
+    words = sys.argv[1:] if argv is None else argv
+    if not words:
+        return
+    if words[0] in ("-h", "--help"):
+        print((doc or "").strip())
+        raise SystemExit(0)
+    said = f"unexpected {words[0]!r}; this command takes no arguments (see --help)"
+    print(f"error: {said}.", file=sys.stderr)
+    raise SystemExit(2)
 
 
 def nearest(word: str, names: Collection[str]) -> str:
@@ -188,16 +189,15 @@ def check_fields(
 ) -> None:
     """Refuse numbers that could not work, and lists that are empty or repeat themselves.
 
+    Every number, seeds aside, must be finite and above 0, and every integer below 2^31.
+    Only in ``hidden`` equal members mean something.
+
     Args:
-      config: a dataclass. Every number in it, seeds aside, must be finite and above 0, and
-        every integer below 2^31. Only in ``hidden`` equal members mean something.
+      config: a dataclass.
       may_be_zero: fields in which 0 stands for nothing or none.
       fractions: fields that must be below 1.
       seeds: fields that must be in [0, 2^32).
       runs: fields that count runs, at most 10,000.
-
-    Raises:
-      InputError: naming the field, what it must be, and what it was.
     """
     for field, value in dataclasses.asdict(config).items():
         members = value if isinstance(value, tuple) else (value,)

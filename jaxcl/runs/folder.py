@@ -123,17 +123,20 @@ def check_data_hash(folder: RunFolder, arrays: Iterable[Any]) -> None:
 
     The order of the arrays must always be the same.
     """
+    path, found = folder.path / "environment.json", _checksum(arrays)
+    environment = read_json(path, default={})
+    held = environment.setdefault("data", found)
+    _require(held == found, folder.path, f"holds runs on other data ({held})")
+    write_json(path, environment)
+
+
+def _checksum(arrays: Iterable[Any]) -> str:
     digest = hashlib.sha256()
     for array in arrays:
         values = np.ascontiguousarray(array)
         digest.update(f"{values.dtype.str}{values.shape}".encode())
         digest.update(values.data)
-    path = folder.path / "environment.json"
-    environment = read_json(path, default={})
-    found = f"sha256:{digest.hexdigest()}"
-    held = environment.setdefault("data", found)
-    _require(held == found, folder.path, f"holds runs on other data ({held})")
-    write_json(path, environment)
+    return f"sha256:{digest.hexdigest()}"
 
 
 def discard(folder: RunFolder, *, made: bool) -> bool:

@@ -56,19 +56,16 @@ def run_jobs(
       on_message: called with all that jobs send; with several workers in another thread.
       num_workers: processes, never more than jobs; with one, all is done in this one.
 
-    Raises:
-      Exception: what a job or a callback raises.
-      RuntimeError: if a process was killed.
-
-    After an error the other processes are killed. Where this one is interrupted or
-    terminated, they have some time to save. They also end when it ends, however it does.
+    What a job or a callback raises is raised here, and RuntimeError if a process was
+    killed; the others are then killed, too. Where this process is interrupted or
+    terminated, they have some time to save. They end when it ends, however it does.
     """
     count = min(num_workers, len(jobs))
-    if count <= 1:
-        do = prepare() if jobs else None
+    if count == 1:
+        do = prepare()
         for job in jobs:
-            assert do is not None
             on_result(job, do(job.work, on_message))
+    if count <= 1:
         return
     waiting, busy = list(jobs), {}
     ended: list[tuple[Job, Future]] = []

@@ -52,11 +52,8 @@ def kill_and_resume(_small: bool, folder: Path) -> Iterator[dict[str, Any]]:
     }
     began = time.monotonic()
     subprocess.run(command(killed), check=True)
-    seconds, went_on = (
-        time.monotonic() - began,
-        json.loads((killed / START).read_text()),
-    )
-    yield {"what": "went on", "run_seconds": seconds, "went_on_from": went_on}
+    seconds, start = time.monotonic() - began, json.loads((killed / START).read_text())
+    yield {"what": "went on", "run_seconds": seconds, "went_on_from": start}
     if code := left_alone.wait():
         raise subprocess.CalledProcessError(code, left_alone.args)
     yield {"what": "the same bits", **compare(alone / END, killed / END)}

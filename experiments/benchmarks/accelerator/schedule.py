@@ -128,14 +128,13 @@ def work(item: Item, place: Path, there: Connection) -> None:
     ended = {"status": "done"}
     try:
         (device, *_), small = jax.devices(), jax.default_backend() == "cpu"
-        base = {
-            "device": device.device_kind,
-            "jax": jax.__version__,
-            "commit": commit(),
-        }
+        base = {"device": device.device_kind, "jax": jax.__version__}
+        base["commit"] = commit()
         for fact in item.find(small, place):
             head = {"item": item.name, "what": fact["what"], "status": "done"}
-            there.send(plain({**head, **fact, "peak_bytes": peak_bytes(), **base}))
+            # The most that this process has held; not every device counts it.
+            peak = (device.memory_stats() or {}).get("peak_bytes_in_use")
+            there.send(plain({**head, **fact, "peak_bytes": peak, **base}))
     except Exception as error:
         traceback.print_exc()
         ended = failure(error)
@@ -149,11 +148,6 @@ def failure(error: Exception) -> Fact:
     if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in "\n".join(said):
         return {"status": "out of memory", "error": said[0][:500]}
     return {"status": "failed", "error": said[-1][:500]}
-
-
-def peak_bytes() -> int | None:
-    """The most that this process has held on the device; None where it does not tell."""
-    return (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
 
 
 def compiled(function: Callable, *args: Any, donate: int | tuple[int, ...] = ()) -> Any:
