@@ -63,7 +63,7 @@ def main(
     run: Act | None = None,
     report: Act | None = None,
 ) -> int:
-    """Run an experiment from its command line.
+    """Run an experiment from its command line; the exit code.
 
     Args:
       experiment: its settings.
@@ -72,9 +72,6 @@ def main(
         :class:`jaxcl.errors.InputError` is shown as one line, and leaves no new folder.
       report: makes tables, figures and page of the results, also when a finished run is
         asked for again; that of ``MODULE.report`` if absent.
-
-    Returns:
-      The exit code.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     request = parse(experiment, words)

@@ -116,9 +116,7 @@ class _Pool(NamedTuple):
 
 
 def _deliver(
-    ended: list[tuple[Job, Future]],
-    on_result: Callable[[Job, Any], None],
-    pool: _Pool,
+    ended: list[tuple[Job, Future]], on_result: Callable[[Job, Any], None], pool: _Pool
 ) -> None:
     """Hand over the results of jobs that have ended, then raise what one has raised."""
     ended.sort(key=lambda one: one[1].exception() is not None)
@@ -150,16 +148,27 @@ _STARTING = threading.Lock()  # children that appear meanwhile are those of one 
 
 @contextmanager
 def _workers(
-    count: int,
-    prepare: Callable[[], Do],
-    on_message: Callable[[Any], None],
+    count: int, prepare: Callable[[], Do], on_message: Callable[[Any], None]
 ) -> Iterator[_Pool]:
     """A pool of processes; on the way out none of them is left."""
     messages, over = SPAWN.SimpleQueue(), threading.Event()
     make = lambda: ProcessPoolExecutor(1, SPAWN, _begin, (prepare, messages))
     pool = _Pool([make() for _ in range(count)], [], [])
-    pass_on = (messages, on_message, pool.errors, over)
-    passing = threading.Thread(target=_pass_on, args=pass_on, daemon=True)
+
+    def pass_on():
+        while not over.is_set():
+            try:
+                message = messages.get()
+                if message is None:
+                    return
+                if not over.is_set():
+                    on_message(message)
+            except (EOFError, OSError):  # a worker that was killed left half a message
+                return
+            except Exception as error:  # raised where the results are awaited
+                pool.errors.append(error)
+
+    passing = threading.Thread(target=pass_on, daemon=True)
     passing.start()
     try:
         # Only the parent gets Ctrl-C, and ends these.
@@ -179,26 +188,6 @@ def _workers(
             process.kill()  # it is idle, or its work is in vain
         for executor in pool.executors:
             executor.shutdown(cancel_futures=True)
-
-
-def _pass_on(
-    messages: Any,
-    on_message: Callable[[Any], None],
-    errors: list[Exception],
-    over: threading.Event,
-) -> None:
-    """Hand over messages until None; a worker that is killed may leave half a one."""
-    while not over.is_set():
-        try:
-            message = messages.get()
-            if message is None:
-                return
-            if not over.is_set():
-                on_message(message)
-        except (EOFError, OSError):
-            return
-        except Exception as error:  # raised where the results are awaited
-            errors.append(error)
 
 
 _HERE: dict[str, Any] = {}  # in a worker: what it begins with
