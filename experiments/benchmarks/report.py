@@ -106,8 +106,7 @@ def targets(done: Done) -> list[Target]:
         return Target(what, bound, False, ratios(done, above, below))
 
     def within(what, bound, who, field, base):
-        values = ratios(done, (*who, field), (*who, base))
-        return Target(what, bound, False, values)
+        return Target(what, bound, False, ratios(done, (*who, field), (*who, base)))
 
     ours = lambda job, field: [turn[field] for turn in done.get((job, "jaxcl"), [])]
     memory = done.get(("memory", ""), [])
@@ -164,9 +163,7 @@ def growth(seconds: Sequence[float]) -> float:
     return fmean(seconds[-max(1, len(seconds) // 4) :]) / fmean(seconds[1:5])
 
 
-TARGETS = tuple(
-    map(Column, ("target", "asked", "median round", "all rounds", "verdict"))
-)
+TARGETS = ("target", "asked", "median round", "all rounds", "verdict")
 RATIOS = "Ratios of CPU seconds within a round; evaluation and compilation apart."
 
 
@@ -179,7 +176,7 @@ def targets_table(listed: Sequence[Target], *notes: str) -> Table:
         asked = f"{'≥' if at_least else '≤'} {bound:g} {unit}"
         verdict = "met" if met else "missed"
         rows.append((what, asked, middle, spread(values), verdict))
-    return Table(TARGETS, tuple(rows), notes)
+    return Table(tuple(map(Column, TARGETS)), tuple(rows), notes)
 
 
 def spread(values: Sequence[float], digits: int = 2) -> str:
@@ -289,9 +286,8 @@ def costs_table(done: Done) -> Table:
         elif job == "memory":
             of = f"parameters: {first['parameters'] / 1e6:.1f} MB"
         for what, (field, scale, unit) in COSTS[job].items():
-            value = (
-                median(turn[field] for turn in turns) * scale / first.get("steps", 1)
-            )
+            middle = median(turn[field] for turn in turns)
+            value = middle * scale / first.get("steps", 1)
             rows.append((what, f"{value:.3g} {unit}", of))
     return Table((Column("what"), Column("median"), Column("of")), tuple(rows))
 
