@@ -76,10 +76,10 @@ def plan(config: LlamaConfig, length: int, shape: Shape) -> Plan:
     memory = full.memory_analysis()
     shallow = [config._replace(num_hidden_layers=depth) for depth in DEPTHS]
     few = [measured(compiled(one, length, shape, scan=False)) for one in shallow]
-    share = (config.num_hidden_layers - DEPTHS[0]) / (DEPTHS[1] - DEPTHS[0])
-    line = lambda low, high: low + share * (high - low)
     (flops_0, traffic_0), (flops_1, traffic_1) = few
     kinds = sorted({*traffic_0, *traffic_1})
+    share = (config.num_hidden_layers - DEPTHS[0]) / (DEPTHS[1] - DEPTHS[0])
+    line = lambda low, high: low + share * (high - low)
     return Plan(
         shape.data * shape.fsdp,
         *shape,
@@ -94,9 +94,7 @@ def compiled(config: LlamaConfig, length: int, shape: Shape, *, scan: bool) -> A
     """The program of a step of SAM with AdamW: bfloat16 over float32 masters."""
     count = shape.data * shape.fsdp
     devices = jax.devices()[:count]
-    sharding = ShardingPlan(
-        make_mesh(data=shape.data, fsdp=shape.fsdp, devices=devices), fsdp()
-    )
+    sharding = ShardingPlan(make_mesh(**shape._asdict(), devices=devices), fsdp())
     model = llama(config, scan=scan, checkpoint=True)
     narrow = partial(cast_compute, jnp.bfloat16)
     loss = token_cross_entropy(single_head(narrow(model.apply)))
@@ -169,13 +167,13 @@ def main(say: Callable[[str], None] = print) -> None:
         say(f"compiling for {shape.data} x {shape.fsdp} devices")
         plans.append(plan(SEVEN_BILLION, LENGTH, shape))
     folder, table = HERE / "results" / "plan", to_table(plans)
-    words = "python -m experiments.byte_domains.plan"
+    words, text = "python -m experiments.byte_domains.plan", to_markdown(table)
     write_json(folder / "environment.json", describe_environment(words))
     write_json(folder / "plan.json", [made._asdict() for made in plans])
-    write_text(folder / "plan.md", to_markdown(table))
+    write_text(folder / "plan.md", text)
     write_text(folder / "plan.csv", to_csv(table))
-    fill(HERE / "README.md", to_markdown(table), "plan")
-    say(to_markdown(table))
+    fill(HERE / "README.md", text, "plan")
+    say(text)
 
 
 if __name__ == "__main__":

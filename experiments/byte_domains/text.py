@@ -22,8 +22,9 @@ def domains(data: str, max_bytes: int) -> dict[str, bytes]:
         msg = f"data: no folder {folder}; give python, or a folder of .txt files."
         raise MissingFileError(msg)
     files = sorted(folder.glob("*.txt"))
-    empty = f"{folder} holds no .txt file; put one there for each domain"
-    require(files, "data", empty)
+    require(
+        files, "data", f"{folder} holds no .txt file; put one there for each domain"
+    )
     return {file.stem: first([file.read_bytes()], max_bytes) for file in files}
 
 
@@ -41,8 +42,7 @@ def documentation() -> Iterator[bytes]:
     """The language reference, as ``help()`` shows it."""
     from pydoc_data import topics
 
-    for _, text in sorted(topics.topics.items()):
-        yield text.encode()
+    return (text.encode() for _, text in sorted(topics.topics.items()))
 
 
 def licences() -> Iterator[bytes]:
@@ -51,24 +51,19 @@ def licences() -> Iterator[bytes]:
     found = [Path(sysconfig.get_path("stdlib")) / "LICENSE.txt"]
     for pattern in ("LICENSE*", "COPYING*", "licenses/*"):
         found += site.glob(f"*.dist-info/{pattern}")
-    seen = set()
-    for text in read(file for file in found if file.is_file()):
-        if text not in seen:
-            seen.add(text)
-            yield text
+    yield from dict.fromkeys(read(file for file in found if file.is_file()))
 
 
 def names_of_characters() -> Iterator[bytes]:
     """``LATIN SMALL LETTER A`` and all the others, a line each."""
-    for number in range(sys.maxunicode):
-        if name := unicodedata.name(chr(number), ""):
-            yield f"{name}\n".encode()
+    names = (unicodedata.name(chr(number), "") for number in range(sys.maxunicode))
+    return (f"{name}\n".encode() for name in names if name)
 
 
 def read(files: Iterable[Path]) -> Iterator[bytes]:
     """The contents of files, in the order of their names."""
-    for file in sorted(files, key=lambda file: (file.name, str(file))):
-        yield file.read_bytes()
+    ordered = sorted(files, key=lambda file: (file.name, str(file)))
+    return (file.read_bytes() for file in ordered)
 
 
 def first(parts: Iterable[bytes], count: int) -> bytes:
@@ -85,11 +80,10 @@ def make_task(name: str, text: bytes, index: int, length: int) -> Task:
     """Rows of ``length`` bytes and the bytes that follow each; the last tenth tests."""
     cut = len(text) - len(text) // 10
     parts = text[:cut], text[cut:]
-    few = (
-        f"{name} has {len(text)} bytes, too few for rows of {length} in its last tenth"
-    )
+    few = f"too few for rows of {length} in its last tenth"
     remedy = "lower --length or leave the domain out"
-    require(min(map(len, parts)) > length, "data", f"{few}; {remedy}")
+    fits = min(map(len, parts)) > length
+    require(fits, "data", f"{name} has {len(text)} bytes, {few}; {remedy}")
     train, test = (as_rows(part, length) for part in parts)
     rows = lambda x, y: array_dataset(as_batch(x, y, task=index))
     return Task(name, rows(*train), rows(*test))
