@@ -19,13 +19,6 @@ class Stage(NamedTuple):
     images: Images
 
 
-@functools.cache
-def stage_of(config: Config, name: str) -> Stage:
-    """The search or the test, on images that are padded."""
-    images = images_of(config)
-    return Stage(config, images) if name == "test" else _search(config, images)
-
-
 @functools.lru_cache(maxsize=1)
 def images_of(config: Config) -> Images:
     """The images, padded."""
@@ -33,8 +26,12 @@ def images_of(config: Config) -> Images:
     return padded(images, config.padding)
 
 
-def _search(config: Config, images: Images) -> Stage:
-    """Shorter runs that learn on all but the last training rows and test on those."""
+@functools.cache
+def stage_of(config: Config, name: str) -> Stage:
+    """The test, or the search: shorter runs, tested on the last training rows."""
+    images = images_of(config)
+    if name == "test":
+        return Stage(config, images)
     rows = len(images.train_y) - config.search_rows
     total = f"the {len(images.train_y)} training rows, got {config.search_rows}"
     wanted = f"must leave a batch of {config.batch_size} of {total}"
@@ -71,7 +68,7 @@ def numbers(config: Config, arm: str, strength: float | None) -> dict[str, float
     """The numbers that make an arm what it is."""
     made = {"learning_rate": config.learning_rate}
     if strength is not None:
-        made |= {"strength": strength}
+        made["strength"] = strength
     return made | ({"decay": config.decay} if arm == "online-ewc" else {})
 
 
@@ -80,16 +77,16 @@ def choose(records: list[dict]) -> dict[str, float]:
 
     ValueError if every run of an arm's search diverged.
     """
-    searched = [record for record in records if record["setting"] == "search"]
-    chosen = {}
-    for arm in dict.fromkeys(record["arm"] for record in searched):
-        found = {
-            record["hyper"]["strength"]: np.mean(record["final"])
-            for record in searched
-            if record["arm"] == arm and record["status"] == "done"
-        }
+    found: dict[str, dict[float, float]] = {}
+    for record in records:
+        if record["setting"] == "search":
+            means = found.setdefault(record["arm"], {})
+            if record["status"] == "done":
+                means[record["hyper"]["strength"]] = float(np.mean(record["final"]))
+    for arm, means in found.items():
         lost = f"all runs of {arm}'s search diverged; give smaller ones"
-        require(found, "strengths", lost)
-        # Of equals the smallest.
-        chosen[arm] = max(sorted(found), key=found.__getitem__)
-    return chosen
+        require(means, "strengths", lost)
+    best = lambda means: max(
+        sorted(means), key=means.__getitem__
+    )  # of equals the least
+    return {arm: best(means) for arm, means in found.items()}
