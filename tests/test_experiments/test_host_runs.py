@@ -155,7 +155,7 @@ def begun(folder):
     ("name", "words", "message"),
     [
         ("class_stream", ["--data", ""], "data: name the images"),
-        ("class_stream", ["--num-tasks", "11"], "num_tasks must be at most the 10"),
+        ("class_stream", ["--num-tasks", "11"], "num_tasks must be an int in [1, 10]"),
         ("class_stream", ["--width", "6"], "groups must divide width"),
         ("class_stream", ["--data", "no/such"], "got 'no/such'"),
         ("byte_domains", ["--data", "no/such"], "got 'no/such'"),
