@@ -14,13 +14,14 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from importlib import import_module
-from typing import Any
+from typing import Any, ParamSpec
 
 from jaxcl.errors import InputError
 from jaxcl.runs.experiment import OUTPUTS, Experiment, Request, check_paths, parse
 
 #: ``(config, folder) -> None``
 Act = Callable[[Any, Any], None]
+Words = ParamSpec("Words")
 
 
 #: What the system says of a disk that is full or may not be written, and of a bad path.
@@ -39,11 +40,11 @@ def one_line(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def refusing(command: Callable[..., int]) -> Callable[..., int]:
+def refusing(command: Callable[Words, int]) -> Callable[Words, int]:
     """The same command, which shows bad input in one line and returns exit code 2."""
 
     @functools.wraps(command)
-    def refusing_command(*args, **options):
+    def refusing_command(*args: Words.args, **options: Words.kwargs) -> int:
         try:
             return command(*args, **options)
         except Exception as error:
