@@ -44,19 +44,16 @@ NUM_TIMED = 5  # tasks after the first: the eigenvalue is due in one of them
 Costs = tuple[float, float]
 
 
-def packs(small: bool, _folder: Path) -> Iterator[Fact]:
+def packs(small: bool, _folder: Path, chosen: slice = slice(None)) -> Iterator[Fact]:
     """Runs per hour against runs in one program: SGD on permuted images."""
     config, (setting,) = begin(small, ["permuted"])
     yield {"what": "images and tasks are made", "num_tasks": setting.num_tasks}
-    for pack in SMALL_PACKS if small else PACKS:
+    for pack in (SMALL_PACKS if small else PACKS)[chosen]:
         yield from time_runs(config, setting, pack_of(config, "sgd", pack))
 
 
-def one_pack(small: bool, _folder: Path) -> Iterator[Fact]:
-    """The last but one of these packs only, to compare the compiler's flags."""
-    config, (setting,) = begin(small, ["permuted"])
-    pack = (SMALL_PACKS if small else PACKS)[-2]
-    yield from time_runs(config, setting, pack_of(config, "sgd", pack))
+#: The last but one of these packs only, to compare the compiler's flags.
+one_pack = partial(packs, chosen=slice(-2, -1))
 
 
 def grid(small: bool, _folder: Path) -> Iterator[Fact]:
