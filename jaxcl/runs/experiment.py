@@ -218,5 +218,6 @@ def check_fields(
             few = all(n <= most for n in numbers if isinstance(n, int))
             fit = all(0 < n < end or (zero and n == 0) for n in numbers)  # not for NaN
             rules |= {f"at most {most}": few, f"finite numbers {least} 0{below}": fit}
+        came = value if members else "none"
         for wanted, holds in rules.items():
-            require(holds, field, f"expected {wanted}, got {value}")
+            require(holds, field, f"expected {wanted}, got {came}")
