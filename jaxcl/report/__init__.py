@@ -20,12 +20,10 @@ from jaxcl.report.summaries import grid, summarize
 from jaxcl.report.tables import (
     Column,
     Table,
-    grid_table,
     interval_table,
     measure_table,
     summary_table,
     to_csv,
-    to_frame,
     to_markdown,
 )
 
@@ -40,7 +38,6 @@ __all__ = [
     "equivalence",
     "frame",
     "grid",
-    "grid_table",
     "heatmap",
     "holm",
     "interval_table",
@@ -56,7 +53,6 @@ __all__ = [
     "summarize",
     "summary_table",
     "to_csv",
-    "to_frame",
     "to_markdown",
     "to_png",
     "to_svg",

@@ -1,5 +1,8 @@
 """Tables from records: the same rows as CSV, as Markdown and for the page."""
 
+import csv
+import io
+import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -7,9 +10,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from jaxcl.report.records import Record, curves, frame, measure_names, show_number
+from jaxcl.report.records import Record, curves, frame, measure_names
 from jaxcl.report.statistics import Interval, known_means, mean_interval
-from jaxcl.report.summaries import Grid, Summary, quantity_of
+from jaxcl.report.summaries import Summary, quantity_of
 
 
 class Column(NamedTuple):
@@ -177,27 +180,6 @@ def measure_table(
     return made._replace(columns=tuple(columns))
 
 
-def grid_table(grid: Grid, *, scale: float = 100.0, digits: int = 2) -> Table:
-    """A sweep as a table, one row per value of the first number."""
-
-    def cell(r: int, c: int):
-        if not grid.count[r, c]:
-            return "diverged" if grid.diverged[r, c] else None
-        mean, half = grid.mean[r, c], grid.half_width[r, c]
-        return Interval(mean, mean - half, mean + half, grid.count[r, c])
-
-    names = [f"{grid.column_name} {show_number(value)}" for value in grid.columns]
-    columns = (Column(grid.row_name), *(Column(n, digits, scale) for n in names))
-    rows = tuple(
-        (show_number(value), *(cell(r, c) for c in range(len(names))))
-        for r, value in enumerate(grid.rows)
-    )
-    notes = (f"{grid.quantity}; {interval_note(grid.count.flat)}.",)
-    if lost := int(grid.diverged.sum()):
-        notes += (f"{lost} run{'s' * (lost > 1)} diverged, never averaged in.",)
-    return Table(columns, rows, notes)
-
-
 def interval_note(counts: Iterable[int], also: str = "") -> str:
     """A note on the intervals of a table, of so many runs each, and ``also`` another."""
     if max(counts, default=0) == 1:
@@ -236,39 +218,30 @@ def to_markdown(table: Table) -> str:
     return "\n".join([*lines, *(f"\n{note}" for note in table.notes)]) + "\n"
 
 
-def to_frame(table: Table) -> pd.DataFrame:
-    """Unrounded values for pandas; an interval takes four columns."""
-    columns = []
-    for place, column in enumerate(table.columns):
-        values = [row[place] for row in table.rows]
-        parts = [_parts(value, column.scale) for value in values]
-        wide = any(isinstance(value, Interval) for value in values)
-        for part, name in enumerate(("", " low", " high", " runs")[: 4 if wide else 1]):
-            made = [value[part] for value in parts]
-            columns.append(pd.Series(made, name=column.name + name, dtype=object))
-    return pd.concat(columns, axis=1)
-
-
 def to_csv(table: Table) -> str:
     """Unrounded values as CSV; an interval takes four columns."""
-    return to_frame(table).map(_plain).to_csv(index=False, lineterminator="\n")
+    columns: list[tuple] = []
+    for place, column in enumerate(table.columns):
+        parts = [_parts(row[place], column.scale) for row in table.rows]
+        names = [column.name + part for part in ("", " low", " high", " runs")]
+        shown = names[: max(map(len, parts), default=1)]
+        columns += itertools.zip_longest(shown, *parts, fillvalue="")
+    with io.StringIO() as stream:
+        rows = zip(*columns, strict=True)
+        csv.writer(stream, lineterminator="\n").writerows(rows)
+        return stream.getvalue()
 
 
 def _parts(value: Any, scale: float) -> tuple:
-    """A value as mean, low, high and count: all of an interval, else only the first."""
+    """The cells of a value: mean, low, high and count of an interval, else one."""
     if isinstance(value, Interval):
-        return (*(number * scale for number in value[:3]), value.count)
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return value * scale if is_number else value, None, None, None
+        return (*(_exact(number * scale) for number in value[:3]), value.count)
+    is_text = isinstance(value, str | bool)
+    return (value if is_text or value is None else _exact(value * scale),)
 
 
-def _plain(value: Any) -> Any:
-    """An exact number as CSV has it; nothing for what is not known."""
-    if isinstance(value, float) and value.is_integer():
-        return int(value)
-    if pd.isna(value):
-        return ""
-    return f"{value:.10g}" if isinstance(value, float) else value
+def _exact(number: float) -> str:
+    return "" if math.isnan(number) else f"{number:.10g}"
 
 
 def is_text_column(table: Table, index: int) -> bool:

@@ -8,21 +8,19 @@ import pytest
 
 from jaxcl.report.records import frame
 from jaxcl.report.statistics import Interval, mean_interval
-from jaxcl.report.summaries import grid, summarize
+from jaxcl.report.summaries import summarize
 from jaxcl.report.tables import (
     Column,
     Table,
-    grid_table,
     interval_table,
     measure_table,
     show,
     summary_table,
     table_of,
     to_csv,
-    to_frame,
     to_markdown,
 )
-from tests.test_report.test_summaries import noisy, sweep
+from tests.test_report.test_summaries import noisy
 from tests.test_report.toy_records import record, runs
 
 TABLE = Table(
@@ -159,37 +157,9 @@ def test_one_run_each_has_no_interval_and_the_notes_say_so():
         notes = [measure_table(records, []).notes[0]]
         if records:
             notes.append(summary_table(summarize(records, baseline="sgd")).notes[0])
-            swept = grid(records, rows="learning_rate", columns="learning_rate")
-            notes.append(grid_table(swept).notes[0])
         for note in notes:
             assert ("95 % t-interval" in note) == told
             assert ("ne run each: no interval" in note) != told
-
-
-def test_a_sweep_becomes_a_table():
-    """Oracle: by hand."""
-    table = grid_table(grid(sweep(), rows="rho", columns="learning_rate"))
-    text = to_markdown(table)
-    assert "learning_rate 0.01" in text
-    assert "| 0.5 |" in text
-    assert table.rows[1] == ("1", None, "diverged")
-    assert "1 run diverged" in text
-
-
-def test_a_sweep_over_words_becomes_a_table():
-    """Oracle: by hand."""
-    records = [
-        record(hyper={"optimizer": word, "nesterov": flag})
-        for word in ("sgd", "adam")
-        for flag in (True, False)
-    ]
-    table = grid_table(grid(records, rows="optimizer", columns="nesterov"))
-    assert [column.name for column in table.columns] == [
-        "optimizer",
-        "nesterov False",
-        "nesterov True",
-    ]
-    assert [row[0] for row in table.rows] == ["adam", "sgd"]
 
 
 def test_an_interval_table_has_a_row_per_group():
@@ -214,13 +184,3 @@ def test_an_interval_table_has_a_row_per_group():
     assert second == ("permuted", "sam", 1, None, 5.0)
     assert made.notes == ("So: mean and 95 % t-interval over seeds.",)
     assert interval_table(table, {}, heads=["method"]).rows == (("sgd",), ("sam",))
-
-
-def test_a_frame_of_a_table_has_unrounded_values():
-    """Oracle: the numbers that went in, scaled; an interval takes four columns."""
-    made = to_frame(TABLE)
-    assert list(made["method"]) == ["sgd | plain", "sam"]
-    np.testing.assert_allclose(made["accuracy, %"].astype(float), [91.23, 50])
-    assert list(made["accuracy, % runs"]) == [5, 1]
-    assert made["p"].iloc[0] is None
-    assert made["p"].iloc[1] == 0.0004
