@@ -8,7 +8,7 @@ from experiments.plasticity.arms import trials
 from experiments.plasticity.config import Config
 from experiments.plasticity.settings import IN_ONE_ORDER
 from jaxcl.report.records import Record, curves, frame, rivals, values_of, within
-from jaxcl.report.statistics import tail_means
+from jaxcl.report.statistics import known_means, slopes, tail_means
 from jaxcl.report.summaries import QUANTITIES, Summary, summarize
 from jaxcl.report.tables import Column, Table, interval_table, summary_table
 
@@ -175,11 +175,11 @@ def fresh_table(measured: Sequence[Record]) -> Table:
     """Accuracy minus that of a fresh start: its level, its ends and its slopes."""
     others = [r for r in measured if r["arm"] != FRESH]
     taken = {
-        Column("minus fresh, points", 2, 100.0): QUANTITIES["mean"].number,
+        Column("minus fresh, points", 2, 100.0): known_means,
         Column("first tenth", 2, 100.0): lambda gap: tail_means(gap[:, ::-1]),
         Column("last tenth", 2, 100.0): tail_means,
-        Column("slope", 2, 1e4): QUANTITIES["slope"].number,
-        Column("second-half slope", 2, 1e4): QUANTITIES["late slope"].number,
+        Column("slope", 2, 1e4): slopes,
+        Column("second-half slope", 2, 1e4): QUANTITIES["late slope"],
     }
     runs, gaps = frame(others), [curves([r], GAP) for r in others]
     for column, number in taken.items():

@@ -33,23 +33,22 @@ from jaxcl.report.summaries import Grid
 
 
 @styled()
-def heatmap(grid: Grid, *, scale: float = 100.0, title: str = "") -> Figure:
-    """A sweep over two numbers: the mean over seeds in each cell, the best one framed.
+def heatmap(grid: Grid, *, title: str = "") -> Figure:
+    """A sweep over two numbers: mean accuracy in each cell, the best one framed.
 
     Cells whose runs all diverged say so; cells where some did show their number; cells
     without runs have a dash.
 
     Args:
       grid: from :func:`jaxcl.report.grid`.
-      scale: 100 shows fractions as per cent.
       title: above the figure.
     """
-    mean, half_width = scale * grid.mean, scale * grid.half_width
+    mean, half_width = 100 * grid.mean, 100 * grid.half_width
 
     def text(cell: tuple[int, int]) -> str:
         half, lost = half_width[cell], grid.diverged[cell]
         if np.isnan(mean[cell]):
-            return "diverged" if lost and not grid.count[cell] else "–"
+            return "diverged" if lost else "–"
         width = "" if np.isnan(half) else f"\n± {half:.1f}"
         return f"{mean[cell]:.1f}{width}" + (f"\n({lost} diverged)" if lost else "")
 
@@ -65,8 +64,7 @@ def heatmap(grid: Grid, *, scale: float = 100.0, title: str = "") -> Figure:
     ax.set_yticks(range(rows), [show_number(v) for v in grid.rows])
     ax.set_xlabel(grid.column_name.replace("_", " "))
     ax.set_ylabel(grid.row_name.replace("_", " "))
-    unit = ", %" if scale == 100 else ""
-    figure.colorbar(image, ax=ax, label=grid.quantity + unit, pad=0.03)
+    figure.colorbar(image, ax=ax, label="accuracy, %", pad=0.03)
     head(figure, title)
     return figure
 

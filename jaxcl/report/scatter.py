@@ -9,6 +9,7 @@ from scipy import stats
 
 from jaxcl.errors import require
 from jaxcl.report.records import Record, check, curves, group, group_of, split
+from jaxcl.report.statistics import known_means
 from jaxcl.report.style import (
     FAINT,
     finish,
@@ -17,47 +18,34 @@ from jaxcl.report.style import (
     styled,
     styles_of,
 )
-from jaxcl.report.summaries import quantity_of
 
 
 @styled()
-def scatter(
-    records: Sequence[Record],
-    x: str,
-    y: str = "accuracy",
-    *,
-    quantity: str = "mean",
-    title: str = "",
-) -> Figure:
-    """Scatter plot of ``y`` against ``x``, one point per finished run.
+def scatter(records: Sequence[Record], x: str, *, title: str = "") -> Figure:
+    """Scatter plot of accuracy against a measure, one point per finished run.
 
-    The line is the least-squares fit over all runs of all arms; the correlation (Pearson
-    and Spearman) is written below the title. It is descriptive and not a test: it has no
-    interval, because runs of one arm are not independent, and does not imply a cause.
+    Both are means over the tasks at which they are known. The line is the least-squares
+    fit over all runs of all arms; the correlation (Pearson and Spearman) is written below
+    the title. It is descriptive and not a test: it has no interval, because runs of one
+    arm are not independent, and does not imply a cause.
 
     Args:
       records: runs of one setting.
-      x: ``accuracy``, ``loss`` or a measure.
-      y: likewise.
-      quantity: how a curve becomes a number, as in :func:`jaxcl.report.summarize`.
+      x: name of the measure.
       title: above the figure.
 
     Raises:
-      InputError: for malformed records, several settings, an unknown quantity, or fewer
-        than three runs with both numbers known.
+      InputError: for malformed records, several settings, or fewer than three runs with
+        both numbers known.
     """
     check(records)
     one_setting("scatter", records)
     done = split(records)[0]
-    taken = quantity_of("scatter", quantity)
-    per_run = (
-        [taken.number(curves(done, name)) for name in (x, y)] if done else [[], []]
-    )
-    points = np.stack(per_run, axis=1)
+    means = [known_means(curves(done, n)) if done else [] for n in (x, "accuracy")]
+    points = np.stack(means, axis=1) * [1, 100]
     known = np.isfinite(points).all(axis=1)
-    fault = f"expected three runs with {x} and {y}, got {known.sum()}"
+    fault = f"expected three runs with {x} and accuracy, got {known.sum()}"
     require(known.sum() >= 3, "scatter", fault)
-    points *= [100 if name == "accuracy" else 1 for name in (x, y)]
     figure, (ax,) = panels(1, 1, width=6.4, height=4.1)
     styles = styles_of(records)
     for key in group(done):
@@ -75,9 +63,8 @@ def scatter(
             label=label,
         )
     ax.set_title(_fit(ax, points[known]), fontweight="normal", fontsize=10)
-    for name, put in ((x, ax.set_xlabel), (y, ax.set_ylabel)):
-        unit = ", %" if name == "accuracy" else ""
-        put(name.replace("_", " ") + unit + taken.suffix)
+    ax.set_xlabel(x.replace("_", " "))
+    ax.set_ylabel("accuracy, %")
     ax.grid(axis="x")
     ax.legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
     finish(figure, records, title, shown="")

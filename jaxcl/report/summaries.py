@@ -1,6 +1,6 @@
 """Summaries of records: one per group of runs, and one grid per sweep."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -31,35 +31,19 @@ from jaxcl.report.statistics import (
     tail_means,
 )
 
-
-class Quantity(NamedTuple):
-    """How a curve becomes one number."""
-
-    number: Callable[[np.ndarray], np.ndarray]  # from curves [s, T] to [s]
-    suffix: str  # added to the name of the curve
-    compared: str  # the name of a difference between two arms
-
-
-#: By name; a mean is over the tasks at which a curve is known.
+#: How a curve of accuracies becomes one number, from [s, T] to [s].
 QUANTITIES = {
-    "mean": Quantity(known_means, "", "difference, points"),
-    "last": Quantity(
-        tail_means, ", last tenth of the tasks", "difference at the end, points"
-    ),
-    "slope": Quantity(slopes, ", slope", "difference of slopes"),
-    "late slope": Quantity(
-        lambda values: slopes(values[:, values.shape[1] // 2 :]),
-        ", slope of the second half",
-        "difference of second-half slopes",
-    ),
+    "mean": known_means,
+    "last": tail_means,
+    "slope": slopes,
+    "late slope": lambda values: slopes(values[:, values.shape[1] // 2 :]),
 }
 
 
-def quantity_of(who: str, name: str) -> Quantity:
-    """A quantity by its name; the error for an unknown one names ``who``."""
+def check_quantity(who: str, name: str) -> None:
+    """Refuse an unknown quantity."""
     known = f"quantity must be one of {list(QUANTITIES)}, got {name!r}"
     require(name in QUANTITIES, who, known)
-    return QUANTITIES[name]
 
 
 class Summary(NamedTuple):
@@ -85,7 +69,7 @@ class Summary(NamedTuple):
 
 
 class Grid(NamedTuple):
-    """A sweep over two numbers; cells without a finished run are NaN."""
+    """Mean accuracies over two numbers; cells without a finished run are NaN."""
 
     row_name: str
     column_name: str
@@ -95,7 +79,6 @@ class Grid(NamedTuple):
     half_width: np.ndarray  # [r, c], of the 95 % interval; NaN with one run
     count: np.ndarray  # [r, c], finished runs
     diverged: np.ndarray  # [r, c], runs that diverged
-    quantity: str
 
 
 def summarize(
@@ -130,7 +113,7 @@ def summarize(
         unknown quantity, or a baseline that did not run.
     """
     check(records)
-    number = quantity_of("summarize", quantity).number
+    check_quantity("summarize", quantity)
     arms = values_of(records, "arm")
     unknown = f"no run of the baseline {baseline!r}; the arms are {arms}"
     require(baseline is None or baseline in arms, "summarize", unknown)
@@ -142,14 +125,16 @@ def summarize(
         done, lost = split(runs)
         summary = Summary(key, named[key], len(runs), tuple(r["run"] for r in lost))
         if done:
-            taken = {name.replace(" ", "_"): q for name, q in QUANTITIES.items()}
             levels = {
-                n: mean_interval(q.number(curves(done))) for n, q in taken.items()
+                name.replace(" ", "_"): mean_interval(number(curves(done)))
+                for name, number in QUANTITIES.items()
             }
             summary = summary._replace(**levels)
         pairs = [(r, rival[r["run"]]) for r in done if r["run"] in rival]
         if pairs and key.arm != baseline:
-            mine, theirs = (number(curves(side)) for side in zip(*pairs, strict=True))
+            mine, theirs = (
+                QUANTITIES[quantity](curves(side)) for side in zip(*pairs, strict=True)
+            )
             versus = paired(mine, theirs)
             p_equal = np.nan if margin is None else equivalence(mine, theirs, margin)
             summary = summary._replace(
@@ -159,55 +144,43 @@ def summarize(
     return [s._replace(verdict=_verdict(s, baseline, level)) for s in _corrected(found)]
 
 
-def grid(
-    records: Sequence[Record],
-    *,
-    rows: str,
-    columns: str,
-    name: str = "accuracy",
-    quantity: str = "mean",
-) -> Grid:
-    """A sweep over two numbers of ``hyper``, averaged over seeds.
+def grid(records: Sequence[Record], *, rows: str, columns: str) -> Grid:
+    """Mean accuracy of a sweep over two numbers of ``hyper``, averaged over seeds.
 
     Args:
       records: runs of one setting and one arm.
       rows: name of the number that varies from row to row.
       columns: name of the one that varies from column to column.
-      name: ``accuracy``, ``loss`` or a measure.
-      quantity: as in :func:`summarize`.
 
     Raises:
       InputError: if the records mix settings or arms, lack one of the numbers, or vary
-        in a third one; for an unknown quantity.
+        in a third one.
     """
     check(records)
-    taken = quantity_of("grid", quantity)
     single = len({(r["setting"], r["arm"]) for r in records}) == 1
-    require(
-        single, "grid", "expected one setting and one arm; choose the records first"
-    )
+    wanted = "expected one setting and one arm; choose the records first"
+    require(single, "grid", wanted)
     for record in records:
         fault = f"{record['run']} lacks {rows!r} or {columns!r} in its hyper"
         require({rows, columns} <= set(record["hyper"]), "grid", fault)
     groups = group(records)
     place_of = lambda key: tuple(dict(key.hyper)[name] for name in (rows, columns))
-    places = {place_of(key) for key in groups}
+    cells = {place_of(key): runs for key, runs in groups.items()}
     fault = f"the runs differ in more than {rows!r} and {columns!r}"
-    require(len(groups) == len(places), "grid", fault)
-    down, across = (_in_order(set(side)) for side in zip(*places, strict=True))
+    require(len(groups) == len(cells), "grid", fault)
+
+    down, across = (_in_order(set(side)) for side in zip(*cells, strict=True))
     shape = len(down), len(across)
     mean, half = np.full((2, *shape), np.nan)
     count, diverged = np.zeros((2, *shape), int)
-    for key, runs in groups.items():
-        row, column = place_of(key)
+    for (row, column), runs in cells.items():
         at = down.index(row), across.index(column)
         done, lost = split(runs)
         count[at], diverged[at] = len(done), len(lost)
         if done:
-            interval = mean_interval(taken.number(curves(done, name)))
+            interval = mean_interval(known_means(curves(done)))
             mean[at], half[at] = interval.mean, interval.high - interval.mean
-    shown = name.replace("_", " ") + taken.suffix
-    return Grid(rows, columns, down, across, mean, half, count, diverged, shown)
+    return Grid(rows, columns, down, across, mean, half, count, diverged)
 
 
 def _in_order(values: set) -> tuple:

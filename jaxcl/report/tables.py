@@ -12,7 +12,7 @@ import pandas as pd
 
 from jaxcl.report.records import Record, curves, frame, measure_names
 from jaxcl.report.statistics import Interval, known_means, mean_interval
-from jaxcl.report.summaries import Summary, quantity_of
+from jaxcl.report.summaries import Summary, check_quantity
 
 
 class Column(NamedTuple):
@@ -26,6 +26,15 @@ class Column(NamedTuple):
     scale: float = 1.0
     is_p_value: bool = False
     is_total: bool = False  # in an interval table: a sum over runs, no interval
+
+
+#: The name of a difference between two arms, by what is compared.
+COMPARED = {
+    "mean": "difference, points",
+    "last": "difference at the end, points",
+    "slope": "difference of slopes",
+    "late slope": "difference of second-half slopes",
+}
 
 
 class Table(NamedTuple):
@@ -59,7 +68,7 @@ def summary_table(
     Raises:
       InputError: for an unknown quantity.
     """
-    compared = quantity_of("summary_table", quantity).compared
+    check_quantity("summary_table", quantity)
     per_task = "slope" in quantity
     scale = 1e4 if per_task else 100.0
     levels = {"mean": "accuracy, %", "last": "last tenth, %"}
@@ -75,7 +84,7 @@ def summary_table(
             Column("runs", 0): s.mean.count if s.mean else 0,
             Column("diverged", 0): len(s.diverged),
             **{Column(levels[n], 2, scale): getattr(s, n) for n in levels},
-            Column(compared, 2, scale): s.versus and s.versus.difference,
+            Column(COMPARED[quantity], 2, scale): s.versus and s.versus.difference,
             **{Column(tests[n], is_p_value=True): getattr(s, n) for n in tests},
             Column("verdict"): s.verdict,
         }

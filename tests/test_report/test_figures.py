@@ -135,18 +135,6 @@ def test_a_heatmap_frames_the_best_and_says_what_diverged():
     assert texts[3] == "diverged"
 
 
-def test_a_cell_of_which_nothing_is_known_shows_a_dash():
-    """Oracle: a measure that no run has; the other cell is the control."""
-    hyper = lambda rho: {"rho": rho, "learning_rate": 0.1}
-    records = [
-        record(hyper=hyper(0.1), measures={"rank": [None, None]}),
-        record(hyper=hyper(0.2), measures={"rank": [1.0, 3.0]}),
-    ]
-    made = grid(records, rows="rho", columns="learning_rate", name="rank")
-    texts = figures.heatmap(made, scale=1.0).axes[0].texts
-    assert [text.get_text() for text in texts] == ["–", "2.0"]
-
-
 def test_an_accuracy_matrix_is_the_mean_over_finished_runs():
     """Oracle: by hand."""
     matrices = [[[0.8, None], [0.6, 0.9]], [[0.6, None], [0.4, 0.7]]]
@@ -201,8 +189,6 @@ def test_a_scatter_shows_every_run_and_the_correlation():
     )
     with pytest.raises(ValueError, match="three runs"):
         figures.scatter(records[:2], "sharpness")
-    with pytest.raises(ValueError, match=r"scatter: quantity must be .*'median'"):
-        figures.scatter(records, "sharpness", quantity="median")
 
 
 def test_saving_gives_svg_and_png_the_same_each_time(tmp_path):

@@ -174,8 +174,6 @@ def test_a_grid_holds_means_counts_and_divergence():
     np.testing.assert_allclose(found.mean, [[0.9, 0.4], [np.nan, np.nan]])
     np.testing.assert_array_equal(found.count, [[1, 2], [0, 0]])
     np.testing.assert_array_equal(found.diverged, [[0, 0], [0, 1]])
-    last = grid(sweep(), rows="rho", columns="learning_rate", quantity="last")
-    np.testing.assert_allclose(last.mean[0], [0.9, 0.5])
 
 
 @pytest.mark.parametrize("axis", ["words", "lists"])
@@ -198,15 +196,3 @@ def test_an_axis_of_a_grid_may_mix_numbers_and_words():
     ]
     found = grid(records, rows="rho", columns="lr")
     assert found.rows == (0.1, 0.5, None, "tracked")
-
-
-def test_a_mean_is_over_the_tasks_where_a_measure_is_known():
-    """Oracle: by hand; control: a slope needs all of them."""
-    hyper = {"rho": 0.1, "lr": 0.1}
-    records = [
-        record(seed=seed, hyper=hyper, measures={"rank": [None, rank]})
-        for seed, rank in enumerate((3.0, 5.0))
-    ]
-    axes = {"rows": "rho", "columns": "lr", "name": "rank"}
-    np.testing.assert_array_equal(grid(records, **axes).mean, [[4.0]])
-    assert np.isnan(grid(records, **axes, quantity="slope").mean).all()
