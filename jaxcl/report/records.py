@@ -42,6 +42,7 @@ _REQUIRED = {
     "status": str,
     "accuracy": (list, tuple),
 }
+_SHORT = {"learning_rate": "lr"}  # in labels
 
 
 class Group(NamedTuple):
@@ -69,44 +70,42 @@ def check(records: Sequence[Record]) -> None:
     for number, record in enumerate(records, 1):
         check_kind("report", dict, "give a list of them", record=record)
         name = f"record {number} ({record.get('run', 'without a name')})"
-        _check_fields(name, record)
-        first = known.setdefault(record["run"], number)
-        require(first == number, "report", f"{name} is there twice, first as {first}")
-        if record["status"] != "done":
+        who = f"report: {name}"
+        for field, kind in _REQUIRED.items():
+            require(field in record, who, f"it lacks the field {field!r}")
+            came = type(record[field]).__name__
+            require(
+                isinstance(record[field], kind), who, f"{field!r} is of type {came}"
+            )
+        first, status = known.setdefault(record["run"], number), record["status"]
+        require(first == number, who, f"it is there twice, first as {first}")
+        wanted = f"status must be 'done' or 'diverged', got {status!r}"
+        require(status in ("done", "diverged"), who, wanted)
+        if status == "diverged":
             continue
+
         _check_curves(name, record, lengths)
         other = seeds.setdefault((group_of(record), record["seed"]), name)
-        require(
-            other == name,
-            "report",
+        agree = (
             f"{other} and {name} agree in setting, arm, hyper and seed "
-            f"{record['seed']}; leave one out, or name what differs in hyper",
+            f"{record['seed']}; leave one out, or name what differs in hyper"
         )
-
-
-def _check_fields(name: str, record: Record) -> None:
-    for field, kind in _REQUIRED.items():
-        require(field in record, "report", f"{name} lacks the field {field!r}")
-        fault = f"{name}: {field!r} is of type {type(record[field]).__name__}"
-        require(isinstance(record[field], kind), "report", fault)
-    fault = f"{name}: status must be 'done' or 'diverged', got {record['status']!r}"
-    require(record["status"] in ("done", "diverged"), "report", fault)
+        require(other == name, "report", agree)
 
 
 def _check_curves(name: str, record: Record, lengths: dict) -> None:
+    """Accuracies are fractions, and curves as long as the first of the setting."""
     accuracy = np.array(record["accuracy"], np.float64)
-    require(
-        accuracy.ndim == 1 and np.all((accuracy >= 0) & (accuracy <= 1)),
-        "report",
-        f"{name}: a finished run has one accuracy between 0 and 1 per task; otherwise "
-        "mark it 'diverged'",
-    )
-    wanted, other = lengths.setdefault(record["setting"], (len(accuracy), name))
+    wanted = "a finished run has one accuracy between 0 and 1 per task"
+    inside = accuracy.ndim == 1 and np.all((accuracy >= 0) & (accuracy <= 1))
+    remedy = "otherwise mark it 'diverged'"
+    require(inside, f"report: {name}", f"{wanted}; {remedy}")
+    length, other = lengths.setdefault(record["setting"], (len(accuracy), name))
     further = {field: record.get(field) for field in ("loss", "tasks")}
     for field, values in {"accuracy": accuracy, **_measures(record), **further}.items():
-        length = wanted if values is None else len(values)
-        fault = f"{field!r} has {length} values, expected {wanted} as in {other}"
-        require(length == wanted, "report", f"{name}: {fault}")
+        came = length if values is None else len(values)
+        fault = f"{field!r} has {came} values, expected {length} as in {other}"
+        require(came == length, f"report: {name}", fault)
 
 
 def split(records: Sequence[Record]) -> tuple[list[Record], list[Record]]:
@@ -157,7 +156,7 @@ def labels(groups: Sequence[Group]) -> dict[Group, str]:
     for key in groups:
         family = [dict(other.hyper) for other in groups if other.arm == key.arm]
         varying = [
-            f"{_spaced(name)} {show_number(value)}"
+            f"{_SHORT.get(name, name.replace('_', ' '))} {show_number(value)}"
             for name, value in key.hyper
             if len({hyper.get(name) for hyper in family}) > 1
         ]
@@ -277,7 +276,3 @@ def _measures(record: Record) -> dict[str, Any]:
     """The measures that a run has; null is empty."""
     found = record.get("measures") or {}
     return {name: values for name, values in found.items() if values is not None}
-
-
-def _spaced(name: str) -> str:
-    return {"learning_rate": "lr"}.get(name, name.replace("_", " "))
