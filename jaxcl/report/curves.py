@@ -20,7 +20,7 @@ from jaxcl.report.records import (
     values_of,
     within,
 )
-from jaxcl.report.statistics import mean_band
+from jaxcl.report.statistics import mean_interval
 from jaxcl.report.style import (
     DAGGER,
     INK,
@@ -72,7 +72,7 @@ def learning_curves(
         _lines(ax, within(records, [setting]), name, styles, window, scale)
         ax.set_title(setting if len(settings) > 1 or not title else "")
         _label_ends(ax, inches=height - 0.9)
-        _task_label(ax, window)
+        ax.set_xlabel(_tasks(window))
     axes[0].set_ylabel(label)
     finish(figure, records, title)
     return figure
@@ -109,8 +109,22 @@ def measure_curves(
         _lines(ax, records, name, styles, window)
         ax.set_title(name.replace("_", " "), fontsize=10.5)
     for ax in axes[-arranged(len(names), COLUMNS)[1] :]:
-        _task_label(ax, window)
-    _legend(figure, axes[0], title)
+        ax.set_xlabel(_tasks(window))
+    handles, shown = axes[0].get_legend_handles_labels()
+    if handles:  # one legend for all panels, with the figure's title above it
+        legend = figure.legend(
+            handles,
+            shown,
+            title=title or None,
+            alignment="left",
+            title_fontproperties={"weight": "bold", "size": 12.5},
+            loc="outside upper left",
+            ncols=min(4, len(shown)),
+            frameon=False,
+            borderaxespad=0.2,
+            fontsize=9.5,
+        )
+        legend.get_title().set_color(INK)
     finish(figure, records, "")
     return figure
 
@@ -142,7 +156,7 @@ def _lines(
         wanted = f"window must be within 1 and {most} tasks, got {window}"
         require(1 <= window <= most, "figures", wanted)
         task, values = _smoothed(values, window)
-        band, style = mean_band(values), styles[key]
+        band, style = mean_interval(values), styles[key]
         ax.plot(
             task,
             band.mean,
@@ -166,6 +180,11 @@ def _smoothed(values: np.ndarray, window: int) -> tuple[np.ndarray, np.ndarray]:
         return 1 + np.flatnonzero(known), values[:, known]
     smooth = np.lib.stride_tricks.sliding_window_view(values, window, axis=1)
     return np.arange(smooth.shape[1]) + (window + 1) / 2, smooth.mean(axis=-1)
+
+
+def _tasks(window: int) -> str:
+    """The label of an axis of tasks."""
+    return f"task (moving mean of {window})" if window > 1 else "task"
 
 
 def _label_ends(ax: Axes, inches: float) -> None:
@@ -201,27 +220,3 @@ def _label_ends(ax: Axes, inches: float) -> None:
             arrowprops=lead,
         )
     ax.set_ylim(low, high)
-
-
-def _task_label(ax: Axes, window: int) -> None:
-    smoothed = f" (moving mean of {window})" if window > 1 else ""
-    ax.set_xlabel(f"task{smoothed}")
-
-
-def _legend(figure: Figure, ax: Axes, title: str) -> None:
-    """One legend for all panels, with the figure's title above it."""
-    handles, names = ax.get_legend_handles_labels()
-    if handles:
-        legend = figure.legend(
-            handles,
-            names,
-            title=title or None,
-            alignment="left",
-            title_fontproperties={"weight": "bold", "size": 12.5},
-            loc="outside upper left",
-            ncols=min(4, len(names)),
-            frameon=False,
-            borderaxespad=0.2,
-            fontsize=9.5,
-        )
-        legend.get_title().set_color(INK)

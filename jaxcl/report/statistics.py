@@ -34,30 +34,25 @@ class Paired(NamedTuple):
     p_flip: float  # sign-flip permutation test, two-sided, no normality assumed
 
 
-def mean_band(values: Float[np.ndarray, "s ..."], confidence: float = 0.95) -> Interval:
-    r"""Mean and t-interval over the first axis.
+def mean_interval(
+    values: Float[np.ndarray, "s ..."], confidence: float = 0.95
+) -> Interval:
+    r"""Mean and t-interval over the first axis, of one number or a curve per run.
 
     .. math:: \bar x \pm t_{s-1} \, \hat\sigma / \sqrt{s}
 
-    NaN is propagated. The interval is pointwise, not simultaneous for the full curve.
+    NaN is propagated. Along a curve it is pointwise, not simultaneous for all of it.
 
     Raises:
       InputError: without any run.
     """
+    values = np.asarray(values, np.float64)
     count = len(values)
-    require(count, "mean_band", "expected at least one run, got none")
+    require(count, "mean_interval", "expected at least one run, got none")
     mean, half = np.mean(values, axis=0), np.nan
     if count > 1:
         half = stats.t.ppf((1 + confidence) / 2, count - 1) * stats.sem(values)
     return Interval(mean, mean - half, mean + half, count)
-
-
-def mean_interval(
-    values: Float[np.ndarray, " s"], confidence: float = 0.95
-) -> Interval:
-    """Mean and t-interval of one number per run; see ``mean_band``."""
-    band = mean_band(np.asarray(values, np.float64), confidence)
-    return Interval(float(band.mean), float(band.low), float(band.high), band.count)
 
 
 def slopes(curves: Float[np.ndarray, "s T"]) -> Float[np.ndarray, " s"]:

@@ -66,19 +66,25 @@ class LineStyle(NamedTuple):
     colour: str
     dashes: object  # a matplotlib line style
     zorder: float
-    label: str = ""
+    label: str
 
 
-def line_styles(groups: Sequence[Group]) -> dict[Group, LineStyle]:
-    """A colour for each arm, a dash pattern for each choice of numbers within it."""
-    arms = list(dict.fromkeys(key.arm for key in groups))
+def styles_of(records: Sequence[Record]) -> dict[Group, LineStyle]:
+    """A colour for each arm, dashes for its numbers: the same in all settings."""
+    named = labels(list(group(records)))
+    arms = dict.fromkeys(key.arm for key in named)
+    kinds = {
+        arm: list(dict.fromkeys(key.hyper for key in named if key.arm == arm))
+        for arm in arms
+    }
     found: dict[Group, LineStyle] = {}
-    for key in groups:
-        place = arms.index(key.arm)
+    for key, label in named.items():
+        place = list(arms).index(key.arm)
         colour = COLOURS[(place - 1) % len(COLOURS)] if place else INK
-        kinds = dict.fromkeys(other.hyper for other in groups if other.arm == key.arm)
-        number = list(kinds).index(key.hyper) + max(0, place - 1) // len(COLOURS)
-        found[key] = LineStyle(colour, DASHES[number % len(DASHES)], 3 - 0.01 * place)
+        # colours that come again have other dashes
+        number = kinds[key.arm].index(key.hyper) + max(0, place - 1) // len(COLOURS)
+        dashes = DASHES[number % len(DASHES)]
+        found[key] = LineStyle(colour, dashes, 3 - 0.01 * place, label)
     return found
 
 
@@ -98,14 +104,6 @@ def panels(
     for spare in axes[count:]:
         spare.remove()
     return figure, list(axes[:count])
-
-
-def styles_of(records: Sequence[Record]) -> dict[Group, LineStyle]:
-    """Line styles by arm and numbers, the same in all settings, with names."""
-    named = labels(list(group(records)))
-    plain = {key: key._replace(setting="") for key in named}
-    styles = line_styles(list(dict.fromkeys(plain.values())))
-    return {k: styles[plain[k]]._replace(label=label) for k, label in named.items()}
 
 
 def one_setting(who: str, records: Sequence[Record]) -> None:

@@ -9,9 +9,8 @@ from matplotlib.image import imread
 
 from jaxcl import report as figures
 from jaxcl.report.curves import spread
-from jaxcl.report.records import group
-from jaxcl.report.statistics import mean_band
-from jaxcl.report.style import COLOURS, INK, line_styles
+from jaxcl.report.statistics import mean_interval
+from jaxcl.report.style import COLOURS, INK, styles_of
 from jaxcl.report.summaries import grid
 from tests.test_report.test_summaries import noisy, sweep
 from tests.test_report.toy_records import record, runs
@@ -33,7 +32,7 @@ def test_curves_draw_the_mean_and_its_band():
     np.testing.assert_array_equal(line.get_xdata(), np.arange(1, 11))
     np.testing.assert_allclose(line.get_ydata(), raw.mean(axis=0))
     corners = ax.collections[1].get_paths()[0].vertices[:, 1]
-    band = mean_band(raw)
+    band = mean_interval(raw)
     np.testing.assert_allclose(corners.max(), band.high.max())
     np.testing.assert_allclose(corners.min(), band.low.min())
 
@@ -92,7 +91,7 @@ def test_arms_and_their_numbers_can_be_told_apart():
         for a in range(8)
         for rate in (0.1, 0.01)
     ]
-    found = line_styles(list(group(records)))
+    found = styles_of(records)
     assert len({look[:2] for look in found.values()}) == 16
     assert next(iter(found.values())).colour == INK
     assert {look.colour for look in found.values()} <= {INK, *COLOURS}

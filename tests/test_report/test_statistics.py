@@ -10,7 +10,6 @@ from jaxcl.report.statistics import (
     equivalence,
     holm,
     known_means,
-    mean_band,
     mean_interval,
     paired,
     slopes,
@@ -34,7 +33,7 @@ def test_the_interval_of_a_mean_is_students():
 def test_a_band_is_the_interval_at_each_point():
     """Oracle: scipy's own interval, point by point."""
     values = draws(6, 4)
-    band = mean_band(values, 0.9)
+    band = mean_interval(values, 0.9)
     for t in range(4):
         low, high = stats.t.interval(
             0.9, 5, values[:, t].mean(), stats.sem(values[:, t])
@@ -53,7 +52,7 @@ def test_one_run_has_no_interval():
 
 def test_an_interval_covers_as_often_as_it_says():
     """Oracle: 2,000 draws with a known mean; 5 runs each, so within 1.5 points of 95."""
-    band = mean_band(draws(5, 2000))
+    band = mean_interval(draws(5, 2000))
     covered = np.mean((band.low < 0) & (band.high > 0))
     assert 0.935 < covered < 0.965
 
