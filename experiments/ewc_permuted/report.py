@@ -13,9 +13,8 @@ import numpy as np
 from experiments.ewc_permuted.config import LABELS, PUBLISHED, Config
 from jaxcl.metrics import backward_transfer, learning_accuracy
 from jaxcl.report.curves import measure_curves
-from jaxcl.report.page import Picture
+from jaxcl.report.page import Picture, Section
 from jaxcl.report.records import Record, split, values_of
-from jaxcl.report.sections import Part, assemble
 from jaxcl.report.statistics import mean_interval
 from jaxcl.report.tables import Column, Table, interval_note, table_of, to_markdown
 from jaxcl.runs.experiment import expect_no_words
@@ -31,14 +30,13 @@ HERE = Path(__file__).parent
 def report(config: Config, folder: RunFolder) -> None:
     """Write ``tables/``, ``figures/`` and ``report.html`` of whatever has finished."""
     records = read_records(folder)
-    published = comparable(plain(config))
-    part = Part(
+    section = Section(
         "Accuracy over all tasks",
         "The strength is the best on held-out rows, in runs of their own.",
-        [pictures],
+        [*pictures(records)],
         {
-            "accuracy": lambda records: result_table(records, published=published),
-            "strength": search_table,
+            "accuracy": result_table(records, published=comparable(plain(config))),
+            "strength": search_table(records),
         },
     )
     write_report(
@@ -46,7 +44,7 @@ def report(config: Config, folder: RunFolder) -> None:
         title="EWC on permuted images",
         claim="EWC keeps what was learned on permutations of one set of images.",
         verdict=verdict(result_table(records)),
-        sections=[assemble(part, records)],
+        sections=[section],
         records=records,
     )
 

@@ -25,9 +25,8 @@ from experiments.plasticity.comparisons import (
     verdict,
 )
 from experiments.plasticity.config import PRESETS, Config
-from experiments.plasticity.sections import PARTS
+from experiments.plasticity.sections import SECTIONS
 from jaxcl.report.records import settings_with, values_of
-from jaxcl.report.sections import assemble
 from jaxcl.report.tables import to_markdown
 from jaxcl.runs.experiment import expect_no_words
 from jaxcl.runs.folder import RunFolder, read_json, read_records
@@ -64,7 +63,7 @@ def report(config: Config, folder: RunFolder) -> None:
         title="Plasticity and sharpness",
         claim=f"{CLAIM} Images here: {Path(config.data).name or 'not named'}.",
         verdict=verdict(chosen.get("paper", [])),
-        sections=[assemble(PARTS[n], chosen[n]) for n in PARTS if n in chosen],
+        sections=[SECTIONS[n](chosen[n]) for n in SECTIONS if n in chosen],
         records=records,
     )
 

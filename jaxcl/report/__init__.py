@@ -9,7 +9,7 @@ from jaxcl.report.heatmaps import accuracy_matrix, heatmap, result_heatmaps
 from jaxcl.report.page import Picture, Section, render
 from jaxcl.report.records import frame
 from jaxcl.report.scatter import scatter
-from jaxcl.report.sections import Part, assemble
+from jaxcl.report.sections import curve_pictures, measure_pictures
 from jaxcl.report.statistics import (
     equivalence,
     holm,
@@ -29,12 +29,11 @@ from jaxcl.report.tables import (
 
 __all__ = [
     "Column",
-    "Part",
     "Picture",
     "Section",
     "Table",
     "accuracy_matrix",
-    "assemble",
+    "curve_pictures",
     "equivalence",
     "frame",
     "grid",
@@ -44,6 +43,7 @@ __all__ = [
     "learning_curves",
     "mean_interval",
     "measure_curves",
+    "measure_pictures",
     "measure_table",
     "paired",
     "render",

@@ -1,6 +1,5 @@
 """What runs with an accuracy matrix say: a table, matrices, curves, and one page."""
 
-import functools
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -11,7 +10,6 @@ from jaxcl.report.curves import learning_curves
 from jaxcl.report.heatmaps import accuracy_matrix
 from jaxcl.report.page import Picture
 from jaxcl.report.records import Record, frame, group, split, values_of
-from jaxcl.report.sections import Part
 from jaxcl.report.tables import Column, Table, interval_table, to_markdown
 from jaxcl.runs.folder import read_json, read_records
 from jaxcl.runs.readme import fill, made_on
@@ -64,13 +62,6 @@ def forgetting_table(records: Sequence[Record]) -> Table:
     several = len(values_of(done, "setting")) > 1
     heads = ("setting", "method", "runs") if several else ("method", "runs")
     return interval_table(runs, columns, notes, heads=heads)
-
-
-def parts(title: str) -> tuple[Part, ...]:
-    """The report; ``title`` stands above its figures."""
-    drawn = functools.partial(pictures, title=title)
-    tables = {"forgetting": forgetting_table}
-    return (Part("What is kept, and what is lost", "", (drawn,), tables),)
 
 
 def statements(records: Sequence[Record]) -> list[str]:

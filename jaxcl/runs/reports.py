@@ -15,12 +15,11 @@ from jaxcl.report.page import Picture, Section
 from jaxcl.report.records import (
     Record,
     check,
-    measure_names,
     split,
     values_of,
     within,
 )
-from jaxcl.report.sections import Part, assemble, curves_of, measures_of
+from jaxcl.report.sections import curve_pictures, measure_pictures
 from jaxcl.report.summaries import summarize
 from jaxcl.report.tables import (
     Column,
@@ -37,22 +36,6 @@ from jaxcl.runs.folder import CHECKPOINTS, RunFolder, read_json, read_records
 from jaxcl.training.files import write_text
 
 ABOUT = ("config", "environment", "status")
-
-#: Of runs that have only curves of accuracy.
-CURVES = (
-    Part(
-        "Accuracy on the task just learned",
-        "",
-        (curves_of("accuracy", "Accuracy on the task just learned."),),
-        {
-            "accuracy": lambda runs: summary_table(summarize(runs, baseline=None)),
-            "measures": lambda runs: measure_table(
-                runs, measure_names(runs), task=None
-            ),
-        },
-    ),
-    Part("Measures along the stream", "", (measures_of("measures"),)),
-)
 
 
 def write_report(
@@ -71,13 +54,15 @@ def write_report(
       title: of the page.
       claim: what was to be tested, in one sentence.
       verdict: what was found: a statement, or a list of them.
-      sections: in order; one without text, picture and table is left out.
+      sections: in order; tables without a row are left out, and what is then empty.
       records: those that diverged are named on the page.
 
     Returns:
       The page.
     """
     path = folder.path if isinstance(folder, RunFolder) else folder
+    full = lambda tables: {name: table for name, table in tables.items() if table.rows}
+    sections = [s._replace(tables=full(s.tables)) for s in sections]
     for section in sections:
         for name, table in section.tables.items():
             write_text(path / "tables" / f"{name}.csv", to_csv(table))
@@ -130,25 +115,38 @@ def page_of_run(
         check(records)
     records = within(records, values_of(records, "setting"))
     kept = all(r.get("matrix") is not None for r in split(records)[0])
-    parts = forgetting.parts(title) if kept else CURVES
-    return write_report(
-        path,
-        title=title,
-        claim=claim,
-        verdict=forgetting.statements(records) if kept else _accuracies(records),
-        sections=[assemble(part, records) for part in parts],
-        records=records,
-    )
+    found = _of_matrices(records, title) if kept else _of_curves(records)
+    return write_report(path, title=title, claim=claim, records=records, **found)
 
 
-def _accuracies(records: Sequence[Record]) -> list[str]:
-    """A statement for each group that has a finished run."""
-    percent = Column("", 1, 100.0)
-    return [
+def _of_matrices(records: Sequence[Record], title: str) -> dict[str, Any]:
+    """Verdict and section of runs with accuracy matrices."""
+    tables = {"forgetting": forgetting.forgetting_table(records)}
+    drawn = [*forgetting.pictures(records, title)]
+    section = Section("What is kept, and what is lost", "", drawn, tables)
+    return {"verdict": forgetting.statements(records), "sections": [section]}
+
+
+def _of_curves(records: Sequence[Record]) -> dict[str, Any]:
+    """Verdict and sections of runs that have only curves of accuracy."""
+    summaries, percent = summarize(records, baseline=None), Column("", 1, 100.0)
+    verdict = [
         f"{s.group.setting}, {s.label}: {show(s.mean, percent)} %"
-        for s in summarize(records, baseline=None)
+        for s in summaries
         if s.mean is not None
     ]
+    accuracy = "Accuracy on the task just learned"
+    tables = {
+        "accuracy": summary_table(summaries),
+        "measures": measure_table(records, task=None),
+    }
+    drawn = [*curve_pictures(records, "accuracy", f"{accuracy}.")]
+    measured = [*measure_pictures(records, "measures")]
+    sections = [
+        Section(accuracy, "", drawn, tables),
+        Section("Measures along the stream", "", measured),
+    ]
+    return {"verdict": verdict, "sections": sections}
 
 
 def _of_learn(path: Path) -> dict[str, Any]:
