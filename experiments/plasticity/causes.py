@@ -19,7 +19,6 @@ from jaxcl.report.page import Picture
 from jaxcl.report.records import (
     Record,
     curves,
-    frame,
     group,
     labels,
     measure_names,
@@ -113,22 +112,24 @@ def relative_table(records: Sequence[Record]) -> Table:
     rival = rivals(records, BASELINE)
     done = [r for r in records if r["run"] in rival and r["arm"] != BASELINE]
     theirs = [rival[r["run"]] for r in done]
-    runs, checked = frame(done), measure_names(records, CHECKED)
     means = lambda runs, name: np.array(
         [known_means(curves([r], name))[0] for r in runs]
     )
-    for name in checked:
+    numbers = {}
+    for name in measure_names(records, CHECKED):
         mine, base = means(done, name), means(theirs, name)
         # a ratio of numbers that are not positive says nothing
         usable = (mine > 0) & (base > 0)
-        runs[name] = np.where(usable, mine / np.where(usable, base, 1.0) - 1, np.nan)
+        shown = Column(f"{name.replace('_', ' ')}, %", 1, 100.0)
+        numbers[shown] = np.where(
+            usable, mine / np.where(usable, base, 1.0) - 1, np.nan
+        )
     note = (
         f"Means over the stream relative to {BASELINE}, paired by seed, in per cent more; "
         "{interval}."
     )
-    shown = {n: Column(f"{n.replace('_', ' ')}, %", 1, 100.0) for n in checked}
     also = ", not corrected for their number"
-    return interval_table(runs, shown, [note], also=also)
+    return interval_table(done, numbers, [note], also=also)
 
 
 def cause_table(records: Sequence[Record]) -> Table:

@@ -7,7 +7,7 @@ import pandas as pd
 from experiments.plasticity.arms import trials
 from experiments.plasticity.config import Config
 from experiments.plasticity.settings import IN_ONE_ORDER
-from jaxcl.report.records import Record, curves, frame, rivals, values_of, within
+from jaxcl.report.records import Record, curves, rivals, values_of, within
 from jaxcl.report.statistics import known_means, slopes, tail_means
 from jaxcl.report.summaries import QUANTITIES, Summary, summarize
 from jaxcl.report.tables import Column, Table, interval_table, summary_table
@@ -181,13 +181,15 @@ def fresh_table(measured: Sequence[Record]) -> Table:
         Column("slope", 2, 1e4): slopes,
         Column("second-half slope", 2, 1e4): QUANTITIES["late slope"],
     }
-    runs, gaps = frame(others), [curves([r], GAP) for r in others]
-    for column, number in taken.items():
-        runs[column.name] = [float(number(gap)[0]) for gap in gaps]
+    gaps = [curves([r], GAP) for r in others]
+    numbers = {
+        c: [float(number(gap)[0]) for gap in gaps] for c, number in taken.items()
+    }
     notes = (
         "Paired by seed and task with SGD that starts every task from the run's initial "
         "parameters; {interval}.",
         "Slopes are in points per 100 tasks: the tasks' difficulty has dropped out.",
     )
-    columns = {column.name: column for column in taken}
-    return interval_table(runs, columns, notes, also=", not corrected for their number")
+    return interval_table(
+        others, numbers, notes, also=", not corrected for their number"
+    )

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from experiments.plasticity.correlations import ahead, logarithm, measured_tasks
-from jaxcl.report.records import Record, curves, frame, rivals, split
+from jaxcl.report.records import Record, curves, rivals, split
 from jaxcl.report.tables import Column, Table, interval_note, interval_table
 
 #: Moments are matched whose effective ranks lie within so much of each other.
@@ -39,21 +39,18 @@ def matched_table(records: Sequence[Record], baseline: str) -> Table:
     mine = [r for r in known if r["arm"] != baseline and r["run"] in rival]
     pairs = [pair(run, rival[run["run"]]) for run in mine]
     chosen = [one[one["matched"]] for one in pairs]
-    runs = frame(mine)
-    runs["matched"], runs["looks"] = list(map(len, chosen)), list(map(len, pairs))
-    runs["seeds"] = runs["matched"] > 0
-    for name in ("rank", "sharpness"):
-        runs[name] = [np.expm1(one[name]).mean() for one in chosen]
-    runs["accuracy"] = [one["accuracy"].mean() for one in chosen]
-    columns = {
-        "seeds": Column("seeds", 0, is_total=True),
-        "matched": Column("moments matched", 0, is_total=True),
-        "looks": Column("of", 0, is_total=True),
-        "rank": Column("effective rank, %", 1, 100.0),
-        "sharpness": Column("top eigenvalue, %", 1, 100.0),
-        "accuracy": Column("accuracy on next tasks, points", 2, 100.0),
+    matched, looks = list(map(len, chosen)), list(map(len, pairs))
+    ratios = lambda name: [np.expm1(one[name]).mean() for one in chosen]
+    next_tasks = [one["accuracy"].mean() for one in chosen]
+    numbers = {
+        Column("seeds", 0, is_total=True): np.array(matched) > 0,
+        Column("moments matched", 0, is_total=True): matched,
+        Column("of", 0, is_total=True): looks,
+        Column("effective rank, %", 1, 100.0): ratios("rank"),
+        Column("top eigenvalue, %", 1, 100.0): ratios("sharpness"),
+        Column("accuracy on next tasks, points", 2, 100.0): next_tasks,
     }
-    made = interval_table(runs, columns, heads=("setting", "method"))
+    made = interval_table(mine, numbers, heads=("setting", "method"))
     said = interval_note(row[2] for row in made.rows)
     note = (
         f"Against {baseline} of the same rate and seed after the same task, at the moments "

@@ -65,7 +65,7 @@ def paper(records: Sequence[Record]) -> Section:
 
 def _measured(records: Sequence[Record], wanted: Sequence[str]) -> Table:
     """Means over the stream of those measures that all runs have."""
-    return measure_table(records, measure_names(records, wanted), task=None)
+    return measure_table(records, measure_names(records, wanted))
 
 
 def fresh(measured: Sequence[Record]) -> Section:

@@ -4,11 +4,10 @@ import csv
 import io
 import itertools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-import pandas as pd
 
 from jaxcl.report.records import Record, curves, frame, measure_names
 from jaxcl.report.statistics import Interval, known_means, mean_interval
@@ -112,8 +111,8 @@ def summary_table(
 
 
 def interval_table(
-    runs: pd.DataFrame,
-    columns: Mapping[str, Column],
+    records: Sequence[Record],
+    numbers: Mapping[Column, Collection[Any]],
     notes: Sequence[str] = (),
     *,
     heads: Sequence[str] = ("setting", "method", "runs"),
@@ -122,64 +121,55 @@ def interval_table(
     """A row per group of runs, with mean and interval over them of each number.
 
     Args:
-      runs: a row per run, from :func:`jaxcl.report.frame`, with columns added.
-        NaN is left out: an interval is over the runs that have the number, and None if
-        none has.
-      columns: of the table, by the names of the added columns.
+      records: runs of any number of settings and arms.
+      numbers: a value for each run, by columns. NaN is left out: an interval is over the
+        runs that have the number, and None if none has.
       notes: below the table; ``{interval}`` becomes the note on the intervals.
       heads: what stands first; ``runs`` counts those that finished.
       also: a further note on the intervals, see ``interval_note``.
     """
+    runs = frame(records)
     rows, counts = [], []
-    for _, group in runs.groupby("group", sort=False):
+    for places in runs.groupby("group").indices.values():
+        group = runs.iloc[places]
         counts.append(int(np.count_nonzero(group["status"] == "done")))
         first = {**group.iloc[0].to_dict(), "runs": counts[-1]}
-        cells = (
-            _over_runs(group[n].to_numpy(), column) for n, column in columns.items()
-        )
+        cells = (_over_runs(np.asarray(v)[places], c) for c, v in numbers.items())
         rows.append((*(first[name] for name in heads), *cells))
     said = interval_note(counts, also)
     shown = tuple(note.replace("{interval}", said) for note in notes)
     begin = (Column(name, 0 if name == "runs" else 2) for name in heads)
-    return Table((*begin, *columns.values()), tuple(rows), shown)
+    return Table((*begin, *numbers), tuple(rows), shown)
 
 
 def _over_runs(values: np.ndarray, column: Column) -> Any:
     """The total, or the interval of those that are known; None if none is."""
     if column.is_total:
         return values.sum().item()
-    known = values.astype(np.float64)[~pd.isna(values)]
+    known = values[~np.isnan(values)]
     return mean_interval(known) if known.size else None
 
 
 def measure_table(
-    records: Sequence[Record],
-    names: Sequence[str] | None = None,
-    *,
-    task: int | None = -1,
+    records: Sequence[Record], names: Sequence[str] | None = None
 ) -> Table:
-    """Measures of every group after one task or all, mean and interval over seeds.
+    """Measures of every group, mean and interval over seeds of the mean over tasks.
 
     Args:
       records: runs of any number of settings and arms.
-      names: which measures; all that every finished run has, if absent.
-      task: after which task; the last one by default. If None, the mean over all tasks
-        after which a run has the measure.
+      names: which measures; all that every finished run has, if absent. A mean is over
+        the tasks after which a run has the measure.
     """
-    names = measure_names(records) if names is None else list(names)
-    runs = frame(records)
-    taken = known_means if task is None else lambda values: values[:, task]
-    for name in names:
-        runs[name] = [
-            taken(curves([r], name)).item() if r["status"] == "done" else np.nan
-            for r in records
-        ]
-    where = {-1: "After the last task", None: "Mean over the stream"}
-    note = where.get(task, f"After task {task}")
+    names = measure_names(records) if names is None else names
+    mean = lambda record, name: (
+        known_means(curves([record], name)).item()
+        if record["status"] == "done"
+        else np.nan
+    )
     made = interval_table(
-        runs,
-        {name: Column(name.replace("_", " ")) for name in names},
-        [f"{note}; {{interval}}, diverged runs left out."],
+        records,
+        {Column(n.replace("_", " ")): [mean(r, n) for r in records] for n in names},
+        ["Mean over the stream; {interval}, diverged runs left out."],
         heads=("setting", "method"),
     )
     columns = (

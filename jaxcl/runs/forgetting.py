@@ -9,7 +9,7 @@ from jaxcl import metrics
 from jaxcl.report.curves import learning_curves
 from jaxcl.report.heatmaps import accuracy_matrix
 from jaxcl.report.page import Picture
-from jaxcl.report.records import Record, frame, group, split, values_of
+from jaxcl.report.records import Record, group, split, values_of
 from jaxcl.report.tables import Column, Table, interval_table, to_markdown
 from jaxcl.runs.folder import read_json, read_records
 from jaxcl.runs.readme import fill, made_on
@@ -45,23 +45,23 @@ def pictures(records: Sequence[Record], title: str = "") -> Iterable[Picture]:
 def forgetting_table(records: Sequence[Record]) -> Table:
     """A row per arm: what its accuracy matrices say, as means over seeds."""
     done, lost = split(records)
-    runs = frame(done)
     matrices = [np.array(record["matrix"], float) for record in done]
-    for name, (metric, needed) in _METRICS.items():
-        runs[name] = [
+    numbers = {
+        Column(name, 2, 100.0): [
             float(metric(matrix)) if len(matrix) >= needed else np.nan
             for matrix in matrices
         ]
-    runs["minutes"] = [record.get("seconds", np.nan) / 60 for record in done]
-    columns = {name: Column(name, 2, 100.0) for name in _METRICS}
-    columns["minutes"] = Column("minutes", 1, is_total=True)
+        for name, (metric, needed) in _METRICS.items()
+    }
+    minutes = [record.get("seconds", np.nan) / 60 for record in done]
+    numbers[Column("minutes", 1, is_total=True)] = minutes
     notes = ["Over all tasks at the end; {interval}."]
     if lost:
         names = ", ".join(record["run"] for record in lost)
         notes.append(f"Diverged, never averaged in: {names}.")
     several = len(values_of(done, "setting")) > 1
     heads = ("setting", "method", "runs") if several else ("method", "runs")
-    return interval_table(runs, columns, notes, heads=heads)
+    return interval_table(done, numbers, notes, heads=heads)
 
 
 def statements(records: Sequence[Record]) -> list[str]:

@@ -138,7 +138,7 @@ def _of_curves(records: Sequence[Record]) -> dict[str, Any]:
     accuracy = "Accuracy on the task just learned"
     tables = {
         "accuracy": summary_table(summaries),
-        "measures": measure_table(records, task=None),
+        "measures": measure_table(records),
     }
     drawn = [*curve_pictures(records, "accuracy", f"{accuracy}.")]
     measured = [*measure_pictures(records, "measures")]
