@@ -33,7 +33,7 @@ def within_methods(x: Float[np.ndarray, "s k"], y: Float[np.ndarray, "s k"]) -> 
         return float("nan")
     # residuals of the additive model, mean + row + column
     rest = lambda v: v - v.mean(axis=0) - v.mean(axis=1, keepdims=True) + v.mean()
-    return _cosine(rest(x).ravel(), rest(y).ravel(), x.ravel(), y.ravel())
+    return _cosine(rest(x), rest(y), x, y)
 
 
 def partial_correlation(
@@ -76,13 +76,11 @@ def permuted_methods(
     if len(x) < 3:
         return float("nan"), float("nan")
     left, right = x - x.mean(axis=0), y - y.mean(axis=0)
-    found = _cosine(left.ravel(), right.ravel(), x.ravel(), y.ravel())
+    found = _cosine(left, right, x, y)
     if np.isnan(found):
         return found, found
-    others = [
-        _cosine(left[list(order)].ravel(), right.ravel(), x.ravel(), y.ravel())
-        for order in itertools.permutations(range(len(x)))
-    ]
+    orders = map(list, itertools.permutations(range(len(x))))
+    others = [_cosine(left[order], right, x, y) for order in orders]
     as_far = np.abs(others) >= abs(found) - 1e-9  # found itself, however it is rounded
     return found, float(np.mean(as_far))
 
@@ -98,4 +96,4 @@ def _cosine(x, y, raw_x, raw_y) -> float:
     for rest, raw in ((x, raw_x), (y, raw_y)):
         if np.linalg.norm(rest) <= 1e-9 * np.linalg.norm(raw):
             return float("nan")
-    return float(x @ y / (np.linalg.norm(x) * np.linalg.norm(y)))
+    return float(x.ravel() @ y.ravel() / (np.linalg.norm(x) * np.linalg.norm(y)))

@@ -59,9 +59,6 @@ def learning_curves(
       scale: factor of the values; fractions are shown in per cent.
       window: each point is the mean of so many consecutive tasks, before the interval.
       title: above all panels.
-
-    Raises:
-      InputError: for malformed records or a window longer than the stream.
     """
     check(records)
     settings, styles = values_of(records, "setting"), styles_of(records)
@@ -95,9 +92,6 @@ def measure_curves(
       window: each point is the mean of so many consecutive tasks; a measure that was
         taken at some tasks only is drawn there, without smoothing.
       title: above all panels.
-
-    Raises:
-      InputError: for malformed records, several settings, or no measure to draw.
     """
     check(records)
     one_setting("measure_curves", records)

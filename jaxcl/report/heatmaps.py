@@ -23,7 +23,6 @@ from jaxcl.report.style import (
     INK,
     MOST_NAMES,
     finish,
-    head,
     name_ticks,
     panels,
     styled,
@@ -65,7 +64,7 @@ def heatmap(grid: Grid, *, title: str = "") -> Figure:
     ax.set_xlabel(grid.column_name.replace("_", " "))
     ax.set_ylabel(grid.row_name.replace("_", " "))
     figure.colorbar(image, ax=ax, label="accuracy, %", pad=0.03)
-    head(figure, title)
+    finish(figure, [], title)
     return figure
 
 
@@ -75,9 +74,6 @@ def accuracy_matrix(records: Sequence[Record], *, title: str = "") -> Figure:
 
     Means over the finished runs that have a ``matrix``; numbers are written into the
     cells of streams of at most ten tasks. Unknown entries (null) are blank.
-
-    Raises:
-      InputError: for malformed records, or if no finished run has a matrix.
     """
     check(records)
     carrying = [r for r in split(records)[0] if r.get("matrix") is not None]

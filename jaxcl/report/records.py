@@ -172,8 +172,8 @@ def frame(records: Sequence[Record]) -> pd.DataFrame:
     that differ only in the seed), and one for each number: ``hyper.learning_rate``.
     """
     keys = [group_of(record) for record in records]
-    groups = list(dict.fromkeys(keys))
-    named, places = labels(groups), {key: place for place, key in enumerate(groups)}
+    named = labels(list(dict.fromkeys(keys)))
+    places = {key: place for place, key in enumerate(named)}
     column = lambda field: [record[field] for record in records]
     index = pd.Index(column("run"), name="run")
     fields = {name: column(name) for name in ("setting", "arm", "seed", "status")}
@@ -199,26 +199,21 @@ def rivals(
     groups = group(records)
     found: dict[str, Record] = {}
     for key, runs in groups.items():
+        mine = dict(key.hyper)
         theirs = [k for k in groups if k[:2] == (key.setting, baseline)]
-        fitting = [k for k in theirs if _agree(k, key, match)]
+        agree = lambda k, mine=mine: all(
+            mine.get(n, value) == value for n, value in k.hyper if n in match
+        )
+        fitting = list(filter(agree, theirs))
         if key.arm == baseline:
             fitting = [key]
-        require(
-            len(fitting) < 2,
-            "report",
-            f"{key.arm} fits {len(fitting)} groups of {baseline}; name in `match` the "
-            "numbers in which they differ",
-        )
+        fault = f"{key.arm} fits {len(fitting)} groups of {baseline}"
+        remedy = "name in `match` the numbers in which they differ"
+        require(len(fitting) < 2, "report", f"{fault}; {remedy}")
         rival = {r["seed"]: r for k in fitting for r in split(groups[k])[0]}
-        mine = split(runs)[0]
-        found |= {r["run"]: rival[r["seed"]] for r in mine if r["seed"] in rival}
+        done = split(runs)[0]
+        found |= {r["run"]: rival[r["seed"]] for r in done if r["seed"] in rival}
     return found
-
-
-def _agree(one: Group, other: Group, names: Sequence[str]) -> bool:
-    """Whether two groups have equal numbers of these names, where both have one."""
-    mine, theirs = dict(one.hyper), dict(other.hyper)
-    return all(mine[n] == theirs[n] for n in names if n in mine and n in theirs)
 
 
 def curves(

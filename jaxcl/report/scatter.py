@@ -30,13 +30,9 @@ def scatter(records: Sequence[Record], x: str, *, title: str = "") -> Figure:
     arm are not independent, and does not imply a cause.
 
     Args:
-      records: runs of one setting.
+      records: runs of one setting, of which three have both numbers.
       x: name of the measure.
       title: above the figure.
-
-    Raises:
-      InputError: for malformed records, several settings, or fewer than three runs with
-        both numbers known.
     """
     check(records)
     one_setting("scatter", records)

@@ -130,20 +130,15 @@ def name_ticks(
     axis.set_ticks(places, names, **(turned if slant else {}))
 
 
-def head(figure: Figure, title: str) -> None:
-    """The title above all panels, flush left."""
-    if title:
-        figure.suptitle(title, x=0.01, ha="left", fontweight="bold", fontsize=12.5)
-
-
 def finish(
     figure: Figure,
     records: Sequence[Record],
     title: str,
     shown: str = "Mean and 95 % interval over",
 ) -> None:
-    """The title, and notes about the runs below it."""
-    head(figure, title)
+    """The title above all panels, flush left, and notes about the runs below them."""
+    if title:
+        figure.suptitle(title, x=0.01, ha="left", fontweight="bold", fontsize=12.5)
     runs = group(records)
     done, lost = (group(part) for part in split(records))
     seeds = sorted({len(mine) for mine in done.values()})

@@ -109,8 +109,7 @@ def summarize(
         test of equivalence if None.
 
     Raises:
-      InputError: for malformed records (see ``jaxcl.report.records.check``), an
-        unknown quantity, or a baseline that did not run.
+      InputError: for malformed records, see ``jaxcl.report.records.check``.
     """
     check(records)
     check_quantity("summarize", quantity)
@@ -148,13 +147,9 @@ def grid(records: Sequence[Record], *, rows: str, columns: str) -> Grid:
     """Mean accuracy of a sweep over two numbers of ``hyper``, averaged over seeds.
 
     Args:
-      records: runs of one setting and one arm.
+      records: runs of one setting and one arm that differ in these numbers only.
       rows: name of the number that varies from row to row.
       columns: name of the one that varies from column to column.
-
-    Raises:
-      InputError: if the records mix settings or arms, lack one of the numbers, or vary
-        in a third one.
     """
     check(records)
     single = len({(r["setting"], r["arm"]) for r in records}) == 1

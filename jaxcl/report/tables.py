@@ -63,9 +63,6 @@ def summary_table(
       summaries: from :func:`jaxcl.report.summarize`.
       quantity: what was compared there; the columns show it and the related one.
       margin: of the test of equivalence made there; no column for it if None.
-
-    Raises:
-      InputError: for an unknown quantity.
     """
     check_quantity("summary_table", quantity)
     per_task = "slope" in quantity
