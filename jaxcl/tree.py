@@ -229,9 +229,8 @@ def as_batch(x: PyTree, y: PyTree, *, weight=None, task: int = 0) -> Batch:
       task: index of the task the rows come from.
 
     Raises:
-      ValueError: if the leaves disagree on the number of rows, or have none; if a weight
-        or the task is known to be negative, or a weight is not finite; for
-        labels that do not fit in int32, text, dates and other objects.
+      ValueError: for leaves of unequal numbers of rows, text, dates and other objects, and
+        labels beyond int32; for a weight or a task that is known to be negative.
     """
     x, y, weight = as_arrays("as_batch", x, y, weight)
     if not isinstance(task, Tracer):

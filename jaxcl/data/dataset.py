@@ -137,7 +137,7 @@ def jsonl_dataset(
     Every line is read once at the start, so that a bad one is found before any compute.
 
     Args:
-      path: of the file. Empty lines are skipped.
+      path: of the file, whose empty lines are skipped.
       parse: ``record -> (x, y)``, arrays of finite numbers, of the same shapes for all
         lines; it raises ``KeyError``, ``TypeError``, ``ValueError`` or the like for a
         record it cannot use. Every batch has the dtypes that hold all lines, integers
@@ -147,9 +147,7 @@ def jsonl_dataset(
         warning that counts them and names the first.
 
     Raises:
-      FileNotFoundError: if the file does not exist.
-      ValueError: for a bad line, with its number, or if no line is left; when read, for a
-        file that has changed since.
+      ValueError: for a bad line, with its number; when read, for a file that has changed.
     """
     check_size("jsonl_dataset", least=0, task=task)
     remedy = "give the path of a JSON-lines file"

@@ -47,10 +47,6 @@ def load_images(path: PathLike) -> Images:
     Args:
       path: of the file or folder, after which the images are named; CIFAR's are
         ``cifar100`` or ``cifar10``, ``[n, 32, 32, 3]``.
-
-    Raises:
-      FileNotFoundError: if the path does not exist or holds none of these.
-      ValueError: if a file is malformed, or the files do not match.
     """
     path = Path(path)
     if path.is_file():

@@ -222,12 +222,9 @@ def joint(stream: Stream) -> Stream:
     All ``T n`` training rows are in memory at once: permuted MNIST takes 188 MB a task.
     For several seeds make every stream joint first, then :func:`stack_plans`.
 
-    Args:
-      stream: one seed's stream, plan ``[T, ...]``, which may be traced.
-
-    Returns:
-      A stream of one task, plan ``[1, T, ...]``, and the same pool: a train batch of
-      ``T n`` rows and a test batch of ``T m``, padding included.
+    Of one seed's stream, whose plan ``[T, ...]`` may be traced, this is a stream of one
+    task, plan ``[1, T, ...]``, and the same pool: a train batch of ``T n`` rows and a test
+    batch of ``T m``, padding included.
     """
 
     def all_rows(make):

@@ -94,14 +94,9 @@ def random_rows(key: Key, batch: Batch, count: int) -> Batch:
     """Draw some rows of a batch uniformly without replacement.
 
     For an evaluation on a subset: the first rows of a file are often not representative.
-    One key always draws the same rows, and a smaller ``count`` gives the first of them;
-    padding at the end of the batch changes nothing. Costs a partial sort.
-
-    Args:
-      key: draws the rows; may be traced.
-      batch: leaves ``[n, ...]``. Rows of weight 0 are not drawn; other weights do not
-        matter.
-      count: rows to draw, known before tracing.
+    One key, which may be traced, always draws the same rows, and a smaller ``count`` gives
+    the first of them; padding at the end of the batch changes nothing. Costs a partial
+    sort. Rows of weight 0 are not drawn; other weights do not matter.
 
     Returns:
       A batch of ``count`` rows, in random order. If there are fewer real ones, it is

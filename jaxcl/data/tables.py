@@ -38,10 +38,7 @@ def encode_labels(
 
     Returns:
       The numbers, int32 in the shape of ``labels``, and the classes: ``classes[number]``
-      is the label.
-
-    Raises:
-      ValueError: for a missing label, or one that is not in ``classes``.
+      is the label. A label that is missing or not in ``classes`` is refused.
     """
     import pandas as pd
 
@@ -87,7 +84,6 @@ def csv_dataset(
       A dataset with ``x [n, columns]`` float32 and ``y [n]``.
 
     Raises:
-      FileNotFoundError: if the file does not exist.
       ValueError: naming the column: for one that is missing or there twice, text, missing
         values, values beyond float32, or labels that are not in ``classes``.
     """
@@ -119,10 +115,7 @@ def csv_tasks(
       classes: as for :func:`csv_dataset`.
 
     Returns:
-      Tasks named by the values, numbered from 0.
-
-    Raises:
-      ValueError: as :func:`csv_dataset`, and for a task of fewer than two rows.
+      Tasks named by the values, numbered from 0; each needs two rows.
     """
     frame = _frame("csv_tasks", source)
     groups = _column(frame, task)
