@@ -58,7 +58,8 @@ def begin_records(
     for metric, learner, name, column in _entries(results, sets):
         values = held.get(metric, {}).get(learner, {}).get(name)
         complete &= values is not None
-        column[: len(values or ())] = np.array(values or (), float)  # null becomes NaN
+        known = np.array(values or (), float)[: len(column)]  # null becomes NaN
+        column[: known.size] = known
     measured, described = np.zeros(shape, bool), [describe(task) for task in tasks]
     spent = spent_so_far(notes, len(tasks))
     records = Records(results, spent, measured, described, sets, notes, max_tasks)
@@ -168,8 +169,9 @@ def spent_so_far(notes: Mapping[str, Any], num_tasks: int) -> Spent:
     zeros = lambda dtype=float: np.zeros(num_tasks, dtype)
     spent = Spent(zeros(), zeros(int), zeros(), zeros(), np.zeros(1))
     for name, values in notes.get("spent", {}).items():
-        now = np.array(values, float)  # null becomes NaN
-        getattr(spent, name)[: now.size] = now
+        held = getattr(spent, name)
+        now = np.array(values, float)[: held.size]  # null becomes NaN
+        held[: now.size] = now
     return spent
 
 
