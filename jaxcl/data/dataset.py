@@ -240,15 +240,16 @@ def stream_tasks(stream: Stream) -> list[Task]:
 
 def _usable(row: Any, shapes: PyTree, first: str) -> _Row:
     """The result of ``parse``, if a batch can hold it, with the shapes of the first."""
-    pair = isinstance(row, tuple) and len(row) == 2
-    expect(pair, f"expected (x, y) from parse, got {shown(row)}")
+    # The messages are made where they are needed: this runs for every row.
+    if not (isinstance(row, tuple) and len(row) == 2):
+        expect(False, f"expected (x, y) from parse, got {shown(row)}")
     for leaf in jax.tree.leaves(row):
-        numbers = np.asarray(leaf).dtype.kind in "biufcV"  # V: bfloat16 and its like
-        expect(numbers, f"expected numbers from parse, got {shown(leaf)}")
+        if np.asarray(leaf).dtype.kind not in "biufcV":  # V: bfloat16 and its like
+            expect(False, f"expected numbers from parse, got {shown(leaf)}")
     far = beyond_int32(row)
     expect(far is None, f"expected integers within int32 from parse, got {far}")
-    expected = f"expected shapes {shapes}, as {first}, got {_shapes(row)}"
-    expect(shapes in (None, _shapes(row)), expected)
+    if shapes not in (None, found := _shapes(row)):
+        expect(False, f"expected shapes {shapes}, as {first}, got {found}")
     return row
 
 
@@ -256,9 +257,9 @@ def _expect_finite(row: _Row) -> None:
     """Refuse what is not finite in the dtypes of a batch, float32 for float64."""
     for leaf in map(np.asarray, jax.tree.leaves(row)):
         narrow = leaf.astype(jax.dtypes.canonicalize_dtype(leaf.dtype))
-        beyond = f", beyond {narrow.dtype}" if np.isfinite(leaf).all() else ""
-        came = f"expected finite numbers, got {shown(leaf)}{beyond}"
-        expect(np.isfinite(narrow).all(), came)
+        if not np.isfinite(narrow).all():
+            beyond = f", beyond {narrow.dtype}" if np.isfinite(leaf).all() else ""
+            expect(False, f"expected finite numbers, got {shown(leaf)}{beyond}")
 
 
 def _shapes(row: _Row) -> PyTree:
