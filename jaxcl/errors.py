@@ -89,7 +89,8 @@ def check_key(who: str, key: Any) -> Any:
         typed = key if is_typed else jax.random.wrap_key_data(jnp.asarray(key))
         if typed.ndim == 0:
             return typed
-    came = f"{key.dtype}{list(key.shape)}" if hasattr(key, "dtype") else shown(key)
+    is_array = isinstance(key, jax.Array | np.ndarray)
+    came = f"{key.dtype}{list(key.shape)}" if is_array else shown(key)
     remedy = "make it by jax.random.key(seed)"
     return require(False, who, f"key must be one JAX key, got {came}; {remedy}")
 

@@ -235,13 +235,13 @@ def as_batch(x: PyTree, y: PyTree, *, weight=None, task: int = 0) -> Batch:
     x, y, weight = as_arrays("as_batch", x, y, weight)
     if not isinstance(task, Tracer):
         check_size("as_batch", least=0, task=np.asarray(task)[()])
-    rows = np.shape((jax.tree.leaves(x) or [0])[0])[:1]
-    weight = jnp.ones(rows) if weight is None else weight
-    weight, number = jnp.asarray(weight, jnp.float32), jnp.full(rows, task, jnp.int32)
-    batch = Batch(x, y, weight, number)
+    rows = np.shape((jax.tree.leaves((x, y)) or [0])[0])[:1]
+    given = np.ones(rows) if weight is None else weight
+    number = jnp.full(rows, task, jnp.int32)
+    batch = Batch(x, y, jnp.asarray(given, jnp.float32), number)
     check_batch("as_batch", batch)
-    if not isinstance(weight, Tracer):
-        known = np.asarray(weight)
+    if not isinstance(given, Tracer):
+        known = np.asarray(given)
         extremes = {"smallest": known.min(initial=0), "largest": known.max(initial=0)}
         check_number("as_batch", **{f"the {k} weight": v for k, v in extremes.items()})
     far = beyond_int32(y)
@@ -255,8 +255,10 @@ def as_batch(x: PyTree, y: PyTree, *, weight=None, task: int = 0) -> Batch:
 def beyond_int32(tree: PyTree) -> int | None:
     """The first known smallest or largest integer of a leaf that int32 cannot hold."""
     known = [leaf for leaf in jax.tree.leaves(tree) if not isinstance(leaf, Tracer)]
-    whole = [leaf for leaf in map(np.asarray, known) if leaf.dtype.kind in "iu"]
-    ends = (int(end(initial=0)) for leaf in whole for end in (leaf.min, leaf.max))
+    # Arrays say their dtype themselves: those of floats are not copied from a device.
+    dtype_of = lambda leaf: getattr(leaf, "dtype", None) or np.asarray(leaf).dtype
+    integers = [np.asarray(leaf) for leaf in known if dtype_of(leaf).kind in "iu"]
+    ends = (int(end(initial=0)) for leaf in integers for end in (leaf.min, leaf.max))
     return next((end for end in ends if not -(2**31) <= end < 2**31), None)
 
 

@@ -136,7 +136,8 @@ def _sizes(num_classes: int, num_tasks, sizes) -> tuple[int, ...]:
     require(one, "class_splits", f"expected {either}; give one of them")
     if sizes is None:
         return split_sizes(num_classes, num_tasks)
-    counts = len(sizes) and all(is_whole(size) and size > 0 for size in sizes)
+    listed = isinstance(sizes, Sequence | np.ndarray) and len(sizes)
+    counts = listed and all(is_whole(size) and size > 0 for size in sizes)
     wanted = f"ints above 0 that sum to at most the {num_classes} classes"
     message = f"sizes must be {wanted}, got {shown(sizes)}; give for example (50, 10)"
     require(counts and sum(sizes) <= num_classes, "class_splits", message)

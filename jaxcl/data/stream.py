@@ -10,7 +10,7 @@ from jax.core import Tracer
 
 from jaxcl.data.dataset import Task
 from jaxcl.data.pixels import pixels_as_floats
-from jaxcl.errors import as_numbers, check_size, require
+from jaxcl.errors import as_numbers, check_size, require, shown
 from jaxcl.tree import as_arrays, as_batch, at, check_batch, num_rows
 from jaxcl.typing import Batch, PyTree, Stream
 
@@ -65,8 +65,18 @@ def from_arrays(
 
 def _as_tasks(split: str, given) -> Batch:
     """A batch with leaves ``[T, n, ...]`` of such a batch or of a pair ``(x, y)``."""
+    is_pair = isinstance(given, tuple | list) and len(given) == 2
+    wanted = f"{split} must be (x, y) or a Batch, got {shown(given)}; give (x, y)"
+    require(is_pair or isinstance(given, Batch), "from_arrays", wanted)
     pair = as_arrays(f"from_arrays: {split}", *given[:2])
     if not isinstance(given, Batch):
+        lengths = {
+            len(rows) for part in pair if isinstance(part, list) for rows in part
+        }
+        wanted = (
+            f"all tasks of {split} must have equally many rows, got {sorted(lengths)}"
+        )
+        require(len(lengths) < 2, "from_arrays", f"{wanted}; take stack_tasks")
         given = [np.stack(part) if isinstance(part, list) else part for part in pair]
     shapes = sorted({np.shape(leaf)[:2] for leaf in jax.tree.leaves(given)})
     good = len(shapes) == 1 and len(shapes[0]) == 2 and 0 not in shapes[0]
@@ -107,6 +117,7 @@ def stack_tasks(
     shuffled = {task.shuffle for task in tasks if isinstance(task, Task)} or {True}
     wanted = "tasks must all be shuffled, or none, got both; split them"
     require(len(shuffled) == 1, "stack_tasks", wanted)
+    require(tasks, "stack_tasks", "expected at least one task, got none; give some")
     read = lambda rows: rows.read(np.arange(rows.count))
     pairs = [
         (read(task.train), read(task.test)) if isinstance(task, Task) else task
@@ -249,6 +260,7 @@ def stack_plans(streams: Sequence[Stream]) -> Stream:
     ``jax.vmap`` over ``stream.plan`` then runs all seeds; the pool is not copied. The
     streams must come from the same constructor with the same arguments except keys.
     """
+    require(streams, "stack_plans", "needs at least one stream, got none; give some")
     first = streams[0]
 
     def kind(stream):

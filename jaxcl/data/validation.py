@@ -88,4 +88,8 @@ def _extreme(reduce, y, real):
     real = real.reshape(real.shape + (1,) * (y.ndim - 1))
     # Labels of more than one axis mark positions to ignore by a negative number.
     counted = real if y.ndim == 1 else real & (y >= 0)
-    return reduce(jnp.where(counted, y, 0)).astype(jnp.int32)
+    # Beyond int32 a label stays large, and is refused.
+    limits = jnp.iinfo(jnp.int32)
+    return jnp.clip(reduce(jnp.where(counted, y, 0)), limits.min, limits.max).astype(
+        int
+    )
