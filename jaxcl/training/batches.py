@@ -159,8 +159,9 @@ def _with_number(name: str, rows: Dataset, number: int) -> Dataset:
         require(
             not given.any(),
             "learn",
-            f"task {name!r} has rows with task 0 and rows with {given.max()}; number those "
-            "of all tasks from 1, so that they are not taken for rows without a number",
+            f"task {name!r} has rows with task 0 and rows with {given.max(initial=0)}; "
+            "number those of all tasks from 1, so that they are not taken for rows without "
+            "a number",
         )
         return batch._replace(task=np.full_like(given, number))
 
@@ -182,7 +183,15 @@ def first_rows(
     first = _alike_rows(trained)
     if not measured:
         return first, first
-    return first, _alike_rows([*tested, *valid, *sets])
+    test = _alike_rows([*tested, *valid, *sets])
+    inputs, others = (str(shapes_of(row, 1).x) for row in (first, test))
+    require(
+        inputs == others,
+        "learn",
+        f"{tested[0][0]} has inputs {others}, unlike those that are learned from, "
+        f"{inputs}; give both the same shapes and dtypes",
+    )
+    return first, test
 
 
 def _alike_rows(parts: Sequence[tuple[str, Dataset]]) -> Batch:

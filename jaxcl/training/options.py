@@ -166,9 +166,9 @@ def _check_options(options: Options) -> None:
 def _check_task(task: Task, options: Options, *, measured: bool) -> None:
     """Refuse a task without rows or length, and one that is not a task."""
     check_kind("learn", Task, "give a list, such as stream_tasks(stream)", task=task)
-    sets = {"train": task.train, "test": task.test, "valid": task.valid}
     remedy = "make them, such as by array_dataset(batch)"
-    check_kind("learn", Dataset, remedy, optional=True, **sets)
+    check_kind("learn", Dataset, remedy, train=task.train, test=task.test)
+    check_kind("learn", Dataset, remedy, optional=True, valid=task.valid)
     steps, epochs = task.num_steps, task.num_epochs
     check_size("learn", optional=True, num_steps=steps, num_epochs=epochs)
     name, valid = f"task {task.name!r}", task.valid
