@@ -237,7 +237,8 @@ def saving(
             notes: Mapping[str, Any] | None = None,
         ) -> None:
             nonlocal last
-            last.result()
+            before, last = last, writer.submit(int)  # an error is raised once
+            before.result()
             options = {**fixed, "preserve": preserve, "notes": notes}
             if jax.process_count() > 1:  # exchanges of processes must be in one order
                 save(folder, step, tree, **options)
