@@ -60,7 +60,7 @@ def run_jobs(
     killed; the others are then killed, too. Where this process is interrupted or
     terminated, they have some time to save. They end when it ends, however it does.
     """
-    count = min(num_workers, len(jobs))
+    count = min(max(num_workers, 1), len(jobs))
     if count == 1:
         do = prepare()
         for job in jobs:
