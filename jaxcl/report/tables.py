@@ -143,6 +143,7 @@ def _over_runs(values: np.ndarray, column: Column) -> Any:
     """The total, or the interval of those that are known; None if none is."""
     if column.is_total:
         return values.sum().item()
+    values = np.asarray(values, float)  # None becomes NaN
     known = values[~np.isnan(values)]
     return mean_interval(known) if known.size else None
 
@@ -237,6 +238,8 @@ def _parts(value: Any, scale: float) -> tuple:
 
 
 def _exact(number: float) -> str:
+    if isinstance(number, int | np.integer):
+        return str(number)
     return "" if math.isnan(number) else f"{number:.10g}"
 
 
