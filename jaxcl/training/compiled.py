@@ -289,7 +289,8 @@ def _explained(part: str, batch: Batch, name: str) -> Iterator[None]:
     except InputError:
         raise
     except Exception as error:
-        if re.search(r"\bshapes?\b", str(error)):
+        is_shape = re.search(r"\bshapes?\b", str(error))
+        if is_shape and isinstance(error, TypeError | ValueError):
             msg = (
                 f"learn: the rows of {name}, {in_words(batch)}, do not fit in {part} "
                 f"({reason_of(error, 300)}); give rows and network the same shapes."

@@ -47,7 +47,8 @@ def accepting(name: str, part: Any) -> optax.GradientTransformationExtraArgs:
     """A transformation that takes any extra arguments and sees those that it names."""
     wrong_way, message = _WRONG[name]
     # Not tried: gradient transformations of this library, which would take seconds, and
-    # other people's code, which may do more than return an update.
+    # functions of other people, which may do more than return an update. (In a chain of
+    # optax they are tried with it.)
     known = ("optax", "jaxcl") if name == "optimizer" else ("optax",)
     tried = part.update.__module__.startswith(known)
     part = optax.with_extra_args_support(part)
