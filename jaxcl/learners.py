@@ -99,7 +99,16 @@ def from_memory_alone(
     """A new network, trained only on the examples in memory: GDumb.
 
     It is drawn by ``init(key)``, and trained at each evaluation. Each epoch uses every
-    example once, in random order; its last batch may be smaller.
+    example once, in random order; its last batch may be smaller. An empty memory gives
+    the network as drawn.
+
+    Args:
+      key: draws the network, the order of the examples and the keys of the steps.
+      init: ``(key) -> params``.
+      loss: ``(params, batch, keys [b]) -> [b]``.
+      optimizer: any of optax.
+      num_epochs: passes over the memory. This full cost is paid at each evaluation.
+      batch_size: rows per step, at most those that the memory can hold.
 
     Source: Prabhu et al. 2020, "GDumb: a simple approach that questions our progress in
     continual learning", ECCV.

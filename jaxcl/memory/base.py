@@ -68,10 +68,10 @@ Ranks = tuple[Int[Array, " b"], Bool[Array, " b"]]
 def draw_ranks(key, count: Int[Array, ""], sample_size: int, replace: bool) -> Ranks:
     """Uniform numbers below ``count``, and which of them are real.
 
-    None is real where ``count`` is zero, and only ``count`` of them where fewer rows exist
-    than are to be drawn without replacement. Then every set of ``b`` numbers is equally
-    likely (Floyd's algorithm: Bentley and Floyd 1987, CACM 30(9)), at the cost of a loop of
-    ``b`` short steps.
+    None is real where ``count`` is zero. With ``replace=False`` only ``count`` of them
+    are real where fewer rows exist than are to be drawn, and every set of ``b`` numbers
+    is equally likely (Floyd's algorithm: Bentley and Floyd 1987, CACM 30(9)), at the cost
+    of a loop of ``b`` short steps.
     """
     draw = partial(jax.random.randint, key, (sample_size,), 0, dtype=jnp.int32)
     if replace:

@@ -45,7 +45,8 @@ def reservoir(
     weight zero are not stored and not counted.
 
     Inside ``scan`` the cost of a step does not depend on the capacity, provided that XLA
-    knows that reading comes first: see :func:`jaxcl.memory.after`. The count is an int32:
+    knows that reading comes first: see :func:`jaxcl.memory.after`. Finding the rows of a
+    batch that drew one slot takes ``b^2`` integer comparisons. The count is an int32:
     beyond 2^31 - 1 rows it is not defined.
 
     Args:

@@ -35,7 +35,7 @@ def shared_episodic(
     to ``capacity`` tasks. ``observe`` does nothing, so the current task is never in the
     memory.
 
-    A sample is uniform over all ``capacity`` rows; all rows if ``sample_size`` is absent.
+    A sample is uniform over all stored rows; all rows if ``sample_size`` is absent.
     Other arguments as in :func:`episodic`. State: :class:`SharedState`; the end of a task
     copies the rows once.
 

@@ -95,9 +95,10 @@ def forgetting(matrix: Matrix) -> Value:
 
     .. math:: \frac1{T-1} \sum_{j<T} \Big( \max_{l < T} R_{l,j} - R_{T,j} \Big)
 
-    The maximum is over all rows but the last, including those before task ``j`` was learnt.
-    Variants: Avalanche starts from :math:`R_{j,j}` (:func:`forgetting_from_initial`);
-    Mammoth and PyCIL include the last row and so are never negative.
+    In [-1, 1]; negative if earlier tasks ended better than they ever were. The maximum is
+    over all rows but the last, including those before task ``j`` was learnt. Variants:
+    Avalanche starts from :math:`R_{j,j}` (:func:`forgetting_from_initial`); Mammoth and
+    PyCIL include the last row and so are never negative.
 
     Reference: Chaudhry et al. 2018, arXiv:1801.10112, section 3.2; as restated in
     arXiv:1812.00420, equations 2 and 3.
@@ -122,7 +123,8 @@ def intransigence(matrix: Matrix, joint: Matrix) -> Value:
 
     .. math:: \frac1T \sum_k (J_k - R_{k,k})
 
-    ``joint`` is ``J`` [..., T], the accuracy on task ``k`` of a network trained on tasks
+    In [-1, 1]; negative if learning in sequence is better than joint training. ``joint``
+    is ``J`` [..., T], the accuracy on task ``k`` of a network trained on tasks
     ``1 .. k`` at once.
 
     Reference: Chaudhry et al. 2018, arXiv:1801.10112, section 3.2, averaged over ``k``.
