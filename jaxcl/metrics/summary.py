@@ -47,10 +47,11 @@ def summary(
             row = read_in(f"the {name} row", row, 1)
             row = formulas.row_of("summary", name, row, tasks)
         metrics[formula.__name__] = _read_with(formula, least, matrix, name, row)
-    for name, (value, _) in metrics.items() if lower_is_better else ():
-        # Levels have the sign of the entries (never minus zero); the rest are changes.
-        if name.endswith("_accuracy") and value is not None:
-            metrics[name] = Metric(0.0 - value, None)
+    # Levels get the sign of the entries back (never minus zero); the rest are changes.
+    for level in _LEVELS if lower_is_better else ():
+        value = metrics[level.__name__].value
+        if value is not None:
+            metrics[level.__name__] = Metric(0.0 - value, None)
     return metrics
 
 
@@ -64,6 +65,15 @@ _OF_MATRIX = (
     (formulas.forgetting_from_initial, 2),
     (formulas.minimum_accuracy, 2),
     (formulas.worst_case_accuracy, 1),
+)
+
+#: Those that are accuracies, not differences of accuracies.
+_LEVELS = (
+    formulas.average_accuracy,
+    formulas.average_incremental_accuracy,
+    formulas.learning_accuracy,
+    formulas.minimum_accuracy,
+    formulas.worst_case_accuracy,
 )
 
 
