@@ -64,9 +64,11 @@ def llama(config: LlamaConfig, *, scan: bool = True, checkpoint: bool = False) -
 
 def _check(config: LlamaConfig) -> None:
     """Refuse sizes that do not fit together, before anything is built."""
-    given = list(config._asdict().items())
-    check_size("llama", **dict(given[:5]))
-    check_size("llama", optional=True, **dict(given[5:7]))
+    named = lambda *names: {name: getattr(config, name) for name in names}
+    check_size("llama", **named("vocab_size", "hidden_size", "intermediate_size"))
+    check_size("llama", **named("num_hidden_layers", "num_attention_heads"))
+    maybe = named("num_key_value_heads", "head_dim")
+    check_size("llama", optional=True, **maybe)
     check_number("llama", above=True, rope_theta=config.rope_theta)
     eps, deviation = config.rms_norm_eps, config.initializer_range
     check_number("llama", rms_norm_eps=eps, initializer_range=deviation)

@@ -98,7 +98,8 @@ def read_words(words: Sequence[str]) -> Batch:
     for flag, given in own.items():
         came = shlex.join(given)
         _require(len(given) == 1, f"--{flag}: expected one word, got {came!r}")
-    (listed,), (on,), (parallel,), (place,) = own.values()
+    single = "each", "on", "parallel", "out"
+    listed, on, parallel, place = (own[flag][0] for flag in single)
     each = every_setting(grids, listed, shared)
     check_names("batch: --on", [on], PLACES_TO_RUN)
     counts = parallel.isdecimal() and 0 < int(parallel) < MOST_RUNS
