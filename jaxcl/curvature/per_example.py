@@ -171,8 +171,11 @@ def _find_sites(jaxpr, num_leaves):
             readers[atom].append((i, side))
 
     def follow(leaf, variable, views):
-        (i, side), *more = readers[variable] or [(None, 0)]
-        if i is None or more:
+        uses = readers[variable]
+        if len(uses) != 1:
+            return None
+        i, side = uses[0]
+        if i is None:  # a result of the program
             return None
         eqn = jaxpr.eqns[i]
         if eqn.primitive is primitives.convert_element_type_p:

@@ -206,7 +206,8 @@ def check_fields(
         zero = field in may_be_zero
         most = MOST_RUNS if field in runs else LARGEST_COUNT
         end = 1 if field in fractions else math.inf
-        least, below = "of at least" if zero else "above", " and below 1" * (end == 1)
+        least = "of at least" if zero else "above"
+        below = " and below 1" if field in fractions else ""
         rules = {
             "at least one": members,
             "each one once": field == "hidden" or len({*members}) == len(members),

@@ -94,9 +94,16 @@ class Program(NamedTuple):
         return self.parts.total(params, self.frozen, batch)
 
 
-#: Functions of earlier runs and what they were compiled from, the latest first: of each
-#: function its StableHLO, hashed, and its trees; and the sharding.
-_KNOWN: list[tuple[tuple, ShardingPlan | None, _Parts]] = []
+class _Known(NamedTuple):
+    """Functions of an earlier run, and what they were compiled from."""
+
+    programs: tuple  # of each function its StableHLO, hashed, and its trees
+    sharding: ShardingPlan | None
+    parts: _Parts
+
+
+#: The latest first.
+_KNOWN: list[_Known] = []
 _MOST_KNOWN = 8
 
 
@@ -167,10 +174,10 @@ def _compiled_before(parts, inputs, rows, key, sharding, measured) -> _Parts:
     digest = lambda text: hashlib.sha256(text.encode()).digest()
     trees = [(program.in_tree, program.out_tree) for program in lowered]
     programs = parts.names, tuple(zip(map(digest, texts), trees, strict=True))
-    for *known, compiled in _KNOWN:
-        if known == [programs, sharding]:
-            return compiled
-    _KNOWN.insert(0, (programs, sharding, parts))
+    for known in _KNOWN:
+        if known.programs == programs and known.sharding == sharding:
+            return known.parts
+    _KNOWN.insert(0, _Known(programs, sharding, parts))
     del _KNOWN[_MOST_KNOWN:]
     return parts
 

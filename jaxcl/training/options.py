@@ -119,7 +119,7 @@ def check_run(
     for task in tasks:
         _check_task(task, options, measured=measured)
     names = [*(task.name for task in tasks), *evaluation]
-    twice = max(names, key=names.count, default="")
+    commonest = max(names, key=names.count, default="")
     empty = [name for name, rows in evaluation.items() if not rows.count]
     processes = jax.process_count()
     for holds, message in (
@@ -130,8 +130,9 @@ def check_run(
         ),
         (not empty, f"evaluation set {', '.join(map(repr, empty))} has no rows"),
         (
-            names.count(twice) <= 1,
-            f"tasks and evaluation sets must have different names, got {twice!r} twice",
+            names.count(commonest) <= 1,
+            "tasks and evaluation sets must have different names, got "
+            f"{commonest!r} twice",
         ),
         (
             sharding is not None or processes == 1,
