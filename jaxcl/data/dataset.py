@@ -219,11 +219,11 @@ def stream_tasks(stream: Stream) -> list[Task]:
     def split(make):
         real = lambda pool, plan: jnp.sum(make(pool, plan).weight > 0)
         count = jax.jit(lambda pool, plan: jax.lax.map(lambda p: real(pool, p), plan))
-        whole = jax.jit(make)
+        compiled = jax.jit(make)
 
         @functools.lru_cache(maxsize=1)
         def made(index):
-            return array_dataset(whole(stream.pool, at(index, stream.plan)))
+            return array_dataset(compiled(stream.pool, at(index, stream.plan)))
 
         def rows(index, count):
             return Dataset(int(count), lambda numbers: made(index).read(numbers))

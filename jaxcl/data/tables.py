@@ -207,7 +207,7 @@ def _labels(column, classes) -> np.ndarray:
         return numbers
     remedy = "encode_labels numbers classes; targets are floats"
     classes = (column >= 0) & (column < 2**31)
-    _require_rows(classes, column, "numbers that are no classes of int32", remedy)
+    _require_rows(classes, column, "numbers that are not classes of int32", remedy)
     return column.to_numpy(np.int32)
 
 

@@ -22,7 +22,7 @@ def box(radius: ScalarLike) -> Regularizer:
     grown by a factor of ``(1 + radius)^k``. Bounds are computed in float32 or better;
     rounding to a narrower dtype may exceed them by half a unit in the last place.
 
-    State: :class:`AnchorState`. An infinite radius is no constraint.
+    State: :class:`AnchorState`. An infinite radius constrains nothing.
 
     Source: Create and Find Flatness, 2023, arXiv:2309.11305, the hard constraint.
     """

@@ -10,7 +10,7 @@
 ``report.html``               likewise
 ============================  ======================================================
 
-Files appear whole or not at all. A folder belongs to one configuration, and to one
+Files appear complete or not at all. A folder belongs to one configuration, and to one
 process at a time: the lock is held by the operating system, so a killed process, here or
 on another machine, leaves none behind. A kill may tear the last line of the results; it
 is dropped, and that run is run again.
@@ -81,8 +81,8 @@ def examine(folder: RunFolder) -> str:
     _require(not different, path, f"holds another configuration ({different})")
     marked = read_json(path / "status.json", default={})
     ended = marked.get("status") in ("done", "diverged")
-    whole = ended and len(read_records(path)) >= marked.get("runs", 0)
-    return "finished" if whole else "unfinished"
+    complete = ended and len(read_records(path)) >= marked.get("runs", 0)
+    return "finished" if complete else "unfinished"
 
 
 def begin(folder: RunFolder, command: str) -> None:
@@ -176,7 +176,7 @@ def append(folder: RunFolder, records: Iterable[dict[str, Any]]) -> None:
     """Add finished runs to ``results.jsonl``: once this returns, they are on the disk.
 
     Every line gets the ``commit`` of the code that made it. Arrays become lists, float32
-    values keep their shortest exact digits, and values that are no numbers become null.
+    values keep their shortest exact digits, and values that are not finite become null.
     The file is read once; again only if somebody else has changed it.
 
     Raises:
@@ -188,7 +188,7 @@ def append(folder: RunFolder, records: Iterable[dict[str, Any]]) -> None:
     known = _names(path)
     for place, name in enumerate(names):
         fresh = name and name not in known and name not in names[:place]
-        wrong = f"{name!r} is no name for a run, or it has finished before"
+        wrong = f"{name!r} is not a name for a run, or it has finished before"
         require(fresh, "append", wrong)
     text = "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines)
     with open(path, "a", encoding="utf-8") as results:

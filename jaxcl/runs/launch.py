@@ -75,7 +75,7 @@ def run_on_cluster(
         raise InputError(msg) from None
     with executor.batch():
         submitted = {executor.submit(execute, job): job for job in jobs}
-    often = 10 if cluster == "slurm" else 0.5  # seconds between two looks
+    often = 10 if cluster == "slurm" else 0.5  # seconds between two polls
     left = dict(submitted)
     try:
         for done in submitit.helpers.as_completed(list(left), poll_frequency=often):

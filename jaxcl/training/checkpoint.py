@@ -178,7 +178,7 @@ def restore(
       warning that names it.
 
     Raises:
-      FileNotFoundError: if there is no checkpoint at all.
+      FileNotFoundError: if ``folder`` holds no checkpoint.
       ValueError: if the tree on disk has other leaves, shapes or dtypes than ``like``, or
         other ``metadata``, with the differences; or if every checkpoint is damaged.
     """

@@ -253,8 +253,8 @@ def over_runs(
         fastest: a single small network stays in its cache, ten of them do not.
 
     Returns:
-      A function of stacked arguments; jit it. There is no communication between runs, so
-      results do not depend on the mesh.
+      A function of stacked arguments; jit it. Runs do not communicate, so results do
+      not depend on the mesh.
     """
     for axis in in_axes if isinstance(in_axes, tuple) else (in_axes,):
         usable = axis is None or (isinstance(axis, int) and axis == 0)

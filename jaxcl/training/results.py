@@ -245,7 +245,7 @@ def _or_strength(run_state: RunState) -> str:
 def warn_of_unlearned_tasks(
     run_state: RunState, spent: Spent, results: Results, names: Sequence[str]
 ) -> None:
-    """Warn of tasks at whose end the model is no better than at the start of the run.
+    """Warn of tasks at whose end the model is not better than at the start of the run.
 
     Numbers may stay finite while a penalty that is too strong throws the parameters about.
     A task of at least ``5 WINDOW`` steps counts as not learned if the loss with penalty of

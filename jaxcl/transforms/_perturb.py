@@ -49,9 +49,9 @@ def next_count(count) -> Int[Array, ""]:
 
 
 def logged(count, rho, ascent, perturbed=None) -> PerturbationState:
-    """The state after update ``count``; measured if ``g_p`` is given."""
-    # Give g_p only if its fields are wanted: on a CPU, keeping g until g_p is there can
-    # cost as much as half a gradient of a small network.
+    """The state after update ``count``; measured if ``perturbed`` (``g_p``) is given."""
+    # Give it only if its fields are wanted: on a CPU, keeping the gradient g (ascent)
+    # until g_p is there can cost as much as half a gradient of a small network.
     narrow = lambda value: jnp.asarray(value).astype(jnp.float32)
     below = next_count(count), narrow(rho), narrow(norm(ascent))
     if perturbed is None:
@@ -80,7 +80,7 @@ def masked_leaves(mask: Mask | None, params: Params, tree: PyTree) -> PyTree:
 
 
 def step_from(params: Params, scale, direction: PyTree) -> Params:
-    """``params + scale * direction``; a direction of ``None`` is no step."""
+    """``params + scale * direction``; leaves with the direction ``None`` stay."""
     # In float32 or better: a narrower dtype would round a small step away.
     return jax.tree.map(
         lambda d, p: jax.tree.map(wide, p) if d is None else axpy(scale, d, wide(p)),

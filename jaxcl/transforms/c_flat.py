@@ -38,7 +38,7 @@ def c_flat(
         g' &= g_1 + \lambda\, (g_3 - g_2)
 
     ``strength=0`` is :func:`jaxcl.transforms.sam`. Where ``g_0`` or ``h`` vanishes
-    there is no perturbation along it.
+    nothing is perturbed along it.
 
     Args:
       rho: radius of all perturbations in parameter units; number or schedule. A plain

@@ -40,8 +40,8 @@ def gnp(
         count.
       alpha: weight of the perturbed gradient. A plain Python 0 saves its computation.
       penalty: ``lambda`` in units of ``r``, instead of ``alpha``. With schedules the
-        two are divided at every step; where the radius is 0 there is no blend, and the
-        step is the plain gradient, without the penalty.
+        two are divided at every step; where the radius is 0 the step is the plain
+        gradient, without the penalty.
       mask: as in :func:`jaxcl.transforms.sam`.
       measure: as in :func:`jaxcl.transforms.sam`.
 

@@ -67,7 +67,7 @@ def sam(
     Gradients have the dtypes they came in; norms and the point that ``grad_fn`` gets are
     float32 or better, also for bfloat16 parameters, in which the perturbation would be
     rounded away: let the model cast what it computes with. Where the gradient is zero
-    there is no perturbation. State: :class:`PerturbationState`.
+    nothing is perturbed. State: :class:`PerturbationState`.
 
     Reference: Foret et al. 2021, arXiv:2010.01412, equations 2 and 3; adaptive: Kwon et
     al. 2021, arXiv:2102.11600, algorithm 1.
