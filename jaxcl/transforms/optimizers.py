@@ -1,6 +1,7 @@
 """What a method needs of an optimizer: extra arguments, first state, averages."""
 
 import inspect
+from contextlib import suppress
 from typing import Any
 
 import jax
@@ -47,10 +48,9 @@ def accepting(name: str, part: Any) -> optax.GradientTransformationExtraArgs:
     """A transformation that takes any extra arguments and sees those that it names."""
     wrong_way, message = _WRONG[name]
     # Not tried: gradient transformations of this library, which would take seconds, and
-    # functions of other people, which may do more than return an update. (In a chain of
-    # optax they are tried with it.)
+    # other people's code, which may do more than return an update.
     known = ("optax", "jaxcl") if name == "optimizer" else ("optax",)
-    tried = part.update.__module__.startswith(known)
+    tried = part.update.__module__.startswith(known) and not _holds_others(part.update)
     part = optax.with_extra_args_support(part)
     wrong = tried and _direction(part) == wrong_way
     require(not wrong, "make_method", f"{name} must {message}")
@@ -63,6 +63,22 @@ def accepting(name: str, part: Any) -> optax.GradientTransformationExtraArgs:
         return part.update(updates, state, params, **wanted)
 
     return optax.GradientTransformationExtraArgs(part.init, update)
+
+
+def _holds_others(value: Any) -> bool:
+    """Whether a function closes over functions of neither optax nor this library."""
+    if isinstance(value, tuple | list):
+        return any(map(_holds_others, value))
+    if not inspect.isfunction(value):
+        return False
+    held = []
+    for cell in value.__closure__ or ():
+        with suppress(
+            ValueError
+        ):  # a variable of a recursive closure may have no value
+            held.append(cell.cell_contents)
+    module = value.__module__ or "jax"  # none: made by a decorator of its own
+    return not module.startswith(("optax", "jax")) or _holds_others(held)
 
 
 #: The direction in which a part must not point, and the message if it does.
