@@ -118,12 +118,16 @@ def csv_tasks(
       Tasks named by the values, numbered from 0; each needs two rows.
     """
     frame = _frame("csv_tasks", source)
+    inside = isinstance(test_fraction, int | float) and 0 < test_fraction < 1
+    wanted = f"test_fraction must be a number in (0, 1), got {shown(test_fraction)}"
+    require(inside, "csv_tasks", wanted)
     groups = _column(frame, task)
+    _require_rows(groups.notna(), groups, "missing values", "fill or drop these rows")
     if columns is None:
         columns = [name for name in frame.columns if name not in (label, task)]
     tasks = []
     for number, value in enumerate(groups.unique()):
-        part = frame[groups == value]  # none for a missing value
+        part = frame[groups == value]
         few = f"has too few rows of {shown(value)}, {len(part)}; a task needs one to learn "
         _require_column(len(part) > 1, task, f"{few}and one to test")
         rows = _as_dataset(part, label, columns, classes, number)
