@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from jaxcl.errors import InputError, reason_of
+from jaxcl.errors import InputError, check_kind, reason_of
 from jaxcl.metrics.evaluation import (
     RowMetric,
     TaskMetric,
@@ -135,6 +135,8 @@ def compile_program(
         finite does not change the state.
       sharding: of inputs and outputs.
     """
+    remedy = "give a function of frozen that makes the method"
+    check_kind("learn", Callable, remedy, build=build)
     metrics = listed("learn", metrics)
     row_metrics = [metric for metric in metrics if isinstance(metric, RowMetric)]
 

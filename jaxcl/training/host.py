@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Float, PyTree
 
 from jaxcl.data.dataset import Dataset, Task
-from jaxcl.errors import require
+from jaxcl.errors import check_kind, require
 from jaxcl.sharding import ShardingPlan
 from jaxcl.training.batches import first_rows, numbered, shapes_of, task_rows
 from jaxcl.training.checkpoint import saving
@@ -193,6 +193,8 @@ def learn(
     written there is one more copy of the state. A further call of a process that traces
     to the same programs uses the compiled ones of the earlier call.
     """
+    remedy = "give {name: dataset}"
+    check_kind("learn", Mapping, remedy, optional=True, evaluation=evaluation)
     tasks, evaluation = list(tasks), dict(evaluation or {})
     alone = f"fresh={fresh!r} is for a run that begins with start=, got none"
     require(start is not None or not fresh, "learn", alone)

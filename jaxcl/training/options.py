@@ -115,6 +115,10 @@ def check_run(
     """Refuse arguments of :func:`jaxcl.training.learn` that cannot run, in one line."""
     check_key("learn", key)
     check_params("learn", params)
+    check_kind("learn", Options, options=options)
+    check_kind("learn", ShardingPlan, optional=True, sharding=sharding)
+    for name, rows in evaluation.items():
+        check_kind("learn", Dataset, f"as evaluation[{name!r}]", evaluation=rows)
     _check_options(options)
     for task in tasks:
         _check_task(task, options, measured=measured)
@@ -158,7 +162,9 @@ def _check_options(options: Options) -> None:
     for name, came in named(" ".join(choices)).items():
         wanted = f"{name} must be one of {', '.join(choices[name])}, got {came!r}"
         require(came in choices[name], "learn", wanted)
+    check_kind("learn", bool, "give True or False", eval_start=options.eval_start)
     if options.early_stopping is not None:
+        check_kind("learn", EarlyStopping, early_stopping=options.early_stopping)
         check_size("learn", patience=options.early_stopping.patience)
         unset = "early_stopping evaluates every eval_every steps, got None; set it"
         require(options.eval_every is not None, "learn", unset)
