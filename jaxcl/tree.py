@@ -262,7 +262,7 @@ def beyond_int32(tree: PyTree) -> int | None:
     return next((end for end in ends if not -(2**31) <= end < 2**31), None)
 
 
-#: What to do about inputs, labels and weights that are no numbers.
+#: What to do about inputs, labels and weights other than numbers.
 _REMEDIES = {
     "x": "encode it as numbers, or leave it out",
     "y": "number the classes with jaxcl.data.encode_labels",

@@ -48,7 +48,7 @@ def test_markdown_is_aligned_and_escaped():
 
 
 def test_rows_of_named_columns_become_a_table():
-    """Oracle: the table written out; without a row there is no column either."""
+    """Oracle: the table written out; no rows give no columns."""
     names = TABLE.columns
     rows = (dict(zip(names, row, strict=True)) for row in TABLE.rows)
     assert table_of(rows, "Two methods.") == TABLE
