@@ -241,7 +241,7 @@ def as_batch(x: PyTree, y: PyTree, *, weight=None, task: int = 0) -> Batch:
     batch = Batch(x, y, jnp.asarray(given, jnp.float32), number)
     check_batch("as_batch", batch)
     if not isinstance(given, Tracer):
-        known = np.asarray(given)
+        known = np.asarray(given, np.float32)
         extremes = {"smallest": known.min(initial=0), "largest": known.max(initial=0)}
         check_number("as_batch", **{f"the {k} weight": v for k, v in extremes.items()})
     far = beyond_int32(y)
