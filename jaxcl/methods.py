@@ -30,11 +30,20 @@ def plain(loss: Loss, optimizer: Optimizer, **options) -> Method:
     return make_method(loss, optimizer, **options)
 
 
+def _method(loss: Loss, optimizer: Optimizer, options: Any, **own: Any) -> Method:
+    """The method of its own parts and the user's options."""
+    twice = ", ".join(own.keys() & options.keys())
+    remedy = "call make_method, with sum_of(...) for two regularizers"
+    set_by = f"{twice} is set by the method itself, got another; {remedy}"
+    require(not twice, "methods", set_by)
+    return make_method(loss, optimizer, **own, **options)
+
+
 def sam(
     loss: Loss, optimizer: Optimizer, *, rho: ScalarLike = 0.05, **options
 ) -> Method:
     """Sharpness-aware minimisation (arXiv:2010.01412)."""
-    return make_method(loss, optimizer, gradient=transforms.sam(rho), **options)
+    return _method(loss, optimizer, options, gradient=transforms.sam(rho))
 
 
 def gnp(
@@ -46,8 +55,8 @@ def gnp(
     **options,
 ) -> Method:
     """Gradient norm penalty: ``L + penalty * |grad L|`` (arXiv:2202.03599)."""
-    return make_method(
-        loss, optimizer, gradient=transforms.gnp(r, penalty=penalty), **options
+    return _method(
+        loss, optimizer, options, gradient=transforms.gnp(r, penalty=penalty)
     )
 
 
@@ -55,9 +64,7 @@ def l2_init(
     loss: Loss, optimizer: Optimizer, *, strength: ScalarLike, **options
 ) -> Method:
     """L2 penalty towards the initial parameters, for plasticity (arXiv:2308.11958)."""
-    return make_method(
-        loss, optimizer, regularizer=regularizers.l2_init(strength), **options
-    )
+    return _method(loss, optimizer, options, regularizer=regularizers.l2_init(strength))
 
 
 def ewc(
@@ -85,7 +92,7 @@ def ewc(
     regularizer = regularizers.ewc(
         fisher, strength, decay=decay, running_mean=running_mean
     )
-    return make_method(loss, optimizer, regularizer=regularizer, **options)
+    return _method(loss, optimizer, options, regularizer=regularizer)
 
 
 def create_and_find(
@@ -105,15 +112,15 @@ def create_and_find(
     The defaults are the authors' for text classification with BERT; tune them elsewhere.
     """
     fisher = empirical_fisher(loss, num_examples=num_examples)
-    return make_method(
+    return _method(
         loss,
         optimizer,
+        options,
         gradient=transforms.sam(rho, adaptive=True, eta=0.0),
         regularizer=regularizers.boxed(
             regularizers.ewc(fisher, strength, decay=decay), rho
         ),
         perturb_penalty=False,
-        **options,
     )
 
 
@@ -121,9 +128,7 @@ def experience_replay(
     loss: Loss, optimizer: Optimizer, *, capacity: int, sample_size: int, **options
 ) -> Method:
     """ER: each step also trains on rows of a reservoir (arXiv:1902.10486)."""
-    return make_method(
-        loss, optimizer, memory=reservoir(capacity, sample_size), **options
-    )
+    return _method(loss, optimizer, options, memory=reservoir(capacity, sample_size))
 
 
 def agem(
@@ -154,13 +159,13 @@ def agem(
     if memory is None:
         check_size("agem", **sizes)
         memory = episodic(**sizes, select=select)
-    return make_method(
+    return _method(
         loss,
         optimizer,
+        options,
         gradient=optax.chain(gradient or optax.identity(), transforms.agem()),
         memory=memory,
         replay_weight=0,
-        **options,
     )
 
 
@@ -176,13 +181,13 @@ def gem(
     **options,
 ) -> Method:
     """GEM: project gradients that would raise a past task's loss (arXiv:1706.08840)."""
-    return make_method(
+    return _method(
         loss,
         optimizer,
+        options,
         gradient=optax.chain(gradient or optax.identity(), transforms.gem(margin)),
         memory=episodic(num_tasks, capacity_per_task, grouped=True, select=select),
         replay_weight=0,
-        **options,
     )
 
 
@@ -201,7 +206,7 @@ def memory_aware_synapses(
     importance = output_sensitivity(outputs, num_examples=num_examples)
     regularizer = regularizers.ewc(importance, strength, decay=1.0)
     loss = cross_entropy(outputs)
-    return make_method(loss, optimizer, regularizer=regularizer, **options)
+    return _method(loss, optimizer, options, regularizer=regularizer)
 
 
 def synaptic_intelligence(
@@ -214,7 +219,7 @@ def synaptic_intelligence(
 ) -> Method:
     """SI: path importance, without a pass at the end of a task (arXiv:1703.04200)."""
     regularizer = regularizers.synaptic_intelligence(strength, damping=damping)
-    return make_method(loss, optimizer, regularizer=regularizer, **options)
+    return _method(loss, optimizer, options, regularizer=regularizer)
 
 
 def riemannian_walk(
@@ -231,7 +236,7 @@ def riemannian_walk(
     regularizer = regularizers.riemannian_walk(
         strength, fisher_decay=fisher_decay, interval=interval, damping=damping
     )
-    return make_method(loss, optimizer, regularizer=regularizer, **options)
+    return _method(loss, optimizer, options, regularizer=regularizer)
 
 
 def dark_experience_replay(
@@ -246,12 +251,12 @@ def dark_experience_replay(
 ) -> Method:
     """DER, and DER++ with ``beta``: distil stored logits on replay (arXiv:2004.07211)."""
     memory = reservoir(capacity, sample_size, store=outputs)
-    return make_method(
+    return _method(
         cross_entropy(outputs),
         optimizer,
+        options,
         memory=memory,
         replay_loss=dark_experience_loss(outputs, alpha, beta),
-        **options,
     )
 
 
@@ -274,13 +279,13 @@ def gdumb(
     train = from_memory_alone(
         key, init, loss, optimizer, num_epochs=num_epochs, batch_size=batch_size
     )
-    return make_method(
+    return _method(
         loss,
         optax.set_to_zero(),
+        options,
         memory=greedy_balanced(capacity, 1, num_classes=num_classes),
         replay_weight=0,
         learners=lambda state: {"from_memory": train(state)},
-        **options,
     )
 
 
@@ -305,7 +310,7 @@ def learning_without_forgetting(
     )
     options["chunk_size"] = chunk_size
     loss = cross_entropy(outputs)
-    return make_method(loss, optimizer, regularizer=regularizer, **options)
+    return _method(loss, optimizer, options, regularizer=regularizer)
 
 
 def slow_learner(
@@ -325,16 +330,16 @@ def slow_learner(
     The method of I-LoRA (arXiv:2402.18865), for any parameters: an EMA of them is
     evaluated, and on replayed inputs the features are kept close to those of the EMA.
     """
-    return make_method(
+    return _method(
         loss,
         optimizer,
+        options,
         regularizer=regularizers.feature_distillation(
             hidden, strength, chunk_size=chunk_size
         ),
         memory=reservoir(capacity, sample_size),
         average=averages.ema(decay),
         chunk_size=chunk_size,
-        **options,
     )
 
 
@@ -342,4 +347,4 @@ def interpolation(
     loss: Loss, optimizer: Optimizer, *, alpha: ScalarLike, **options
 ) -> Method:
     """WiSE-FT after every task: interpolate its start and end (arXiv:2109.01903)."""
-    return make_method(loss, optimizer, average=averages.interpolate(alpha), **options)
+    return _method(loss, optimizer, options, average=averages.interpolate(alpha))
