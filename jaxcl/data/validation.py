@@ -24,10 +24,17 @@ def validate(stream: Stream) -> Stream:
     who = f"validate: {stream.name}"
     for where, tree in (("the pool", stream.pool), ("the plan", stream.plan)):
         _need_finite(who, where, _num_strange(tree))
+    formats = []
     for split, make in (("train", stream.train), ("test", stream.test)):
         first = lambda pool, plan, make=make: make(pool, at(0, plan))
         batch = jax.eval_shape(first, stream.pool, stream.plan)
         _need_rows(who, split, batch)
+        inputs = jax.tree.leaves(batch.x)
+        formats.append([(str(leaf.dtype), list(leaf.shape[1:])) for leaf in inputs])
+        alike = (
+            f"train and test inputs must have one format, got {formats}; make them so"
+        )
+        require(formats[0] == formats[-1], who, alike)
         survey = jax.jit(functools.partial(_survey, make))
         strange, tasks = jax.device_get(survey(stream.pool, stream.plan))
         _need_finite(who, f"the {split} inputs of task 0", strange)
@@ -88,8 +95,4 @@ def _extreme(reduce, y, real):
     real = real.reshape(real.shape + (1,) * (y.ndim - 1))
     # Labels of more than one axis mark positions to ignore by a negative number.
     counted = real if y.ndim == 1 else real & (y >= 0)
-    # Beyond int32 a label stays large, and is refused.
-    limits = jnp.iinfo(jnp.int32)
-    return jnp.clip(reduce(jnp.where(counted, y, 0)), limits.min, limits.max).astype(
-        int
-    )
+    return reduce(jnp.where(counted, y, 0))  # not cast: a large label would wrap around
