@@ -103,6 +103,9 @@ def parted(rows=BATCH, fraction=0.5, key=KEY, **given):
 
 FRAME = pd.DataFrame({"a": [1.5, 2.0], "b": [True, False], "kind": ["u", "v"]})
 TEXT = np.array(["cat", "dog", "cat"])
+PAIR_OF_TASKS = np.ones((3, 4, 2), np.float32), np.zeros((3, 4), int)
+WIDER_PAIR = np.ones((3, 4, 3), np.float32), PAIR_OF_TASKS[1]
+INTEGER_PAIR = PAIR_OF_TASKS[0].astype(int), PAIR_OF_TASKS[1]
 
 
 def csv(frame=FRAME, label="b", columns=("a",), **changes):
@@ -270,6 +273,33 @@ REFUSED = [
         "from_arrays: .*same number of tasks, got 3 and 2",
     ),
     (lambda: from_arrays(stacks(rows=0), stacks()), "from_arrays: .*both above 0"),
+    # Weights beside a pair would be dropped, and an array read as two of its tasks.
+    (
+        lambda: from_arrays((*PAIR_OF_TASKS, np.ones((3, 4))), PAIR_OF_TASKS),
+        "train must be .x, y. or a Batch, got tuple; give",
+    ),
+    (
+        lambda: from_arrays(PAIR_OF_TASKS[0], PAIR_OF_TASKS),
+        "train must be .x, y. or a Batch, got ndarray; give",
+    ),
+    (
+        lambda: from_arrays(([X[:2], X[:3]], [Y[:2], Y[:3]]), PAIR_OF_TASKS),
+        r"from_arrays: all tasks of train .* got \[2, 3\]; take stack_tasks",
+    ),
+    (lambda: stacked([]), "stack_tasks: expected at least one task, got none"),
+    (lambda: data.stack_plans([]), "stack_plans: needs at least one stream, got none"),
+    (
+        lambda: data.validate(from_arrays(PAIR_OF_TASKS, WIDER_PAIR)),
+        r"train and test inputs must have one format, got .*\[2\].*\[3\]",
+    ),
+    (
+        lambda: data.validate(from_arrays(PAIR_OF_TASKS, INTEGER_PAIR)),
+        "train and test inputs must have one format, got .*float.*int",
+    ),
+    (
+        lambda: data.validate(made(y=np.full((3, 4), 2**32 - 1, np.uint32))),
+        r"labels in the train set of task 0 must lie in \[0, 5\), got 4294967295",
+    ),
     (
         lambda: from_arrays(stacks(y=np.zeros((3, 5), int)), stacks()),
         "from_arrays: .*leaves of train must",

@@ -108,6 +108,10 @@ REFUSED = [
     ),
     (lambda: as_batch(BATCH.x, Y, weight=[1, 1, -1, 1]), "smallest weight .* got -1.0"),
     (lambda: as_batch(BATCH.x, Y, weight=[1, np.nan, 1, 1]), "weight .* got nan"),
+    (  # known, though a part of a traced function
+        lambda: jax.jit(lambda x: as_batch(x, Y, weight=[1, 1, -1, 1]).x)(BATCH.x),
+        "smallest weight .* got -1.0",
+    ),
     (
         lambda: as_batch(BATCH.x, np.full(4, 2**40)),
         "labels must fit in int32, got 1099",

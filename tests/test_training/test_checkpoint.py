@@ -232,6 +232,19 @@ def test_a_disk_that_refuses_is_heard_of(tmp_path):
         later(0, {"x": jnp.ones(2)})
 
 
+def test_an_error_of_the_disk_is_raised_once_and_later_saves_are_written(tmp_path):
+    """Oracle: what is in the folder, once a file no longer stands in its place."""
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    with checkpoint.saving(blocked / "in") as later:
+        later(0, {"x": jnp.ones(2)})
+        with pytest.raises(OSError, match="checkpoint 0"):
+            later(1, {"x": jnp.ones(2)})
+        blocked.unlink()
+        later(2, {"x": jnp.full(2, 2.0)})
+    assert checkpoint.restore(blocked / "in", {"x": jnp.zeros(2)}).step == 2
+
+
 def save_later(folder, step, tree):
     with checkpoint.saving(folder) as later:
         later(step, tree)
