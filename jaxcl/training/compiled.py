@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from jaxcl.errors import InputError, check_kind, reason_of
+from jaxcl.errors import InputError, reason_of, require, shown
 from jaxcl.metrics.evaluation import (
     RowMetric,
     TaskMetric,
@@ -135,8 +135,8 @@ def compile_program(
         finite does not change the state.
       sharding: of inputs and outputs.
     """
-    remedy = "give a function of frozen that makes the method"
-    check_kind("learn", Callable, remedy, build=build)
+    wanted = f"build must be a function of frozen, got {shown(build)}"
+    require(callable(build), "learn", f"{wanted}; give one that makes the method")
     metrics = listed("learn", metrics)
     row_metrics = [metric for metric in metrics if isinstance(metric, RowMetric)]
 

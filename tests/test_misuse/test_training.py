@@ -7,7 +7,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh
 
 from jaxcl import training
-from jaxcl.data import Task
+from jaxcl.data import Task, array_dataset
 from jaxcl.metrics import RowMetric, TaskMetric, classification
 from jaxcl.report import records
 from jaxcl.report.summaries import grid, summarize
@@ -37,6 +37,7 @@ EXPLICIT = (AxisType.Explicit,) * 3
 MESH = training.make_mesh(devices=jax.devices()[:1])
 SGD = noisy("sgd", 0)
 METRIC = classification(OUTPUTS)
+INTEGERS = array_dataset(BATCH._replace(x=(100 * BATCH.x).astype(int)))
 ONE = {"params": np.zeros((2, 1))}
 ENDED = training.TrainResult(
     "done", {}, {"accuracy": ONE, "loss": ONE}, None, np.zeros(1), 0.0
@@ -85,6 +86,31 @@ REFUSED = [
     (lambda: learn(params={"w": 1.0}), r"real arrays, got 1.0 at \['w'\]; keep out"),
     (lambda: learn(params={"w": Y}), r"real arrays, got int\d+ at \['w'\]; keep out"),
     (lambda: learn(params=None), "real arrays, got None at its root; keep out"),
+    (
+        lambda: learn(build=METHOD),
+        "a function of frozen, got Method; give one that makes",
+    ),
+    (lambda: learn(options={"num_steps": 3}), "options must be of type Options, got"),
+    (
+        lambda: learn(options=OPTIONS._replace(eval_start="no")),
+        "eval_start must be of type bool, got 'no'; give True or False",
+    ),
+    (
+        lambda: learn(
+            options=OPTIONS._replace(eval_every=1, early_stopping="loss"),
+        ),
+        "early_stopping must be of type EarlyStopping, got 'loss'",
+    ),
+    (lambda: learn(evaluation=[BATCH]), "evaluation must be of type Mapping, got list"),
+    (lambda: learn(evaluation={"a": BATCH}), "evaluation must be of type Dataset, got"),
+    (
+        lambda: learn(sharding="fsdp"),
+        "sharding must be of type ShardingPlan, got 'fsdp'",
+    ),
+    (  # the program of the metrics would convert them, as if they were those learned from
+        lambda: learn(tasks=[TASKS[0]._replace(test=INTEGERS)], metrics=METRIC),
+        "test of task .* has inputs .*int32.*, unlike .*float32.* same shapes and dtypes",
+    ),
     (
         lambda: learn(tasks=[Task("a", BATCH, BATCH)]),
         "train must be of type Dataset, got Batch; .* array_dataset",
