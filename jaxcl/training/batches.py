@@ -184,12 +184,11 @@ def first_rows(
     if not measured:
         return first, first
     test = _alike_rows([*tested, *valid, *sets])
-    inputs, others = (str(shapes_of(row, 1).x) for row in (first, test))
     require(
-        inputs == others,
+        str(shapes_of(test, 1).x) == str(shapes_of(first, 1).x),
         "learn",
-        f"{tested[0][0]} has inputs {others}, unlike those that are learned from, "
-        f"{inputs}; give both the same shapes and dtypes",
+        f"{tested[0][0]} has rows of {in_words(test)}, unlike {trained[0][0]}, of "
+        f"{in_words(first)}; give the inputs x of both the same shapes and dtypes",
     )
     return first, test
 

@@ -207,7 +207,10 @@ def test_what_cannot_go_together_is_one_line(others, words):
 def test_test_rows_unlike_those_of_training_and_two_lengths_are_one_line():
     """Oracle: the messages."""
     wide = as_batch(np.zeros((4, 7), np.float32), np.zeros(4, int))
-    with pytest.raises(InputError, match=r"rows of task 'task 0', .* not fit in metr"):
+    words = (
+        r"test of task 'task 0' has rows of x float32\[1, 7\].*, unlike train .* 5\]"
+    )
+    with pytest.raises(InputError, match=words):
         run([TASKS[0]._replace(test=array_dataset(wide))])
     with pytest.raises(ValueError, match="has num_steps and num_epochs; leave one out"):
         run([task(0, num_steps=2, num_epochs=1)])
