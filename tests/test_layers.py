@@ -9,7 +9,7 @@ ROOT = Path(__file__).parent.parent
 
 LAYERS = [
     {"errors"},
-    {"typing", "lockstep"},
+    {"typing", "lockstep", "files", "progress", "signals"},
     {"tree", "sharding"},
     {"losses", "adapters"},
     {"metrics", "transforms", "curvature", "memory", "averages", "data", "models"},

@@ -19,7 +19,7 @@ from experiments.benchmarks.config import Config
 from experiments.benchmarks.ours import NORMALISE, make_stream
 from jaxcl.data import Images
 from jaxcl.errors import require
-from jaxcl.training.files import plain
+from jaxcl.files import plain
 
 SCRIPTS = Path(__file__).parents[2] / "third_party" / "peers"
 

@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from jaxcl.files import write_text
 from jaxcl.report.records import Record, split
 from jaxcl.report.tables import Column, Table, to_markdown
 from jaxcl.runs.folder import RunFolder, read_json, read_records
 from jaxcl.runs.readme import fill
-from jaxcl.training.files import write_text
 
 #: ``{(job, system): records by round}``; only :mod:`.config` has several systems.
 Done = dict[tuple[str, str], list[Record]]

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 import jax
 
+from jaxcl.progress import progress
 from jaxcl.runs.folder import RunFolder, append, finished
-from jaxcl.training.logging import progress
 
 
 class Seconds(NamedTuple):

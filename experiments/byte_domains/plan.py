@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxcl.files import write_json, write_text
 from jaxcl.losses import single_head, token_cross_entropy
 from jaxcl.method import make_method
 from jaxcl.models import LlamaConfig, cast_compute, llama
@@ -28,7 +29,6 @@ from jaxcl.runs.experiment import expect_no_words
 from jaxcl.runs.readme import fill
 from jaxcl.sharding import batch_sharding, replicated, shardings
 from jaxcl.training import ShardingPlan, fsdp, make_mesh
-from jaxcl.training.files import write_json, write_text
 from jaxcl.transforms import sam
 from jaxcl.typing import Batch
 

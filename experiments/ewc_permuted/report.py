@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from experiments.ewc_permuted.config import LABELS, PUBLISHED, Config
+from jaxcl.files import plain
 from jaxcl.metrics import backward_transfer, learning_accuracy
 from jaxcl.report.curves import measure_curves
 from jaxcl.report.page import Picture, Section
@@ -22,7 +23,6 @@ from jaxcl.runs.folder import RunFolder, read_json, read_records
 from jaxcl.runs.forgetting import SO_FAR, so_far
 from jaxcl.runs.readme import fill, made_on
 from jaxcl.runs.reports import write_report
-from jaxcl.training.files import plain
 
 HERE = Path(__file__).parent
 

@@ -32,6 +32,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxcl.errors import InputError, require
+from jaxcl.files import write_text
+from jaxcl.progress import progress
 from jaxcl.runs import launch
 from jaxcl.runs.command import folder_of, refusing, tell_end
 from jaxcl.runs.experiment import (
@@ -42,6 +44,8 @@ from jaxcl.runs.experiment import (
     check_paths,
     parse,
 )
+from jaxcl.runs.folder import examine, read_json, read_records
+from jaxcl.signals import ignore_more, terminable
 
 #: The options of a batch, each with its words where it is not given.
 DEFAULTS = {"each": [""], "on": ["here"], "parallel": [""], "out": [""], "slurm": []}
@@ -242,8 +246,6 @@ def is_finished(
     batch: Batch, settings: Settings, experiment: Experiment | None
 ) -> bool:
     """Whether a run has finished; if not, its settings and paths are checked."""
-    from jaxcl.runs.folder import examine
-
     path = batch.out / name_of(settings)
     if experiment is None:
         return state(path) in ENDED
@@ -257,9 +259,6 @@ def is_finished(
 
 def run_batch(batch: Batch, todo: Sequence[Settings]) -> int:
     """Run what is to be done, say what failed, and write the table."""
-    from jaxcl.training.files import write_text
-    from jaxcl.training.processes import ignore_more, terminable
-
     with terminable():
         try:
             failed = run_all(batch, [make_job(batch, settings) for settings in todo])
@@ -275,8 +274,6 @@ def run_batch(batch: Batch, todo: Sequence[Settings]) -> int:
 
 def run_all(batch: Batch, jobs: Sequence[launch.Job]) -> list[launch.Job]:
     """Run the jobs wherever they run, showing how far they are; those that failed."""
-    from jaxcl.training.logging import progress
-
     if batch.on == "here" or not jobs:
         ended = launch.run_here(jobs, parallel=batch.parallel or 1)
     else:
@@ -324,8 +321,6 @@ def runs_table(batch: Batch) -> str:
     """CSV: a row for every line of all results, beside what was varied."""
     import pandas
 
-    from jaxcl.runs.folder import read_records
-
     rows = []
     for settings in batch.each:
         path = batch.out / name_of(settings)
@@ -354,7 +349,5 @@ def _mean(values: Any, status: str) -> float | None:
 
 def state(path: Path) -> str:
     """What became of a run, as its ``status.json`` says, or that it never began."""
-    from jaxcl.runs.folder import read_json
-
     none = {"status": "not begun"}
     return read_json(path / "status.json", default=none)["status"]

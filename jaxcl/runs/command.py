@@ -17,7 +17,19 @@ from importlib import import_module
 from typing import Any, ParamSpec
 
 from jaxcl.errors import InputError
+from jaxcl.files import lock_folder
 from jaxcl.runs.experiment import OUTPUTS, Experiment, Request, check_paths, parse
+from jaxcl.runs.folder import (
+    CHECKPOINTS,
+    RunFolder,
+    begin,
+    default_path,
+    discard,
+    examine,
+    mark,
+    read_records,
+)
+from jaxcl.signals import Terminated, ignore_more, terminable
 
 #: ``(config, folder) -> None``
 Act = Callable[[Any, Any], None]
@@ -96,9 +108,6 @@ def start(
 
     With ``leave`` the process ends here after a signal.
     """
-    from jaxcl.runs.folder import examine
-    from jaxcl.training.files import lock_folder
-
     folder = folder_of(experiment, request)
     if examine(folder) != "finished":  # refuses before anything is created
         check_paths(experiment, request.config)
@@ -111,10 +120,8 @@ def start(
         return _run(folder, run, report, command, made=made, leave=leave)
 
 
-def folder_of(experiment: Experiment, request: Request) -> Any:
+def folder_of(experiment: Experiment, request: Request) -> RunFolder:
     """The folder that a command line asks for."""
-    from jaxcl.runs.folder import RunFolder, default_path
-
     folder = RunFolder(
         OUTPUTS,
         experiment.name,
@@ -127,12 +134,9 @@ def folder_of(experiment: Experiment, request: Request) -> Any:
 
 
 def _run(
-    folder: Any, run: Act, report: Act, command: str, *, made: bool, leave: bool
+    folder: RunFolder, run: Act, report: Act, command: str, *, made: bool, leave: bool
 ) -> int:
     """The run itself, its status and its report."""
-    from jaxcl.runs.folder import CHECKPOINTS, begin, discard, mark, read_records
-    from jaxcl.training.processes import ignore_more, terminable
-
     known = len(read_records(folder))  # refuses a damaged file before it is touched
     begin(folder, command)
     if known:
@@ -170,8 +174,6 @@ def _run(
 
 def tell_end(error: KeyboardInterrupt, folder: Any) -> int:
     """Say how it goes on; the exit code: 0 after SIGTERM, 130 after Ctrl-C."""
-    from jaxcl.training.processes import Terminated
-
     asked = isinstance(error, Terminated)
     word = "terminated" if asked else "interrupted"
     said = f"{word}; the same command goes on from here: {folder}"

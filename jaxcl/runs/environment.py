@@ -8,13 +8,13 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-import jax
-
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "scipy")
 
 
 def describe_environment(command: str) -> dict[str, Any]:
     """All that a reader needs to judge or repeat a run, as a dict for JSON."""
+    import jax  # here, because the import takes a second
+
     devices = jax.devices()
     return {
         "command": command,

@@ -35,8 +35,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxcl.errors import InputError, require
+from jaxcl.files import differences, plain, read_lines, write_json
 from jaxcl.runs.environment import commit, describe_environment
-from jaxcl.training.files import differences, plain, read_lines, write_json
 
 #: The folder, inside a run's, of what unfinished runs need to go on.
 CHECKPOINTS = "checkpoints"

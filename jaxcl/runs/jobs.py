@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from jaxcl.training.processes import handling, terminable
+from jaxcl.signals import handling, terminable
 
 GRACE = 25.0  # seconds; clusters commonly give 30 between SIGTERM and SIGKILL
 SPAWN = multiprocessing.get_context("spawn")

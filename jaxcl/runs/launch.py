@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from jaxcl.errors import InputError
+from jaxcl.signals import handling
 
 
 class Job(NamedTuple):
@@ -93,8 +94,6 @@ def execute(job: Job) -> int:
     Before its time is up submitit has SIGUSR2 sent to all processes, and raises here. The
     job then gets SIGTERM, at which it saves.
     """
-    from jaxcl.training.processes import handling
-
     with handling(signal.SIG_IGN, signal.SIGUSR2):  # which the job inherits
         process = _begin(job)
     try:

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxcl.errors import require
-from jaxcl.training.files import write_text
+from jaxcl.files import write_text
 
 
 def fill(path: Path, text: str, name: str = "results") -> None:

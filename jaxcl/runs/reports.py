@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from jaxcl.errors import MissingFileError
+from jaxcl.files import write_text
 from jaxcl.report import figures, page
 from jaxcl.report.heatmaps import result_heatmaps
 from jaxcl.report.page import Picture, Section
@@ -33,7 +34,6 @@ from jaxcl.report.tables import (
 )
 from jaxcl.runs import forgetting
 from jaxcl.runs.folder import CHECKPOINTS, RunFolder, read_json, read_records
-from jaxcl.training.files import write_text
 
 ABOUT = ("config", "environment", "status")
 

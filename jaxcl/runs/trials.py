@@ -14,11 +14,11 @@ import jax
 import numpy as np
 
 from jaxcl.data import Task
+from jaxcl.progress import progress
 from jaxcl.runs.folder import CHECKPOINTS, RunFolder, append, finished
 from jaxcl.runs.jobs import Do, Job, run_jobs, worker_count
 from jaxcl.training import Options, ShardingPlan, fsdp, learn, make_mesh
 from jaxcl.training.compiled import Build, Metrics
-from jaxcl.training.logging import progress
 from jaxcl.training.options import steps_of
 from jaxcl.typing import Key, Params
 

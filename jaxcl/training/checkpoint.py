@@ -31,6 +31,13 @@ from jaxcl.errors import (
     require,
     shown,
 )
+from jaxcl.files import (
+    as_folder,
+    as_metadata,
+    differences,
+    differing,
+    write_checked,
+)
 from jaxcl.training.checkpoint_files import (
     BEGUN,
     MARK,
@@ -47,13 +54,6 @@ from jaxcl.training.checkpoint_files import (
     plain_path,
     set_aside,
     steps,
-)
-from jaxcl.training.files import (
-    as_folder,
-    as_metadata,
-    differences,
-    differing,
-    write_checked,
 )
 from jaxcl.training.processes import is_primary
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxcl.errors import InputError, WriteError
-from jaxcl.training.files import checksum, read_checked
+from jaxcl.files import checksum, read_checked
 
 #: In the metadata of each checkpoint: others are never removed.
 MARK: dict[str, Any] = {"written by": "jaxcl"}

@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from jaxcl.errors import InputError, reason_of, require, shown
+from jaxcl.files import differing
 from jaxcl.metrics.evaluation import (
     RowMetric,
     TaskMetric,
@@ -25,7 +26,6 @@ from jaxcl.sharding import ShardingPlan, batch_sharding, replicated, shardings
 from jaxcl.training.batches import in_words
 from jaxcl.training.checkpoint import leaf_specs, named_leaves
 from jaxcl.training.device import with_num_steps
-from jaxcl.training.files import differing
 from jaxcl.typing import Batch, Key, Method, MethodState, Params
 
 #: ``(frozen) -> method``: called while tracing, so that ``frozen`` is not a constant.

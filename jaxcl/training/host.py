@@ -17,7 +17,10 @@ from jaxtyping import Float, PyTree
 
 from jaxcl.data.dataset import Dataset, Task
 from jaxcl.errors import check_kind, require
+from jaxcl.files import as_folder, as_metadata
+from jaxcl.progress import RESUMED
 from jaxcl.sharding import ShardingPlan
+from jaxcl.signals import interruptible
 from jaxcl.training.batches import first_rows, numbered, shapes_of, task_rows
 from jaxcl.training.checkpoint import saving
 from jaxcl.training.checkpoint_files import all_steps
@@ -29,19 +32,11 @@ from jaxcl.training.compiled import (
     compile_program,
     shard,
 )
-from jaxcl.training.files import as_folder, as_metadata
-from jaxcl.training.logging import (
-    RESUMED,
-    bar,
-    lines_so_far,
-    metrics_file,
-    tensorboard,
-)
+from jaxcl.training.logging import bar, lines_so_far, metrics_file, tensorboard
 from jaxcl.training.loop import Run, Status, walk_tasks
 from jaxcl.training.options import Options, check_run, steps_of
 from jaxcl.training.processes import (
     exit_together,
-    interruptible,
     is_primary,
     lock_across_processes,
 )

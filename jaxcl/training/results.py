@@ -16,9 +16,9 @@ from jaxtyping import Bool, Float, Int
 
 from jaxcl.data.dataset import Dataset, Task
 from jaxcl.errors import InputError, require
+from jaxcl.files import differing, plain
 from jaxcl.training.batches import some_places, take_rows
 from jaxcl.training.compiled import Policy, Program
-from jaxcl.training.files import differing, plain
 from jaxcl.training.run_state import RunState, fingerprint
 from jaxcl.typing import Batch
 

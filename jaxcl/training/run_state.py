@@ -15,10 +15,10 @@ from jaxtyping import Array, PyTree, UInt
 
 from jaxcl.data.dataset import Task
 from jaxcl.errors import InputError, require, shown
+from jaxcl.files import differing
 from jaxcl.sharding import ShardingPlan, replicated
 from jaxcl.training.checkpoint import leaf_specs, named_leaves, read_leaves, restore
 from jaxcl.training.checkpoint_files import all_steps, is_preserved, steps
-from jaxcl.training.files import differing
 from jaxcl.training.options import Options
 from jaxcl.typing import Key, MethodState
 

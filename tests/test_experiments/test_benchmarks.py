@@ -21,10 +21,10 @@ from experiments.benchmarks.report import (
 )
 from experiments.benchmarks.rounds import Turn, in_turn, take_turns
 from experiments.benchmarks.run import turns
+from jaxcl.files import write_json
 from jaxcl.runs.command import main
 from jaxcl.runs.folder import RunFolder, append, read_records
 from jaxcl.runs.readme import fill
-from jaxcl.training.files import write_json
 
 SMOKE = config.PRESETS["smoke"]
 ENVIRONMENT = {

@@ -26,12 +26,12 @@ from experiments.ewc_permuted.report import (
 )
 from experiments.ewc_permuted.search import choose
 from jaxcl.data import permuted, synthetic_images
+from jaxcl.files import plain, write_json
 from jaxcl.losses import single_head
 from jaxcl.models import mlp
 from jaxcl.runs.command import main
 from jaxcl.runs.folder import RunFolder, read_records
 from jaxcl.training import device
-from jaxcl.training.files import plain, write_json
 from jaxcl.tree import at
 from jaxcl.typing import Batch
 

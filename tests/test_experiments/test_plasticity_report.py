@@ -41,6 +41,7 @@ from experiments.plasticity.report import (
     readme_text,
     report,
 )
+from jaxcl.files import write_json
 from jaxcl.losses import cross_entropy, single_head
 from jaxcl.method import default_learner
 from jaxcl.models import mlp
@@ -50,7 +51,6 @@ from jaxcl.report.tables import to_markdown
 from jaxcl.runs.folder import RunFolder, append
 from jaxcl.runs.readme import fill
 from jaxcl.training.device import fit_task
-from jaxcl.training.files import write_json
 from jaxcl.tree import as_batch
 
 CONFIG = Config(

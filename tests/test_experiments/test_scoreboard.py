@@ -7,7 +7,7 @@ import pytest
 
 from experiments import scoreboard
 from experiments.ewc_permuted.config import PUBLISHED
-from jaxcl.training.files import write_json
+from jaxcl.files import write_json
 
 
 def test_the_readme_shows_what_the_results_say(tmp_path):

@@ -22,13 +22,13 @@ import pytest
 
 from experiments import __main__ as experiments
 from jaxcl.errors import InputError
+from jaxcl.files import lock_folder
+from jaxcl.progress import pace, progress
 from jaxcl.runs import command, environment
 from jaxcl.runs import folder as run_folder
 from jaxcl.runs.command import is_bad_input
 from jaxcl.runs.experiment import Experiment, check_fields, expect_no_words
 from jaxcl.training import files
-from jaxcl.training.files import lock_folder
-from jaxcl.training.logging import pace, progress
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -547,7 +547,7 @@ def test_a_diverged_run_is_named_in_the_status(tmp_path, capsys):
 HOLDER = """
 import sys, time
 from pathlib import Path
-from jaxcl.training.files import lock_folder
+from jaxcl.files import lock_folder
 with lock_folder(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)
@@ -765,7 +765,7 @@ def test_text_is_utf_8_wherever_it_is_written(tmp_path):
     code = (
         "import sys; from pathlib import Path\n"
         "from jaxcl.runs.folder import read_json\n"
-        "from jaxcl.training.files import write_json\n"
+        "from jaxcl.files import write_json\n"
         "path = Path(sys.argv[1]); write_json(path, {'a': chr(177)})\n"
         "assert read_json(path) == {'a': chr(177)}"
     )

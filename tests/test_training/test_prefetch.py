@@ -7,8 +7,8 @@ import time
 
 import pytest
 
+from jaxcl.signals import interruptible
 from jaxcl.training.batches import prefetch
-from jaxcl.training.processes import interruptible
 
 
 def test_results_come_in_order_and_are_read_ahead_but_not_far():

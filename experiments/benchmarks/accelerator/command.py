@@ -31,7 +31,7 @@ from experiments.benchmarks.accelerator.schedule import NO_AUTOTUNING, Item, run
 from jaxcl.errors import require
 from jaxcl.runs.command import refusing
 from jaxcl.runs.experiment import OUTPUTS, check_names
-from jaxcl.training.processes import terminable
+from jaxcl.signals import terminable
 
 #: Autotuning may choose other kernels in another process, and so make other bits.
 SAME_BITS = f"{NO_AUTOTUNING} --xla_gpu_deterministic_ops=true"

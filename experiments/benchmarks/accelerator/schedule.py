@@ -24,8 +24,8 @@ from typing import Any, NamedTuple
 import jax
 
 from experiments.benchmarks import rounds
+from jaxcl.files import plain
 from jaxcl.runs.environment import commit
-from jaxcl.training.files import plain
 
 #: Autotuning compiles and times many kernels for every product of a program. Zero takes
 #: the compiler's first choice, which may run slower.
