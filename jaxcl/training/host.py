@@ -228,18 +228,10 @@ def learn(
         if run_state.step == 0 and not complete:
             run_state = run_state._replace(evaluated=run_state.task)
         finished = run_state.task == len(tasks) and not evaluation_due(run_state)
-        save, write = lambda *given, **others: None, on_report or (lambda line: None)
-        if home is not None:
-            lines = home / "metrics.jsonl", done, notes.get("lines", 0)
-            kept = lines_so_far(*lines) if is_primary() else []
-            if not finished:  # else its disk may be read-only
-                given = home, records, options, metadata, kept, write
-                save, write = _writers(enter, *given)
+        keep = enter, home, records, options, metadata, done
+        save, write = _writers(*keep, on_report or (lambda line: None), finished)
         scalar = enter(tensorboard(tensorboard_folder if is_primary() else None))
         quiet = not (is_primary() and sys.stderr.isatty()) if quiet is None else quiet
-        advance = on_progress or enter(bar(sum(lengths), quiet=quiet))
-        if run_state.task or run_state.step:
-            advance(steps_done(run_state, tasks), RESUMED)
         run = Run(
             key,
             tasks,
@@ -252,8 +244,10 @@ def learn(
             save,
             write,
             scalar,
-            advance,
+            on_progress or enter(bar(sum(lengths), quiet=quiet)),
         )
+        if run_state.task or run_state.step:
+            run.advance(steps_done(run_state, tasks), RESUMED)
         with exit_together():
             run_state, status = walk_tasks(run, run_state)
     if finished and home is not None:
@@ -262,14 +256,20 @@ def learn(
             "is learned. For another run give another folder, for a longer one more tasks.",
             stacklevel=2,
         )
-    policy, diverged = options.on_non_finite, status == "diverged"
+    return _result_of(run, run_state, status)
+
+
+def _result_of(run: Run, run_state: RunState, status: Status) -> TrainResult:
+    """What a run returns, with warnings of what was not finite or not learned."""
+    tasks, results, spent = run.tasks, run.records.results, run.records.spent
+    names = [*(task.name for task in tasks), *run.evaluation]
+    policy, diverged = run.options.on_non_finite, status == "diverged"
     warn_of_bad_steps(run_state, tasks, policy, diverged=diverged)
-    names, spent = [*(task.name for task in tasks), *evaluation], records.spent
-    warn_of_bad_scores(records, names)
-    warn_of_unlearned_tasks(run_state, spent, records.results, names)
+    warn_of_bad_scores(run.records, names)
+    warn_of_unlearned_tasks(run_state, spent, results, names)
     mean = spent.loss / np.where(spent.steps, spent.steps, np.nan)
-    learners, seconds = program.read(run_state.state), float(spent.seconds[0])
-    return TrainResult(status, learners, records.results, run_state, mean, seconds)
+    learners, seconds = run.program.read(run_state.state), float(spent.seconds[0])
+    return TrainResult(status, learners, results, run_state, mean, seconds)
 
 
 def _program_of(
@@ -305,8 +305,15 @@ def _program_of(
     return program
 
 
-def _writers(enter, home, records, options, metadata, kept, report):
+def _writers(enter, home, records, options, metadata, done, report, finished):
     """The functions that save a checkpoint, and write a line of metrics."""
+    nothing = lambda *given, **others: None
+    if home is None:
+        return nothing, report
+    file, num_lines = home / "metrics.jsonl", records.earlier.get("lines", 0)
+    kept = lines_so_far(file, done, num_lines) if is_primary() else []
+    if finished:  # its disk may be read-only
+        return nothing, report
     later = enter(saving(home / "checkpoints", keep=options.keep, metadata=metadata))
     num_lines = len(kept)
 
@@ -316,7 +323,7 @@ def _writers(enter, home, records, options, metadata, kept, report):
 
     if not is_primary():
         return save, report
-    append = enter(metrics_file(home / "metrics.jsonl", kept))
+    append = enter(metrics_file(file, kept))
 
     def write(line):
         nonlocal num_lines

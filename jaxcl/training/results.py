@@ -206,7 +206,7 @@ def warn_of_bad_scores(records: Records, names: Sequence[str]) -> None:
         warnings.warn(
             f"learn: what was measured on the test rows of {which} was not finite. Look "
             "for NaN among these rows, or in what the metrics return.",
-            stacklevel=3,
+            stacklevel=4,
         )
 
 
@@ -228,7 +228,7 @@ def warn_of_bad_steps(
         f"learn: {run_state.num_bad} steps were not finite{where}; {became}. Look for "
         "NaN among the rows and for labels or tasks beyond the outputs, or lower the "
         f"learning rate{_or_strength(run_state)}.",
-        stacklevel=3,
+        stacklevel=4,
     )
 
 
@@ -273,5 +273,5 @@ def warn_of_unlearned_tasks(
             f"{begun[worst]:.3g} at its first steps and {spent.last[worst]:.3g} at its "
             f"last, {begun[0]:.3g} at the first of the run. Lower the learning rate"
             f"{_or_strength(run_state)}.",
-            stacklevel=3,
+            stacklevel=4,
         )
