@@ -20,6 +20,7 @@ from jaxcl.data.images import (
     padded,
     subset,
 )
+from jaxcl.data.numbering import number_tasks
 from jaxcl.data.permuted import permuted, permuted_labels, rotations
 from jaxcl.data.stream import from_arrays, joint, stack_plans, stack_tasks, take_tasks
 from jaxcl.data.subsets import random_row_numbers, random_rows, train_valid_split
@@ -47,6 +48,7 @@ __all__ = [
     "jsonl_dataset",
     "load_images",
     "mean_and_std",
+    "number_tasks",
     "only_classes",
     "padded",
     "permuted",

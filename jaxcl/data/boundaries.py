@@ -2,7 +2,8 @@
 
 All take and return tasks of the host loop; :func:`jaxcl.data.stack_tasks` makes a stream of
 the compiled loop of them. A row keeps the number of the task it comes from, and a task its
-test set, so that accuracy is still measured task by task.
+test set, so that accuracy is still measured task by task. Tasks without numbers are
+numbered by :func:`jaxcl.data.number_tasks`.
 """
 
 import itertools
@@ -14,6 +15,7 @@ from jaxtyping import Float, Int
 
 from jaxcl.data.dataset import Dataset, Task
 from jaxcl.data.draws import generator
+from jaxcl.data.numbering import number_tasks
 from jaxcl.errors import check_number, require, shown
 from jaxcl.typing import Key
 
@@ -28,8 +30,8 @@ def blurry(
 
     Args:
       key: draws the rows that are given away.
-      tasks: at least two, which keep their names, test and validation sets. Where none of
-        their rows is numbered, they are numbered by their place.
+      tasks: at least two, which keep their names, test and validation sets, and are
+        numbered by :func:`jaxcl.data.number_tasks`.
       minor_fraction: M / 100, in [0, 1): 0.1 is Blurry10, 0 mixes nothing.
 
     Source: Bang et al. 2021, arXiv:2103.17230; also the blurry classes of
@@ -158,26 +160,7 @@ def _rows_of(
 
 
 def _numbered(who: str, tasks: Sequence[Task], least: int = 2) -> list[Task]:
-    """The tasks, numbered by their place where none of their first rows is numbered."""
+    """The tasks, of which there are enough, numbered."""
     some = f"expected at least {least} tasks, got {len(tasks)}; give a list"
     require(len(tasks) >= least, who, some)
-    if any(int(task.train.read(np.arange(1)).task[0]) for task in tasks):
-        return list(tasks)
-    return [
-        task._replace(
-            train=_with_number(task.train, index),
-            test=_with_number(task.test, index),
-            valid=task.valid and _with_number(task.valid, index),
-        )
-        for index, task in enumerate(tasks)
-    ]
-
-
-def _with_number(rows: Dataset, number: int) -> Dataset:
-    """The rows with the number of a task."""
-
-    def read(numbers):
-        batch = rows.read(numbers)
-        return batch._replace(task=np.full(len(batch.weight), number, np.int32))
-
-    return Dataset(rows.count, read)
+    return number_tasks(tasks, who=who)

@@ -1,6 +1,6 @@
 """Functions on any stream: build one of arrays, select and join tasks, stack plans."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -9,6 +9,7 @@ import numpy as np
 from jax.core import Tracer
 
 from jaxcl.data.dataset import Task
+from jaxcl.data.numbering import none_numbered
 from jaxcl.data.pixels import pixels_as_floats
 from jaxcl.errors import as_numbers, check_size, require, shown
 from jaxcl.tree import as_arrays, as_batch, at, check_batch, num_rows
@@ -175,25 +176,6 @@ def _numbered(pool: Tasks) -> Tasks:
     bare = (test == 0).all(1) & (train == train[:, :1]).all(1)
     test = np.where(bare[:, None], train[:, :1], test)
     return Tasks(pool.train._replace(task=train), pool.test._replace(task=test))
-
-
-def none_numbered(
-    who: str, numbers: Sequence[set[int]], first: Callable[[int], PyTree]
-) -> bool:
-    """Whether all tasks have number 0, the default, so that their place numbers them.
-
-    Tasks that would share it because it was left out in some are refused. ``numbers`` are
-    those of each task's training rows, ``first(task)`` the inputs and labels of its first
-    row: a task that returns later has the same number and the same row.
-    """
-    bare = [task for task, found in enumerate(numbers) if found == {0}]
-    some = 1 < len(bare) < len(numbers)
-    rows = [jax.tree.leaves(first(task)) for task in bare if some]
-    again = all(all(map(np.array_equal, rows[0], row)) for row in rows)
-    shared = f"tasks {', '.join(map(str, bare))} all have number 0, the default"
-    remedy = "others have more; number each by task=, from 1 if some share one, or none"
-    require(again, who, f"{shared}, and {remedy}")
-    return len(bare) == len(numbers)
 
 
 def take_tasks(

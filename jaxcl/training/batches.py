@@ -11,7 +11,6 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jaxcl.data.dataset import Dataset, Task
-from jaxcl.data.stream import none_numbered
 from jaxcl.errors import require
 from jaxcl.sharding import (
     ShardingPlan,
@@ -108,64 +107,6 @@ def take_rows(
     if not real.all():
         batch = batch._replace(weight=batch.weight * real.astype(np.float32))
     return batch if sharding is None else place_rows(sharding, batch)
-
-
-def numbered(tasks: Sequence[Task], first: int = 0) -> list[Task]:
-    """Tasks with numbers: by their place, where no training row has one above 0.
-
-    A test or validation set without numbers gets that of the training set. A single task
-    is numbered only if it is not the first of its stream, with number ``first``. Some
-    tasks with numbers and several without are an error.
-    """
-    found = [_task_numbers(task.train) for task in tasks]
-    row_of = lambda place: tasks[place].train.read(np.arange(1))
-    bare = none_numbered("learn", found, lambda place: tuple(row_of(place)[:2]))
-    by_place = bare and len(tasks) + first > 1
-
-    def with_number(place, task):
-        numbers = {first + place} if by_place else found[place]
-        if by_place:
-            train = _with_number(task.name, task.train, first + place)
-            task = task._replace(train=train)
-        if len(numbers) > 1 or numbers == {0}:
-            return task
-        bare = {
-            name: _with_number(task.name, rows, *numbers)
-            for name, rows in {"test": task.test, "valid": task.valid}.items()
-            if rows is not None and _task_numbers(rows) == {0}
-        }
-        return task._replace(**bare)
-
-    return [with_number(place, task) for place, task in enumerate(tasks)]
-
-
-def _task_numbers(rows: Dataset) -> set[int]:
-    """The task numbers of the first, middle and last row."""
-    read = (rows.read(np.array([place])) for place in some_places(rows))
-    return {int(row.task[0]) for row in read}
-
-
-def some_places(rows: Dataset) -> list[int]:
-    """The first, middle and last row, by which a set is known; none of an empty one."""
-    return sorted({0, rows.count // 2, rows.count - 1}) if rows.count > 0 else []
-
-
-def _with_number(name: str, rows: Dataset, number: int) -> Dataset:
-    """The same rows with the number of their task."""
-
-    def read(numbers):
-        batch = rows.read(numbers)
-        given = np.asarray(batch.task)
-        require(
-            not given.any(),
-            "learn",
-            f"task {name!r} has rows with task 0 and rows with {given.max(initial=0)}; "
-            "number those of all tasks from 1, so that they are not taken for rows without "
-            "a number",
-        )
-        return batch._replace(task=np.full_like(given, number))
-
-    return Dataset(rows.count, read)
 
 
 def first_rows(

@@ -16,12 +16,13 @@ import numpy as np
 from jaxtyping import Float, PyTree
 
 from jaxcl.data.dataset import Dataset, Task
+from jaxcl.data.numbering import number_tasks
 from jaxcl.errors import check_kind, require
 from jaxcl.files import as_folder, as_metadata
 from jaxcl.progress import RESUMED
 from jaxcl.sharding import ShardingPlan
 from jaxcl.signals import interruptible
-from jaxcl.training.batches import first_rows, numbered, shapes_of, task_rows
+from jaxcl.training.batches import first_rows, shapes_of, task_rows
 from jaxcl.training.checkpoint import saving
 from jaxcl.training.checkpoint_files import all_steps
 from jaxcl.training.compiled import (
@@ -219,7 +220,7 @@ def learn(
         run_state, notes = latest_run_state(place, begun, sharding, metadata)
         # Tasks that a run with start= has before its own have the numbers below `first`.
         first = int(run_state.state.progress.task) - int(run_state.task)
-        tasks = numbered(tasks, first)
+        tasks = number_tasks(tasks, first, who="learn")
         records, complete = begin_records(
             program, tasks, evaluation, notes, options.max_tasks
         )

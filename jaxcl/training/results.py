@@ -15,9 +15,10 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from jaxcl.data.dataset import Dataset, Task
+from jaxcl.data.numbering import some_places
 from jaxcl.errors import InputError, require
 from jaxcl.files import differing, plain
-from jaxcl.training.batches import some_places, take_rows
+from jaxcl.training.batches import take_rows
 from jaxcl.training.compiled import Policy, Program
 from jaxcl.training.run_state import RunState, fingerprint
 from jaxcl.typing import Batch

@@ -38,10 +38,10 @@ def rows(task, count, number=None):
     )
 
 
-def make(counts, numbered=True):
-    number = lambda task: task if numbered else 0
+def make(counts, numbered=("train", "test")):
+    number = lambda task, split: task if split in numbered else 0
     return [
-        Task(f"t{t}", rows(t, n, number(t)), rows(t, 4, number(t)))
+        Task(f"t{t}", rows(t, n, number(t, "train")), rows(t, 4, number(t, "test")))
         for t, n in enumerate(counts)
     ]
 
@@ -63,14 +63,15 @@ MIXES = {
 
 
 @pytest.mark.parametrize("counts", [(40, 40, 40), (12, 50, 31)])
-@pytest.mark.parametrize("numbered", [True, False])
+@pytest.mark.parametrize("numbered", [("train", "test"), ("train",), ()])
 @pytest.mark.parametrize("kind", MIXES)
 def test_every_row_appears_once_with_the_number_of_its_task(
     key, kind, counts, numbered
 ):
     """Law: the rows of all tasks together are those that were given, each once.
 
-    Tasks without numbers are numbered by their place, test rows too.
+    Tasks without numbers are numbered by their place, and test rows like those of
+    training, also in a stream of the compiled loop.
     """
     tasks = make(counts, numbered)
     mixed = MIXES[kind](key, tasks)
@@ -82,7 +83,8 @@ def test_every_row_appears_once_with_the_number_of_its_task(
     assert sum(task.train.count for task in mixed) == sum(counts)
     numbers = np.concatenate([batch.task for batch in found])
     np.testing.assert_array_equal(numbers, x[:, 0])
-    for task in mixed:
+    stream = stack_tasks(mixed, num_classes=2)
+    for task in [*mixed, *stream_tasks(stream)]:
         test = read(task.test)
         np.testing.assert_array_equal(test.task, test.x[:, 0])
 
@@ -219,7 +221,7 @@ def test_a_task_free_run_is_measured_on_the_tasks_and_resumes_in_order_only(
 
 def test_validation_rows_are_numbered_and_a_mix_of_orders_is_refused(key):
     """Oracle: by hand."""
-    tasks = make((20, 20), numbered=False)
+    tasks = make((20, 20), numbered=())
     for place, task in enumerate(tasks):
         train, valid = train_valid_split(key, task.train, valid_fraction=0.5)
         tasks[place] = task._replace(train=train, valid=valid)

@@ -122,6 +122,12 @@ def by_place(places, table=FRAME, **given):
     return data.csv_tasks(KEY, frame, **given)
 
 
+UNNUMBERED = [data.Task(name, *[data.array_dataset(BATCH)] * 2) for name in "ab"]
+UNNUMBERED[1] = UNNUMBERED[1]._replace(
+    train=data.array_dataset(BATCH._replace(x=0 * BATCH.x))
+)
+
+
 def parse(item):
     return np.ones(1) * item, 0
 
@@ -527,6 +533,23 @@ REFUSED += [
     ),
     (lambda: data.gradual(0, TASKS, overlap=1), "key must be one JAX key, got 0"),
     (lambda: data.task_free([]), "task_free: expected at least 1 tasks, got 0"),
+    *[
+        (
+            lambda mix=mix: mix([TASKS[1], *UNNUMBERED]),
+            f"{name}: tasks 1, 2 all have number 0, the default, and others have more",
+        )
+        for name, mix in (
+            ("blurry", lambda tasks: data.blurry(KEY, tasks, minor_fraction=0.1)),
+            ("gradual", lambda tasks: data.gradual(KEY, tasks, overlap=0.1)),
+            ("task_free", data.task_free),
+            ("number_tasks", data.number_tasks),
+        )
+    ],
+    (lambda: data.task_free(STREAM), "task_free: task must be of type Task, got"),
+    (
+        lambda: data.number_tasks([TASKS[0]._replace(train=data.Dataset(0, None))]),
+        "number_tasks: task .* has no rows to learn from; drop the task",
+    ),
     # tables
     *[
         (lambda given=given: csv(**given), f"csv_dataset: {words}")

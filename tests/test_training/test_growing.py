@@ -10,7 +10,7 @@ import pytest
 
 from jaxcl.averages import ema
 from jaxcl.curvature import empirical_fisher
-from jaxcl.data import Dataset, Task, array_dataset, stack_tasks
+from jaxcl.data import Dataset, Task, array_dataset, number_tasks, stack_tasks
 from jaxcl.losses import cross_entropy, single_head
 from jaxcl.memory import episodic, reservoir
 from jaxcl.method import make_method
@@ -25,7 +25,6 @@ from jaxcl.training import (
     restore,
     run_stream,
 )
-from jaxcl.training.batches import numbered
 from jaxcl.tree import as_batch
 from jaxcl.typing import Regularizer
 
@@ -472,22 +471,23 @@ def test_a_number_that_only_some_tasks_lack_is_refused():
         ):
             numbers_seen([*tasks[:-1], tasks[-1]._replace(name="last")])
     returns = [*TASKS, TASKS[0]._replace(name="again")]
-    assert [set(t.train.read(np.arange(9)).task) for t in numbered(returns)][3] == {0}
+    last = number_tasks(returns)[3]
+    assert set(last.train.read(np.arange(9)).task) == {0}
 
 
 def test_rows_of_several_tasks_keep_their_numbers():
     """Oracle: the numbers that were given; where only unread rows have some, a message."""
     mixed = rows(1, 24, 0)._replace(task=np.arange(24) % 3)
     tasks = [task(0)._replace(train=array_dataset(mixed)), task(0)._replace(name="b")]
-    (first, second) = numbered(tasks)
+    (first, second) = number_tasks(tasks)
     np.testing.assert_array_equal(first.train.read(np.arange(24)).task, mixed.task)
     assert set(second.train.read(np.arange(24)).task) == {0}
     large = rows(1, 1000, 0)
     hidden = large._replace(task=(np.arange(1000) == 501).astype(np.int32))
     tasks[0] = task(0)._replace(train=array_dataset(hidden))
-    assert set(numbered(tasks)[1].train.read(np.arange(3)).task) == {1}
+    assert set(number_tasks(tasks)[1].train.read(np.arange(3)).task) == {1}
     with pytest.raises(ValueError, match="rows with task 0 and rows with 1; number"):
-        numbered(tasks)[0].train.read(np.arange(1000))
+        number_tasks(tasks)[0].train.read(np.arange(1000))
 
 
 def test_another_evaluation_set_of_the_same_name_is_measured(tmp_path):
