@@ -106,8 +106,12 @@ def task_free(tasks: Sequence[Task], *, name: str = "stream") -> Task:
     """One task of the rows of all tasks in order, seen once: no boundary, no shuffling.
 
     A method's ``end_task`` is called once, at the end. With :func:`gradual` before it, the
-    stream has no sharp changes either. ``learn(..., evaluation={task.name: task.test for
-    task in tasks})`` measures the original tasks, which are numbered as by :func:`blurry`.
+    stream has no sharp changes either. The original tasks are measured as sets for
+    evaluation only, whose rows need the numbers of their tasks::
+
+        tasks = number_tasks(tasks)
+        one = task_free(gradual(key, tasks, overlap=0.5))
+        learn(..., [one], ..., evaluation={task.name: task.test for task in tasks})
 
     Source: the setting of Aljundi et al. 2019, arXiv:1812.03596.
     """

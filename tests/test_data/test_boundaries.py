@@ -10,12 +10,13 @@ from jaxcl.data import (
     array_dataset,
     blurry,
     gradual,
+    number_tasks,
     stack_tasks,
     stream_tasks,
     task_free,
     train_valid_split,
 )
-from jaxcl.losses import cross_entropy, single_head
+from jaxcl.losses import cross_entropy, heads, single_head
 from jaxcl.memory import greedy_balanced, reservoir
 from jaxcl.method import make_method
 from jaxcl.methods import experience_replay
@@ -217,6 +218,33 @@ def test_a_task_free_run_is_measured_on_the_tasks_and_resumes_in_order_only(
     assert found.run_state.state.progress.task == 1  # one end of a task
     with pytest.raises(ValueError, match="task 0 has shuffle False, got None"):
         run(one._replace(shuffle=True))
+
+
+def test_a_task_free_run_scores_numbered_tasks_on_their_own_heads(key):
+    """Oracle: two tasks of opposite labels, both learned. Negative control: the tasks as
+    they were given, without numbers, of which the second is scored on the first's head."""
+    x = np.random.default_rng(0).standard_normal((40, 3)).astype(np.float32)
+    y = (x[:, 0] > 0).astype(int)
+    plain = lambda labels: array_dataset(as_batch(x, labels))
+    given = [Task(name, plain(v), plain(v)) for name, v in (("a", y), ("b", 1 - y))]
+    tasks = number_tasks(given)
+    one = task_free(gradual(key, tasks, overlap=0.5))._replace(num_epochs=20)
+    model = mlp((3, 16, 4))
+    outputs = heads(model.apply, 2)
+    found = learn(
+        key,
+        lambda frozen: make_method(cross_entropy(outputs), optax.adam(0.02)),
+        model.init(key),
+        [one],
+        Options(None, 4),
+        folder=None,
+        metrics=classification(outputs),
+        evaluation={task.name: task.test for task in tasks}
+        | {f"{task.name}, bare": task.test for task in given},
+    )
+    own_a, own_b, bare_a, bare_b = found.results["accuracy"]["params"][-1, 1:]
+    assert min(own_a, own_b, bare_a) > 0.9
+    assert bare_b < 0.1
 
 
 def test_validation_rows_are_numbered_and_a_mix_of_orders_is_refused(key):
