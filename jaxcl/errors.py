@@ -36,6 +36,7 @@ def check_number(
     least: Any = 0.0,
     most: Any = math.inf,
     above: bool = False,
+    below: bool = False,
     infinite: bool = False,
     schedules: bool = False,
     optional: bool = False,
@@ -43,12 +44,13 @@ def check_number(
 ) -> None:
     """Refuse known numbers outside ``[least, most]``, and values that are not scalars.
 
-    ``above`` refuses ``least`` itself, and ``infinite`` allows infinity. With
-    ``schedules`` functions of the update count pass, with ``optional`` None.
+    ``above`` refuses ``least`` itself, ``below`` refuses ``most``, and ``infinite`` allows
+    infinity. With ``schedules`` functions of the update count pass, with ``optional`` None.
     """
     least = -math.inf if _is_traced(least) else float(least)
     if most < math.inf:
-        wanted = f"a number in {'(' if above else '['}{least:g}, {most:g}]"
+        ends = "(" if above else "[", ")" if below else "]"
+        wanted = f"a number in {ends[0]}{least:g}, {most:g}{ends[1]}"
     else:
         finite = "number" if infinite else "finite number"
         wanted = f"a {finite} {'above' if above else 'of at least'} {least:g}"
@@ -60,7 +62,8 @@ def check_number(
             continue
         number = _as_float(value)
         inside = least < number if above else least <= number  # False for NaN
-        inside &= number <= most and (infinite or math.isfinite(number))
+        inside &= number < most if below else number <= most
+        inside &= infinite or math.isfinite(number)
         require(inside, who, f"{name} must be {wanted}, got {shown(value)}")
 
 
@@ -73,7 +76,7 @@ def _is_traced(value: Any) -> bool:
 
 def _as_float(value: Any) -> float:
     """A scalar as a float; NaN for anything else, including strings and booleans."""
-    with suppress(TypeError, ValueError):
+    with suppress(TypeError, ValueError, OverflowError):  # 10**400
         if np.ndim(value) == 0 and not isinstance(value, str | bool):
             return float(value)
     return math.nan

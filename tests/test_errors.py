@@ -34,6 +34,11 @@ def test_ends_of_a_range_belong_to_it_or_not():
     check_number("box", infinite=True, radius=float("inf"))
     with pytest.raises(ValueError, match="a finite number above 0, got 0"):
         check_number("distill", above=True, temperature=0)
+    inside = {"most": 1.0, "above": True, "below": True}
+    check_number("split", fraction=np.float32(0.5), **inside)
+    for end in (0.0, np.float32(1.0), 10**400):
+        with pytest.raises(ValueError, match=r"fraction must be a number in \(0, 1\)"):
+            check_number("split", fraction=end, **inside)
     for wrong in ([0.1, 0.2], None, True):
         with pytest.raises(
             ValueError, match="of at least 0, got " + re.escape(f"{wrong}")

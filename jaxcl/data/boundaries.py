@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from jaxcl.data.dataset import Dataset, Task
 from jaxcl.data.draws import generator
 from jaxcl.data.numbering import number_tasks
-from jaxcl.errors import check_number, require, shown
+from jaxcl.errors import check_number, require
 from jaxcl.typing import Key
 
 
@@ -37,8 +37,7 @@ def blurry(
     Source: Bang et al. 2021, arXiv:2103.17230; also the blurry classes of
     Koh et al. 2022, arXiv:2110.10031 (i-Blurry).
     """
-    wanted = f"minor_fraction must be a number in [0, 1), got {shown(minor_fraction)}"
-    require(0 <= minor_fraction < 1, "blurry", wanted)
+    check_number("blurry", most=1.0, below=True, minor_fraction=minor_fraction)
     tasks, rng = _numbered("blurry", tasks), generator(key)
     total = len(tasks)
     places, takers = [], []

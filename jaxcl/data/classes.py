@@ -11,7 +11,7 @@ from jaxtyping import Array, Int
 from jaxcl.data.draws import generator
 from jaxcl.data.images import Images
 from jaxcl.data.pixels import Normalise, as_pool, finisher, task_batch, task_numbers
-from jaxcl.errors import is_whole, require, shown
+from jaxcl.errors import as_numbers, is_whole, require, shown
 from jaxcl.typing import Key, Stream
 
 
@@ -51,11 +51,16 @@ def class_pairs(
     """
     known = range(images.num_classes)
     pairs = list(itertools.combinations(known, 2)) if pairs is None else pairs
-    odd = [p for p in pairs if len(set(p)) != 2 or len(p) != 2 or set(p) - set(known)]
-    wanted = f"pairs must be a list of two different classes of 0 to {known[-1]}"
-    found = odd[0] if odd else "an empty list"
-    require(len(pairs) and not odd, "class_pairs", f"{wanted}, got {found}; change it")
-    groups = np.asarray(pairs, np.int32)
+    groups = as_numbers("class_pairs", "pairs", pairs)
+    listed = groups.dtype.kind in "iu" and groups.shape[1:] == (2,)
+    rows = groups.tolist() if listed else []
+    odd = [tuple(p) for p in rows if len(set(p)) != 2 or set(p) - set(known)]
+    found = shown(odd[0] if odd else pairs)
+    wanted = (
+        f"two different classes of 0 to {known[-1]}, got {found}; give [(0, 1), ...]"
+    )
+    require(rows and not odd, "class_pairs", f"pairs must each be {wanted}")
+    groups = groups.astype(np.int32)
     best = min if truncate else max
     sizes = [
         best(_class_counts("class_pairs", images, y, groups).sum(1).tolist())
@@ -124,7 +129,7 @@ def split_sizes(num_classes: int, num_tasks: int) -> tuple[int, ...]:
     """
     good = is_whole(num_tasks) and 1 <= num_tasks <= num_classes
     wanted = f"num_tasks must be an int in [1, {num_classes}], the classes"
-    require(good, "class_splits", f"{wanted}, got {num_tasks}")
+    require(good, "class_splits", f"{wanted}, got {shown(num_tasks)}")
     width, more = divmod(num_classes, num_tasks)
     return (width + 1,) * more + (width,) * (num_tasks - more)
 
@@ -136,12 +141,13 @@ def _sizes(num_classes: int, num_tasks, sizes) -> tuple[int, ...]:
     require(one, "class_splits", f"expected {either}; give one of them")
     if sizes is None:
         return split_sizes(num_classes, num_tasks)
-    listed = isinstance(sizes, Sequence | np.ndarray) and len(sizes)
-    counts = listed and all(is_whole(size) and size > 0 for size in sizes)
+    counts = as_numbers("class_splits", "sizes", sizes)
+    ints = counts.ndim == 1 and counts.size and counts.dtype.kind in "iu"
     wanted = f"ints above 0 that sum to at most the {num_classes} classes"
     message = f"sizes must be {wanted}, got {shown(sizes)}; give for example (50, 10)"
-    require(counts and sum(sizes) <= num_classes, "class_splits", message)
-    return tuple(map(int, sizes))
+    good = ints and counts.min() > 0 and counts.sum() <= num_classes
+    require(good, "class_splits", message)
+    return tuple(counts.tolist())
 
 
 def _groups(images, groups, sizes, relabel, flat, normalise, kind) -> Stream:

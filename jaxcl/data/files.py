@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from jaxcl.data.images import Images, as_images
-from jaxcl.errors import InputError, MissingFileError, reason_of, require
+from jaxcl.errors import InputError, MissingFileError, reason_of, require, shown
 
 PathLike = str | os.PathLike[str]
 
@@ -48,7 +48,7 @@ def load_images(path: PathLike) -> Images:
       path: of the file or folder, after which the images are named; CIFAR's are
         ``cifar100`` or ``cifar10``, ``[n, 32, 32, 3]``.
     """
-    path = Path(path)
+    path = as_path("load_images", path, "give that of a file or folder")
     if path.is_file():
         return _npz(path)
     if (path / "train.bin").exists() or (path / "data_batch_1.bin").exists():
@@ -71,12 +71,20 @@ def load_images(path: PathLike) -> Images:
     raise MissingFileError(msg)
 
 
+def as_path(who: str, path: PathLike, remedy: str) -> Path:
+    """What a user gave as a path."""
+    wanted = f"expected a path, got {shown(path)}; {remedy}"
+    require(isinstance(path, str | os.PathLike), who, wanted)
+    return Path(path)
+
+
 def existing_file(who: str, path: PathLike, remedy: str) -> Path:
     """The path of a file, or a FileNotFoundError that says what to give."""
-    if not Path(path).is_file():
+    path = as_path(who, path, remedy)
+    if not path.is_file():
         msg = f"{who}: no file {path}; {remedy}."
         raise MissingFileError(msg)
-    return Path(path)
+    return path
 
 
 @contextmanager

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from jaxcl.data.draws import generator
-from jaxcl.errors import as_numbers, check_number, check_size, is_whole, require
+from jaxcl.errors import as_numbers, check_number, check_size, is_whole, require, shown
 from jaxcl.typing import Key
 
 
@@ -125,14 +125,15 @@ def only_classes(images: Images, classes: ArrayLike) -> Images:
     Returns:
       The rows of these classes in their original order; ``num_classes`` is their number.
     """
-    wanted = as_numbers("only_classes", "classes", classes)
-    both = set(images.train_y.tolist()) & set(images.test_y.tolist())
-    lacking = [c for c in wanted.tolist() if not is_whole(c) or c not in both]
-    remedy = f"leave out {lacking}" if lacking else "name at least one, each once"
-    good = 0 < wanted.size == len(set(wanted.tolist())) and not lacking
-    came = f"train and test rows, got {wanted.tolist()}; {remedy}"
     who = f"only_classes: {images.name}"
-    require(good, who, f"classes must be different ones with {came}")
+    wanted = as_numbers(who, "classes", classes)
+    both = set(images.train_y.tolist()) & set(images.test_y.tolist())
+    lacking = [c for c in wanted.ravel().tolist() if not is_whole(c) or c not in both]
+    remedy = f"leave out {lacking}" if lacking else "name at least one, each once"
+    once = wanted.ndim == 1 and 0 < wanted.size == len(set(wanted.tolist()))
+    came = f"train and test rows, got {wanted.tolist()}; {remedy}"
+    needed = f"classes must be a list of different ones with {came}"
+    require(once and not lacking, who, needed)
     number = np.full(images.num_classes, -1, np.int32)
     number[wanted] = np.arange(wanted.size)
     images = images._replace(
@@ -148,6 +149,7 @@ def padded(images: Images, width: int = 2) -> Images:
 
     van de Ven and Tolias (arXiv:1904.07734) permute MNIST after this padding.
     """
+    check_size("padded", least=0, width=width)
 
     def pad(x):
         border = [(0, 0), (width, width), (width, width)] + [(0, 0)] * (x.ndim - 3)
@@ -205,6 +207,6 @@ def _choose(rng, images: Images, y: np.ndarray, count: int | None, per_class: bo
     least = min(len(group) for group in groups)
     good = is_whole(count) and 1 <= count <= least
     kept = f"to keep{' of each class' if per_class else ''} must lie in [1, {least}]"
-    message = f"rows {kept}, got {count}; give such an int"
+    message = f"rows {kept}, got {shown(count)}; give such an int"
     require(good, f"subset: {images.name}", message)
     return np.sort(np.concatenate([group[:count] for group in groups]))

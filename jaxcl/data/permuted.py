@@ -24,7 +24,7 @@ from jaxcl.data.pixels import (
     task_batch,
     task_numbers,
 )
-from jaxcl.errors import check_size, is_whole, require
+from jaxcl.errors import as_numbers, check_size, is_whole, require, shown
 from jaxcl.typing import Key, Stream
 
 
@@ -165,7 +165,7 @@ def rotations(
       normalise: see :func:`permuted`; applied after the rotation.
     """
     pool, finish = as_pool(images), finisher(images, flat, normalise)
-    angles = np.asarray(angles, np.float32)
+    angles = np.asarray(as_numbers("rotations", "angles", angles), np.float32)
     wanted = f"angles must be one finite number for each task, got {angles.tolist()}"
     good = angles.ndim == 1 and len(angles) > 0 and np.isfinite(angles).all()
     require(good, "rotations", f"{wanted}; give a list of degrees")
@@ -201,5 +201,5 @@ def _draw_rows(who, rng, images: Images, num_tasks: int, num_examples: int | Non
     size = len(images.train_y)
     wanted = f"num_examples must lie in [1, {size}], the training rows of {images.name}"
     good = is_whole(num_examples) and 1 <= num_examples <= size
-    require(good, who, f"{wanted}, got {num_examples}; give such an int")
+    require(good, who, f"{wanted}, got {shown(num_examples)}; give such an int")
     return rows_without_replacement(rng, num_tasks, size, num_examples)

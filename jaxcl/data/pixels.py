@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Int
 
 from jaxcl.data.images import Images, as_images
-from jaxcl.errors import require, shown
+from jaxcl.errors import as_numbers, require, shown
 from jaxcl.typing import Batch, PyTree, Stream
 
 #: ``(mean, std)`` of pixels in units of 0..1: numbers, or one for each channel.
@@ -44,14 +44,18 @@ def finisher(
     Returns:
       ``([n, h, w] or [n, h, w, channels]) -> float32``.
     """
-    mean, std = (0.0, 1.0) if normalise is None else normalise
-    mean, std = np.asarray(mean, np.float32), np.asarray(std, np.float32)
+    given = (0.0, 1.0) if normalise is None else normalise
+    given = given if np.iterable(given) else ()
+    pair = [as_numbers(images.name, "normalise", part) for part in given]
+    pair = [np.asarray(part, np.float32) for part in pair]
     channels = images.train_x.shape[3:]
-    finite = np.isfinite(mean).all() and np.isfinite(std).all() and (std > 0).all()
-    good = finite and {mean.shape, std.shape} <= {(), channels}
+    finite = all(np.isfinite(part).all() for part in pair)
+    good = len(pair) == 2 and finite and (pair[1] > 0).all()
+    good = good and {part.shape for part in pair} <= {(), channels}
     wanted = f"(mean, std > 0), numbers or one for each of {list(channels)} channels"
     came = f"got {shown(normalise)}; mean_and_std(images) computes them"
     require(good, images.name, f"normalise must be finite {wanted}, {came}")
+    mean, std = pair
 
     def finish(x):
         x = unit_scale(x)

@@ -124,6 +124,12 @@ def stack_tasks(
         (read(task.train), read(task.test)) if isinstance(task, Task) else task
         for task in tasks
     ]
+    is_pair = lambda task: isinstance(task, tuple | list) and len(task) == 2
+    odd = next((shown(task) for task in pairs if not is_pair(task)), None)
+    wanted = (
+        f"each task must be (train, test) or a Task, got {odd}; give a list of these"
+    )
+    require(odd is None, "stack_tasks", wanted)
     splits = zip(("train", "test"), zip(*pairs, strict=True), strict=True)
     train, test = (_stacked(split, batches) for split, batches in splits)
     stream = from_arrays(train, test, num_classes=num_classes, name=name)

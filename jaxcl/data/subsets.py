@@ -9,7 +9,7 @@ from jaxtyping import Int
 
 from jaxcl.data.dataset import Dataset
 from jaxcl.data.draws import generator
-from jaxcl.errors import check_key, check_size, require, shown
+from jaxcl.errors import check_key, check_number, check_size, require
 from jaxcl.tree import at, check_batch, num_rows
 from jaxcl.typing import Batch, Key
 
@@ -40,8 +40,8 @@ def train_valid_split(
     Returns:
       ``(train, valid)``, of the kind of ``data``.
     """
-    wanted = f"valid_fraction must be a number in (0, 1), got {shown(valid_fraction)}"
-    require(0 < valid_fraction < 1, "train_valid_split", f"{wanted}; 0.1 is a tenth")
+    limits = {"most": 1.0, "above": True, "below": True}
+    check_number("train_valid_split", valid_fraction=valid_fraction, **limits)
     if isinstance(data, Dataset):
         rows = np.arange(data.count)
     else:

@@ -90,6 +90,8 @@ def prototypes(
     """
     check_size("prototypes", num_tasks=num_tasks, num_classes=num_classes)
     check_size("prototypes", num_train=num_train, num_test=num_test)
+    check_size("prototypes", num_features=num_features)
+    check_number("prototypes", noise=noise)
     rng = generator(key)
     order = permutations(rng, num_tasks, num_features)
     centres = rng.standard_normal((num_classes, num_features), np.float32)

@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from jaxcl.data.dataset import Dataset, Task, array_dataset
 from jaxcl.data.files import existing_file
 from jaxcl.data.subsets import train_valid_split
-from jaxcl.errors import InputError, check_size, reason_of, require, shown
+from jaxcl.errors import InputError, check_number, check_size, reason_of, require, shown
 from jaxcl.typing import Batch, Key
 
 if TYPE_CHECKING:
@@ -44,12 +44,19 @@ def encode_labels(
 
     given = np.asarray(labels, object)
     flat = pd.Series(given.ravel(), dtype=object)
-    classes = sorted(flat.dropna().unique()) if classes is None else classes
-    known = pd.Index(classes, dtype=object)
-    twice = known[known.duplicated()].tolist()
+    try:
+        classes = sorted(flat.dropna().unique()) if classes is None else classes
+        known = pd.Index(classes, dtype=object)
+        twice = known[known.duplicated()].tolist()
+        numbers = known.unique().get_indexer(pd.Index(flat, dtype=object))
+    except (TypeError, ValueError) as error:  # of sorting, of hashing, of no list
+        msg = (
+            "encode_labels: expected labels that can be sorted, or a list of classes "
+            f"({reason_of(error)}); give classes in the order of their numbers."
+        )
+        raise InputError(msg) from error
     once = f"classes {shown(twice)} are listed twice; list each class once"
     require(not twice, "encode_labels", once)
-    numbers = known.get_indexer(pd.Index(flat, dtype=object))
     unknown = next(iter(np.flatnonzero(numbers < 0).tolist()), None)
     none = f"label {unknown}, {shown(flat.get(unknown))}, is none of the {len(known)} "
     remedy = "classes; add it to classes, or drop its rows"
@@ -118,9 +125,8 @@ def csv_tasks(
       Tasks named by the values, numbered from 0; each needs two rows.
     """
     frame = _frame("csv_tasks", source)
-    inside = isinstance(test_fraction, int | float) and 0 < test_fraction < 1
-    wanted = f"test_fraction must be a number in (0, 1), got {shown(test_fraction)}"
-    require(inside, "csv_tasks", wanted)
+    limits = {"most": 1.0, "above": True, "below": True}
+    check_number("csv_tasks", test_fraction=test_fraction, **limits)
     groups = _column(frame, task)
     _require_rows(groups.notna(), groups, "missing values", "fill or drop these rows")
     if columns is None:
@@ -167,11 +173,13 @@ def _as_dataset(frame, label, columns, classes, task) -> Dataset:
     """The rows of a table, all of one task."""
     if columns is None:
         columns = [name for name in frame.columns if name != label]
-    listed = len(columns) and not isinstance(columns, str) and label not in [*columns]
+    alone = isinstance(columns, str) or not np.iterable(columns)
+    named = [] if alone else list(columns)
+    usable = named and label not in named
     wanted = f"expected a list of columns, got {shown(columns)}; name some of the table"
-    require(listed, "csv_dataset", f"{wanted}, without {shown(label)}, the labels")
+    require(usable, "csv_dataset", f"{wanted}, without {shown(label)}, the labels")
     y = _labels(_column(frame, label), classes)
-    x = np.stack([_numbers(_column(frame, name)) for name in columns], 1)
+    x = np.stack([_numbers(_column(frame, name)) for name in named], 1)
     ones, number = np.ones(len(y), np.float32), np.full(len(y), task, np.int32)
     return array_dataset(Batch(x, y, ones, number))
 

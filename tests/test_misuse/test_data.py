@@ -148,6 +148,14 @@ REFUSED = [
         lambda: data.subset(TOY_3, num_train=31),
         r"subset: toy: .*must lie in \[1, 30\], got 31",
     ),
+    *[
+        (
+            lambda width=width: data.padded(TOY, width),
+            f"padded: width must be an int of at least 0, .* got {width}",
+        )
+        for width in (-1, 0.5, None)
+    ],
+    (lambda: data.subset(TOY_3, num_train=X), r"must lie in \[1, 30\], got ndarray"),
     (lambda: data.subset(TOY_3, num_train=0), r"must lie in \[1, 30\], got 0"),
     (
         lambda: data.subset(TOY_3, num_test=5, per_class=True),
@@ -165,6 +173,10 @@ REFUSED = [
             ([-1], r"leave out \[-1\]"),
             ([0.5], r"leave out \[0.5\]"),
             ([1.0], r"leave out \[1.0\]"),
+            (1, "a list of different ones .* got 1; name"),
+            (3, r"got 3; leave out \[3\]"),
+            ([[1, 2]], r"got \[\[1, 2\]\]; name"),
+            ("a", "classes must be an array of numbers, .* got 'a'"),
         )
     ],
     *[
@@ -229,18 +241,43 @@ REFUSED = [
         "permuted_labels: num_examples",
     ),
     (lambda: data.rotations(TOY, []), "rotations: angles must be one finite number"),
+    (lambda: data.rotations(TOY, ["a"]), "rotations: angles must be an array of num"),
     (lambda: data.rotations(TOY, [NAN]), r"rotations: angles .* got \[nan\]"),
     (
         lambda: data.rotations(TOY, [0.0], normalise=(0.5, 0.0)),
         "normalise must be finite",
     ),
+    *[
+        (
+            lambda wrong=wrong: data.class_pairs(TOY, normalise=wrong),
+            f"toy: normalise must be .*{words}",
+        )
+        for wrong, words in (
+            (3, r"\(mean, std > 0\), .* got 3; mean_and_std"),
+            ((0.5,), r"got \(0.5,\); mean_and_std"),
+            (("a", "b"), "an array of numbers, .* got 'a'"),
+        )
+    ],
     (
         lambda: data.rotations(TOY, [0.0], normalise=(np.zeros(3), np.ones(3))),
         r"normalise must be .*\[\] channels",
     ),
     (lambda: pairs((0, 4)), r"classes of 0 to 3, got \(0, 4\)"),
     (lambda: pairs((0, 1), (2, 2)), r"different.*got \(2, 2\)"),
-    (lambda: pairs(), "an empty list"),
+    *[
+        (
+            lambda wrong=wrong: data.class_pairs(TOY, pairs=wrong),
+            f"class_pairs: pairs must .*{words}",
+        )
+        for wrong, words in (
+            ((), r"got \(\); give"),
+            ([0, 1], r"0 to 3, got \[0, 1\]; give .*"),
+            (3, "got 3; give"),
+            ([(0, 1, 2)], r"got \[\(0, 1, 2\)\]; give"),
+            ([(0.0, 1.0)], r"got \[\(0.0, 1.0\)\]"),
+            ([(0, 1), (1,)], r"lists of equal length, got"),
+        )
+    ],
     (
         lambda: data.class_pairs(TOY._replace(num_classes=6)),
         "class 4 of toy lacks some",
@@ -292,6 +329,13 @@ REFUSED = [
         lambda: from_arrays(([X[:2], X[:3]], [Y[:2], Y[:3]]), PAIR_OF_TASKS),
         r"from_arrays: all tasks of train .* got \[2, 3\]; take stack_tasks",
     ),
+    *[
+        (
+            lambda task=task: stacked([task]),
+            f"stack_tasks: each task must be .train, test. or a Task, got {words}; give",
+        )
+        for task, words in (((BATCH,), "tuple"), (BATCH, "Batch"), (3, "3"))
+    ],
     (lambda: stacked([]), "stack_tasks: expected at least one task, got none"),
     (lambda: data.stack_plans([]), "stack_plans: needs at least one stream, got none"),
     (
@@ -439,6 +483,20 @@ REFUSED = [
         lambda: data.array_dataset(BATCH._replace(weight=0 * BATCH.weight)),
         "array_dataset: expected rows with a weight above 0",
     ),
+    *[
+        (
+            lambda wrong=wrong, call=call: call(wrong),
+            rf"{name} must be a number in \(0, 1\), got {wrong!r}",
+        )
+        for wrong in ("0.1", None, True, 1)
+        for name, call in (
+            ("train_valid_split: valid_fraction", lambda f: parted(fraction=f)),
+            (
+                "csv_tasks: test_fraction",
+                lambda f: by_place([1, 1, 2, 2], test_fraction=f),
+            ),
+        )
+    ],
     (lambda: parted(fraction=0.0), r"a number in \(0, 1\), got 0"),
     (lambda: parted(fraction=1.0), r"a number in \(0, 1\), got 1"),
     (lambda: parted(fraction=NAN), "valid_fraction must be .* got nan"),
@@ -461,6 +519,17 @@ REFUSED = [
     (
         lambda: data.prototypes(KEY, num_train=0),
         "prototypes: num_train must be an int",
+    ),
+    (lambda: data.prototypes(KEY, num_features="a"), "num_features must be an int"),
+    (lambda: data.prototypes(KEY, noise="a"), "prototypes: noise must be a finite num"),
+    (
+        lambda: data.synthetic_images(KEY, noise=10**400),
+        "synthetic_images: noise must be a finite number .* got int",
+    ),
+    (lambda: data.load_images(None), "load_images: expected a path, got None; give"),
+    (
+        lambda: data.jsonl_dataset(None, parse, task=0),
+        "jsonl_dataset: expected a path, got None; give",
     ),
 ]
 
@@ -512,6 +581,15 @@ REFUSED += [
                 "label 1, 'cow', is none of the 1 classes; add",
             ),
             ((["cat"], ["cat", "cat"]), r"classes \['cat'\] are listed twice"),
+            (
+                (["a", 1],),
+                "expected labels that can be sorted, .*TypeError.*; give clas",
+            ),
+            ((["a"], 3), "expected .* a list of classes .*TypeError: .* 3 "),
+            (
+                ([["a"], ["b", "c"]],),
+                "expected labels that can be sorted, .*unhashable",
+            ),
         )
     ],
     # boundaries
@@ -521,6 +599,8 @@ REFUSED += [
             (1.0, r"blurry: minor_fraction must be a number in \[0, 1\), got 1.0"),
             (-0.1, r"blurry: minor_fraction must .* got -0.1"),
             (NAN, r"blurry: minor_fraction must .* got nan"),
+            (None, r"blurry: minor_fraction must .* got None"),
+            ("0.1", r"blurry: minor_fraction must .* got '0.1'"),
         )
     ],
     (
@@ -558,6 +638,8 @@ REFUSED += [
             ({"frame": FRAME[:0]}, "expected rows, got none; give a table"),
             ({"columns": ()}, r"expected a list of columns, got \(\); name"),
             ({"columns": "a"}, "expected a list of columns, got 'a'"),
+            ({"columns": 3}, "expected a list of columns, got 3"),
+            ({"frame": 3}, "expected a path, got 3; give the path of a CSV file"),
             (
                 {"columns": ["z"]},
                 "column 'z' is missing among 'a', 'b', 'kind'; name another",

@@ -1,14 +1,15 @@
-"""Lists of numbers in place of arrays, which are accepted."""
+"""Lists of numbers in place of arrays, and scalars of NumPy, which are accepted."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pandas as pd
 import pytest
 
 from jaxcl import data, metrics
 from jaxcl.report import statistics
 from jaxcl.tree import as_batch
-from tests.test_misuse.table import X, Y
+from tests.test_misuse.table import BATCH, KEY, TASKS, X, Y
 
 MATRIX, HALVES = [[1, 0, 0], [1, 1, 0], [0, 1, 1]], [0.5, 0.25, 1.0]
 BOTH = [
@@ -29,6 +30,29 @@ def test_lists_of_numbers_do_what_arrays_do(call, arrays):
     lists = [array.tolist() for array in arrays]
     assert isinstance(lists[0], list)
     jax.tree.map(np.testing.assert_array_equal, call(*lists), call(*arrays))
+
+
+FRAME = pd.DataFrame({"a": np.arange(8.0), "y": [0, 1] * 4, "place": list("uuuuvvvv")})
+FRACTIONS = [
+    lambda half: data.train_valid_split(KEY, BATCH, valid_fraction=half),
+    lambda half: [
+        part.read(np.arange(2))
+        for task in data.csv_tasks(
+            KEY, FRAME, label="y", task="place", test_fraction=half
+        )
+        for part in (task.train, task.test)
+    ],
+    lambda half: [
+        task.train.read(np.arange(4))
+        for task in data.blurry(KEY, TASKS, minor_fraction=half)
+    ],
+]
+
+
+@pytest.mark.parametrize("call", FRACTIONS)
+def test_a_fraction_of_numpy_does_what_a_float_does(call):
+    """Oracle: the same call with a float of Python."""
+    jax.tree.map(np.testing.assert_array_equal, call(np.float32(0.5)), call(0.5))
 
 
 def test_fractions_in_integers_are_not_truncated_to_zero():
