@@ -40,6 +40,17 @@ def encode_labels(
       The numbers, int32 in the shape of ``labels``, and the classes: ``classes[number]``
       is the label. A label that is missing or not in ``classes`` is refused.
     """
+    numbers, known = _encoded("encode_labels", labels, classes)
+    unknown = next(iter(np.flatnonzero(numbers < 0).tolist()), None)
+    label = None if unknown is None else np.asarray(labels, object).flat[unknown]
+    none = f"label {unknown}, {shown(label)}, is none of the {len(known)} classes"
+    remedy = "add it to classes, or drop its rows"
+    require(unknown is None, "encode_labels", f"{none}; {remedy}")
+    return numbers, known
+
+
+def _encoded(who: str, labels, classes) -> tuple[Int[np.ndarray, "..."], list[Any]]:
+    """Class numbers, -1 for a label that is in none of the classes; and the classes."""
     import pandas as pd
 
     given = np.asarray(labels, object)
@@ -51,16 +62,12 @@ def encode_labels(
         numbers = known.unique().get_indexer(pd.Index(flat, dtype=object))
     except (TypeError, ValueError) as error:  # of sorting, of hashing, of no list
         msg = (
-            "encode_labels: expected labels that can be sorted, or a list of classes "
+            f"{who}: expected labels that can be sorted, or a list of classes "
             f"({reason_of(error)}); give classes in the order of their numbers."
         )
         raise InputError(msg) from error
     once = f"classes {shown(twice)} are listed twice; list each class once"
-    require(not twice, "encode_labels", once)
-    unknown = next(iter(np.flatnonzero(numbers < 0).tolist()), None)
-    none = f"label {unknown}, {shown(flat.get(unknown))}, is none of the {len(known)} "
-    remedy = "classes; add it to classes, or drop its rows"
-    require(unknown is None, "encode_labels", f"{none}{remedy}")
+    require(not twice, who, once)
     return numbers.astype(np.int32).reshape(given.shape), known.tolist()
 
 
@@ -95,7 +102,8 @@ def csv_dataset(
         values, values beyond float32, or labels that are not in ``classes``.
     """
     check_size("csv_dataset", least=0, task=task)
-    return _as_dataset(_frame("csv_dataset", source), label, columns, classes, task)
+    who = "csv_dataset"
+    return _as_dataset(who, _frame(who, source), label, columns, classes, task)
 
 
 def csv_tasks(
@@ -124,19 +132,20 @@ def csv_tasks(
     Returns:
       Tasks named by the values, numbered from 0; each needs two rows.
     """
-    frame = _frame("csv_tasks", source)
+    who = "csv_tasks"
+    frame = _frame(who, source)
     limits = {"most": 1.0, "above": True, "below": True}
-    check_number("csv_tasks", test_fraction=test_fraction, **limits)
-    groups = _column(frame, task)
-    _require_rows(groups.notna(), groups, "missing values", "fill or drop these rows")
+    check_number(who, test_fraction=test_fraction, **limits)
+    groups, remedy = _column(who, frame, task), "fill or drop these rows"
+    _require_rows(who, groups.notna(), groups, "missing values", remedy)
     if columns is None:
         columns = [name for name in frame.columns if name not in (label, task)]
     tasks = []
     for number, value in enumerate(groups.unique()):
         part = frame[groups == value]
         few = f"has too few rows of {shown(value)}, {len(part)}; a task needs one to learn "
-        _require_column(len(part) > 1, task, f"{few}and one to test")
-        rows = _as_dataset(part, label, columns, classes, number)
+        _require_column(who, len(part) > 1, task, f"{few}and one to test")
+        rows = _as_dataset(who, part, label, columns, classes, number)
         draw = jax.random.fold_in(key, number)
         numbered = rows.read(np.arange(1)).y.dtype == np.int32
         train, test = train_valid_split(
@@ -169,7 +178,7 @@ def _frame(who: str, source: Table) -> "pd.DataFrame":
     return frame
 
 
-def _as_dataset(frame, label, columns, classes, task) -> Dataset:
+def _as_dataset(who, frame, label, columns, classes, task) -> Dataset:
     """The rows of a table, all of one task."""
     if columns is None:
         columns = [name for name in frame.columns if name != label]
@@ -177,59 +186,64 @@ def _as_dataset(frame, label, columns, classes, task) -> Dataset:
     named = [] if alone else list(columns)
     usable = named and label not in named
     wanted = f"expected a list of columns, got {shown(columns)}; name some of the table"
-    require(usable, "csv_dataset", f"{wanted}, without {shown(label)}, the labels")
-    y = _labels(_column(frame, label), classes)
-    x = np.stack([_numbers(_column(frame, name)) for name in named], 1)
+    require(usable, who, f"{wanted}, without {shown(label)}, the labels")
+    y = _labels(who, _column(who, frame, label), classes)
+    x = np.stack([_numbers(who, _column(who, frame, name)) for name in named], 1)
     ones, number = np.ones(len(y), np.float32), np.full(len(y), task, np.int32)
     return array_dataset(Batch(x, y, ones, number))
 
 
-def _column(frame, name):
+def _column(who: str, frame, name):
     """One column, which is there once."""
     found = list(frame.columns).count(name)
     how = f"is there {found} times" if found else "is missing"
     there = ", ".join(map(shown, frame.columns[:8]))
-    _require_column(found == 1, name, f"{how} among {there}; name another")
+    _require_column(who, found == 1, name, f"{how} among {there}; name another")
     return frame[name]
 
 
-def _numbers(column) -> Float[np.ndarray, " n"]:
+def _numbers(who: str, column) -> Float[np.ndarray, " n"]:
     """A column as float32."""
     text = f"holds no numbers, but {shown(column.iloc[0])}; encode it "
     remedy = "(pandas.get_dummies), or leave it out by columns="
-    _require_column(column.dtype.kind in "biuf", column.name, f"{text}{remedy}")
+    _require_column(who, column.dtype.kind in "biuf", column.name, f"{text}{remedy}")
     with np.errstate(over="ignore"):
         numbers = column.to_numpy(np.float32, na_value=np.nan)
     remedy = "fill them (frame.fillna), scale them or drop their rows (frame.dropna)"
     odd = "missing values, or numbers that float32 cannot hold"
-    _require_rows(np.isfinite(numbers), column, odd, remedy)
+    _require_rows(who, np.isfinite(numbers), column, odd, remedy)
     return numbers
 
 
-def _labels(column, classes) -> np.ndarray:
+def _labels(who: str, column, classes) -> np.ndarray:
     """Class numbers int32, or targets float32."""
     if classes is not None:
-        return encode_labels(column, classes)[0]
+        numbers, known = _encoded(who, column, classes)
+        odd, remedy = f"labels that are none of the {len(known)} classes", "add them"
+        _require_rows(who, numbers >= 0, column, odd, f"{remedy}, or drop these rows")
+        return numbers
     found = [] if column.dtype.kind in "biuf" else column.dropna().unique().tolist()
     few = ", ".join(map(repr, found[:4])) + (", ..." if len(found) > 4 else "")
     text = f"holds {len(found)} labels, no numbers; give classes=[{few}]"
-    _require_column(not found, column.name, text)
-    numbers = _numbers(column)
+    _require_column(who, not found, column.name, text)
+    numbers = _numbers(who, column)
     if column.dtype.kind == "f":
         return numbers
     remedy = "encode_labels numbers classes; targets are floats"
     classes = (column >= 0) & (column < 2**31)
-    _require_rows(classes, column, "numbers that are not classes of int32", remedy)
+    _require_rows(who, classes, column, "numbers that are not classes of int32", remedy)
     return column.to_numpy(np.int32)
 
 
-def _require_column(holds, name, problem: str):
-    require(holds, "csv_dataset", f"column {shown(str(name))} {problem}")
+def _require_column(who: str, holds, name, problem: str):
+    require(holds, who, f"column {shown(str(name))} {problem}")
 
 
-def _require_rows(good, column, problem: str, remedy: str):
+def _require_rows(who: str, good, column, problem: str, remedy: str):
     """Refuse a column with rows that are not good, naming the first of them."""
     bad = column[~np.asarray(good, bool)]
     row, value = next(iter(bad.items()), (None, None))
-    first = f"has {problem} ({len(bad)}), the first in row {row}: {value}; {remedy}"
-    _require_column(bad.empty, column.name, first)
+    first = (
+        f"has {problem} ({len(bad)}), the first in row {row}: {shown(value)}; {remedy}"
+    )
+    _require_column(who, bad.empty, column.name, first)

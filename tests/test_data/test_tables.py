@@ -163,6 +163,12 @@ def test_rows_are_those_of_the_table(key):
         InputError, match=r"'a' has missing values.* \(1\), .* in row 17:"
     ):
         csv_tasks(key, frame, **split)
+    kinds = frame.assign(y=17 * ["cat"] + ["cow"] + 2 * ["cat"], a=0.0)
+    words = (
+        r"csv_tasks: column 'y' has labels .* 1 classes \(1\), .* row 17: 'cow'; add"
+    )
+    with pytest.raises(InputError, match=words):
+        csv_tasks(key, kinds, classes=["cat"], **split)
     with pytest.raises(InputError, match=r"must be a number in \(0, 1\), got 20.0"):
         csv_tasks(key, frame, **split | {"test_fraction": 20.0})
     with pytest.raises(InputError, match=r"list of columns.* without 'y', the labels"):

@@ -108,11 +108,11 @@ WIDER_PAIR = np.ones((3, 4, 3), np.float32), PAIR_OF_TASKS[1]
 INTEGER_PAIR = PAIR_OF_TASKS[0].astype(int), PAIR_OF_TASKS[1]
 
 
-def csv(frame=FRAME, label="b", columns=("a",), **changes):
+def csv(frame=FRAME, label="b", columns=("a",), classes=None, **changes):
     """A dataset of two rows, with columns of the table changed."""
     if changes and isinstance(frame, pd.DataFrame):
         frame = frame.assign(**changes)
-    return data.csv_dataset(frame, label=label, columns=columns)
+    return data.csv_dataset(frame, label=label, columns=columns, classes=classes)
 
 
 def by_place(places, table=FRAME, **given):
@@ -665,6 +665,15 @@ REFUSED += [
                 "column 'b' has numbers .* in row 1: 2147483648; encode",
             ),
             ({"b": [0, -1]}, "column 'b' has numbers .* in row 1: -1; encode"),
+            (
+                {"label": "kind", "classes": ["u"]},
+                r"column 'kind' has labels that are none of .* in row 1: 'v'; add them",
+            ),
+            ({"label": "kind", "classes": 3}, "expected .* a list of classes"),
+            (
+                {"label": "kind", "classes": ["u", "u"]},
+                r"classes \['u'\] are listed twice",
+            ),
             ({"b": [0.5, None]}, "column 'b' has missing values.* .1."),
         )
     ],
@@ -680,7 +689,18 @@ REFUSED += [
         lambda: by_place([1, 1, 2, 2], table=FRAME[:0]),
         "csv_tasks: expected rows, got none",
     ),
-    (lambda: by_place([1, 1, 2, 2]), "column 'kind' holds no numbers"),
+    (
+        lambda: by_place([1, 1, 2, 2]),
+        "csv_tasks: column 'kind' holds no numbers",
+    ),
+    *[
+        (lambda given=given: by_place([1, 1, 2, 2], **given), f"csv_tasks: {words}")
+        for given, words in (
+            ({"task": "zz"}, "column 'zz' is missing among 'a', 'b'"),
+            ({"label": "zz", "columns": ["a"]}, "column 'zz' is missing among"),
+            ({"columns": ["b"]}, r"expected a list of columns, got \['b'\]; name"),
+        )
+    ],
 ]
 
 
