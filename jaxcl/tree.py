@@ -257,7 +257,8 @@ def beyond_int32(tree: PyTree) -> int | None:
     known = [leaf for leaf in jax.tree.leaves(tree) if not isinstance(leaf, Tracer)]
     # Arrays say their dtype themselves: those of floats are not copied from a device.
     dtype_of = lambda leaf: getattr(leaf, "dtype", None) or np.asarray(leaf).dtype
-    integers = [np.asarray(leaf) for leaf in known if dtype_of(leaf).kind in "iu"]
+    whole = lambda leaf: isinstance(leaf, int) or dtype_of(leaf).kind in "iu"  # 10**400
+    integers = [np.asarray(leaf) for leaf in known if whole(leaf)]
     ends = (int(end(initial=0)) for leaf in integers for end in (leaf.min, leaf.max))
     return next((end for end in ends if not -(2**31) <= end < 2**31), None)
 

@@ -11,7 +11,7 @@ from jaxtyping import Array, Int
 from jaxcl.data.draws import generator
 from jaxcl.data.images import Images
 from jaxcl.data.pixels import Normalise, as_pool, finisher, task_batch, task_numbers
-from jaxcl.errors import as_numbers, is_whole, require, shown
+from jaxcl.errors import as_numbers, check_size, is_whole, require, shown
 from jaxcl.typing import Key, Stream
 
 
@@ -127,9 +127,15 @@ def split_sizes(num_classes: int, num_tasks: int) -> tuple[int, ...]:
 
     Such as ``(4, 3, 3)`` for ten classes in three tasks: what ``jaxcl.losses.heads`` takes.
     """
+    return _even_sizes("split_sizes", num_classes, num_tasks)
+
+
+def _even_sizes(who: str, num_classes: int, num_tasks: int) -> tuple[int, ...]:
+    """Classes of every task of an even split."""
+    check_size(who, num_classes=num_classes)
     good = is_whole(num_tasks) and 1 <= num_tasks <= num_classes
     wanted = f"num_tasks must be an int in [1, {num_classes}], the classes"
-    require(good, "class_splits", f"{wanted}, got {shown(num_tasks)}")
+    require(good, who, f"{wanted}, got {shown(num_tasks)}")
     width, more = divmod(num_classes, num_tasks)
     return (width + 1,) * more + (width,) * (num_tasks - more)
 
@@ -140,7 +146,7 @@ def _sizes(num_classes: int, num_tasks, sizes) -> tuple[int, ...]:
     one = (num_tasks is None) != (sizes is None)
     require(one, "class_splits", f"expected {either}; give one of them")
     if sizes is None:
-        return split_sizes(num_classes, num_tasks)
+        return _even_sizes("class_splits", num_classes, num_tasks)
     counts = as_numbers("class_splits", "sizes", sizes)
     ints = counts.ndim == 1 and counts.size and counts.dtype.kind in "iu"
     wanted = f"ints above 0 that sum to at most the {num_classes} classes"

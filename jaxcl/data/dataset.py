@@ -20,7 +20,7 @@ from jaxtyping import Int, PyTree
 
 from jaxcl.data.files import existing_file, expect
 from jaxcl.data.pixels import pixels_as_floats
-from jaxcl.errors import InputError, check_size, reason_of, require, shown
+from jaxcl.errors import InputError, check_kind, check_size, reason_of, require, shown
 from jaxcl.tree import at, beyond_int32, check_batch
 from jaxcl.typing import Batch, Stream
 
@@ -99,6 +99,10 @@ def source_dataset(
         for floats where the first item has integers.
     """
     check_size("source_dataset", least=0, task=task)
+    remedy = "give a list, or what else has a length and items by number"
+    check_kind("source_dataset", Source, remedy, source=source)
+    some = "expected items, got none; drop the task, or give some"
+    require(len(source), "source_dataset", some)
 
     def item(number, shapes):
         try:
@@ -243,11 +247,12 @@ def _usable(row: Any, shapes: PyTree, first: str) -> _Row:
     # The messages are made where they are needed: this runs for every row.
     if not (isinstance(row, tuple) and len(row) == 2):
         expect(False, f"expected (x, y) from parse, got {shown(row)}")
+    if (far := beyond_int32(row)) is not None:
+        found = f"got {shown(far)} beyond it"
+        expect(False, f"expected integers within int32 from parse, {found}")
     for leaf in jax.tree.leaves(row):
         if np.asarray(leaf).dtype.kind not in "biufcV":  # V: bfloat16 and its like
             expect(False, f"expected numbers from parse, got {shown(leaf)}")
-    far = beyond_int32(row)
-    expect(far is None, f"expected integers within int32 from parse, got {far}")
     if shapes not in (None, found := _shapes(row)):
         expect(False, f"expected shapes {shapes}, as {first}, got {found}")
     return row

@@ -92,9 +92,7 @@ def _import_tfds(who: str) -> Any:
             importlib.import_module(name)
         return importlib.import_module("tensorflow_datasets")
     except ModuleNotFoundError as error:
-        msg = (
-            f"{who}: needs {error.name}; install the extra: pip install 'jaxcl[data]'."
-        )
+        msg = f"{who}: needs {error.name} of the extra data; pip install '.[data]'."
         raise ModuleNotFoundError(msg, name=error.name) from error
 
 

@@ -216,6 +216,11 @@ def test_a_stream_is_read_by_two_programs_a_split_and_one_task_of_it_stays(monke
             str(2**40),
             "line 2 is bad .ValueError: expected integers within int32 from parse, got 1",
         ),
+        (
+            str(10**400),
+            "line 2 is bad .ValueError: expected integers within int32 from parse, got "
+            "int beyond it",
+        ),
         ("[1]", r"line 2 is bad .ValueError: expected shapes"),
     ],
 )

@@ -286,6 +286,11 @@ REFUSED = [
         lambda: split(TOY, num_tasks=5),
         r"num_tasks must be an int in \[1, 4\], .* got 5",
     ),
+    (
+        lambda: data.split_sizes(3, 5),
+        r"split_sizes: num_tasks must be an int in \[1, 3\], .* got 5",
+    ),
+    (lambda: data.split_sizes(2.5, 1), "split_sizes: num_classes must be an int of"),
     (lambda: split(TOY), "either num_tasks or sizes, got None and None"),
     (
         lambda: split(TOY, num_tasks=2, sizes=(2, 2)),
@@ -477,7 +482,11 @@ REFUSED = [
     ],
     (
         lambda: data.source_dataset([], parse, task=0),
-        "source_dataset: item 0 is bad .IndexError",
+        "source_dataset: expected items, got none; drop the task",
+    ),
+    (
+        lambda: data.source_dataset(iter([1.0]), parse, task=0),
+        "source_dataset: source must be of type Source, got list_iterator; give a list",
     ),
     (
         lambda: data.array_dataset(BATCH._replace(weight=0 * BATCH.weight)),
