@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Int, PyTree
 
 from jaxcl.data.files import existing_file, expect
-from jaxcl.data.pixels import pixels_as_floats
+from jaxcl.data.pixels import are_images, pixels_as_floats, unit_scale
 from jaxcl.errors import InputError, check_kind, check_size, reason_of, require, shown
 from jaxcl.tree import at, beyond_int32, check_batch
 from jaxcl.typing import Batch, Stream
@@ -91,7 +91,8 @@ def source_dataset(
     Args:
       source: read item by item, when a batch needs them; the first one immediately.
       parse: ``item -> (x, y)``, arrays of the same shapes for all items. Every batch has
-        the dtypes of the first item, integers as int32.
+        the dtypes of the first item, integers as int32; inputs that are images as uint8,
+        ``[h, w]`` or ``[h, w, channels]``, as float32 in [0, 1].
       task: number of the task.
 
     Raises:
@@ -145,7 +146,7 @@ def jsonl_dataset(
       parse: ``record -> (x, y)``, arrays of finite numbers, of the same shapes for all
         lines; it raises ``KeyError``, ``TypeError``, ``ValueError`` or the like for a
         record it cannot use. Every batch has the dtypes that hold all lines, integers
-        as int32.
+        as int32, and images as :func:`source_dataset`.
       task: number of the task.
       skip_bad_lines: skip lines that are not a JSON object or cannot be used, with a
         warning that counts them and names the first.
@@ -276,12 +277,18 @@ def _dtypes(row: _Row) -> PyTree:
 
 
 def _stacked(rows: list[_Row], dtypes: PyTree, task: int) -> Batch:
-    """A batch of rows, in dtypes that hold all of them."""
+    """A batch of rows, in dtypes that hold all of them; images in [0, 1]."""
 
     def stacked(dtype, *leaves):
         narrow = np.int32 if dtype.kind in "iu" else dtype  # all fit: see _usable
         return np.stack(leaves, dtype=narrow, casting="same_kind")
 
-    x, y = jax.tree.map(stacked, dtypes, *rows)
+    def inputs(dtype, *leaves):
+        if are_images(dtype, 1 + np.ndim(leaves[0])):
+            return unit_scale(np.stack(leaves, dtype=dtype, casting="safe"))
+        return stacked(dtype, *leaves)
+
+    x = jax.tree.map(inputs, dtypes[0], *(row[0] for row in rows))
+    y = jax.tree.map(stacked, dtypes[1], *(row[1] for row in rows))
     count = len(rows)
     return Batch(x, y, np.ones(count, np.float32), np.full(count, task, np.int32))

@@ -78,9 +78,13 @@ def pixels_as_floats(batch: Batch) -> Batch:
     Datasets and streams hold such images as the bytes they are given as, a quarter of
     float32, and convert the rows that are read. Other inputs are not changed.
     """
-    images = lambda x: x.dtype == np.uint8 and x.ndim in (3, 4)
-    convert = lambda x: unit_scale(x) if images(x) else x
+    convert = lambda x: unit_scale(x) if are_images(x.dtype, x.ndim) else x
     return batch._replace(x=jax.tree.map(convert, batch.x))
+
+
+def are_images(dtype: np.dtype, ndim: int) -> bool:
+    """Whether inputs are images as bytes: uint8, rows of two axes and maybe channels."""
+    return dtype == np.uint8 and ndim in (3, 4)
 
 
 def task_batch(x: Array, y: Array, task: Array) -> Batch:

@@ -9,13 +9,14 @@ import jax
 import numpy as np
 import pytest
 
-from jaxcl.data import dataset as dataset_module
 from jaxcl.data import (
+    array_dataset,
     from_arrays,
     jsonl_dataset,
     source_dataset,
     stream_tasks,
 )
+from jaxcl.data import dataset as dataset_module
 from jaxcl.tree import as_batch
 
 WORDS = [{"x": [i, 2 * i], "y": i % 3} for i in range(5)]
@@ -145,6 +146,36 @@ def test_a_batch_of_items_has_the_dtypes_of_the_first():
         assert rows.read(np.array(numbers)).x.dtype == np.float32
     with pytest.raises(ValueError, match=r"dtypes of the first item.*int64.*let parse"):
         source_dataset(items[1:], plain, task=0).read(np.arange(2))
+
+
+@pytest.mark.parametrize("channels", [(), (3,)])
+def test_images_as_bytes_are_the_same_rows_from_everywhere(tmp_path, channels):
+    """Oracle: the same images in memory, in [0, 1]. Negative controls: wider integers,
+    bytes that are no images, and labels, which stay integers."""
+    x = np.random.default_rng(0).integers(0, 256, (6, 4, 5, *channels), np.uint8)
+    path, numbers = tmp_path / "a.jsonl", np.array([4, 0, 4])
+    path.write_text("".join(f"{json.dumps({'x': row.tolist()})}\n" for row in x))
+    want = array_dataset(as_batch(x, np.zeros(6, int))).read(numbers).x
+    assert want.dtype == np.float32
+    np.testing.assert_allclose(want, x[numbers] / 255.0, rtol=1e-6)
+
+    def read(make):
+        plain = lambda record: make(np.array(record["x"]))
+        items = [{"x": row.tolist()} for row in x]
+        yield source_dataset(items, plain, task=0).read(numbers)
+        yield jsonl_dataset(path, plain, task=0).read(numbers)
+
+    for found in read(lambda image: ({"a": np.uint8(image)}, 0)):
+        np.testing.assert_array_equal(found.x["a"], want, strict=True)
+    whole = x[numbers].astype(np.int32)
+    for found in read(lambda image: (image, np.uint8(image))):
+        np.testing.assert_array_equal(found.x, whole, strict=True)
+        np.testing.assert_array_equal(found.y, whole, strict=True)
+    for found in read(lambda image: (np.uint8(image.ravel()), 0)):
+        np.testing.assert_array_equal(found.x, whole.reshape(3, -1), strict=True)
+    mixed = source_dataset([x[0], x[1].astype(np.uint16)], lambda x: (x, 0), task=0)
+    with pytest.raises(ValueError, match=r"dtypes of the first item.*uint8.*let parse"):
+        mixed.read(np.arange(2))
 
 
 def test_nothing_to_read_is_refused(tmp_path):
