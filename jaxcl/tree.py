@@ -325,6 +325,14 @@ def check_batch(who: str, batch: Batch) -> None:
     as_arrays(who, batch.x, batch.y)
 
 
+def row_format(batch: Batch) -> str:
+    """Dtypes and shapes of a row, as they will be on the device, for messages."""
+    dtype = lambda leaf: jax.dtypes.canonicalize_dtype(leaf.dtype)
+    kind = lambda leaf: f"{dtype(leaf)}{list(leaf.shape[1:])}"
+    x, y = jax.tree.map(kind, (batch.x, batch.y))
+    return f"x {x} and y {y}"
+
+
 def check_params(who: str, params: PyTree) -> None:
     """Refuse parameters that cannot be trained, such as running statistics."""
     for path, leaf in jax.tree.leaves_with_path(params) or [((), params)]:

@@ -12,7 +12,7 @@ from jaxcl.data.dataset import Task
 from jaxcl.data.numbering import none_numbered
 from jaxcl.data.pixels import pixels_as_floats
 from jaxcl.errors import as_numbers, check_size, require, shown
-from jaxcl.tree import as_arrays, as_batch, at, check_batch, num_rows
+from jaxcl.tree import as_arrays, as_batch, at, check_batch, num_rows, row_format
 from jaxcl.typing import Batch, PyTree, Stream
 
 
@@ -140,7 +140,7 @@ def _stacked(split: str, batches: Sequence[Batch]) -> Batch:
     """Batches of unequal lengths, padded to the longest: leaves ``[T, n, ...]``."""
     for task, batch in enumerate(batches):
         check_batch(f"stack_tasks: {split} of task {task}", batch)
-        found, wanted = _row_format(batch), _row_format(batches[0])
+        found, wanted = row_format(batch), row_format(batches[0])
         like = f"{split} rows of task {task} must be like those of task 0, {wanted}"
         came = f"got {found}; pad or cast them"
         require(found == wanted, "stack_tasks", f"{like}, {came}")
@@ -157,14 +157,6 @@ def _stacked(split: str, batches: Sequence[Batch]) -> Batch:
         return filled._replace(weight=weight.astype(np.float32))
 
     return jax.tree.map(lambda *leaves: np.stack(leaves), *map(fill, batches))
-
-
-def _row_format(batch: Batch) -> str:
-    """Shapes and dtypes of a row, as they will be on the device."""
-    dtype = lambda leaf: jax.dtypes.canonicalize_dtype(leaf.dtype)
-    kind = lambda leaf: f"{dtype(leaf)}{list(leaf.shape[1:])}"
-    x, y = jax.tree.map(kind, (batch.x, batch.y))
-    return f"x {x} and y {y}"
 
 
 def _numbered(pool: Tasks) -> Tasks:

@@ -19,7 +19,7 @@ from jaxcl.sharding import (
     own_rows,
     place_rows,
 )
-from jaxcl.tree import check_batch
+from jaxcl.tree import check_batch, row_format
 from jaxcl.typing import Batch, Key
 
 
@@ -128,8 +128,8 @@ def first_rows(
     require(
         str(shapes_of(test, 1).x) == str(shapes_of(first, 1).x),
         "learn",
-        f"{tested[0][0]} has rows of {in_words(test)}, unlike {trained[0][0]}, of "
-        f"{in_words(first)}; give the inputs x of both the same shapes and dtypes",
+        f"{tested[0][0]} has rows of {row_format(test)}, unlike {trained[0][0]}, of "
+        f"{row_format(first)}; give the inputs x of both the same shapes and dtypes",
     )
     return first, test
 
@@ -143,8 +143,8 @@ def _alike_rows(parts: Sequence[tuple[str, Dataset]]) -> Batch:
         require(
             str(shapes_of(row, 1)) == str(shapes_of(first, 1)),
             "learn",
-            f"{name} has rows of {in_words(row)}, unlike those of the first task, "
-            f"{in_words(first)}; pad or cast them, as one program serves all tasks",
+            f"{name} has rows of {row_format(row)}, unlike those of the first task, "
+            f"{row_format(first)}; pad or cast them, as one program serves all tasks",
         )
     return first
 
@@ -158,13 +158,6 @@ def shapes_of(row: Batch, size: int, sharding: ShardingPlan | None = None) -> Ba
         return jax.ShapeDtypeStruct((size, *leaf.shape[1:]), dtype, sharding=where)
 
     return jax.tree.map(shape, row)
-
-
-def in_words(batch: Batch) -> str:
-    """Dtypes and shapes of a batch, for messages."""
-    kind = lambda leaf: f"{jax.dtypes.canonicalize_dtype(leaf.dtype)}{list(leaf.shape)}"
-    x, y = jax.tree.map(kind, (batch.x, batch.y))
-    return f"x {x} and y {y}"
 
 
 def task_rows(

@@ -23,9 +23,9 @@ from jaxcl.metrics.evaluation import (
     weighted_sums,
 )
 from jaxcl.sharding import ShardingPlan, batch_sharding, replicated, shardings
-from jaxcl.training.batches import in_words
 from jaxcl.training.checkpoint import leaf_specs, named_leaves
 from jaxcl.training.device import with_num_steps
+from jaxcl.tree import num_rows, row_format
 from jaxcl.typing import Batch, Key, Method, MethodState, Params
 
 #: ``(frozen) -> method``: called while tracing, so that ``frozen`` is not a constant.
@@ -298,14 +298,13 @@ def _explained(part: str, batch: Batch, name: str) -> Iterator[None]:
     except InputError:
         raise
     except Exception as error:
+        given = f"{row_format(batch)} in batches of {num_rows(batch)}"
         is_shape = re.search(r"\bshapes?\b", str(error))
         if is_shape and isinstance(error, TypeError | ValueError):
             msg = (
-                f"learn: the rows of {name}, {in_words(batch)}, do not fit in {part} "
+                f"learn: the rows of {name}, {given}, do not fit in {part} "
                 f"({reason_of(error, 300)}); give rows and network the same shapes."
             )
             raise InputError(msg) from error
-        error.add_note(
-            f"learn: in {part}, on {in_words(batch)}, before the first step."
-        )
+        error.add_note(f"learn: in {part}, on {given}, before the first step.")
         raise

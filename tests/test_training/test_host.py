@@ -606,8 +606,8 @@ def test_what_is_wrong_after_a_task_is_said_before_the_first_step(tasks, tmp_pat
     mean = RowMetric(lambda *given: jax.tree.map(jnp.mean, METRIC.rows(*given)))
     two = RowMetric(lambda params, batch: {})
     for tasks, others, kind, words in (
-        (unlike, {}, ValueError, r"train of task 'cut' has .*\[1, 63\].*\[1, 64\]"),
-        (unseen, {}, ValueError, r"test of task 'cut' has .*\[1, 63\].*\[1, 64\]"),
+        (unlike, {}, ValueError, r"train of task 'cut' has .*t32\[63\].*t32\[64\]"),
+        (unseen, {}, ValueError, r"test of task 'cut' has .*t32\[63\].*t32\[64\]"),
         (given, {"metrics": mean}, ValueError, r"real numbers .*, got float32\[\] for"),
         (given, {"metrics": two}, TypeError, "takes 2 positional arguments but 3"),
         (given, {"build": forgetful}, AttributeError, "no_such"),
@@ -621,7 +621,9 @@ def test_what_is_wrong_after_a_task_is_said_before_the_first_step(tasks, tmp_pat
         with pytest.raises(kind, match=words) as error:
             run(tmp_path / "out", tasks, **others)
         if "no_such" in words:  # the user's own: where it came up is a note
-            said = "learn: in end_task, on x float32[60, 64] and y int32[60], before"
+            said = (
+                "in end_task, on x float32[64] and y int32[] in batches of 60, before"
+            )
             assert said in "".join(error.value.__notes__)
     assert read
     assert not any(read)
@@ -633,7 +635,8 @@ def test_an_error_in_build_says_so_in_a_note(tasks, tmp_path):
     with pytest.raises(AttributeError, match="no_such") as error:
         run(tmp_path / "out", tasks, build=lambda frozen: frozen.no_such)
     said = (
-        "learn: in build or the method's init, on x float32[1, 64] and y int32[1], be"
+        "learn: in build or the method's init, on x float32[64] and y int32[] in batches "
+        "of 1, before"
     )
     assert said in "".join(error.value.__notes__)
     assert not (tmp_path / "out").exists()

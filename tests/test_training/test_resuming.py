@@ -208,7 +208,7 @@ def test_test_rows_unlike_those_of_training_and_two_lengths_are_one_line():
     """Oracle: the messages."""
     wide = as_batch(np.zeros((4, 7), np.float32), np.zeros(4, int))
     words = (
-        r"test of task 'task 0' has rows of x float32\[1, 7\].*, unlike train .* 5\]"
+        r"test of task 'task 0' has rows of x float32\[7\] .*, unlike train .*t32\[5\]"
     )
     with pytest.raises(InputError, match=words):
         run([TASKS[0]._replace(test=array_dataset(wide))])
@@ -218,7 +218,10 @@ def test_test_rows_unlike_those_of_training_and_two_lengths_are_one_line():
     with pytest.raises(ValueError, match="train of task 'task 0' has rows of"):
         run(same)
     both = TASKS[0]._replace(train=array_dataset(wide), test=array_dataset(wide))
-    words = r"rows of task 'task 0', x float32\[.*, 7\] .* \(16, 7\) .* \(16, 5\)"
+    words = (
+        r"rows of task 'task 0', x float32\[7\] and y int32\[\] in batches of 16, do not "
+        r"fit in metrics .* \(16, 7\) .* \(16, 5\)"
+    )
     with pytest.raises(InputError, match=words) as error:
         run([both])
     assert "\n" not in str(error.value)
