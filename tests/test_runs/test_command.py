@@ -22,13 +22,12 @@ import pytest
 
 from experiments import __main__ as experiments
 from jaxcl.errors import InputError
-from jaxcl.files import lock_folder
+from jaxcl.files import lock_folder, write_json, write_text
 from jaxcl.progress import pace, progress
 from jaxcl.runs import command, environment
 from jaxcl.runs import folder as run_folder
 from jaxcl.runs.command import is_bad_input
 from jaxcl.runs.experiment import Experiment, check_fields, expect_no_words
-from jaxcl.training import files
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -513,7 +512,7 @@ def test_lines_of_another_machine_or_program_are_announced(tmp_path, capsys):
     path = tmp_path / "run" / "environment.json"
     held = json.loads(path.read_text())
     held["versions"]["jax"] = "0.1"
-    files.write_json(path, {**held, "cpu": "an abacus"})
+    write_json(path, {**held, "cpu": "an abacus"})
     assert start(tmp_path, "paper", run=stop) == 130
     (said,) = (line for line in capsys.readouterr().out.splitlines() if "note:" in line)
     assert f"jax 0.1 -> {jax.__version__}; cpu an abacus -> " in said
@@ -547,7 +546,7 @@ def test_a_diverged_run_is_named_in_the_status(tmp_path, capsys):
 HOLDER = """
 import sys, time
 from pathlib import Path
-from jaxcl.files import lock_folder
+from jaxcl.files import lock_folder, write_json, write_text
 with lock_folder(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)
@@ -737,14 +736,14 @@ def test_a_name_is_used_once(tmp_path):
 def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
     """Oracle: the old content, after a rename that never came."""
     path = tmp_path / "deep" / "page.html"
-    files.write_text(path, "old")
+    write_text(path, "old")
 
     def fail(*_):
         raise OSError
 
     monkeypatch.setattr(os, "replace", fail)
     with pytest.raises(OSError):  # noqa: PT011
-        files.write_text(path, "new")
+        write_text(path, "new")
     assert path.read_text() == "old"
 
 
@@ -756,7 +755,7 @@ def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
         monkeypatch.setattr(
             os, name, lambda *a, n=name, real=real: (calls.append(n), real(*a))
         )
-    files.write_text(tmp_path / "a", "text")
+    write_text(tmp_path / "a", "text")
     assert calls == ["fsync", "replace"]
 
 
