@@ -153,27 +153,33 @@ def _of_learn(path: Path) -> dict[str, Any]:
     """Verdict and sections of one call of ``learn``, from beside its newest checkpoint."""
     notes = _newest_notes(path)
     tasks = [task["name"] for task in notes.get("tasks", ())]
+    if not notes["results"]:
+        return {"verdict": "No metric was measured.", "sections": []}
+    # Columns are called by the numbers of tasks, and "set NAME FINGERPRINT". Each metric
+    # has its own, in the order in which they were asked for.
+    measured = [
+        column
+        for learners in notes["results"].values()
+        for columns in learners.values()
+        for column in columns
+    ]
+    sets = [name for name in dict.fromkeys(measured) if not name.isdigit()]
+    every = [*map(str, range(len(tasks))), *sets]
     results = {
         metric: {
-            learner: _matrix(columns.values(), len(tasks) + 1)
+            learner: _matrix([columns.get(name, ()) for name in every], len(tasks) + 1)
             for learner, columns in learners.items()
         }
         for metric, learners in notes["results"].items()
     }
-    if not results:
-        return {"verdict": "No metric was measured.", "sections": []}
-    first = lambda mapping: next(iter(mapping.values()))
-    # tasks are called by their numbers there, further sets "set NAME FINGERPRINT"
-    names = [
-        tasks[int(name)] if name.isdigit() else name.split(" ")[1]
-        for name in first(first(notes["results"]))
-    ]
+    names = [*tasks, *(name[4:].rpartition(" ")[0] for name in sets)]
     alt = "Each metric on each data set (columns) after so many tasks (rows)."
     picture = Picture("results", result_heatmaps(results, names), alt)
-    tables = {"final": _final_table(results, names, len(tasks))}
-    measured = _measured(first(first(results)))
+    known = np.isfinite([m for found in results.values() for m in found.values()])
+    last = int(np.flatnonzero(known.any(axis=(0, 2))).max(initial=0))
+    tables = {"final": _final_table(results, names, len(tasks), last)}
     return {
-        "verdict": f"Measured after {max(measured, default=0)} of {len(tasks)} tasks.",
+        "verdict": f"Measured after {last} of {len(tasks)} tasks.",
         "sections": [Section("Results along the stream", "", [picture], tables)],
     }
 
@@ -200,28 +206,28 @@ def _matrix(columns: Iterable[Sequence[float | None]], length: int) -> np.ndarra
     return np.array(padded, float).T
 
 
-def _measured(matrix: np.ndarray) -> np.ndarray:
-    """Numbers of the rows in which anything was measured."""
-    return np.flatnonzero(np.isfinite(matrix).any(axis=1))
-
-
 def _final_table(
     results: Mapping[str, Mapping[str, np.ndarray]],
     names: Sequence[str],
     num_tasks: int,
+    last: int,
 ) -> Table:
-    """A row per data set: each metric when the task was just learned, and at the end."""
+    """A row per data set: each metric when the task was just learned, and at the end.
+
+    Args:
+      results: of one call of ``learn``, as it returns them.
+      names: of the columns: the tasks, then sets for evaluation only.
+      num_tasks: how many of them are tasks.
+      last: the last row of the results in which anything was measured.
+    """
     rows: list[dict[Column, Any]] = [{Column("data set"): name} for name in names]
     for metric, learners in results.items():
         for learner, matrix in learners.items():
             name = metric if len(learners) == 1 else f"{metric}, {learner}"
-            measured = matrix[_measured(matrix)]
             for place, row in enumerate(rows):
-                is_task = place < num_tasks
-                learned = matrix[place + 1, place] if is_task else None
-                last = measured[-1, place] if len(measured) else np.nan
+                learned = matrix[place + 1, place] if place < num_tasks else None
                 row[Column(f"{name}, just learned", 4)] = learned
-                row[Column(f"{name}, at the end", 4)] = last
+                row[Column(f"{name}, at the end", 4)] = matrix[last, place]
     return table_of(rows, "One run.")
 
 

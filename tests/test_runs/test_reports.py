@@ -1,5 +1,6 @@
 """The report of any run folder: of runs with matrices, with curves, and of one `learn`."""
 
+import csv
 import json
 import shutil
 
@@ -12,7 +13,7 @@ from jaxcl.data import Task, array_dataset
 from jaxcl.errors import InputError, MissingFileError
 from jaxcl.losses import cross_entropy, single_head
 from jaxcl.method import make_method
-from jaxcl.metrics import classification
+from jaxcl.metrics import RowMetric, classification
 from jaxcl.models import mlp
 from jaxcl.report import figures
 from jaxcl.runs.reports import page_of_run
@@ -75,27 +76,38 @@ def test_runs_with_curves_alone_are_reported_by_them(tmp_path, drawn, capsys):
     assert text.count("no baseline") == 2
 
 
-@pytest.fixture(scope="module")
-def learned(tmp_path_factory):
-    """A short run of the host loop, its folder, and the names of its data."""
-    folder = tmp_path_factory.mktemp("learn") / "run"
-    rng = np.random.default_rng(0)
-    rows = lambda: (rng.normal(size=(16, 4)).astype("f4"), rng.integers(0, 3, 16))
-    data = lambda t: array_dataset(as_batch(*rows(), task=t))
-    model = mlp((4, 3))
-    loss = cross_entropy(single_head(model.apply))
-    result = learn(
+RANDOM = np.random.default_rng(0)
+X = RANDOM.normal(size=(3, 16, 4)).astype(np.float32)
+Y = RANDOM.integers(0, 3, (3, 16))
+DATA = [array_dataset(as_batch(X[t], Y[t], task=t)) for t in range(3)]
+TASKS = [Task(name, DATA[t], DATA[t]) for t, name in enumerate(("first", "2nd", "3rd"))]
+MODEL = mlp((4, 3))
+LOGITS = single_head(MODEL.apply)
+METRIC = classification(LOGITS)
+
+
+def run(folder, num_tasks, metrics=METRIC, **sets):
+    """A short run of the host loop, or more of it."""
+    return learn(
         jax.random.key(0),
-        lambda frozen: make_method(loss, optax.sgd(0.1)),
-        model.init(jax.random.key(1)),
-        [Task(name, data(t), data(t)) for t, name in enumerate(("first", "2nd"))],
+        lambda frozen: make_method(cross_entropy(LOGITS), optax.sgd(0.1)),
+        MODEL.init(jax.random.key(1)),
+        TASKS[:num_tasks],
         Options(num_steps=4, batch_size=8, eval_batch_size=16),
         folder=folder,
-        metrics=classification(single_head(model.apply)),
-        evaluation={"other": data(0)},
+        metrics=metrics,
+        evaluation={
+            name.replace("_", " "): DATA[place] for name, place in sets.items()
+        },
         quiet=True,
     )
-    return folder, result
+
+
+@pytest.fixture(scope="module")
+def learned(tmp_path_factory):
+    """A run of two tasks, and its folder."""
+    folder = tmp_path_factory.mktemp("learn") / "run"
+    return folder, run(folder, 2, other=0)
 
 
 def test_one_call_of_learn_is_reported_from_its_checkpoints(learned, tmp_path, drawn):
@@ -118,6 +130,40 @@ def test_one_call_of_learn_is_reported_from_its_checkpoints(learned, tmp_path, d
     last = [float(row[2]) for row in (first, second, other)]
     np.testing.assert_allclose(last, values[-1], rtol=1e-6)
     assert "Measured after 2 of 2 tasks." in (here / "report.html").read_text()
+
+
+def test_a_grown_run_is_reported_task_by_task_and_set_by_set(learned, tmp_path, drawn):
+    """Oracle: what `learn` returned. The sets of the first call stand before the third
+    task in its notes; a metric that came last was measured on other sets."""
+    folder = shutil.copytree(learned[0], tmp_path / "run")
+    grown = run(folder, 3, other=0, general_ability=1, general_other=2).results
+    error = RowMetric(lambda params, frozen, batch: {"size": batch.x[:, 0] ** 2})
+    late = run(folder, 3, metrics=error, general_late=1).results["size"]["params"]
+    page_of_run(folder)
+    with (folder / "tables" / "final.csv").open() as file:
+        header, *cells = csv.reader(file)
+    sets = ["other", "general ability", "general other", "general late"]
+    assert [row[0] for row in cells] == ["first", "2nd", "3rd", *sets]
+    found = {
+        name: [float(row[place] or np.nan) for row in cells]
+        for place, name in enumerate(header)
+        if place
+    }
+    unknown = [np.nan] * 4
+    for metric in ("accuracy", "loss"):
+        values = grown[metric]["params"]
+        learned_then = [*values[[1, 2, 3], [0, 1, 2]], *unknown]
+        compare(found[f"{metric}, just learned"], learned_then)
+        compare(found[f"{metric}, at the end"], [*values[3], np.nan])
+    compare(found["size, just learned"], [np.nan, np.nan, late[3, 2], *unknown])
+    compare(found["size, at the end"], [*late[3, :3], *unknown[:3], late[3, 3]])
+    shown = [axes for axes in drawn["results"].axes if axes.images]
+    assert [len(axes.images[0].get_array().T) for axes in shown] == [7, 7, 7]
+    assert "Measured after 3 of 3 tasks." in (folder / "report.html").read_text()
+
+
+def compare(found, wanted):
+    np.testing.assert_allclose(found, wanted, rtol=1e-6)
 
 
 def test_a_damaged_note_is_passed_over(learned, tmp_path, drawn):
