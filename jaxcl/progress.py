@@ -61,11 +61,11 @@ def pace(done: int | Fraction, left: int | Fraction, seconds: float) -> str:
 def _bar(console: Console, total: int, label: str, done: int):
     """A bar on a terminal."""
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=28),
         MofNCompleteColumn(),
         TextColumn("{task.fields[pace]}"),
-        TextColumn("[dim]{task.fields[note]}"),
+        TextColumn("{task.fields[note]}", style="dim", markup=False),
     )
     with Progress(*columns, console=console) as bar:
         task = bar.add_task(label, total=total, completed=done, pace="", note="")

@@ -811,6 +811,18 @@ def test_progress_on_a_terminal_is_a_bar(capsys, monkeypatch):
     assert "4/4" in said
 
 
+def test_names_in_a_bar_are_shown_as_they_are(capsys, monkeypatch):
+    """Oracle: the names; a bar has a markup of its own, in which these mean something."""
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setenv("TERM", "xterm")
+    with progress(2, "runs [b]", done=1) as advance:
+        advance(1, "a[/b] :cat:")
+    said = capsys.readouterr().err
+    assert "runs [b]" in said
+    assert "a[/b] :cat:" in said
+
+
 def test_a_part_of_a_run_counts_for_the_time_left(capsys, monkeypatch):
     """Oracle: worked out by hand; two thirds of one of two runs took four seconds. What
     came before, of earlier processes or while it was compiled, is not counted."""
