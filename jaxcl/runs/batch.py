@@ -349,5 +349,4 @@ def _mean(values: Any, status: str) -> float | None:
 
 def state(path: Path) -> str:
     """What became of a run, as its ``status.json`` says, or that it never began."""
-    none = {"status": "not begun"}
-    return read_json(path / "status.json", default=none)["status"]
+    return read_json(path / "status.json", default={}).get("status", "not begun")

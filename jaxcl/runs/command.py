@@ -26,6 +26,7 @@ from jaxcl.runs.folder import (
     default_path,
     discard,
     examine,
+    finished,
     mark,
     read_records,
 )
@@ -137,7 +138,7 @@ def _run(
     folder: RunFolder, run: Act, report: Act, command: str, *, made: bool, leave: bool
 ) -> int:
     """The run itself, its status and its report."""
-    known = len(read_records(folder))  # refuses a damaged file before it is touched
+    known = len(finished(folder))  # refuses a damaged file before it is touched
     begin(folder, command)
     if known:
         print(f"{folder.path}: {known} runs are there, going on.")

@@ -73,13 +73,13 @@ def examine(folder: RunFolder) -> str:
         empty = all(entry.name == ".lock" for entry in path.iterdir())
         _require(empty, path, "is not the folder of a run")
         return "new"
-    held = read_json(path / "config.json")
+    held = read_json(path / "config.json", config=dict)
     other = held.get("experiment")
     _require(other == folder.experiment, path, f"holds a run of {other}")
     configs = held.get("config", {}), plain(folder.config)
     different = differences(*(_identity(folder, config) for config in configs))
     _require(not different, path, f"holds another configuration ({different})")
-    marked = read_json(path / "status.json", default={})
+    marked = read_json(path / "status.json", default={}, runs=int)
     ended = marked.get("status") in ("done", "diverged")
     complete = ended and len(read_records(path)) >= marked.get("runs", 0)
     return "finished" if complete else "unfinished"
@@ -89,7 +89,7 @@ def begin(folder: RunFolder, command: str) -> None:
     """Write what the run is and where it runs, drop a torn line, mark it running."""
     path = folder.path
     environment = describe_environment(command)
-    before = read_json(path / "environment.json", default={})
+    before = read_json(path / "environment.json", default={}, versions=dict)
     _tell_changes(path, before, environment)
     if "data" in before:
         environment["data"] = before["data"]
@@ -159,7 +159,8 @@ def mark(folder: RunFolder, status: str, **details: Any) -> dict[str, Any]:
     """Write ``status.json``: the state, when it began and ended, and ``details``."""
     path = folder.path / "status.json"
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    before = read_json(path, default={})
+    numbers = {"seconds": int | float, "clock": int | float}
+    before = read_json(path, default={}, **numbers)
     spent, clock = before.get("seconds", 0.0), time.time()
     if status == "running":
         times = {"resumed": now, "seconds": spent, "pid": os.getpid(), "clock": clock}
@@ -222,24 +223,40 @@ def read_records(folder: RunFolder | Path) -> list[dict[str, Any]]:
 
 
 def finished(folder: RunFolder | Path) -> set[str]:
-    """Names of the runs that are in ``results.jsonl``."""
-    return {record["run"] for record in read_records(folder)}
+    """Names of the runs that are in ``results.jsonl``; a line without one is refused."""
+    path = folder.path if isinstance(folder, RunFolder) else folder
+    names: list[Any] = [record.get("run") for record in read_records(path)]
+    for number, name in enumerate(names, 1):
+        if not isinstance(name, str):
+            lacking = f"{path / 'results.jsonl'}, line {number}, has no name of a run"
+            msg = f"{lacking}; delete that line to run it again."
+            raise InputError(msg)
+    return {*names}
 
 
-def read_json(path: Path, *, default: Any = None) -> Any:
-    """A JSON file, or the default for none; InputError if it is damaged."""
+def read_json(
+    path: Path, *, default: dict[str, Any] | None = None, **kinds: Any
+) -> dict[str, Any]:
+    """A JSON object, or the default for no file; InputError if it is damaged.
+
+    ``kinds`` are those of fields that may be absent, such as ``runs=int``.
+    """
     if default is not None and not path.exists():
         return default
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
-        return _require(False, path, "is damaged")
+    held: Any = None
+    with suppress(ValueError, RecursionError, IsADirectoryError):
+        held = json.loads(path.read_text(encoding="utf-8"))
+    fits = isinstance(held, dict) and all(
+        isinstance(held[name], kind) for name, kind in kinds.items() if name in held
+    )
+    _require(fits, path, "is damaged")
+    return held
 
 
 def _require(holds: Any, path: Path, why: str) -> None:
     if not holds:
         msg = f"{path} {why}; choose another --out."
-        raise InputError(msg) from None
+        raise InputError(msg)
 
 
 def _identity(folder: RunFolder, config: dict[str, Any]) -> dict[str, Any]:
@@ -248,5 +265,5 @@ def _identity(folder: RunFolder, config: dict[str, Any]) -> dict[str, Any]:
     kept = {name: value for name, value in config.items() if name not in cosmetic}
     for name in folder.path_fields:
         if kept.get(name):
-            kept[name] = os.path.basename(os.path.abspath(kept[name]))
+            kept[name] = os.path.basename(os.path.abspath(str(kept[name])))
     return kept

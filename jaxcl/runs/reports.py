@@ -1,6 +1,5 @@
 """Reports on disk: of a paper's runs, and of any run folder there is."""
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from jaxcl.errors import MissingFileError
-from jaxcl.files import write_text
+from jaxcl.files import read_checked, write_text
 from jaxcl.report import figures, page
 from jaxcl.report.heatmaps import result_heatmaps
 from jaxcl.report.page import Picture, Section
@@ -75,7 +74,7 @@ def write_report(
         verdict=verdict,
         sections=[s for s in sections if s.text or s.pictures or s.tables],
         records=records,
-        **{name: _read(path / f"{name}.json") for name in ABOUT},
+        **{name: read_json(path / f"{name}.json", default={}) for name in ABOUT},
     )
     write_text(path / "report.html", html)
     print(verdict if isinstance(verdict, str) else "\n".join(verdict))
@@ -106,7 +105,8 @@ def page_of_run(
         ``jaxcl.report.records.check``.
     """
     path = folder.path if isinstance(folder, RunFolder) else Path(folder)
-    experiment = _read(path / "config.json").get("experiment")
+    held = read_json(path / "config.json", default={}, experiment=str)
+    experiment = held.get("experiment")
     title = title or experiment or path.resolve().name
     records = read_records(path)
     if not records and experiment is None:
@@ -186,10 +186,10 @@ def _of_learn(path: Path) -> dict[str, Any]:
 
 def _newest_notes(path: Path) -> dict[str, Any]:
     """The notes of the newest checkpoint that has readable ones."""
-    files = [f for f in (path / CHECKPOINTS).glob("*.json") if f.stem.isdigit()]
+    files = [f for f in (path / CHECKPOINTS).glob("*.json") if f.stem.isdecimal()]
     for file in sorted(files, key=lambda file: int(file.stem), reverse=True):
-        with suppress(ValueError, KeyError, TypeError):
-            notes = json.loads(file.read_text(encoding="utf-8"))["notes"]
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            notes = read_checked(file)["notes"]
             if isinstance(notes["results"], dict):
                 return notes
     msg = (
@@ -229,7 +229,3 @@ def _final_table(
                 row[Column(f"{name}, just learned", 4)] = learned
                 row[Column(f"{name}, at the end", 4)] = matrix[last, place]
     return table_of(rows, "One run.")
-
-
-def _read(path: Path) -> dict[str, Any]:
-    return read_json(path) if path.exists() else {}

@@ -1,5 +1,7 @@
 """The plan at full size, checked on sizes at which everything can be counted."""
 
+import json
+
 import jax
 import pytest
 
@@ -15,7 +17,6 @@ from experiments.byte_domains.plan import (
 )
 from jaxcl.models import LlamaConfig, llama
 from jaxcl.report.tables import to_markdown
-from jaxcl.runs.folder import read_json
 
 SMALL = LlamaConfig(
     vocab_size=512,
@@ -54,7 +55,7 @@ def test_a_plan_counts_state_work_and_traffic():
 def test_the_readme_shows_the_committed_plan():
     """Oracle: the table made of ``plan.json``, in its folder and in the README."""
     folder = HERE / "results" / "plan"
-    plans = [Plan(**made) for made in read_json(folder / "plan.json")]
+    plans = [Plan(**made) for made in json.loads((folder / "plan.json").read_text())]
     table = to_markdown(to_table(plans))
     assert (folder / "plan.md").read_text() == table
     assert table.strip() in (HERE / "README.md").read_text()

@@ -400,6 +400,28 @@ def test_a_bad_line_of_a_list_is_named(tmp_path, capsys):
         assert said in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("{}", "failed: rho=1"),
+        *((text, "status.json is damaged") for text in ("[1]", "null", "[" * 5000)),
+    ],
+)
+def test_a_status_that_says_nothing_is_of_a_run_that_did_not_end(
+    tmp_path, monkeypatch, capsys, text, said
+):
+    """Oracle: the run without a status is run; one with a damaged file is named."""
+    (tmp_path / "plain_module.py").write_text("import sys; sys.exit(3)")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    place = tmp_path / "plain_module" / "rho=1"
+    place.mkdir(parents=True)
+    (place / "status.json").write_text(text)
+    words = ["plain_module", "go", "--grid", "rho", "1", "--out", str(place.parent)]
+    assert batch.main(words) == (1 if text == "{}" else 2)
+    assert said in capsys.readouterr().err
+
+
 def test_a_diverged_run_has_no_accuracy_in_the_table(tmp_path):
     """Oracle: by hand."""
     words = [

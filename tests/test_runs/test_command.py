@@ -382,6 +382,11 @@ def test_anybody_can_take_up_a_folder_that_differs_in_what_changes_no_result(
     assert start(tmp_path, "smoke", "--data", "/far/away/letters", **others) == 2
     assert "holds another configuration" in capsys.readouterr().err
     assert start(tmp_path, "smoke", "--data", "/far/away/digits") == 2
+    capsys.readouterr()
+    held["config"]["data"] = 3  # by hand
+    (tmp_path / "run" / "config.json").write_text(json.dumps(held))
+    assert start(tmp_path, "smoke", "--data", "/far/away/digits", **others) == 2
+    assert "(data '3', not 'digits')" in capsys.readouterr().err
 
 
 def test_a_folder_remembers_its_data(tmp_path, capsys):
@@ -528,6 +533,56 @@ def test_a_damaged_line_in_the_middle_is_an_error_that_names_it(tmp_path, capsys
     assert start(tmp_path, "paper") == 2
     assert "line 2, is damaged" in capsys.readouterr().err
     assert status(tmp_path) == {"status": "failed"}  # it does not run
+
+
+DAMAGE = {
+    "config.json": ["{", "[1]", "null", "3", "[" * 5000, '{"config": 3}'],
+    "status.json": ["{", "[1]", "null", "3", "[" * 5000, '{"seconds": null}'],
+    "environment.json": ["{", "[1]", "null", "3", "[" * 5000, '{"versions": 3}'],
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "text"), [(name, text) for name, texts in DAMAGE.items() for text in texts]
+)
+def test_json_of_another_kind_is_an_error_that_names_it(tmp_path, capsys, name, text):
+    """Oracle: the message, and the results as they were."""
+    assert start(tmp_path, "paper", run=stop) == 130
+    run_folder.append(run_folder.RunFolder(tmp_path / "run", "", "", 0), [record("a")])
+    held = lines(tmp_path)
+    (tmp_path / "run" / name).write_text(text)
+    capsys.readouterr()
+    assert start(tmp_path, "paper") == 2
+    wanted = f"error: {tmp_path / 'run' / name} is damaged; choose another --out.\n"
+    assert capsys.readouterr().err == wanted
+    assert lines(tmp_path) == held
+
+
+def test_a_folder_in_place_of_a_file_is_an_error_that_names_it(tmp_path, capsys):
+    """Oracle: the message."""
+    (tmp_path / "run" / "config.json").mkdir(parents=True)
+    assert start(tmp_path, "smoke") == 2
+    assert "config.json is damaged" in capsys.readouterr().err
+
+
+def test_a_status_without_fields_is_of_a_run_that_goes_on(tmp_path):
+    """Oracle: the lines of a run that was not stopped."""
+    assert start(tmp_path, "paper", run=stop) == 130
+    (tmp_path / "run" / "status.json").write_text("{}")
+    assert start(tmp_path, "paper") == 0
+    assert len(lines(tmp_path)) == 3
+
+
+def test_a_line_without_the_name_of_its_run_is_an_error_that_names_it(tmp_path, capsys):
+    """Oracle: line 2 of 2, written by hand; nothing is run."""
+    assert start(tmp_path, "paper", run=stop) == 130
+    results = tmp_path / "run" / "results.jsonl"
+    for line in ("{}", '{"run": 3}'):
+        results.write_text(json.dumps(record("seed=0")) + f"\n{line}\n")
+        assert start(tmp_path, "paper", run=lambda *_: pytest.fail("it runs")) == 2
+        said = capsys.readouterr().err
+        assert f"{results}, line 2, has no name of a run; delete that line" in said
+    assert status(tmp_path)["status"] == "interrupted"
 
 
 def test_a_diverged_run_is_named_in_the_status(tmp_path, capsys):

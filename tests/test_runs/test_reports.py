@@ -166,12 +166,13 @@ def compare(found, wanted):
     np.testing.assert_allclose(found, wanted, rtol=1e-6)
 
 
-def test_a_damaged_note_is_passed_over(learned, tmp_path, drawn):
+@pytest.mark.parametrize("text", ['{"notes": 3}', "[" * 5000, "[1]", "null"])
+def test_a_damaged_note_is_passed_over(learned, tmp_path, drawn, text):
     """Oracle: the note before it, in which one task had been learned."""
     here = shutil.copytree(learned[0], tmp_path / "run")
     notes = sorted((here / "checkpoints").glob("*.json"), key=lambda p: int(p.stem))
     assert len(notes) == 2
-    notes[-1].write_text('{"notes": 3}')
+    notes[-1].write_text(text)
     page_of_run(here)
     assert "Measured after 1 of 2 tasks." in (here / "report.html").read_text()
     assert "results" in drawn
@@ -183,6 +184,15 @@ def test_what_is_no_run_is_refused_in_a_line(tmp_path):
         page_of_run(tmp_path)
     with pytest.raises(InputError, match="lacks the field 'accuracy'"):
         page_of_run(folder_of(tmp_path / "other", [{"run": "x", "seed": 0}]))
+
+
+@pytest.mark.parametrize("name", ["config", "status", "environment"])
+def test_json_of_another_kind_is_refused_in_a_line(tmp_path, name):
+    """Oracle: its name."""
+    path = folder_of(tmp_path / "run", [])
+    (path / f"{name}.json").write_text("[1]")
+    with pytest.raises(InputError, match=f"{name}.json is damaged"):
+        page_of_run(path)
 
 
 def test_a_run_of_which_nothing_has_finished_has_a_page(tmp_path, capsys):
