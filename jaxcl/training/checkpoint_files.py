@@ -93,7 +93,7 @@ def read_note(path: Path) -> Note:
     try:
         note = Note(**read_checked(note_of(path)))
         kinds = (note.leaves, str), (note.keys, str), (note.checksums, int)
-        for part, kind in (*kinds, (note.notes, object)):
+        for part, kind in (*kinds, (note.metadata, object), (note.notes, object)):
             if not all(isinstance(value, kind) for value in part.values()):
                 raise TypeError
     except FileNotFoundError:

@@ -64,6 +64,13 @@ def test_what_cannot_be_read_again_removes_nothing(tmp_path, monkeypatch):
     assert restore(tmp_path, LIKE).step == 1
 
 
+def rewrite(note, without=None, **fields):
+    """Another value of a field, and none of another one."""
+    held = {**json.loads(note.read_text()), **fields}
+    held.pop(without, None)
+    note.write_text(json.dumps(held))
+
+
 NOTES = {
     "text": lambda note: note.write_text("{"),
     "deep": lambda note: note.write_text("[" * 5000),
@@ -71,8 +78,8 @@ NOTES = {
     "folder": lambda note: (note.unlink(), note.mkdir()),
     "pipe": lambda note: (note.unlink(), os.mkfifo(note)),
     **{
-        f"{field}={json.dumps(value)}": lambda note, field=field, value=value: (
-            note.write_text(json.dumps({**json.loads(note.read_text()), field: value}))
+        f"{field}={json.dumps(value)}": lambda note, field=field, value=value: rewrite(
+            note, **{field: value}
         )
         for field, value in (
             ("checksums", 3),
@@ -82,6 +89,12 @@ NOTES = {
             ("metadata", {"rate": 0.25}),
             ("crc32", None),
         )
+    },
+    **{  # of earlier versions, which had no checksum
+        f"bare {field}": lambda note, field=field: rewrite(
+            note, "crc32", **{field: None}
+        )
+        for field in ("leaves", "metadata", "notes")
     },
 }
 
