@@ -169,13 +169,20 @@ def set_aside(path: Path) -> Path:
     """Give a checkpoint the name of those that are to be removed, and remove its note.
 
     One that is cut short in its removal then has that name, and not that of a checkpoint.
+    A folder in place of the note is not ours: it gets another name, beside it.
     """
     gone = path.with_name(f"{path.name}.removed")
     if path.exists():
         shutil.rmtree(gone, ignore_errors=True)
         os.replace(path, gone)
-    if not note_of(path).is_dir():
-        note_of(path).unlink(missing_ok=True)
+    note = note_of(path)
+    if note.is_dir() and not note.is_symlink():
+        with suppress(OSError):  # it holds something
+            note.rmdir()
+            return gone
+        os.replace(note, tempfile.mkdtemp(prefix=f"{note.name}.", dir=note.parent))
+    else:
+        note.unlink(missing_ok=True)
     return gone
 
 

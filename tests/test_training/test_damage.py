@@ -138,6 +138,37 @@ def test_removed_notes_are_named(folder):
     assert sorted(os.listdir(folder)) == ["2", "2.json", "3", "3.json"]
 
 
+@pytest.mark.parametrize("step", [2, 3])
+@pytest.mark.parametrize("held", ["data", None])
+def test_a_folder_in_place_of_a_note_is_kept_and_stops_no_save(folder, step, held):
+    """Oracle: the tree saved last, without a warning, and what somebody has put there."""
+    note = folder / "2.json"
+    note.unlink()
+    note.mkdir()
+    if held:
+        (note / "thesis.tex").write_text(held)
+    for _ in range(2):
+        save(folder, step, three(9))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert restore(folder, LIKE).tree["a"].tolist() == [9.0] * 3
+    found = [file.read_text() for file in folder.glob("2.json*/thesis.tex")]
+    assert found == [held] * len([*folder.glob("2.json.*")])
+    assert bool(found) == bool(held)
+    assert checkpoint_files.steps(folder) == [1, step]
+
+
+def test_a_link_in_place_of_a_note_leaves_what_it_points_to(folder, tmp_path_factory):
+    """Oracle: the folder behind it, and the tree saved last."""
+    place = tmp_path_factory.mktemp("place")
+    (place / "thesis.tex").write_text("data")
+    (folder / "2.json").unlink()
+    (folder / "2.json").symlink_to(place)
+    save(folder, 2, three(9))
+    assert restore(folder, LIKE).tree["a"].tolist() == [9.0] * 3
+    assert (place / "thesis.tex").read_text() == "data"
+
+
 @pytest.mark.parametrize(
     "name", ["2.json", "2/_CHECKPOINT_METADATA", "2/state/_METADATA"]
 )
