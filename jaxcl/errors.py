@@ -1,6 +1,9 @@
-"""Classes of errors, and checks of values where a user enters them."""
+"""Classes of errors, warnings, and checks of values where a user enters them."""
 
 import math
+import os
+import sys
+import warnings
 from contextlib import suppress
 from typing import Any
 
@@ -28,6 +31,17 @@ def require(holds: Any, who: str, message: str) -> None:
     if not holds:
         msg = f"{who}: {message}."
         raise InputError(msg)
+
+
+def warn(message: str) -> None:
+    """Warn at the line outside the library that led here, however many calls ago."""
+    frame, level = sys._getframe(1), 2
+    while frame.f_back and frame.f_code.co_filename.startswith(_LIBRARY):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, stacklevel=level)
+
+
+_LIBRARY = os.path.join(os.path.dirname(__file__), "")
 
 
 def check_number(

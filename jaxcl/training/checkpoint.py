@@ -10,7 +10,6 @@ and all checksums. See :mod:`jaxcl.training.checkpoint_files`.
 
 import os
 import shutil
-import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -30,6 +29,7 @@ from jaxcl.errors import (
     check_size,
     require,
     shown,
+    warn,
 )
 from jaxcl.files import (
     as_folder,
@@ -197,10 +197,9 @@ def restore(
             damaged.append(f"{step} ({damage})")
             continue
         if damaged:
-            warnings.warn(
+            warn(
                 f"restore: passed over damaged checkpoints of {folder}: "
-                f"{', '.join(damaged)}; went back to {step}.",
-                stacklevel=2,
+                f"{', '.join(damaged)}; went back to {step}."
             )
         other = "" if metadata is None else differences(note.metadata, wanted)
         remedy = "Resume with its settings, or start in a new folder"

@@ -11,13 +11,12 @@ import os
 import re
 import shutil
 import tempfile
-import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jaxcl.errors import InputError, WriteError
+from jaxcl.errors import InputError, WriteError, warn
 from jaxcl.files import checksum, read_checked
 
 #: In the metadata of each checkpoint: others are never removed.
@@ -162,7 +161,7 @@ def make_room(path: Path, keep: int, *, preserve: bool) -> None:
         try:
             remove(old)
         except OSError as error:  # the next save tries again
-            warnings.warn(f"save: cannot remove {old} ({error}).", stacklevel=3)
+            warn(f"save: cannot remove {old} ({error}).")
 
 
 def set_aside(path: Path) -> Path:

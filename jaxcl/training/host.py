@@ -6,7 +6,6 @@ keys from :mod:`jaxcl.training.batches`.
 """
 
 import sys
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -17,7 +16,7 @@ from jaxtyping import Float, PyTree
 
 from jaxcl.data.dataset import Dataset, Task
 from jaxcl.data.numbering import number_tasks
-from jaxcl.errors import check_kind, require
+from jaxcl.errors import check_kind, require, warn
 from jaxcl.files import as_folder, as_metadata
 from jaxcl.progress import RESUMED
 from jaxcl.sharding import ShardingPlan
@@ -252,10 +251,9 @@ def learn(
         with exit_together():
             run_state, status = walk_tasks(run, run_state)
     if finished and home is not None:
-        warnings.warn(
+        warn(
             f"learn: the run in {home} had finished; its result is returned and nothing "
-            "is learned. For another run give another folder, for a longer one more tasks.",
-            stacklevel=2,
+            "is learned. For another run give another folder, for a longer one more tasks."
         )
     return _result_of(run, run_state, status)
 

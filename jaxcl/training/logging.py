@@ -2,13 +2,12 @@
 
 import importlib
 import json
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from jaxcl.errors import WriteError, require
+from jaxcl.errors import WriteError, require, warn
 from jaxcl.files import plain, read_lines, write_text
 from jaxcl.progress import progress
 
@@ -27,10 +26,9 @@ def lines_so_far(path: Path, done: int, expected: int) -> list[dict[str, Any]]:
     require(known, "learn", f"{path} has lines of another program; {remedy}")
     kept = [line for line in lines if line["at"] <= done]
     if len(kept) < expected:
-        warnings.warn(
+        warn(
             f"learn: {path} has {len(kept)} of {expected} lines up to the last checkpoint; "
-            "the others are lost. The result does not depend on them.",
-            stacklevel=3,
+            "the others are lost. The result does not depend on them."
         )
     return kept
 

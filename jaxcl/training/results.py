@@ -6,7 +6,6 @@ only. Entries not measured are NaN. The notes of a checkpoint hold them column b
 with descriptions of the tasks: a run may resume with more tasks, metrics and sets.
 """
 
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -16,7 +15,7 @@ from jaxtyping import Bool, Float, Int
 
 from jaxcl.data.dataset import Dataset, Task
 from jaxcl.data.numbering import some_places
-from jaxcl.errors import InputError, require
+from jaxcl.errors import InputError, require, warn
 from jaxcl.files import differing, plain
 from jaxcl.training.batches import take_rows
 from jaxcl.training.compiled import Policy, Program
@@ -204,10 +203,9 @@ def warn_of_bad_scores(records: Records, names: Sequence[str]) -> None:
         which = ", ".join(
             repr(names[column]) for column in np.flatnonzero(bad).tolist()
         )
-        warnings.warn(
+        warn(
             f"learn: what was measured on the test rows of {which} was not finite. Look "
-            "for NaN among these rows, or in what the metrics return.",
-            stacklevel=4,
+            "for NaN among these rows, or in what the metrics return."
         )
 
 
@@ -225,11 +223,10 @@ def warn_of_bad_steps(
     where = ""
     if diverged:
         where = f", the last by step {run_state.step} of {tasks[run_state.task].name!r}"
-    warnings.warn(
+    warn(
         f"learn: {run_state.num_bad} steps were not finite{where}; {became}. Look for "
         "NaN among the rows and for labels or tasks beyond the outputs, or lower the "
-        f"learning rate{_or_strength(run_state)}.",
-        stacklevel=4,
+        f"learning rate{_or_strength(run_state)}."
     )
 
 
@@ -268,11 +265,10 @@ def warn_of_unlearned_tasks(
     found = [t for t in ended if np.isfinite(spent.last[t]) and unlearned(t)]
     if found and not run_state.num_bad:
         worst = found[-1]
-        warnings.warn(
+        warn(
             f"learn: {len(found)} of {len(ended)} tasks ended unstable or not learned, "
             f"the last of them {names[worst]!r}: loss and penalty were "
             f"{begun[worst]:.3g} at its first steps and {spent.last[worst]:.3g} at its "
             f"last, {begun[0]:.3g} at the first of the run. Lower the learning rate"
-            f"{_or_strength(run_state)}.",
-            stacklevel=4,
+            f"{_or_strength(run_state)}."
         )

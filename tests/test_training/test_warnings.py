@@ -1,7 +1,12 @@
 """Warnings at the end of a run: what went wrong, and what may be too large."""
 
+import json
+import os
 import re
+import subprocess
+import sys
 import warnings
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +29,7 @@ from jaxcl.training.results import (
 )
 from tests.test_training.test_host import LOGITS, MODEL
 
+ROOT = Path(__file__).parent.parent.parent
 LOSS = cross_entropy(LOGITS)
 STRENGTH = r"learning rate or the regularizer's strength .*largest_stable_strength"
 
@@ -60,6 +66,69 @@ def run(tasks, strength, rate=0.3):
             quiet=True,
         )
     return result, " ".join(str(warning.message) for warning in seen)
+
+
+CALLS = """
+import json, sys, warnings
+from pathlib import Path
+import jax, jax.numpy as jnp, numpy as np, optax
+from jaxcl.data import Task, array_dataset
+from jaxcl.losses import cross_entropy, single_head
+from jaxcl.method import make_method
+from jaxcl.metrics import classification
+from jaxcl.models import mlp
+from jaxcl.training import Options, learn, restore
+from jaxcl.tree import as_batch
+
+model = mlp((4, 3))
+logits = single_head(model.apply)
+x = np.random.default_rng(0).normal(size=(8, 4)).astype("f4")
+rows = [array_dataset(as_batch(x, np.arange(8) % 3, task=t)) for t in range(2)]
+tasks = [Task(f"task {t}", rows[t], rows[t]) for t in range(2)]
+build = lambda rate: make_method(cross_entropy(logits), optax.sgd(rate))
+params, metrics = model.init(jax.random.key(1)), classification(logits)
+options = Options(50, 8, on_non_finite="continue", keep=1)
+
+def run(folder, rate=0.0):
+    return learn(jax.random.key(0), build, params, tasks, options, folder=folder,
+                 frozen=jnp.float32(rate), metrics=metrics, quiet=True)
+
+with warnings.catch_warnings(record=True) as seen:
+    warnings.simplefilter("always")
+    run(None, jnp.nan)
+    ended = run("here")
+    Path("here/metrics.jsonl").write_text("")
+    run("here")
+    max(Path("here/checkpoints").glob("*.json"), key=lambda p: int(p.stem)).write_text("")
+    restore("here", ended.run_state)
+    run("here")
+print(json.dumps([[str(one.message), one.filename] for one in seen]))
+"""
+
+
+def test_every_warning_is_reported_where_the_library_was_called(tmp_path):
+    """Oracle: the file of a script, run without the checker of types, whose calls would
+    stand between the two."""
+    script = tmp_path / "script.py"
+    script.write_text(CALLS)
+    done = subprocess.run(
+        [sys.executable, str(script)],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    seen = json.loads(done.stdout)
+    for said in (
+        "steps were not finite",
+        "what was measured on the test rows",
+        "ended unstable or not learned",
+        "lines up to the last checkpoint",
+        "had finished",
+        "passed over damaged checkpoints",
+    ):
+        assert {name for text, name in seen if said in text} == {str(script)}, said
 
 
 @pytest.mark.parametrize("strength", [0.0, 0.1])
