@@ -15,7 +15,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from jaxcl.errors import InputError, require, shown
+from jaxcl.errors import InputError, WriteError, require, shown
 
 try:
     import fcntl
@@ -43,8 +43,9 @@ def lock_folder(
         without a lock.
 
     Raises:
-      InputError: if another process has locked it; the message names that process. Also if
-        it cannot be created, as at a dangling link, or if its lock is not a file.
+      InputError: if another process has locked it; the message names that process.
+      WriteError: if it cannot be created or written to, as at a dangling link or below a
+        file, or if its lock is not a file.
     """
     unwritable = f"{path} cannot be written to; {remedy}"
     place, made = path / ".lock", False
@@ -56,18 +57,18 @@ def lock_folder(
         except FileNotFoundError:  # the folder was removed again
             if path.parent.is_dir() and os.access(path.parent, os.W_OK):
                 continue
-            raise InputError(unwritable) from None
+            raise WriteError(unwritable) from None
         except OSError as error:
             if read_only and path.is_dir() and error.errno in _READ_ONLY:
                 yield False
                 return
             why = "its .lock is a link" if place.is_symlink() else error.strerror
             msg = f"{unwritable} ({why})"
-            raise InputError(msg) from None
+            raise WriteError(msg) from None
         if not stat.S_ISREG(os.fstat(number).st_mode):
             os.close(number)
             msg = f"{unwritable} (its .lock is not a file)"
-            raise InputError(msg)
+            raise WriteError(msg)
         with os.fdopen(number, "r+", encoding="utf-8") as lock:
             if not _is_locked(lock, place, remedy):
                 continue
@@ -76,7 +77,7 @@ def lock_folder(
             lock.flush()
             yield made
             return
-    raise InputError(unwritable)
+    raise WriteError(unwritable)
 
 
 # A link is not followed, and a pipe does not block.

@@ -1,4 +1,4 @@
-"""Runs of many processes, and signals: start, agreement, locks, and the end."""
+"""Runs of many processes: start, agreement, locks, and the end."""
 
 import ctypes
 import os
@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from jaxcl.errors import InputError, require
+from jaxcl.errors import InputError, WriteError, require
 from jaxcl.files import lock_folder
 from jaxcl.training.checkpoint_files import begin_folder
 
@@ -122,8 +122,12 @@ def lock_across_processes(path: Path) -> Iterator[None]:
             try:
                 stack.enter_context(lock_folder(path, read_only=True))
                 begin_folder(path)
-            except (ValueError, OSError) as error:
-                refusal = InputError(f"learn: {error}")
+            except InputError as error:
+                refusal = type(error)(f"learn: {error}")
+            except (ValueError, OSError) as error:  # such as a full disk
+                why = f"{path} cannot be written to ({error})"
+                remedy = "make room, or give another folder"
+                refusal = WriteError(f"learn: {why}; {remedy}.")
         (refused,) = any_across_processes(refusal is not None)
         if refused:
             raise refusal or InputError(

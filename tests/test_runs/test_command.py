@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 
 from experiments import __main__ as experiments
-from jaxcl.errors import InputError
+from jaxcl.errors import InputError, WriteError
 from jaxcl.files import lock_folder, write_json, write_text
 from jaxcl.progress import pace, progress
 from jaxcl.runs import command, environment
@@ -601,7 +601,7 @@ def test_a_diverged_run_is_named_in_the_status(tmp_path, capsys):
 HOLDER = """
 import sys, time
 from pathlib import Path
-from jaxcl.files import lock_folder, write_json, write_text
+from jaxcl.files import lock_folder
 with lock_folder(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)
@@ -899,7 +899,7 @@ def test_a_folder_that_cannot_be_made_is_one_line(tmp_path, place):
     """Oracle: a file where a folder should be; nothing is left behind."""
     (tmp_path / "file").write_text("")
     wanted = "cannot be written to; give another folder"
-    with pytest.raises(ValueError, match=wanted), lock_folder(tmp_path / place):
+    with pytest.raises(WriteError, match=wanted), lock_folder(tmp_path / place):
         pass
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 

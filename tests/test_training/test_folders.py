@@ -8,12 +8,13 @@ import os
 import shutil
 import warnings
 from contextlib import nullcontext
+from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxcl.errors import InputError
+from jaxcl.errors import InputError, WriteError
 from jaxcl.training import checkpoint
 from tests.test_training.test_host import (
     OPTIONS,
@@ -187,6 +188,35 @@ def test_a_run_is_restored_by_its_folder_and_its_state(tasks, tmp_path):
         InputError, match=r"It is of a run: give the run_state of learn's"
     ):
         checkpoint.restore(tmp_path / "plain", learned.params)
+
+
+@pytest.mark.parametrize("name", ["checkpoints", ".lock", "run", "below a file"])
+def test_a_folder_that_cannot_be_written_is_an_error_of_the_system(
+    tasks, tmp_path, monkeypatch, name
+):
+    """Oracle: the documented kind: an OSError, and an InputError, of one line;
+    a disk is full, or a file stands where a folder should be."""
+    mkdir, low, full = Path.mkdir, os.open, "No space left on device"
+
+    def refuse(real):
+        def checked(path, *given, **options):
+            if Path(path).name == name:
+                raise OSError(errno.ENOSPC, full, str(path))
+            return real(path, *given, **options)
+
+        return checked
+
+    monkeypatch.setattr(Path, "mkdir", refuse(mkdir))
+    monkeypatch.setattr(os, "open", refuse(low))
+    folder, below = tmp_path / "run", name == "below a file"
+    if below:
+        folder.write_text("")
+    with pytest.raises(WriteError, match=r"learn: .* cannot be written to") as error:
+        run(folder / "deeper" if below else folder, tasks[:1], SHORT)
+    said = str(error.value)
+    assert ("Not a directory" if below else full) in said
+    assert "give another folder" in said
+    assert "\n" not in said
 
 
 def test_a_finished_run_on_a_read_only_disk_is_returned(
