@@ -39,8 +39,12 @@ def _cpu() -> str:
 
 @functools.cache  # the code that runs is the one that this process began with
 def commit() -> str | None:
-    """The commit of the source, and whether it was changed since; None outside git."""
-    if not (held := _git("rev-parse", "HEAD")):
+    """The commit of the source, and whether it was changed since; None outside git.
+
+    An installed copy has none, also where its environment lies in some repository.
+    """
+    is_source = _git("ls-files", Path(__file__).name)
+    if not is_source or not (held := _git("rev-parse", "HEAD")):
         return None
     changes = _git("status", "--porcelain", "--untracked-files=no")
     if changes is None:

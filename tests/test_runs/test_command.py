@@ -751,11 +751,34 @@ def test_a_tree_is_called_clean_only_if_git_says_so(monkeypatch):
         (" M a.py", "abc with changes"),
         (None, "abc, changes unknown"),
     ):
-        git = {"rev-parse": "abc", "status": answer}
+        git = {"ls-files": "a.py", "rev-parse": "abc", "status": answer}
         monkeypatch.setattr(environment, "_git", lambda word, *_, git=git: git[word])
         assert environment.commit.__wrapped__() == expected
     monkeypatch.setattr(environment, "_git", lambda *_: None)
     assert environment.commit.__wrapped__() is None
+
+
+def test_a_copy_in_a_repository_of_others_has_no_commit(tmp_path, monkeypatch):
+    """Oracle: git itself, before and after the copy is part of the repository."""
+    me = ["-c", "user.name=x", "-c", "user.email=x"]
+    git = lambda *words: subprocess.run(
+        ["git", "-C", str(tmp_path), *me, *words],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.strip()
+    git("init", "-q")
+    (tmp_path / ".gitignore").write_text(".venv")
+    git("add", ".gitignore")
+    git("commit", "-qm", "Theirs")
+    copy = tmp_path / ".venv" / "environment.py"
+    copy.parent.mkdir()
+    copy.write_text("")
+    monkeypatch.setattr(environment, "__file__", str(copy))
+    assert environment.commit.__wrapped__() is None
+    git("add", "--force", str(copy))
+    git("commit", "-qm", "Ours")
+    assert environment.commit.__wrapped__() == git("rev-parse", "HEAD")
 
 
 def test_results_hold_exact_numbers_and_no_nan(tmp_path):
