@@ -32,6 +32,19 @@ def test_there_are_blocks():
     assert len(BLOCKS) == README.read_text().count("```python") >= 4
 
 
+def test_the_readme_says_what_each_part_is():
+    """Oracle: the modules and packages of the library."""
+    listed = (
+        README.read_text().partition("## How it is built")[2].partition("\n```\n")[0]
+    )
+    named = set(re.findall(r"[\w.]+", listed))
+    found = [*(README.parent / "jaxcl").iterdir()]
+    own = lambda path: path.suffix in ("", ".py") and not path.name.startswith("_")
+    parts = {path.name for path in found if own(path)}
+    assert len(parts) > 20
+    assert parts <= named
+
+
 COMMANDS = [
     line.split("#")[0]
     for path in [README, *sorted(README.parent.glob("experiments/**/README.md"))]
