@@ -1,7 +1,7 @@
 """Options of a run of the host loop, and checks of its arguments."""
 
 from collections.abc import Mapping, Sequence
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 
@@ -61,7 +61,7 @@ class Options(NamedTuple):
       eval_every_tasks: tasks between two such evaluations; there is always one at the end.
       eval_start: whether to evaluate before the first task, too.
       eval_every: steps between two evaluations on the tasks so far, besides those at the
-        ends of tasks; none if None.
+        ends of tasks; none if None. Needs metrics.
       early_stopping: end tasks early by their validation rows; needs ``eval_every``.
       max_tasks: how many tasks the run may grow to, for parts of a method that have room
         for so many: ``episodic(max_tasks, ...)`` would write over the oldest.
@@ -102,6 +102,9 @@ def steps_of(task: Task, options: Options) -> int:
     return int(options.num_steps or 0)
 
 
+_DATASET = "make it, such as by array_dataset(batch)"
+
+
 def check_run(
     key: Key,
     params: Params,
@@ -118,7 +121,8 @@ def check_run(
     check_kind("learn", Options, options=options)
     check_kind("learn", ShardingPlan, optional=True, sharding=sharding)
     for name, rows in evaluation.items():
-        check_kind("learn", Dataset, f"as evaluation[{name!r}]", evaluation=rows)
+        named: dict[str, Any] = {f"evaluation[{name!r}]": rows}
+        check_kind("learn", Dataset, _DATASET, **named)
     _check_options(options)
     for task in tasks:
         _check_task(task, options, measured=measured)
@@ -131,6 +135,11 @@ def check_run(
         (
             measured or not evaluation,
             "evaluation sets need metrics, got none; give metrics= as well",
+        ),
+        (
+            measured or options.eval_every is None,
+            f"eval_every={options.eval_every} needs metrics, got none; give metrics= as "
+            "well",
         ),
         (not empty, f"evaluation set {', '.join(map(repr, empty))} has no rows"),
         (
@@ -173,9 +182,8 @@ def _check_options(options: Options) -> None:
 def _check_task(task: Task, options: Options, *, measured: bool) -> None:
     """Refuse a task without rows or length, and one that is not a task."""
     check_kind("learn", Task, "give a list, such as stream_tasks(stream)", task=task)
-    remedy = "make them, such as by array_dataset(batch)"
-    check_kind("learn", Dataset, remedy, train=task.train, test=task.test)
-    check_kind("learn", Dataset, remedy, optional=True, valid=task.valid)
+    check_kind("learn", Dataset, _DATASET, train=task.train, test=task.test)
+    check_kind("learn", Dataset, _DATASET, optional=True, valid=task.valid)
     steps, epochs = task.num_steps, task.num_epochs
     check_size("learn", optional=True, num_steps=steps, num_epochs=epochs)
     name, valid = f"task {task.name!r}", task.valid

@@ -102,7 +102,14 @@ REFUSED = [
         "early_stopping must be of type EarlyStopping, got 'loss'",
     ),
     (lambda: learn(evaluation=[BATCH]), "evaluation must be of type Mapping, got list"),
-    (lambda: learn(evaluation={"a": BATCH}), "evaluation must be of type Dataset, got"),
+    (
+        lambda: learn(evaluation={"a": BATCH}, metrics=METRIC),
+        r"evaluation\['a'\] must be of type Dataset, got Batch; make it, .*array_dataset",
+    ),
+    (
+        lambda: learn(options=OPTIONS._replace(eval_every=3)),
+        "learn: eval_every=3 needs metrics, got none; give metrics= as well",
+    ),
     (
         lambda: learn(sharding="fsdp"),
         "sharding must be of type ShardingPlan, got 'fsdp'",
