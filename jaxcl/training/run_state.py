@@ -18,7 +18,7 @@ from jaxcl.errors import InputError, require, shown
 from jaxcl.files import differing
 from jaxcl.sharding import ShardingPlan, replicated
 from jaxcl.training.checkpoint import leaf_specs, named_leaves, read_leaves, restore
-from jaxcl.training.checkpoint_files import all_steps, is_preserved, steps
+from jaxcl.training.checkpoint_files import all_steps, is_preserved, note_of, steps
 from jaxcl.training.options import Options
 from jaxcl.typing import Key, MethodState
 
@@ -139,7 +139,7 @@ def _latest_of(place: Path) -> Path:
             ends = [step for step in found if is_preserved(folder / str(step))]
             return folder / str((ends or found)[-1])
     require(
-        place.with_suffix(".json").is_file(),
+        note_of(place).is_file(),
         "learn",
         f"start must be the folder of a run or FOLDER/checkpoints/NUMBER, got {place}, "
         "where no checkpoint is",

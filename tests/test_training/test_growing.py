@@ -374,8 +374,10 @@ def test_a_part_of_another_structure_is_refused_by_its_path_or_begins_anew(tmp_p
     assert int(found.regularizer.tasks_seen) == 3
     with pytest.raises(ValueError, match=r"fresh must name parts .* got \('Fisher',\)"):
         run([TASKS[2]], options=options, start=tmp_path, fresh=("Fisher",))
-    with pytest.raises(ValueError, match="start must be the folder of a run"):
-        run([TASKS[2]], options=options, start=tmp_path / "nowhere")
+    (tmp_path / "a.json").write_text("{}")
+    for name in ("nowhere", "a.b"):  # its note would be a.b.json
+        with pytest.raises(ValueError, match="start must be the folder of a run"):
+            run([TASKS[2]], options=options, start=tmp_path / name)
 
 
 def test_a_state_with_a_row_for_each_task_needs_room_from_the_start(tmp_path):
