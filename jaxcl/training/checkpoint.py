@@ -107,7 +107,7 @@ def save(
     leaves = named_leaves(tree)
     from orbax.checkpoint import v1 as orbax  # here, because the import takes a second
 
-    data = _numbered([_data(leaf) for leaf in leaves.values()])
+    data = _numbered([numbers_of(leaf) for leaf in leaves.values()])
     data = data or {"none": jnp.zeros(1)}
     new = path.with_name(f"{step}.new")
     with _explained(path):
@@ -273,10 +273,10 @@ def named_leaves(tree: PyTree) -> dict[str, Any]:
 
 def _is_key(leaf) -> bool:
     """Whether a leaf is a random key."""
-    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    return jnp.issubdtype(jnp.result_type(leaf), jax.dtypes.prng_key)
 
 
-def _data(leaf):
+def numbers_of(leaf):
     """A key's numbers, or the leaf itself."""
     return jax.random.key_data(leaf) if _is_key(leaf) else leaf
 
@@ -301,7 +301,7 @@ def _read(path: Path, key_impls: dict[str, str], like: PyTree) -> PyTree:
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
 
     def abstract(leaf):
-        spec = jax.eval_shape(_data, jax.ShapeDtypeStruct(leaf.shape, leaf.dtype))
+        spec = jax.eval_shape(numbers_of, jax.ShapeDtypeStruct(leaf.shape, leaf.dtype))
         where = getattr(leaf, "sharding", None)
         return jax.ShapeDtypeStruct(spec.shape, spec.dtype, sharding=where or here)
 

@@ -17,7 +17,13 @@ from jaxcl.data.dataset import Task
 from jaxcl.errors import InputError, require, shown
 from jaxcl.files import differing
 from jaxcl.sharding import ShardingPlan, replicated
-from jaxcl.training.checkpoint import leaf_specs, named_leaves, read_leaves, restore
+from jaxcl.training.checkpoint import (
+    leaf_specs,
+    named_leaves,
+    numbers_of,
+    read_leaves,
+    restore,
+)
 from jaxcl.training.checkpoint_files import all_steps, is_preserved, note_of, steps
 from jaxcl.training.options import Options
 from jaxcl.typing import Key, MethodState
@@ -205,15 +211,11 @@ def fingerprint(tree: PyTree) -> str:
     named = jax.tree_util.tree_leaves_with_path(tree)
     digest = hashlib.sha256()
     for path, leaf in named:
-        array = jax.random.key_data(leaf) if _is_key(leaf) else jnp.asarray(leaf)
+        array = jnp.asarray(numbers_of(leaf))
         sums = np.asarray(_sums(array)).tolist()
         name = jax.tree_util.keystr(path)
         digest.update(f"{name} {array.dtype}{array.shape} {sums};".encode())
     return digest.hexdigest()[:16]
-
-
-def _is_key(leaf) -> bool:
-    return jnp.issubdtype(jnp.result_type(leaf), jax.dtypes.prng_key)
 
 
 @jax.jit
