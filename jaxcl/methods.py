@@ -308,9 +308,8 @@ def learning_without_forgetting(
     regularizer = regularizers.distill(
         kept, strength, temperature=temperature, chunk_size=chunk_size
     )
-    options["chunk_size"] = chunk_size
-    loss = cross_entropy(outputs)
-    return _method(loss, optimizer, options, regularizer=regularizer)
+    parts = {"regularizer": regularizer, "chunk_size": chunk_size}
+    return _method(cross_entropy(outputs), optimizer, options, **parts)
 
 
 def slow_learner(
