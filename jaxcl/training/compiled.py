@@ -45,7 +45,7 @@ class Rows(NamedTuple):
     batch: Batch  # of a step
     data: Batch  # of the end of a task
     tested: Batch  # of an evaluation
-    name: str = "the first task"
+    name: str  # of the task that they are of
 
 
 class _Parts(NamedTuple):

@@ -59,7 +59,7 @@ def task(number):
 
 
 METRIC = classification(LOGITS)
-ROWS = Rows(at(slice(1), task(0)), task(0), task(0), task(0))
+ROWS = Rows(at(slice(1), task(0)), task(0), task(0), task(0), "task 0")
 
 
 def walked(name, sharding):

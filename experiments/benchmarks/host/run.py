@@ -101,7 +101,7 @@ def make_job(
     params, key = model.init(jax.random.key(config.seed)), jax.random.key(0)
     example = rows.read(np.arange(1))
     rows_of = shapes_of(example, batch_size, sharding)
-    shapes = Rows(example, rows_of, rows_of, rows_of)
+    shapes = Rows(example, rows_of, rows_of, rows_of, "bytes")
     program = compile_program(build, params, (), shapes, key=key, sharding=sharding)
     numbers = np.arange(batch_size)
     batch = take_rows(rows, numbers, size=batch_size, sharding=sharding)
