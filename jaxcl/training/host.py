@@ -34,7 +34,7 @@ from jaxcl.training.compiled import (
 )
 from jaxcl.training.logging import bar, lines_so_far, metrics_file, tensorboard
 from jaxcl.training.loop import Run, Status, walk_tasks
-from jaxcl.training.options import Options, check_run, steps_of
+from jaxcl.training.options import Options, check_run
 from jaxcl.training.processes import (
     exit_together,
     is_primary,
@@ -193,8 +193,8 @@ def learn(
     tasks, evaluation = list(tasks), dict(evaluation or {})
     alone = f"fresh={fresh!r} is for a run that begins with start=, got none"
     require(start is not None or not fresh, "learn", alone)
-    check_run(key, params, tasks, options, sharding, evaluation, measured=bool(metrics))
-    lengths = [steps_of(task, options) for task in tasks]
+    given = key, params, tasks, options, sharding, evaluation
+    lengths = check_run(*given, measured=bool(metrics))
     tasks = [
         task._replace(num_steps=length, num_epochs=None)
         for task, length in zip(tasks, lengths, strict=True)

@@ -114,8 +114,11 @@ def check_run(
     evaluation: Mapping[str, Dataset],
     *,
     measured: bool,
-) -> None:
-    """Refuse arguments of :func:`jaxcl.training.learn` that cannot run, in one line."""
+) -> list[int]:
+    """Refuse arguments of :func:`jaxcl.training.learn` that cannot run, in one line.
+
+    Returns the steps of each task.
+    """
     check_key("learn", key)
     check_params("learn", params)
     check_kind("learn", Options, options=options)
@@ -124,8 +127,7 @@ def check_run(
         named: dict[str, Any] = {f"evaluation[{name!r}]": rows}
         check_kind("learn", Dataset, _DATASET, **named)
     _check_options(options)
-    for task in tasks:
-        _check_task(task, options, measured=measured)
+    lengths = [_check_task(task, options, measured=measured) for task in tasks]
     names = [*(task.name for task in tasks), *evaluation]
     commonest = max(names, key=names.count, default="")
     empty = [name for name, rows in evaluation.items() if not rows.count]
@@ -157,6 +159,7 @@ def check_run(
     if sharding is not None:
         sizes = {"eval_batch_size": options.eval_batch_size}
         check_sharding_plan("learn", sharding, batch_size=options.batch_size, **sizes)
+    return lengths
 
 
 def _check_options(options: Options) -> None:
@@ -179,8 +182,8 @@ def _check_options(options: Options) -> None:
         require(options.eval_every is not None, "learn", unset)
 
 
-def _check_task(task: Task, options: Options, *, measured: bool) -> None:
-    """Refuse a task without rows or length, and one that is not a task."""
+def _check_task(task: Task, options: Options, *, measured: bool) -> int:
+    """Refuse a task without rows or length, and what is not a task; its steps."""
     check_kind("learn", Task, "give a list, such as stream_tasks(stream)", task=task)
     check_kind("learn", Dataset, _DATASET, train=task.train, test=task.test)
     check_kind("learn", Dataset, _DATASET, optional=True, valid=task.valid)
@@ -208,4 +211,4 @@ def _check_task(task: Task, options: Options, *, measured: bool) -> None:
         ),
     ):
         require(holds, "learn", message)
-    steps_of(task, options)
+    return steps_of(task, options)
