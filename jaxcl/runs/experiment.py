@@ -75,7 +75,8 @@ def parse(experiment: Experiment, argv: Sequence[str]) -> Request:
     """
     presets, program = experiment.presets, f"python -m {experiment.module}"
     words = list(argv)
-    if not words or (words[0].startswith("-") and not {"-h", "--help"} & set(words)):
+    helps = {"-h", "--help"} & set(words)
+    if not words or (words[0].startswith("-") and not helps):
         words = [experiment.default, *words]
     flags = (tyro.conf.FlagConversionOff,)  # --by-hand False, not --no-by-hand
     preset = words[0]
@@ -98,6 +99,9 @@ def parse(experiment: Experiment, argv: Sequence[str]) -> Request:
             f"{experiment.about.rstrip()}\n\nWithout a preset {experiment.default} is "
             f"meant; {program} PRESET --help lists the fields."
         )
+        # Without the fields: tyro would look for them among all presets, and name these by
+        # the first word of the program.
+        words = words if helps else words[:1]
         asked = tyro.extras.overridable_config_cli(
             named, prog=program, description=about, args=words, config=flags
         )

@@ -6,6 +6,7 @@ import fcntl
 import json
 import math
 import os
+import re
 import runpy
 import signal
 import subprocess
@@ -148,6 +149,16 @@ def test_bad_words_are_explained_with_exit_code_two(
     assert "Traceback" not in said.err
     assert said.out == ""
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unknown_preset_is_explained_by_the_command_that_lists_them(capsys):
+    """Oracle: every command that the message names begins as the one that was given."""
+    with pytest.raises(SystemExit):
+        command.main(toy(), ["somke", "--seeds", "3", "--limit", "4"])
+    said = " ".join(capsys.readouterr().err.replace("│", "").split())
+    assert "Unrecognized options: somke" in said
+    assert "Available subcommands: paper, smoke" in said
+    assert re.findall(r"python \S+ \S+", said) == ["python -m experiments.toy"]
 
 
 def test_settings_that_could_not_work_are_one_line_before_anything_is_imported(capsys):
