@@ -22,7 +22,7 @@ import optax
 from jaxcl.files import write_json, write_text
 from jaxcl.losses import single_head, token_cross_entropy
 from jaxcl.method import make_method
-from jaxcl.models import LlamaConfig, cast_compute, llama
+from jaxcl.models import DecoderConfig, cast_compute, decoder
 from jaxcl.report.tables import Column, Table, to_csv, to_markdown
 from jaxcl.runs.environment import describe_environment
 from jaxcl.runs.experiment import expect_no_words
@@ -35,7 +35,7 @@ from jaxcl.typing import Batch
 HERE = Path(__file__).parent
 
 #: Llama-2-7B (Touvron et al. 2023, arXiv:2307.09288).
-SEVEN_BILLION = LlamaConfig(
+SEVEN_BILLION = DecoderConfig(
     vocab_size=32_000,
     hidden_size=4096,
     intermediate_size=11_008,
@@ -70,7 +70,7 @@ class Plan(NamedTuple):
 SHAPES = (Shape(1, 8), Shape(1, 64), Shape(8, 8))
 
 
-def plan(config: LlamaConfig, length: int, shape: Shape) -> Plan:
+def plan(config: DecoderConfig, length: int, shape: Shape) -> Plan:
     """Compile a step for a mesh and read off what it needs."""
     full = compiled(config, length, shape, scan=True)
     memory = full.memory_analysis()
@@ -90,12 +90,12 @@ def plan(config: LlamaConfig, length: int, shape: Shape) -> Plan:
     )
 
 
-def compiled(config: LlamaConfig, length: int, shape: Shape, *, scan: bool) -> Any:
+def compiled(config: DecoderConfig, length: int, shape: Shape, *, scan: bool) -> Any:
     """The program of a step of SAM with AdamW: bfloat16 over float32 masters."""
     count = shape.data * shape.fsdp
     devices = jax.devices()[:count]
     sharding = ShardingPlan(make_mesh(**shape._asdict(), devices=devices), fsdp())
-    model = llama(config, scan=scan, checkpoint=True)
+    model = decoder(config, scan=scan, checkpoint=True)
     narrow = partial(cast_compute, jnp.bfloat16)
     loss = token_cross_entropy(single_head(narrow(model.apply)))
     method = make_method(loss, optax.adamw(1e-4), gradient=sam(0.05))

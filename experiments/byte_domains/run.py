@@ -16,7 +16,7 @@ from jaxcl.losses import single_head, token_accuracy, token_cross_entropy
 from jaxcl.memory import reservoir
 from jaxcl.method import make_method
 from jaxcl.metrics import RowMetric
-from jaxcl.models import LlamaConfig, cast_compute, llama
+from jaxcl.models import DecoderConfig, cast_compute, decoder
 from jaxcl.regularizers import ewc
 from jaxcl.runs.folder import RunFolder, check_data_hash
 from jaxcl.runs.trials import RunSpec, Trial, all_trials, run_specs
@@ -51,7 +51,7 @@ def tasks_of(config: Config) -> list[Task]:
 
 def make_model(config: Config) -> Model:
     """The decoder, in the precision asked for."""
-    sizes = LlamaConfig(
+    sizes = DecoderConfig(
         vocab_size=NUM_BYTES,
         hidden_size=config.hidden_size,
         intermediate_size=8 * config.hidden_size // 3,  # gated: three matrices, not two
@@ -59,7 +59,7 @@ def make_model(config: Config) -> Model:
         num_attention_heads=config.num_heads,
         num_key_value_heads=max(1, config.num_heads // 2),
     )
-    model = llama(sizes, scan=config.scan, checkpoint=config.checkpoint)
+    model = decoder(sizes, scan=config.scan, checkpoint=config.checkpoint)
     if not config.bfloat16:
         return model
     narrow = functools.partial(cast_compute, jnp.bfloat16)

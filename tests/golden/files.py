@@ -15,10 +15,10 @@ def flat(name, tree):
 
 
 def step_of(entry):
-    """One step of a path as a word."""
+    """One step of a path as a word, as projections were named when it was written."""
     for kind in ("name", "key", "idx"):
         if hasattr(entry, kind):
-            return str(getattr(entry, kind))
+            return str(getattr(entry, kind)).removesuffix("_proj")
     raise TypeError(entry)
 
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from jaxcl import losses
 from jaxcl.method import default_learner, make_method
-from jaxcl.models import LlamaConfig, crelu, llama, mlp, resnet
+from jaxcl.models import DecoderConfig, crelu, decoder, mlp, resnet
 from jaxcl.tree import at
 from jaxcl.typing import Batch
 from tests.steps import seen
@@ -108,8 +108,8 @@ MODEL = mlp((8, 16, 3))
 MANY_HEADS = mlp((8, 16, 6))
 NORMED = mlp((8, 12, 12, 3), activation=crelu, layer_norm=True)
 RESNET = resnet(3, width=4, blocks=(1, 1), groups=2, channels=1)
-LLAMA = llama(
-    LlamaConfig(
+LLAMA = decoder(
+    DecoderConfig(
         vocab_size=7,
         hidden_size=8,
         intermediate_size=12,

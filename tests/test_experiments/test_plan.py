@@ -15,10 +15,10 @@ from experiments.byte_domains.plan import (
     to_table,
     traffic,
 )
-from jaxcl.models import LlamaConfig, llama
+from jaxcl.models import DecoderConfig, decoder
 from jaxcl.report.tables import to_markdown
 
-SMALL = LlamaConfig(
+SMALL = DecoderConfig(
     vocab_size=512,
     hidden_size=256,
     intermediate_size=768,
@@ -38,7 +38,7 @@ def test_a_plan_counts_state_work_and_traffic():
     """
     shape, length = Shape(1, 8), 16
     found = plan(SMALL, length, shape)
-    params = jax.eval_shape(llama(SMALL).init, jax.random.key(0))
+    params = jax.eval_shape(decoder(SMALL).init, jax.random.key(0))
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
     assert 1.0 < found.state / (3 * 4 * count / 8) < 1.05  # small leaves stay whole
     head = SMALL.vocab_size * SMALL.hidden_size

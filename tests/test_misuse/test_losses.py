@@ -6,8 +6,15 @@ import numpy as np
 from flax import linen, nnx
 
 from jaxcl import losses, metrics
-from jaxcl.models import cast_compute, from_flax, init_like_torch, mlp
-from jaxcl.models.llama import LlamaConfig, llama
+from jaxcl.models import (
+    DecoderConfig,
+    Rope,
+    cast_compute,
+    decoder,
+    from_flax,
+    init_like_torch,
+    mlp,
+)
 from jaxcl.models.resnet import resnet
 from jaxcl.tree import as_batch
 from tests.test_misuse.table import (
@@ -27,7 +34,7 @@ from tests.test_misuse.table import (
 )
 
 COLUMN = BATCH._replace(y=BATCH.y[:, None])
-SMALL = LlamaConfig(
+SMALL = DecoderConfig(
     vocab_size=11,
     hidden_size=16,
     intermediate_size=24,
@@ -323,7 +330,7 @@ REFUSED = [
         for shape in ((8, 8, 3), (2, 8, 8, 1), (2, 8, 8))
     ],
     *[
-        (lambda change=change: llama(SMALL._replace(**change)), f"llama: .*{words}")
+        (lambda change=change: decoder(SMALL._replace(**change)), f"decoder: .*{words}")
         for change, words in (
             ({"num_key_value_heads": 3}, "key heads must divide query heads"),
             ({"hidden_size": 18}, "these hidden_size, .* got 2, 4, 18"),
@@ -331,16 +338,21 @@ REFUSED = [
             ({"head_dim": 3}, "each head be even, got .* of 3"),
             ({"vocab_size": 0}, "vocab_size must be an int of at least 1"),
             ({"num_hidden_layers": 2.0}, "num_hidden_layers must be an int"),
-            ({"rope_theta": 0.0}, "rope_theta must be a finite number above 0"),
+            ({"rope": Rope(0.0)}, "rope_theta must be a finite number above 0"),
+            ({"rope": Rope(kind="yarn")}, "default, linear, llama3, got 'yarn'"),
+            ({"sliding_window": 0}, "sliding_window must be an int of at least 1"),
             ({"rms_norm_eps": -1.0}, "rms_norm_eps must be"),
         )
     ],
     *[
         (
-            lambda x=x, name=name: traced(llama(SMALL), x, name),
-            rf"llama: x must be integer tokens \[b, n\], got {words}",
+            lambda x=x, name=name: traced(decoder(SMALL), x, name),
+            rf"decoder: x must be integer tokens \[b, n\], .* got {words}",
         )
-        for x, words in ((jnp.zeros(7, jnp.int32), r"shape \(7,\)"),)
+        for x, words in (
+            (jnp.zeros(7, jnp.int32), r"int32\[7\]"),
+            (jnp.zeros((2, 7)), r"float32\[2, 7\]"),
+        )
         for name in ("apply", "hidden")
     ],
 ]
@@ -384,10 +396,6 @@ LEFT_TO_OTHERS = [
         )
         for shape in ((4,), (5, 3), (5, 2, 4), (4, 5))
     ],
-    (
-        lambda: traced(llama(SMALL), jnp.zeros((2, 7))),
-        "Indexer must have integer or boolean type",
-    ),
 ]
 
 

@@ -13,7 +13,7 @@ from experiments.benchmarks.host.run import both_loops, both_steps
 from experiments.benchmarks.rounds import in_turn, timed
 from jaxcl.curvature import empirical_fisher
 from jaxcl.losses import cross_entropy, mean_loss, single_head, token_cross_entropy
-from jaxcl.models import LlamaConfig, llama, mlp, resnet
+from jaxcl.models import DecoderConfig, decoder, mlp, resnet
 from jaxcl.tree import as_batch
 from jaxcl.typing import Batch, Loss, Params
 
@@ -72,13 +72,13 @@ def cases(small: bool) -> Iterator[tuple[str, Loss, Params, Batch]]:
     yield f"mlp 784-{wide}-{wide}-10", loss, model.init(key), batch
 
     count, length, hidden, layers = (4, 16, 16, 1) if small else (64, 256, 512, 8)
-    sizes = LlamaConfig(256, hidden, 8 * hidden // 3, layers, max(2, hidden // 64))
-    decoder = llama(sizes)
+    sizes = DecoderConfig(256, hidden, 8 * hidden // 3, layers, max(2, hidden // 64))
+    model = decoder(sizes)
     text = rng.integers(256, size=(count, length + 1), dtype=np.int32)
     batch = as_batch(text[:, :-1], text[:, 1:])
-    loss = token_cross_entropy(single_head(decoder.apply))
+    loss = token_cross_entropy(single_head(model.apply))
     name = f"llama, {layers} x {hidden}, length {length}"
-    yield name, loss, decoder.init(key), batch
+    yield name, loss, model.init(key), batch
 
     count, width, blocks = (8, 4, (1, 1)) if small else (512, 64, (2, 2, 2, 2))
     model = resnet(10, width=width, blocks=blocks)

@@ -25,7 +25,7 @@ from experiments.benchmarks.rounds import (
 from jaxcl.data import Task, array_dataset
 from jaxcl.losses import single_head, token_cross_entropy
 from jaxcl.method import make_method
-from jaxcl.models import LlamaConfig, llama
+from jaxcl.models import DecoderConfig, decoder
 from jaxcl.runs.folder import RunFolder
 from jaxcl.sharding import replicate
 from jaxcl.training import Options, ShardingPlan, make_mesh, restore, save
@@ -47,7 +47,7 @@ KEY_SEED = 1  # no array before main has chosen threads and device
 
 def run(config: Config, folder: RunFolder) -> None:
     """Take every turn that has no line in ``results.jsonl`` yet."""
-    llama(sizes(config, large=False))  # refuses those that do not fit each other
+    decoder(sizes(config, large=False))  # refuses those that do not fit each other
     take_turns(folder, turns(config), lambda turn: partial(JOBS[turn.job], config))
 
 
@@ -86,7 +86,7 @@ def make_job(
     sharding: ShardingPlan | None = None,
 ) -> Job:
     """Random bytes, of which the next is predicted; AdamW, alone or after SAM."""
-    model = llama(sizes(config, large=large))
+    model = decoder(sizes(config, large=large))
     loss = token_cross_entropy(single_head(model.apply))
 
     def build(_frozen):
@@ -108,10 +108,10 @@ def make_job(
     return Job(Task("bytes", rows, rows), params, program, batch)
 
 
-def sizes(config: Config, *, large: bool) -> LlamaConfig:
+def sizes(config: Config, *, large: bool) -> DecoderConfig:
     """The decoder's; those that do not fit each other are refused when it is made."""
     hidden = config.large_hidden_size if large else config.hidden_size
-    return LlamaConfig(
+    return DecoderConfig(
         vocab_size=NUM_BYTES,
         hidden_size=hidden,
         intermediate_size=8 * hidden // 3,

@@ -14,10 +14,11 @@ from jaxcl.losses import (
     token_accuracy,
     token_cross_entropy,
 )
-from jaxcl.models import LlamaConfig, cast_compute, llama
+from jaxcl.models import DecoderConfig, Rope, cast_compute, decoder
+from jaxcl.models.layers import rotate
 from jaxcl.tree import as_batch
 
-SMALL = LlamaConfig(
+SMALL = DecoderConfig(
     vocab_size=11,
     hidden_size=16,
     intermediate_size=24,
@@ -30,7 +31,7 @@ TOKENS = jax.random.randint(jax.random.key(1), (3, 7), 0, 11)
 
 
 def made(config=SMALL, **options):
-    model = llama(config, **options)
+    model = decoder(config, **options)
     return model, model.init(jax.random.key(0))
 
 
@@ -47,7 +48,7 @@ def by_hand(config, params, tokens):
         """Each pair (k, k + half) as a complex number, times a phase."""
         half = size // 2
         pairs = vector[:half] + 1j * vector[half:]
-        phases = [position * config.rope_theta ** (-2 * k / size) for k in range(half)]
+        phases = [position * config.rope.theta ** (-2 * k / size) for k in range(half)]
         pairs = pairs * np.exp(1j * np.array(phases))
         return np.concatenate([pairs.real, pairs.imag])
 
@@ -61,22 +62,24 @@ def by_hand(config, params, tokens):
             mixed = []
             for head in range(queries):
                 shared = head // (queries // keys)
-                query = turn(cut(normed[now] @ part["q"]["kernel"], head), now)
+                query = turn(cut(normed[now] @ part["q_proj"]["kernel"], head), now)
                 past = range(now + 1)
                 scores = [
-                    query @ turn(cut(normed[t] @ part["k"]["kernel"], shared), t)
+                    query @ turn(cut(normed[t] @ part["k_proj"]["kernel"], shared), t)
                     for t in past
                 ]
                 weights = np.exp(np.array(scores) / np.sqrt(size))
                 weights /= weights.sum()
-                values = [cut(normed[t] @ part["v"]["kernel"], shared) for t in past]
+                values = [
+                    cut(normed[t] @ part["v_proj"]["kernel"], shared) for t in past
+                ]
                 mixed.append(sum(w * v for w, v in zip(weights, values, strict=True)))
-            h[now] = h[now] + np.concatenate(mixed) @ part["o"]["kernel"]
+            h[now] = h[now] + np.concatenate(mixed) @ part["o_proj"]["kernel"]
         for now, x in enumerate(h):
             z = norm(x, layer["norm_1"]["scale"])
-            gate = z @ layer["gate"]["kernel"]
-            inner = gate / (1 + np.exp(-gate)) * (z @ layer["up"]["kernel"])
-            h[now] = x + inner @ layer["down"]["kernel"]
+            gate = z @ layer["gate_proj"]["kernel"]
+            inner = gate / (1 + np.exp(-gate)) * (z @ layer["up_proj"]["kernel"])
+            h[now] = x + inner @ layer["down_proj"]["kernel"]
     h = np.array([norm(x, wide["norm"]["scale"]) for x in h])
     tied = config.tie_word_embeddings
     return h @ (wide["embedding"].T if tied else wide["out"]["kernel"])
@@ -91,7 +94,7 @@ def test_scores_are_those_of_plain_loops(tied):
     found = model.apply(params, TOKENS)
     for tokens, scores in zip(TOKENS, found, strict=True):
         np.testing.assert_allclose(scores, by_hand(config, params, tokens), atol=2e-5)
-    (states,) = model.hidden(params, TOKENS)
+    states = model.hidden(params, TOKENS)[-1]
     kernel = params["embedding"].T if tied else params["out"]["kernel"]
     np.testing.assert_allclose(states @ kernel, found, atol=1e-5)
 
@@ -158,7 +161,10 @@ def test_grouped_queries_are_repeated_keys():
         return jnp.repeat(heads, 2, axis=-2).reshape(*kernel.shape[:-1], 16)
 
     attention = params["layers"]["attention"]
-    more = {name: {"kernel": repeated(attention[name]["kernel"])} for name in "kv"}
+    more = {
+        name: {"kernel": repeated(attention[name]["kernel"])}
+        for name in ("k_proj", "v_proj")
+    }
     layers = params["layers"] | {"attention": attention | more}
     np.testing.assert_allclose(
         full.apply(params | {"layers": layers}, TOKENS),
@@ -169,11 +175,9 @@ def test_grouped_queries_are_repeated_keys():
 
 def test_only_distances_between_positions_matter():
     """A law of rotations: with constant values a shift of all positions changes nothing."""
-    from jaxcl.models.llama import _turned, rotations
-
-    cos, sin = rotations(9, 8, 100.0)
+    cos, sin = Rope(100.0).turns(9, 8)
     q, k = jax.random.normal(jax.random.key(2), (2, 1, 1, 8))
-    at_place = lambda x, i: _turned(x[None], (cos[i : i + 1], sin[i : i + 1])).ravel()
+    at_place = lambda x, i: rotate(x[None], (cos[i : i + 1], sin[i : i + 1])).ravel()
     score = lambda i, j: at_place(q, i) @ at_place(k, j)
     np.testing.assert_allclose(score(2, 0), score(8, 6), rtol=1e-5)
     assert abs(score(2, 0) - score(3, 0)) > 1e-3

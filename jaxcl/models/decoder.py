@@ -1,0 +1,294 @@
+"""Decoders for language: Llama and the families that are built like it."""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from itertools import count
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, PyTree
+
+from jaxcl.errors import check_key, check_number, check_size, require
+from jaxcl.models.layers import (
+    Rope,
+    attend,
+    dense,
+    rms_norm,
+    rotate,
+    unstacked,
+)
+from jaxcl.typing import Key, Model, Params
+
+
+class DecoderConfig(NamedTuple):
+    """The sizes of a decoder, under the names of a Hugging Face ``config.json``.
+
+    Families differ in a few fields: Llama 3 in ``rope``, Mistral in ``sliding_window``,
+    Qwen2 in ``qkv_bias``, Qwen3 in ``qk_norm``; SmolLM2 and small Qwens have
+    ``tie_word_embeddings``.
+    """
+
+    vocab_size: int
+    hidden_size: int  # d
+    intermediate_size: int  # of the gated units
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int | None = None  # fewer for grouped-query attention
+    head_dim: int | None = None  # hidden_size / num_attention_heads if absent
+    rope: Rope = Rope()
+    rms_norm_eps: float = 1e-5
+    tie_word_embeddings: bool = False  # whether output weights are the embedding
+    initializer_range: float = 0.02  # standard deviation of all kernels at the start
+    sliding_window: int | None = None  # latest positions attended to; all if absent
+    qkv_bias: bool = False  # of the projections to queries, keys and values
+    qk_norm: bool = False  # RMSNorm of each head's queries and keys
+    max_position_embeddings: int | None = (
+        None  # tokens it was trained for, for messages
+    )
+
+    @property
+    def heads(self) -> tuple[int, int, int]:
+        """The numbers of query and key heads, and the size of a head."""
+        queries = self.num_attention_heads
+        keys = self.num_key_value_heads or queries
+        return queries, keys, self.head_dim or self.hidden_size // queries
+
+
+def decoder(
+    config: DecoderConfig, *, scan: bool = True, checkpoint: bool = False
+) -> Model:
+    r"""A decoder with rotary positions, grouped queries, RMSNorm and SwiGLU.
+
+    .. math:: h \leftarrow h + \text{attention}(\text{norm}(h)), \quad
+       h \leftarrow h + W_d (\text{silu}(W_g z) \odot W_u z), \; z = \text{norm}(h)
+
+    Its input ``x`` is ``tokens [b, n]``, or a dict of them with one or both of ``mask
+    [b, n]`` (0 for padding, on either side) and ``segments [b, n]`` (numbers of packed
+    sequences; a token attends to its own only). Padding on the right needs no mask, as
+    attention is causal: give its labels no weight.
+
+    Args:
+      config: sizes.
+      scan: compile one block and scan over layers, which compiles fast; otherwise the
+        layers are unrolled, which runs faster on a CPU. The parameters are the same:
+        stacked, leaves ``[layers, ...]``.
+      checkpoint: store only the input of each block for the gradient and recompute the
+        rest: memory of one block instead of all, for about a third more work.
+
+    Returns:
+      A model with ``apply(params, x, keys=None, *, prompt=None) -> logits [b, n, v]``, in
+      float32 or wider: those at position ``i`` depend on tokens up to ``i`` and predict
+      the next one. ``prompt``, ``[p, d]`` or ``[b, p, d]``, are embeddings before those of
+      the tokens. ``keys`` are for the dropout of adapters. ``hidden`` are the states
+      ``[b, n, d]``: the embeddings, those after each block but the last, and the
+      normalised last ones, from which the logits are computed.
+
+    Sources: Touvron et al. 2023, arXiv:2302.13971; Ainslie et al. 2023, arXiv:2305.13245
+    (grouped queries); Shazeer 2020, arXiv:2002.05202 (SwiGLU); Zhang and Sennrich 2019,
+    arXiv:1910.07467 (RMSNorm); Jiang et al. 2023, arXiv:2310.06825 (sliding window).
+    """
+    check_decoder(config)
+    walk = partial(_states, config, scan=scan, checkpoint=checkpoint)
+
+    def apply(params, x, keys=None, *, prompt=None):
+        return logits(params, walk(params, x, keys, prompt)[0])
+
+    def hidden(params, x, keys=None):
+        last, inputs = walk(params, x, keys, None)
+        return (*inputs, last)
+
+    return Model(jax.jit(partial(_init, config)), apply, hidden)
+
+
+def check_decoder(config: DecoderConfig) -> None:
+    """Refuse sizes that do not fit together, before anything is built."""
+    named = lambda *names: {name: getattr(config, name) for name in names}
+    check_size("decoder", **named("vocab_size", "hidden_size", "intermediate_size"))
+    check_size("decoder", **named("num_hidden_layers", "num_attention_heads"))
+    maybe = named("num_key_value_heads", "head_dim", "sliding_window")
+    check_size("decoder", optional=True, **maybe)
+    check_number("decoder", above=True, rope_theta=config.rope.theta)
+    eps, deviation = config.rms_norm_eps, config.initializer_range
+    check_number("decoder", rms_norm_eps=eps, initializer_range=deviation)
+    queries, keys, size = config.heads
+    rest = 0 if config.head_dim else config.hidden_size % queries
+    wanted = "key heads must divide query heads, these hidden_size, each head be even"
+    came = f"got {keys}, {queries}, {config.hidden_size} and heads of {size}"
+    require(not (queries % keys or rest or size % 2), "decoder", f"{wanted}, {came}")
+    kinds = "default", "linear", "llama3"
+    known = f"rope must be one of {', '.join(kinds)}, got {config.rope.kind!r}"
+    require(config.rope.kind in kinds, "decoder", known)
+
+
+# -------------------------------------------------------------------------- parameters
+
+
+def _init(config: DecoderConfig, key: Key) -> Params:
+    """Normal kernels and embeddings of one deviation; scales 1 and biases 0."""
+    check_key("decoder", key)
+    normal = partial(_normal, config)
+    keys = (jax.random.fold_in(key, number) for number in count())
+    embedding = normal(next(keys), config.vocab_size, config.hidden_size)
+    layers = jax.random.split(next(keys), config.num_hidden_layers)
+    params = {
+        "embedding": embedding,
+        "layers": jax.vmap(partial(_init_block, config))(layers),
+        "norm": {"scale": jnp.ones(config.hidden_size, jnp.float32)},
+    }
+    if not config.tie_word_embeddings:
+        kernel = normal(next(keys), config.hidden_size, config.vocab_size)
+        params["out"] = {"kernel": kernel}
+    return params
+
+
+def _init_block(config: DecoderConfig, key: Key) -> Params:
+    """The parameters of one block."""
+    d, units = config.hidden_size, config.intermediate_size
+    queries, keys, size = config.heads
+    drawn = (jax.random.fold_in(key, number) for number in count())
+    kernel = lambda *shape: {"kernel": _normal(config, next(drawn), *shape)}
+    ones = lambda size: {"scale": jnp.ones(size, jnp.float32)}
+    attention = {
+        "q_proj": kernel(d, queries * size),
+        "k_proj": kernel(d, keys * size),
+        "v_proj": kernel(d, keys * size),
+        "o_proj": kernel(queries * size, d),
+    }
+    if config.qkv_bias:
+        for name in ("q_proj", "k_proj", "v_proj"):
+            width = attention[name]["kernel"].shape[1]
+            attention[name]["bias"] = jnp.zeros(width, jnp.float32)
+    if config.qk_norm:
+        attention |= {"q_norm": ones(size), "k_norm": ones(size)}
+    return {
+        "attention": attention,
+        "gate_proj": kernel(d, units),
+        "up_proj": kernel(d, units),
+        "down_proj": kernel(units, d),
+        "norm_0": ones(d),
+        "norm_1": ones(d),
+    }
+
+
+def _normal(config: DecoderConfig, key: Key, *shape: int) -> Array:
+    return config.initializer_range * jax.random.normal(key, shape, jnp.float32)
+
+
+# ------------------------------------------------------------------------------ forward
+
+
+def _states(config, params, x, keys, prompt, *, scan, checkpoint):
+    """The input of the output layer, ``[b, n, d]``, and those of all blocks."""
+    tokens, mask, segments = token_inputs("decoder", x)
+    b, n = tokens.shape
+    h = params["embedding"][tokens]
+    begin = 0
+    if prompt is not None:
+        prompt = jnp.broadcast_to(prompt, (b, *prompt.shape[-2:])).astype(h.dtype)
+        h, begin = jnp.concatenate([prompt, h], axis=1), prompt.shape[1]
+    shape = b, begin + n
+    allowed = _allowed(mask, segments, begin)
+    turns = config.rope.turns(shape[1], config.heads[2])
+    attention = partial(attend, mask=allowed, causal=True, window=config.sliding_window)
+
+    def step(h, given):
+        layer, own = given
+        mixed = lambda *qkv: (attention(*qkv), None)
+        return block(config, layer, h, turns, mixed, shape=shape, keys=own)[0]
+
+    depth, own = config.num_hidden_layers, None
+    if keys is not None and "lora_dropout" in _names(params["layers"]):
+        own = jax.vmap(lambda key: jax.random.split(key, depth), out_axes=1)(keys)
+    if checkpoint:
+        step = jax.checkpoint(step, prevent_cse=not scan)
+    h, layers = h.reshape(-1, h.shape[-1]), (params["layers"], own)
+    if scan:
+        h, inputs = jax.lax.scan(lambda h, given: (step(h, given), h), h, layers)
+    else:
+        inputs = []
+        for given in unstacked(layers, depth):
+            inputs.append(h)
+            h = step(h, given)
+    rows = lambda h: h.reshape(*shape, -1)[:, begin:]
+    h = rms_norm(params["norm"], h, config.rms_norm_eps)
+    return rows(h), [rows(h) for h in inputs]
+
+
+def block(
+    config: DecoderConfig,
+    layer: Any,
+    h: Float[Array, "r d"],
+    turns: Any,
+    attention: Callable,
+    *,
+    shape: tuple[int, int],
+    keys: Any = None,
+) -> tuple[Float[Array, "r d"], Any]:
+    """One block on the rows of ``shape`` ``(b, n)`` sequences.
+
+    ``attention(q, k, v)`` returns the mixed values and anything else, which is returned
+    beside the new rows.
+    """
+    eps, size = config.rms_norm_eps, config.heads[2]
+    part = layer["attention"]
+    own = lambda number: (
+        None
+        if keys is None
+        else jax.vmap(lambda key: jax.random.fold_in(key, number))(keys)
+    )
+    z = rms_norm(layer["norm_0"], h, eps)
+    q, k, v = (
+        dense(part[name], z, own(number)).reshape(*shape, -1, size)
+        for number, name in enumerate(("q_proj", "k_proj", "v_proj"))
+    )
+    if config.qk_norm:
+        q, k = rms_norm(part["q_norm"], q, eps), rms_norm(part["k_norm"], k, eps)
+    mixed, other = attention(rotate(q, turns), rotate(k, turns), v)
+    h = h + dense(part["o_proj"], mixed.reshape(h.shape[0], -1), own(3))
+    z = rms_norm(layer["norm_1"], h, eps)
+    gate = jax.nn.silu(dense(layer["gate_proj"], z, own(4)))
+    units = gate * dense(layer["up_proj"], z, own(5))
+    return h + dense(layer["down_proj"], units, own(6)), other
+
+
+def logits(params: Params, states: Float[Array, "*b d"]) -> Float[Array, "*b v"]:
+    """The output layer, in float32 or wider."""
+    x = states.reshape(-1, states.shape[-1])
+    fine = jnp.promote_types(x.dtype, jnp.float32)
+    if "out" in params:
+        scores = dense(params["out"], x, dtype=fine)
+    else:
+        scores = jnp.matmul(x, params["embedding"].T, preferred_element_type=fine)
+    return scores.reshape(*states.shape[:-1], -1)
+
+
+def token_inputs(who: str, x: Any) -> tuple[Int[Array, "b n"], Any, Any]:
+    """``(tokens, mask, segments)`` of an input; the last two may be None."""
+    held = x if isinstance(x, Mapping) else {"tokens": x}
+    tokens = held["tokens"]
+    shape, kind = jnp.shape(tokens), jnp.result_type(tokens)
+    fits = len(shape) == 2 and jnp.issubdtype(kind, jnp.integer)
+    came = f"got {kind}{list(shape)}"
+    require(fits, who, f"x must be integer tokens [b, n], or a dict with them, {came}")
+    return tokens, held.get("mask"), held.get("segments")
+
+
+def _allowed(mask, segments, begin: int) -> Bool[Array, "b 1 n n"] | None:
+    """Which keys a query may attend to besides the causal order; None for all."""
+    if mask is None and segments is None:
+        return None
+    allowed = True
+    if mask is not None:
+        allowed = (mask > 0)[:, None, None, :]
+    if segments is not None:
+        allowed = allowed & (segments[:, None, :, None] == segments[:, None, None, :])
+    # All rows see the prompt; with segments it has rows of its own, else they broadcast.
+    above = begin if allowed.shape[2] > 1 else 0
+    pads = ((0, 0), (0, 0), (above, 0), (begin, 0))
+    return jnp.pad(allowed, pads, constant_values=True)
+
+
+def _names(tree: PyTree) -> set[str]:
+    """The names of the leaves of nested dicts."""
+    return {path[-1].key for path, _ in jax.tree.leaves_with_path(tree)}
