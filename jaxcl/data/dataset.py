@@ -44,10 +44,16 @@ class Source(Protocol):
 
 
 class Dataset(NamedTuple):
-    """Examples by number."""
+    """Examples by number.
+
+    Rows may have several widths, such as sequences in a few buckets of lengths: ``groups``
+    then has the bucket of each row, and ``read`` returns rows at the smallest width that
+    holds all of those asked for.
+    """
 
     count: int
     read: Callable[[np.ndarray], Batch]  # row numbers [b] -> host arrays [b, ...]
+    groups: np.ndarray | None = None  # [count] int; a training batch is of one group
 
 
 class Task(NamedTuple):
