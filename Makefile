@@ -47,7 +47,8 @@ format: $(STAMP)  ## Format and tidy the code in place
 
 requirements: $(STAMP)  ## Pin the newest versions that pyproject.toml allows
 	$(BIN)/uv pip compile pyproject.toml --upgrade --universal --python-version 3.11 \
-	    --extra data --extra cluster --extra docs --extra report --extra test --group install \
+	    --extra data --extra cluster --extra docs --extra gguf --extra report --extra test \
+	    --extra text --group install \
 	    --generate-hashes --no-header --no-annotate --quiet -o requirements-dev.txt
 
 clean:  ## Remove the environment and all caches; runs in outputs/ stay
