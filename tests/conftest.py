@@ -104,6 +104,20 @@ def x64():
 
 
 @pytest.fixture
+def compilations():
+    """Names of the functions that were compiled so far in the test."""
+    names = []
+
+    def count(event, _, **metadata):
+        if event == "/jax/core/compile/backend_compile_duration":
+            names.append(metadata.get("fun_name"))
+
+    jax.monitoring.register_event_duration_secs_listener(count)
+    yield names
+    jax.monitoring.unregister_event_duration_listener(count)
+
+
+@pytest.fixture
 def realdata():
     """The folder of real data sets; tests that use it carry the marker `realdata`."""
     folder = Path(os.environ["JAXCL_REALDATA"])

@@ -2,6 +2,7 @@
 
 from jaxcl.models.decoder import DecoderConfig, decoder
 from jaxcl.models.from_flax import from_flax, init_kernels, init_like_torch
+from jaxcl.models.generate import Sampling, generate
 from jaxcl.models.layers import Rope
 from jaxcl.models.mlp import Activation, crelu, mlp
 from jaxcl.models.precision import cast_compute
@@ -11,10 +12,12 @@ __all__ = [
     "Activation",
     "DecoderConfig",
     "Rope",
+    "Sampling",
     "cast_compute",
     "crelu",
     "decoder",
     "from_flax",
+    "generate",
     "init_kernels",
     "init_like_torch",
     "mlp",

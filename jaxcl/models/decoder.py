@@ -274,17 +274,17 @@ def token_inputs(who: str, x: Any) -> tuple[Int[Array, "b n"], Any, Any]:
     return tokens, held.get("mask"), held.get("segments")
 
 
-def _allowed(mask, segments, begin: int) -> Bool[Array, "b 1 n n"] | None:
+def _allowed(mask, segments, begin: int) -> Bool[Array, "b 1 _ m"] | None:
     """Which keys a query may attend to besides the causal order; None for all."""
     if mask is None and segments is None:
         return None
-    allowed = True
-    if mask is not None:
-        allowed = (mask > 0)[:, None, None, :]
+    real = True if mask is None else (mask > 0)[:, None, None, :]
+    same = True
     if segments is not None:
-        allowed = allowed & (segments[:, None, :, None] == segments[:, None, None, :])
+        same = segments[:, None, :, None] == segments[:, None, None, :]
+    allowed = jnp.logical_and(real, same)
     # All rows see the prompt; with segments it has rows of its own, else they broadcast.
-    above = begin if allowed.shape[2] > 1 else 0
+    above = begin if segments is not None else 0
     pads = ((0, 0), (0, 0), (above, 0), (begin, 0))
     return jnp.pad(allowed, pads, constant_values=True)
 

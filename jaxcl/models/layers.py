@@ -6,7 +6,7 @@ factors of an adapter (``lora_a``, ``lora_b``, ``lora_scale``; see
 :mod:`jaxcl.adapters.lora`) adds their product, without merging it into the kernel.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -157,7 +157,7 @@ class Rope(NamedTuple):
 
 
 def rotate(
-    x: Float[Array, "b n h s"], turns: tuple[Array | np.ndarray, Array | np.ndarray]
+    x: Float[Array, "b n h s"], turns: Sequence[Array | np.ndarray]
 ) -> Float[Array, "b n h s"]:
     """Rotate the pairs ``(x[k], x[k + s/2])`` of each head by the angles of its position.
 

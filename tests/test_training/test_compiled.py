@@ -109,20 +109,6 @@ def test_every_method_on_a_mesh_does_what_it_does_on_one_device(name):
             np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=2e-5)
 
 
-@pytest.fixture
-def compilations():
-    """Names of the functions that were compiled so far in the test."""
-    names = []
-
-    def count(event, _, **metadata):
-        if event == "/jax/core/compile/backend_compile_duration":
-            names.append(metadata.get("fun_name"))
-
-    jax.monitoring.register_event_duration_secs_listener(count)
-    yield names
-    jax.monitoring.unregister_event_duration_listener(count)
-
-
 def first_kernel(build, **options):
     """The first kernel after a step and the end of a task, and what is measured."""
     rows, params, key = task(0), MODEL.init(jax.random.key(0)), jax.random.key(0)
