@@ -271,7 +271,8 @@ def token_inputs(who: str, x: Any) -> tuple[Int[Array, "b n"], Any, Any]:
     fits = len(shape) == 2 and jnp.issubdtype(kind, jnp.integer)
     came = f"got {kind}{list(shape)}"
     require(fits, who, f"x must be integer tokens [b, n], or a dict with them, {came}")
-    return tokens, held.get("mask"), held.get("segments")
+    others = (held.get("mask"), held.get("segments"))
+    return jnp.asarray(tokens), *others
 
 
 def _allowed(mask, segments, begin: int) -> Bool[Array, "b 1 _ m"] | None:

@@ -266,3 +266,146 @@ def test_computing_in_bfloat16_keeps_masters_and_losses_in_float32():
     assert "bf16[21,24]" in inside
     with pytest.raises(ValueError, match="cast_compute: dtype must be floating, got"):
         cast_compute(jnp.int32, model.apply)
+
+
+# inputs besides tokens
+
+
+def padded(side, count=3):
+    """Tokens with padding on one side, and their mask."""
+    where = [(0, 0), (0, count) if side == "right" else (count, 0)]
+    mask = np.pad(np.ones(TOKENS.shape, np.int32), where)
+    return {"tokens": np.pad(TOKENS, where, constant_values=9), "mask": mask}
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("window", [None, 4])
+def test_padding_changes_no_position_that_is_real(side, window):
+    """Oracle: the sequences without padding; control: on the left, without a mask."""
+    model, params = made(SMALL._replace(sliding_window=window))
+    x = padded(side)
+    place = slice(3, None) if side == "left" else slice(None, -3)
+    wanted = model.apply(params, TOKENS)
+    found = model.apply(params, x)
+    assert np.isfinite(found).all()
+    np.testing.assert_allclose(found[:, place], wanted, atol=3e-5)
+    for ours, theirs in zip(
+        model.hidden(params, x), model.hidden(params, TOKENS), strict=True
+    ):
+        np.testing.assert_allclose(ours[:, place], theirs, atol=3e-5)
+    blind = model.apply(params, x["tokens"])[:, place]
+    assert bool(np.abs(blind - wanted).max() > 1e-2) is (side == "left")
+
+
+def test_packed_sequences_do_not_see_each_other():
+    """Oracle: each sequence alone. Control: without segments the second one differs."""
+    model, params = made()
+    packed = TOKENS.reshape(1, -1)
+    segments = np.repeat(np.arange(3), 7)[None]
+    wanted = model.apply(params, TOKENS)
+    found = model.apply(params, {"tokens": packed, "segments": segments})
+    np.testing.assert_allclose(found.reshape(wanted.shape), wanted, atol=3e-5)
+    free = model.apply(params, packed).reshape(wanted.shape)
+    np.testing.assert_allclose(free[0], wanted[0], atol=3e-5)
+    assert np.abs(free[1] - wanted[1]).max() > 1e-2
+
+
+@pytest.mark.parametrize("extra", [(), ("mask",), ("segments",), ("mask", "segments")])
+def test_a_prompt_is_like_tokens_before_the_others(extra):
+    """Oracle: tokens whose embeddings are the prompt; for one prompt, and one per row."""
+    model, params = made()
+    ones = {name: np.ones(TOKENS.shape, np.int32) for name in extra}
+    wanted = model.apply(params, TOKENS)[:, 3:]
+    x = {"tokens": TOKENS, **ones}
+    x = {name: leaf[:, 3:] for name, leaf in x.items()}
+    each = params["embedding"][TOKENS[:, :3]]
+    found = model.apply(params, x, prompt=each)
+    np.testing.assert_allclose(found, wanted, atol=3e-5)
+    one = model.apply(params, x, prompt=each[1])
+    np.testing.assert_allclose(one[1], wanted[1], atol=3e-5)
+    assert np.abs(one[0] - wanted[0]).max() > 1e-2
+
+
+def with_adapters(params, rate):
+    """Adapters with dropout on all projections, from NumPy."""
+    random = np.random.default_rng(0)
+
+    def add(tree):
+        if "kernel" not in tree:
+            return {n: add(t) if isinstance(t, dict) else t for n, t in tree.items()}
+        depth, num_in, num_out = tree["kernel"].shape
+        draw = lambda *shape: random.normal(0, 0.3, shape).astype(np.float32)
+        full = lambda value: np.full(depth, value, np.float32)
+        factors = {"lora_a": draw(depth, num_in, 2), "lora_b": draw(depth, 2, num_out)}
+        return {**tree, **factors, "lora_scale": full(0.5), "lora_dropout": full(rate)}
+
+    return {**params, "layers": add(params["layers"])}
+
+
+@pytest.mark.parametrize("scan", [True, False])
+def test_dropout_of_adapters_obeys_the_row_law(scan):
+    """Laws: a row's outputs depend on its own key; all rates 0 is evaluation."""
+    model, params = made(scan=scan)
+    keys = jax.random.split(jax.random.key(3), 3)
+    noisy = with_adapters(params, 0.5)
+    together = model.apply(noisy, TOKENS, keys)
+    alone = [
+        model.apply(noisy, row[None], key[None])
+        for row, key in zip(TOKENS, keys, strict=True)
+    ]
+    np.testing.assert_allclose(together, np.concatenate(alone), atol=3e-5)
+    others = model.apply(noisy, TOKENS, keys[::-1])
+    assert np.abs(others[0] - together[0]).max() > 1e-2
+    np.testing.assert_allclose(others[1], together[1], atol=3e-5)
+    quiet = with_adapters(params, 0.0)
+    plain = model.apply(quiet, TOKENS)
+    np.testing.assert_allclose(model.apply(quiet, TOKENS, keys), plain, atol=3e-5)
+    assert np.abs(plain - model.apply(params, TOKENS)).max() > 1e-2
+
+
+def test_dropout_keeps_the_mean():
+    """A law: the mean over many masks is the input; control: entries are 0 or doubled."""
+    from jaxcl.models.layers import dropout
+
+    keys, x = jax.random.split(jax.random.key(0), 4000), jnp.ones((8000, 6))
+    found = dropout(keys, x, 0.5)
+    assert set(np.unique(found)) == {0.0, 2.0}
+    np.testing.assert_allclose(found.mean(0), 1.0, atol=4 / 8000**0.5)
+
+
+def test_a_base_in_bfloat16_gives_logits_in_float32():
+    """Oracle: the same weights in float32, to the rounding of bfloat16; adapters stay."""
+    model, params = made()
+    params = with_adapters(params, 0.0)
+    factor = lambda path: path[-1].key.startswith("lora")
+    narrow = jax.tree_util.tree_map_with_path(
+        lambda path, leaf: leaf if factor(path) else leaf.astype(jnp.bfloat16), params
+    )
+    wide = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), narrow)
+    found, wanted = model.apply(narrow, TOKENS), model.apply(wide, TOKENS)
+    assert found.dtype == jnp.float32
+    assert np.abs(found - wanted).max() < 0.1 * np.abs(wanted).max()
+    assert model.hidden(narrow, TOKENS)[-1].dtype == jnp.bfloat16
+    gradient = jax.grad(lambda p: model.apply(p, TOKENS).sum())(narrow)
+    assert jax.tree.map(lambda leaf: leaf.dtype, gradient) == jax.tree.map(
+        lambda leaf: jnp.asarray(leaf).dtype, narrow
+    )
+
+
+def test_frequencies_of_llama_3_are_those_of_its_rule():
+    """Oracle: the rule's three cases, one frequency at a time; linear divides all."""
+    rope = Rope(500_000.0, "llama3", 8.0, 1.0, 4.0, 8192)
+    for k, found in enumerate(rope.frequencies(128)):
+        plain = 500_000.0 ** (-2 * k / 128)
+        length = 2 * np.pi / plain
+        if length < 8192 / 4:
+            wanted = plain
+        elif length > 8192 / 1:
+            wanted = plain / 8
+        else:
+            mix = (8192 / length - 1) / (4 - 1)
+            wanted = (1 - mix) * plain / 8 + mix * plain
+        np.testing.assert_allclose(found, wanted, rtol=1e-12)
+    plain = Rope(100.0).frequencies(8)
+    linear = Rope(100.0, "linear", 4.0).frequencies(8)
+    np.testing.assert_allclose(linear, plain / 4, rtol=1e-12)
