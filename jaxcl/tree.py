@@ -2,7 +2,8 @@
 
 import functools
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -350,6 +351,39 @@ def flat_rows(rows: Batch) -> Batch:
     if rows.weight.ndim == 1:
         return rows
     return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), rows)
+
+
+#: A label that counts nowhere, as in PyTorch and in Hugging Face's data collators.
+IGNORED = -100
+
+
+def widen(batch: Batch, like: Batch) -> Batch:
+    """Sequences padded at their ends to the width of others.
+
+    Of batches whose ``x`` is a dict with a ``mask``; all others are returned as they are.
+    Padding is 0, also in the mask, and :data:`IGNORED` in integer labels.
+    """
+    if not (isinstance(batch.x, Mapping) and "mask" in batch.x):
+        return batch
+
+    def pad(value, leaf, wide):
+        leaf = leaf if isinstance(leaf, np.ndarray) else jnp.asarray(leaf)
+        missing = [
+            (0, w - n) for n, w in zip(leaf.shape[1:], wide.shape[1:], strict=True)
+        ]
+        if not any(more for _, more in missing):
+            return leaf
+        numpy = np if isinstance(leaf, np.ndarray) else jnp
+        return numpy.pad(leaf, [(0, 0), *missing], constant_values=value)
+
+    padded = lambda value, rows, wide: jax.tree.map(partial(pad, value), rows, wide)
+    integer = all(
+        jnp.issubdtype(y.dtype, jnp.integer) for y in jax.tree.leaves(batch.y)
+    )
+    return batch._replace(
+        x=padded(0, batch.x, like.x),
+        y=padded(IGNORED if integer else 0, batch.y, like.y),
+    )
 
 
 def num_rows(batch: Batch) -> int:

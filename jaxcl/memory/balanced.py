@@ -8,8 +8,8 @@ from jaxtyping import Array, Bool, Int
 
 from jaxcl.errors import check_size
 from jaxcl.memory.base import (
+    as_stored,
     blank_rows,
-    check_rows,
     draw_ranks,
     later_rows_win,
     read_rows,
@@ -119,8 +119,8 @@ def _balanced(who, capacity, sample_size, num_classes, choose) -> Memory:
         return (labels.at[slot].set(label, mode="drop"), state), slot
 
     def observe(key, state, step, _params):
-        batch, small = step.batch, state._replace(kept=())
-        check_rows(who, 1, state.kept, batch)
+        small = state._replace(kept=())
+        batch = as_stored(who, state.kept, step.batch)
         keys = jax.random.split(key, batch.weight.shape)
         real = (batch.weight > 0) & (batch.y >= 0) & (batch.y < num_classes)
         rows = keys, batch.y, real

@@ -1,5 +1,6 @@
 """The empty memory, and functions that all memories use."""
 
+from contextlib import suppress
 from functools import partial
 
 import jax
@@ -7,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int, PyTree
 
 from jaxcl.errors import require
-from jaxcl.tree import at
+from jaxcl.tree import at, widen
 from jaxcl.typing import Batch, Memory
 
 
@@ -120,6 +121,14 @@ def later_rows_win(slot: Int[Array, " b"], capacity: int) -> Int[Array, " b"]:
     """
     replaced = jnp.any(jnp.triu(slot[:, None] == slot, k=1), axis=1)
     return jnp.where(replaced, capacity, slot)
+
+
+def as_stored(who: str, kept: Batch, batch: Batch) -> Batch:
+    """Rows of a step as they are stored: shorter sequences are padded at their ends."""
+    with suppress(TypeError, ValueError):  # of another structure: refused below
+        batch = widen(batch, kept)
+    check_rows(who, 1, kept, batch)
+    return batch
 
 
 def check_rows(who: str, lead: int, kept: Batch, batch: Batch) -> None:

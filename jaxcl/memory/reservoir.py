@@ -9,8 +9,8 @@ from jaxtyping import Array, Bool, Int, PyTree
 
 from jaxcl.errors import check_number, check_size
 from jaxcl.memory.base import (
+    as_stored,
     blank_rows,
-    check_rows,
     draw_marked,
     draw_ranks,
     later_rows_win,
@@ -83,8 +83,7 @@ def reservoir(
         return read_rows(state.kept, rows, real)
 
     def observe(key, state, step, _params):
-        batch = step.batch
-        check_rows("reservoir", 1, state.kept, batch)
+        batch = as_stored("reservoir", state.kept, step.batch)
         real = batch.weight > 0
         arrival = state.seen + jnp.cumsum(real, dtype=jnp.int32) - real
         drawn = jax.random.randint(key, arrival.shape, 0, arrival + 1, jnp.int32)
