@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import operator
 from collections.abc import Mapping, Sequence
 from functools import partial
 
@@ -357,32 +358,49 @@ def flat_rows(rows: Batch) -> Batch:
 IGNORED = -100
 
 
+def sequence_width(batch: Batch) -> int:
+    """Positions of sequences with a mask; 0 for other rows."""
+    masked = isinstance(batch.x, Mapping) and "mask" in batch.x
+    return batch.x["mask"].shape[-1] if masked else 0
+
+
 def widen(batch: Batch, like: Batch) -> Batch:
     """Sequences padded at their ends to the width of others.
 
-    Of batches whose ``x`` is a dict with a ``mask``; all others are returned as they are.
-    Padding is 0, also in the mask, and :data:`IGNORED` in integer labels.
+    Of batches whose ``x`` is a dict with a ``mask``; others, and those that are wider or of
+    another structure, are returned as they are. Padding is 0, also in the mask, and
+    :data:`IGNORED` in integer labels.
     """
-    if not (isinstance(batch.x, Mapping) and "mask" in batch.x):
+    rows, wide = ((part.x, part.y) for part in (batch, like))
+    leaves, wider = jax.tree.leaves(rows), jax.tree.leaves(wide)
+    if sequence_width(batch) == 0:
+        return batch
+    if jax.tree.structure(rows) != jax.tree.structure(wide):
+        return batch
+    shapes = [
+        (leaf.shape[1:], other.shape[1:])
+        for leaf, other in zip(leaves, wider, strict=True)
+    ]
+    fits = lambda own, other: (
+        len(own) == len(other) and all(map(operator.le, own, other))
+    )
+    if not all(fits(*pair) for pair in shapes):
         return batch
 
-    def pad(value, leaf, wide):
-        leaf = leaf if isinstance(leaf, np.ndarray) else jnp.asarray(leaf)
-        missing = [
-            (0, w - n) for n, w in zip(leaf.shape[1:], wide.shape[1:], strict=True)
-        ]
-        if not any(more for _, more in missing):
+    def pad(value, leaf, other):
+        missing = [w - n for n, w in zip(leaf.shape[1:], other.shape[1:], strict=True)]
+        if not any(missing):
             return leaf
         numpy = np if isinstance(leaf, np.ndarray) else jnp
-        return numpy.pad(leaf, [(0, 0), *missing], constant_values=value)
+        sides = [(0, 0), *((0, more) for more in missing)]
+        return numpy.pad(leaf, sides, constant_values=value)
 
-    padded = lambda value, rows, wide: jax.tree.map(partial(pad, value), rows, wide)
     integer = all(
         jnp.issubdtype(y.dtype, jnp.integer) for y in jax.tree.leaves(batch.y)
     )
     return batch._replace(
-        x=padded(0, batch.x, like.x),
-        y=padded(IGNORED if integer else 0, batch.y, like.y),
+        x=jax.tree.map(partial(pad, 0), batch.x, like.x),
+        y=jax.tree.map(partial(pad, IGNORED if integer else 0), batch.y, like.y),
     )
 
 

@@ -17,6 +17,7 @@ from jaxcl.data.dataset import Dataset, Task
 from jaxcl.data.draws import generator
 from jaxcl.data.numbering import number_tasks
 from jaxcl.errors import check_number, require
+from jaxcl.tree import sequence_width, widen
 from jaxcl.typing import Key
 
 
@@ -157,9 +158,17 @@ def _rows_of(
             for index in np.unique(task)
         ]
         back = np.argsort(order, kind="stable")
+        widest = max(parts, key=sequence_width)
+        parts = [widen(part, widest) for part in parts]
         return jax.tree.map(lambda *leaves: np.concatenate(leaves)[back], *parts)
 
-    return Dataset(len(places), read)
+    sets = [getattr(task, split) for task in tasks]
+    examples = [rows.example for rows in sets if rows.example is not None]
+    groups = None
+    if all(rows.groups is not None for rows in sets):
+        groups = np.array([sets[index].groups[row] for index, row in places])
+    example = max(examples, key=sequence_width, default=None)
+    return Dataset(len(places), read, groups, example)
 
 
 def _numbered(who: str, tasks: Sequence[Task], least: int = 2) -> list[Task]:

@@ -46,14 +46,17 @@ class Source(Protocol):
 class Dataset(NamedTuple):
     """Examples by number.
 
-    Rows may have several widths, such as sequences in a few buckets of lengths: ``groups``
-    then has the bucket of each row, and ``read`` returns rows at the smallest width that
-    holds all of those asked for.
+    Sequences may have several widths. ``read`` then returns rows at the smallest width
+    that holds all of those asked for, and ``groups`` says which rows have equal widths,
+    from the narrowest to the widest: a training batch is of one group where that is
+    possible. ``example`` is a row at the largest width that a row may have, of which
+    memories are made.
     """
 
     count: int
     read: Callable[[np.ndarray], Batch]  # row numbers [b] -> host arrays [b, ...]
-    groups: np.ndarray | None = None  # [count] int; a training batch is of one group
+    groups: np.ndarray | None = None  # [count] int
+    example: Batch | None = None  # leaves [1, ...]; else read from the last group
 
 
 class Task(NamedTuple):
@@ -72,6 +75,13 @@ class Task(NamedTuple):
     num_steps: int | None = None
     num_epochs: int | None = None
     shuffle: bool = True
+
+
+def subset(rows: Dataset, numbers: np.ndarray) -> Dataset:
+    """Some rows of a dataset, in this order."""
+    groups = None if rows.groups is None else rows.groups[numbers]
+    read = lambda places: rows.read(numbers[places])
+    return Dataset(len(numbers), read, groups, rows.example)
 
 
 def array_dataset(batch: Batch) -> Dataset:

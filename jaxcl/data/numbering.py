@@ -103,4 +103,4 @@ def _with_number(who: str, name: str, rows: Dataset, number: int) -> Dataset:
         )
         return batch._replace(task=np.full_like(given, number))
 
-    return Dataset(rows.count, read)
+    return rows._replace(read=read)

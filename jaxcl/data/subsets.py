@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int
 
-from jaxcl.data.dataset import Dataset
+from jaxcl.data.dataset import Dataset, subset
 from jaxcl.data.draws import generator
 from jaxcl.errors import check_key, check_number, check_size, require
 from jaxcl.tree import at, check_batch, num_rows
@@ -72,7 +72,7 @@ def _choose(rng, labels: np.ndarray, fraction: float) -> np.ndarray:
 
 def _take(data, rows: np.ndarray) -> Any:
     if isinstance(data, Dataset):
-        return Dataset(len(rows), lambda numbers: data.read(rows[numbers]))
+        return subset(data, rows)
     return at(rows, data)
 
 

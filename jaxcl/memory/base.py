@@ -1,6 +1,5 @@
 """The empty memory, and functions that all memories use."""
 
-from contextlib import suppress
 from functools import partial
 
 import jax
@@ -125,8 +124,7 @@ def later_rows_win(slot: Int[Array, " b"], capacity: int) -> Int[Array, " b"]:
 
 def as_stored(who: str, kept: Batch, batch: Batch) -> Batch:
     """Rows of a step as they are stored: shorter sequences are padded at their ends."""
-    with suppress(TypeError, ValueError):  # of another structure: refused below
-        batch = widen(batch, kept)
+    batch = widen(batch, kept)
     check_rows(who, 1, kept, batch)
     return batch
 

@@ -19,7 +19,7 @@ from jaxcl.sharding import (
     own_rows,
     place_rows,
 )
-from jaxcl.tree import check_batch, row_format
+from jaxcl.tree import check_batch, row_format, sequence_width, widen
 from jaxcl.typing import Batch, Key
 
 
@@ -96,16 +96,19 @@ def take_rows(
     *,
     size: int,
     sharding: ShardingPlan | None = None,
+    like: Batch | None = None,
 ) -> Batch:
     """A batch of ``size`` rows, padded with copies of the first of weight 0.
 
     There are at most ``size`` numbers. With a sharding each process reads its own part.
+    Sequences are as wide as those of ``like``, if that is given.
     """
     mine = np.arange(size) if sharding is None else own_rows(sharding, np.arange(size))
     real = mine < len(numbers)
     batch = rows.read(numbers[np.where(real, mine, 0)])
     if not real.all():
         batch = batch._replace(weight=batch.weight * real.astype(np.float32))
+    batch = batch if like is None else widen(batch, like)
     return batch if sharding is None else place_rows(sharding, batch)
 
 
@@ -125,8 +128,10 @@ def first_rows(
     if not measured:
         return first, first
     test = _alike_rows([*tested, *valid, *sets])
+    widest = max(first, test, key=sequence_width)
+    train_x, test_x = (shapes_of(widen(row, widest), 1).x for row in (first, test))
     require(
-        str(shapes_of(test, 1).x) == str(shapes_of(first, 1).x),
+        str(train_x) == str(test_x),
         "learn",
         f"{tested[0][0]} has rows of {row_format(test)}, unlike {trained[0][0]}, of "
         f"{row_format(first)}; give the inputs x of both the same shapes and dtypes",
@@ -135,18 +140,31 @@ def first_rows(
 
 
 def _alike_rows(parts: Sequence[tuple[str, Dataset]]) -> Batch:
-    """The first row of the first part; those of the others have its shapes and dtypes."""
-    rows = [(name, part.read(np.arange(1))) for name, part in parts]
+    """The first row of the first part; those of the others have its shapes and dtypes.
+
+    Of sequences with several widths it is a row of the largest one.
+    """
+    rows = [(name, example_of(part)) for name, part in parts]
     first = rows[0][1]
     for name, row in rows:
         check_batch(f"learn: {name}", row)
+        first = max(first, row, key=sequence_width)
+    for name, row in rows:
         require(
-            str(shapes_of(row, 1)) == str(shapes_of(first, 1)),
+            str(shapes_of(widen(row, first), 1)) == str(shapes_of(first, 1)),
             "learn",
             f"{name} has rows of {row_format(row)}, unlike those of the first task, "
-            f"{row_format(first)}; pad or cast them, as one program serves all tasks",
+            f"{row_format(rows[0][1])}; pad or cast them, as one program serves all tasks",
         )
     return first
+
+
+def example_of(rows: Dataset) -> Batch:
+    """A row of a dataset, of the largest width that rows have."""
+    if rows.example is not None:
+        return rows.example
+    number = 0 if rows.groups is None else int(np.argmax(rows.groups))
+    return rows.read(np.array([number]))
 
 
 def shapes_of(row: Batch, size: int, sharding: ShardingPlan | None = None) -> Batch:
@@ -185,8 +203,11 @@ def training_order(
     """Row numbers of all batches of a task, as the compiled loop draws them.
 
     See :func:`batch_order`; ``most`` are the rows of the longest task, for which one
-    program is compiled.
+    program is compiled. For rows of several widths see :func:`grouped_order`.
     """
+    if rows.groups is not None:
+        sizes = {"num_steps": num_steps, "batch_size": batch_size}
+        return grouped_order(key, rows.groups, shuffle=shuffle, **sizes)
     sizes = {"num_steps": num_steps, "batch_size": batch_size}
     weight = (np.arange(most) < rows.count).astype(np.float32)
     return np.asarray(_order(key, weight, shuffle=shuffle, **sizes))
@@ -194,6 +215,41 @@ def training_order(
 
 # Jitted: otherwise the loop inside is compiled at every call.
 _order = jax.jit(batch_order, static_argnames=("num_steps", "batch_size", "shuffle"))
+
+
+def grouped_order(
+    key: Key,
+    groups: Int[np.ndarray, " n"],
+    *,
+    num_steps: int,
+    batch_size: int,
+    shuffle: bool = True,
+) -> Int[np.ndarray, "steps b"]:
+    """Row numbers of batches of rows of one group, drawn without replacement.
+
+    A pass over the task is a random order of its rows. Those of each group fill batches;
+    what is left of a group goes on to the next wider one, and what is left of all to the
+    next pass. The batches of a pass are in random order, too.
+
+    Args:
+      key: draws the orders.
+      groups: of each row, from the narrowest to the widest.
+      num_steps: how many batches.
+      batch_size: rows of each, at most ``n``.
+      shuffle: whether a pass is in random order; else it is in that of the rows.
+    """
+    random = np.random.default_rng(np.asarray(jax.random.key_data(key)).ravel())
+    mixed = random.permutation if shuffle else np.arange
+    names, left, batches = np.unique(groups), np.zeros(0, int), []
+    while len(batches) < num_steps:
+        rows, left, new = np.concatenate([left, mixed(len(groups))]), left[:0], []
+        for name in names:
+            left = np.concatenate([left, rows[groups[rows] == name]])
+            full = len(left) // batch_size * batch_size
+            new += [*left[:full].reshape(-1, batch_size)]
+            left = left[full:]
+        batches += [new[place] for place in mixed(len(new))]
+    return np.stack(batches[:num_steps]).astype(np.int32)
 
 
 def first_seen(order: Int[np.ndarray, "steps b"], count: int) -> Int[np.ndarray, " k"]:

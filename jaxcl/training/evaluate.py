@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from jaxcl.data.dataset import Dataset
+from jaxcl.data.dataset import Dataset, subset
 from jaxcl.data.subsets import random_row_numbers, random_rows
 from jaxcl.errors import check_size
 from jaxcl.losses import accuracy
@@ -48,6 +48,8 @@ def measure(
     numbers = np.arange(rows.count)
     if num_rows is not None and num_rows < rows.count:
         numbers = random_row_numbers(jax.random.key(EVAL_SEED), rows.count, num_rows)
+    if rows.groups is not None:  # batches of similar widths
+        numbers = numbers[np.argsort(rows.groups[numbers], kind="stable")]
     found: Measured = {name: {} for name in program.metric_names}
 
     def note(learner, values):
@@ -62,7 +64,7 @@ def measure(
                 with np.errstate(invalid="ignore"):  # NaN if all weights are zero
                     means = {name: value / weight for name, value in total.items()}
                 note(learner, finished(metric, means))
-    part = Dataset(len(numbers), lambda index: rows.read(numbers[index]))
+    part = subset(rows, numbers)
     for place, metric in enumerate(program.metrics):
         if not isinstance(metric, RowMetric):
             own = jax.random.fold_in(key, place)

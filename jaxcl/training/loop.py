@@ -310,4 +310,5 @@ def end_task_data(run: Run, index: int) -> Batch:
     if size and size < rows.count:
         numbers = first_seen(training_order_of(run, index), size)
     size = task_rows(run.tasks, size, run.sharding)
-    return take_rows(rows, numbers, size=size, sharding=run.sharding)
+    like = run.program.example
+    return take_rows(rows, numbers, size=size, sharding=run.sharding, like=like)

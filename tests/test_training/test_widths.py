@@ -1,0 +1,164 @@
+"""Sequences of several widths in the host loop."""
+
+from functools import partial
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+from jaxcl.curvature import empirical_fisher
+from jaxcl.data import Dataset, Task, blurry, train_valid_split
+from jaxcl.losses import single_head, token_accuracy, token_cross_entropy
+from jaxcl.memory import reservoir
+from jaxcl.method import make_method
+from jaxcl.metrics import RowMetric
+from jaxcl.models import DecoderConfig, decoder
+from jaxcl.regularizers import ewc
+from jaxcl.training import Options, learn
+from jaxcl.training.batches import grouped_order
+from jaxcl.tree import IGNORED, as_batch
+
+WIDTHS = np.array([4, 6, 9])
+KEY = jax.random.key(0)
+MODEL = decoder(DecoderConfig(11, 8, 12, 2, 2, initializer_range=0.3))
+OPTIONS = Options(num_steps=12, batch_size=4, report_every=100, eval_batch_size=5)
+
+
+def sequences(index, count, *, full=False, task=0):
+    """A dataset of sequences; all of the largest width if it is ``full``."""
+    random = np.random.default_rng(index)
+    lengths = random.integers(2, 10, count)
+    tokens = random.integers(1, 11, (count, 10))
+    groups = np.searchsorted(WIDTHS, lengths)
+
+    def read(numbers):
+        width = WIDTHS[-1] if full else WIDTHS[groups[numbers].max()]
+        mask = np.arange(width) < lengths[numbers, None]
+        x = tokens[numbers, :width] * mask
+        y = np.where(mask, tokens[numbers, 1 : width + 1], IGNORED)
+        x = {"tokens": x.astype(np.int32), "mask": mask.astype(np.int32)}
+        return as_batch(x, y.astype(np.int32), task=task)
+
+    return Dataset(count, read, groups)
+
+
+def stream(**options):
+    return [
+        Task(f"task {t}", sequences(t, 30, **options), sequences(9 + t, 13, **options))
+        for t in range(2)
+    ]
+
+
+def method(frozen):
+    """Every part that keeps or reads sequences."""
+    del frozen
+    loss = token_cross_entropy(single_head(MODEL.apply))
+    return make_method(
+        loss,
+        optax.sgd(0.05),
+        memory=reservoir(12, sample_size=3),
+        regularizer=ewc(empirical_fisher(loss), 2.0),
+    )
+
+
+def metrics():
+    hits = token_accuracy(single_head(MODEL.apply))
+    return RowMetric(lambda params, frozen, batch: {"hits": hits(params, batch)})
+
+
+def learned(tasks, folder=None, **changes):
+    options = OPTIONS._replace(**changes)
+    params = MODEL.init(jax.random.key(1))
+    run = partial(learn, KEY, method, params, metrics=metrics(), quiet=True)
+    return run(tasks, options, folder=folder)
+
+
+def close(ours, theirs, **tolerance):
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        if not jax.dtypes.issubdtype(a.dtype, jax.dtypes.prng_key):
+            np.testing.assert_allclose(a, b, **tolerance)
+
+
+def test_a_run_on_few_widths_is_that_on_the_largest_one(compilations):
+    """Oracle: the same rows, all padded to the largest width; and a count of programs."""
+    ours = learned(stream())
+    steps = compilations.count("jit(step)")
+    assert 2 <= steps <= len(WIDTHS)
+    assert compilations.count("jit(total)") <= len(WIDTHS)
+    assert compilations.count("jit(end_task)") == 1
+    theirs = learned(stream(full=True))
+    close(ours.run_state, theirs.run_state, rtol=2e-4, atol=2e-5)
+    close(ours.results, theirs.results, atol=1e-6)
+
+
+def test_a_run_on_few_widths_resumes_and_grows(tmp_path):
+    """Oracle: a run in one go, bit for bit. Its second task has no long sequences."""
+    first, second = stream()
+    short = np.flatnonzero(second.train.groups < 2)
+    narrow = second.train._replace(
+        count=len(short),
+        read=lambda numbers: second.train.read(short[numbers]),
+        groups=second.train.groups[short],
+    )
+    tasks = [first, second._replace(train=narrow)]
+    wanted = learned(tasks, tmp_path / "whole")
+    learned(tasks[:1], tmp_path / "parts")
+    close(learned(tasks, tmp_path / "parts").run_state, wanted.run_state, atol=0)
+
+
+def test_the_example_makes_room_for_longer_sequences():
+    """A law: a stream whose first rows are short learns longer ones, with an example."""
+    first, second = stream()
+    short = np.flatnonzero(first.train.groups < 1)
+    few = Dataset(
+        len(short),
+        lambda numbers: first.train.read(short[numbers]),
+        first.train.groups[short],
+        example=first.train.read(np.array([int(np.argmax(first.train.groups))])),
+    )
+    tasks = [first._replace(train=few), second]
+    kept = learned(tasks).run_state.state.memory.kept
+    assert kept.x["tokens"].shape == (12, 9)
+
+
+@pytest.mark.parametrize("batch_size", [4, 7, 30])
+def test_a_pass_has_each_row_once_and_batches_of_one_group(batch_size):
+    """Laws: rows of a batch are of one group but for what is left of narrower ones."""
+    groups = sequences(0, 30).groups
+    order = grouped_order(KEY, groups, num_steps=41, batch_size=batch_size)
+    assert order.shape == (41, batch_size)
+    counts = np.bincount(order.ravel(), minlength=30)
+    assert counts.max() - counts.min() <= 3  # a pass that has begun, one that is cut
+    mixed = sum(len(set(groups[batch])) > 1 for batch in order)
+    passes = -(-41 * batch_size // 30)
+    assert mixed <= 3 * passes
+    other = grouped_order(
+        jax.random.key(1), groups, num_steps=41, batch_size=batch_size
+    )
+    assert not np.array_equal(order, other)
+
+
+def test_rows_of_every_pass_are_all_used_before_the_next_one():
+    """Oracle: counting; with one group and full batches it is a permutation a pass."""
+    order = grouped_order(KEY, np.zeros(12, int), num_steps=9, batch_size=4)
+    for number in range(3):
+        rows = order[3 * number : 3 * number + 3].ravel()
+        assert sorted(rows) == list(range(12))
+    plain = grouped_order(
+        KEY, np.zeros(12, int), num_steps=3, batch_size=4, shuffle=False
+    )
+    np.testing.assert_array_equal(plain.ravel(), np.arange(12))
+
+
+def test_parts_of_a_dataset_keep_its_groups():
+    """Oracle: the widths that are read."""
+    first, second = stream()
+    for part in train_valid_split(KEY, first.train, valid_fraction=0.3):
+        numbers = np.flatnonzero(part.groups == 0)
+        assert part.read(numbers).x["tokens"].shape[1] == WIDTHS[0]
+    for task in blurry(KEY, [first, second], minor_fraction=0.3):
+        numbers = np.flatnonzero(task.train.groups == 1)
+        assert task.train.read(numbers).x["tokens"].shape[1] == WIDTHS[1]
+        everything = task.train.read(np.arange(task.train.count))
+        assert everything.x["tokens"].shape == (task.train.count, WIDTHS[-1])
