@@ -108,7 +108,6 @@ def check_decoder(config: DecoderConfig) -> None:
     check_size("decoder", **named("num_hidden_layers", "num_attention_heads"))
     maybe = named("num_key_value_heads", "head_dim", "sliding_window")
     check_size("decoder", optional=True, **maybe)
-    check_number("decoder", above=True, rope_theta=config.rope.theta)
     eps, deviation = config.rms_norm_eps, config.initializer_range
     check_number("decoder", rms_norm_eps=eps, initializer_range=deviation)
     queries, keys, size = config.heads
@@ -116,9 +115,24 @@ def check_decoder(config: DecoderConfig) -> None:
     wanted = "key heads must divide query heads, these hidden_size, each head be even"
     came = f"got {keys}, {queries}, {config.hidden_size} and heads of {size}"
     require(not (queries % keys or rest or size % 2), "decoder", f"{wanted}, {came}")
+    _check_rope(config.rope)
+
+
+def _check_rope(rope: Rope) -> None:
+    """Refuse rotations of another kind, and those without a finite frequency."""
     kinds = "default", "linear", "llama3"
-    known = f"rope must be one of {', '.join(kinds)}, got {config.rope.kind!r}"
-    require(config.rope.kind in kinds, "decoder", known)
+    known = f"rope must be one of {', '.join(kinds)}, got {rope.kind!r}"
+    require(rope.kind in kinds, "decoder", known)
+    numbers = {"theta": rope.theta, "factor": rope.factor}
+    numbers = {f"rope_{name}": value for name, value in numbers.items()}
+    check_number("decoder", least=1, **numbers)
+    if rope.kind == "llama3":
+        low, high = rope.low_freq_factor, rope.high_freq_factor
+        name = "original_max_position_embeddings"
+        check_size("decoder", **{name: getattr(rope, name)})
+        check_number("decoder", low_freq_factor=low)
+        above = f"high_freq_factor must be above low_freq_factor, got {high} and {low}"
+        require(high > low, "decoder", above)
 
 
 # -------------------------------------------------------------------------- parameters

@@ -338,7 +338,7 @@ REFUSED = [
             ({"head_dim": 3}, "each head be even, got .* of 3"),
             ({"vocab_size": 0}, "vocab_size must be an int of at least 1"),
             ({"num_hidden_layers": 2.0}, "num_hidden_layers must be an int"),
-            ({"rope": Rope(0.0)}, "rope_theta must be a finite number above 0"),
+            ({"rope": Rope(0.0)}, "rope_theta must be a finite number of at least 1"),
             ({"rope": Rope(kind="yarn")}, "default, linear, llama3, got 'yarn'"),
             ({"sliding_window": 0}, "sliding_window must be an int of at least 1"),
             ({"rms_norm_eps": -1.0}, "rms_norm_eps must be"),
