@@ -92,7 +92,9 @@ def replicate(path: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
     return PartitionSpec()
 
 
-def shardings(plan: ShardingPlan, tree: PyTree, *, prefix: str = "") -> PyTree:
+def shardings(
+    plan: ShardingPlan, tree: PyTree, *, prefix: str = "", who: str = "learn"
+) -> PyTree:
     """The sharding of every leaf of a tree of arrays or of their shapes."""
 
     def shard(path, leaf):
@@ -106,7 +108,7 @@ def shardings(plan: ShardingPlan, tree: PyTree, *, prefix: str = "") -> PyTree:
                 return sharding
         wanted = f"a PartitionSpec that splits {name} {list(shape)} evenly over {mesh}"
         came = f"{wanted}, got {shown(spec)}; see fsdp"
-        return require(False, "learn", f"rule must return {came}")
+        return require(False, who, f"rule must return {came}")
 
     return jax.tree_util.tree_map_with_path(shard, tree)
 
