@@ -26,8 +26,8 @@ slow: $(STAMP)  ## Run the slow tests: kills, campaigns, many processes
 	XLA_FLAGS=--xla_cpu_parallel_codegen_split_count=1 \
 	    $(BIN)/python -m pytest -m slow $(PYTEST)
 
-fuzz: $(STAMP)  ## Damage files, checkpoints and command lines, 5,000 inputs of each kind
-	for battery in rows images checkpoints commands; do \
+fuzz: $(STAMP)  ## Damage files, models, checkpoints and command lines, 5,000 inputs of each kind
+	for battery in rows images models checkpoints commands; do \
 	    JAX_PLATFORMS=cpu $(BIN)/python -m tests.fuzz.$$battery --count $(or $(COUNT),5000) \
 	    || exit 1; done
 
