@@ -120,6 +120,37 @@ def test_each_example_reads_the_outputs_of_its_own_task(sizes):
         np.testing.assert_array_equal(found[row, width:], MASKED)
 
 
+SCORES_OF_TOKENS = np.random.default_rng(3).normal(size=(5, 4, 6)).astype(np.float32)
+OF_TOKENS = as_batch(SCORES_OF_TOKENS, np.zeros((5, 4), int))._replace(task=TASKS)
+ALLOWED = np.array([[1, 1, 0, 0, 0, 0], [1, 1, 1, 1, 0, 0], [1] * 6], bool)
+BY_TASK = {
+    "heads": lambda apply: heads(apply, [1, 3, 2]),
+    "equal heads": lambda apply: heads(apply, 2),
+    "past heads": lambda apply: past_heads(apply, [1, 3, 2]),
+    "equal past heads": lambda apply: past_heads(apply, 2),
+    "mask": lambda apply: class_mask(single_head(apply), ALLOWED),
+}
+
+
+@pytest.mark.parametrize("name", BY_TASK)
+def test_outputs_of_tokens_are_those_of_one_token_after_another(name):
+    """Oracle: the same outputs of each token by itself; also of a task without a head."""
+    itself = lambda params, x, keys=None: params * x
+    outputs = BY_TASK[name](itself)
+    for task in (TASKS, jnp.full(5, 3), jnp.full(5, -1)):
+        batch = OF_TOKENS._replace(task=task)
+        found = jax.jit(outputs)(2.0, batch)
+        each = [outputs(2.0, batch._replace(x=batch.x[:, k])) for k in range(4)]
+        # Tokens come before the last axis, after that of past tasks.
+        wanted = jnp.stack(each, axis=each[0].ndim - 1)
+        np.testing.assert_array_equal(found, wanted)
+        total = lambda x, rows=batch: jnp.nansum(outputs(2.0, rows._replace(x=x)))
+        grads = [jax.grad(total)(batch.x[:, k]) for k in range(4)]
+        np.testing.assert_array_equal(
+            jax.grad(total)(batch.x), jnp.stack(grads, axis=1)
+        )
+
+
 @pytest.mark.parametrize("sizes", WIDTHS)
 def test_a_loss_moves_the_head_of_its_example_only(sizes):
     """Oracle: exact zeros in the gradient of every other head."""

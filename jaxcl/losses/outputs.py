@@ -16,7 +16,10 @@ MASKED = -1e9
 
 
 def single_head(apply: Callable) -> Outputs:
-    """One head for all tasks: ``apply(params, x [b, ...], keys=None) -> logits [b, c]``."""
+    """One head for all tasks: ``apply(params, x [b, ...], keys=None) -> logits [b, c]``.
+
+    Or ``[b, n, c]``, for each of ``n`` tokens.
+    """
     return lambda params, batch, keys=None: apply(params, batch.x, keys)
 
 
@@ -25,9 +28,10 @@ def heads(apply: Callable, sizes: int | list[int] | tuple[int, ...]) -> Outputs:
 
     Outputs ``[b, max(sizes)]``; those of other tasks get no gradient. The network needs as
     many outputs as all heads together; for a task without a head the logits are NaN.
+    Of a network with outputs for each token they are ``[b, n, max(sizes)]``.
 
     Args:
-      apply: ``(params, x [b, ...], keys=None) -> [b, outputs]``.
+      apply: ``(params, x [b, ...], keys=None) -> [b, outputs]``, or ``[b, n, outputs]``.
       sizes: classes of every task, or a list of the classes of each. Heads of unequal
         width are padded to the widest with :data:`MASKED`.
     """
@@ -37,8 +41,9 @@ def heads(apply: Callable, sizes: int | list[int] | tuple[int, ...]) -> Outputs:
         every = split(apply(params, batch.x, keys))
         # NaN for a task without a head: a gather would clamp its number to another head.
         known = (batch.task >= 0) & (batch.task < every.shape[1])
-        own = jnp.take_along_axis(every, batch.task[:, None, None], axis=1)[:, 0]
-        return jnp.where(known[:, None], own, jnp.nan)
+        task = _with_axes(batch.task, every.ndim)
+        own = jnp.take_along_axis(every, task, axis=1)[:, 0]
+        return jnp.where(_with_axes(known, own.ndim), own, jnp.nan)
 
     return outputs
 
@@ -46,8 +51,9 @@ def heads(apply: Callable, sizes: int | list[int] | tuple[int, ...]) -> Outputs:
 def past_heads(apply: Callable, sizes: int | list[int] | tuple[int, ...]) -> Outputs:
     """The outputs of all tasks before each example's own, for distillation.
 
-    The arguments are those of :func:`heads`. Of the outputs ``[b, T, c]`` row ``t`` holds
-    those of task ``t``; from the example's own task on it is zero and has no gradient.
+    The arguments are those of :func:`heads`. Of the outputs ``[b, T, c]`` (``[b, T, n, c]``
+    for tokens) row ``t`` holds those of task ``t``; from the example's own task on it is
+    zero and has no gradient.
     :func:`jaxcl.regularizers.distill` takes a mean over all ``T`` rows: give ``T`` times
     the strength for a sum over past tasks.
     """
@@ -56,7 +62,7 @@ def past_heads(apply: Callable, sizes: int | list[int] | tuple[int, ...]) -> Out
     def outputs(params, batch, keys=None):
         every = split(apply(params, batch.x, keys))
         past = jnp.arange(every.shape[1]) < batch.task[:, None]
-        return jnp.where(past[:, :, None], every, 0.0)
+        return jnp.where(_with_axes(past, every.ndim), every, 0.0)
 
     return outputs
 
@@ -74,8 +80,8 @@ def class_mask(
     For training only: a test row is masked by its own task, which gives away part of the
     answer, so measure by ``outputs``. Replayed rows are masked by theirs, too.
 
-    Outputs ``[b, c]`` are :data:`MASKED` for a class that ``allowed`` ``[T, c]`` does not
-    allow, and NaN for rows of a task without a row there.
+    Outputs ``[b, c]``, or ``[b, n, c]`` for tokens, are :data:`MASKED` for a class that
+    ``allowed`` ``[T, c]`` does not allow, and NaN for rows of a task without a row there.
 
     Reference: Zeno et al. 2018, arXiv:1803.10123 (labels trick).
     """
@@ -87,14 +93,24 @@ def class_mask(
         wanted = f"allowed must have a column for each output, {shapes}"
         require(fits, "class_mask", wanted)
         mine = jnp.asarray(allowed, bool)[batch.task]
+        mine = mine[:, None] if logits.ndim == 3 else mine
         known = (batch.task >= 0) & (batch.task < tasks)
-        return jnp.where(known[:, None], jnp.where(mine, logits, MASKED), jnp.nan)
+        known = _with_axes(known, logits.ndim)
+        return jnp.where(known, jnp.where(mine, logits, MASKED), jnp.nan)
 
     return masked
 
 
-def _by_task(who: str, sizes) -> Callable[[Array], Float[Array, "b T c"]]:
-    """Split outputs ``[b, n]`` by task; those of narrow heads are padded with MASKED."""
+def _with_axes(values, ndim: int) -> Array:
+    """Values ``[b]`` or ``[b, T]`` with so many axes, for broadcasting."""
+    return values.reshape(values.shape + (1,) * (ndim - values.ndim))
+
+
+def _by_task(who: str, sizes) -> Callable[[Array], Float[Array, "b T *n c"]]:
+    """Split outputs ``[b, k]`` or ``[b, n, k]`` by task, as the second axis.
+
+    Those of narrow heads are padded with MASKED.
+    """
     equal = is_whole(sizes)
     many = sizes if isinstance(sizes, list | tuple) else [sizes]
     check_size(who, **{f"sizes[{k}]": size for k, size in enumerate(many)})
@@ -106,9 +122,10 @@ def _by_task(who: str, sizes) -> Callable[[Array], Float[Array, "b T c"]]:
         message = f"the network must have outputs for all heads, {wanted}, got {total}"
         require(fits, who, message)
         if len(set(many)) == 1:  # no padding
-            return scores.reshape(len(scores), -1, many[0])
+            return jnp.moveaxis(scores.reshape(*scores.shape[:-1], -1, many[0]), -2, 1)
         parts = jnp.split(scores, np.cumsum(sizes)[:-1], axis=-1)
-        missing = [[(0, 0), (0, max(sizes) - size)] for size in sizes]
+        kept = [(0, 0)] * (scores.ndim - 1)
+        missing = [[*kept, (0, max(sizes) - size)] for size in sizes]
         padded = map(partial(jnp.pad, constant_values=MASKED), parts, missing)
         return jnp.stack(list(padded), axis=1)
 
