@@ -98,7 +98,9 @@ def attend(
 ) -> Float[Array, "b n h s"]:
     """Scaled dot-product attention; groups of query heads share keys and values.
 
-    On a GPU, in 16 bits, by cuDNN's fused kernel where that has one for these shapes.
+    On a GPU, in 16 bits and without a mask, by cuDNN's fused kernel where that has one for
+    these shapes. It takes a mask only as a bias for every pair of positions, and no odd
+    numbers of them in training.
 
     Args:
       q: queries.
@@ -109,7 +111,7 @@ def attend(
       window: only so many latest keys, the own one included; needs ``causal``.
     """
     fused = jax.default_backend() == "gpu" and q.dtype.itemsize == 2
-    fused = fused and q.shape[-1] % 8 == 0 and q.shape[-1] <= 128
+    fused = fused and q.shape[-1] % 8 == 0 and q.shape[-1] <= 128 and mask is None
     return jax.nn.dot_product_attention(
         *(q, k, v),
         mask=mask,

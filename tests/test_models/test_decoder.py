@@ -15,7 +15,7 @@ from jaxcl.losses import (
     token_cross_entropy,
 )
 from jaxcl.models import DecoderConfig, Rope, cast_compute, decoder
-from jaxcl.models.layers import rotate
+from jaxcl.models.layers import attend, rotate
 from jaxcl.tree import as_batch
 
 SMALL = DecoderConfig(
@@ -181,6 +181,23 @@ def test_only_distances_between_positions_matter():
     score = lambda i, j: at_place(q, i) @ at_place(k, j)
     np.testing.assert_allclose(score(2, 0), score(8, 6), rtol=1e-5)
     assert abs(score(2, 0) - score(3, 0)) > 1e-3
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_masks_are_not_for_the_fused_kernel_of_gpus(monkeypatch, masked):
+    """Oracle: the name that JAX is asked for; its kernel refuses masks of keys alone."""
+    asked = []
+
+    def record(*qkv, **options):
+        asked.append(options["implementation"])
+        return qkv[0]
+
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(jax.nn, "dot_product_attention", record)
+    q = jnp.zeros((3, 7, 2, 8), jnp.bfloat16)
+    attend(q, q, q, mask=jnp.ones((3, 1, 1, 7), bool) if masked else None)
+    attend(*[q.astype(jnp.float32)] * 3)
+    assert asked == ["xla" if masked else "cudnn", "xla"]
 
 
 # losses over tokens
