@@ -1,6 +1,7 @@
 """Networks as pure functions of a nested dict of arrays."""
 
 from jaxcl.models.decoder import DecoderConfig, decoder
+from jaxcl.models.encoder import EncoderConfig, encoder, mean_pooled, pooled
 from jaxcl.models.from_flax import from_flax, init_kernels, init_like_torch
 from jaxcl.models.generate import Sampling, generate
 from jaxcl.models.layers import Rope
@@ -11,15 +12,19 @@ from jaxcl.models.resnet import resnet
 __all__ = [
     "Activation",
     "DecoderConfig",
+    "EncoderConfig",
     "Rope",
     "Sampling",
     "cast_compute",
     "crelu",
     "decoder",
+    "encoder",
     "from_flax",
     "generate",
     "init_kernels",
     "init_like_torch",
+    "mean_pooled",
     "mlp",
+    "pooled",
     "resnet",
 ]

@@ -7,13 +7,14 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, PyTree
+from jaxtyping import Array, Bool, Float, Int
 
 from jaxcl.errors import check_key, check_number, check_size, require
 from jaxcl.models.layers import (
     Rope,
     attend,
     dense,
+    leaf_names,
     rms_norm,
     rotate,
     unstacked,
@@ -212,7 +213,7 @@ def _states(config, params, x, keys, prompt, *, scan, checkpoint):
         return block(config, layer, h, turns, mixed, shape=shape, keys=own)[0]
 
     depth, own = config.num_hidden_layers, None
-    if keys is not None and "lora_dropout" in _names(params["layers"]):
+    if keys is not None and "lora_dropout" in leaf_names(params["layers"]):
         own = jax.vmap(lambda key: jax.random.split(key, depth), out_axes=1)(keys)
     if checkpoint:
         step = jax.checkpoint(step, prevent_cse=not scan)
@@ -302,8 +303,3 @@ def _allowed(mask, segments, begin: int) -> Bool[Array, "b 1 _ m"] | None:
     above = begin if segments is not None else 0
     pads = ((0, 0), (0, 0), (above, 0), (begin, 0))
     return jnp.pad(allowed, pads, constant_values=True)
-
-
-def _names(tree: PyTree) -> set[str]:
-    """The names of the leaves of nested dicts."""
-    return {path[-1].key for path, _ in jax.tree.leaves_with_path(tree)}

@@ -7,12 +7,13 @@ factors of an adapter (``lora_a``, ``lora_b``, ``lora_scale``; see
 """
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, PyTree
 from jaxtyping import Key as Keys
 
 from jaxcl.tree import wide
@@ -121,6 +122,33 @@ def attend(
     )
 
 
+def attend_with_dropout(
+    q: Float[Array, "b n h s"],
+    k: Float[Array, "b m h s"],
+    v: Float[Array, "b m h s"],
+    keys: Keys[Array, " b"],
+    rate: float,
+    *,
+    mask: Bool[Array, "b _ _ m"] | None = None,
+) -> Float[Array, "b n h s"]:
+    """Attention whose weights, of all keys to a query, are subject to :func:`dropout`.
+
+    Each query of each head draws from a key of its own, which does not depend on the
+    number of positions: padding on the right changes nothing.
+    """
+    b, n, h, size = q.shape
+    fine = jnp.promote_types(q.dtype, jnp.float32)
+    scores = jnp.einsum("bnhs,bmhs->bhnm", q, k, preferred_element_type=fine)
+    scores = scores / np.sqrt(size).astype(fine)
+    if mask is not None:
+        scores = jnp.where(mask, scores, jnp.finfo(fine).min)
+    weights = jax.nn.softmax(scores)
+    places = (jnp.arange(h)[:, None] + h * jnp.arange(n)).ravel()
+    own = jax.vmap(lambda key: jax.vmap(partial(jax.random.fold_in, key))(places))(keys)
+    kept = dropout(own.ravel(), weights.reshape(b * h * n, -1), rate)
+    return jnp.einsum("bhnm,bmhs->bnhs", kept.reshape(weights.shape).astype(v.dtype), v)
+
+
 class Rope(NamedTuple):
     """Rotary position embedding: the frequencies of a head's rotations.
 
@@ -170,6 +198,11 @@ def rotate(
     # (a + ib) e^(i angle), with the halves of a head as real and imaginary parts.
     a, b = jnp.split(x, 2, axis=-1)
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
+
+
+def leaf_names(tree: PyTree) -> set[str]:
+    """The names of the leaves of nested dicts."""
+    return {path[-1].key for path, _ in jax.tree.leaves_with_path(tree)}
 
 
 def unstacked(layers, depth: int):

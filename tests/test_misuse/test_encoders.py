@@ -1,0 +1,91 @@
+"""Wrong calls of encoders."""
+
+import jax
+import jax.numpy as jnp
+
+from jaxcl.models import EncoderConfig, encoder, pooled
+from tests.test_misuse.table import KEY, assert_refused, refused
+
+SMALL = EncoderConfig(
+    vocab_size=11,
+    hidden_size=8,
+    intermediate_size=12,
+    num_hidden_layers=1,
+    num_attention_heads=2,
+    max_position_embeddings=9,
+)
+TOKENS = jnp.zeros((2, 7), jnp.int32)
+TEXTS = {
+    "encoder": encoder(SMALL),
+}
+
+
+def traced(model, x, name="apply"):
+    """Call a function of a model on inputs, without computing anything."""
+    params = jax.eval_shape(model.init, KEY)
+    return jax.eval_shape(getattr(model, name), params, x)
+
+
+REFUSED = [
+    *[
+        (lambda change=change: encoder(SMALL._replace(**change)), f"encoder: .*{words}")
+        for change, words in (
+            ({"vocab_size": 0}, "vocab_size must be an int of at least 1"),
+            (
+                {"hidden_size": 9},
+                "attention_heads must divide hidden_size, got 2 and 9",
+            ),
+            ({"num_hidden_layers": 2.0}, "num_hidden_layers must be an int"),
+            ({"max_position_embeddings": None}, "max_position_embeddings must be an"),
+            ({"type_vocab_size": 0}, "type_vocab_size must be an int of at least 1"),
+            ({"layer_norm_eps": -1.0}, "layer_norm_eps must be a finite number"),
+            (
+                {"hidden_dropout_prob": 1.0},
+                r"must be a number in \[0, 0.999\], got 1.0",
+            ),
+            (
+                {"attention_probs_dropout_prob": -0.1},
+                "attention_probs_dropout_prob must",
+            ),
+            ({"classifier_dropout": "0.1"}, "classifier_dropout must be a number"),
+            ({"hidden_act": "silu"}, "one of gelu, gelu_new, relu, got 'silu'"),
+            ({"classifier": "words"}, "None, texts or tokens, got 'words'"),
+        )
+    ],
+    *[
+        (lambda x=x, name=name: traced(TEXTS[name], x), f"^{name}: x must {words}")
+        for x, words in (
+            (TOKENS[0], r"hold integers \[b, n\] .*, got tokens int32\[7\]"),
+            (TOKENS * 1.0, r"hold integers .* got tokens float32\[2, 7\]"),
+            ({"tokens": TOKENS, "mask": TOKENS[:, :1]}, r".* got mask int32\[2, 1\]"),
+            ({"tokens": TOKENS, "mask": TOKENS * 0.5}, r".* got mask float32\[2, 7\]"),
+            (
+                {"input_ids": TOKENS, "attention_mask": TOKENS},
+                "be tokens or a dict of tokens, mask.*'attention_mask', 'input_ids'",
+            ),
+            ({"mask": TOKENS}, r"be tokens or a dict .* got \['mask'\]; rename its"),
+            ({"tokens": TOKENS, "segments": TOKENS}, "be .*'segments', 'tokens'"),
+        )
+        for name in TEXTS
+    ],
+    *[
+        (
+            lambda name=name: traced(encoder(SMALL), jnp.zeros((2, 10), int), name),
+            "encoder: x must have at most 9 tokens a row .*, got 10; cut the rows",
+        )
+        for name in ("apply", "hidden")
+    ],
+    (
+        lambda: pooled(
+            encoder(SMALL._replace(pooler=False)).init(KEY), jnp.ones((2, 7, 8))
+        ),
+        "pooled: params must have a pooler, got none; set it in the EncoderConfig",
+    ),
+    (lambda: encoder(SMALL).init(0), "encoder: key must be one JAX key, got"),
+]
+
+
+@refused(REFUSED)
+def test_the_wrong_call_is_refused_in_one_line(call, words):
+    """Oracle: the message says who, what was expected and what it was."""
+    assert_refused(call, words)
