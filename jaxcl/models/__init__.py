@@ -4,6 +4,11 @@ from jaxcl.models.decoder import DecoderConfig, decoder
 from jaxcl.models.encoder import EncoderConfig, encoder, mean_pooled, pooled
 from jaxcl.models.from_flax import from_flax, init_kernels, init_like_torch
 from jaxcl.models.generate import Sampling, generate
+from jaxcl.models.heads import (
+    sentence_encoder,
+    sequence_classifier,
+    token_classifier,
+)
 from jaxcl.models.layers import Rope
 from jaxcl.models.mlp import Activation, crelu, mlp
 from jaxcl.models.precision import cast_compute
@@ -27,4 +32,7 @@ __all__ = [
     "mlp",
     "pooled",
     "resnet",
+    "sentence_encoder",
+    "sequence_classifier",
+    "token_classifier",
 ]

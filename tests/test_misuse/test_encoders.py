@@ -1,9 +1,16 @@
-"""Wrong calls of encoders."""
+"""Wrong calls of encoders and their heads."""
 
 import jax
 import jax.numpy as jnp
 
-from jaxcl.models import EncoderConfig, encoder, pooled
+from jaxcl.models import (
+    EncoderConfig,
+    encoder,
+    pooled,
+    sentence_encoder,
+    sequence_classifier,
+    token_classifier,
+)
 from tests.test_misuse.table import KEY, assert_refused, refused
 
 SMALL = EncoderConfig(
@@ -81,7 +88,32 @@ REFUSED = [
         ),
         "pooled: params must have a pooler, got none; set it in the EncoderConfig",
     ),
-    (lambda: encoder(SMALL).init(0), "encoder: key must be one JAX key, got"),
+    *[
+        (
+            lambda build=build, sizes=sizes: build(SMALL, sizes),
+            f"{build.__name__}: {words}",
+        )
+        for build in (sequence_classifier, token_classifier)
+        for sizes, words in (
+            (0, r"sizes\[0\] must be an int of at least 1, .* got 0"),
+            ([2, 0], r"sizes\[1\] must be an int of at least 1, .* got 0"),
+            ((2, 1.5), r"sizes\[1\] must be an int of at least 1, .* got 1.5"),
+            ([], "len_sizes must be an int of at least 1, .* got 0"),
+            (None, r"sizes\[0\] must be an int of at least 1, .* got 0"),
+        )
+    ],
+    (
+        lambda: sequence_classifier(SMALL, 2, pooling="cls"),
+        "pooling must be one of pooler, heads, first, mean, got 'cls'",
+    ),
+    (lambda: sentence_encoder(SMALL).init(0), "encoder: key must be one JAX key, got"),
+    *[
+        (lambda build=build: build().init(0), "key must be one JAX key, got")
+        for build in (
+            lambda: sequence_classifier(SMALL, 2),
+            lambda: token_classifier(SMALL, 2),
+        )
+    ],
 ]
 
 
