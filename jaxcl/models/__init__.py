@@ -10,9 +10,11 @@ from jaxcl.models.heads import (
     token_classifier,
 )
 from jaxcl.models.layers import Rope
+from jaxcl.models.lstm import lstm
 from jaxcl.models.mlp import Activation, crelu, mlp
 from jaxcl.models.precision import cast_compute
 from jaxcl.models.resnet import resnet
+from jaxcl.models.text_cnn import text_cnn
 
 __all__ = [
     "Activation",
@@ -28,11 +30,13 @@ __all__ = [
     "generate",
     "init_kernels",
     "init_like_torch",
+    "lstm",
     "mean_pooled",
     "mlp",
     "pooled",
     "resnet",
     "sentence_encoder",
     "sequence_classifier",
+    "text_cnn",
     "token_classifier",
 ]

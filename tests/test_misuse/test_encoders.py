@@ -1,4 +1,4 @@
-"""Wrong calls of encoders and their heads."""
+"""Wrong calls of encoders, their heads, and other classifiers of texts."""
 
 import jax
 import jax.numpy as jnp
@@ -6,9 +6,11 @@ import jax.numpy as jnp
 from jaxcl.models import (
     EncoderConfig,
     encoder,
+    lstm,
     pooled,
     sentence_encoder,
     sequence_classifier,
+    text_cnn,
     token_classifier,
 )
 from tests.test_misuse.table import KEY, assert_refused, refused
@@ -24,6 +26,8 @@ SMALL = EncoderConfig(
 TOKENS = jnp.zeros((2, 7), jnp.int32)
 TEXTS = {
     "encoder": encoder(SMALL),
+    "text_cnn": text_cnn(11, 2, embedding_size=4, filters=3),
+    "lstm": lstm(11, 2, embedding_size=4, hidden_size=3),
 }
 
 
@@ -75,6 +79,10 @@ REFUSED = [
         )
         for name in TEXTS
     ],
+    (
+        lambda: traced(TEXTS["lstm"], {"tokens": TOKENS, "types": TOKENS}),
+        "lstm: x must be .* got .*'types'",
+    ),
     *[
         (
             lambda name=name: traced(encoder(SMALL), jnp.zeros((2, 10), int), name),
@@ -112,6 +120,25 @@ REFUSED = [
         for build in (
             lambda: sequence_classifier(SMALL, 2),
             lambda: token_classifier(SMALL, 2),
+            lambda: text_cnn(11, 2),
+            lambda: lstm(11, 2),
+        )
+    ],
+    *[
+        (lambda options=options: text_cnn(11, 2, **options), f"text_cnn: {words}")
+        for options, words in (
+            ({"widths": ()}, "len_widths must be an int of at least 1, .* got 0"),
+            ({"widths": (3, 0)}, r"widths\[1\] must be an int of at least 1"),
+            ({"filters": 0}, "filters must be an int of at least 1"),
+            ({"dropout_rate": 1.0}, r"dropout_rate must be a number in \[0, 0.999\]"),
+        )
+    ],
+    *[
+        (lambda options=options: lstm(11, **options), f"lstm: {words}")
+        for options, words in (
+            ({"num_classes": 0}, "num_classes must be an int of at least 1"),
+            ({"num_classes": 2, "hidden_size": "3"}, "hidden_size must be .* got '3'"),
+            ({"num_classes": 2, "dropout_rate": -1}, "dropout_rate must be .* got -1"),
         )
     ],
 ]
