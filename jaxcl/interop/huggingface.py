@@ -19,13 +19,14 @@ from jaxtyping import PyTree
 from jaxcl.errors import MissingFileError, check_kind, require, shown
 from jaxcl.files import as_folder
 from jaxcl.interop.decoders import DECODERS
+from jaxcl.interop.encoders import ENCODERS
 from jaxcl.interop.family import ConfigFile, Family, read_json
 from jaxcl.interop.tensors import DTYPES, Leaf, Tensor, find_tensors, read_leaf
 from jaxcl.sharding import ShardingPlan, check_sharding_plan, shardings
 from jaxcl.typing import Params
 
 #: All families that can be read and written.
-FAMILIES: tuple[Family, ...] = (DECODERS,)
+FAMILIES: tuple[Family, ...] = (DECODERS, ENCODERS)
 _WHO = "load_pretrained"
 
 
@@ -34,7 +35,8 @@ def read_config(folder: Any) -> Any:
 
     Supported are the ``model_type`` llama (Llama 2 and 3, SmolLM2, TinyLlama), mistral,
     qwen2 and qwen3, as versions 4 and 5 of Transformers write them, with rotary positions
-    of the types default, linear and llama3.
+    of the types default, linear and llama3; and bert, alone or with a classifier of texts
+    or of tokens, as a :class:`jaxcl.models.EncoderConfig`.
 
     Raises:
       ValueError: for a model of another type, or with a feature that would change what it
@@ -52,6 +54,10 @@ def load_pretrained(
 
         config, params = load_pretrained("SmolLM2-135M")
         logits = decoder(config).apply(params, tokens)
+
+        config, pretrained = load_pretrained("bert-base-uncased")
+        model = sequence_classifier(config, 4)
+        params = {**model.init(key), **pretrained}
 
     Each device's part of a parameter is read directly from the files, so that the host
     needs memory for no more than what its devices hold, or one parameter of all layers

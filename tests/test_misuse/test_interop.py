@@ -95,7 +95,7 @@ CONFIGS = [
     (
         "llama_linear",
         changed(model_type="gpt2"),
-        "llama, mistral, qwen2, qwen3, got 'gpt2'",
+        "llama, mistral, qwen2, qwen3, bert, got 'gpt2'",
     ),
     ("llama_linear", changed(model_type=...), "model_type must be one of .* got None"),
     ("llama_linear", changed(model_type=["llama"]), r"model_type .* got \['llama'\]"),
@@ -482,7 +482,10 @@ def test_wrong_models_are_not_written(tmp_path_factory):
             {"params": number(scale.astype(jnp.int32))},
             "norm/scale must be of float64, .* got int32 .16.; give dtype",
         ),
-        ({"config": None}, "config must be one of DecoderConfig, got None"),
+        (
+            {"config": None},
+            "config must be one of DecoderConfig, EncoderConfig, got None",
+        ),
         (
             {"config": config._replace(qk_norm=True)},
             "no supported family has qkv_bias and",
