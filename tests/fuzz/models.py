@@ -9,10 +9,12 @@ import jax
 import numpy as np
 
 from jaxcl.interop import load_pretrained
+from jaxcl.models import EncoderConfig
 from tests.fuzz import mutate
 from tests.fuzz.battery import main, run_battery
 
 GOLDEN = Path(__file__).parents[1] / "test_interop" / "golden_decoders"
+ENCODERS = GOLDEN.parent / "golden_encoders"
 FAMILIES = ("llama_linear", "llama3_tied", "qwen2", "qwen3")
 SHAPES = [[], [0], [16], [1, 16], [40, 16], [16, 40], [2**40, 16], [2**63, 2], [-1, 16]]
 SHAPES += [[16, 16, 1], [16.0, 16], ["16", 16], 16, None, [[16], 16], [True, 16]]
@@ -47,6 +49,11 @@ def assert_usable(folder: Path):
     """What is read agrees with itself, and rotations are finite."""
     config, params = load_pretrained(folder)
     depth, sizes = config.num_hidden_layers, (config.vocab_size, config.hidden_size)
+    if isinstance(config, EncoderConfig):
+        assert params["embeddings"]["word"].shape == sizes
+        assert params["layers"]["output"]["norm"]["scale"].shape == (depth, sizes[1])
+        assert ("classifier" in params) is (config.classifier is not None)
+        return [leaf.dtype for leaf in jax.tree.leaves(params)]
     assert params["embedding"].shape == sizes
     assert params["layers"]["norm_0"]["scale"].shape == (depth, sizes[1])
     for turn in config.rope.turns(4, config.heads[2]):
@@ -57,8 +64,10 @@ def assert_usable(folder: Path):
 @cache
 def files_of(family: str) -> dict[str, bytes]:
     """The files of a folder of Transformers."""
-    folder = GOLDEN / family
-    return {p.name: p.read_bytes() for p in folder.iterdir() if p.suffix != ".npz"}
+    folder = GOLDEN / family if (GOLDEN / family).exists() else ENCODERS / family
+    held = {p.name: p.read_bytes() for p in folder.iterdir() if p.suffix != ".npz"}
+    held.pop("gradients.safetensors", None)
+    return held
 
 
 def edited(
@@ -109,6 +118,27 @@ def config(rng: np.random.Generator, folder: Path):
     files = dict(files_of(FAMILIES[rng.integers(len(FAMILIES))]))
     protect = ("model_type",) if rng.integers(4) else ()
     files["config.json"] = edited(rng, files["config.json"], protect)
+    write(folder, files)
+    spoil(rng, folder)
+    return lambda: assert_usable(folder)
+
+
+def encoder(rng: np.random.Generator, folder: Path):
+    """Hostile fields of BERT, names of labels among them, and damaged headers."""
+    files = dict(files_of(("model", "texts", "tokens")[rng.integers(3)]))
+    held = json.loads(files["config.json"])
+    if rng.integers(2):
+        names = {str(number): f"label {number}" for number in range(rng.integers(6))}
+        odd = [names, list(names), names | {"9": 3}, {"0": None}, {"00": "x"}, "O", 4]
+        held["id2label"] = odd[rng.integers(len(odd))]
+    if rng.integers(4) == 0:
+        odd = ["BertModel", [], ["BertForMaskedLM"], [None], [["BertModel"]], {}, 3]
+        held["architectures"] = odd[rng.integers(len(odd))]
+    raw = json.dumps(held).encode()
+    files["config.json"] = edited(rng, raw, ("model_type",)) if rng.integers(2) else raw
+    if rng.integers(4) == 0:
+        name = "model.safetensors"
+        files[name] = mutate.damage(rng, files[name], header=4096)
     write(folder, files)
     spoil(rng, folder)
     return lambda: assert_usable(folder)
@@ -177,7 +207,7 @@ def index(rng: np.random.Generator, folder: Path):
     return lambda: assert_usable(folder)
 
 
-MAKES = {"config": config, "header": header, "index": index}
+MAKES = {"config": config, "encoder": encoder, "header": header, "index": index}
 
 
 def battery(count: int, seed: int, folder: Path) -> dict[str, Any]:
