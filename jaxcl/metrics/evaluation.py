@@ -172,12 +172,19 @@ def macro_f1(outputs: Outputs, num_classes: int) -> RowMetric:
     return RowMetric(rows, finish)
 
 
-def tokens(outputs: Outputs) -> RowMetric:
+def tokens(outputs: Outputs, *, weighted_by_labels: bool = False) -> RowMetric:
     """``loss`` in nats a token, ``perplexity``, and ``token_accuracy`` in [0, 1].
 
-    Of ``outputs(params, batch) -> logits [b, n, v]``; labels ``[b, n]`` below zero are
-    ignored. Means are over the tokens of all examples, each with the weight of its example,
-    which should be 1: weights by length would count it twice.
+    The means are over the tokens of all examples, and perplexity is ``exp`` of that mean
+    loss, not a mean of perplexities.
+
+    Args:
+      outputs: ``(params, batch) -> logits [b, n, v]``; labels ``[b, n]`` below zero are
+        ignored.
+      weighted_by_labels: whether the weight of an example is the number of its labels, as
+        for a mean over tokens by :func:`jaxcl.losses.token_cross_entropy`. It is then not
+        applied again to each token, which would count long examples twice. Otherwise each
+        token has the weight of its example, usually 1.
     """
 
     def rows(params, frozen, batch):
@@ -188,7 +195,11 @@ def tokens(outputs: Outputs) -> RowMetric:
         right = jnp.argmax(logits, axis=-1) == labels
         kept = lambda values: jnp.where(counts, values, 0)
         add = lambda values: jnp.sum(kept(values), axis=-1, dtype=jnp.float32)
-        return {"loss": add(losses), "right": add(right), "tokens": add(1.0)}
+        sums = {"loss": add(losses), "right": add(right), "tokens": add(1.0)}
+        if weighted_by_labels:
+            number = jnp.maximum(sums["tokens"], 1)
+            return {name: total / number for name, total in sums.items()}
+        return sums
 
     def finish(means):
         # Means of sums: the number of examples cancels, and every token counts alike.

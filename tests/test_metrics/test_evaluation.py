@@ -129,6 +129,30 @@ def test_tokens_are_counted_over_all_rows():
     assert abs(by_row - found["token_accuracy"]) > 1e-3
 
 
+def test_weights_that_count_labels_are_not_applied_twice():
+    """Oracle: the mean over all tokens by numpy. Negative control: the same weights taken
+    as weights of examples."""
+    logits = RANDOM.standard_normal((9, 5, CLASSES)).astype(np.float32)
+    labels = RANDOM.integers(-3, CLASSES, (9, 5)).astype(np.int32)
+    labels[2] = -100
+    counts = labels >= 0
+    rows = batch(logits, labels)
+    rows = rows._replace(weight=jnp.asarray(counts.sum(1), jnp.float32))
+    logs = np.asarray(jax.nn.log_softmax(logits))[counts]
+    loss = -np.mean([logs[i, label] for i, label in enumerate(labels[counts])])
+    right = np.mean(logits[counts].argmax(-1) == labels[counts])
+    found = evaluate(tokens(READ, weighted_by_labels=True), (), rows)
+    np.testing.assert_allclose(found["loss"], loss, rtol=1e-5)
+    np.testing.assert_allclose(found["perplexity"], np.exp(loss), rtol=1e-5)
+    np.testing.assert_allclose(found["token_accuracy"], right, rtol=1e-5)
+    twice = evaluate(tokens(READ), (), rows)
+    assert abs(twice["loss"] - loss) > 1e-3
+    ones = rows._replace(weight=jnp.ones(9))
+    np.testing.assert_allclose(
+        evaluate(tokens(READ), (), ones)["loss"], loss, rtol=1e-5
+    )
+
+
 @pytest.mark.parametrize("name", ALL)
 def test_padding_weights_and_chunks_change_nothing(name):
     """Law: rows of weight 0 are not there, a row of weight 2 is there twice, and chunks of
