@@ -25,6 +25,15 @@ from jaxcl.metrics.matrix import (
     minimum_accuracy,
     worst_case_accuracy,
 )
+from jaxcl.metrics.scores import (
+    Score,
+    TextRow,
+    exact_match,
+    first_letter,
+    first_number,
+    rouge_l,
+    sari,
+)
 from jaxcl.metrics.summary import Metric, summary
 
 __all__ = [
@@ -32,13 +41,18 @@ __all__ = [
     "Matrix",
     "Metric",
     "RowMetric",
+    "Score",
     "TaskMetric",
+    "TextRow",
     "Value",
     "average_accuracy",
     "average_incremental_accuracy",
     "backward_transfer",
     "classification",
     "evaluate",
+    "exact_match",
+    "first_letter",
+    "first_number",
     "forgetting",
     "forgetting_from_initial",
     "forward_transfer",
@@ -48,6 +62,8 @@ __all__ = [
     "macro_f1",
     "minimum_accuracy",
     "regression",
+    "rouge_l",
+    "sari",
     "summary",
     "tokens",
     "worst_case_accuracy",
