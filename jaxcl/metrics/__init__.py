@@ -35,6 +35,7 @@ from jaxcl.metrics.scores import (
     sari,
 )
 from jaxcl.metrics.summary import Metric, summary
+from jaxcl.metrics.text import choices, entity_f1, generation, text_rows
 
 __all__ = [
     "Floats",
@@ -48,7 +49,9 @@ __all__ = [
     "average_accuracy",
     "average_incremental_accuracy",
     "backward_transfer",
+    "choices",
     "classification",
+    "entity_f1",
     "evaluate",
     "exact_match",
     "first_letter",
@@ -56,6 +59,7 @@ __all__ = [
     "forgetting",
     "forgetting_from_initial",
     "forward_transfer",
+    "generation",
     "intransigence",
     "learning_accuracy",
     "learning_curve_area",
@@ -65,6 +69,7 @@ __all__ = [
     "rouge_l",
     "sari",
     "summary",
+    "text_rows",
     "tokens",
     "worst_case_accuracy",
 ]
