@@ -13,7 +13,7 @@
 ``losses, metrics``    what is minimised, and what is made of accuracies
 ``models``             MLP, ResNet, Llama; ``from_flax`` for modules of your own
 ``data``               streams of tasks, and datasets of any size
-``interop``            pretrained models in folders of Hugging Face
+``interop``            pretrained models: folders of Hugging Face, GGUF files
 ``training``           loops: on the device, and on the host with checkpoints
 ``sharding``           meshes, and the rules by which arrays are split over them
 ``report``             tables, statistics and figures
