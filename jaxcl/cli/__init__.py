@@ -2,6 +2,7 @@
 
 jaxcl report RUN        tables, figures and a page of a folder of runs
 jaxcl batch MODULE ...  a grid of settings as one job, here or on a cluster
+jaxcl convert FILE ...  a model in a GGUF file as a Hugging Face folder
 jaxcl COMMAND --help    what a command takes
 jaxcl --version
 """
@@ -11,6 +12,7 @@ from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
+from jaxcl.cli import convert
 from jaxcl.runs import batch
 from jaxcl.runs.command import refusing
 from jaxcl.runs.experiment import nearest
@@ -38,6 +40,7 @@ def report(argv: Sequence[str]) -> int:
 _COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "report": report,
     "batch": batch.main,
+    "convert": convert.main,
 }
 
 

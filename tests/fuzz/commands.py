@@ -158,7 +158,7 @@ def without_runs(words: Sequence[str]) -> int:
 
 def top(rng: np.random.Generator, folder: Path):
     """``jaxcl`` itself: commands that it has and has not, and folders without runs."""
-    commands = ["report", "batch", "reprot", "--version", "--help", "", "--"]
+    commands = ["report", "batch", "convert", "reprot", "--version", "--help", "", "--"]
     words = [commands[rng.integers(len(commands))]][: rng.integers(5)]
     paths = [str(folder), str(folder / "nowhere"), *HOSTILE]
     words += [paths[rng.integers(len(paths))] for _ in range(rng.integers(3))]
