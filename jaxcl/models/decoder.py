@@ -78,10 +78,12 @@ def decoder(
         rest: memory of one block instead of all, for about a third more work.
 
     Returns:
-      A model with ``apply(params, x, keys=None, *, prompt=None) -> logits [b, n, v]``, in
-      float32 or wider: those at position ``i`` depend on tokens up to ``i`` and predict
-      the next one. ``prompt``, ``[p, d]`` or ``[b, p, d]``, are embeddings before those of
-      the tokens. ``keys`` are for the dropout of adapters. ``hidden`` are the states
+      A model with ``apply(params, x, keys=None, *, prompt=None, prompt_mask=None) ->
+      logits [b, n, v]``, in float32 or wider: those at position ``i`` depend on tokens up
+      to ``i`` and predict the next one. ``prompt``, ``[p, d]`` or ``[b, p, d]``, are
+      embeddings before those of the tokens, of which a row attends to those that
+      ``prompt_mask [b, p]`` marks, to all without it; hide the first ones of a row, as
+      padding. ``keys`` are for the dropout of adapters. ``hidden`` are the states
       ``[b, n, d]``: the embeddings, those after each block but the last, and the
       normalised last ones, from which the logits are computed.
 
@@ -92,11 +94,11 @@ def decoder(
     check_decoder(config)
     walk = partial(_states, config, scan=scan, checkpoint=checkpoint)
 
-    def apply(params, x, keys=None, *, prompt=None):
-        return logits(params, walk(params, x, keys, prompt)[0])
+    def apply(params, x, keys=None, *, prompt=None, prompt_mask=None):
+        return logits(params, walk(params, x, keys, prompt, prompt_mask)[0])
 
     def hidden(params, x, keys=None):
-        last, inputs = walk(params, x, keys, None)
+        last, inputs = walk(params, x, keys)
         return (*inputs, last)
 
     return Model(jax.jit(partial(_init, config)), apply, hidden)
@@ -193,7 +195,7 @@ def _normal(config: DecoderConfig, key: Key, *shape: int) -> Array:
 # ------------------------------------------------------------------------------ forward
 
 
-def _states(config, params, x, keys, prompt, *, scan, checkpoint):
+def _states(config, params, x, keys, prompt=None, seen=None, *, scan, checkpoint):
     """The input of the output layer, ``[b, n, d]``, and those of all blocks."""
     tokens, mask, segments = token_inputs("decoder", x)
     b, n = tokens.shape
@@ -203,7 +205,9 @@ def _states(config, params, x, keys, prompt, *, scan, checkpoint):
         prompt = jnp.broadcast_to(prompt, (b, *prompt.shape[-2:])).astype(h.dtype)
         h, begin = jnp.concatenate([prompt, h], axis=1), prompt.shape[1]
     shape = b, begin + n
-    allowed = _allowed(mask, segments, begin)
+    if seen is not None:  # a mask of all positions
+        seen = jnp.concatenate([seen > 0, jnp.ones((b, n), bool)], axis=1)
+    allowed = _allowed(mask, segments, begin, seen)
     turns = config.rope.turns(shape[1], config.heads[2])
     attention = partial(attend, mask=allowed, causal=True, window=config.sliding_window)
 
@@ -290,10 +294,13 @@ def token_inputs(who: str, x: Any) -> tuple[Int[Array, "b n"], Any, Any]:
     return jnp.asarray(tokens), *others
 
 
-def _allowed(mask, segments, begin: int) -> Bool[Array, "b 1 _ m"] | None:
-    """Which keys a query may attend to besides the causal order; None for all."""
+def _allowed(mask, segments, begin: int, seen) -> Bool[Array, "b 1 _ m"] | None:
+    """Which keys a query may attend to besides the causal order; None for all.
+
+    ``mask`` and ``segments`` are of the tokens, ``seen`` also of the prompt before them.
+    """
     if mask is None and segments is None:
-        return None
+        return None if seen is None else seen[:, None, None, :]
     real = True if mask is None else (mask > 0)[:, None, None, :]
     same = True
     if segments is not None:
@@ -302,4 +309,5 @@ def _allowed(mask, segments, begin: int) -> Bool[Array, "b 1 _ m"] | None:
     # All rows see the prompt; with segments it has rows of its own, else they broadcast.
     above = begin if segments is not None else 0
     pads = ((0, 0), (0, 0), (above, 0), (begin, 0))
-    return jnp.pad(allowed, pads, constant_values=True)
+    allowed = jnp.pad(allowed, pads, constant_values=True)
+    return allowed if seen is None else allowed & seen[:, None, None, :]

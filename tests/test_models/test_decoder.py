@@ -173,6 +173,39 @@ def test_grouped_queries_are_repeated_keys():
     )
 
 
+def test_a_prompt_comes_before_the_tokens_and_may_be_hidden():
+    """Oracles: the embeddings of tokens as a prompt, and shorter prompts.
+
+    Padding and packed sequences have masks of their own besides.
+    """
+    model, params = made()
+    prompt = params["embedding"][TOKENS[:, :3]]
+    full = model.apply(params, TOKENS)[:, 3:]
+    rest = TOKENS[:, 3:]
+    given = {
+        "tokens": (rest, rest),
+        "mask": ({"tokens": rest, "mask": jnp.ones_like(rest)},) * 2,
+        "segments": ({"tokens": rest, "segments": jnp.zeros_like(rest)},) * 2,
+    }
+    for x, same in given.values():
+        found = model.apply(params, x, prompt=prompt)
+        np.testing.assert_allclose(found, full, atol=2e-5)
+        # The first embeddings of a row are hidden, as padding on the left is.
+        seen = jnp.array([[1, 1, 1], [0, 1, 1], [0, 0, 0]])
+        found = model.apply(params, x, prompt=prompt, prompt_mask=seen)
+        for row, hidden in enumerate((0, 1, 3)):
+            one = jax.tree.map(lambda leaf, row=row: leaf[row : row + 1], same)
+            short = prompt[row : row + 1, hidden:]
+            alone = model.apply(params, one, prompt=short)
+            np.testing.assert_allclose(found[row], alone[0], atol=3e-5)
+    gradient = jax.grad(
+        lambda prompt: jnp.sum(
+            model.apply(params, rest, prompt=prompt, prompt_mask=seen) ** 2
+        )
+    )(prompt)
+    np.testing.assert_array_equal(jnp.any(gradient != 0, axis=2), seen)
+
+
 def test_only_distances_between_positions_matter():
     """A law of rotations: with constant values a shift of all positions changes nothing."""
     cos, sin = Rope(100.0).turns(9, 8)
