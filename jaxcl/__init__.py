@@ -12,6 +12,7 @@
 ``curvature``          Fisher diagonals, sharpness, the top eigenvalue of the Hessian
 ``losses, metrics``    what is minimised, and what is made of accuracies
 ``models``             MLP, ResNet, Llama; ``from_flax`` for modules of your own
+``adapters``           few trained weights over a frozen network
 ``data``               streams of tasks, and datasets of any size
 ``interop``            pretrained models: folders of Hugging Face, GGUF files
 ``training``           loops: on the device, and on the host with checkpoints
@@ -28,6 +29,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from jaxcl import (
+        adapters,
         averages,
         curvature,
         data,
@@ -52,6 +54,7 @@ if TYPE_CHECKING:
 __version__ = version("jaxcl")
 
 __all__ = [
+    "adapters",
     "averages",
     "curvature",
     "data",

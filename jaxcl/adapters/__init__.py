@@ -1,0 +1,15 @@
+"""Adapters: few trained weights over a frozen network.
+
+:func:`partition` splits the parameters into a trainable and a frozen tree by a rule on
+paths, and :func:`combine` joins them again. Gradient transformations, regularizers,
+memories, Fishers, averages and resets get the trainable tree only, so that all of them work
+on an adapter as on any other parameters.
+"""
+
+from jaxcl.adapters.partition import combine, partition, with_frozen
+
+__all__ = [
+    "combine",
+    "partition",
+    "with_frozen",
+]
