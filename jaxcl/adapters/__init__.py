@@ -6,10 +6,15 @@ memories, Fishers, averages and resets get the trainable tree only, so that all 
 on an adapter as on any other parameters.
 """
 
+from jaxcl.adapters.lora import add_lora, lora_rule, merge_lora, unmerge_lora
 from jaxcl.adapters.partition import combine, partition, with_frozen
 
 __all__ = [
+    "add_lora",
     "combine",
+    "lora_rule",
+    "merge_lora",
     "partition",
+    "unmerge_lora",
     "with_frozen",
 ]
