@@ -7,10 +7,13 @@ on an adapter as on any other parameters.
 """
 
 from jaxcl.adapters.lora import add_lora, lora_rule, merge_lora, unmerge_lora
+from jaxcl.adapters.lora_flax import LoRALinear, apply_lora
 from jaxcl.adapters.partition import combine, partition, with_frozen
 
 __all__ = [
+    "LoRALinear",
     "add_lora",
+    "apply_lora",
     "combine",
     "lora_rule",
     "merge_lora",
