@@ -14,7 +14,7 @@
 ``models``             MLP, ResNet, Llama; ``from_flax`` for modules of your own
 ``adapters``           few trained weights over a frozen network: LoRA
 ``data``               streams of tasks, and datasets of any size
-``interop``            pretrained models: folders of Hugging Face, GGUF files
+``interop``            pretrained models of Hugging Face, adapters of PEFT, GGUF files
 ``training``           loops: on the device, and on the host with checkpoints
 ``sharding``           meshes, and the rules by which arrays are split over them
 ``report``             tables, statistics and figures

@@ -1,4 +1,4 @@
-"""Files of other tools: pretrained models of Hugging Face Transformers, and GGUF.
+"""Files of other tools: models of Hugging Face Transformers, adapters of PEFT, and GGUF.
 
 A name is loaded when it is first used: checks of files need no JAX.
 """
@@ -9,14 +9,25 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from jaxcl.interop.gguf import convert_gguf
     from jaxcl.interop.huggingface import load_pretrained, read_config
+    from jaxcl.interop.peft import load_adapter
+    from jaxcl.interop.peft_saving import save_adapter
     from jaxcl.interop.saving import save_pretrained
 
-__all__ = ["convert_gguf", "load_pretrained", "read_config", "save_pretrained"]
+__all__ = [
+    "convert_gguf",
+    "load_adapter",
+    "load_pretrained",
+    "read_config",
+    "save_adapter",
+    "save_pretrained",
+]
 
 _HOME = {
     "convert_gguf": "gguf",
+    "load_adapter": "peft",
     "load_pretrained": "huggingface",
     "read_config": "huggingface",
+    "save_adapter": "peft_saving",
     "save_pretrained": "saving",
 }
 
