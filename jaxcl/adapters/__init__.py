@@ -8,15 +8,22 @@ on an adapter as on any other parameters.
 
 from jaxcl.adapters.lora import add_lora, lora_rule, merge_lora, unmerge_lora
 from jaxcl.adapters.lora_flax import LoRALinear, apply_lora
+from jaxcl.adapters.olora import lora_slots, olora
 from jaxcl.adapters.partition import combine, partition, with_frozen
+from jaxcl.adapters.slots import SlotState, in_current_slot, keep_slots
 
 __all__ = [
     "LoRALinear",
+    "SlotState",
     "add_lora",
     "apply_lora",
     "combine",
+    "in_current_slot",
+    "keep_slots",
     "lora_rule",
+    "lora_slots",
     "merge_lora",
+    "olora",
     "partition",
     "unmerge_lora",
     "with_frozen",
