@@ -12,7 +12,7 @@
 ``curvature``          Fisher diagonals, sharpness, the top eigenvalue of the Hessian
 ``losses, metrics``    what is minimised, and what is made of accuracies
 ``models``             MLP, ResNet, Llama; ``from_flax`` for modules of your own
-``adapters``           few trained weights over a frozen network: LoRA, O-LoRA
+``adapters``           few trained weights over a frozen network: LoRA, O-LoRA, prompts
 ``data``               streams of tasks, and datasets of any size
 ``interop``            pretrained models of Hugging Face, adapters of PEFT, GGUF files
 ``training``           loops: on the device, and on the host with checkpoints
