@@ -7,6 +7,7 @@ import math
 import os
 import platform
 import stat
+import uuid
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -118,6 +119,23 @@ def write_text(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())  # or a power cut leaves the new name on nothing
     os.replace(partial, path)
+
+
+def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Write an npz file completely or not at all; folders above it are created.
+
+    Several processes may write the same file: each has a name of its own until the end.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        with open(partial, "xb") as file:
+            np.savez(file, allow_pickle=False, **arrays)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def write_json(path: Path, values: Any) -> None:
