@@ -28,6 +28,12 @@ from jaxcl.data.synthetic import prototypes, synthetic_images
 from jaxcl.data.tables import csv_dataset, csv_tasks, encode_labels
 from jaxcl.data.tfds import prepare_mnist, tfds_images
 from jaxcl.data.validation import validate
+from jaxcl.data.widths import (
+    choose_widths,
+    padding_fraction,
+    row_lengths,
+    share_widths,
+)
 
 __all__ = [
     "Dataset",
@@ -36,6 +42,7 @@ __all__ = [
     "array_dataset",
     "as_images",
     "blurry",
+    "choose_widths",
     "class_pairs",
     "class_splits",
     "csv_dataset",
@@ -51,6 +58,7 @@ __all__ = [
     "number_tasks",
     "only_classes",
     "padded",
+    "padding_fraction",
     "permuted",
     "permuted_labels",
     "prepare_mnist",
@@ -58,6 +66,8 @@ __all__ = [
     "random_row_numbers",
     "random_rows",
     "rotations",
+    "row_lengths",
+    "share_widths",
     "source_dataset",
     "split_sizes",
     "stack_plans",
