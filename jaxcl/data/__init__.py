@@ -26,7 +26,9 @@ from jaxcl.data.stream import from_arrays, joint, stack_plans, stack_tasks, take
 from jaxcl.data.subsets import random_row_numbers, random_rows, train_valid_split
 from jaxcl.data.synthetic import prototypes, synthetic_images
 from jaxcl.data.tables import csv_dataset, csv_tasks, encode_labels
+from jaxcl.data.text import label_names, text_dataset
 from jaxcl.data.tfds import prepare_mnist, tfds_images
+from jaxcl.data.tokens import load_tokenizer
 from jaxcl.data.validation import validate
 from jaxcl.data.widths import (
     choose_widths,
@@ -53,7 +55,9 @@ __all__ = [
     "gradual",
     "joint",
     "jsonl_dataset",
+    "label_names",
     "load_images",
+    "load_tokenizer",
     "mean_and_std",
     "number_tasks",
     "only_classes",
@@ -77,6 +81,7 @@ __all__ = [
     "synthetic_images",
     "take_tasks",
     "task_free",
+    "text_dataset",
     "tfds_images",
     "train_valid_split",
     "validate",
