@@ -2,6 +2,7 @@
 
 from jaxcl.data.boundaries import blurry, gradual, task_free
 from jaxcl.data.classes import class_pairs, class_splits, split_sizes
+from jaxcl.data.conll import Sentence, entity_types, read_conll, tag_names
 from jaxcl.data.dataset import (
     Dataset,
     Task,
@@ -26,6 +27,7 @@ from jaxcl.data.stream import from_arrays, joint, stack_plans, stack_tasks, take
 from jaxcl.data.subsets import random_row_numbers, random_rows, train_valid_split
 from jaxcl.data.synthetic import prototypes, synthetic_images
 from jaxcl.data.tables import csv_dataset, csv_tasks, encode_labels
+from jaxcl.data.tagging import tagging_dataset
 from jaxcl.data.text import label_names, text_dataset
 from jaxcl.data.tfds import prepare_mnist, tfds_images
 from jaxcl.data.tokens import load_tokenizer
@@ -40,6 +42,7 @@ from jaxcl.data.widths import (
 __all__ = [
     "Dataset",
     "Images",
+    "Sentence",
     "Task",
     "array_dataset",
     "as_images",
@@ -51,6 +54,7 @@ __all__ = [
     "csv_tasks",
     "digits",
     "encode_labels",
+    "entity_types",
     "from_arrays",
     "gradual",
     "joint",
@@ -69,6 +73,7 @@ __all__ = [
     "prototypes",
     "random_row_numbers",
     "random_rows",
+    "read_conll",
     "rotations",
     "row_lengths",
     "share_widths",
@@ -79,6 +84,8 @@ __all__ = [
     "stream_tasks",
     "subset",
     "synthetic_images",
+    "tag_names",
+    "tagging_dataset",
     "take_tasks",
     "task_free",
     "text_dataset",
