@@ -21,6 +21,7 @@ from jaxcl.data.images import (
     padded,
     subset,
 )
+from jaxcl.data.instruct import Prompts, instruct_dataset, instruct_prompts
 from jaxcl.data.numbering import number_tasks
 from jaxcl.data.permuted import permuted, permuted_labels, rotations
 from jaxcl.data.stream import from_arrays, joint, stack_plans, stack_tasks, take_tasks
@@ -42,6 +43,7 @@ from jaxcl.data.widths import (
 __all__ = [
     "Dataset",
     "Images",
+    "Prompts",
     "Sentence",
     "Task",
     "array_dataset",
@@ -57,6 +59,8 @@ __all__ = [
     "entity_types",
     "from_arrays",
     "gradual",
+    "instruct_dataset",
+    "instruct_prompts",
     "joint",
     "jsonl_dataset",
     "label_names",
