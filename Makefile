@@ -27,7 +27,7 @@ slow: $(STAMP)  ## Run the slow tests: kills, campaigns, many processes
 	    $(BIN)/python -m pytest -m slow $(PYTEST)
 
 fuzz: $(STAMP)  ## Damage files, models, checkpoints and command lines, 5,000 inputs of each kind
-	for battery in rows images models gguf_files checkpoints commands; do \
+	for battery in rows texts images models gguf_files checkpoints commands; do \
 	    JAX_PLATFORMS=cpu $(BIN)/python -m tests.fuzz.$$battery --count $(or $(COUNT),5000) \
 	    || exit 1; done
 

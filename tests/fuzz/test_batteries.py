@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 
 from jaxcl.errors import InputError
-from tests.fuzz import commands, gguf_files, images, models, rows
+from tests.fuzz import commands, gguf_files, images, models, rows, texts
 from tests.fuzz.battery import outcome_of, run_battery
 
 
 @pytest.mark.parametrize(
     "module",
-    [rows, images, models, gguf_files, commands],
+    [rows, texts, images, models, gguf_files, commands],
     ids=lambda module: module.__name__,
 )
 def test_damaged_inputs_are_used_or_refused_in_one_line(tmp_path, module):
