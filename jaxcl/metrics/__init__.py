@@ -8,6 +8,7 @@ from jaxcl.metrics.evaluation import (
     macro_f1,
     regression,
     tokens,
+    with_frozen,
 )
 from jaxcl.metrics.matrix import (
     Floats,
@@ -71,5 +72,6 @@ __all__ = [
     "summary",
     "text_rows",
     "tokens",
+    "with_frozen",
     "worst_case_accuracy",
 ]

@@ -72,6 +72,25 @@ def evaluate(
     return found
 
 
+def with_frozen(build: Callable[[PyTree], RowMetric]) -> RowMetric:
+    """A metric of outputs that need frozen weights too, such as those below an adapter.
+
+    ::
+
+        def build_metric(frozen):
+            apply = adapters.with_frozen(model.apply, frozen)
+            return metrics.tokens(single_head(apply))
+
+        learn(..., frozen=frozen, metrics=metrics.with_frozen(build_metric))
+
+    Args:
+      build: ``(frozen) -> metric``. It is called while tracing, so that the weights are an
+        argument of the program; and once with ``()``, for the metric's ``finish``.
+    """
+    rows = lambda params, frozen, batch: build(frozen).rows(params, (), batch)
+    return RowMetric(rows, build(()).finish)
+
+
 def listed(who: str, metrics: Any) -> tuple[RowMetric | TaskMetric, ...]:
     """One metric or several as a tuple; a ValueError for anything else."""
     kinds = RowMetric | TaskMetric

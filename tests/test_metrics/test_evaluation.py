@@ -20,6 +20,7 @@ from jaxcl.metrics import (
     macro_f1,
     regression,
     tokens,
+    with_frozen,
 )
 from jaxcl.typing import Batch
 
@@ -168,3 +169,19 @@ def test_padding_weights_and_chunks_change_nothing(name):
         close(evaluate([metric], (), rows, chunk_size=size), alone)
     nothing = rows._replace(weight=0 * rows.weight)
     assert all(np.isnan(v) for v in evaluate([metric], (), nothing).values())
+
+
+def test_a_metric_with_frozen_weights_is_that_of_all_weights():
+    """Oracle: the metric of the combined outputs; its finish (perplexity) too."""
+    rng = np.random.default_rng(1)
+    base, own = rng.standard_normal((2, 5, CLASSES)).astype(np.float32)
+    x = rng.standard_normal((ROWS, 3, 5)).astype(np.float32)
+    rows = batch(x, rng.integers(-1, CLASSES, (ROWS, 3)).astype(np.int32))
+    outputs = lambda weights: lambda params, rows: rows.x @ (params + weights)
+    metric = with_frozen(lambda frozen: tokens(outputs(frozen)))
+    found = evaluate(metric, own, rows, frozen=base)
+    wanted = evaluate(tokens(outputs(base)), own, rows)
+    assert found.keys() == wanted.keys() >= {"perplexity"}
+    for name, value in wanted.items():
+        np.testing.assert_allclose(found[name], value, rtol=1e-6)
+    assert found["loss"] != evaluate(tokens(outputs(0.0)), own, rows)["loss"]
