@@ -61,7 +61,8 @@ def choose_widths(
     require(
         usable, "choose_widths", f"{wanted}, got {shown(lengths)}; count the tokens"
     )
-    top = np.iinfo(held.dtype).max if longest is None else longest
+    held = held.astype(np.int64)  # small types would wrap around
+    top = np.iinfo(np.int64).max if longest is None else longest
     over = f"rows of {held.max()} tokens do not fit into longest={longest}; cut them"
     require(held.max() <= top, "choose_widths", over)
     step = multiple

@@ -60,6 +60,7 @@ def test_widths_of_equal_rows_and_of_a_limit():
     """Oracle: by hand."""
     assert choose_widths([5, 6, 7, 30, 31], most=2) == (8, 32)
     assert choose_widths([64] * 9) == (64,)
+    assert choose_widths(np.array([5, 6, 7, 250, 251], np.uint8), most=2) == (8, 256)
     assert choose_widths(np.array([60, 61]), longest=61) == (61,)
     assert choose_widths([60, 61]) == (64,)
     # Rounding 5 to 8 would pad three of eight: the multiple is halved twice.
