@@ -111,7 +111,8 @@ def instruct_dataset(
         records and nothing for others if absent.
       loss_on: ``"answer"``, or ``"all"`` tokens.
       mean: of the loss over ``"tokens"``, as Hugging Face's trainer: the weight of an
-        example is the number of its labels; or over ``"examples"``, with weight 1.
+        example is the number of its labels, which :func:`jaxcl.metrics.tokens` must know
+        (``weighted_by_labels``); or over ``"examples"``, with weight 1.
       task: number of the task.
       max_length: tokens at which rows are cut; the tokenizer's own limit if absent.
       truncate: whether prompts of longer rows lose their beginning, with a warning that

@@ -76,7 +76,8 @@ def tagging_dataset(
       scheme: of the tags in a file, see :mod:`jaxcl.data.conll`.
       repair: whether ``I-X`` may begin an entity.
       mean: of the loss over ``"tokens"``, with the number of a sentence's tags as its
-        weight, or over ``"examples"``, with weight 1.
+        weight, which :func:`jaxcl.metrics.tokens` must know (``weighted_by_labels``); or
+        over ``"examples"``, with weight 1.
       task: number of the task.
       max_length: tokens at which sentences are cut, special tokens included; the
         tokenizer's own limit if absent.
