@@ -11,7 +11,7 @@
 ``plasticity``         resets of units, and measures of what a network can still learn
 ``curvature``          Fisher diagonals, sharpness, the top eigenvalue of the Hessian
 ``losses, metrics``    what is minimised, and what is made of accuracies
-``models``             MLP, ResNet, Llama; ``from_flax`` for modules of your own
+``models``             MLP, ResNet, Llama, BERT, LSTM; ``from_flax`` for your modules
 ``adapters``           few trained weights over a frozen network: LoRA, O-LoRA, prompts
 ``data``               streams of tasks, and datasets of any size
 ``interop``            pretrained models of Hugging Face, adapters of PEFT, GGUF files
