@@ -1,12 +1,25 @@
 """The example scripts run, stay short, and show what they say."""
 
+import json
 import runpy
+from functools import partial
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
-from experiments.examples import growing, own_loop, own_network, sharpness, sweep
+from experiments.examples import (
+    finetune,
+    growing,
+    own_loop,
+    own_network,
+    sharpness,
+    sweep,
+)
+from jaxcl.interop import load_adapter, load_pretrained, save_pretrained
+from jaxcl.models import DecoderConfig, decoder
+from tests.tiny_tokenizers import byte_level
 
 FOLDER = Path(__file__).parents[2] / "experiments" / "examples"
 SCRIPTS = sorted(FOLDER.glob("[a-z]*.py"))
@@ -63,3 +76,30 @@ def test_sam_ends_at_a_flatter_point_and_the_script_prints_it(capsys):
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(":")[0] for line in lines] == ["SGD", "SAM"]
     assert f"top eigenvalue {found['SAM'][0]:.2f}" in lines[1]
+
+
+def test_a_decoder_is_fine_tuned_on_files_and_leaves_an_adapter(tmp_path):
+    """Oracle: both losses fall; a run of one file goes on as one of both does."""
+    tokenizer = byte_level()
+    tokenizer.save_pretrained(tmp_path / "model")
+    sizes = DecoderConfig(len(tokenizer), 16, 32, 2, 2, initializer_range=0.2)
+    params = decoder(sizes).init(jax.random.key(0))
+    save_pretrained(tmp_path / "model", sizes, params)
+    for name, answer in {"first": "yes", "second": "no"}.items():
+        rows = [{"prompt": f"Is {n} odd?", "answer": answer} for n in range(30)]
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        (tmp_path / f"{name}.jsonl").write_text(text)
+    files = [str(tmp_path / f"{name}.jsonl") for name in ("first", "second")]
+    run = partial(finetune.main, str(tmp_path / "model"), num_steps=15, rank=4)
+    wanted = run(str(tmp_path / "at once"), *files)
+    run(str(tmp_path / "grown"), files[0])
+    found = run(str(tmp_path / "grown"), *files)
+    losses = found["loss"]["params"]
+    np.testing.assert_array_equal(losses[2], wanted["loss"]["params"][2])
+    assert losses[1, 0] < losses[0, 0] - 0.5
+    assert losses[2, 1] < losses[1, 1] - 0.5
+    config, base = load_pretrained(tmp_path / "model")
+    tuned = load_adapter(tmp_path / "grown" / "adapter-2", base)
+    tokens = np.arange(1, 9)[None]
+    before, after = (decoder(config).apply(p, tokens) for p in (base, tuned))
+    assert np.abs(after - before).max() > 0.1
