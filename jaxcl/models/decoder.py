@@ -14,6 +14,7 @@ from jaxcl.models.layers import (
     Rope,
     attend,
     dense,
+    fold_in,
     leaf_names,
     rms_norm,
     rotate,
@@ -95,7 +96,7 @@ def decoder(
     walk = partial(_states, config, scan=scan, checkpoint=checkpoint)
 
     def apply(params, x, keys=None, *, prompt=None, prompt_mask=None):
-        return logits(params, walk(params, x, keys, prompt, prompt_mask)[0])
+        return logits(params, walk(params, x, keys, prompt, prompt_mask)[0], keys)
 
     def hidden(params, x, keys=None):
         last, inputs = walk(params, x, keys)
@@ -271,12 +272,17 @@ def block(
     return h + dense(layer["down_proj"], units, own(6)), other
 
 
-def logits(params: Params, states: Float[Array, "*b d"]) -> Float[Array, "*b v"]:
-    """The output layer, in float32 or wider."""
+def logits(
+    params: Params, states: Float[Array, "*b d"], keys: Any = None
+) -> Float[Array, "*b v"]:
+    """The output layer, in float32 or wider; with ``keys`` for the dropout of adapters."""
     x = states.reshape(-1, states.shape[-1])
     fine = jnp.promote_types(x.dtype, jnp.float32)
     if "out" in params:
-        scores = dense(params["out"], x, dtype=fine)
+        own = None
+        if keys is not None and "lora_dropout" in params["out"]:
+            own = fold_in(keys, 0)
+        scores = dense(params["out"], x, own, dtype=fine)
     else:
         scores = jnp.matmul(x, params["embedding"].T, preferred_element_type=fine)
     return scores.reshape(*states.shape[:-1], -1)

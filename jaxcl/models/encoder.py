@@ -209,7 +209,7 @@ def _init_norm(d: int) -> dict[str, Array]:
 # ------------------------------------------------------------------------------ forward
 
 # Uses of a row's key.
-EMBEDDINGS, LAYERS, POOLER, HEAD = range(4)
+EMBEDDINGS, LAYERS, POOLER, HEAD, HEAD_ADAPTER = range(5)
 
 
 def _states(config, params, x, keys, *, scan, checkpoint, every):

@@ -29,6 +29,8 @@ from jaxtyping import Array, Float
 from jaxcl.errors import check_key, check_size, is_whole, require
 from jaxcl.models.encoder import (
     HEAD,
+    HEAD_ADAPTER,
+    POOLER,
     EncoderConfig,
     drop,
     encoder,
@@ -37,7 +39,7 @@ from jaxcl.models.encoder import (
     mean_pooled,
     pooled,
 )
-from jaxcl.models.layers import dense
+from jaxcl.models.layers import dense, fold_in
 from jaxcl.typing import Key, Model, Params
 
 POOLINGS = ("pooler", "heads", "first", "mean")
@@ -177,15 +179,22 @@ def classify(
     flat = features.reshape(features.shape[0], -1)
     flat = drop(keys, HEAD, flat, rate)
     fine = jnp.promote_types(flat.dtype, jnp.float32)
+    own = None
+    if keys is not None and "lora_dropout" in layer:
+        own = fold_in(keys, HEAD_ADAPTER)
+    apply = partial(dense, keys=own, dtype=fine)
     if features.ndim == 2:
-        return dense(layer, flat, dtype=fine)
-    # Each head has columns of the kernel, and reads a vector of its own.
+        return apply(layer, flat)
+    # Each head has columns of the layer, and reads a vector of its own.
     ends = list(itertools.accumulate(widths))[:-1]
-    kernels = jnp.split(layer["kernel"], ends, axis=1)
+    wide = [name for name in ("kernel", "bias", "lora_b") if name in layer]
+    columns = (jnp.split(layer[name], ends, axis=-1) for name in wide)
     vectors = jnp.split(flat, len(widths), axis=1)
-    own = partial(jnp.matmul, preferred_element_type=fine)
-    scores = [own(x, kernel) for x, kernel in zip(vectors, kernels, strict=True)]
-    return jnp.concatenate(scores, axis=1) + layer["bias"]
+    scores = [
+        apply({**layer, **dict(zip(wide, some, strict=True))}, x)
+        for x, some in zip(vectors, zip(*columns, strict=True), strict=True)
+    ]
+    return jnp.concatenate(scores, axis=1)
 
 
 def _pool(pooling: str, params, x, states, keys) -> Array:
@@ -198,9 +207,11 @@ def _pool(pooling: str, params, x, states, keys) -> Array:
     first = states[:, 0]
     if pooling == "first":
         return first
-    layer = params["poolers"]["dense"]
-    every = jnp.einsum("bd,tde->bte", first, layer["kernel"])
-    return jnp.tanh(every + layer["bias"])
+    layer, own = params["poolers"]["dense"], None
+    if keys is not None and "lora_dropout" in layer:
+        own = fold_in(keys, POOLER)
+    every = jax.vmap(lambda layer: dense(layer, first, own), out_axes=1)(layer)
+    return jnp.tanh(every)
 
 
 def _init_classifier(config: EncoderConfig, key: Key, total: int) -> dict[str, Any]:

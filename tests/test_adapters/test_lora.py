@@ -317,24 +317,29 @@ def test_kernels_need_not_be_stacked():
 # ------------------------------------------------------------------- dropout, many seeds
 
 
-def test_dropout_obeys_the_row_law_and_is_for_training():
-    """Oracles: copies of each row; the same keys; the rate in the layer's formula."""
-    trainable, frozen = adapted(dropout=0.5)
+@pytest.mark.parametrize("targets", ["all-linear", "out"])
+def test_dropout_obeys_the_row_law_and_is_for_training(targets):
+    """Oracles: copies of each row; the same keys; the adapter without dropout."""
+    trainable, frozen = adapted(dropout=0.5, targets=targets)
     apply = with_frozen(MODEL.apply, frozen)
     loss = token_cross_entropy(single_head(apply))
     check_rows_independent(loss, trainable, BATCH, KEY)
     keys = jax.random.split(KEY, 4)
     noisy = apply(trainable, TOKENS, keys)
     np.testing.assert_array_equal(apply(trainable, TOKENS, keys), noisy)
-    quiet, none = apply(trainable, TOKENS), adapted()
+    quiet, none = apply(trainable, TOKENS), adapted(targets=targets)
     np.testing.assert_array_equal(
         quiet, with_frozen(MODEL.apply, none[1])(none[0], TOKENS)
     )
     assert np.abs(np.asarray(noisy - quiet)).max() > 0.1
     others = apply(trainable, TOKENS, keys[::-1])
     assert np.abs(np.asarray(noisy - others)).max() > 0.1
-    # x is dropped before A: of many rows the mean product is that without dropout.
-    layer = jax.tree.map(lambda leaf: leaf[0], combine(trainable, frozen)["layers"])
+
+
+def test_inputs_of_a_are_dropped_at_the_rate():
+    """A law: of many rows the mean product is that without dropout."""
+    params = trained(dropout=0.5)
+    layer = jax.tree.map(lambda leaf: leaf[0], params["layers"])
     x = jnp.broadcast_to(jnp.arange(16.0), (4000, 16))
     many = dense(layer["up_proj"], x, jax.random.split(KEY, 4000))
     once = dense(layer["up_proj"], x[:1])[0]

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from jaxcl import metrics
+from jaxcl.adapters import add_lora, combine, lora_rule, merge_lora, partition
 from jaxcl.losses import (
     check_rows_independent,
     class_mask,
@@ -82,6 +83,35 @@ def test_a_classifier_of_texts_is_linear_in_a_vector_of_each(pooling):
     several = last if pooling == "heads" else jnp.stack([last] * 2, axis=1)
     np.testing.assert_allclose(several, np.stack(vectors[pooling], axis=1), atol=1e-5)
     assert ("pooler" in params) is (pooling == "pooler")
+
+
+@every_pooling
+def test_an_adapter_of_every_projection_is_its_merged_network(pooling):
+    """Oracle: kernels + s A B, put together by merge_lora. Control: the base is another.
+
+    Of heads, too, whose layers have an axis of their own or share one kernel.
+    """
+    model = sequence_classifier(STILL, [2, 3], pooling=pooling)
+    base = started(model)
+    every = ["all-linear", "classifier"]
+    for targets in every:
+        params = add_lora(KEY, base, rank=2, targets=targets, dropout=0.5)
+        trainable, frozen = partition(params, lora_rule)
+        move = lambda leaf: leaf + 0.3 * jax.random.normal(KEY, leaf.shape)
+        params = combine(jax.tree.map(move, trainable), frozen)
+        found = model.apply(params, X)
+        merged = jax.tree.map(jnp.asarray, merge_lora(params))
+        np.testing.assert_allclose(found, model.apply(merged, X), atol=1e-4)
+        assert np.abs(np.asarray(found - model.apply(base, X))).max() > 1e-2
+        grads = jax.grad(lambda params: jnp.sum(model.apply(params, X) ** 2))(params)
+        assert all(
+            leaf.any() for leaf in jax.tree.leaves(partition(grads, lora_rule)[0])
+        )
+        noisy = model.apply(params, X, KEYS)
+        loss = cross_entropy(single_head(model.apply))
+        batch = as_batch(X, jnp.arange(3))
+        check_rows_independent(loss, params, batch, KEY)
+        assert np.abs(np.asarray(noisy - found)).max() > 1e-2
 
 
 def test_a_classifier_of_tokens_is_linear_in_each_state():
