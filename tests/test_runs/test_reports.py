@@ -1,6 +1,7 @@
 """The report of any run folder: of runs with matrices, with curves, and of one `learn`."""
 
 import csv
+import html
 import json
 import shutil
 
@@ -84,16 +85,17 @@ TASKS = [Task(name, DATA[t], DATA[t]) for t, name in enumerate(("first", "2nd", 
 MODEL = mlp((4, 3))
 LOGITS = single_head(MODEL.apply)
 METRIC = classification(LOGITS)
+OPTIONS = Options(num_steps=4, batch_size=8, eval_batch_size=16)
 
 
-def run(folder, num_tasks, metrics=METRIC, **sets):
+def run(folder, num_tasks, metrics=METRIC, *, tasks=TASKS, options=OPTIONS, **sets):
     """A short run of the host loop, or more of it."""
     return learn(
         jax.random.key(0),
         lambda frozen: make_method(cross_entropy(LOGITS), optax.sgd(0.1)),
         MODEL.init(jax.random.key(1)),
-        TASKS[:num_tasks],
-        Options(num_steps=4, batch_size=8, eval_batch_size=16),
+        tasks[:num_tasks],
+        options,
         folder=folder,
         metrics=metrics,
         evaluation={
@@ -164,6 +166,74 @@ def test_a_grown_run_is_reported_task_by_task_and_set_by_set(learned, tmp_path, 
 
 def compare(found, wanted):
     np.testing.assert_allclose(found, wanted, rtol=1e-6)
+
+
+def with_bad(place):
+    """Tasks of which one has rows that are not finite."""
+    rows = as_batch(X[place] * np.nan, Y[place], task=place)
+    bad = Task("bad", array_dataset(rows), DATA[place])
+    return [*TASKS[:place], bad, *TASKS[place + 1 :]]
+
+
+@pytest.mark.filterwarnings("ignore:learn. :UserWarning")
+@pytest.mark.parametrize(
+    ("place", "said"),
+    [
+        (0, "Diverged by step 4 of task 1: 4 steps were not finite; no task ended."),
+        (
+            1,
+            "Diverged by step 4 of 'bad': 4 steps were not finite; 1 of 3 tasks ended.",
+        ),
+    ],
+)
+def test_a_run_that_diverged_is_reported_as_such(tmp_path, drawn, place, said):
+    """Oracle: the status that `learn` returned, and the task with rows of NaN; in its
+    first task a run has no checkpoint, hence no names of tasks."""
+    result = run(tmp_path, 3, tasks=with_bad(place))
+    assert result.status == "diverged"
+    text = page_of_run(tmp_path).read_text()
+    assert html.escape(said) in text
+    assert '<span class="badge diverged">' in text
+    header, *rows = (tmp_path / "tables" / "final.csv").read_text().splitlines()
+    assert "at the end" not in header  # the stream did not get there
+    assert header.count("last measured") == 2
+    (values,) = result.results["accuracy"].values()
+    shown = np.ma.filled(drawn["results"].axes[0].images[0].get_array(), np.nan)
+    np.testing.assert_allclose(shown[: place + 1], values[: place + 1])
+    assert len(rows) == 3
+
+
+@pytest.mark.usefixtures("drawn")
+@pytest.mark.filterwarnings("ignore:learn. :UserWarning")
+def test_a_run_that_skips_steps_has_not_diverged(tmp_path):
+    """Oracle: the status that `learn` returned; all steps of one task are skipped."""
+    options = OPTIONS._replace(on_non_finite="skip")
+    assert run(tmp_path, 3, tasks=with_bad(1), options=options).status == "done"
+    text = page_of_run(tmp_path).read_text()
+    assert "All 3 tasks ended. 4 steps were not finite." in text
+    assert '<span class="badge done">' in text
+
+
+@pytest.mark.usefixtures("drawn")
+def test_a_run_that_has_not_ended_says_so(learned, tmp_path):
+    """Oracle: the lines of metrics, cut in the second task, as a kill leaves them; and
+    those of the first task alone, before a checkpoint."""
+    here = shutil.copytree(learned[0], tmp_path / "run")
+    newest = max((here / "checkpoints").glob("*.json"), key=lambda p: int(p.stem))
+    newest.unlink()
+    file = here / "metrics.jsonl"
+    lines = file.read_text().splitlines(keepends=True)
+    assert [json.loads(line).get("step") for line in lines] == [None, 4, None, 4, None]
+    for kept, said in (
+        (4, "1 of 2 tasks ended, the last report is step 4 of '2nd', "),
+        (2, "no task ended, the last report is step 4 of task 1, "),
+    ):
+        file.write_text("".join(lines[:kept]))
+        text = page_of_run(here).read_text()
+        assert "Not finished, it runs still or was stopped: " in text
+        assert html.escape(said) in text
+        assert '<span class="badge unfinished">' in text
+        shutil.rmtree(here / "checkpoints", ignore_errors=True)
 
 
 @pytest.mark.parametrize("text", ['{"notes": 3}', "[" * 5000, "[1]", "null"])

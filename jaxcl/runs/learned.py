@@ -1,0 +1,194 @@
+"""What the folder of one call of ``learn`` says: how far it is, and its results.
+
+The notes beside the newest checkpoint have the results column by column; the lines of
+``metrics.jsonl`` go on to the last report, also of a run that diverged after it.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxcl.errors import MissingFileError
+from jaxcl.files import read_checked, read_lines
+from jaxcl.report.heatmaps import result_heatmaps
+from jaxcl.report.page import Picture, Section
+from jaxcl.report.tables import Column, Table, table_of
+from jaxcl.runs.folder import CHECKPOINTS
+
+Results = dict[str, dict[str, np.ndarray]]  # {metric: {learner: [T + 1, E]}}
+
+
+class Learned(NamedTuple):
+    """One call of ``learn`` as its folder holds it."""
+
+    tasks: list[str]  # by name; unknown, hence none, before the first checkpoint
+    ended: int  # how many of them
+    sets: list[str]  # for evaluation only; all columns while the tasks are unknown
+    results: Results  # row 0 before the first task
+    last: int  # the last row in which anything was measured
+    steps: list[dict[str, Any]]  # lines of steps
+    status: str  # done, diverged, or unfinished: it runs still, or was stopped
+    written: str  # when the last line was
+
+
+def found_in(path: Path) -> dict[str, Any]:
+    """Verdict, sections and status of one call of ``learn``, for its page."""
+    run = read(path)
+    about = {"status": {"status": run.status}}
+    verdict = [state(run)]
+    if not run.results:
+        return {
+            "verdict": [*verdict, "No metric was measured."],
+            "sections": [],
+            "about": about,
+        }
+    if run.tasks:
+        verdict += [f"Measured after {run.last} of {len(run.tasks)} tasks."]
+    names = [*run.tasks, *run.sets]
+    alt = "Each metric on each data set (columns) after so many tasks (rows)."
+    picture = Picture("results", result_heatmaps(run.results, names), alt)
+    tables = {"final": final_table(run)}
+    sections = [Section("Results along the stream", "", [picture], tables)]
+    return {"verdict": verdict, "sections": sections, "about": about}
+
+
+def read(path: Path) -> Learned:
+    """The run in a folder.
+
+    Raises:
+      MissingFileError: if it has neither a checkpoint nor a line of metrics.
+      InputError: if a line of metrics is damaged.
+    """
+    file = path / "metrics.jsonl"
+    lines = read_lines(file) if file.is_file() else []
+    lines = [line for line in lines if {"at", "task"} <= {*line}]
+    position, held = _newest(path)
+    if not (held or lines):
+        msg = (
+            f"report: {path} has neither runs in results.jsonl nor checkpoints with "
+            "results nor lines in metrics.jsonl; give the folder of a run."
+        )
+        raise MissingFileError(msg)
+    notes: dict[str, Any] = held.get("notes") or {"results": _first_results(lines)}
+    described = notes.get("tasks", [])
+    # A checkpoint's number counts the steps and the ends of tasks before it.
+    ends = np.cumsum([1 + int(task["steps"] or 0) for task in described])
+    written = [line["task"] + 1 for line in lines if line.get("ended")]
+    ended = max([int(np.sum(ends <= position)), *written])
+    sets, results = _results(notes["results"], len(described))
+    known = np.isfinite([m for found in results.values() for m in found.values()])
+    last = int(np.flatnonzero(known.any(axis=(0, 2))).max(initial=0)) if results else 0
+    bad = lines and lines[-1].get("not_finite")
+    policy = held.get("metadata", {}).get("on_non_finite", "stop")
+    status = "done" if described and ended >= len(described) else "unfinished"
+    if bad and policy == "stop":
+        status = "diverged"
+    when = datetime.fromtimestamp(file.stat().st_mtime, UTC) if lines else ""
+    return Learned(
+        tasks=[task["name"] for task in described],
+        ended=ended,
+        sets=sets,
+        results=results,
+        last=last,
+        steps=[line for line in lines if "loss" in line],
+        status=status,
+        written=f"{when:%Y-%m-%d %H:%M} UTC" if when else "",
+    )
+
+
+def state(run: Learned) -> str:
+    """How the run ended or how far it is, and how many steps were not finite."""
+    bad = sum(line.get("not_finite", 0) for line in run.steps)
+    total = len(run.tasks)
+    ended = f"{run.ended} of {total} tasks ended" if total else "no task ended"
+    where = ""
+    if run.steps:
+        task, step = run.steps[-1]["task"], run.steps[-1]["step"]
+        name = repr(run.tasks[task]) if task < total else f"task {task + 1}"
+        where = f"step {step} of {name}"
+    if run.status == "diverged":
+        return f"Diverged by {where}: {bad} steps were not finite; {ended}."
+    lost = f" {bad} steps were not finite." if bad else ""
+    if run.status == "done":
+        return f"All {total} tasks ended.{lost}"
+    until = f", the last report is {where}, {run.written}" if where else ""
+    return f"Not finished, it runs still or was stopped: {ended}{until}.{lost}"
+
+
+def _newest(path: Path) -> tuple[int, dict[str, Any]]:
+    """Position and file of the newest checkpoint with readable notes; 0 and none."""
+    files = [f for f in (path / CHECKPOINTS).glob("*.json") if f.stem.isdecimal()]
+    for file in sorted(files, key=lambda file: int(file.stem), reverse=True):
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            held = read_checked(file)
+            if isinstance(held["notes"]["results"], dict):
+                return int(file.stem), held
+    return 0, {}
+
+
+def _first_results(lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The evaluation before the first task, column by column like notes of sets."""
+    line = next((line for line in lines if line.get("ended")), {"results": {}})
+    return {
+        metric: {
+            learner: {
+                f"set {name} -": [value]
+                for name, value in zip(line["columns"], values, strict=True)
+            }
+            for learner, values in learners.items()
+        }
+        for metric, learners in line["results"].items()
+    }
+
+
+def _results(
+    noted: Mapping[str, Mapping[str, Mapping[str, Sequence[float | None]]]],
+    num_tasks: int,
+) -> tuple[list[str], Results]:
+    """The names of sets for evaluation only, and the results from notes.
+
+    Columns are called by the numbers of tasks, and "set NAME FINGERPRINT". Each metric has
+    its own, in the order in which they were asked for.
+    """
+    measured = [
+        column
+        for learners in noted.values()
+        for columns in learners.values()
+        for column in columns
+    ]
+    sets = [name for name in dict.fromkeys(measured) if not name.isdigit()]
+    every = [*map(str, range(num_tasks)), *sets]
+    results = {
+        metric: {
+            learner: _matrix([columns.get(name, ()) for name in every], num_tasks + 1)
+            for learner, columns in learners.items()
+        }
+        for metric, learners in noted.items()
+    }
+    return [name[4:].rpartition(" ")[0] for name in sets], results
+
+
+def _matrix(columns: Iterable[Sequence[float | None]], length: int) -> np.ndarray:
+    """Columns of results; where the stream was shorter, the last rows are not known."""
+    unknown = [None] * length
+    padded = [[*column, *unknown][:length] for column in columns]
+    return np.array(padded, float).T
+
+
+def final_table(run: Learned) -> Table:
+    """A row per data set: each metric when the task was just learned, and at the end."""
+    names, num_tasks = [*run.tasks, *run.sets], len(run.tasks)
+    end = "at the end" if num_tasks and run.last == num_tasks else "last measured"
+    rows: list[dict[Column, Any]] = [{Column("data set"): name} for name in names]
+    for metric, learners in run.results.items():
+        for learner, matrix in learners.items():
+            name = metric if len(learners) == 1 else f"{metric}, {learner}"
+            for place, row in enumerate(rows):
+                learned = matrix[place + 1, place] if place < num_tasks else None
+                row[Column(f"{name}, just learned", 4)] = learned
+                row[Column(f"{name}, {end}", 4)] = matrix[run.last, place]
+    return table_of(rows, "One run.")
