@@ -1,6 +1,6 @@
-"""Curves against the task number: accuracy, and measures of plasticity."""
+"""Curves against the task number: accuracy, and measures of plasticity; and steps."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -22,7 +22,10 @@ from jaxcl.report.records import (
 )
 from jaxcl.report.statistics import mean_interval
 from jaxcl.report.style import (
+    COLOURS,
     DAGGER,
+    DASHES,
+    FAINT,
     INK,
     LineStyle,
     arranged,
@@ -35,6 +38,7 @@ from jaxcl.report.style import (
 )
 
 COLUMNS = 3  # of measures side by side
+MOST_POINTS = 500  # of a line against the steps
 
 
 @styled()
@@ -120,6 +124,46 @@ def measure_curves(
         )
         legend.get_title().set_color(INK)
     finish(figure, records, "")
+    return figure
+
+
+@styled()
+def step_curves(
+    curves: Mapping[str, Mapping[str, tuple[Sequence, Sequence]]],
+    *,
+    label: str = "step",
+    ends: Sequence[int] = (),
+) -> Figure:
+    """What one run measured along its steps, a panel below another for each quantity.
+
+    Args:
+      curves: ``{quantity: {name of a line: (steps, values)}}``; values that are None are
+        not drawn, and of more than ``MOST_POINTS`` the means of neighbours are.
+      label: of the horizontal axis.
+      ends: of tasks, as vertical lines.
+    """
+    figure, axes = panels(len(curves), 1, width=9.0, height=2.3)
+    for ax, (name, lines) in zip(axes, curves.items(), strict=True):
+        for end in ends:
+            ax.axvline(end, color=FAINT, linewidth=0.8, linestyle=DASHES[1])
+        for place, (shown, (steps, values)) in enumerate(lines.items()):
+            points = np.array([steps, values], float)
+            if len(steps) > MOST_POINTS:
+                parts = np.array_split(points, MOST_POINTS, axis=1)
+                points = np.stack([part.mean(axis=1) for part in parts], axis=1)
+            ax.plot(
+                *points,
+                color=COLOURS[place % len(COLOURS)],
+                label=shown,
+                marker="o" if len(steps) <= 12 else None,
+                markersize=3.5,
+            )
+        ax.set_title(name)
+        ax.margins(x=0.015)
+        if len(lines) > 1:
+            beside = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5)}
+            ax.legend(**beside, frameon=False, fontsize=9.5)
+    axes[-1].set_xlabel(label)
     return figure
 
 

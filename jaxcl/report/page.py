@@ -65,6 +65,7 @@ def render(
     state = _text((status or {}).get("status", ""))
     badge = f'<span class="badge {state}">{state}</span>' if state else ""
     about = {"Configuration": config, "Environment": environment, "Run": status}
+    settings = [_mapping(name, values) for name, values in about.items() if values]
     counter = itertools.count(1)
     body = [
         f"<header><h1>{_text(title)} {badge}</h1>",
@@ -72,9 +73,9 @@ def render(
         f"<dt>Verdict</dt><dd>{_statements(verdict)}</dd></dl></header>",
         _lost(split(records)[1]),
         *(_section(section, counter) for section in sections),
-        "<section><h2>How it was run</h2>",
-        *(_mapping(name, values) for name, values in about.items() if values),
-        "</section>",
+        "<section><h2>How it was run</h2>" if settings else "",
+        *settings,
+        "</section>" if settings else "",
     ]
     template = Template(files("jaxcl.report").joinpath("page.html").read_text("utf-8"))
     return template.substitute(title=_text(title), body="\n".join(body))

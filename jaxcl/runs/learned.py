@@ -4,7 +4,7 @@ The notes beside the newest checkpoint have the results column by column; the li
 ``metrics.jsonl`` go on to the last report, also of a run that diverged after it.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,10 +14,13 @@ import numpy as np
 
 from jaxcl.errors import MissingFileError
 from jaxcl.files import read_checked, read_lines
+from jaxcl.metrics import summary
+from jaxcl.report.curves import step_curves
 from jaxcl.report.heatmaps import result_heatmaps
 from jaxcl.report.page import Picture, Section
 from jaxcl.report.tables import Column, Table, table_of
 from jaxcl.runs.folder import CHECKPOINTS
+from jaxcl.training.options import LOWER_IS_BETTER
 
 Results = dict[str, dict[str, np.ndarray]]  # {metric: {learner: [T + 1, E]}}
 
@@ -31,29 +34,78 @@ class Learned(NamedTuple):
     results: Results  # row 0 before the first task
     last: int  # the last row in which anything was measured
     steps: list[dict[str, Any]]  # lines of steps
+    settings: dict[str, Any]  # what identifies the run, as the checkpoint holds it
+    spent: dict[str, Any]  # steps of each task, and their seconds
+    ends: list[int]  # steps at which tasks ended
     status: str  # done, diverged, or unfinished: it runs still, or was stopped
     written: str  # when the last line was
 
 
 def found_in(path: Path) -> dict[str, Any]:
-    """Verdict, sections and status of one call of ``learn``, for its page."""
+    """Verdict, sections, settings and status of one call of ``learn``, for its page."""
     run = read(path)
-    about = {"status": {"status": run.status}}
-    verdict = [state(run)]
-    if not run.results:
-        return {
-            "verdict": [*verdict, "No metric was measured."],
-            "sections": [],
-            "about": about,
-        }
-    if run.tasks:
+    verdict, sections = [*averages(run), state(run)], []
+    if run.tasks and run.results:
         verdict += [f"Measured after {run.last} of {len(run.tasks)} tasks."]
-    names = [*run.tasks, *run.sets]
-    alt = "Each metric on each data set (columns) after so many tasks (rows)."
-    picture = Picture("results", result_heatmaps(run.results, names), alt)
-    tables = {"final": final_table(run)}
-    sections = [Section("Results along the stream", "", [picture], tables)]
-    return {"verdict": verdict, "sections": sections, "about": about}
+    if not run.results:
+        verdict += ["No metric was measured."]
+    else:
+        names = [*run.tasks, *run.sets]
+        alt = "Each metric on each data set (columns) after so many tasks (rows)."
+        picture = Picture("results", result_heatmaps(run.results, names), alt)
+        tables = {"final": final_table(run)}
+        sections += [Section("Results along the stream", "", [picture], tables)]
+    sections += [Section("Within the tasks", "", [*pictures_of_steps(run)])]
+    return {"verdict": verdict, "sections": sections, "about": about(run)}
+
+
+def averages(run: Learned) -> Iterator[str]:
+    """The average of each metric over the tasks so far, and how much was forgotten."""
+    if not (run.tasks and run.last):
+        return
+    at_end = run.last == len(run.tasks)
+    when = "at the end" if at_end else f"after {run.last} of {len(run.tasks)} tasks"
+    for metric, name, matrix in each(run.results):
+        square = matrix[1 : run.last + 1, : run.last]
+        found, lower = square[~np.isnan(square)], metric in LOWER_IS_BETTER
+        if not lower and not np.all((found >= 0) & (found <= 1)):
+            yield f"Average {name} {np.mean(square[-1]):.3g} {when}."
+            continue
+        values = summary(square, lower_is_better=lower)
+        average, lost = (
+            values[key].value for key in ("average_accuracy", "forgetting")
+        )
+        forgotten = "" if lost is None else f", forgetting {lost:.3g}"
+        if average is not None:
+            yield f"Average {name} {average:.3g} {when}{forgotten}."
+
+
+def each(results: Results) -> Iterator[tuple[str, str, np.ndarray]]:
+    """Metric, what to call it where there are several learners, and its values."""
+    for metric, learners in results.items():
+        for learner, matrix in learners.items():
+            name = metric if len(learners) == 1 else f"{metric}, {learner}"
+            yield metric, name, matrix
+
+
+def about(run: Learned) -> dict[str, Any]:
+    """Settings and status, as the page shows them at its end."""
+    known = {"tasks ended": f"{run.ended} of {len(run.tasks)}"} if run.tasks else {}
+    if run.spent:
+        seconds = round(run.spent["seconds"][0], 1)
+        known |= {"steps": sum(run.spent["steps"]), "seconds of steps": seconds}
+    settings = {name: v for name, v in run.settings.items() if v is not None}
+    return {"config": settings, "status": {"status": run.status, **known}}
+
+
+def pictures_of_steps(run: Learned) -> Iterator[Picture]:
+    """The loss against the steps of all tasks."""
+    # `at` counts the ends of tasks before it, too.
+    steps = [line["at"] - line["task"] for line in run.steps]
+    if steps:
+        curves = {"training loss": {"": (steps, [line["loss"] for line in run.steps])}}
+        alt = "Training loss against the steps; a vertical line where a task ended."
+        yield Picture("steps", step_curves(curves, ends=run.ends), alt)
 
 
 def read(path: Path) -> Learned:
@@ -95,6 +147,9 @@ def read(path: Path) -> Learned:
         results=results,
         last=last,
         steps=[line for line in lines if "loss" in line],
+        settings=held.get("metadata", {}),
+        spent=notes.get("spent", {}),
+        ends=(ends - np.arange(1, len(ends) + 1))[:ended].tolist(),
         status=status,
         written=f"{when:%Y-%m-%d %H:%M} UTC" if when else "",
     )
@@ -184,11 +239,9 @@ def final_table(run: Learned) -> Table:
     names, num_tasks = [*run.tasks, *run.sets], len(run.tasks)
     end = "at the end" if num_tasks and run.last == num_tasks else "last measured"
     rows: list[dict[Column, Any]] = [{Column("data set"): name} for name in names]
-    for metric, learners in run.results.items():
-        for learner, matrix in learners.items():
-            name = metric if len(learners) == 1 else f"{metric}, {learner}"
-            for place, row in enumerate(rows):
-                learned = matrix[place + 1, place] if place < num_tasks else None
-                row[Column(f"{name}, just learned", 4)] = learned
-                row[Column(f"{name}, {end}", 4)] = matrix[run.last, place]
+    for _, name, matrix in each(run.results):
+        for place, row in enumerate(rows):
+            learned = matrix[place + 1, place] if place < num_tasks else None
+            row[Column(f"{name}, just learned", 4)] = learned
+            row[Column(f"{name}, {end}", 4)] = matrix[run.last, place]
     return table_of(rows, "One run.")

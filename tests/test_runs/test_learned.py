@@ -1,0 +1,97 @@
+"""The page of one call of `learn`, from folders written by hand in the form of `learn`."""
+
+import json
+
+import numpy as np
+import pytest
+
+from jaxcl.files import write_checked
+from jaxcl.report import figures
+from jaxcl.runs.reports import page_of_run
+
+STEPS = 4  # of each task
+
+
+def folder_of(path, results, names, *, sets=(), lines=(), ended=None):
+    """A folder of `learn`: results as it returns them, by columns beside a checkpoint."""
+    total = len(names)
+    ended = total if ended is None else ended
+    columns = [*map(str, range(total)), *(f"set {name} 0f" for name in sets)]
+    known = lambda column: [None if np.isnan(v) else v for v in column.tolist()]
+    noted = {
+        metric: {
+            learner: dict(zip(columns, map(known, np.array(values).T), strict=True))
+            for learner, values in learners.items()
+        }
+        for metric, learners in results.items()
+    }
+    tasks = [{"name": name, "steps": STEPS} for name in names]
+    spent = {"steps": [STEPS] * ended + [0] * (total - ended), "seconds": [1.25]}
+    settings = {"method": "ewc", "num_steps": STEPS, "eval_examples": None}
+    note = {"notes": {"results": noted, "tasks": tasks, "spent": spent}}
+    position = ended * (STEPS + 1)
+    (path / "checkpoints").mkdir(parents=True)
+    file = path / "checkpoints" / f"{position}.json"
+    write_checked(file, note | {"metadata": settings})
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    (path / "metrics.jsonl").write_text(text)
+    return path
+
+
+def of_steps(task, step, loss):
+    at = task * (STEPS + 1) + step
+    return {"at": at, "task": task, "step": step, "loss": loss, "not_finite": 0}
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """Figures by name, not painted."""
+    found = {}
+    keep = lambda figure, path: found.update({path.name: figure})
+    monkeypatch.setattr(figures, "save", keep)
+    return found
+
+
+ACCURACY = np.array([[0.0, 0.0], [0.75, 0.0], [0.25, 1.0]])
+
+
+def test_the_verdict_is_the_average_and_what_was_forgotten(tmp_path, drawn):
+    """Oracle: by hand. Accuracy (0.25 + 1) / 2, forgotten 0.5; of losses, a rise is lost;
+    a metric of unknown range has an average alone; half a stream that of its tasks."""
+    results = {
+        "accuracy": {"params": ACCURACY},
+        "loss": {"params": 4 * (1 - ACCURACY), "ema": 2 + 0 * ACCURACY},
+        "size": {"params": 8 * ACCURACY},
+    }
+    lines = [of_steps(0, 2, 3.0), of_steps(0, 4, None), of_steps(1, 4, 1.0)]
+    folder = folder_of(tmp_path / "run", results, ["a", "b"], lines=lines)
+    text = page_of_run(folder).read_text()
+    for said in (
+        "Average accuracy 0.625 at the end, forgetting 0.5.",
+        "Average loss, params 1.5 at the end, forgetting 2.",
+        "Average loss, ema 2 at the end, forgetting 0.",
+        "Average size 5 at the end.",
+    ):
+        assert f"<li>{said}</li>" in text
+    # Of the settings, those that are set.
+    assert '<th scope="row">method</th><td>ewc</td>' in text
+    assert f'<th scope="row">num_steps</th><td>{STEPS}</td>' in text
+    assert "eval_examples" not in text
+    # The end of a task counts in `at`, not among the steps.
+    (axes,) = drawn["steps"].axes
+    *ends, line = axes.get_lines()
+    np.testing.assert_array_equal(line.get_xdata(), [2, 4, 8])
+    np.testing.assert_array_equal(line.get_ydata(), [3.0, np.nan, 1.0])
+    assert [end.get_xdata()[0] for end in ends] == [4, 8]
+
+
+def test_half_a_stream_is_summed_up_by_its_tasks(tmp_path, drawn):
+    """Oracle: by hand; the column is not of the end, and one task forgets nothing."""
+    half = np.where(np.arange(3)[:, None] < 2, ACCURACY, np.nan)
+    results = {"accuracy": {"params": half}}
+    folder = folder_of(tmp_path / "run", results, ["a", "b"], ended=1)
+    text = page_of_run(folder).read_text()
+    assert "<li>Average accuracy 0.75 after 1 of 2 tasks.</li>" in text
+    assert "last measured" in text
+    assert "at the end" not in text
+    assert "steps" not in drawn  # without lines of metrics
