@@ -1,6 +1,6 @@
 """Heatmaps: sweeps over two numbers, and accuracy matrices."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import numpy as np
 from matplotlib import colormaps
@@ -29,6 +29,8 @@ from jaxcl.report.style import (
     task_axis,
 )
 from jaxcl.report.summaries import Grid
+
+WIDEST, TALLEST = 10.8, 6.8  # inches of panels of one run's results, for a page
 
 
 @styled()
@@ -99,25 +101,39 @@ def accuracy_matrix(records: Sequence[Record], *, title: str = "") -> Figure:
 
 @styled()
 def result_heatmaps(
-    results: Mapping[str, Mapping[str, np.ndarray]], names: Sequence[str]
+    results: Mapping[str, Mapping[str, np.ndarray]],
+    names: Sequence[str],
+    *,
+    lower_is_better: Collection[str] = (),
 ) -> Figure:
     """The results of one run: a panel per metric and learner, colours per metric.
+
+    Light is good: colours are reversed where lower is better. They span what was measured
+    after the first task; the network before it may be anything. Wide panels are stacked.
 
     Args:
       results: ``{metric: {learner: [T + 1, E]}}``, as ``learn`` returns them: row 0 is
         before the first task, row i after i tasks; NaN where nothing was measured.
-      names: of the E columns.
+      names: of the E columns; where they are many, only some of them are shown.
+      lower_is_better: names of such metrics.
     """
     count = sum(map(len, results.values()))
-    width = max(3.4, 1.6 + 0.45 * len(names))
-    figure, axes = panels(count, 3, width=width, height=3.2)
+    rows = max(
+        (len(m) for found in results.values() for m in found.values()), default=1
+    )
+    width = min(max(3.4, 1.6 + 0.45 * len(names)), WIDEST)
+    height = min(max(3.2, 1.6 + 0.17 * rows), TALLEST)
+    columns = max(1, min(3, int(WIDEST / width)))
+    figure, axes = panels(count, columns, width=width, height=height)
     free = iter(axes)
     for metric, learners in results.items():
         both = np.stack([*learners.values()])
-        known = both[~np.isnan(both)]
+        trained = both[:, 1:] if np.isfinite(both[:, 1:]).any() else both
+        known = trained[np.isfinite(trained)]
         limits = (known.min(), known.max()) if known.size else (None, None)
+        colours = {"limits": limits, "downward": metric in lower_is_better}
         for (learner, values), ax in zip(learners.items(), free, strict=False):
-            image = _image(ax, values, _numbers(values, ".3g"), 8.0, limits=limits)
+            image = _image(ax, values, _numbers(values, ".3g"), 8.0, **colours)
             ax.set_title(metric if len(learners) == 1 else f"{metric}, {learner}")
             ax.set_xlabel("evaluated on")
             ax.set_ylabel("tasks learned")
@@ -141,11 +157,17 @@ def _image(
     *,
     limits: tuple = (None, None),
     first: int = 0,
+    downward: bool = False,
 ):
-    """A heatmap with a text in each cell; rows and columns count from ``first``."""
+    """A heatmap with a text in each cell; rows and columns count from ``first``.
+
+    With ``downward``, low values are light.
+    """
     rows, columns = values.shape
     edges = (first - 0.5, columns + first - 0.5, rows + first - 0.5, first - 0.5)
-    colours = colormaps["viridis"].with_extremes(bad="none")
+    colours = colormaps["viridis_r" if downward else "viridis"].with_extremes(
+        bad="none"
+    )
     shape = {"aspect": "auto", "extent": edges}
     low, high = limits
     image = ax.imshow(values, cmap=colours, vmin=low, vmax=high, **shape)

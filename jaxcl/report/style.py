@@ -31,6 +31,7 @@ COLOURS = (
 )
 DAGGER = "\N{DAGGER}"  # marks groups that lost runs; the footnote says which
 MOST_NAMES = 10  # of tasks along an axis
+MOST_TICKS = 24  # with names, where all data sets of one run are columns
 DASHES = ("solid", (0, (4, 1.6)), (0, (1, 1.4)), (0, (5, 1.4, 1, 1.4)))
 
 SETTINGS = {
@@ -124,10 +125,14 @@ def task_axis(axis: Axis, names: Sequence[str] | None, *, slant: int = 0) -> Non
 def name_ticks(
     axis: Axis, names: Sequence[str], *, first: int = 1, slant: int = 0
 ) -> None:
-    """Names at the places from ``first`` on, slanted so that long ones have space."""
+    """Names at the places from ``first`` on, slanted so that long ones have space.
+
+    Of many, every second one is shown, or every third, and so on.
+    """
     turned = {"rotation": slant, "ha": "right", "rotation_mode": "anchor"}
-    places = range(first, first + len(names))
-    axis.set_ticks(places, names, **(turned if slant else {}))
+    every = -(-len(names) // MOST_TICKS) or 1
+    places = range(first, first + len(names), every)
+    axis.set_ticks(places, names[::every], **(turned if slant else {}))
 
 
 def finish(

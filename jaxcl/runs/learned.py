@@ -18,6 +18,7 @@ from jaxcl.metrics import summary
 from jaxcl.report.curves import step_curves
 from jaxcl.report.heatmaps import result_heatmaps
 from jaxcl.report.page import Picture, Section
+from jaxcl.report.style import MOST_NAMES
 from jaxcl.report.tables import Column, Table, table_of
 from jaxcl.runs.folder import CHECKPOINTS
 from jaxcl.training.options import LOWER_IS_BETTER
@@ -52,9 +53,10 @@ def found_in(path: Path) -> dict[str, Any]:
     else:
         names = [*run.tasks, *run.sets]
         alt = "Each metric on each data set (columns) after so many tasks (rows)."
-        picture = Picture("results", result_heatmaps(run.results, names), alt)
+        drawn = result_heatmaps(run.results, names, lower_is_better=LOWER_IS_BETTER)
+        pictures = [Picture("results", drawn, alt), *picture_of_averages(run)]
         tables = {"final": final_table(run)}
-        sections += [Section("Results along the stream", "", [picture], tables)]
+        sections += [Section("Results along the stream", "", pictures, tables)]
     sections += [Section("Within the tasks", "", [*pictures_of_steps(run)])]
     return {"verdict": verdict, "sections": sections, "about": about(run)}
 
@@ -86,6 +88,18 @@ def each(results: Results) -> Iterator[tuple[str, str, np.ndarray]]:
         for learner, matrix in learners.items():
             name = metric if len(learners) == 1 else f"{metric}, {learner}"
             yield metric, name, matrix
+
+
+def picture_of_averages(run: Learned) -> Iterator[Picture]:
+    """The averages over the tasks so far, where tasks are too many for numbers."""
+    if run.last <= MOST_NAMES:
+        return
+    curves: dict[str, dict[str, Any]] = {metric: {} for metric in run.results}
+    after = range(1, run.last + 1)
+    for metric, name, matrix in each(run.results):
+        curves[metric][name] = after, [matrix[i, :i].mean() for i in after]
+    alt = "Average of each metric over the tasks learned so far."
+    yield Picture("averages", step_curves(curves, label="tasks learned"), alt)
 
 
 def about(run: Learned) -> dict[str, Any]:

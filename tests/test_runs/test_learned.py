@@ -95,3 +95,47 @@ def test_half_a_stream_is_summed_up_by_its_tasks(tmp_path, drawn):
     assert "last measured" in text
     assert "at the end" not in text
     assert "steps" not in drawn  # without lines of metrics
+
+
+def test_colours_are_of_what_was_learned_and_light_is_good(tmp_path, drawn):
+    """Oracle: the extremes after the first task by hand; row 0 is far beyond them. The
+    lowest loss is as light as the highest accuracy."""
+    loss = np.array([[90.0, 90.0], [1.0, 3.0], [2.0, 1.5]])
+    results = {"accuracy": {"params": ACCURACY}, "loss": {"params": loss}}
+    page_of_run(folder_of(tmp_path / "run", results, ["a", "b"]))
+    good, bad = [axes.images[0] for axes in drawn["results"].axes if axes.images]
+    assert bad.get_clim() == (1.0, 3.0)
+    assert bad.to_rgba(1.0) == good.to_rgba(1.0)
+    assert bad.to_rgba(3.0) == good.to_rgba(0.0)
+    assert good.to_rgba(0.0) != good.to_rgba(1.0)
+
+
+def test_many_tasks_fit_on_a_page(tmp_path, drawn):
+    """Oracle: the width of a page in inches, names that are apart; the averages by NumPy.
+    Of few tasks, panels are side by side and nothing more is drawn."""
+    values = np.random.default_rng(0).random((31, 31))
+    results = {name: {"params": values} for name in ("accuracy", "loss")}
+    names = [f"task {place}" for place in range(30)]
+    page_of_run(folder_of(tmp_path / "run", results, names, sets=["other"]))
+    figure = drawn["results"]
+    assert figure.get_figwidth() < 11
+    shown = [axes for axes in figure.axes if axes.images]
+    assert [len(axes.get_xticks()) for axes in shown] == [16, 16]
+    labels = [label.get_text() for label in shown[0].get_xticklabels()]
+    assert labels == [*names[::2], "other"]
+    figure.draw_without_rendering()
+    places = [axes.get_position() for axes in shown]
+    assert places[1].y1 < places[0].y0
+    assert [place.height * figure.get_figheight() > 3 for place in places] == [True] * 2
+    (line,) = drawn["averages"].axes[0].get_lines()
+    wanted = [values[i, :i].mean() for i in range(1, 31)]
+    np.testing.assert_allclose(line.get_ydata(), wanted)
+
+    drawn.clear()
+    few = {name: {"params": ACCURACY} for name in ("accuracy", "loss")}
+    page_of_run(folder_of(tmp_path / "few", few, ["a", "b"]))
+    assert set(drawn) == {"results"}
+    figure = drawn["results"]
+    figure.draw_without_rendering()
+    left, right = [axes.get_position() for axes in figure.axes if axes.images]
+    assert left.x1 < right.x0
