@@ -126,7 +126,8 @@ def read(path: Path) -> Learned:
     """The run in a folder.
 
     Raises:
-      MissingFileError: if it has neither a checkpoint nor a line of metrics.
+      MissingFileError: if it has neither a checkpoint nor a line of metrics; of the
+        folder of a batch, with the name of a run in it.
       InputError: if a line of metrics is damaged.
     """
     file = path / "metrics.jsonl"
@@ -134,6 +135,13 @@ def read(path: Path) -> Learned:
     lines = [line for line in lines if {"at", "task"} <= {*line}]
     position, held = _newest(path)
     if not (held or lines):
+        runs = sorted(path.glob("*/status.json"))
+        if (path / "runs.csv").exists() or runs:
+            which = f" {runs[0].parent}" if runs else " one of them"
+            msg = (
+                f"report: {path} is the folder of a batch, see runs.csv; report{which}."
+            )
+            raise MissingFileError(msg)
         msg = (
             f"report: {path} has neither runs in results.jsonl nor checkpoints with "
             "results nor lines in metrics.jsonl; give the folder of a run."

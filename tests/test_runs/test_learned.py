@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from jaxcl.errors import MissingFileError
 from jaxcl.files import write_checked
 from jaxcl.report import figures
 from jaxcl.runs.reports import page_of_run
@@ -139,3 +140,16 @@ def test_many_tasks_fit_on_a_page(tmp_path, drawn):
     figure.draw_without_rendering()
     left, right = [axes.get_position() for axes in figure.axes if axes.images]
     assert left.x1 < right.x0
+
+
+def test_the_folder_of_a_batch_names_a_run_in_it(tmp_path):
+    """Oracle: the names; a folder of nothing has other words."""
+    (tmp_path / "runs.csv").touch()
+    for name in ("seeds=2", "seeds=1", "logs"):
+        (tmp_path / name).mkdir()
+    for name in ("seeds=2", "seeds=1"):
+        (tmp_path / name / "status.json").write_text("{}")
+    with pytest.raises(MissingFileError, match=r"batch, see runs.csv; report .*eeds=1"):
+        page_of_run(tmp_path)
+    with pytest.raises(MissingFileError, match="give the folder of a run"):
+        page_of_run(tmp_path / "logs")
