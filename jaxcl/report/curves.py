@@ -160,7 +160,7 @@ def step_curves(
             )
         ax.set_title(name)
         ax.margins(x=0.015)
-        if len(lines) > 1:
+        if any(lines):  # named
             beside = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5)}
             ax.legend(**beside, frameon=False, fontsize=9.5)
     axes[-1].set_xlabel(label)

@@ -35,6 +35,7 @@ class Learned(NamedTuple):
     results: Results  # row 0 before the first task
     last: int  # the last row in which anything was measured
     steps: list[dict[str, Any]]  # lines of steps
+    within: list[dict[str, Any]]  # of evaluations within tasks
     settings: dict[str, Any]  # what identifies the run, as the checkpoint holds it
     spent: dict[str, Any]  # steps of each task, and their seconds
     ends: list[int]  # steps at which tasks ended
@@ -82,7 +83,7 @@ def averages(run: Learned) -> Iterator[str]:
             yield f"Average {name} {average:.3g} {when}{forgotten}."
 
 
-def each(results: Results) -> Iterator[tuple[str, str, np.ndarray]]:
+def each(results: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, str, Any]]:
     """Metric, what to call it where there are several learners, and its values."""
     for metric, learners in results.items():
         for learner, matrix in learners.items():
@@ -113,13 +114,38 @@ def about(run: Learned) -> dict[str, Any]:
 
 
 def pictures_of_steps(run: Learned) -> Iterator[Picture]:
-    """The loss against the steps of all tasks."""
-    # `at` counts the ends of tasks before it, too.
-    steps = [line["at"] - line["task"] for line in run.steps]
-    if steps:
-        curves = {"training loss": {"": (steps, [line["loss"] for line in run.steps])}}
-        alt = "Training loss against the steps; a vertical line where a task ended."
+    """The loss, and what was evaluated within tasks, against the steps of all tasks."""
+    curves: dict[str, dict[str, Any]] = {}
+    for line in run.steps:
+        _add(curves, "training loss", "", line, line["loss"])
+    for line in run.within:
+        for _, name, values in each(line["results"]):
+            _add_tasks(curves, run, name, line, values)
+        for column, found in line.get("sets", {}).items():
+            for _, name, value in each(found):
+                _add(curves, name, column, line, value)
+    if curves:
+        also = ", and what was evaluated within tasks" if run.within else ""
+        alt = f"Training loss{also}, against the steps; tasks end at vertical lines."
         yield Picture("steps", step_curves(curves, ends=run.ends), alt)
+
+
+def _add_tasks(curves: dict, run: Learned, name: str, line: dict, values: list) -> None:
+    """A point of each task so far, or their mean where tasks are many."""
+    if len(run.tasks) > MOST_NAMES:
+        known = [np.nan if value is None else value for value in values]
+        _add(curves, name, "tasks so far", line, np.mean(known))
+        return
+    for place, value in enumerate(values):
+        task = run.tasks[place] if place < len(run.tasks) else f"task {place + 1}"
+        _add(curves, name, task, line, value)
+
+
+def _add(curves: dict, panel: str, name: str, line: dict, value: Any) -> None:
+    """A point of a line; ``at`` counts the ends of tasks before it, too."""
+    steps, values = curves.setdefault(panel, {}).setdefault(name, ([], []))
+    steps.append(line["at"] - line["task"])
+    values.append(value)
 
 
 def read(path: Path) -> Learned:
@@ -169,6 +195,7 @@ def read(path: Path) -> Learned:
         results=results,
         last=last,
         steps=[line for line in lines if "loss" in line],
+        within=[x for x in lines if "results" in x and "ended" not in x],
         settings=held.get("metadata", {}),
         spent=notes.get("spent", {}),
         ends=(ends - np.arange(1, len(ends) + 1))[:ended].tolist(),

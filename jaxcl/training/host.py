@@ -166,7 +166,8 @@ def learn(
         ``at`` (a number that grows) and ``task``; lines of steps ``step, loss, seconds,
         examples_per_second, not_finite`` and the metrics of the method, those of
         evaluations ``results`` ({metric: {learner: [values]}}), within a task also
-        ``valid``, at its end ``columns`` (names of the values) and ``ended``.
+        ``valid`` and ``sets`` (by name, each {metric: {learner: value}}), at its end
+        ``columns`` (names of the values) and ``ended``.
 
     Returns:
       The status, the learners, the results ``{metric: {learner: [T + 1, E]}}`` (row 0

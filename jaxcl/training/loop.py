@@ -163,7 +163,7 @@ def report(
 
 
 def evaluate_within_task(run: Run, run_state: RunState) -> RunState:
-    """Evaluate on the tasks so far within one, and on its validation rows."""
+    """Evaluate on the tasks so far within one, its validation rows, and further sets."""
     if not run.program.metrics:
         return run_state
     task, step = int(run_state.task), int(run_state.step)
@@ -178,6 +178,11 @@ def evaluate_within_task(run: Run, run_state: RunState) -> RunState:
     valid, stopping = run.tasks[task].valid, run.options.early_stopping
     if valid is not None:
         line["valid"] = measured_on(run, key, learners, valid)
+    if run.evaluation:
+        line["sets"] = {
+            name: measured_on(run, jax.random.fold_in(key, place), learners, rows)
+            for place, (name, rows) in enumerate(run.evaluation.items(), len(run.tasks))
+        }
     run.write(line)
     best = run_state.best
     if stopping is None or not isinstance(best, Best):

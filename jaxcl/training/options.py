@@ -60,8 +60,8 @@ class Options(NamedTuple):
       eval_tasks: at the ends of tasks, evaluate on ``all`` tasks or on those ``seen``.
       eval_every_tasks: tasks between two such evaluations; there is always one at the end.
       eval_start: whether to evaluate before the first task, too.
-      eval_every: steps between two evaluations on the tasks so far, besides those at the
-        ends of tasks; none if None. Needs metrics.
+      eval_every: steps between two evaluations on the tasks so far and the sets for
+        evaluation, besides those at the ends of tasks; none if None. Needs metrics.
       early_stopping: end tasks early by their validation rows; needs ``eval_every``.
       max_tasks: how many tasks the run may grow to, for parts of a method that have room
         for so many: ``episodic(max_tasks, ...)`` would write over the oldest.

@@ -153,3 +153,43 @@ def test_the_folder_of_a_batch_names_a_run_in_it(tmp_path):
         page_of_run(tmp_path)
     with pytest.raises(MissingFileError, match="give the folder of a run"):
         page_of_run(tmp_path / "logs")
+
+
+def test_what_was_evaluated_within_tasks_is_drawn_against_the_steps(tmp_path, drawn):
+    """Oracle: the lines by hand: a task that joined later begins later; sets throughout.
+    Many tasks are one line, their mean."""
+    within = lambda task, step, values, other: {
+        **{"at": task * (STEPS + 1) + step, "task": task, "step": step},
+        "results": {"accuracy": {"params": values}},
+        "sets": {"other": {"accuracy": {"params": other}}},
+    }
+    lines = [
+        of_steps(0, 4, 1.0),
+        within(0, 2, [0.25], 0.75),
+        within(1, 2, [0.5, None], 0.5),
+    ]
+    results = {"accuracy": {"params": ACCURACY}}
+    page_of_run(folder_of(tmp_path / "run", results, ["a", "b"], lines=lines))
+    losses, panel = drawn["steps"].axes
+    assert [losses.get_title("left"), panel.get_title("left")] == [
+        "training loss",
+        "accuracy",
+    ]
+    found = {
+        line.get_label(): line.get_xydata().tolist() for line in panel.get_lines()[2:]
+    }
+    np.testing.assert_equal(
+        found,
+        {
+            "a": [[2, 0.25], [6, 0.5]],
+            "other": [[2, 0.75], [6, 0.5]],
+            "b": [[6, np.nan]],
+        },
+    )
+    many = {"accuracy": {"params": np.full((13, 12), 0.5)}}
+    names = [f"{place}" for place in range(12)]
+    lines = [within(0, 2, [0.25], 0.75), within(1, 2, [0.5, 1.0], 0.5)]
+    page_of_run(folder_of(tmp_path / "many", many, names, lines=lines))
+    (panel,) = drawn["steps"].axes
+    mean, _ = panel.get_lines()[12:]
+    np.testing.assert_array_equal(mean.get_xydata(), [[2, 0.25], [6, 0.75]])
