@@ -11,9 +11,10 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.font_manager import findfont, fontManager, get_font
 from matplotlib.ticker import MaxNLocator
 
-from jaxcl.errors import require
+from jaxcl.errors import require, shown, warn
 from jaxcl.report.records import Group, Record, group, labels, split, values_of
 
 INK = "#24292f"  # text and the baseline; light on the page's dark background
@@ -34,8 +35,25 @@ MOST_NAMES = 10  # of tasks along an axis
 MOST_TICKS = 24  # with names, where all data sets of one run are columns
 DASHES = ("solid", (0, (4, 1.6)), (0, (1, 1.4)), (0, (5, 1.4, 1, 1.4)))
 
+#: For what the first lacks, of those that are installed.
+FURTHER_FONTS = (
+    "Noto Sans CJK SC",
+    "Noto Sans CJK JP",
+    "Noto Sans SC",
+    "Source Han Sans SC",
+    "WenQuanYi Zen Hei",
+    "WenQuanYi Micro Hei",
+    "Droid Sans Fallback",
+    "PingFang SC",
+    "Hiragino Sans",
+    "Microsoft YaHei",
+    "Malgun Gothic",
+    "Arial Unicode MS",
+)
+_INSTALLED = {font.name for font in fontManager.ttflist}
+
 SETTINGS = {
-    "font.family": "DejaVu Sans",
+    "font.family": ["DejaVu Sans", *(f for f in FURTHER_FONTS if f in _INSTALLED)],
     **dict.fromkeys(("font.size", "axes.labelsize"), 10.5),
     "axes.titlesize": 11.5,
     "axes.titleweight": "bold",
@@ -122,6 +140,20 @@ def task_axis(axis: Axis, names: Sequence[str] | None, *, slant: int = 0) -> Non
         name_ticks(axis, names, slant=slant)
 
 
+def drawable(names: Sequence[str]) -> list[str]:
+    """The names, or the numbers of all of them with a warning if a font lacks letters."""
+    fonts = [get_font(findfont(family)) for family in SETTINGS["font.family"]]
+    known = set().union(*(font.get_charmap() for font in fonts))
+    lacking = [name for name in names if not {*map(ord, name)} <= known]
+    if not lacking:
+        return list(names)
+    warn(
+        f"report: no font is installed for {shown(lacking[0])}; figures number the names "
+        "of tasks, tables have them. Install one, such as Noto Sans CJK."
+    )
+    return [str(place) for place in range(1, len(names) + 1)]
+
+
 def name_ticks(
     axis: Axis, names: Sequence[str], *, first: int = 1, slant: int = 0
 ) -> None:
@@ -131,7 +163,7 @@ def name_ticks(
     """
     turned = {"rotation": slant, "ha": "right", "rotation_mode": "anchor"}
     every = -(-len(names) // MOST_TICKS) or 1
-    places = range(first, first + len(names), every)
+    places, names = range(first, first + len(names), every), drawable(names)
     axis.set_ticks(places, names[::every], **(turned if slant else {}))
 
 

@@ -18,7 +18,7 @@ from jaxcl.metrics import summary
 from jaxcl.report.curves import step_curves
 from jaxcl.report.heatmaps import result_heatmaps
 from jaxcl.report.page import Picture, Section
-from jaxcl.report.style import MOST_NAMES
+from jaxcl.report.style import MOST_NAMES, drawable
 from jaxcl.report.tables import Column, Table, table_of
 from jaxcl.runs.folder import CHECKPOINTS
 from jaxcl.training.options import LOWER_IS_BETTER
@@ -46,19 +46,19 @@ class Learned(NamedTuple):
 def found_in(path: Path) -> dict[str, Any]:
     """Verdict, sections, settings and status of one call of ``learn``, for its page."""
     run = read(path)
+    labels = drawable([*run.tasks, *run.sets])
     verdict, sections = [*averages(run), state(run)], []
     if run.tasks and run.results:
         verdict += [f"Measured after {run.last} of {len(run.tasks)} tasks."]
     if not run.results:
         verdict += ["No metric was measured."]
     else:
-        names = [*run.tasks, *run.sets]
         alt = "Each metric on each data set (columns) after so many tasks (rows)."
-        drawn = result_heatmaps(run.results, names, lower_is_better=LOWER_IS_BETTER)
+        drawn = result_heatmaps(run.results, labels, lower_is_better=LOWER_IS_BETTER)
         pictures = [Picture("results", drawn, alt), *picture_of_averages(run)]
         tables = {"final": final_table(run)}
         sections += [Section("Results along the stream", "", pictures, tables)]
-    sections += [Section("Within the tasks", "", [*pictures_of_steps(run)])]
+    sections += [Section("Within the tasks", "", [*pictures_of_steps(run, labels)])]
     return {"verdict": verdict, "sections": sections, "about": about(run)}
 
 
@@ -113,31 +113,38 @@ def about(run: Learned) -> dict[str, Any]:
     return {"config": settings, "status": {"status": run.status, **known}}
 
 
-def pictures_of_steps(run: Learned) -> Iterator[Picture]:
-    """The loss, and what was evaluated within tasks, against the steps of all tasks."""
+def pictures_of_steps(run: Learned, labels: Sequence[str]) -> Iterator[Picture]:
+    """The loss, and what was evaluated within tasks, against the steps of all tasks.
+
+    ``labels`` are of the tasks, then of the sets.
+    """
+    tasks = labels[: len(run.tasks)]
+    sets = dict(zip(run.sets, labels[len(run.tasks) :], strict=True))
     curves: dict[str, dict[str, Any]] = {}
     for line in run.steps:
         _add(curves, "training loss", "", line, line["loss"])
     for line in run.within:
         for _, name, values in each(line["results"]):
-            _add_tasks(curves, run, name, line, values)
+            _add_tasks(curves, tasks, name, line, values)
         for column, found in line.get("sets", {}).items():
             for _, name, value in each(found):
-                _add(curves, name, column, line, value)
+                _add(curves, name, sets.get(column, column), line, value)
     if curves:
         also = ", and what was evaluated within tasks" if run.within else ""
         alt = f"Training loss{also}, against the steps; tasks end at vertical lines."
         yield Picture("steps", step_curves(curves, ends=run.ends), alt)
 
 
-def _add_tasks(curves: dict, run: Learned, name: str, line: dict, values: list) -> None:
+def _add_tasks(
+    curves: dict, tasks: Sequence[str], name: str, line: dict, values: list
+) -> None:
     """A point of each task so far, or their mean where tasks are many."""
-    if len(run.tasks) > MOST_NAMES:
+    if len(tasks) > MOST_NAMES:
         known = [np.nan if value is None else value for value in values]
         _add(curves, name, "tasks so far", line, np.mean(known))
         return
     for place, value in enumerate(values):
-        task = run.tasks[place] if place < len(run.tasks) else f"task {place + 1}"
+        task = tasks[place] if place < len(tasks) else f"task {place + 1}"
         _add(curves, name, task, line, value)
 
 

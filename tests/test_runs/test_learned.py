@@ -8,6 +8,7 @@ import pytest
 from jaxcl.errors import MissingFileError
 from jaxcl.files import write_checked
 from jaxcl.report import figures
+from jaxcl.report.style import SETTINGS
 from jaxcl.runs.reports import page_of_run
 
 STEPS = 4  # of each task
@@ -193,3 +194,22 @@ def test_what_was_evaluated_within_tasks_is_drawn_against_the_steps(tmp_path, dr
     (panel,) = drawn["steps"].axes
     mean, _ = panel.get_lines()[12:]
     np.testing.assert_array_equal(mean.get_xydata(), [[2, 0.25], [6, 0.75]])
+
+
+def test_names_that_no_font_has_become_numbers_with_one_warning(
+    tmp_path, drawn, monkeypatch
+):
+    """Oracle: the words, with the fonts that matplotlib brings; tables keep the names,
+    and other scripts that they have are drawn."""
+    monkeypatch.setitem(SETTINGS, "font.family", ["DejaVu Sans"])
+    results = {"accuracy": {"params": ACCURACY}}
+    named = lambda name: folder_of(tmp_path / name, results, [name, "b"])
+    with pytest.warns(UserWarning, match="no font is installed for 'd\u4efb'") as found:
+        page_of_run(named("d\u4efb"))
+    assert len(found) == 1
+    ticks = lambda: [t.get_text() for t in drawn["results"].axes[0].get_xticklabels()]
+    assert ticks() == ["1", "2"]
+    table = (tmp_path / "d\u4efb" / "tables" / "final.csv").read_text("utf-8")
+    assert "d\u4efb" in table
+    page_of_run(named("\u0434\u03b2\u00e9"))
+    assert ticks() == ["\u0434\u03b2\u00e9", "b"]
