@@ -128,7 +128,7 @@ def pictures_of_steps(run: Learned, labels: Sequence[str]) -> Iterator[Picture]:
             _add_tasks(curves, tasks, name, line, values)
         for column, found in line.get("sets", {}).items():
             for _, name, value in each(found):
-                _add(curves, name, sets.get(column, column), line, value)
+                _add(curves, name, sets.get(column) or column, line, value)
     if curves:
         also = ", and what was evaluated within tasks" if run.within else ""
         alt = f"Training loss{also}, against the steps; tasks end at vertical lines."
