@@ -43,7 +43,8 @@ def main(model: str, out: str, *files: str, num_steps: int = 60, rank: int = 8):
         capacity=200, sample_size=4,
     )  # fmt: skip
     result = learn(
-        key, build, adapter, data.share_widths(tasks), Options(num_steps, batch_size=4),
+        key, build, adapter, data.share_widths(tasks),
+        Options(num_steps, batch_size=4, eval_batch_size=8),  # logits are large
         folder=Path(out) / "run", frozen=base, metadata={"rate": 1e-3, "rank": rank},
         metrics=metrics.with_frozen(lambda frozen: metrics.tokens(outputs(frozen))),
     )  # fmt: skip
