@@ -154,12 +154,15 @@ def step_curves(
             ax.plot(
                 *points,
                 color=COLOURS[place % len(COLOURS)],
+                linestyle=DASHES[place // len(COLOURS) % len(DASHES)],
                 label=shown,
                 marker="o" if len(steps) <= 12 else None,
                 markersize=3.5,
             )
         ax.set_title(name)
         ax.margins(x=0.015)
+        if ax is not axes[0]:
+            ax.sharex(axes[0])
         if any(lines):  # named
             beside = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5)}
             ax.legend(**beside, frameon=False, fontsize=9.5)

@@ -72,7 +72,8 @@ def averages(run: Learned) -> Iterator[str]:
         square = matrix[1 : run.last + 1, : run.last]
         found, lower = square[~np.isnan(square)], metric in LOWER_IS_BETTER
         if not lower and not np.all((found >= 0) & (found <= 1)):
-            yield f"Average {name} {np.mean(square[-1]):.3g} {when}."
+            if np.isfinite(average := np.mean(square[-1])):
+                yield f"Average {name} {average:.3g} {when}."
             continue
         values = summary(square, lower_is_better=lower)
         average, lost = (
@@ -96,9 +97,10 @@ def picture_of_averages(run: Learned) -> Iterator[Picture]:
     if run.last <= MOST_NAMES:
         return
     curves: dict[str, dict[str, Any]] = {metric: {} for metric in run.results}
-    after = range(1, run.last + 1)
     for metric, name, matrix in each(run.results):
-        curves[metric][name] = after, [matrix[i, :i].mean() for i in after]
+        means = np.array([matrix[i, :i].mean() for i in range(1, run.last + 1)])
+        (known,) = np.nonzero(np.isfinite(means))  # not where evaluated more rarely
+        curves[metric][name] = (1 + known).tolist(), means[known].tolist()
     alt = "Average of each metric over the tasks learned so far."
     yield Picture("averages", step_curves(curves, label="tasks learned"), alt)
 
@@ -225,7 +227,7 @@ def state(run: Learned) -> str:
         return f"Diverged by {where}: {bad} steps were not finite; {ended}."
     lost = f" {bad} steps were not finite." if bad else ""
     if run.status == "done":
-        return f"All {total} tasks ended.{lost}"
+        return f"All tasks ended.{lost}"
     until = f", the last report is {where}, {run.written}" if where else ""
     return f"Not finished, it runs still or was stopped: {ended}{until}.{lost}"
 

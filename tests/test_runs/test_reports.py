@@ -210,7 +210,7 @@ def test_a_run_that_skips_steps_has_not_diverged(tmp_path):
     options = OPTIONS._replace(on_non_finite="skip")
     assert run(tmp_path, 3, tasks=with_bad(1), options=options).status == "done"
     text = page_of_run(tmp_path).read_text()
-    assert "All 3 tasks ended. 4 steps were not finite." in text
+    assert "All tasks ended. 4 steps were not finite." in text
     assert '<span class="badge done">' in text
 
 
@@ -234,6 +234,22 @@ def test_a_run_that_has_not_ended_says_so(learned, tmp_path):
         assert html.escape(said) in text
         assert '<span class="badge unfinished">' in text
         shutil.rmtree(here / "checkpoints", ignore_errors=True)
+
+
+def test_sets_are_evaluated_within_tasks_too(tmp_path, drawn):
+    """Oracle: the results after the task, for its end changes no parameters here; the
+    figure has the lines of the file."""
+    values = run(tmp_path, 1, options=OPTIONS._replace(eval_every=2), other=1).results
+    lines = map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
+    within = [line for line in lines if "sets" in line]
+    assert [line["step"] for line in within] == [2, 4]
+    last = within[-1]["sets"]["other"]["accuracy"]["params"]
+    assert last == values["accuracy"]["params"][1, 1]
+    page_of_run(tmp_path)
+    (panel,) = (a for a in drawn["steps"].axes if a.get_title("left") == "accuracy")
+    found = {line.get_label(): line.get_ydata()[-1] for line in panel.get_lines()}
+    assert found["other"] == last
+    assert found["first"] == values["accuracy"]["params"][1, 0]
 
 
 @pytest.mark.parametrize("text", ['{"notes": 3}', "[" * 5000, "[1]", "null"])
