@@ -24,9 +24,12 @@ def main(num_steps: int = 100):
     logits = single_head(model.apply)
     params = model.init(jax.random.key(1))
 
+    settings = {"method": "ewc", "rate": 0.1, "strength": 30.0}
+
     def build(frozen):
         del frozen  # weights that are used and not trained: none here
-        return ewc(cross_entropy(logits), optax.sgd(0.1), strength=30.0)
+        rate, strength = settings["rate"], settings["strength"]
+        return ewc(cross_entropy(logits), optax.sgd(rate), strength=strength)
 
     def accuracy(number_of_tasks, folder):
         learned = learn(
@@ -36,6 +39,7 @@ def main(num_steps: int = 100):
             tasks[:number_of_tasks],
             Options(num_steps=num_steps, batch_size=32),
             folder=folder,
+            metadata=settings,  # a folder of other settings is refused
             metrics=metrics.classification(logits),
         )
         return learned.matrix()

@@ -157,7 +157,8 @@ def learn(
         the field of :class:`~jaxcl.typing.MethodState`, such as ``("memory",)``.
       sharding: devices to use, see :mod:`jaxcl.sharding`; one if absent.
       metadata: identifies the run (method, rates, data, path of ``frozen``), for JSON: a
-        checkpoint with other metadata is refused, with the differences.
+        checkpoint with other metadata is refused, with the differences. Without, a folder
+        resumes with any rates and methods whose state has the same form.
       tensorboard_folder: also write scalars for TensorBoard, by ``tensorboardX``.
       quiet: no progress; by default a bar is shown on a terminal only.
       on_progress: called with progress in place of a bar: steps, and a short text; first
@@ -207,7 +208,7 @@ def learn(
     program = _program_of(
         key, build, params, tasks, options, frozen, metrics, evaluation, sharding
     )
-    metadata = identity(key, options, frozen, metadata)
+    named, metadata = bool(metadata), identity(key, options, frozen, metadata)
     with ExitStack() as stack:
         enter = stack.enter_context
         interrupted = enter(interruptible())
@@ -255,6 +256,8 @@ def learn(
         warn(
             f"learn: the run in {home} had finished; its result is returned and nothing "
             "is learned. For another run give another folder, for a longer one more tasks."
+            + (not named)
+            * " Rates and method are compared by metadata= only, none given."
         )
     return _result_of(run, run_state, status)
 

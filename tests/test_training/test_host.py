@@ -682,3 +682,24 @@ def test_a_run_that_had_finished_is_returned_and_says_so(whole, tasks):
             quiet=True,
         )
     assert_same_bits(again.run_state, result.run_state)
+
+
+def test_a_finished_run_says_what_is_compared_by_metadata_only(tmp_path, tasks):
+    """Oracle: a rate that changed; without metadata it passes, with it it is refused."""
+    for folder, named in {"bare": False, "named": True}.items():
+        learned = lambda rate, folder=folder, named=named: learn(
+            jax.random.key(3),
+            lambda frozen: make_method(cross_entropy(LOGITS), optax.sgd(rate)),
+            MODEL.init(jax.random.key(0)),
+            tasks[:1],
+            OPTIONS._replace(num_steps=2),
+            folder=tmp_path / folder,
+            metadata={"rate": rate} if named else None,
+            quiet=True,
+        )
+        learned(0.05)
+        with pytest.warns(UserWarning, match="had finished") as seen:
+            learned(0.05 if named else 0.5)
+        assert ("by metadata= only" in str(seen[0].message)) is not named
+    with pytest.raises(ValueError, match=r"of another run: rate 0.05, not 0.5"):
+        learned(0.5)
