@@ -208,6 +208,25 @@ def test_token_labels_may_be_ignored_but_not_too_large():
         validate(made(y=tokens))
 
 
+def test_labels_must_be_class_numbers_and_inputs_real():
+    """Oracle: the same labels as numbers pass; so do targets, of one output or of many."""
+    hot = np.eye(5)[Y]
+    for wrong, words in (
+        (
+            {"y": Y.astype(np.float32)},
+            "labels of 5 classes must be integers, got float32",
+        ),
+        ({"y": hot.astype(np.float32)}, "be class numbers, got one-hot rows; take"),
+        ({"y": hot.astype(int)}, "be class numbers, got one-hot rows; take"),
+        ({"x": arrays().x + 1j}, "train inputs must be real, got complex64"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            validate(made(**wrong))
+    validate(made(y=(2 * hot).astype(np.float32)))
+    targets = arrays()._replace(y=Y.astype(np.float32))
+    validate(from_arrays(targets, targets, num_classes=1))
+
+
 def test_tasks_that_name_no_number_are_numbered():
     """Oracle: counting; numbers that were given stay."""
     stacked = lambda tasks: jax.tree.map(
