@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -11,7 +12,16 @@ from jaxtyping import Float, Int
 from jaxcl.data.dataset import Dataset, Task, array_dataset
 from jaxcl.data.files import existing_file
 from jaxcl.data.subsets import train_valid_split
-from jaxcl.errors import InputError, check_number, check_size, reason_of, require, shown
+from jaxcl.errors import (
+    InputError,
+    check_key,
+    check_number,
+    check_size,
+    reason_of,
+    require,
+    shown,
+    warn,
+)
 from jaxcl.typing import Batch, Key
 
 if TYPE_CHECKING:
@@ -89,7 +99,8 @@ def csv_dataset(
       source: path of a file with a header line, or a frame, for what needs preparation
         (``pandas.get_dummies`` encodes text, ``fillna`` fills gaps).
       label: column of the labels. Integers are class numbers from 0; floats are targets,
-        float32; text needs ``classes``.
+        float32, with a warning where they are whole; text needs ``classes``. In a file only
+        an empty cell of text is missing: ``NA`` and ``None`` are labels.
       columns: of the inputs, in this order; all but ``label`` if absent.
       classes: of text labels, in the order of their numbers; see :func:`encode_labels`.
       task: number of the task.
@@ -99,11 +110,16 @@ def csv_dataset(
 
     Raises:
       ValueError: naming the column: for one that is missing or there twice, text, missing
-        values, values beyond float32, or labels that are not in ``classes``.
+        values, values beyond float32, an input without a name (an index that was saved), or
+        labels that are not in ``classes``.
     """
     check_size("csv_dataset", least=0, task=task)
     who = "csv_dataset"
-    return _as_dataset(who, _frame(who, source), label, columns, classes, task)
+    frame = _frame(who, source, label)
+    columns = _inputs(who, frame, columns, label)
+    rows = _as_dataset(who, frame, label, columns, classes, task)
+    _warn_of_whole_targets(who, frame[label], classes)
+    return rows
 
 
 def csv_tasks(
@@ -133,14 +149,12 @@ def csv_tasks(
       Tasks named by the values, numbered from 0; each needs two rows.
     """
     who = "csv_tasks"
-    frame = _frame(who, source)
+    key, frame = check_key(who, key), _frame(who, source, label, task)
     limits = {"most": 1.0, "above": True, "below": True}
     check_number(who, test_fraction=test_fraction, **limits)
     groups, remedy = _column(who, frame, task), "fill or drop these rows"
     _require_rows(who, groups.notna(), groups, "missing values", remedy)
-    if columns is None:
-        columns = [name for name in frame.columns if name not in (label, task)]
-    tasks = []
+    columns, tasks = _inputs(who, frame, columns, label, task), []
     for number, value in enumerate(groups.unique()):
         part = frame[groups == value]
         few = f"has too few rows of {shown(value)}, {len(part)}; a task needs one to learn "
@@ -152,11 +166,16 @@ def csv_tasks(
             draw, rows, valid_fraction=test_fraction, stratify=numbered
         )
         tasks.append(Task(str(value), train, test))
+    _warn_of_whole_targets(who, frame[label], classes)
     return tasks
 
 
-def _frame(who: str, source: Table) -> "pd.DataFrame":
-    """The table, read from a file unless it is one already."""
+def _frame(who: str, source: Table, *named: Any) -> "pd.DataFrame":
+    """The table, read from a file unless it is one already.
+
+    In the columns of labels and tasks, ``named``, words that pandas takes for missing, such
+    as NA and None, are text.
+    """
     import pandas as pd
 
     frame = source
@@ -167,7 +186,16 @@ def _frame(who: str, source: Table) -> "pd.DataFrame":
             with warnings.catch_warnings():
                 # A line with more fields than the header would shift all columns.
                 warnings.simplefilter("error", pd.errors.ParserWarning)
-                frame = pd.read_csv(path, index_col=False, low_memory=False)
+                read = partial(pd.read_csv, path, index_col=False, low_memory=False)
+                frame = read()
+                # A column of numbers stays one: there NA is a gap.
+                some = frame.dropna(axis="columns", how="all")
+                numbers = list(some.select_dtypes(["number", "bool"]).columns)
+                text = [name for name in frame.columns if name not in numbers]
+                exact = [name for name in named if name in text]
+                if frame[exact].isna().to_numpy().any():
+                    again = read(usecols=exact, keep_default_na=False, na_values=[""])
+                    frame[exact] = again[exact]
         except Exception as error:  # the parser raises errors of many kinds
             msg = (
                 f"{who}: {path} is not a CSV file with a header line ({reason_of(error)}); "
@@ -178,10 +206,22 @@ def _frame(who: str, source: Table) -> "pd.DataFrame":
     return frame
 
 
+def _inputs(who: str, frame, columns, *others):
+    """The columns of inputs: those that are named, else all but the others."""
+    if columns is not None:
+        return columns
+    names = [name for name in frame.columns if name not in others]
+    index = (
+        "is an index that was saved; write the file with to_csv(index=False), read it "
+    )
+    remedy = "with pandas.read_csv(index_col=0) and give the frame, or name columns="
+    unnamed = "Unnamed: 0"  # as pandas calls a first column without a name
+    _require_column(who, unnamed not in names, unnamed, f"{index}{remedy}")
+    return names
+
+
 def _as_dataset(who, frame, label, columns, classes, task) -> Dataset:
     """The rows of a table, all of one task."""
-    if columns is None:
-        columns = [name for name in frame.columns if name != label]
     alone = isinstance(columns, str) or not np.iterable(columns)
     named = [] if alone else list(columns)
     usable = named and label not in named
@@ -202,14 +242,19 @@ def _column(who: str, frame, name):
     return frame[name]
 
 
-def _numbers(who: str, column) -> Float[np.ndarray, " n"]:
+_FILL = "fill them (frame.fillna), scale them or drop their rows (frame.dropna)"
+_DROP = (
+    "drop their rows (frame.dropna(subset=[label])), and see that classes are integers"
+)
+
+
+def _numbers(who: str, column, remedy: str = _FILL) -> Float[np.ndarray, " n"]:
     """A column as float32."""
     text = f"holds no numbers, but {shown(column.iloc[0])}; encode it "
-    remedy = "(pandas.get_dummies), or leave it out by columns="
-    _require_column(who, column.dtype.kind in "biuf", column.name, f"{text}{remedy}")
+    text += "(pandas.get_dummies), or leave it out by columns="
+    _require_column(who, column.dtype.kind in "biuf", column.name, text)
     with np.errstate(over="ignore"):
         numbers = column.to_numpy(np.float32, na_value=np.nan)
-    remedy = "fill them (frame.fillna), scale them or drop their rows (frame.dropna)"
     odd = "missing values, or numbers that float32 cannot hold"
     _require_rows(who, np.isfinite(numbers), column, odd, remedy)
     return numbers
@@ -219,20 +264,41 @@ def _labels(who: str, column, classes) -> np.ndarray:
     """Class numbers int32, or targets float32."""
     if classes is not None:
         numbers, known = _encoded(who, column, classes)
+        of_text = column.dtype.kind in "biuf" and all(isinstance(c, str) for c in known)
+        strange = of_text and (column.notna() & (numbers < 0)).any()
+        wanted = (
+            "holds numbers, classes are text; leave classes out where they count from 0"
+        )
+        listed = f"{wanted}, else give classes=[{_few(column)}]"
+        _require_column(who, not strange, column.name, listed)
         odd, remedy = f"labels that are none of the {len(known)} classes", "add them"
         _require_rows(who, numbers >= 0, column, odd, f"{remedy}, or drop these rows")
         return numbers
     found = [] if column.dtype.kind in "biuf" else column.dropna().unique().tolist()
-    few = ", ".join(map(repr, found[:4])) + (", ..." if len(found) > 4 else "")
-    text = f"holds {len(found)} labels, no numbers; give classes=[{few}]"
+    text = f"holds {len(found)} labels, no numbers; give classes=[{_few(column)}]"
     _require_column(who, not found, column.name, text)
-    numbers = _numbers(who, column)
+    numbers = _numbers(who, column, _DROP)
     if column.dtype.kind == "f":
         return numbers
     remedy = "encode_labels numbers classes; targets are floats"
     classes = (column >= 0) & (column < 2**31)
     _require_rows(who, classes, column, "numbers that are not classes of int32", remedy)
     return column.to_numpy(np.int32)
+
+
+def _few(column) -> str:
+    """The first of its values, for a message."""
+    found = column.dropna().unique().tolist()
+    return ", ".join(map(repr, found[:4])) + (", ..." if len(found) > 4 else "")
+
+
+def _warn_of_whole_targets(who: str, column, classes) -> None:
+    """Warn of class numbers that became targets: pandas makes them floats at one gap."""
+    if classes is None and column.dtype.kind == "f" and (column % 1 == 0).all():
+        warn(
+            f"{who}: column {shown(str(column.name))} holds floats, so its labels are "
+            "targets, though all are whole. For classes convert it: .astype(int)."
+        )
 
 
 def _require_column(who: str, holds, name, problem: str):

@@ -173,3 +173,43 @@ def test_rows_are_those_of_the_table(key):
         csv_tasks(key, frame, **split | {"test_fraction": 20.0})
     with pytest.raises(InputError, match=r"list of columns.* without 'y', the labels"):
         csv_dataset(frame.dropna(), label="y", columns=["a", "y"])
+
+
+def test_words_that_pandas_takes_for_missing_are_labels_and_tasks(tmp_path, key):
+    """Oracle: the lines, by hand; an empty cell is the control, and NA among numbers."""
+    path = tmp_path / "words.csv"
+    lines = ["a,y,place", *(f"{n},{'NA' if n % 2 else 'None'},NA" for n in range(4))]
+    path.write_text("\n".join([*lines, "4,NA,EU", "5,None,EU"]))
+    words = {"label": "y", "classes": ["None", "NA"]}
+    tasks = csv_tasks(key, path, task="place", test_fraction=0.5, **words)
+    assert [task.name for task in tasks] == ["NA", "EU"]
+    found = csv_dataset(path, columns=["a"], **words).read(np.arange(6))
+    assert found.y.tolist() == [0, 1, 0, 1, 1, 0]
+    path.write_text("\n".join([*lines, "4,,EU", "5,None,EU"]))
+    with pytest.raises(InputError, match=r"'y' has labels .* \(1\), .* row 4: nan"):
+        csv_dataset(path, columns=["a"], **words)
+    path.write_text("a,y\n0,0\nNA,NA\n")
+    for label, other in ("ay", "ya"):
+        with pytest.raises(InputError, match=f"'{label}' has missing values"):
+            csv_dataset(path, label=label, columns=[other])
+
+
+def test_whole_floats_are_targets_with_one_warning(key):
+    """Oracle: integers with a gap that is dropped; converted they are classes."""
+    frame = pd.DataFrame({"a": np.arange(9.0), "y": [0, 1, None] * 3, "t": 1})
+    frame = frame.dropna(subset=["y"])
+    split = {"label": "y", "task": "t", "test_fraction": 0.5}
+    for make in (
+        lambda table: csv_dataset(table, label="y"),
+        lambda table: (
+            csv_tasks(key, table.assign(t=[0, 0, 0, 1, 1, 1]), **split)[0].train
+        ),
+    ):
+        with pytest.warns(
+            UserWarning, match=r"'y' holds floats.*astype\(int\)"
+        ) as seen:
+            rows = make(frame)
+        assert len(seen) == 1
+        assert rows.read(np.arange(1)).y.dtype == np.float32
+        rows = make(frame.astype({"y": int}))  # no warning, which would be an error
+        assert rows.read(np.arange(1)).y.dtype == np.int32

@@ -683,7 +683,18 @@ REFUSED += [
                 {"label": "kind", "classes": ["u", "u"]},
                 r"classes \['u'\] are listed twice",
             ),
-            ({"b": [0.5, None]}, "column 'b' has missing values.* .1."),
+            (
+                {"b": [0.5, None]},
+                r"column 'b' has missing values.* .1.*drop .*\(frame.dropna\(subset",
+            ),
+            (
+                {"b": [3, 0], "classes": ["u", "v"]},
+                r"column 'b' holds numbers, classes are text; leave .* classes=\[3, 0\]",
+            ),
+            (
+                {"frame": FRAME.rename(columns={"a": "Unnamed: 0"}), "columns": None},
+                r"column 'Unnamed: 0' is an index that was saved; .* to_csv\(index=False",
+            ),
         )
     ],
     (
@@ -697,6 +708,14 @@ REFUSED += [
     (
         lambda: by_place([1, 1, 2, 2], table=FRAME[:0]),
         "csv_tasks: expected rows, got none",
+    ),
+    (
+        lambda: data.csv_tasks(0, FRAME, label="b", task="kind", test_fraction=0.5),
+        "csv_tasks: key must be one JAX key, got 0; make it by jax.random.key",
+    ),
+    (
+        lambda: by_place([1, 1, 2, 2], FRAME.rename(columns={"a": "Unnamed: 0"})),
+        "csv_tasks: column 'Unnamed: 0' is an index that was saved",
     ),
     (
         lambda: by_place([1, 1, 2, 2]),
