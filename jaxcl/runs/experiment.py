@@ -76,7 +76,7 @@ def parse(experiment: Experiment, argv: Sequence[str]) -> Request:
     presets, program = experiment.presets, f"python -m {experiment.module}"
     words = list(argv)
     helps = {"-h", "--help"} & set(words)
-    if not words or (words[0].startswith("-") and not helps):
+    if not words or (words[0].startswith("-") and words[0] not in helps):
         words = [experiment.default, *words]
     flags = (tyro.conf.FlagConversionOff,)  # --by-hand False, not --no-by-hand
     preset = words[0]

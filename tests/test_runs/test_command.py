@@ -226,7 +226,9 @@ def test_good_words_reach_the_settings(tmp_path):
     assert seen == [Config(seeds=2, hidden=(7, 8), limit=5, head="new")]
 
 
-@pytest.mark.parametrize("words", [["--help"], ["smoke", "--help"]])
+@pytest.mark.parametrize(
+    "words", [["--help"], ["smoke", "--help"], ["--seeds", "3", "--help"]]
+)
 def test_help_teaches(capsys, monkeypatch, words):
     """Oracle: the fields, their comments and defaults, the presets."""
     monkeypatch.setenv("COLUMNS", "160")
@@ -238,7 +240,8 @@ def test_help_teaches(capsys, monkeypatch, words):
     if len(words) == 1:
         needed += ["paper", "smoke", "seeds 1, hidden 2", "the default"]
     else:
-        needed += ["--learning-rate FLOAT", "size of a step", "--out", "(default: 2)"]
+        hidden = "(default: 2)" if "smoke" in words else "(default: 4 4)"
+        needed += ["--learning-rate FLOAT", "size of a step", "--out", hidden]
     for text in needed:
         assert text in said
 
