@@ -1,18 +1,44 @@
 """Outputs by the task of an example: heads and masks."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from jaxcl.errors import check_size, is_whole, require
+from jaxcl.errors import InputError, check_size, is_whole, reason_of, require
 from jaxcl.typing import Outputs
 
 #: The logit of a class that an example cannot have. It is large, negative and finite, so
 #: that its probability is zero and the difference of two is not NaN.
 MASKED = -1e9
+
+
+def evaluated(outputs: Outputs, *place) -> Array:
+    """``outputs(params, batch, ...)``, or one line for a network that takes inputs."""
+    try:
+        return outputs(*place)
+    except Exception as error:
+        known = isinstance(error, InputError)
+        if known or not ("'Model'" in str(error) or _takes_inputs(outputs, *place)):
+            raise
+        msg = (
+            "outputs: expected a function of (params, batch), got one that fails on a "
+            f"batch ({reason_of(error, 80)}); wrap a network: "
+            "losses.single_head(model.apply)."
+        )
+        raise InputError(msg) from error
+
+
+def _takes_inputs(outputs, params, batch, *keys) -> bool:
+    """Whether it is a network, a function of inputs instead of a batch."""
+    with suppress(Exception):  # whatever the network raises
+        jax.eval_shape(outputs, params, batch.x, *keys)
+        return True
+    return False
 
 
 def single_head(apply: Callable) -> Outputs:

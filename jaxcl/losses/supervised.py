@@ -7,6 +7,7 @@ import optax
 from jaxtyping import Array, Bool, Float, ScalarLike, Shaped
 
 from jaxcl.errors import check_number, is_zero, require
+from jaxcl.losses.outputs import evaluated
 from jaxcl.tree import by_chunks, weighted_mean
 from jaxcl.typing import Batch, Loss, Outputs, Params
 
@@ -19,7 +20,7 @@ def cross_entropy(outputs: Outputs) -> Loss:
     """
 
     def loss(params, batch, keys):
-        scores = outputs(params, batch, keys)
+        scores = evaluated(outputs, params, batch, keys)
         labels = class_labels("cross_entropy", scores, batch)
         # NaN for a label that is not a class; a negative index would count from the end.
         labels = jnp.where(labels < 0, scores.shape[-1], labels)
@@ -50,7 +51,7 @@ def dark_experience_loss(
     likely = cross_entropy(outputs)
 
     def loss(params, batch, keys):
-        given = outputs(params, batch, keys)
+        given = evaluated(outputs, params, batch, keys)
         squares = _squares("stored outputs (store=outputs)", given, batch.stored)
         # alpha |z - f(x)|^2; DER++ adds beta CE(f(x), y).
         kept = jnp.multiply(alpha, jnp.sum(squares.reshape(len(given), -1), axis=1))
@@ -81,7 +82,9 @@ def squared_error(outputs: Outputs) -> Loss:
     """Half the squared distance to the target: ``|outputs - y|^2 / 2``, of equal shapes."""
 
     def loss(params, batch, keys):
-        squares = _squares("targets y", outputs(params, batch, keys), batch.y)
+        squares = _squares(
+            "targets y", evaluated(outputs, params, batch, keys), batch.y
+        )
         return 0.5 * jnp.sum(squares, axis=tuple(range(1, squares.ndim)))
 
     return loss
@@ -97,7 +100,7 @@ def token_cross_entropy(outputs: Outputs) -> Loss:
     """
 
     def loss(params, batch, keys):
-        logits, counts = outputs(params, batch, keys), batch.y >= 0
+        logits, counts = evaluated(outputs, params, batch, keys), batch.y >= 0
         labels = jnp.where(counts, batch.y, 0)
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
         return _mean_of_last(losses, counts)
@@ -109,7 +112,7 @@ def token_accuracy(outputs: Outputs) -> Callable[[Params, Batch], Float[Array, "
     """The fraction of each row's labels (those from zero) with the largest logit."""
 
     def hits(params, batch):
-        right = jnp.argmax(outputs(params, batch), axis=-1) == batch.y
+        right = jnp.argmax(evaluated(outputs, params, batch), axis=-1) == batch.y
         return _mean_of_last(right, batch.y >= 0)
 
     return hits
@@ -136,7 +139,7 @@ def accuracy(
     """
 
     def hits(batch):
-        scores = outputs(params, batch)
+        scores = evaluated(outputs, params, batch)
         labels = class_labels("accuracy", scores, batch)
         # A label outside the classes would count as a miss, and hide the mistake.
         hit = (jnp.argmax(scores, axis=-1) == labels).astype(jnp.float32)

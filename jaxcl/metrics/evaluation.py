@@ -14,6 +14,7 @@ from jaxtyping import Array, ArrayLike, Float, PyTree
 
 from jaxcl.errors import check_kind, require, shown
 from jaxcl.losses import cross_entropy, squared_error
+from jaxcl.losses.outputs import evaluated
 from jaxcl.losses.supervised import are_classes, class_labels
 from jaxcl.tree import by_chunks, safe_divide
 from jaxcl.typing import Batch, Key, Outputs
@@ -154,7 +155,7 @@ def classification(outputs: Outputs) -> RowMetric:
 
     def rows(params, frozen, batch):
         del frozen
-        logits = outputs(params, batch)
+        logits = evaluated(outputs, params, batch)
         labels = class_labels("classification", logits, batch)
         known = are_classes(labels, logits, batch) & ~jnp.isnan(logits).any(axis=-1)
         right = jnp.where(known, jnp.argmax(logits, axis=-1) == labels, jnp.nan)
@@ -173,7 +174,7 @@ def macro_f1(outputs: Outputs, num_classes: int) -> RowMetric:
 
     def rows(params, frozen, batch):
         del frozen
-        logits = outputs(params, batch)
+        logits = evaluated(outputs, params, batch)
         wanted = f"{logits.shape[-1]}, as the outputs have, got {num_classes}"
         fits = logits.shape[-1] == num_classes
         require(fits, "macro_f1", f"num_classes must be {wanted}")
@@ -208,7 +209,7 @@ def tokens(outputs: Outputs, *, weighted_by_labels: bool = False) -> RowMetric:
 
     def rows(params, frozen, batch):
         del frozen
-        logits, counts = outputs(params, batch), batch.y >= 0
+        logits, counts = evaluated(outputs, params, batch), batch.y >= 0
         labels = jnp.where(counts, batch.y, 0)
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
         right = jnp.argmax(logits, axis=-1) == labels
