@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Int
 
 from jaxcl.data.images import Images, as_images
-from jaxcl.errors import as_numbers, require, shown
+from jaxcl.errors import as_numbers, check_kind, require, shown
 from jaxcl.typing import Batch, PyTree, Stream
 
 #: ``(mean, std)`` of pixels in units of 0..1: numbers, or one for each channel.
@@ -27,6 +27,7 @@ class Pool(NamedTuple):
 
 def as_pool(images: Images) -> Pool:
     """An image set on the device, checked again: its fields may have been replaced."""
+    check_kind("images", Images, "make them by as_images", images=images)
     checked = as_images(*images[:4], num_classes=images.num_classes, name=images.name)
     return Pool(*map(jnp.asarray, checked[:4]))
 

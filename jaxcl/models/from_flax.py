@@ -52,6 +52,9 @@ def from_flax(
       ValueError: for a module that holds arrays besides its parameters, such as running
         statistics.
     """
+    bare = isinstance(module, type) and issubclass(module, linen.Module)
+    made = f"got the class {getattr(module, '__name__', '')}; make an instance of it"
+    require(not bare, "from_flax", f"expected a linen module, {made}")
     if isinstance(module, linen.Module):
         message = "a linen module needs inputs; give from_flax(module, x)"
         require(x is not None, "from_flax", message)

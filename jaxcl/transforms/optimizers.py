@@ -10,7 +10,7 @@ import numpy as np
 import optax
 from jaxtyping import PyTree
 
-from jaxcl.errors import require
+from jaxcl.errors import require, shown
 from jaxcl.typing import MethodState, Params, Progress
 
 
@@ -47,6 +47,10 @@ def _is_left_out(leaf: Any) -> bool:
 def accepting(name: str, part: Any) -> optax.GradientTransformationExtraArgs:
     """A transformation that takes any extra arguments and sees those that it names."""
     wrong_way, message = _WRONG[name]
+    such = {"optimizer": "optax.sgd(0.1)", "gradient": "sam(0.05)"}[name]
+    wanted = f"{name} must be an optax transformation, such as {such}"
+    fits = callable(getattr(part, "update", None)) and hasattr(part, "init")
+    require(fits, "make_method", f"{wanted}, got {shown(part)}")
     # Not tried: gradient transformations of this library, which would take seconds, and
     # other people's code, which may do more than return an update.
     known = ("optax", "jaxcl") if name == "optimizer" else ("optax",)

@@ -208,6 +208,7 @@ REFUSED = [
     ],
     # streams
     (lambda: permuted(key=0), "one JAX key, got 0"),
+    (lambda: permuted(images=(X, Y)), "images must be of type Images, .* by as_images"),
     (lambda: permuted(key=jax.random.split(KEY)), "one JAX key, got"),
     (lambda: permuted(num_tasks="2"), "num_tasks must be"),
     *[

@@ -294,6 +294,7 @@ REFUSED = [
                 lambda rngs: Net(rngs, v=nnx.Variable(jnp.ones(3))),
                 r"got v \(Variable\)",
             ),
+            (linen.Dense, "got the class Dense; make an instance of it"),
             (
                 linen.Dense(2),
                 r"linen module needs inputs; give from_flax\(module, x",

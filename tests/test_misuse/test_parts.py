@@ -220,6 +220,14 @@ REFUSED = [
         )
     ],
     (
+        lambda: stepped(transforms.sam),
+        r"gradient must be an optax .*, such as sam\(0.05\), got function",
+    ),
+    (
+        lambda: make_method(LOSS, 0.1),
+        r"optimizer must be an optax transformation, such as optax.sgd\(0.1\), got 0.1",
+    ),
+    (
         lambda: make_method(LOSS, SGD, reset_optimizer="no"),
         "reset_optimizer must be of type bool, got 'no'",
     ),
@@ -437,8 +445,6 @@ LEFT_TO_OTHERS = [
     (lambda: stepped(loss=MODEL), "'Model' object is not callable.* in loss,"),
     (lambda: stepped(loss=optax.squared_error), "positional arguments.* in loss,"),
     (lambda: stepped(loss=MODEL.apply), "'Batch' object has no .*in loss,"),
-    (lambda: make_method(LOSS, 0.1), "'float' object has no attribute 'update'"),
-    (lambda: stepped(transforms.sam), "'function' object has no attribute 'update'"),
     (lambda: stepped(metrics=[len]), "'list' object has no attribute 'items'"),
     (
         lambda: stepped(metrics={"a": "b"}),
