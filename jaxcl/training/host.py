@@ -259,15 +259,17 @@ def learn(
             + (not named)
             * " Rates and method are compared by metadata= only, none given."
         )
-    return _result_of(run, run_state, status)
+    return _result_of(run, run_state, status, home)
 
 
-def _result_of(run: Run, run_state: RunState, status: Status) -> TrainResult:
+def _result_of(
+    run: Run, run_state: RunState, status: Status, home: Path | None
+) -> TrainResult:
     """What a run returns, with warnings of what was not finite or not learned."""
     tasks, results, spent = run.tasks, run.records.results, run.records.spent
     names = [*(task.name for task in tasks), *run.evaluation]
     policy, diverged = run.options.on_non_finite, status == "diverged"
-    warn_of_bad_steps(run_state, tasks, policy, diverged=diverged)
+    warn_of_bad_steps(run_state, tasks, policy, diverged=diverged, place=home)
     warn_of_bad_scores(run.records, names)
     warn_of_unlearned_tasks(run_state, spent, results, names)
     mean = spent.loss / np.where(spent.steps, spent.steps, np.nan)

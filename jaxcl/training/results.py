@@ -210,9 +210,17 @@ def warn_of_bad_scores(records: Records, names: Sequence[str]) -> None:
 
 
 def warn_of_bad_steps(
-    run_state: RunState, tasks: Sequence[Task], policy: Policy, *, diverged: bool
+    run_state: RunState,
+    tasks: Sequence[Task],
+    policy: Policy,
+    *,
+    diverged: bool,
+    place: Any,
 ) -> None:
-    """Warn of steps that were not finite, if there were any."""
+    """Warn of steps that were not finite, if there were any.
+
+    With the folder, if any: Python shows a text once for all runs of a line.
+    """
     if not run_state.num_bad:
         return
     became = {
@@ -227,6 +235,7 @@ def warn_of_bad_steps(
         f"learn: {run_state.num_bad} steps were not finite{where}; {became}. Look for "
         "NaN among the rows and for labels or tasks beyond the outputs, or lower the "
         f"learning rate{_or_strength(run_state)}."
+        + (f" The run is in {place}." if place is not None else "")
     )
 
 

@@ -96,6 +96,7 @@ def run(folder, rate=0.0):
 with warnings.catch_warnings(record=True) as seen:
     warnings.simplefilter("always")
     run(None, jnp.nan)
+    run("lost", jnp.nan)
     ended = run("here")
     Path("here/metrics.jsonl").write_text("")
     run("here")
@@ -129,6 +130,9 @@ def test_every_warning_is_reported_where_the_library_was_called(tmp_path):
         "passed over damaged checkpoints",
     ):
         assert {name for text, name in seen if said in text} == {str(script)}, said
+    # By the folder Python tells two runs of one line apart, and shows both.
+    places = [text.partition(" The run is in ")[2] for text, _ in seen[:4]]
+    assert {bool(place): place.endswith("lost.") for place in places} == {0: 0, 1: 1}
 
 
 @pytest.mark.parametrize("strength", [0.0, 0.1])
