@@ -8,7 +8,6 @@ interrupted continues with exactly the next rows.
 
 import functools
 import json
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -20,7 +19,15 @@ from jaxtyping import Int, PyTree
 
 from jaxcl.data.files import existing_file, expect
 from jaxcl.data.pixels import are_images, pixels_as_floats, unit_scale
-from jaxcl.errors import InputError, check_kind, check_size, reason_of, require, shown
+from jaxcl.errors import (
+    InputError,
+    check_kind,
+    check_size,
+    reason_of,
+    require,
+    shown,
+    warn,
+)
 from jaxcl.tree import at, beyond_int32, check_batch
 from jaxcl.typing import Batch, Stream
 
@@ -224,7 +231,7 @@ def _indexed(
             places.append((file.tell() - len(line), len(line)))
     if bad:
         skipped = f"{who}: skipped {len(bad)} bad lines of {path}, the first of them "
-        warnings.warn(f"{skipped}{bad[0]}.", stacklevel=3)
+        warn(f"{skipped}{bad[0]}.")
     none = f"{path} has no usable line; drop the task or fix the file"
     require(places, who, none)
     return np.array(places), dtypes

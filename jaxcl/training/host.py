@@ -149,7 +149,7 @@ def learn(
       metrics: computed on test rows, such as :func:`jaxcl.metrics.classification`; no
         evaluation if absent.
       evaluation: data sets for evaluation only, by name; their rows need the numbers of
-        the tasks whose heads they are for.
+        the tasks whose heads they are for, such as by :func:`jaxcl.data.number_tasks`.
       start: folder of a run, or a checkpoint in it, ``FOLDER/checkpoints/NUMBER``, of the
         end of a task: learning begins with its full state in place of ``params``. Rows and
         keys are those of this run.
