@@ -22,6 +22,7 @@ import importlib
 import importlib.util
 import json
 import math
+import os
 import shlex
 import sys
 from collections import Counter
@@ -229,8 +230,12 @@ def _check_text(words: Iterable[str]) -> None:
 def experiment_of(module: str) -> Experiment | None:
     """``EXPERIMENT`` of the module ``config`` of a package; None for other modules.
 
-    These are not imported: a script might begin to run.
+    These are not imported: a script might begin to run. The current folder is searched, as
+    by the ``python -m`` of a run; a console script has its own folder in that place.
     """
+    here = os.getcwd()
+    if here not in sys.path and not sys.flags.safe_path:
+        sys.path.insert(0, here)
     found = None
     with suppress(ImportError, ValueError, AttributeError):
         found = importlib.util.find_spec(module)

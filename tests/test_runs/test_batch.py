@@ -368,13 +368,22 @@ def test_fields_are_those_of_the_experiment(
 
 
 def test_any_module_can_be_run(tmp_path, monkeypatch, capsys):
-    """Oracle: a module that knows nothing of this library; its exit code and output."""
+    """Oracle: a module that knows nothing of this library; its exit code and output.
+
+    It is in the current folder, which only ``python -m`` has on its path, not a console
+    script; elsewhere it is not found.
+    """
     (tmp_path / "plain_module.py").write_text(
         "import sys; print(sys.argv[1:]); sys.exit(int(sys.argv[3]))"
     )
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setattr(
+        sys, "path", [p for p in sys.path if p not in ("", os.getcwd())]
+    )
+    monkeypatch.delenv("PYTHONPATH", raising=False)
     words = ["plain_module", "go", "--grid", "code", "3", "--out", str(tmp_path / "b")]
+    assert batch.main(words) == 2
+    assert "a module that python -m finds" in capsys.readouterr().err
+    monkeypatch.chdir(tmp_path)
     assert batch.main(words) == 1
     assert "failed: code=3" in capsys.readouterr().err
     held = (tmp_path / "b" / "logs" / "code=3.txt").read_text()
