@@ -22,7 +22,7 @@ __all__ = ["main", "report"]
 _REPORT = """Tables, figures and a page of a folder of runs: jaxcl report RUN
 
 RUN is the folder of an experiment (it holds results.jsonl) or of one call of learn (it
-holds checkpoints). Written are RUN/tables, RUN/figures and RUN/report.html."""
+holds metrics.jsonl). Written are RUN/tables, RUN/figures and RUN/report.html."""
 
 
 @refusing
