@@ -10,7 +10,7 @@ ROOT = Path(__file__).parent.parent
 LAYERS = [
     {"errors"},
     {"typing", "lockstep", "files", "progress", "signals"},
-    {"tree", "sharding"},
+    {"tree", "sharding", "sequences"},
     {"losses", "adapters"},
     {"metrics", "transforms", "curvature", "memory", "averages", "data", "models"},
     {"regularizers", "landscape", "plasticity", "parts"},

@@ -10,7 +10,7 @@ from jaxtyping import Int
 from jaxcl.data.conversations import Conversation
 from jaxcl.data.tokens import TokenRows, encode
 from jaxcl.errors import InputError, require
-from jaxcl.tree import IGNORED
+from jaxcl.sequences import IGNORED
 
 #: ``(place, text, ids, answers) -> (tokens, labels, length before it was cut)``.
 RowOf = Callable[..., tuple[np.ndarray, np.ndarray, int]]

@@ -17,7 +17,7 @@ from jaxcl.data.dataset import Dataset, Task
 from jaxcl.data.draws import generator
 from jaxcl.data.numbering import number_tasks
 from jaxcl.errors import check_number, require
-from jaxcl.tree import sequence_width, widen
+from jaxcl.sequences import sequence_width, widen
 from jaxcl.typing import Key
 
 

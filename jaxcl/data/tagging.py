@@ -42,7 +42,7 @@ from jaxcl.data.tokens import (
     warn_cut,
 )
 from jaxcl.errors import check_size, require, shown
-from jaxcl.tree import IGNORED
+from jaxcl.sequences import IGNORED
 
 
 def tagging_dataset(

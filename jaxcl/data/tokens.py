@@ -26,7 +26,7 @@ from jaxcl.errors import (
     shown,
     warn,
 )
-from jaxcl.tree import IGNORED
+from jaxcl.sequences import IGNORED
 from jaxcl.typing import Batch
 
 #: The folder of a tokenizer, or one that transformers has loaded.

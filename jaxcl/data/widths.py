@@ -14,7 +14,7 @@ from jaxtyping import Int
 
 from jaxcl.data.dataset import Dataset, Task
 from jaxcl.errors import check_kind, check_number, check_size, is_whole, require, shown
-from jaxcl.tree import IGNORED
+from jaxcl.sequences import IGNORED
 from jaxcl.typing import Batch
 
 _CHUNK = 1024  # rows that are read at a time

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int, PyTree
 
 from jaxcl.errors import require
-from jaxcl.tree import at, widen
+from jaxcl.sequences import widen
+from jaxcl.tree import at
 from jaxcl.typing import Batch, Memory
 
 

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxcl.data.dataset import Dataset, Task
 from jaxcl.errors import require
+from jaxcl.sequences import sequence_width, widen
 from jaxcl.sharding import (
     ShardingPlan,
     batch_sharding,
@@ -19,7 +20,7 @@ from jaxcl.sharding import (
     own_rows,
     place_rows,
 )
-from jaxcl.tree import check_batch, row_format, sequence_width, widen
+from jaxcl.tree import check_batch, row_format
 from jaxcl.typing import Batch, Key
 
 

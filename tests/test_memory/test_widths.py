@@ -6,7 +6,8 @@ import pytest
 
 from jaxcl.errors import InputError
 from jaxcl.memory import class_balanced_reservoir, reservoir
-from jaxcl.tree import as_batch, widen
+from jaxcl.sequences import widen
+from jaxcl.tree import as_batch
 from tests.steps import seen
 
 WIDTHS = (4, 7, 5)

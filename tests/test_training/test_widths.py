@@ -15,9 +15,10 @@ from jaxcl.method import make_method
 from jaxcl.metrics import RowMetric
 from jaxcl.models import DecoderConfig, decoder
 from jaxcl.regularizers import ewc
+from jaxcl.sequences import IGNORED
 from jaxcl.training import Options, learn
 from jaxcl.training.batches import grouped_order
-from jaxcl.tree import IGNORED, as_batch
+from jaxcl.tree import as_batch
 
 WIDTHS = np.array([4, 6, 9])
 KEY = jax.random.key(0)
