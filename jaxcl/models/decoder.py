@@ -1,15 +1,16 @@
 """Decoders for language: Llama and the families that are built like it."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from itertools import count
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float
 
 from jaxcl.errors import check_key, check_number, check_size, require
+from jaxcl.models.inputs import text_inputs
 from jaxcl.models.layers import (
     Rope,
     attend,
@@ -198,7 +199,7 @@ def _normal(config: DecoderConfig, key: Key, *shape: int) -> Array:
 
 def _states(config, params, x, keys, prompt=None, seen=None, *, scan, checkpoint):
     """The input of the output layer, ``[b, n, d]``, and those of all blocks."""
-    tokens, mask, segments = token_inputs("decoder", x)
+    tokens, (mask, segments) = text_inputs("decoder", x, "mask", "segments")
     b, n = tokens.shape
     h = params["embedding"][tokens]
     begin = 0
@@ -286,18 +287,6 @@ def logits(
     else:
         scores = jnp.matmul(x, params["embedding"].T, preferred_element_type=fine)
     return scores.reshape(*states.shape[:-1], -1)
-
-
-def token_inputs(who: str, x: Any) -> tuple[Int[Array, "b n"], Any, Any]:
-    """``(tokens, mask, segments)`` of an input; the last two may be None."""
-    held = x if isinstance(x, Mapping) else {"tokens": x}
-    tokens = held["tokens"]
-    shape, kind = jnp.shape(tokens), jnp.result_type(tokens)
-    fits = len(shape) == 2 and jnp.issubdtype(kind, jnp.integer)
-    came = f"got {kind}{list(shape)}"
-    require(fits, who, f"x must be integer tokens [b, n], or a dict with them, {came}")
-    others = (held.get("mask"), held.get("segments"))
-    return jnp.asarray(tokens), *others
 
 
 def _allowed(mask, segments, begin: int, seen) -> Bool[Array, "b 1 _ m"] | None:

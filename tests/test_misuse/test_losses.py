@@ -34,6 +34,7 @@ from tests.test_misuse.table import (
 )
 
 COLUMN = BATCH._replace(y=BATCH.y[:, None])
+TOKENS = jnp.zeros((2, 7), jnp.int32)
 SMALL = DecoderConfig(
     vocab_size=11,
     hidden_size=16,
@@ -376,11 +377,22 @@ REFUSED = [
     *[
         (
             lambda x=x, name=name: traced(decoder(SMALL), x, name),
-            rf"decoder: x must be integer tokens \[b, n\], .* got {words}",
+            f"decoder: x must {words}",
         )
         for x, words in (
-            (jnp.zeros(7, jnp.int32), r"int32\[7\]"),
-            (jnp.zeros((2, 7)), r"float32\[2, 7\]"),
+            (
+                jnp.zeros(7, jnp.int32),
+                r"hold integers \[b, n\].* got tokens int32\[7\]",
+            ),
+            (jnp.zeros((2, 7)), r"hold integers .* got tokens float32\[2, 7\]"),
+            (
+                {"input_ids": TOKENS},
+                "be tokens or a dict of tokens, mask, segments, got",
+            ),
+            (
+                {"tokens": TOKENS, "attention_mask": TOKENS},
+                "be tokens or a dict .* got",
+            ),
         )
         for name in ("apply", "hidden")
     ],
