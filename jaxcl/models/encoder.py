@@ -19,6 +19,7 @@ from jaxcl.models.layers import (
     fold_in,
     layer_norm,
     leaf_names,
+    recomputing,
     unstacked,
 )
 from jaxcl.tree import safe_divide, wide
@@ -81,9 +82,9 @@ def encoder(
 
     Args:
       config: sizes and rates. A rate of 0 costs nothing.
-      scan: compile one layer and scan over layers, which compiles fast; otherwise they
-        are unrolled, which runs faster on a CPU. The parameters are the same: stacked,
-        leaves ``[layers, ...]``.
+      scan: compile one layer and scan over layers, which compiles fast and stores little
+        for the gradient; otherwise they are unrolled, see :func:`decoder`. The parameters
+        are the same: stacked, leaves ``[layers, ...]``.
       checkpoint: store only the input of each layer for the gradient and recompute the
         rest, for about a third more work.
 
@@ -227,8 +228,7 @@ def _states(config, params, x, keys, *, scan, checkpoint, every):
     if keys is not None and _is_noisy(config, params["layers"]):
         split = lambda key: jax.random.split(key, depth)
         own = jax.vmap(split, out_axes=1)(fold_in(keys, LAYERS))
-    if checkpoint:
-        step = jax.checkpoint(step, prevent_cse=not scan)
+    step = recomputing(step, scan=scan, everything=checkpoint)
     layers: Any = params["layers"], own
     inputs: Any = []
     if scan:

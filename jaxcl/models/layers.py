@@ -6,13 +6,14 @@ factors of an adapter (``lora_a``, ``lora_b``, ``lora_scale``; see
 :mod:`jaxcl.adapters.lora`) adds their product, without merging it into the kernel.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, PyTree
 from jaxtyping import Key as Keys
 
@@ -20,6 +21,34 @@ from jaxcl.tree import wide
 
 #: A dict of arrays, of one layer or of many that are stacked.
 Layer = Mapping[str, Array]
+
+_STORED = "stored"
+
+
+def recomputing(
+    step: Callable, *, scan: bool, everything: bool = False
+) -> Callable[..., Any]:
+    """``step``, a block of a network, with less stored for its gradient.
+
+    Stored are its inputs, the results of :func:`dense` and of attention, and the masks of
+    dropout. Norms, rotations, activations and attention weights are computed again in the
+    backward pass: that needs less than half of the memory, and no more time.
+
+    Args:
+      step: any function of arrays.
+      scan: whether it is the body of a scan, which needs no barrier against a compiler
+        that shares what is to be computed twice.
+      everything: store the inputs only, for about a third more work.
+    """
+    some = jax.checkpoint_policies.save_only_these_names(_STORED)
+    return jax.checkpoint(
+        step, policy=None if everything else some, prevent_cse=not scan
+    )
+
+
+def _stored(x: Array) -> Array:
+    """The same, marked as something that :func:`recomputing` stores."""
+    return checkpoint_name(x, _STORED)
 
 
 def dense(
@@ -44,13 +73,13 @@ def dense(
     if "bias" in layer:
         y = y + layer["bias"]
     if "lora_a" not in layer:
-        return y
+        return _stored(y)
     a, b, scale = (
         layer[f"lora_{name}"].astype(x.dtype) for name in ("a", "b", "scale")
     )
     if keys is not None and "lora_dropout" in layer:
         x = dropout(keys, x, layer["lora_dropout"])
-    return y + scale * ((x @ a) @ b)
+    return _stored(y + scale * (_stored(x @ a) @ b))
 
 
 def dropout(
@@ -62,7 +91,8 @@ def dropout(
     loss does not depend on its neighbours.
     """
     shape = x.shape[0] // keys.shape[0], x.shape[1]
-    keep = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - rate, shape))(keys)
+    draw = lambda key: jax.random.bernoulli(key, 1 - rate, shape)
+    keep = _stored(jax.vmap(draw)(keys))
     return jnp.where(keep.reshape(x.shape), x / (1 - rate), 0).astype(x.dtype)
 
 
@@ -113,13 +143,14 @@ def attend(
     """
     fused = jax.default_backend() == "gpu" and q.dtype.itemsize == 2
     fused = fused and q.shape[-1] % 8 == 0 and q.shape[-1] <= 128 and mask is None
-    return jax.nn.dot_product_attention(
+    mixed = jax.nn.dot_product_attention(
         *(q, k, v),
         mask=mask,
         is_causal=causal,
         local_window_size=(window - 1, 0) if window else None,
         implementation="cudnn" if fused else "xla",
     )
+    return _stored(mixed)
 
 
 def attend_with_dropout(
@@ -146,7 +177,8 @@ def attend_with_dropout(
     places = (jnp.arange(h)[:, None] + h * jnp.arange(n)).ravel()
     own = jax.vmap(lambda key: jax.vmap(partial(jax.random.fold_in, key))(places))(keys)
     kept = dropout(own.ravel(), weights.reshape(b * h * n, -1), rate)
-    return jnp.einsum("bhnm,bmhs->bnhs", kept.reshape(weights.shape).astype(v.dtype), v)
+    kept = kept.reshape(weights.shape).astype(v.dtype)
+    return _stored(jnp.einsum("bhnm,bmhs->bnhs", kept, v))
 
 
 class Rope(NamedTuple):
