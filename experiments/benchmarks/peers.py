@@ -50,17 +50,12 @@ def workers(config: Config, job: Path) -> Iterator[dict[str, Ask]]:
     Those that need PyTorch or Avalanche run if ``JAXCL_PEERS_PYTHON`` names an interpreter,
     and this library as it was if ``JAXCL_BASELINE`` names a checkout of it.
     """
-    before, theirs = map(os.environ.get, ("JAXCL_BASELINE", "JAXCL_PEERS_PYTHON"))
+    before = os.environ.get("JAXCL_BASELINE")
+    theirs = interpreter("requirements-avalanche.txt")
     require(
         not before or (Path(before) / "experiments/benchmarks/ours.py").exists(),
         "JAXCL_BASELINE",
         f"no checkout of jaxcl at {before}; make one by git worktree add PATH COMMIT",
-    )
-    require(
-        not theirs or Path(theirs).exists(),
-        "JAXCL_PEERS_PYTHON",
-        f"no interpreter at {theirs}; make an environment from "
-        "third_party/peers/requirements-avalanche.txt",
     )
     wanted = {
         "jax": (sys.executable if config.by_hand else None, None),
@@ -76,8 +71,19 @@ def workers(config: Config, job: Path) -> Iterator[dict[str, Ask]]:
         }
 
 
+def interpreter(requirements: str) -> str | None:
+    """The Python of other libraries, if ``JAXCL_PEERS_PYTHON`` names one."""
+    python = os.environ.get("JAXCL_PEERS_PYTHON")
+    remedy = f"make an environment from third_party/peers/{requirements}"
+    message = f"no interpreter at {python}; {remedy}"
+    require(not python or Path(python).exists(), "JAXCL_PEERS_PYTHON", message)
+    return python or None
+
+
 @contextmanager
-def worker(job: Path, name: str, python: str, checkout: str | None) -> Iterator[Ask]:
+def worker(
+    job: Path, name: str, python: str, checkout: str | None = None
+) -> Iterator[Ask]:
     """One script, started, on the code of a checkout if given; ended on the way out."""
     script = f"speed_{name}.py"
     code = {"PYTHONPATH": str(Path(checkout).resolve())} if checkout else {}

@@ -83,8 +83,8 @@ def encoder(
     Args:
       config: sizes and rates. A rate of 0 costs nothing.
       scan: compile one layer and scan over layers, which compiles fast and stores little
-        for the gradient; otherwise they are unrolled, see :func:`decoder`. The parameters
-        are the same: stacked, leaves ``[layers, ...]``.
+        for the gradient; otherwise they are unrolled, see :func:`.decoder`. The
+        parameters are the same: stacked, leaves ``[layers, ...]``.
       checkpoint: store only the input of each layer for the gradient and recompute the
         rest, for about a third more work.
 

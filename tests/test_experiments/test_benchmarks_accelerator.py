@@ -199,3 +199,14 @@ def test_the_readme_shows_what_the_committed_lines_say():
     text = readme_text(read_lines())
     assert text in (LINES.parent.parent / "README.md").read_text()
     assert "| 50 | 8c4cd4e | 7,238 |" in text
+
+
+def test_language_models_have_a_table_of_their_own():
+    """Oracle: by hand."""
+    line = {
+        **{"item": "language", "what": "billion: lora", "first_seconds": 20.2},
+        **{"run_seconds": 0.25, "tokens_per_second": 32768.0},
+        "teraflops_per_second": 161.9,
+    }
+    text = readme_text([*read_lines(), line])
+    assert "| billion: lora | 20 s | 0.250 s | 32,768 | 162 |" in text

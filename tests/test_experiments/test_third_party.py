@@ -47,10 +47,19 @@ def test_every_dependency_has_a_licence_in_the_table(name):
 
 
 def test_every_environment_of_a_peer_is_pinned():
-    """Oracle: each requirement has one exact version, and torch and NumPy the same."""
+    """Oracle: each requirement has one exact version, and torch the same."""
     peers = ROOT / "third_party" / "peers"
-    lines = (peers / "requirements-avalanche.txt").read_text().splitlines()
-    pins = dict(line.split("==") for line in lines if not line.startswith("#"))
+    pinned = {
+        file.stem.removeprefix("requirements-"): dict(
+            line.split("==")
+            for line in file.read_text().splitlines()
+            if not line.startswith("#")
+        )
+        for file in peers.glob("requirements-*.txt")
+    }
+    pins, others = pinned["avalanche"], pinned["transformers"]
+    assert pins["torch"] == others["torch"]
+    assert {"transformers", "peft"} <= set(others)
     command = (peers / "ewc_torch.py").read_text().split("pip install ")[1]
     for requirement in command.splitlines()[0].split():
         name, version = requirement.split("==")

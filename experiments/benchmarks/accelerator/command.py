@@ -24,6 +24,7 @@ from typing import Annotated
 
 import tyro
 
+from experiments.benchmarks.accelerator.language import language
 from experiments.benchmarks.accelerator.packed import grid, one_pack, packs
 from experiments.benchmarks.accelerator.ratios import fishers, host_loop, sam_step
 from experiments.benchmarks.accelerator.resume import kill_and_resume
@@ -40,6 +41,7 @@ NO_TRITON = f"{NO_AUTOTUNING} --xla_gpu_enable_triton_gemm=false"
 #: In the order in which they are wanted. Shares are seconds of eight minutes, if every
 #: item uses all of its time.
 ITEMS = (
+    Item("language", language, 120, ""),  # steps and generation of language models
     Item("packs", packs, 110),  # runs per hour against runs in one program
     Item("grid", grid, 105),  # the paper's runs all together, extrapolated
     Item("sam", sam_step, 45),  # a SAM step against a plain one

@@ -13,8 +13,9 @@ from jaxcl.runs.readme import fill
 
 LINES = README.parent / "results" / "accelerator"
 
-#: What a ratio is of, by item; those of Fishers name the network.
+#: What a ratio is of, by item; some name the network.
 RATIOS = {
+    "language": "a step of an adapter with SAM, {network} | the plain step",
     "sam": "a step of SAM, decoder | the plain step",
     "loop": "a step of the host loop, decoder | the bare step",
     "fisher": "the Fisher of {network} | the gradient",
@@ -64,8 +65,25 @@ def readme_text(lines: Sequence[dict[str, Any]]) -> str:
             f"{grid['compile_seconds'] / 60:.0f} of compiling. A run that was killed "
             f"ended with {kill['equal_arrays']} of {kill['arrays']} arrays equal bit for "
             "bit.",
+            *language_text([x for x in lines if "tokens_per_second" in x]),
         ]
     )
+
+
+def language_text(lines: Sequence[dict[str, Any]]) -> list[str]:
+    """Steps and generation of language models, if they were measured."""
+    if not lines:
+        return []
+    return [
+        "",
+        "| language model | first call | a step or call | tokens a second | TFLOP/s |",
+        "|---|---:|---:|---:|---:|",
+        *(
+            f"| {x['what']} | {x['first_seconds']:.0f} s | {x['run_seconds']:.3f} s "
+            f"| {x['tokens_per_second']:,.0f} | {x['teraflops_per_second']:.0f} |"
+            for x in lines
+        ),
+    ]
 
 
 if __name__ == "__main__":

@@ -1,0 +1,1 @@
+"""How fast language models learn and write, beside Transformers and PEFT."""
