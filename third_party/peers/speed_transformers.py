@@ -25,12 +25,12 @@ def main():
     """Serve requests; models are made when they are first asked for."""
     torch.set_num_threads(1)
     transformers.logging.set_verbosity_error()
-    job, works = load(), {}
+    job, works, models = load(), {}, {}
 
     def answer(request):
         name, what = request["job"].split("-")
         if (name, what) not in works:
-            work = make_work(job, name, what)
+            work = make_work(job, name, what, models)
             _, first = timed(work)
             works[name, what] = work, {f"first_{unit}": s for unit, s in first.items()}
         work, first = works[name, what]
@@ -54,10 +54,18 @@ def timed(work):
     return done, {"cpu": cpu, "wall": wall}
 
 
-def make_work(job, name, what):
-    """A function that does a job once and returns its loss, 0 where there is none."""
+def make_work(job, name, what, models):
+    """A function that does a job once and returns its loss, 0 where there is none.
+
+    Jobs that change no weights share one of the ``models``.
+    """
     torch.manual_seed(job.seed)
-    model = make_model(job.shapes[name])
+    if what in ("step", "lora"):
+        model = make_model(job.shapes[name])
+    else:
+        if name not in models:
+            models[name] = make_model(job.shapes[name])
+        model = models[name]
     batch = make_batch(job, name)
     if what == "forward":
         tokens = {"input_ids": batch["input_ids"]}
@@ -99,11 +107,11 @@ def without_gradient(model, work):
     """The work, in evaluation; its loss is 0."""
 
     def run():
+        model.eval()
         with torch.inference_mode():
             work()
         return 0.0
 
-    model.eval()
     return run
 
 

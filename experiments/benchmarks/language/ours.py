@@ -50,6 +50,12 @@ def make_model(shape: Shape) -> tuple[Model, Callable[[Callable], Loss]]:
 
 
 @cache
+def make_params(config: Config, name: str) -> Params:
+    """Random weights, which all jobs of a model share."""
+    return make_model(SHAPES[name])[0].init(jax.random.key(config.seed))
+
+
+@cache
 def make_tokens(config: Config, name: str, rows: int) -> np.ndarray:
     """Random tokens ``[rows, length]`` of a model."""
     shape, draw = SHAPES[name], np.random.default_rng(config.seed)
@@ -85,8 +91,7 @@ class Job(NamedTuple):
 def make_job(config: Config, name: str, *, adapter: bool, rows: int = 0) -> Job:
     """All weights of a model, or an adapter of all its projections, and some rows."""
     shape = SHAPES[name]
-    model, loss = make_model(shape)
-    params = model.init(jax.random.key(config.seed))
+    (model, loss), params = make_model(shape), make_params(config, name)
     batch = make_batch(config, name, rows or shape.batch_size)
     if not adapter:
         narrow = partial(cast_compute, jnp.bfloat16) if shape.narrow else lambda f: f
@@ -239,7 +244,7 @@ def num_bytes(tree: Any) -> int:
 def write(config: Config, name: str, count: int) -> Work:
     """Greedy tokens after prompts, all of a batch."""
     sizes = SHAPES[name].config
-    params = make_model(SHAPES[name])[0].init(jax.random.key(config.seed))
+    params = make_params(config, name)
     prompts, key = make_prompts(config, name, count), jax.random.key(KEY_SEED)
     length = config.new_tokens
     given = key, sizes, jax.block_until_ready(params), prompts
