@@ -76,8 +76,9 @@ def decoder(
       config: sizes.
       scan: compile one block and scan over layers, which compiles fast and stores little
         for the gradient: products and attention, from which the rest is computed again.
-        Otherwise the layers are unrolled: on a CPU a few per cent faster, at twice the
-        memory. The parameters are the same: stacked, leaves ``[layers, ...]``.
+        Otherwise the layers are unrolled: at twice the memory on a CPU, and a few per
+        cent faster if they are small, slower if not. The parameters are the same:
+        stacked, leaves ``[layers, ...]``.
       checkpoint: store only the input of each block for the gradient and recompute the
         rest: memory of one block instead of all, for about a third more work.
 
