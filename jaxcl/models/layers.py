@@ -64,22 +64,25 @@ def dense(
 
     ``W`` is ``kernel [i, o]``; ``bias``, ``lora_a [i, k]`` with ``lora_b [k, o]``, and
     their ``lora_dropout`` are optional. Factors are cast to the dtype of ``x``, so that
-    they may be float32 over a base in bfloat16. The result has their common dtype, or
-    ``dtype``.
+    they may be float32 over a base in bfloat16, and so may a kernel that is trained fully.
+    The result has the dtype of ``x``, or ``dtype``.
 
     Source: Hu et al. 2021, arXiv:2106.09685, section 4.1.
     """
-    y = jnp.matmul(x, layer["kernel"], preferred_element_type=dtype)
+    dtype = x.dtype if dtype is None else dtype
+    fine = jnp.promote_types(dtype, layer["kernel"].dtype)
+    y = jnp.matmul(x, layer["kernel"], preferred_element_type=fine)
     if "bias" in layer:
         y = y + layer["bias"]
     if "lora_a" not in layer:
-        return _stored(y)
+        return _stored(y.astype(dtype))
     a, b, scale = (
         layer[f"lora_{name}"].astype(x.dtype) for name in ("a", "b", "scale")
     )
     if keys is not None and "lora_dropout" in layer:
         x = dropout(keys, x, layer["lora_dropout"])
-    return _stored(y + scale * (_stored(x @ a) @ b))
+    y = y + scale * (_stored(x @ a) @ b)
+    return _stored(y.astype(dtype))
 
 
 def dropout(
@@ -106,7 +109,7 @@ def rms_norm(layer: Layer, x: Array, eps: float) -> Array:
     fine = wide(x)
     square = jnp.mean(jnp.square(fine), axis=-1, keepdims=True)
     unit = (fine * jax.lax.rsqrt(square + eps)).astype(x.dtype)
-    return layer["scale"] * unit
+    return (layer["scale"] * unit).astype(x.dtype)
 
 
 def layer_norm(layer: Layer, x: Array, eps: float) -> Array:
@@ -115,7 +118,7 @@ def layer_norm(layer: Layer, x: Array, eps: float) -> Array:
     centred = fine - jnp.mean(fine, axis=-1, keepdims=True)
     variance = jnp.mean(jnp.square(centred), axis=-1, keepdims=True)
     unit = (centred * jax.lax.rsqrt(variance + eps)).astype(x.dtype)
-    return layer["scale"] * unit + layer["bias"]
+    return (layer["scale"] * unit + layer["bias"]).astype(x.dtype)
 
 
 def attend(

@@ -25,10 +25,12 @@ from jaxcl.losses import (
     single_head,
     token_cross_entropy,
 )
+from jaxcl.models import EncoderConfig, encoder, generate
 from jaxcl.models.layers import dense
 from tests.test_adapters.small import (
     BASE,
     BATCH,
+    CONFIG,
     MODEL,
     TOKENS,
     adapted,
@@ -175,6 +177,33 @@ def test_a_module_that_is_trained_fully_is_copied_to_float32():
         np.testing.assert_array_equal(trainable["norm"]["scale"], base["norm"]["scale"])
         jax.jit(lambda tree: tree, donate_argnums=0)(trainable)
         assert not base["out"]["kernel"].is_deleted()
+
+
+@pytest.mark.parametrize("extra", ["norm_0", "gate_proj", "q_proj"])
+def test_modules_in_float32_go_with_a_base_in_bfloat16(extra):
+    """Oracle: all weights in float32, to the rounding of bfloat16; and the dtypes."""
+    half = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), BASE)
+    params = trained(base=half, extra=extra, targets=("v_proj", "up_proj"))
+    wide = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), params)
+    found, wanted = MODEL.apply(params, TOKENS), MODEL.apply(wide, TOKENS)
+    assert found.dtype == jnp.float32
+    assert np.abs(found - wanted).max() < 0.1 * np.abs(wanted).max()
+    gradient = jax.grad(lambda p: MODEL.apply(p, TOKENS).sum())(params)
+    same = lambda found, leaf: found.dtype == leaf.dtype
+    assert all(jax.tree.leaves(jax.tree.map(same, gradient, params)))
+    new = generate(KEY, CONFIG, params, [[1, 2, 3]], max_new_tokens=2, quiet=True)
+    assert new[0].shape == (2,)
+
+
+def test_norms_of_an_encoder_may_be_in_float32_over_bfloat16():
+    """Oracle: all weights in float32, to the rounding of bfloat16."""
+    config = EncoderConfig(11, 16, 24, 2, 4, initializer_range=0.3)
+    model = encoder(config)
+    half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), model.init(KEY))
+    params = add_lora(KEY, half, targets="query", extra="layers/.*/norm")
+    wide = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), params)
+    found, wanted = model.apply(params, TOKENS), model.apply(wide, TOKENS)
+    assert np.abs(found - wanted).max() < 0.1 * np.abs(wanted).max()
 
 
 # ------------------------------------------------------------------------------ merging
