@@ -16,7 +16,16 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxcl.errors import check_key, check_number, check_size, require
+from jaxcl.errors import (
+    as_numbers,
+    check_key,
+    check_kind,
+    check_number,
+    check_size,
+    require,
+    shown,
+    warn,
+)
 from jaxcl.models.decoder import DecoderConfig, block, logits
 from jaxcl.models.layers import attend, rms_norm, unstacked
 from jaxcl.progress import progress
@@ -88,14 +97,18 @@ def generate(
       The new tokens of each prompt, without the stop token.
 
     Raises:
-      ValueError: for a prompt that is empty or has a token that the model does not know.
+      ValueError: for a prompt that is empty, is longer than the model's context, or has a
+        token that the model does not know; for the parameters of another model.
 
     Cost: one pass over the prompts, then one step a token. Memory: a copy of the layers,
     and ``2 b m`` times the size of all key heads for ``m`` tokens of ``b`` rows.
     """
-    _check(config, prompts, max_new_tokens, batch_size, sampling)
+    sampling = _checked_sampling(sampling)
+    check_size("generate", max_new_tokens=max_new_tokens, batch_size=batch_size)
+    _check_params(config, params)
+    prompts = _checked_prompts(config, prompts, max_new_tokens)
     key = check_key("generate", key)
-    stop = jnp.asarray(sorted({int(token) for token in stop}), jnp.int32)
+    stop = jnp.asarray(_stop_tokens(stop, config.vocab_size), jnp.int32)
     apart = _apart(params, config.num_hidden_layers)
     order = np.argsort([len(prompt) for prompt in prompts], kind="stable")
     found: list[Any] = [None] * len(prompts)
@@ -106,7 +119,7 @@ def generate(
             chosen = order[first : first + batch_size]
             # The last batch is filled up, so that its program is the one of the others.
             rows = np.resize(chosen, min(batch_size, len(order)))
-            held = [np.asarray(prompts[int(row)], np.int32) for row in rows]
+            held = [prompts[row] for row in rows]
             keys = jax.vmap(partial(jax.random.fold_in, key))(jnp.asarray(rows))
             new = _batch(config, apart, held, keys, max_new_tokens, stop, sampling)
             done = 0
@@ -122,24 +135,65 @@ def generate(
     return found
 
 
-def _check(config, prompts, max_new_tokens, batch_size, sampling) -> None:
-    """Refuse what cannot be generated from."""
-    check_size("generate", max_new_tokens=max_new_tokens, batch_size=batch_size)
-    check_size("generate", optional=True, top_k=sampling.top_k)
-    check_number("generate", temperature=sampling.temperature)
-    penalty = sampling.repetition_penalty
+def _checked_sampling(sampling: Sampling) -> Sampling:
+    """The same with numbers of Python, which programs are chosen by."""
+    check_kind("generate", Sampling, sampling=sampling)
+    temperature, top_k, top_p, penalty = sampling
+    check_size("generate", optional=True, top_k=top_k)
+    check_number("generate", temperature=temperature)
     check_number("generate", above=True, repetition_penalty=penalty)
-    check_number("generate", above=True, most=1.0, top_p=sampling.top_p)
+    check_number("generate", above=True, most=1.0, top_p=top_p)
+    return Sampling(float(temperature), top_k, float(top_p), float(penalty))
+
+
+def _check_params(config: DecoderConfig, params: Params) -> None:
+    """Refuse the parameters of another model, as far as shapes tell."""
+    check_kind("generate", DecoderConfig, config=config)
+    kernel = jnp.shape(params["layers"]["attention"]["q_proj"]["kernel"])
+    came = jnp.shape(params["embedding"]), kernel[0]
+    fits = came == ((config.vocab_size, config.hidden_size), config.num_hidden_layers)
+    wanted = f"params must be those of config, got an embedding {list(came[0])}"
+    require(fits, "generate", f"{wanted} and {came[1]} layers; give both of one model")
+
+
+def _checked_prompts(config: DecoderConfig, prompts, max_new_tokens: int) -> list[Any]:
+    """The prompts as arrays; refuse what the model cannot go on from."""
+    held, context = [], config.max_position_embeddings
     for number, prompt in enumerate(prompts):
-        if not len(prompt):
-            require(
-                False, "generate", f"prompt {number} is empty; begin it with a token"
-            )
-        least, most = min(prompt), max(prompt)
+        tokens = as_numbers("generate", f"prompt {number}", prompt)
+        if tokens.shape == (0,):
+            message = f"prompt {number} is empty; begin it with a token"
+            require(False, "generate", message)
+        if tokens.ndim != 1 or tokens.dtype.kind not in "iu":
+            came = f"numbers of tokens, got {shown(prompt)}"
+            require(False, "generate", f"prompt {number} must be a list of {came}")
+        least, most = tokens.min(), tokens.max()
         if least < 0 or most >= config.vocab_size:
             wanted = f"tokens from 0 to {config.vocab_size - 1}, got {least} to {most}"
             message = f"prompt {number} must have {wanted}; use the model's tokenizer"
             require(False, "generate", message)
+        if context is not None and tokens.size > context:
+            wanted = f"at most {context} tokens (max_position_embeddings)"
+            came = f"prompt {number} must have {wanted}, got {tokens.size}; cut it"
+            require(False, "generate", came)
+        held.append(tokens.astype(np.int32))
+    longest = max((tokens.size for tokens in held), default=0) + max_new_tokens
+    if context is not None and longest > context:
+        beyond = f"texts of up to {longest} tokens, the model was trained for {context}"
+        warn(f"generate: {beyond}; later tokens may make no sense.")
+    return held
+
+
+def _stop_tokens(stop: Iterable[int], vocab_size: int) -> list[int]:
+    """The tokens that end a text, each once."""
+    many = isinstance(stop, Iterable) and not isinstance(stop, str)
+    tokens = as_numbers("generate", "stop", list(stop) if many else stop)
+    fits = tokens.shape == (0,) or (tokens.ndim == 1 and tokens.dtype.kind in "iu")
+    fits = fits and bool(np.all((tokens >= 0) & (tokens < vocab_size)))
+    wanted = f"stop must be a list of tokens from 0 to {vocab_size - 1}"
+    remedy = "give such as [tokenizer.eos_token_id]"
+    require(fits, "generate", f"{wanted}, got {shown(stop)}; {remedy}")
+    return sorted({*tokens.astype(int).tolist()})
 
 
 @partial(jax.jit, static_argnames="depth")

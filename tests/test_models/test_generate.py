@@ -136,3 +136,18 @@ def test_programs_are_shared_by_prompts_of_similar_length(compilations):
     compilations.clear()
     generated(config, prompts=[[1, 2, 3, 4], [2], [3], [11] * 17], params=params)
     assert not programs & {*compilations}
+
+
+def test_numbers_of_sampling_may_be_arrays():
+    """Oracle: the same numbers of Python."""
+    wanted = generated(sampling=Sampling(0.5, top_p=0.75), count=3)
+    arrays = Sampling(jnp.float32(0.5), top_p=np.float64(0.75))
+    assert generated(sampling=arrays, count=3) == wanted
+
+
+def test_texts_beyond_the_context_are_warned_of():
+    """Oracle: the sum by hand; control: one token less."""
+    config = SMALL._replace(max_position_embeddings=20)
+    assert generated(config, count=2) == generated(count=2)
+    with pytest.warns(UserWarning, match=r"of up to 21 tokens, .* trained for 20;"):
+        generated(config, count=3)
