@@ -303,6 +303,8 @@ def _choose(scores, seen, keys, number, sampling: Sampling) -> Int[Array, " b"]:
         scores = jnp.where(seen, less, scores)
     if sampling.temperature == 0.0:
         return jnp.argmax(scores, axis=-1).astype(jnp.int32)
+    # Differences to the highest score: near 0 a quotient of scores would overflow.
+    scores = scores - jnp.max(scores, axis=-1, keepdims=True)
     scores = scores / sampling.temperature
     if sampling.top_k is not None and sampling.top_k < scores.shape[-1]:
         least = jax.lax.top_k(scores, sampling.top_k)[0][:, -1:]

@@ -94,6 +94,7 @@ def test_the_likeliest_token_alone_is_greedy():
         Sampling(temperature=1.0, top_k=1),
         Sampling(temperature=1.0, top_p=1e-6),
         Sampling(temperature=1e-6),
+        Sampling(temperature=1e-38),
     ):
         assert generated(sampling=only) == greedy
 
