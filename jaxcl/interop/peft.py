@@ -29,7 +29,7 @@ from jaxcl.errors import (
 )
 from jaxcl.files import as_folder
 from jaxcl.interop.family import read_json
-from jaxcl.interop.peft_names import names_of
+from jaxcl.interop.peft_names import is_decoder, names_of
 from jaxcl.typing import Params
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -56,7 +56,8 @@ def load_adapter(
 
     The factors are beside the kernels, as :func:`jaxcl.adapters.add_lora` makes them, in
     float32. Modules that were trained fully (``modules_to_save``) take the place of the
-    base's; to train them on, name them: ``partition(params, [lora_rule, "out"])``.
+    base's; to train them on, name them: ``partition(params, [lora_rule, "out"])``. With an
+    embedding for tokens alone, as PEFT trains a tied one, ``out`` is that of the base.
 
     Args:
       folder: with ``adapter_config.json`` and ``adapter_model.safetensors``.
@@ -79,7 +80,7 @@ def load_adapter(
     require(not held, _WHO, f"{already}; give those of the base")
     spots = spots_of(names or names_of(_WHO, base), base)
     pairs, full = _matched(place, tensors, spots)
-    leaves = _full_leaves(place, full, base)
+    leaves = _untied(_full_leaves(place, full, base), base)
     for module, found in pairs.items():
         leaves |= _adapter(place, config, module, found, base)
     return combine(tree_of(leaves), params)
@@ -217,6 +218,19 @@ def _full_leaves(
             leaf[... if layer is None else layer] = value
         leaves[path] = jnp.asarray(leaf)
     return leaves
+
+
+def _untied(leaves: dict[str, Any], base: Mapping[str, Any]) -> dict[str, Any]:
+    """A head of its own, if tokens have another embedding than the base's head.
+
+    PEFT replaces a tied embedding for tokens only; its outputs remain those of the base.
+    """
+    if "embedding" not in leaves or not is_decoder(base) or "out/kernel" in base:
+        return leaves
+    head = leaves.get("out/kernel", jnp.asarray(base["embedding"]).T)
+    alike = np.array_equal(head, leaves["embedding"].T)
+    others = {path: leaf for path, leaf in leaves.items() if path != "out/kernel"}
+    return others if alike else {**others, "out/kernel": head}
 
 
 def _adapter(

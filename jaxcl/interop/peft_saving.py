@@ -63,6 +63,9 @@ def save_adapter(
     unnamed = min(saved - {spot.leaf for spot in spots.values()}, default=None)
     require(unnamed is None, _WHO, f"{unnamed} has no name in files of this model")
     full = {name: spot for name, spot in spots.items() if spot.leaf in saved}
+    if "embedding" in saved and is_decoder(leaves) and "out/kernel" not in leaves:
+        # PEFT would replace a tied embedding for tokens only.
+        full["lm_head.weight"] = Spot("embedding", None)
     tensors = {}
     for module, own in adapters.items():
         tensors[f"{PREFIX}{module}.lora_A.weight"] = own.a.T

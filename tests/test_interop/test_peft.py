@@ -43,6 +43,7 @@ CASES = {
     "patterns": ("llama", (), True),
     "head": ("llama", ("out",), False),
     "tied_head": ("llama_tied", ("out",), False),
+    "tied_embedding": ("llama_tied", ("embedding",), False),
     "one_layer": ("llama", (), False),
     "classifier": ("bert", ("classifier",), False),
 }
@@ -353,3 +354,18 @@ def _with_head(held):
     head = "base_model.model.lm_head.lora_{}.weight"
     a, b = np.ones((4, 16), np.float32), np.ones((24, 4), np.float32)
     return held | {head.format("A"): a, head.format("B"): b}
+
+
+def test_a_tied_embedding_is_written_for_tokens_and_outputs(tmp_path):
+    """Oracle: both tensors by hand, as PEFT would leave the base's outputs; it is read."""
+    base = base_of("tied_head")
+    params = add_lora(jax.random.key(0), base, rank=2, extra="embedding")
+    params["embedding"] += 1
+    save_adapter(tmp_path / "new", params, extra="embedding")
+    file = load_file(tmp_path / "new" / "adapter_model.safetensors")
+    for name in ("lm_head", "model.embed_tokens"):
+        found = file[f"base_model.model.{name}.weight"]
+        np.testing.assert_array_equal(found, params["embedding"])
+    modules = config_of(tmp_path / "new")["modules_to_save"]
+    assert modules == ["lm_head", "model.embed_tokens"]
+    chex.assert_trees_all_equal(load_adapter(tmp_path / "new", base), params)

@@ -78,6 +78,10 @@ CASES = {
         "llama_tied",
         {"r": 2, "target_modules": ["o_proj"], "modules_to_save": ["lm_head"]},
     ),
+    "tied_embedding": (
+        "llama_tied",
+        {"r": 2, "target_modules": ["o_proj"], "modules_to_save": ["embed_tokens"]},
+    ),
     "one_layer": (
         "llama",
         {"r": 2, "target_modules": ["gate_proj"], "layers_to_transform": [1]},
