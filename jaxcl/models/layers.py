@@ -17,6 +17,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, PyTree
 from jaxtyping import Key as Keys
 
+from jaxcl.errors import require
 from jaxcl.tree import wide
 
 #: A dict of arrays, of one layer or of many that are stacked.
@@ -83,6 +84,14 @@ def dense(
         x = dropout(keys, x, layer["lora_dropout"])
     y = y + scale * (_stored(x @ a) @ b)
     return _stored(y.astype(dtype))
+
+
+def plain_kernel(who: str, layer: Layer) -> Array:
+    """A kernel that is used without :func:`dense`; refuse an adapter beside it."""
+    message = "params have an adapter on a layer that does not apply any"
+    remedy = "call it with merge_lora(params), or leave the layer out of targets"
+    require("lora_a" not in layer, who, f"{message}; {remedy}")
+    return layer["kernel"]
 
 
 def dropout(

@@ -8,7 +8,7 @@ from jaxtyping import Array, Bool, Float
 
 from jaxcl.errors import check_key, check_number, check_size
 from jaxcl.models.inputs import text_inputs
-from jaxcl.models.layers import dense, dropout
+from jaxcl.models.layers import dense, dropout, plain_kernel
 from jaxcl.typing import Model
 
 
@@ -92,10 +92,10 @@ def _last_states(
 ) -> Float[Array, "b s"]:
     """The states after the last real token of each direction, side by side."""
     (b, n, d), layer = e.shape, params["input"]
-    kernel = params["state"]["kernel"]
+    into, kernel = (plain_kernel("lstm", params[name]) for name in ("input", "state"))
     directions, size = kernel.shape[:2]
     # The inputs of all gates at once, [directions, b, n, 4 h]; time goes first.
-    gates = jnp.einsum("rd,kdg->krg", e.reshape(b * n, d), layer["kernel"])
+    gates = jnp.einsum("rd,kdg->krg", e.reshape(b * n, d), into)
     gates = (gates + layer["bias"][:, None]).reshape(directions, b, n, 4 * size)
     both = jnp.broadcast_to(real, (directions, b, n))
     turn = lambda x: jnp.concatenate([x[:1], jnp.flip(x[1:], axis=2)])

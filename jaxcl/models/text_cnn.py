@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 from jaxcl.errors import check_key, check_number, check_size
 from jaxcl.models.from_flax import init_kernels
 from jaxcl.models.inputs import text_inputs
-from jaxcl.models.layers import dense, dropout
+from jaxcl.models.layers import dense, dropout, plain_kernel
 from jaxcl.typing import Model
 
 
@@ -94,10 +94,11 @@ def text_cnn(
 
 def _convolve_and_pool(layer: Any, h: Float[Array, "b n d"], real) -> Array:
     """The maximum over all windows that hold a real token, ``[b, filters]``."""
-    (b, n, d), width = h.shape, layer["kernel"].shape[0]
+    kernel = plain_kernel("text_cnn", layer)
+    (b, n, d), width = h.shape, kernel.shape[0]
     # One product of all tokens with all taps of the kernel; then each window adds up its
     # own: the window at i reads tap k at i + k - (width - 1).
-    taps = h.reshape(b * n, d) @ jnp.moveaxis(layer["kernel"], 0, 1).reshape(d, -1)
+    taps = h.reshape(b * n, d) @ jnp.moveaxis(kernel, 0, 1).reshape(d, -1)
     taps = jnp.split(taps.reshape(b, n, -1), width, axis=2)
     pads = [(width - 1 - k, k) for k in range(width)]
     sums = sum(

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from jaxcl.adapters import add_lora
 from jaxcl.models import (
     EncoderConfig,
     encoder,
@@ -29,6 +30,13 @@ TEXTS = {
     "text_cnn": text_cnn(11, 2, embedding_size=4, filters=3),
     "lstm": lstm(11, 2, embedding_size=4, hidden_size=3),
 }
+
+
+def adapted(name):
+    """Call a model whose adapter it would not apply."""
+    model = TEXTS[name]
+    params = add_lora(KEY, model.init(KEY), rank=1, targets="all-linear")
+    return model.apply(params, TOKENS)
 
 
 def traced(model, x, name="apply"):
@@ -78,6 +86,13 @@ REFUSED = [
             ({"tokens": TOKENS, "segments": TOKENS}, "be .*'segments', 'tokens'"),
         )
         for name in TEXTS
+    ],
+    *[
+        (
+            lambda name=name: adapted(name),
+            f"{name}: params have an adapter on a layer that does .*; call it with mer",
+        )
+        for name in ("text_cnn", "lstm")
     ],
     (
         lambda: traced(TEXTS["lstm"], {"tokens": TOKENS, "types": TOKENS}),
