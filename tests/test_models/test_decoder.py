@@ -451,6 +451,15 @@ def test_a_base_in_bfloat16_gives_logits_in_float32():
     )
 
 
+def test_a_base_in_float16_is_computed_on_a_cpu():
+    """Oracle: the same weights in float32, to the rounding of float16."""
+    model, params = made()
+    narrow = jax.tree.map(lambda leaf: leaf.astype(jnp.float16), params)
+    found, wanted = model.apply(narrow, TOKENS), model.apply(params, TOKENS)
+    assert model.hidden(narrow, TOKENS)[-1].dtype == jnp.float16
+    assert np.abs(found - wanted).max() < 0.02 * np.abs(wanted).max()
+
+
 def test_frequencies_of_llama_3_are_those_of_its_rule():
     """Oracle: the rule's three cases, one frequency at a time; linear divides all."""
     rope = Rope(500_000.0, "llama3", 8.0, 1.0, 4.0, 8192)
