@@ -88,9 +88,10 @@ def decoder(
       to ``i`` and predict the next one. ``prompt``, ``[p, d]`` or ``[b, p, d]``, are
       embeddings before those of the tokens, of which a row attends to those that
       ``prompt_mask [b, p]`` marks, to all without it; hide the first ones of a row, as
-      padding. ``keys`` are for the dropout of adapters. ``hidden`` are the states
-      ``[b, n, d]``: the embeddings, those after each block but the last, and the
-      normalised last ones, from which the logits are computed.
+      padding. With a prompt, pad tokens on the right and do not pack: what is between the
+      two moves a sequence away from its prompt. ``keys`` are for the dropout of adapters.
+      ``hidden`` are the states ``[b, n, d]``: the embeddings, those after each block but
+      the last, and the normalised last ones, from which the logits are computed.
 
     Sources: Touvron et al. 2023, arXiv:2302.13971; Ainslie et al. 2023, arXiv:2305.13245
     (grouped queries); Shazeer 2020, arXiv:2002.05202 (SwiGLU); Zhang and Sennrich 2019,
