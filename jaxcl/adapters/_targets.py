@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import ScalarLike
 
 from jaxcl.adapters.paths import nearest, select
-from jaxcl.errors import check_number, check_size, require
+from jaxcl.errors import check_kind, check_number, check_size, require
 
 #: Names of output layers, which ``"all-linear"`` leaves out.
 _OUTPUTS = ("out", "head", "lm_head", "classifier", "score")
@@ -55,6 +55,9 @@ def sizes(
 def _by_pattern(who: str, name: str, usual: Any, patterns: Pattern, paths) -> dict:
     """The value of each projection: that of the first pattern that matches its path."""
     found = dict.fromkeys(paths, usual)
+    check_kind(
+        who, Mapping, "give such as {'q_proj': 4}", optional=True, **{name: patterns}
+    )
     for pattern, value in reversed([*(patterns or {}).items()]):
         for path in select(f"{who}: {name}", pattern, paths, end=True):
             found[path] = value
@@ -71,7 +74,7 @@ def targeted(
         message = f"all projections are output layers; name them: {', '.join(paths)}"
         require(chosen, who, message)
         return chosen
-    for target in [targets] if isinstance(targets, str) else targets:
+    for target in targets if isinstance(targets, list | tuple) else [targets]:
         _refuse_other(who, target, paths, others)
     return select(who, targets, paths, end=True)
 
