@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import ScalarLike
+from jaxtyping import Array, Float, ScalarLike
 
 from jaxcl.errors import check_number, check_size
 from jaxcl.regularizers.base import first_anchor, mean_over_rows, next_anchor
@@ -32,7 +32,8 @@ def distill(
     Args:
       outputs: ``(params, batch) -> [b, c]`` (or ``[b, l, c]``, averaged over ``l``): what
         to keep, without dropout; of several heads those of the earlier tasks,
-        :func:`jaxcl.losses.past_heads`. Entries of -inf are ignored.
+        :func:`jaxcl.losses.past_heads`. Entries of -inf are ignored, and of tokens those
+        whose label ``y [b, l]`` is below zero, as in the loss: padding, or a prompt.
       strength: nats per nat.
       temperature: above zero; softens both distributions.
       rows: which rows of the context to use, the current batch if absent; distillation
@@ -58,7 +59,7 @@ def distill(
             gaps = jnp.where(given, kept, 0.0) - jnp.where(given, now, 0.0)
             # KL(p_a || p) = sum p_a (log p_a - log p)
             sums = jnp.sum(jnp.exp(kept) * gaps, axis=-1)
-            return jnp.mean(sums, axis=tuple(range(1, sums.ndim)))
+            return _mean_of_rows(sums, batch.y)
 
         batch = rows(context)
         weight = batch.weight * (state.tasks_seen > 0)
@@ -66,3 +67,15 @@ def distill(
         return strength * temperature**2 * mean
 
     return Regularizer(first_anchor, penalty, end_task=next_anchor)
+
+
+def _mean_of_rows(values: Float[Array, "b ..."], labels) -> Float[Array, " b"]:
+    """The mean of each row's values ``[b, ...]``, of tokens those with a label."""
+    counts = jnp.ones_like(values, bool)
+    of_tokens = getattr(labels, "ndim", 0) == 2 and values.ndim > 1
+    if of_tokens and labels.shape[1] == values.shape[-1]:
+        places = labels.reshape(len(labels), *[1] * (values.ndim - 2), -1)
+        counts = jnp.broadcast_to(places >= 0, values.shape)
+    inner = tuple(range(1, values.ndim))
+    total = jnp.sum(jnp.where(counts, values, 0), axis=inner)
+    return total / jnp.maximum(jnp.sum(counts, axis=inner), 1)

@@ -133,6 +133,41 @@ def test_answers_to_sequences_are_averaged_over_positions():
     np.testing.assert_allclose(found, wanted, rtol=1e-5)
 
 
+def test_tokens_without_a_label_are_not_distilled():
+    """Oracle: a loop over the labelled tokens in 64-bit numpy, also of past heads; and the
+    same rows in a wider batch, with padding that is not even finite."""
+    x, y = np.array(draw(7, 4, 3, 3)), np.full((4, 3), 5, np.int32)
+    y[0, 2], y[2, :2], y[3] = -100, -100, -100
+    batch = as_batch(x, y, weight=WEIGHT)
+    kinds = outputs, past_heads(apply, 2)
+    for keep, parts in zip(kinds, ([np.s_[:4]], [np.s_[:2], np.s_[2:]]), strict=True):
+        batch = batch._replace(task=np.full(4, 2, np.int32))
+        regularizer, total = distill(keep, 0.7, temperature=3.0), 0.0
+        for i in (0, 2, 3):  # the last row has no label
+            for j in np.flatnonzero(y[i] >= 0):
+                for own in parts:
+                    kept, now = (
+                        soften(x[i, j], {"w": p["w"][:, own]}, 3.0) for p in (OLD, NEW)
+                    )
+                    total += (
+                        np.sum(kept * np.log(kept / now))
+                        / (y[i] >= 0).sum()
+                        / len(parts)
+                    )
+        value = regularizer.penalty(
+            learned(regularizer), NEW, CONTEXT._replace(batch=batch)
+        )
+        np.testing.assert_allclose(value, 0.7 * 9.0 * total / 3, rtol=1e-5)
+        wide = batch._replace(
+            x=np.pad(x, ((0, 0), (0, 2), (0, 0)), constant_values=np.inf),
+            y=np.pad(y, ((0, 0), (0, 2)), constant_values=-100),
+        )
+        same = regularizer.penalty(
+            learned(regularizer), NEW, CONTEXT._replace(batch=wide)
+        )
+        np.testing.assert_allclose(same, value, rtol=1e-6)
+
+
 @pytest.mark.parametrize("chunk_size", [1, 2, 3])
 def test_rows_in_chunks_give_the_same_penalty(chunk_size):
     """Oracle: all rows at once, value and gradient."""
