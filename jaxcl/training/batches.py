@@ -229,27 +229,36 @@ def grouped_order(
     """Row numbers of batches of rows of one group, drawn without replacement.
 
     A pass over the task is a random order of its rows. Those of each group fill batches;
-    what is left of a group goes on to the next wider one, and what is left of all to the
-    next pass. The batches of a pass are in random order, too.
+    what is left of a group goes on to the next wider one. What is left of all is in the
+    first batch of the next pass, so that an epoch has every row. The other batches of a
+    pass are in random order, too.
 
     Args:
       key: draws the orders.
       groups: of each row, from the narrowest to the widest.
       num_steps: how many batches.
       batch_size: rows of each, at most ``n``.
-      shuffle: whether a pass is in random order; else it is in that of the rows.
+      shuffle: whether a pass is in random order; else it is in that of the rows, and a
+        batch has its place when its last row has come.
     """
     random = np.random.default_rng(np.asarray(jax.random.key_data(key)).ravel())
-    mixed = random.permutation if shuffle else np.arange
     names, left, batches = np.unique(groups), np.zeros(0, int), []
     while len(batches) < num_steps:
-        rows, left, new = np.concatenate([left, mixed(len(groups))]), left[:0], []
+        rows = random.permutation(len(groups)) if shuffle else np.arange(len(groups))
+        if len(left):
+            other = groups[rows] != groups[left].max()  # filled up by rows as wide
+            rows = rows[np.argsort(other, kind="stable")] if shuffle else rows
+            rows = np.concatenate([left, rows])
+            batches.append(rows[:batch_size])
+            rows, left = rows[batch_size:], left[:0]
+        new = []
         for name in names:
             left = np.concatenate([left, rows[groups[rows] == name]])
             full = len(left) // batch_size * batch_size
             new += [*left[:full].reshape(-1, batch_size)]
             left = left[full:]
-        batches += [new[place] for place in mixed(len(new))]
+        new = random.permutation(new) if shuffle else sorted(new, key=np.max)
+        batches += [*new]
     return np.stack(batches[:num_steps]).astype(np.int32)
 
 

@@ -152,6 +152,30 @@ def test_rows_of_every_pass_are_all_used_before_the_next_one():
     np.testing.assert_array_equal(plain.ravel(), np.arange(12))
 
 
+@pytest.mark.parametrize(("count", "batch_size"), [(30, 4), (30, 7), (31, 30), (9, 9)])
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_an_epoch_has_every_row(count, batch_size, shuffle):
+    """Oracle: counting, after each of three epochs; the last batch begins the next."""
+    groups = sequences(0, count).groups
+    for epoch in (1, 2, 3):
+        steps = -(-epoch * count // batch_size)
+        order = grouped_order(
+            KEY, groups, num_steps=steps, batch_size=batch_size, shuffle=shuffle
+        )
+        seen = np.bincount(order.ravel(), minlength=count)
+        assert seen.min() == epoch, seen
+
+
+def test_a_stream_in_order_is_learned_in_its_order():
+    """Law: a row waits for its batch for as long as the rows of its group take to come,
+    where narrow and wide ones alternate; not until all narrow ones were learned."""
+    groups = np.arange(40) % 2
+    order = grouped_order(KEY, groups, num_steps=10, batch_size=4, shuffle=False)
+    np.testing.assert_array_equal(np.sort(order.ravel()), np.arange(40))
+    assert np.abs(order - 4 * np.arange(10)[:, None]).max() <= 8
+    assert all(len(set(groups[batch])) == 1 for batch in order)
+
+
 def test_parts_of_a_dataset_keep_its_groups():
     """Oracle: the widths that are read."""
     first, second = stream()
