@@ -16,8 +16,9 @@ from jaxcl.metrics import RowMetric
 from jaxcl.models import DecoderConfig, decoder
 from jaxcl.regularizers import ewc
 from jaxcl.sequences import IGNORED
-from jaxcl.training import Options, learn
-from jaxcl.training.batches import grouped_order
+from jaxcl.sharding import ShardingPlan, fsdp, make_mesh
+from jaxcl.training import Options, batches, learn
+from jaxcl.training.batches import grouped_order, take_rows
 from jaxcl.tree import as_batch
 
 WIDTHS = np.array([4, 6, 9])
@@ -174,6 +175,19 @@ def test_a_stream_in_order_is_learned_in_its_order():
     np.testing.assert_array_equal(np.sort(order.ravel()), np.arange(40))
     assert np.abs(order - 4 * np.arange(10)[:, None]).max() <= 8
     assert all(len(set(groups[batch])) == 1 for batch in order)
+
+
+def test_all_processes_read_a_batch_at_one_width(monkeypatch):
+    """Oracle: the batch of one process, cut by hand between two."""
+    rows = sequences(0, 30)
+    numbers = np.argsort(rows.groups, kind="stable")[[0, 1, 2, -2, -1]]
+    wanted = take_rows(rows, numbers, size=6)
+    monkeypatch.setattr(batches, "place_rows", lambda plan, batch: batch)
+    for part in (np.s_[:3], np.s_[3:]):
+        monkeypatch.setattr(batches, "own_rows", lambda plan, every, at=part: every[at])
+        plan = ShardingPlan(make_mesh(), fsdp())
+        ours = take_rows(rows, numbers, size=6, sharding=plan)
+        close(ours, jax.tree.map(lambda leaf, at=part: leaf[at], wanted), atol=0)
 
 
 def test_parts_of_a_dataset_keep_its_groups():
