@@ -161,6 +161,7 @@ def _filled(
 def _messages(who: str, records: Records, row: int) -> list[dict[str, str]]:
     """The messages of a record; the last one is an answer."""
     place, held = records.place(row), records.rows[row].get("messages")
+    _refuse_tools(who, place, records.rows[row])
     listed = isinstance(held, list | tuple) and len(held)
     wanted = f"expected a list of messages, got {shown(held)}"
     if not listed:
@@ -169,6 +170,7 @@ def _messages(who: str, records: Records, row: int) -> list[dict[str, str]]:
     for number, message in enumerate(held or ()):
         fields = message if isinstance(message, Mapping) else {}
         inner = f"{place}, message {number}"
+        _refuse_tools(who, inner, fields)
         role = text_of(who, inner, fields, "role", "messages")
         content = text_of(who, inner, fields, "content", "messages")
         if role == "assistant" and not content.strip():
@@ -180,6 +182,18 @@ def _messages(who: str, records: Records, row: int) -> list[dict[str, str]]:
         wanted = "messages must begin with a prompt and end with the assistant's answer"
         require(False, who, f"{place}: {wanted}, got {shown(roles)}; cut them so")
     return messages
+
+
+def _refuse_tools(who: str, place: str, fields: Mapping) -> None:
+    """Refuse calls of tools, which a text of roles and contents would lose."""
+    held = [name for name in _TOOLS if fields.get(name)]
+    if held:
+        lost = f"{held[0]!r} is not used, and would be lost"
+        require(False, who, f"{place}: {lost}; write calls of tools as content")
+
+
+#: Where messages and records hold calls of tools, and what can be called.
+_TOOLS = "tool_calls", "function_call", "tools", "functions"
 
 
 def _rendered(
@@ -202,7 +216,15 @@ def _rendered(
             if not (text.startswith(before) and text.startswith(after)):
                 changed = "the chat template writes earlier messages differently later"
                 remedy = "give conversations of one answer each"
+                if last and not spans:  # there is one answer
+                    changed = (
+                        "the chat template begins an answer unlike it asks for one"
+                    )
+                    remedy = "give another template"
                 require(False, who, f"{place}: {changed}; {remedy}")
+            if len(before) >= len(after):
+                absent = "the chat template leaves the answer out"
+                require(False, who, f"{place}: {absent}; give another template")
             spans.append((len(before), len(after)))
     return Conversation(text, tuple(spans), messages[-1]["content"], True)
 

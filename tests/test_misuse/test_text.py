@@ -43,6 +43,10 @@ def messages(*held, **given):
     return instruct([{"messages": list(held) if held else given.pop("of")}], **given)
 
 
+THINKING = "{% for m in messages %}{{ m.content }}{% endfor %}"
+THINKING += "{% if add_generation_prompt %}<think>{% endif %}"
+
+
 def without(**changes):
     tokenizer = byte_level()
     for name, value in changes.items():
@@ -300,6 +304,24 @@ REFUSED = [
         "row 0, message 1: the answer is empty; write one or drop it",
     ),
     (
+        lambda: messages(CHAT[0], CHAT[1] | {"tool_calls": [{"name": "f"}]}),
+        "row 0, message 1: 'tool_calls' is not used, and would be lost; write calls of",
+    ),
+    (
+        lambda: instruct([{"messages": list(CHAT), "tools": [{"name": "f"}]}]),
+        "records, row 0: 'tools' is not used, and would be lost; write calls of tools as",
+    ),
+    (
+        lambda: messages(
+            *CHAT, tokenizer=without(chat_template="{{ messages[0].role }}")
+        ),
+        "row 0: the chat template leaves the answer out; give another template",
+    ),
+    (
+        lambda: messages(*CHAT, tokenizer=without(chat_template=THINKING)),
+        "row 0: the chat template begins an answer unlike it asks for one; give another",
+    ),
+    (
         lambda: data.instruct_prompts([{"prompt": "a"}], decoder()),
         "instruct_prompts: records, row 0: field 'answer' is missing",
     ),
@@ -340,6 +362,14 @@ REFUSED = [
 def test_a_wrong_call_of_text_data_is_refused_in_one_line(call, words):
     """Oracle: the table."""
     assert_refused(call, words)
+
+
+def test_fields_of_tools_without_a_value_are_passed_over():
+    """Oracle: the same chat without them; data sets have a column for all rows."""
+    plain = messages(*CHAT).read(np.arange(1))
+    none = [message | {"tool_calls": None} for message in CHAT]
+    ours = instruct([{"messages": none, "tools": []}]).read(np.arange(1))
+    np.testing.assert_array_equal(ours.x["tokens"], plain.x["tokens"])
 
 
 def test_the_calls_of_the_table_are_right_otherwise():
