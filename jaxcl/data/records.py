@@ -96,7 +96,8 @@ def digest_of(who: str, source: Source) -> str:
     total = hashlib.sha256()
     if not isinstance(source, str | os.PathLike):
         for row in _in_memory(who, source).rows:
-            total.update(repr(sorted(row.items())).encode(errors="backslashreplace"))
+            fields = sorted(row.items(), key=repr)  # names may be of several types
+            total.update(repr(fields).encode(errors="backslashreplace"))
         return total.hexdigest()
     path = Path(source)
     if not path.is_dir():

@@ -72,8 +72,8 @@ def text_dataset(
       task: number of the task.
       max_length: tokens at which texts are cut, special tokens included; the tokenizer's
         own limit if absent.
-      truncate: whether longer texts lose their end, with a warning that counts them;
-        otherwise they are refused.
+      truncate: whether longer texts lose their end, with a warning that counts them, or
+        what the tokenizer's ``truncation_side`` says; otherwise they are refused.
       widths: to which rows are padded; :func:`choose_widths` of the lengths if absent.
       cache_folder: where tokenised rows are kept, under a hash of the source, the
         tokenizer and the settings; nowhere if absent.

@@ -104,7 +104,8 @@ def tokenizer_digest(tokenizer: Any) -> str:
     rules.pop("padding", None)  # these two change with every call
     rules.pop("truncation", None)
     special = {name: str(text) for name, text in tokenizer.special_tokens_map.items()}
-    held = [rules, special, tokenizer.chat_template]
+    sides = [tokenizer.truncation_side, tokenizer.split_special_tokens]
+    held = [rules, special, tokenizer.chat_template, sides]
     text = json.dumps(held, sort_keys=True, ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()
 

@@ -189,6 +189,33 @@ def test_rows_are_tokenised_once_for_one_content(tmp_path, counted):
     assert all(path.suffix == ".npz" for path in folder.iterdir())
 
 
+@pytest.mark.filterwarnings("ignore:.*lost their end")
+@pytest.mark.parametrize(
+    "change", [{"truncation_side": "left"}, {"split_special_tokens": True}]
+)
+def test_rows_are_those_of_the_tokenizers_settings(tmp_path, change):
+    """Oracle: the rows without a folder. These are not among the tokenizer's rules."""
+    rows = [{"text": "[SEP] times rose seven times", "label": 0}]
+    load = lambda tokenizer, **given: read_all(
+        text_dataset(rows, tokenizer, max_length=6, **given)
+    )
+    changed = word_pieces()
+    for name, value in change.items():
+        setattr(changed, name, value)
+    first = load(word_pieces(), cache_folder=tmp_path)
+    ours, wanted = load(changed, cache_folder=tmp_path), load(changed)
+    assert_equal(ours, wanted)
+    assert not np.array_equal(first.x["tokens"], wanted.x["tokens"])
+
+
+def test_fields_named_by_numbers_are_passed_over(tmp_path):
+    """Oracle: the rows without a folder, and without such a field."""
+    odd = [record | {7: None, "of": []} for record in RECORDS]
+    wanted = read_all(text_dataset(RECORDS, word_pieces()))
+    ours = text_dataset(odd, word_pieces(), cache_folder=tmp_path)
+    assert_equal(read_all(ours), wanted)
+
+
 def test_a_warning_about_cut_rows_is_given_again(tmp_path):
     """Oracle: the message, of the first and the second load."""
     for _ in range(2):
