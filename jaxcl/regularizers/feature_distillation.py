@@ -1,10 +1,10 @@
 """Feature distillation from averaged parameters, as in I-LoRA."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, PyTree, ScalarLike
+from jaxtyping import Array, Float, PyTree, ScalarLike
 
 from jaxcl.errors import check_number, check_size
 from jaxcl.regularizers.base import mean_over_rows
@@ -24,8 +24,9 @@ def feature_distillation(
        \text{mean} \, (h(x; \theta) - h(x; \theta_{slow}))^2
 
     The mean is over the entries of each feature array, then over arrays, then over
-    rows. Features of the averaged (slow) parameters are not differentiated. Without an
-    average or without replay it is zero. A step costs one more forward pass.
+    rows; of sequences whose ``x`` has a ``mask [b, n]``, over the real tokens of features
+    ``[b, n, ...]``. Features of the averaged (slow) parameters are not differentiated.
+    Without an average or without replay it is zero. A step costs one more forward pass.
 
     Args:
       hidden: ``(params, x [b, ...]) -> [b, ...]``, or a tree of such arrays:
@@ -44,8 +45,7 @@ def feature_distillation(
 
         def gap(batch):
             average = jax.lax.stop_gradient(hidden(context.average, batch.x))
-            per_row = lambda leaf: jnp.mean(leaf, axis=tuple(range(1, leaf.ndim)))
-            square = lambda a, b: per_row(jnp.square(a - b))
+            square = lambda a, b: _mean_of_rows(jnp.square(a - b), batch.x)
             gaps = jax.tree.map(square, hidden(params, batch.x), average)
             return jnp.mean(jnp.stack(jax.tree.leaves(gaps)), axis=0)
 
@@ -53,3 +53,13 @@ def feature_distillation(
         return strength * mean_over_rows(gap, batch, batch.weight, chunk_size)
 
     return Regularizer(penalty=penalty)
+
+
+def _mean_of_rows(values: Float[Array, "b ..."], x: PyTree) -> Float[Array, " b"]:
+    """The mean of each row's values ``[b, ...]``, padding left out."""
+    mask = x.get("mask") if isinstance(x, Mapping) else None
+    if mask is None or values.ndim < 3 or values.shape[1] != mask.shape[1]:
+        return jnp.mean(values, axis=tuple(range(1, values.ndim)))
+    of_tokens, real = jnp.mean(values, axis=tuple(range(2, values.ndim))), mask > 0
+    total = jnp.sum(jnp.where(real, of_tokens, 0), axis=1)
+    return total / jnp.maximum(jnp.sum(real, axis=1), 1)

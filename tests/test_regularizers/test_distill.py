@@ -235,6 +235,28 @@ def test_features_follow_the_slow_learner_on_the_replay():
     np.testing.assert_array_equal(slope(OLD)["w"], 0.0)
 
 
+def test_features_of_padding_are_not_followed():
+    """Oracle: a loop over the real tokens in NumPy; and the same rows in a wider batch."""
+    x, mask = np.array(draw(8, 4, 3, 3)), np.ones((4, 3), np.int32)
+    mask[0, 2], mask[2, 1:] = 0, 0
+
+    def hidden(params, x):
+        return x["tokens"] @ params["w"], x["tokens"][:, 0] @ params["w"]
+
+    def penalty(x, mask):
+        rows = as_batch({"tokens": x, "mask": mask}, np.zeros(4, int), weight=WEIGHT)
+        rows = CONTEXT._replace(replay=rows)
+        return feature_distillation(hidden, 0.5).penalty((), NEW, rows)
+
+    gaps = (x @ np.asarray(NEW["w"] - OLD["w"])) ** 2
+    of_rows = [row[real > 0].mean() for row, real in zip(gaps, mask, strict=True)]
+    wanted = 0.25 * np.average(of_rows + gaps[:, 0].mean(axis=1), weights=WEIGHT)
+    np.testing.assert_allclose(penalty(x, mask), wanted, rtol=1e-5)
+    wide = np.pad(x, ((0, 0), (0, 2), (0, 0)), constant_values=7)
+    same = penalty(wide, np.pad(mask, ((0, 0), (0, 2))))
+    np.testing.assert_allclose(same, wanted, rtol=1e-5)
+
+
 def test_there_is_nothing_to_follow_without_replay_or_average():
     """Oracle: zero."""
     regularizer = feature_distillation(apply, 1.0)
