@@ -36,6 +36,7 @@ import jax.numpy as jnp
 from jaxcl.curvature.per_example import read_program, sum_squared_gradients
 from jaxcl.errors import check_key, check_size, require
 from jaxcl.losses import example_losses, of_one
+from jaxcl.losses.outputs import evaluated
 from jaxcl.tree import at, num_rows, safe_divide, wide, wide_dtype
 from jaxcl.typing import Batch, Key, Loss, Outputs, Params
 
@@ -168,7 +169,8 @@ def output_sensitivity(
     """
 
     def values(params, example, _):
-        square = jnp.sum(jnp.square(outputs(params, _as_batch(example))))
+        given = evaluated(outputs, params, _as_batch(example))
+        square = jnp.sum(jnp.square(given))
         return square[None], jnp.ones(1, square.dtype)
 
     return _mean_square(values, num_examples, chunk_size, of=jnp.abs)
@@ -281,7 +283,7 @@ def _as_batch(example):
 
 def _log_likelihoods(who, outputs, params, example):
     """``log p(c | x)`` of one example, [c]."""
-    scores = outputs(params, _as_batch(example))
+    scores = evaluated(outputs, params, _as_batch(example))
     message = f"outputs must be logits [b, c], got {scores.shape} for one row"
     require(scores.ndim == 2 and scores.shape[0] == 1, who, message)
     return jax.nn.log_softmax(scores[0])

@@ -8,6 +8,7 @@ function that generates.
 import importlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from jaxtyping import Array, Float, PyTree
 
 from jaxcl.errors import check_size, require, shown
 from jaxcl.files import write_text
+from jaxcl.losses.outputs import evaluated
 from jaxcl.metrics.evaluation import RowMetric, TaskMetric
 from jaxcl.metrics.scores import Score, TextRow, needs
 from jaxcl.typing import Batch, Outputs
@@ -99,7 +101,7 @@ def answer_log_likelihoods(
         weight=every(batch.weight),
         task=every(batch.task),
     )
-    logits, counts = outputs(params, rows), rows.y >= 0
+    logits, counts = evaluated(outputs, params, rows), rows.y >= 0
     losses = optax.softmax_cross_entropy_with_integer_labels(
         logits, jnp.where(counts, rows.y, 0)
     )
@@ -257,7 +259,7 @@ def entity_f1(
     for tag in tags:
         fits = tag == "O" or (tag[:2] in ("B-", "I-") and tag[2:])
         require(fits, "entity_f1", f"tags must be O, B-KIND or I-KIND, got {tag!r}")
-    logits_of = jax.jit(outputs)
+    logits_of = jax.jit(partial(evaluated, outputs))
 
     def of_data(key, params, frozen, dataset) -> dict[str, float]:
         del key, frozen

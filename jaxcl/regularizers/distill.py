@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, ScalarLike
 
 from jaxcl.errors import check_number, check_size
+from jaxcl.losses.outputs import evaluated
 from jaxcl.regularizers.base import first_anchor, mean_over_rows, next_anchor
 from jaxcl.typing import Batch, Context, Outputs, Regularizer
 
@@ -52,7 +53,7 @@ def distill(
 
     def penalty(state, params, context):
         def divergence(batch):
-            logits = lambda params: outputs(params, batch) / temperature
+            logits = lambda params: evaluated(outputs, params, batch) / temperature
             soft = lambda params: jax.nn.log_softmax(logits(params))
             kept, now = jax.lax.stop_gradient(soft(state.anchor)), soft(params)
             given = kept > -jnp.inf

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen, nnx
 
-from jaxcl import losses, metrics
+from jaxcl import curvature, losses, metrics, regularizers
+from jaxcl.data import array_dataset
 from jaxcl.models import (
     DecoderConfig,
     Rope,
@@ -17,6 +18,7 @@ from jaxcl.models import (
 )
 from jaxcl.models.resnet import resnet
 from jaxcl.tree import as_batch
+from tests.steps import context
 from tests.test_misuse.table import (
     BATCH,
     KEY,
@@ -33,6 +35,9 @@ from tests.test_misuse.table import (
     refused,
 )
 
+QUESTIONS = BATCH._replace(
+    x=jnp.ones((4, 2, 3)), y={"labels": jnp.zeros((4, 2, 1), int)}
+)
 COLUMN = BATCH._replace(y=BATCH.y[:, None])
 TOKENS = jnp.zeros((2, 7), jnp.int32)
 SMALL = DecoderConfig(
@@ -45,6 +50,17 @@ SMALL = DecoderConfig(
 )
 NORM = "replace running statistics .BatchNorm. by GroupNorm or LayerNorm"
 THIRDS = np.array([[0.9, 0.2, 0.1], [0.5, 0.8, 0.3], [0.7, 0.4, 0.6]])
+
+
+def tagged(metric):
+    """The entities of a set of rows."""
+    return metric.of_data(KEY, PARAMS, (), array_dataset(BATCH))
+
+
+def kept(regularizer):
+    """The penalty of a step in the second task."""
+    state = regularizer.end_task(KEY, regularizer.init(PARAMS, BATCH), PARAMS, BATCH)
+    return regularizer.penalty(state, PARAMS, context(BATCH, BATCH, PARAMS))
 
 
 def six(params, x, keys=None):
@@ -221,6 +237,12 @@ REFUSED = [
             lambda f: metrics.evaluate(metrics.macro_f1(f, 2), PARAMS, BATCH),
             lambda f: metrics.evaluate(metrics.regression(f), PARAMS, BATCH),
             lambda f: metrics.evaluate(metrics.tokens(f), PARAMS, BATCH),
+            lambda f: metrics.evaluate(metrics.choices(f), PARAMS, QUESTIONS),
+            lambda f: tagged(metrics.entity_f1(f, ("O", "B-A"))),
+            lambda f: curvature.exact_fisher(f)(KEY, PARAMS, BATCH),
+            lambda f: curvature.sampled_fisher(f)(KEY, PARAMS, BATCH),
+            lambda f: curvature.output_sensitivity(f)(KEY, PARAMS, BATCH),
+            lambda f: kept(regularizers.distill(f, 1.0)),
         )
     ],
     *[
