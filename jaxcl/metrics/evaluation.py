@@ -5,7 +5,7 @@ sums over examples are added. A :class:`TaskMetric` gets a full data set on the 
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -46,6 +46,9 @@ class TaskMetric(NamedTuple):
     of_data: Callable[[Key, PyTree, PyTree, Any], Mapping[str, float]]
 
 
+_Metric = TypeVar("_Metric", RowMetric, TaskMetric)
+
+
 def evaluate(
     metrics: RowMetric | Sequence[RowMetric],
     params: PyTree,
@@ -73,7 +76,7 @@ def evaluate(
     return found
 
 
-def with_frozen(build: Callable[[PyTree], RowMetric]) -> RowMetric:
+def with_frozen(build: Callable[[PyTree], _Metric]) -> _Metric:
     """A metric of outputs that need frozen weights too, such as those below an adapter.
 
     ::
@@ -85,11 +88,28 @@ def with_frozen(build: Callable[[PyTree], RowMetric]) -> RowMetric:
         learn(..., frozen=frozen, metrics=metrics.with_frozen(build_metric))
 
     Args:
-      build: ``(frozen) -> metric``. It is called while tracing, so that the weights are an
-        argument of the program; and once with ``()``, for the metric's ``finish``.
+      build: ``(frozen) -> metric``, of either kind. For a :class:`RowMetric` it is called
+        while tracing, so that the weights are an argument of the program; and once with
+        ``()``, for the metric's ``finish`` or ``names``.
     """
-    rows = lambda params, frozen, batch: build(frozen).rows(params, (), batch)
-    return RowMetric(rows, build(()).finish)
+    made: Any = build  # of either kind
+    plain = made(())
+    if isinstance(plain, TaskMetric):
+        return TaskMetric(plain.names, _of_data(made))  # pyright: ignore
+    rows = lambda params, frozen, batch: made(frozen).rows(params, (), batch)
+    return RowMetric(rows, plain.finish)  # pyright: ignore
+
+
+def _of_data(build: Callable[[PyTree], Any]) -> Callable:
+    """``of_data`` of the metric for the frozen weights, built once while they are same."""
+    last: list[Any] = []
+
+    def of_data(key, params, frozen, dataset):
+        if not last or last[0] is not frozen:
+            last[:] = frozen, build(frozen)
+        return last[1].of_data(key, params, (), dataset)
+
+    return of_data
 
 
 def listed(who: str, metrics: Any) -> tuple[RowMetric | TaskMetric, ...]:

@@ -22,6 +22,7 @@ from jaxcl.metrics import (
     tokens,
     with_frozen,
 )
+from jaxcl.metrics.evaluation import TaskMetric, values_of_task
 from jaxcl.typing import Batch
 
 RANDOM = np.random.default_rng(0)
@@ -185,3 +186,20 @@ def test_a_metric_with_frozen_weights_is_that_of_all_weights():
     for name, value in wanted.items():
         np.testing.assert_allclose(found[name], value, rtol=1e-6)
     assert found["loss"] != evaluate(tokens(outputs(0.0)), own, rows)["loss"]
+
+
+def test_a_metric_of_data_gets_the_frozen_weights_too():
+    """Oracle: by hand; and it is built once for the same weights."""
+    built = []
+
+    def build(frozen):
+        built.append(frozen)
+        value = lambda key, params, none, rows: {"sum": params + frozen + rows}
+        return TaskMetric(("sum",), value)
+
+    metric, first, second = with_frozen(build), np.float32(10.0), np.float32(20.0)
+    assert (metric.names, built) == (("sum",), [()])
+    assert values_of_task(metric, jax.random.key(0), 1.0, first, 3.0) == {"sum": 14.0}
+    assert values_of_task(metric, jax.random.key(0), 2.0, first, 3.0) == {"sum": 15.0}
+    assert values_of_task(metric, jax.random.key(0), 1.0, second, 3.0) == {"sum": 24.0}
+    assert built == [(), first, second]
