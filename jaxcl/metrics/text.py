@@ -136,7 +136,7 @@ def generation(
 
     Args:
       generate: ``(params, prompts) -> outputs``, one text for each prompt and without it.
-        For a model with frozen weights, let it combine them with ``params``.
+        With frozen weights: ``metrics.with_frozen(lambda frozen: generation(...))``.
       rows: ``(dataset) -> TextRows``; :func:`text_rows` decodes token sequences.
       scores: by the names of the metrics, such as ``{"rouge_l": rouge_l()}``.
       answers: a folder in which every evaluation writes a file ``1.jsonl``, ``2.jsonl``,
@@ -158,6 +158,7 @@ def generation(
         del key, frozen
         asked = list(rows(dataset))
         require(asked, who, "expected rows, got none; drop the task")
+        _check_references(who, asked)
         outputs = list(generate(params, [row.prompt for row in asked]))
         came = f"{len(asked)} texts, one for each prompt, got {len(outputs)}"
         require(len(outputs) == len(asked), who, f"generate must return {came}")
@@ -173,6 +174,18 @@ def generation(
         return {name: float(np.mean(values)) for name, values in found.items()}
 
     return TaskMetric(tuple(scores), of_data)
+
+
+def _check_references(who: str, rows: list[Any]) -> None:
+    """Refuse a text in place of a list, of which each letter would be a reference."""
+    for number, row in enumerate(rows):
+        held: Any = getattr(row, "references", None)
+        listed = isinstance(held, Sequence) and not isinstance(held, str) and len(held)
+        if not listed or not all(isinstance(text, str) for text in held):
+            wanted = (
+                f"row {number} must have a list of right answers, got {shown(held)}"
+            )
+            require(False, who, f"{wanted}; give TextRow(prompt, [answer])")
 
 
 def _write_answers(folder: Path, pairs: list[Any], found: Mapping[str, list]) -> None:

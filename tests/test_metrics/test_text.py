@@ -192,6 +192,13 @@ def test_generated_text_is_scored_row_by_row_and_kept(tmp_path):
         (lambda params, prompts: ["a"], ROWS, "3 texts, one for each prompt, got 1"),
         (lambda params, prompts: ["a", 1, "b"], ROWS, "must return texts, got 1"),
         (answer, [], "expected rows, got none"),
+        (
+            answer,
+            [*ROWS, TextRow("2 + 3 =", "5")],
+            r"row 3 must have a list of right answers, got '5'; give TextRow\(prompt, \[",
+        ),
+        (answer, [TextRow("2 + 3 =", ())], r"row 0 must have a list .*, got \(\)"),
+        (answer, [TextRow("2 + 3 =", (5,))], r"row 0 must have a list .*, got \(5,\)"),
     ],
 )
 def test_wrong_generations_are_refused(generate, rows, words):
