@@ -204,7 +204,9 @@ def _write_answers(folder: Path, pairs: list[Any], found: Mapping[str, list]) ->
 def text_rows(
     decode: Callable[..., str], *, batch_size: int = 256
 ) -> Callable[[Any], list[TextRow]]:
-    """Text of token sequences: the prompt before the first label, the answer from it on.
+    """Text of token sequences: the last answer, and the prompt before it.
+
+    An answer is labels without a gap; a conversation has several. Packed rows are refused.
 
     Args:
       decode: ``(numbers, skip_special_tokens=...) -> text``, as of a tokenizer of Hugging
@@ -223,6 +225,10 @@ def text_rows(
             last = min(first + batch_size, dataset.count)
             batch = dataset.read(np.arange(first, last))
             x = batch.x if isinstance(batch.x, Mapping) else {"tokens": batch.x}
+            several = (
+                "rows must not be packed (x has segments), as their prompts are lost"
+            )
+            require("segments" not in x, "text_rows", f"{several}; leave pack=True out")
             masks = x.get("mask", np.ones_like(x["tokens"]))
             for tokens, mask, labels in zip(x["tokens"], masks, batch.y, strict=True):
                 found.append(_decoded(decode, tokens, mask, labels))
@@ -235,6 +241,7 @@ def _decoded(decode: Callable[..., str], tokens, mask, labels) -> TextRow:
     """One row: ``labels[i]`` is the token after position ``i``."""
     counts = np.flatnonzero(labels >= 0)
     require(len(counts), "text_rows", "expected a label in every row, got one without")
+    counts = counts[np.append(0, np.flatnonzero(np.diff(counts) > 1) + 1)[-1] :]
     asked = slice(0, counts[0] + 1)
     prompt = np.asarray(tokens[asked])[np.asarray(mask[asked]) > 0].tolist()
     answer = np.asarray(labels)[counts].tolist()

@@ -238,6 +238,14 @@ def test_rows_of_tokens_are_decoded_to_prompt_and_answer():
         assert [row[:2] for row in found] == wanted
     plain = array_dataset(as_batch(x["tokens"][:1], y[:1].astype(np.int32)))
     assert text_rows(decode)(plain)[0][:2] == wanted[0]
+    turns = np.array([[-100, 2, -100, 4, 0, -100]], np.int32)  # the last is asked for
+    [talk] = text_rows(decode)(array_dataset(as_batch(x["tokens"][:1], turns)))
+    assert talk[:2] == ("^abc", ("d",))
+    packed = {"tokens": x["tokens"], "segments": np.ones_like(x["tokens"])}
+    with pytest.raises(
+        ValueError, match=r"text_rows: rows must not be packed .*; leave"
+    ):
+        text_rows(decode)(array_dataset(as_batch(packed, y.astype(np.int32))))
     blank = array_dataset(as_batch(x["tokens"][:1], np.full((1, 6), -100, np.int32)))
     with pytest.raises(ValueError, match="text_rows: expected a label in every row"):
         text_rows(decode)(blank)
