@@ -190,6 +190,20 @@ def task_rows(
     return -(-(wanted or longest(tasks)) // parts) * parts
 
 
+def rows_to_test(test: Batch, wanted: int | None, sharding: ShardingPlan | None) -> int:
+    """How many test rows are held at once: by the options, or by the labels of a row."""
+    if wanted is not None:
+        return wanted
+    parts = 1 if sharding is None else num_parts(sharding)
+    labels = max(np.size(leaf) // len(leaf) for leaf in jax.tree.leaves(test.y))
+    most = _MOST_LABELS // labels if sequence_width(test) else _MOST_ROWS
+    return max(min(most, _MOST_ROWS) // parts, 1) * parts
+
+
+#: Test rows and labels of tokens that are held at once where nothing else is wanted.
+_MOST_ROWS, _MOST_LABELS = 256, 8192
+
+
 def longest(tasks: Sequence[Task]) -> int:
     """Rows of the longest task."""
     return max(task.train.count for task in tasks)

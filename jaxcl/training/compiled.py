@@ -68,6 +68,7 @@ class Program(NamedTuple):
     sharding: ShardingPlan | None
     metrics: tuple[RowMetric | TaskMetric, ...]
     metric_names: tuple[str, ...]
+    num_tested: int  # rows of a batch in an evaluation
 
     def start(self, params: Params) -> MethodState:
         """The first state. Copies: a step donates its buffers, the caller keeps params."""
@@ -146,7 +147,8 @@ def compile_program(
     names = _metric_names(parts, metrics, inputs, rows)
     parts = _compiled_before(parts, inputs, rows, key, sharding, bool(metrics))
 
-    return Program(parts, frozen, rows.example, sharding, metrics, names)
+    num_tested = rows.tested.weight.shape[0]
+    return Program(parts, frozen, rows.example, sharding, metrics, names, num_tested)
 
 
 def _metric_names(parts, metrics, inputs, rows: Rows) -> tuple[str, ...]:

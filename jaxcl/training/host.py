@@ -21,7 +21,12 @@ from jaxcl.files import as_folder, as_metadata
 from jaxcl.progress import RESUMED
 from jaxcl.sharding import ShardingPlan
 from jaxcl.signals import interruptible
-from jaxcl.training.batches import first_rows, shapes_of, task_rows
+from jaxcl.training.batches import (
+    first_rows,
+    rows_to_test,
+    shapes_of,
+    task_rows,
+)
 from jaxcl.training.checkpoint import saving
 from jaxcl.training.checkpoint_files import all_steps
 from jaxcl.training.compiled import (
@@ -288,7 +293,9 @@ def _program_of(
         train,
         shapes_of(train, options.batch_size, sharding),
         shapes_of(train, at_end, sharding),
-        shapes_of(test, options.eval_batch_size, sharding),
+        shapes_of(
+            test, rows_to_test(test, options.eval_batch_size, sharding), sharding
+        ),
         f"task {tasks[0].name!r}",
     )
     program = compile_program(

@@ -275,7 +275,7 @@ def measured_on(
         run.program,
         learners,
         rows,
-        batch_size=run.options.eval_batch_size,
+        batch_size=run.program.num_tested,
         num_rows=run.options.eval_examples,
         sharding=run.sharding,
     )

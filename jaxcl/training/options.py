@@ -56,7 +56,9 @@ class Options(NamedTuple):
       end_task_examples: rows that ``end_task`` gets; all of the task if None.
       eval_examples: test rows per task, drawn at random and the same for every run; all
         if None.
-      eval_batch_size: test rows held at once.
+      eval_batch_size: test rows held at once; if None 256, and of sequences with labels
+        for tokens at most as many as have 8,192 positions, whose logits take 1.6 GB at a
+        vocabulary of 49,152.
       eval_tasks: at the ends of tasks, evaluate on ``all`` tasks or on those ``seen``.
       eval_every_tasks: tasks between two such evaluations; there is always one at the end.
       eval_start: whether to evaluate before the first task, too.
@@ -75,7 +77,7 @@ class Options(NamedTuple):
     on_non_finite: Policy = "stop"
     end_task_examples: int | None = None
     eval_examples: int | None = None
-    eval_batch_size: int = 256
+    eval_batch_size: int | None = None
     eval_tasks: Literal["all", "seen"] = "all"
     eval_every_tasks: int = 1
     eval_start: bool = True
@@ -157,7 +159,8 @@ def check_run(
     ):
         require(holds, "learn", message)
     if sharding is not None:
-        sizes = {"eval_batch_size": options.eval_batch_size}
+        wanted = options.eval_batch_size
+        sizes = {} if wanted is None else {"eval_batch_size": wanted}
         check_sharding_plan("learn", sharding, batch_size=options.batch_size, **sizes)
     return lengths
 
@@ -165,10 +168,10 @@ def check_run(
 def _check_options(options: Options) -> None:
     """Refuse numbers out of range, and choices that would be ignored."""
     named = lambda names: {name: getattr(options, name) for name in names.split()}
-    sizes = "batch_size eval_batch_size eval_every_tasks report_every keep"
-    maybe = "num_steps end_task_examples eval_examples eval_every max_tasks"
+    sizes = "batch_size eval_every_tasks report_every keep"
+    maybe = "num_steps end_task_examples eval_examples eval_batch_size eval_every"
     check_size("learn", **named(sizes))
-    check_size("learn", optional=True, **named(maybe))
+    check_size("learn", optional=True, **named(f"{maybe} max_tasks"))
     check_number("learn", infinite=True, save_every=options.save_every)
     choices = {"on_non_finite": get_args(Policy), "eval_tasks": ("all", "seen")}
     for name, came in named(" ".join(choices)).items():

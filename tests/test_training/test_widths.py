@@ -9,6 +9,7 @@ import pytest
 
 from jaxcl.curvature import empirical_fisher
 from jaxcl.data import Dataset, Task, blurry, train_valid_split
+from jaxcl.data.widths import resized
 from jaxcl.losses import single_head, token_accuracy, token_cross_entropy
 from jaxcl.memory import reservoir
 from jaxcl.method import make_method
@@ -16,9 +17,9 @@ from jaxcl.metrics import RowMetric
 from jaxcl.models import DecoderConfig, decoder
 from jaxcl.regularizers import ewc
 from jaxcl.sequences import IGNORED
-from jaxcl.sharding import ShardingPlan, fsdp, make_mesh
+from jaxcl.sharding import ShardingPlan, fsdp, make_mesh, num_parts
 from jaxcl.training import Options, batches, learn
-from jaxcl.training.batches import grouped_order, take_rows
+from jaxcl.training.batches import grouped_order, rows_to_test, take_rows
 from jaxcl.tree import as_batch
 
 WIDTHS = np.array([4, 6, 9])
@@ -107,6 +108,36 @@ def test_a_run_on_few_widths_resumes_and_grows(tmp_path):
     wanted = learned(tasks, tmp_path / "whole")
     learned(tasks[:1], tmp_path / "parts")
     close(learned(tasks, tmp_path / "parts").run_state, wanted.run_state, atol=0)
+
+
+def test_few_rows_of_token_labels_are_tested_at_once():
+    """Oracle: by hand; and the batches of a run, with and without its option."""
+    row = stream()[0].test.read(np.arange(1))
+    wide = resized(row, 300)
+    assert rows_to_test(wide, None, None) == 8192 // 300 == 27
+    assert rows_to_test(wide, 99, None) == 99
+    assert rows_to_test(row, None, None) == 256
+    assert rows_to_test(resized(row, 10_000), None, None) == 1
+    classes = wide._replace(y=np.zeros(1, np.int32))
+    assert rows_to_test(classes, None, None) == 256
+    images = as_batch(np.zeros((1, 200, 200)), np.zeros((1, 200, 200), int))
+    assert rows_to_test(images, None, None) == 256
+    with_mesh = ShardingPlan(make_mesh(), fsdp())
+    assert rows_to_test(wide, None, with_mesh) == 24
+    assert rows_to_test(resized(row, 10_000), None, with_mesh) == num_parts(with_mesh)
+
+    read = []
+
+    def counted(rows):
+        note = lambda numbers: (read.append(len(numbers)), rows.read(numbers))[1]
+        return rows._replace(read=lambda numbers: resized(note(numbers), 2000))
+
+    first = stream()[0]
+    first = first._replace(train=counted(first.train), test=counted(first.test))
+    for wanted, size in ((None, 4), (6, 6)):
+        read.clear()
+        learned([first], eval_batch_size=wanted, num_steps=1, end_task_examples=1)
+        assert set(read) == {1, OPTIONS.batch_size, size}
 
 
 def test_the_example_makes_room_for_longer_sequences():
