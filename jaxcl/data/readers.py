@@ -130,8 +130,9 @@ def csv_rows(who: str, path: Path, comma: str) -> Rows:
             rows.append(dict(zip(header, fields, strict=True)))
             lines.append(line)
     except csv.Error as error:
+        # The line where the row begins: a quote that is not closed ends far below.
         reason = f"is not CSV ({reason_of(error)}); fix it"
-        msg = f"{who}: {path}, line {reader.line_num}: {reason}."
+        msg = f"{who}: {path}, line {after + 1}: {reason}."
         raise InputError(msg) from error
     return rows, lines
 

@@ -174,6 +174,8 @@ def test_a_place_is_the_line_where_a_record_begins(tmp_path, name, text, places)
         ("a.csv", b"a,a\n1,2", r"line 1: fields \['a'\] are there twice; rename one"),
         ("a.csv", b"a,b\n1,2\n1,2,3", "line 3: expected 2 fields, got 3; quote"),
         ("a.csv", b'a,b\n1,"2', "line 2: is not CSV"),
+        ("a.csv", b'a,b\n1,"2\n3,4\n5,6\n', "line 2: is not CSV .*unexpected end"),
+        ("a.csv", b'a,b\n1,"2\n3"4,5\n', "line 2: is not CSV"),
         ("a.parquet", b"PAR1nothing", "a.parquet is not a table of rows"),
         ("a.arrow", b"nothing", "a.arrow is not a table of rows"),
     ],
