@@ -1,5 +1,6 @@
 """Instructions as text: prompts and answers of several formats, and chat templates."""
 
+import re
 import string
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -97,9 +98,18 @@ def _pairs(
     def pair(row):
         place, record = records.place(row), records.rows[row]
         prompt = prompt_of(place, record)
+        if given.classes and records.is_text:
+            record = _with_number(record, answer, given.classes)
         return prompt, _answer(who, place, record, answer, given.classes)
 
     return pair, join
+
+
+def _with_number(record: Mapping, field: str, classes: Sequence[str]) -> Mapping:
+    """A record of text, as in a CSV file, with the number of its class as a number."""
+    text = record.get(field) or ""
+    numbered = text not in classes and re.fullmatch("[0-9]{1,9}", text)
+    return {**record, field: int(text)} if numbered else record
 
 
 def _alpaca_prompt(who: str, place: str, record: Mapping) -> str:

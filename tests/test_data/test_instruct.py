@@ -230,6 +230,20 @@ def test_records_of_every_format_are_prompts_and_answers(record, given, want):
     assert answer.endswith(prompts.answers[0])
 
 
+def test_numbers_of_classes_in_csv_are_numbers(tmp_path):
+    """Oracle: the same rows in memory; a class that is named 7 is that class."""
+    rows = [{"text": "a", "label": 1}, {"text": "b", "label": "7"}]
+    lines = "".join(f"{row['text']},{row['label']}\n" for row in rows)
+    (tmp_path / "rows.csv").write_text("text,label\n" + lines)
+    given = {"template": "{text}?", "answer": "label", "classes": ["money", "7"]}
+    load = lambda source: read_all(instruct_dataset(source, byte_level(), **given))
+    ours, wanted = load(tmp_path / "rows.csv"), load(rows)
+    np.testing.assert_array_equal(ours.x["tokens"], wanted.x["tokens"])
+    (tmp_path / "rows.csv").write_text("text,label\na,2\n")
+    with pytest.raises(InputError, match=r"line 2: .* got 2, of 2 classes; fix it"):
+        load(tmp_path / "rows.csv")
+
+
 def test_an_answer_that_ends_with_the_end_token_has_one():
     """Oracle: by hand."""
     rows = [{"prompt": "a", "answer": " b<|end|>"}]
