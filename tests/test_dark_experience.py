@@ -189,3 +189,24 @@ def test_outputs_of_a_bfloat16_network_are_stored_as_such():
     np.testing.assert_allclose(state.params["w"], exact.params["w"], atol=0.1)
     moved = jnp.abs(exact.params["w"] - PARAMS["w"]).max()
     assert float(moved) > 0.2
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.7])
+def test_of_tokens_those_with_a_label_count(beta):
+    """Oracle: a loop over them in NumPy; and the same rows in a wider batch."""
+    rng = np.random.default_rng(0)
+    x, z = rng.normal(size=(3, 4, D)), rng.normal(size=(3, 4, C))
+    y = np.array([[0, 1, -100, -100], [2, 1, 0, 2], [-100, 2, 1, -100]], np.int32)
+    loss, wanted = dark_experience_loss(LOGITS, 0.3, beta), []
+    for row in range(3):
+        f, places = logits(PARAMS, x[row]), np.flatnonzero(y[row] >= 0)
+        far = 0.3 * np.square(z[row] - f).sum(axis=1)
+        likely = -np.log(softmax(f)[np.arange(4), y[row].clip(0)])
+        wanted.append((far + beta * likely)[places].mean())
+    for wide in (0, 3):
+        pad = lambda a, value, wide=wide: np.pad(
+            a, [(0, 0), (0, wide), (0, 0)][: a.ndim], constant_values=value
+        )
+        rows = as_batch(np.float32(pad(x, 9)), pad(y, -100))
+        rows = rows._replace(stored=jnp.float32(pad(z, -9)))
+        np.testing.assert_allclose(loss(PARAMS, rows, None), wanted, rtol=1e-5)
