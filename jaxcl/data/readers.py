@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxcl.data.files import existing_file
-from jaxcl.errors import InputError, MissingFileError, reason_of, require
+from jaxcl.errors import InputError, MissingFileError, reason_of, require, shown
 
 #: Rows, and the line of each.
 Rows = tuple[list[dict[str, Any]], list[int | str]]
@@ -62,14 +62,14 @@ def _json_lines(who: str, path: Path, text: str) -> Iterator[tuple[int, Any]]:
     for line, content in enumerate(text.split("\n"), 1):
         if content.strip():
             try:
-                yield line, json.loads(content)
+                yield line, json.loads(content, object_pairs_hook=_unique)
             except _NOT_JSON as error:
                 raise _not_json(who, path, line, error) from error
 
 
 def _json_list(who: str, path: Path, text: str) -> Iterator[tuple[int, Any]]:
     """The items of one JSON list, with the line where each begins."""
-    decoder = json.JSONDecoder()
+    decoder = json.JSONDecoder(object_pairs_hook=_unique)
     line, counted, place = 1, 0, _skip_spaces(text, text.index("[") + 1)
     closed = text[place : place + 1] == "]"
     while not closed:
@@ -92,6 +92,17 @@ def _json_list(who: str, path: Path, text: str) -> Iterator[tuple[int, Any]]:
         line += text.count("\n", counted, rest)
         error = ValueError("more text after the list")
         raise _not_json(who, path, line, error)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object; of two fields of one name Python would take the last one."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        msg = f"field {shown(twice)} is there twice"
+        raise ValueError(msg)
+    return found
 
 
 def _skip_spaces(text: str, place: int) -> int:

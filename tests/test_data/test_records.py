@@ -171,6 +171,12 @@ def test_a_place_is_the_line_where_a_record_begins(tmp_path, name, text, places)
             gzip.compress(b"x" * 99, mtime=0)[:-9],
             "a.jsonl.gz cannot be read",
         ),
+        (
+            "a.jsonl",
+            b'{"a": 1}\n{"a": 1, "a": 2}',
+            r"line 2: .*: field 'a' is there twice",
+        ),
+        ("a.json", b'[{"a": 1},\n{"b": {"c": 1, "c": 2}}]', r"line 2: .* 'c' is there"),
         ("a.csv", b"a,a\n1,2", r"line 1: fields \['a'\] are there twice; rename one"),
         ("a.csv", b"a,b\n1,2\n1,2,3", "line 3: expected 2 fields, got 3; quote"),
         ("a.csv", b'a,b\n1,"2', "line 2: is not CSV"),
