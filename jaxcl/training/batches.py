@@ -104,10 +104,10 @@ def take_rows(
     There are at most ``size`` numbers. With a sharding each process reads its own part.
     Sequences are as wide as those of ``like``, if that is given.
     """
-    if like is None and sharding is not None and rows.groups is not None:
+    mine = np.arange(size) if sharding is None else own_rows(sharding, np.arange(size))
+    if like is None and len(mine) < size and rows.groups is not None:
         # A process must not choose the width by its own part.
         like = rows.read(numbers[[np.argmax(rows.groups[numbers])]])
-    mine = np.arange(size) if sharding is None else own_rows(sharding, np.arange(size))
     real = mine < len(numbers)
     batch = rows.read(numbers[np.where(real, mine, 0)])
     if not real.all():
