@@ -116,7 +116,8 @@ def instruct_dataset(
       task: number of the task.
       max_length: tokens at which rows are cut; the tokenizer's own limit if absent.
       truncate: whether prompts of longer rows lose their beginning, with a warning that
-        counts them; otherwise they are refused. Answers are never cut.
+        counts them; otherwise they are refused. The last answer is never cut; what comes
+        before it, such as earlier answers, is a part of its prompt.
       widths: to which rows are padded; :func:`choose_widths` of the lengths if absent.
       pack: whether rows are put together, first fit, into rows of ``max_length`` tokens;
         ``x`` then has ``segments`` from 1, of which none sees another.
