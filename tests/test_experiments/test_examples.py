@@ -1,7 +1,9 @@
 """The example scripts run, stay short, and show what they say."""
 
 import json
+import os
 import runpy
+import signal
 from functools import partial
 from pathlib import Path
 
@@ -78,8 +80,8 @@ def test_sam_ends_at_a_flatter_point_and_the_script_prints_it(capsys):
     assert f"top eigenvalue {found['SAM'][0]:.2f}" in lines[1]
 
 
-def test_a_decoder_is_fine_tuned_on_files_and_leaves_an_adapter(tmp_path):
-    """Oracle: both losses fall; a run of one file goes on as one of both does."""
+def _decoder_and_files(tmp_path):
+    """Folder of a small decoder, and two files of prompts and answers."""
     tokenizer = byte_level()
     tokenizer.save_pretrained(tmp_path / "model")
     sizes = DecoderConfig(len(tokenizer), 16, 32, 2, 2, initializer_range=0.2)
@@ -90,7 +92,13 @@ def test_a_decoder_is_fine_tuned_on_files_and_leaves_an_adapter(tmp_path):
         text = "".join(json.dumps(row) + "\n" for row in rows)
         (tmp_path / f"{name}.jsonl").write_text(text)
     files = [str(tmp_path / f"{name}.jsonl") for name in ("first", "second")]
-    run = partial(finetune.main, str(tmp_path / "model"), num_steps=15, rank=4)
+    return str(tmp_path / "model"), files
+
+
+def test_a_decoder_is_fine_tuned_on_files_and_leaves_an_adapter(tmp_path):
+    """Oracle: both losses fall; a run of one file goes on as one of both does."""
+    model, files = _decoder_and_files(tmp_path)
+    run = partial(finetune.main, model, num_steps=15, rank=4)
     wanted = run(str(tmp_path / "at once"), *files)
     run(str(tmp_path / "grown"), files[0])
     found = run(str(tmp_path / "grown"), *files)
@@ -103,3 +111,23 @@ def test_a_decoder_is_fine_tuned_on_files_and_leaves_an_adapter(tmp_path):
     tokens = np.arange(1, 9)[None]
     before, after = (decoder(config).apply(p, tokens) for p in (base, tuned))
     assert np.abs(after - before).max() > 0.1
+
+
+def test_an_interrupted_fine_tuning_leaves_its_adapter_to_the_finished_one(
+    tmp_path, monkeypatch
+):
+    """Oracle: the adapter of a run that no signal interrupted; the same bits."""
+    model, files = _decoder_and_files(tmp_path)
+    run = partial(finetune.main, model, num_steps=4, rank=4)
+    run(str(tmp_path / "at once"), *files)
+    signals = iter([signal.SIGTERM])
+    interrupt = lambda steps, text: [os.kill(os.getpid(), each) for each in signals]
+    learn = partial(finetune.learn, on_progress=interrupt)
+    monkeypatch.setattr(finetune, "learn", learn)
+    with pytest.raises(SystemExit, match="run is interrupted: no adapter"):
+        run(str(tmp_path / "twice"), *files)
+    assert not [*(tmp_path / "twice").glob("adapter-*")]
+    run(str(tmp_path / "twice"), *files)
+    name = "adapter-2/adapter_model.safetensors"
+    wanted, found = (tmp_path / each / name for each in ("at once", "twice"))
+    assert found.read_bytes() == wanted.read_bytes()
