@@ -29,7 +29,7 @@ def main(model: str, out: str, *files: str, num_steps: int = 60, rank: int = 8):
     apply = decoder(config, scan=False).apply
     tokenizer = data.load_tokenizer(model, vocab_size=config.vocab_size)
     read = partial(data.instruct_dataset, tokenizer=tokenizer, max_length=256)
-    tasks = []
+    tasks, widths = [], (32, 64, 128, 256)  # chosen ones would change with more files
     for number, file in enumerate(files):
         rows = read(file, task=number, mean="examples")
         parts = data.train_valid_split(key, rows, valid_fraction=0.1)
@@ -41,7 +41,7 @@ def main(model: str, out: str, *files: str, num_steps: int = 60, rank: int = 8):
     loss = lambda frozen: token_cross_entropy(outputs(frozen))
     build = lambda frozen: replay(loss(frozen), optax.adamw(1e-3))
     result = learn(
-        key, build, adapter, data.share_widths(tasks),
+        key, build, adapter, data.share_widths(tasks, widths=widths),
         Options(num_steps, batch_size=4, eval_batch_size=8),  # logits are large
         folder=Path(out) / "run", frozen=base, metadata={"rate": 1e-3, "rank": rank},
         metrics=metrics.with_frozen(lambda frozen: metrics.tokens(outputs(frozen))),

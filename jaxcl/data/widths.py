@@ -166,7 +166,9 @@ def share_widths(
 
     Args:
       tasks: of text; their rows are read once, for their lengths.
-      widths: of all rows; chosen by :func:`choose_widths` if absent.
+      widths: of all rows; chosen by :func:`choose_widths` if absent. Give them for a
+        stream that may grow: others would be chosen with one more task, and
+        :func:`jaxcl.training.learn` refuses a run whose rows have changed.
       most: how many to choose.
     """
     who = "share_widths"

@@ -87,8 +87,9 @@ def _decoder_and_files(tmp_path):
     sizes = DecoderConfig(len(tokenizer), 16, 32, 2, 2, initializer_range=0.2)
     params = decoder(sizes).init(jax.random.key(0))
     save_pretrained(tmp_path / "model", sizes, params)
-    for name, answer in {"first": "yes", "second": "no"}.items():
-        rows = [{"prompt": f"Is {n} odd?", "answer": answer} for n in range(30)]
+    asked = {"first": ("Is {} odd?", "yes"), "second": ("Is {} even or not?", "no")}
+    for name, (ask, answer) in asked.items():  # rows of two lengths
+        rows = [{"prompt": ask.format(n), "answer": answer} for n in range(30)]
         text = "".join(json.dumps(row) + "\n" for row in rows)
         (tmp_path / f"{name}.jsonl").write_text(text)
     files = [str(tmp_path / f"{name}.jsonl") for name in ("first", "second")]
