@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from jaxcl.errors import check_key, check_number, check_size, require
+from jaxcl.errors import check_key, check_kind, check_number, check_size, require
 from jaxcl.models.inputs import text_inputs
 from jaxcl.models.layers import (
     Rope,
@@ -112,6 +112,8 @@ def decoder(
 
 def check_decoder(config: DecoderConfig) -> None:
     """Refuse sizes that do not fit together, before anything is built."""
+    other = "give the configuration of a decoder, such as Llama's"
+    check_kind("decoder", DecoderConfig, other, config=config)
     named = lambda *names: {name: getattr(config, name) for name in names}
     check_size("decoder", **named("vocab_size", "hidden_size", "intermediate_size"))
     check_size("decoder", **named("num_hidden_layers", "num_attention_heads"))

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from jaxcl.errors import check_key, check_number, check_size, require
+from jaxcl.errors import check_key, check_kind, check_number, check_size, require
 from jaxcl.models.inputs import text_inputs
 from jaxcl.models.layers import (
     attend,
@@ -107,8 +107,10 @@ def encoder(
     return Model(jax.jit(partial(_init, config)), last, hidden)
 
 
-def check_encoder(config: EncoderConfig) -> None:
+def check_encoder(config: EncoderConfig, who: str = "encoder") -> None:
     """Refuse sizes that do not fit together, before anything is built."""
+    other = "give the configuration of an encoder, such as BERT's"
+    check_kind(who, EncoderConfig, other, config=config)
     named = lambda *names: {name: getattr(config, name) for name in names}
     check_size("encoder", **named("vocab_size", "hidden_size", "intermediate_size"))
     check_size("encoder", **named("num_hidden_layers", "num_attention_heads"))

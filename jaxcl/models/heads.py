@@ -32,6 +32,7 @@ from jaxcl.models.encoder import (
     HEAD_ADAPTER,
     POOLER,
     EncoderConfig,
+    check_encoder,
     drop,
     encoder,
     encoder_inputs,
@@ -68,7 +69,8 @@ def sequence_classifier(
 
     Returns:
       A model with ``apply(params, x, keys=None) -> logits [b, sum(sizes)]``, in float32 or
-      wider. ``hidden`` are all states, and last the vectors ``[b, d]`` (``[b, heads, d]``).
+      wider; the linear layer is ``params["classifier"]``. ``hidden`` are all states, and
+      last the vectors ``[b, d]`` (``[b, heads, d]``).
     """
     widths = _widths("sequence_classifier", config, sizes)
     known = f"pooling must be one of {', '.join(POOLINGS)}, got {pooling!r}"
@@ -152,6 +154,7 @@ def sentence_encoder(
 
     Source: Reimers and Gurevych 2019, arXiv:1908.10084.
     """
+    check_encoder(config, "sentence_encoder")
     config = config._replace(pooler=False)
     base = encoder(config, scan=scan, checkpoint=checkpoint)
 
@@ -220,6 +223,7 @@ def _init_classifier(config: EncoderConfig, key: Key, total: int) -> dict[str, A
 
 def _widths(who: str, config: EncoderConfig, sizes: Any) -> list[int]:
     """The outputs of each head."""
+    check_encoder(config, who)
     sizes = len(config.labels) if sizes is None else sizes
     widths = [sizes] if is_whole(sizes) else list(sizes)
     check_size(who, len_sizes=len(widths))

@@ -5,7 +5,9 @@ import jax.numpy as jnp
 
 from jaxcl.adapters import add_lora
 from jaxcl.models import (
+    DecoderConfig,
     EncoderConfig,
+    decoder,
     encoder,
     lstm,
     pooled,
@@ -45,7 +47,21 @@ def traced(model, x, name="apply"):
     return jax.eval_shape(getattr(model, name), params, x)
 
 
+LLAMA = DecoderConfig(11, 8, 12, 1, 2)
 REFUSED = [
+    *[
+        (
+            lambda call=call: call(LLAMA),
+            f"{name}: config must be of type EncoderC.*BERT",
+        )
+        for name, call in {
+            "encoder": encoder,
+            "sentence_encoder": sentence_encoder,
+            "sequence_classifier": lambda config: sequence_classifier(config, 2),
+            "token_classifier": token_classifier,
+        }.items()
+    ],
+    (lambda: decoder(SMALL), "decoder: config must be of type DecoderConfig.* Llama's"),
     *[
         (lambda change=change: encoder(SMALL._replace(**change)), f"encoder: .*{words}")
         for change, words in (
