@@ -94,7 +94,10 @@ def _described(who: str, folder: Any) -> tuple[Family, Any, Path]:
     if not place.is_dir():
         came = "a file" if place.exists() else "nothing"
         wanted = f"expected a folder with a model at {folder}, got {came}"
-        msg = f"{who}: {wanted}; give the path of one that was downloaded."
+        remedy = "give the path of one that was downloaded"
+        if place.suffix == ".gguf":
+            remedy = "`jaxcl convert FILE FOLDER` makes one of a GGUF file"
+        msg = f"{who}: {wanted}; {remedy}."
         raise MissingFileError(msg)
     path = place / "config.json"
     file = ConfigFile(str(path), read_json(who, path, _OTHER))

@@ -416,6 +416,10 @@ def test_another_thing_than_a_folder_is_refused(copy):
     assert_refused(
         lambda: load_pretrained("HuggingFaceTB/SmolLM2-135M"), "got nothing; g"
     )
+    (file := folder / "model.gguf").write_bytes(b"GGUF")
+    for each in (read_config, load_pretrained):
+        with pytest.raises(MissingFileError, match="got a file; `jaxcl convert FILE F"):
+            each(file)
     for wrong in (None, 3, "", b"x"):
         assert_refused(
             lambda wrong=wrong: load_pretrained(wrong), "folder must be a path"
