@@ -74,7 +74,7 @@ def select(who: str, rule: Rule, paths: Iterable[str], *, end: bool = False) -> 
         if not found:
             word = part if isinstance(part, str) else getattr(part, "pattern", "")
             came = f"{part!r} selects nothing" if word else "the rule selects nothing"
-            require(False, who, f"{came}; {nearest(word, paths)}")
+            require(False, who, f"{came}; {nearest(word, paths, end=end)}")
         chosen |= found
     return chosen
 
@@ -95,10 +95,16 @@ def _matcher(who: str, part: Any, end: bool) -> Callable[[str], Any]:
     return re.compile(rf"(?:^|/)(?:{part})(?:{'$' if end else '/|$'})").search
 
 
-def nearest(word: str, paths: Sequence[str]) -> str:
-    """The names closest to a word, for a message; some paths where none is close."""
-    names = [name for path in paths for name in path.split("/")]
+def nearest(word: str, paths: Sequence[str], *, end: bool = False) -> str:
+    """The names closest to a word, for a message; some paths where none is close.
+
+    With ``end``, as for :func:`select`, only the last names, up to twelve of them.
+    """
+    last = [path.rsplit("/", 1)[-1] for path in paths]
+    names = last if end else [name for path in paths for name in path.split("/")]
     known = [*dict.fromkeys([*names, *paths])]
     close = difflib.get_close_matches(word, known, n=3, cutoff=0.5)
     some = f"paths are {', '.join(paths[:3])}" if paths else "the tree has no leaves"
+    if paths and end:
+        some = f"names are {', '.join([*dict.fromkeys(last)][:12])}"
     return f"nearest: {', '.join(close)}" if close else some

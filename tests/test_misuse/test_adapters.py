@@ -77,7 +77,11 @@ PARTITIONS = [
 ]
 LORA = [
     (lambda: lora(targets="q_porj"), "'q_porj' selects nothing; nearest: q_proj"),
-    (lambda: lora(targets=("q_proj", "values")), "'values' selects nothing; nearest: "),
+    (lambda: lora(targets="c_attn"), "'c_attn' selects nothing; names are .*q_proj, "),
+    (
+        lambda: lora(targets=("q_proj", "values")),
+        "'values' selects nothing; names are ",
+    ),
     (lambda: lora(targets="embedding"), "got 'embedding' with embedding float32"),
     (lambda: lora(targets=["norm_0"]), "got 'norm_0' with layers/norm_0/scale float32"),
     (lambda: lora(targets=[]), "must be a function of a path, .* got \\[\\]"),
