@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import jax
@@ -98,6 +99,7 @@ def _nnx(module, hidden):
         modes[mode] = nnx.split(abstract, nnx.Param, nnx.RngState, ...)
         _refuse_others(_other_arrays(modes[mode][3], abstract))
     streams = modes["train"][2]
+    leaves = _paths(nnx.to_pure_dict(modes["train"][1]))
 
     def draw(key):
         if given:
@@ -106,6 +108,7 @@ def _nnx(module, hidden):
 
     # The graph is static; only parameters and random streams are arguments.
     def merged(params, mode="eval", key=None):
+        _check_leaves(params, leaves)
         key = jax.random.key(0) if key is None else key
         return nnx.merge(modes[mode][0], nnx.State(params), _seeded(streams, key))
 
@@ -129,6 +132,25 @@ def _refuse_others(names) -> None:
     remedy = "replace running statistics (BatchNorm) by GroupNorm or LayerNorm"
     came = f"got {', '.join(names[:4])}; {remedy}"
     require(not names, "from_flax", f"expected params only, {came}")
+
+
+def _paths(params: Params) -> list[str]:
+    """The paths of the leaves, such as ``hidden/kernel``."""
+    name = partial(jax.tree_util.keystr, simple=True, separator="/")
+    return [name(entries) for entries, _ in jax.tree.leaves_with_path(params)]
+
+
+def _check_leaves(params: Params, wanted: list[str]) -> None:
+    """Refuse the leaves of an adapter that the module does not have, or a part of all."""
+    if len(jax.tree.leaves(params)) == len(wanted):
+        return
+    found = _paths(params)
+    more = [path for path in found if path not in wanted]
+    less = [path for path in wanted if path not in found]
+    came = f"got no {', '.join(less[:3])}; combine the trained and the frozen part"
+    if more:
+        came = f"got {', '.join(more[:3])} besides; apply_lora puts adapters into nnx"
+    require(False, "from_flax", f"params must have the leaves of the module, {came}")
 
 
 def _seeded(streams, key: Key):
@@ -156,8 +178,11 @@ def _linen(module, x, hidden, evaluate):
     held = jax.eval_shape(lambda: variables(jax.random.key(0)))
     _refuse_others(sorted({*held} - {"params"}))
 
+    leaves = _paths(held["params"]) if "params" in held else []
+
     def call(params, x, mode, key, arguments):
         del mode
+        _check_leaves(params, leaves)  # linen itself does not use others
         rngs = None if key is None else {"dropout": key}
         return module.apply({"params": params}, x, rngs=rngs, **arguments)
 

@@ -6,6 +6,7 @@ import numpy as np
 from flax import linen, nnx
 
 from jaxcl import curvature, losses, metrics, regularizers
+from jaxcl.adapters import add_lora, partition
 from jaxcl.data import array_dataset
 from jaxcl.models import (
     DecoderConfig,
@@ -120,6 +121,11 @@ def bare(module, *x):
     """A model without ``hidden``, asked for it."""
     model = from_flax(module, *x)
     return model.hidden(model.init(KEY), BATCH.x)
+
+
+def other_leaves(model, change):
+    """A model's outputs from parameters that a change gave other leaves."""
+    return model.apply(change(model.init(KEY)), BATCH.x)
 
 
 def traced(model, x, name="apply"):
@@ -328,6 +334,24 @@ REFUSED = [
         lambda: from_flax(Statistics(), BATCH.x),
         f"expected params only, got batch_stats; {NORM}",
     ),
+    *[
+        (lambda model=model, change=change: other_leaves(model, change), words)
+        for model in (
+            from_flax(Net),
+            from_flax(linen.Sequential([linen.Dense(2)]), BATCH.x),
+        )
+        for change, words in (
+            (
+                lambda params: add_lora(KEY, params, rank=1, targets=".*"),
+                "^from_flax: params must have the leaves of the module, got .*lora_a, "
+                ".*lora_scale besides; apply_lora",
+            ),
+            (
+                lambda params: partition(params, ".*kernel")[0],
+                "got no .*bias; combine the trained and the frozen part",
+            ),
+        )
+    ],
     (lambda: bare(Net), "no hidden activations; give them as from"),
     (lambda: bare(linen.Dense(2), BATCH.x), "no hidden activations; give them as from"),
     (lambda: mlp(("64", 10)), r"mlp: sizes\[0\] must be .* got '64'"),
