@@ -1,13 +1,14 @@
-"""What a step of SAM needs at full size, from XLA's own analysis: nothing is computed.
+"""What a step needs at full size, from XLA's own analysis: nothing is computed.
 
-    python -m experiments.byte_domains.plan          # all shapes, minutes on two cores
+    python -m experiments.byte_domains.plan          # all of it, minutes on two cores
 
-lowers and compiles the step of a decoder of Llama-2-7B's sizes for meshes of pretend
-devices, without weights, and writes ``results/plan/``. Memory is that of the whole program.
-XLA counts the body of a loop once, so work and traffic are those of programs with two and
-four unrolled layers, continued along the line through them.
+lowers and compiles the steps of several methods on a decoder of Llama-2-7B's sizes for
+meshes of pretend devices, without weights, and writes ``results/plan/``. Memory is that of
+the whole program. XLA counts the body of a loop once, so work and traffic are those of
+programs with two and four unrolled layers, continued along the line through them.
 """
 
+import itertools
 import math
 import re
 from collections.abc import Callable
@@ -18,10 +19,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import NamedSharding
 
+from jaxcl.adapters import add_lora, lora_rule, partition, with_frozen
 from jaxcl.files import write_json, write_text
 from jaxcl.losses import single_head, token_cross_entropy
 from jaxcl.method import make_method
+from jaxcl.methods import slow_learner
 from jaxcl.models import DecoderConfig, cast_compute, decoder
 from jaxcl.report.tables import Column, Table, to_csv, to_markdown
 from jaxcl.runs.environment import describe_environment
@@ -30,7 +34,7 @@ from jaxcl.runs.readme import fill
 from jaxcl.sharding import batch_sharding, replicated, shardings
 from jaxcl.training import ShardingPlan, fsdp, make_mesh
 from jaxcl.transforms import sam
-from jaxcl.typing import Batch
+from jaxcl.typing import Batch, Method, Model, Params
 
 HERE = Path(__file__).parent
 
@@ -58,10 +62,11 @@ class Shape(NamedTuple):
 class Plan(NamedTuple):
     """What one device needs for one step."""
 
+    method: str  # of METHODS
     devices: int
     data: int
     fsdp: int
-    state: float  # bytes that stay: parameters, moments
+    state: float  # bytes that stay: parameters, frozen ones too, moments, stored rows
     temporary: float  # bytes while a step is computed
     flops: float
     traffic: dict[str, float]  # bytes of results, by kind of collective
@@ -70,17 +75,109 @@ class Plan(NamedTuple):
 SHAPES = (Shape(1, 8), Shape(1, 64), Shape(8, 8))
 
 
-def plan(config: DecoderConfig, length: int, shape: Shape) -> Plan:
-    """Compile a step for a mesh and read off what it needs."""
-    full = compiled(config, length, shape, scan=True)
-    memory = full.memory_analysis()
+# ----------------------------------------------------------------------------- methods
+
+
+class Setting(NamedTuple):
+    """A method over frozen weights, and the shapes of what it trains and of these."""
+
+    build: Callable[[Params], Method]  # (frozen) -> method
+    params: Params
+    frozen: Params
+
+
+def full(model: Model, rows: NamedSharding) -> Setting:
+    """SAM with AdamW on all weights: bfloat16 over float32 masters."""
+    del rows
+    narrow = partial(cast_compute, jnp.bfloat16)
+    loss = token_cross_entropy(single_head(narrow(model.apply)))
+    build = lambda frozen: make_method(loss, optax.adamw(1e-4), gradient=sam(0.05))
+    return Setting(build, jax.eval_shape(model.init, jax.random.key(0)), {})
+
+
+def low_rank(model: Model, rows: NamedSharding) -> Setting:
+    """SAM with AdamW on float32 factors of rank 8, over a base in bfloat16."""
+    del rows
+
+    def build(frozen):
+        loss = token_cross_entropy(single_head(with_frozen(model.apply, frozen)))
+        return make_method(loss, optax.adamw(1e-4), gradient=sam(0.05))
+
+    return Setting(build, *factors_and_base(model))
+
+
+def i_lora(
+    model: Model, rows: NamedSharding, *, place: bool = False, every: bool = False
+) -> Setting:
+    """I-LoRA with AdamW: as many replayed rows as new ones, and a slow learner.
+
+    Args:
+      model: the decoder.
+      rows: the sharding of new rows.
+      place: also split replayed rows like new ones, instead of leaving them to XLA.
+      every: distil the states of all layers, instead of the last ones.
+    """
+
+    def over(frozen, function):
+        function = with_frozen(function, frozen)
+        put = lambda x: jax.lax.with_sharding_constraint(x, rows) if place else x
+        return lambda params, x, keys=None: function(params, put(x), keys)
+
+    def build(frozen):
+        hidden = over(frozen, model.hidden)
+        return slow_learner(
+            token_cross_entropy(single_head(over(frozen, model.apply))),
+            optax.adamw(1e-4),
+            hidden if every else lambda *given: hidden(*given)[-1],
+            decay=0.99,
+            strength=1.0,
+            capacity=500,
+            sample_size=rows.mesh.size,
+        )
+
+    return Setting(build, *factors_and_base(model))
+
+
+def factors_and_base(model: Model) -> tuple[Params, Params]:
+    """The shapes of the trained factors, and of a frozen base in bfloat16."""
+    params = jax.eval_shape(model.init, jax.random.key(0))
+    base = jax.tree.map(lambda leaf: leaf.update(dtype=jnp.bfloat16), params)
+    added = jax.eval_shape(add_lora, jax.random.key(0), base)
+    return partition(added, lora_rule)
+
+
+METHODS: dict[str, Callable[[Model, NamedSharding], Setting]] = {
+    "SAM": full,
+    "SAM, LoRA": low_rank,
+    "I-LoRA": i_lora,
+    "I-LoRA, rows placed": partial(i_lora, place=True),
+    "I-LoRA, all states": partial(i_lora, place=True, every=True),
+}
+
+#: What is planned: the variants of I-LoRA for one mesh only.
+PLANNED = (
+    *itertools.product(("SAM", "SAM, LoRA", "I-LoRA"), SHAPES),
+    ("I-LoRA, rows placed", Shape(8, 8)),
+    ("I-LoRA, all states", Shape(8, 8)),
+)
+
+
+# ---------------------------------------------------------------------------- programs
+
+
+def plan(method: str, config: DecoderConfig, length: int, shape: Shape) -> Plan:
+    """Compile a method's step for a mesh and read off what it needs."""
+    memory = compiled(method, config, length, shape, scan=True).memory_analysis()
     shallow = [config._replace(num_hidden_layers=depth) for depth in DEPTHS]
-    few = [measured(compiled(one, length, shape, scan=False)) for one in shallow]
+    few = [
+        measured(compiled(method, one, length, shape, scan=False)) for one in shallow
+    ]
     (flops_0, traffic_0), (flops_1, traffic_1) = few
     kinds = sorted({*traffic_0, *traffic_1})
     share = (config.num_hidden_layers - DEPTHS[0]) / (DEPTHS[1] - DEPTHS[0])
     line = lambda low, high: low + share * (high - low)
     return Plan(
+        method,
         shape.data * shape.fsdp,
         *shape,
         memory.argument_size_in_bytes,
@@ -90,30 +187,35 @@ def plan(config: DecoderConfig, length: int, shape: Shape) -> Plan:
     )
 
 
-def compiled(config: DecoderConfig, length: int, shape: Shape, *, scan: bool) -> Any:
-    """The program of a step of SAM with AdamW: bfloat16 over float32 masters."""
+def compiled(
+    method: str, config: DecoderConfig, length: int, shape: Shape, *, scan: bool
+) -> Any:
+    """The program of a step, of which frozen weights are an argument as in ``learn``."""
     count = shape.data * shape.fsdp
     devices = jax.devices()[:count]
     sharding = ShardingPlan(make_mesh(**shape._asdict(), devices=devices), fsdp())
     model = decoder(config, scan=scan, checkpoint=True)
-    narrow = partial(cast_compute, jnp.bfloat16)
-    loss = token_cross_entropy(single_head(narrow(model.apply)))
-    method = make_method(loss, optax.adamw(1e-4), gradient=sam(0.05))
-    tokens = jax.ShapeDtypeStruct((count, length), jnp.int32)
-    numbers = jax.ShapeDtypeStruct((count,), jnp.int32)
-    batch = Batch(tokens, tokens, numbers.update(dtype=jnp.float32), numbers)
-    params = jax.eval_shape(model.init, jax.random.key(0))
-    state = jax.eval_shape(method.init, params, batch)
-    places = shardings(sharding, state)
-    rows = jax.tree.map(lambda _: batch_sharding(sharding), batch)
+    build, params, frozen = METHODS[method](model, batch_sharding(sharding))
+    batch = one_row_each(count, length)
+    start = lambda params, frozen, batch: build(frozen).init(params, batch)
+    state = jax.eval_shape(start, params, frozen, batch)
+    places, same = shardings(sharding, state), replicated(sharding)
+    base = shardings(sharding, frozen, prefix="frozen/")
     step = jax.jit(
-        method.step,
-        in_shardings=(replicated(sharding), places, rows),
-        out_shardings=(places, replicated(sharding)),
+        lambda key, state, frozen, batch: build(frozen).step(key, state, batch),
+        in_shardings=(same, places, base, batch_sharding(sharding)),
+        out_shardings=(places, same),
         donate_argnums=1,
     )
     key = jax.eval_shape(lambda: jax.random.key(0))
-    return step.lower(key, state, batch).compile()
+    return step.lower(key, state, frozen, batch).compile()
+
+
+def one_row_each(count: int, length: int) -> Batch:
+    """The shapes of a batch with one row of tokens for each device."""
+    tokens = jax.ShapeDtypeStruct((count, length), jnp.int32)
+    numbers = jax.ShapeDtypeStruct((count,), jnp.int32)
+    return Batch(tokens, tokens, numbers.update(dtype=jnp.float32), numbers)
 
 
 def measured(program: Any) -> tuple[float, dict[str, float]]:
@@ -134,10 +236,10 @@ def traffic(text: str) -> dict[str, float]:
 
 
 def to_table(plans: list[Plan]) -> Table:
-    """A row per mesh, per device."""
+    """A row per method and mesh, per device."""
     gigabytes = lambda name: Column(f"{name}, GB", 1, 1e-9)
     columns = (
-        *(Column("devices", 0), Column("data x fsdp")),
+        *(Column("method"), Column("devices", 0), Column("data x fsdp")),
         *map(gigabytes, ("state", "temporary")),
         Column("PFLOP a step", 2, 1e-15),
         *map(gigabytes, ("gathered", "reduced", "other")),
@@ -150,22 +252,27 @@ def to_table(plans: list[Plan]) -> Table:
         other = sum(made.traffic.values()) - gathered - reduced
         shape, moved = f"{made.data} x {made.fsdp}", (gathered, reduced, other)
         kept = (made.state, made.temporary, made.flops)
-        rows.append((made.devices, shape, *kept, *moved))
+        rows.append((made.method, made.devices, shape, *kept, *moved))
     notes = (
-        f"Per device and step of SAM with AdamW: a row of {LENGTH} tokens on each device, "
-        "bfloat16 over float32 masters, blocks recomputed for the gradient. XLA's "
-        "analysis for pretend CPU devices: an accelerator's compiler places temporaries "
-        "and combines collectives in its own way.",
+        f"Per device and step with AdamW: a row of {LENGTH} tokens on each device, blocks "
+        "recomputed for the gradient. SAM trains all weights, in bfloat16 over float32 "
+        "masters; the others float32 factors of rank 8 on queries and values, over a "
+        "frozen base in bfloat16 that is part of the state. I-LoRA is without SAM and has "
+        "a replayed row for each new one. Rows placed: replayed rows are split over "
+        "devices like new ones. All states: so they are, and the states of all layers are "
+        "distilled instead of the last ones. XLA's analysis for pretend CPU devices: an "
+        "accelerator's compiler places temporaries and combines collectives in its own "
+        "way.",
     )
     return Table(columns, tuple(rows), notes)
 
 
 def main(say: Callable[[str], None] = print) -> None:
-    """Plan all shapes, and write down what was found."""
+    """Plan all methods for their meshes, and write down what was found."""
     plans = []
-    for shape in SHAPES:
-        say(f"compiling for {shape.data} x {shape.fsdp} devices")
-        plans.append(plan(SEVEN_BILLION, LENGTH, shape))
+    for method, shape in PLANNED:
+        say(f"compiling {method} for {shape.data} x {shape.fsdp} devices")
+        plans.append(plan(method, SEVEN_BILLION, LENGTH, shape))
     folder, table = HERE / "results" / "plan", to_table(plans)
     words, text = "python -m experiments.byte_domains.plan", to_markdown(table)
     write_json(folder / "environment.json", describe_environment(words))
