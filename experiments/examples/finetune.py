@@ -26,7 +26,7 @@ def main(model: str, out: str, *files: str, num_steps: int = 60, rank: int = 8):
     """``{metric: {learner: [T + 1, T]}}`` on a tenth of each file, kept for testing."""
     key = jax.random.key(0)
     config, params = load_pretrained(model)
-    apply = decoder(config, scan=False).apply
+    apply = decoder(config).apply
     tokenizer = data.load_tokenizer(model, vocab_size=config.vocab_size)
     read = partial(data.instruct_dataset, tokenizer=tokenizer, max_length=256)
     tasks, widths = [], (32, 64, 128, 256)  # chosen ones would change with more files
