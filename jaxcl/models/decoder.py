@@ -15,6 +15,7 @@ from jaxcl.models.layers import (
     Rope,
     attend,
     dense,
+    embed,
     fold_in,
     leaf_names,
     recomputing,
@@ -207,7 +208,7 @@ def _states(config, params, x, keys, prompt=None, seen=None, *, scan, checkpoint
     """The input of the output layer, ``[b, n, d]``, and those of all blocks."""
     tokens, (mask, segments) = text_inputs("decoder", x, "mask", "segments")
     b, n = tokens.shape
-    h = params["embedding"][tokens]
+    h = embed(params["embedding"], tokens)
     begin = 0
     if prompt is not None:
         prompt = jnp.broadcast_to(prompt, (b, *prompt.shape[-2:])).astype(h.dtype)

@@ -16,6 +16,7 @@ from jaxcl.models.layers import (
     attend_with_dropout,
     dense,
     dropout,
+    embed,
     fold_in,
     layer_norm,
     leaf_names,
@@ -261,7 +262,7 @@ def _embed(config, layer, tokens, types, keys) -> Float[Array, "r d"]:
     wanted = f"x must have at most {most} tokens a row (max_position_embeddings)"
     require(n <= most, "encoder", f"{wanted}, got {n}; cut the rows")
     kind = layer["type"][0] if types is None else layer["type"][types]
-    h = layer["word"][tokens] + kind + layer["position"][:n]
+    h = embed(layer["word"], tokens) + kind + layer["position"][:n]
     h = layer_norm(layer["norm"], h.reshape(-1, h.shape[-1]), config.layer_norm_eps)
     return drop(keys, EMBEDDINGS, h, config.hidden_dropout_prob)
 

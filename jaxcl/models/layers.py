@@ -52,6 +52,16 @@ def _stored(x: Array) -> Array:
     return checkpoint_name(x, _STORED)
 
 
+def embed(table: Float[Array, "v d"], tokens: Array) -> Array:
+    """The vectors of tokens ``[*b]``; NaN for those that the table does not have.
+
+    Indexing would take the last vector for them, which nobody would notice.
+    """
+    return table.at[tokens].get(
+        mode="fill", fill_value=jnp.nan, wrap_negative_indices=False
+    )
+
+
 def dense(
     layer: Layer,
     x: Float[Array, "r i"],

@@ -8,7 +8,7 @@ from jaxtyping import Array, Bool, Float
 
 from jaxcl.errors import check_key, check_number, check_size
 from jaxcl.models.inputs import text_inputs
-from jaxcl.models.layers import dense, dropout, plain_kernel
+from jaxcl.models.layers import dense, dropout, embed, plain_kernel
 from jaxcl.typing import Model
 
 
@@ -76,7 +76,7 @@ def lstm(
     def last(params, x):
         tokens, (mask,) = text_inputs("lstm", x, "mask")
         real = jnp.ones(tokens.shape, bool) if mask is None else mask > 0
-        return _last_states(params, params["embedding"][tokens], real)
+        return _last_states(params, embed(params["embedding"], tokens), real)
 
     def apply(params, x, keys=None):
         h = last(params, x)

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 from jaxcl.errors import check_key, check_number, check_size
 from jaxcl.models.from_flax import init_kernels
 from jaxcl.models.inputs import text_inputs
-from jaxcl.models.layers import dense, dropout, plain_kernel
+from jaxcl.models.layers import dense, dropout, embed, plain_kernel
 from jaxcl.typing import Model
 
 
@@ -79,7 +79,7 @@ def text_cnn(
     def features(params, x):
         tokens, (mask,) = text_inputs("text_cnn", x, "mask")
         real = jnp.ones(tokens.shape, bool) if mask is None else mask > 0
-        h = jnp.where(real[..., None], params["embedding"][tokens], 0)
+        h = jnp.where(real[..., None], embed(params["embedding"], tokens), 0)
         every = [_convolve_and_pool(params[f"conv_{w}"], h, real) for w in widths]
         return jnp.concatenate(every, axis=1)
 

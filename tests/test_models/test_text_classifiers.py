@@ -11,7 +11,15 @@ import numpy as np
 import pytest
 
 from jaxcl.losses import check_rows_independent, cross_entropy, mean_loss, single_head
-from jaxcl.models import cast_compute, lstm, text_cnn
+from jaxcl.models import (
+    DecoderConfig,
+    EncoderConfig,
+    cast_compute,
+    decoder,
+    lstm,
+    sequence_classifier,
+    text_cnn,
+)
 from jaxcl.tree import as_batch
 
 GOLDEN = Path(__file__).parent / "golden_texts"
@@ -207,3 +215,23 @@ def test_weights_begin_in_their_bounds():
     ):
         assert np.abs(leaf).max() <= a
         np.testing.assert_allclose(np.std(leaf), a / np.sqrt(3), rtol=0.15)
+
+
+@pytest.mark.parametrize("token", [-1, 11])
+def test_a_token_that_the_model_does_not_know_is_no_other_one(token):
+    """Oracle: NaN for its row, and the numbers of the other row as they were."""
+    sizes = {"vocab_size": 11, "hidden_size": 8, "intermediate_size": 12}
+    sizes |= {"num_hidden_layers": 1, "num_attention_heads": 2}
+    models = (
+        decoder(DecoderConfig(**sizes)),
+        sequence_classifier(EncoderConfig(**sizes), 2),
+        text_cnn(11, 2),
+        lstm(11, 2),
+    )
+    for model in models:
+        params = model.init(jax.random.key(0))
+        known = jnp.array([[1, 2, 10, 3, 4, 5]] * 2)
+        scores = model.apply(params, known)
+        changed = model.apply(params, known.at[1, 2].set(token))
+        np.testing.assert_allclose(changed[0], scores[0], rtol=1e-5, atol=1e-6)
+        assert jnp.all(jnp.isnan(changed[1, -1]))
