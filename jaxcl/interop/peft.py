@@ -20,16 +20,15 @@ from safetensors import SafetensorError, safe_open
 from jaxcl.adapters import combine
 from jaxcl.adapters.paths import leaves_by_path, path_of, tree_of
 from jaxcl.errors import (
-    InputError,
     MissingFileError,
     is_whole,
-    reason_of,
     require,
     shown,
 )
 from jaxcl.files import as_folder
 from jaxcl.interop.family import read_json
 from jaxcl.interop.peft_names import is_decoder, names_of
+from jaxcl.interop.tensors import damaged
 from jaxcl.typing import Params
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -81,7 +80,10 @@ def load_adapter(
     spots = spots_of(names or names_of(_WHO, base), base)
     pairs, full = _matched(place, tensors, spots)
     leaves = _untied(_full_leaves(place, full, base), base)
+    every = _selects_every_layer(config)
     for module, found in pairs.items():
+        if every:
+            _check_layers(place, module, found, base)
         leaves |= _adapter(place, config, module, found, base)
     return combine(tree_of(leaves), params)
 
@@ -153,9 +155,7 @@ def _read_tensors(place: Path) -> dict[str, np.ndarray]:
             names = file.keys()
             return {name: file.get_tensor(name) for name in names}
     except (OSError, SafetensorError, ValueError, TypeError) as error:
-        why = reason_of(error)
-        msg = f"{_WHO}: {path} is not complete safetensors ({why}); {_AGAIN}."
-        raise InputError(msg) from error
+        raise damaged(_WHO, path, error) from error
 
 
 class Pair(NamedTuple):
@@ -231,6 +231,24 @@ def _untied(leaves: dict[str, Any], base: Mapping[str, Any]) -> dict[str, Any]:
     alike = np.array_equal(head, leaves["embedding"].T)
     others = {path: leaf for path, leaf in leaves.items() if path != "out/kernel"}
     return others if alike else {**others, "out/kernel": head}
+
+
+def _selects_every_layer(config: Mapping[str, Any]) -> bool:
+    """Whether modules are named for all layers alike, as they usually are."""
+    targets = config.get("target_modules")
+    fewer = config.get("layers_to_transform") or config.get("exclude_modules")
+    named = isinstance(targets, list) and not any("." in str(name) for name in targets)
+    return named and fewer is None
+
+
+def _check_layers(place: Path, module: str, found: list[Pair], base) -> None:
+    """Refuse an adapter of fewer layers: it is of a smaller model of the same width."""
+    layers = {pair.spot.layer for pair in found} - {None}
+    kernel = base.get(f"{module}/kernel")
+    count = len(kernel) if layers and kernel is not None else 0
+    missing = sorted(set(range(count)) - layers)
+    came = f"{place} has {module} for {len(layers)} of the {count} layers of params"
+    require(not missing, _WHO, f"{came}, none for {missing[:3]}; {_OTHER}")
 
 
 def _adapter(

@@ -11,7 +11,7 @@ import math
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -124,10 +124,7 @@ def _opened(who: str, path: Path) -> Iterator[Any]:
         with safe_open(path, framework="np") as file:
             yield file
     except (OSError, SafetensorError, ValueError, TypeError, OverflowError) as error:
-        msg = (
-            f"{who}: {path} is not complete safetensors ({reason_of(error)}); {_AGAIN}."
-        )
-        raise InputError(msg) from error
+        raise damaged(who, path, error) from error
 
 
 def read_leaf(
@@ -243,3 +240,12 @@ def _write_file(path: Path, tensors: Sequence[Written]) -> None:
             file.write(array.reshape(-1).view(np.uint8).data)
         file.flush()
         os.fsync(file.fileno())
+
+
+def damaged(who: str, path: Path, error: Exception) -> InputError:
+    """What is said of a file of tensors that cannot be read."""
+    why, remedy = reason_of(error), _AGAIN
+    with suppress(OSError), path.open("rb") as file:
+        if file.read(20) == b"version https://git-":
+            why, remedy = "a pointer of Git LFS", "run git lfs pull in its folder"
+    return InputError(f"{who}: {path} is not complete safetensors ({why}); {remedy}.")

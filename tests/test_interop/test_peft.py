@@ -257,6 +257,10 @@ WRONG = [
         "another base",
     ),
     ({"name": "classifier"}, "bert.* for which params have no place"),
+    (
+        {"tensors": lambda held: {k: v for k, v in held.items() if ".1." not in k}},
+        r"_proj for 1 of the 2 layers of params, none for \[1\]; .* of another base",
+    ),
 ]
 
 
@@ -290,6 +294,12 @@ def test_files_that_cannot_be_read_are_refused_in_one_line(tmp_path):
         "cut": (
             lambda folder: (folder / "adapter_model.safetensors").write_bytes(b"abc"),
             "not complete safetensors",
+        ),
+        "pointer": (
+            lambda folder: (folder / "adapter_model.safetensors").write_text(
+                "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
+            ),
+            r"safetensors \(a pointer of Git LFS\); run git lfs pull in its folder",
         ),
         "pickle": (
             lambda folder: (folder / "adapter_model.safetensors").rename(
