@@ -6,7 +6,7 @@ every token.
 """
 
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
 from typing import Any, NamedTuple
@@ -149,6 +149,9 @@ def _checked_sampling(sampling: Sampling) -> Sampling:
 def _check_params(config: DecoderConfig, params: Params) -> None:
     """Refuse the parameters of another model, as far as shapes tell."""
     check_kind("generate", DecoderConfig, config=config)
+    lacks = "params lack the embedding and layers of a decoder; with an adapter apart"
+    known = isinstance(params, Mapping) and {"embedding", "layers"} <= set(params)
+    require(known, "generate", f"{lacks}, give combine(trainable, frozen)")
     kernel = jnp.shape(params["layers"]["attention"]["q_proj"]["kernel"])
     came = jnp.shape(params["embedding"]), kernel[0]
     fits = came == ((config.vocab_size, config.hidden_size), config.num_hidden_layers)

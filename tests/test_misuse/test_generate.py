@@ -48,6 +48,10 @@ REFUSED = [
             ({"sampling": Sampling(repetition_penalty=0)}, "repetition_penalty must"),
             ({"config": {"vocab_size": 11}}, "config must be of type DecoderConfig"),
             (
+                {"params": {"layers": {}}},
+                r"params lack the embedding .* give combine\(trainable, frozen\)",
+            ),
+            (
                 {"config": SMALL._replace(num_hidden_layers=3)},
                 r"params must be those of config, got an embedding \[11, 8\] and 2 lay",
             ),
