@@ -42,14 +42,15 @@ def main(model: str, out: str, *files: str, num_steps: int = 60, rank: int = 8):
     build = lambda frozen: replay(loss(frozen), optax.adamw(1e-3))
     result = learn(
         key, build, adapter, data.share_widths(tasks, widths=widths),
-        Options(num_steps, batch_size=4, eval_batch_size=8),  # logits are large
+        Options(num_steps, batch_size=4),
         folder=Path(out) / "run", frozen=base, metadata={"rate": 1e-3, "rank": rank},
         metrics=metrics.with_frozen(lambda frozen: metrics.tokens(outputs(frozen))),
     )  # fmt: skip
     if result.status != "done":
         sys.exit(f"{out}/run is {result.status}: no adapter until it is done")
     name = Path(out) / f"adapter-{len(files)}"
-    save_adapter(name, adapters.combine(result.params, base), base=model)
+    if not name.exists():  # else the run was finished before
+        save_adapter(name, adapters.combine(result.params, base), base=model)
     return result.results
 
 
