@@ -15,9 +15,8 @@ from pathlib import Path
 import jax
 import optax
 
-from jaxcl import adapters, data, methods, metrics
+from jaxcl import adapters, data, losses, methods, metrics
 from jaxcl.interop import load_pretrained, save_adapter
-from jaxcl.losses import single_head, token_cross_entropy
 from jaxcl.models import decoder
 from jaxcl.training import Options, learn
 
@@ -34,11 +33,11 @@ def main(model: str, out: str, *files: str, num_steps: int = 60, rank: int = 8):
         rows = read(file, task=number, mean="examples")
         parts = data.train_valid_split(key, rows, valid_fraction=0.1)
         tasks.append(data.Task(Path(file).stem, *parts))
-    outputs = lambda frozen: single_head(adapters.with_frozen(apply, frozen))
+    outputs = lambda frozen: losses.single_head(adapters.with_frozen(apply, frozen))
     params = adapters.add_lora(key, params, rank=rank, targets="all-linear")
     adapter, base = adapters.partition(params, adapters.lora_rule)
     replay = partial(methods.experience_replay, capacity=200, sample_size=4)
-    loss = lambda frozen: token_cross_entropy(outputs(frozen))
+    loss = lambda frozen: losses.token_cross_entropy(outputs(frozen))
     build = lambda frozen: replay(loss(frozen), optax.adamw(1e-3))
     result = learn(
         key, build, adapter, data.share_widths(tasks, widths=widths),
