@@ -313,11 +313,12 @@ def _choose(scores, seen, keys, number, sampling: Sampling) -> Int[Array, " b"]:
         least = jax.lax.top_k(scores, sampling.top_k)[0][:, -1:]
         scores = jnp.where(scores < least, -jnp.inf, scores)
     if sampling.top_p < 1.0:
-        ranked = -jnp.sort(-scores, axis=-1)
+        order = jnp.argsort(-scores, axis=-1)
+        ranked = jnp.take_along_axis(scores, order, axis=-1)
         before = jnp.cumsum(jax.nn.softmax(ranked, axis=-1), axis=-1)
         # The first token whose own probability completes top_p is kept.
         count = 1 + jnp.sum(before < sampling.top_p, axis=-1, keepdims=True)
-        least = jnp.take_along_axis(ranked, count - 1, axis=-1)
-        scores = jnp.where(scores < least, -jnp.inf, scores)
+        # By place, not by score: of equal ones only as many as are needed.
+        scores = jnp.where(jnp.argsort(order, axis=-1) < count, scores, -jnp.inf)
     draw = lambda key, row: jax.random.categorical(jax.random.fold_in(key, number), row)
     return jax.vmap(draw)(keys, scores).astype(jnp.int32)

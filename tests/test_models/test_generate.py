@@ -127,6 +127,19 @@ def test_samples_have_the_probabilities_of_the_logits(sampling, kept):
     assert np.all(np.abs(share - wanted) <= 4 * spread + 1e-9)
 
 
+def test_of_equal_tokens_only_the_fewest_are_drawn():
+    """Oracle: 6 of 23 equal tokens have a quarter of the probability; 5 have less."""
+    flat = jax.tree.map(jnp.zeros_like, params_of(SMALL))
+    found = generated(
+        prompts=[[1]] * 400,
+        count=1,
+        params=flat,
+        sampling=Sampling(1.0, top_p=0.25),
+        batch_size=400,
+    )
+    assert len(np.unique(found)) == 6
+
+
 def test_programs_are_shared_by_prompts_of_similar_length(compilations):
     """Oracle: JAX's names of what it compiled; a second call compiles no program."""
     config = SMALL._replace(vocab_size=24)  # of no other test
