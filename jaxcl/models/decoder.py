@@ -14,6 +14,7 @@ from jaxcl.models.inputs import text_inputs
 from jaxcl.models.layers import (
     Rope,
     attend,
+    check_depth,
     dense,
     embed,
     fold_in,
@@ -226,6 +227,7 @@ def _states(config, params, x, keys, prompt=None, seen=None, *, scan, checkpoint
         return block(config, layer, h, turns, mixed, shape=shape, keys=own)[0]
 
     depth, own = config.num_hidden_layers, None
+    check_depth("decoder", params["layers"], depth)
     if keys is not None and "lora_dropout" in leaf_names(params["layers"]):
         own = jax.vmap(lambda key: jax.random.split(key, depth), out_axes=1)(keys)
     step = recomputing(step, scan=scan, everything=checkpoint)

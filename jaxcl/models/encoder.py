@@ -14,6 +14,7 @@ from jaxcl.models.inputs import text_inputs
 from jaxcl.models.layers import (
     attend,
     attend_with_dropout,
+    check_depth,
     dense,
     dropout,
     embed,
@@ -228,6 +229,7 @@ def _states(config, params, x, keys, *, scan, checkpoint, every):
         return _layer(config, layer, h, allowed, shape=shape, keys=own)
 
     depth, own = config.num_hidden_layers, None
+    check_depth("encoder", params["layers"], depth)
     if keys is not None and _is_noisy(config, params["layers"]):
         split = lambda key: jax.random.split(key, depth)
         own = jax.vmap(split, out_axes=1)(fold_in(keys, LAYERS))

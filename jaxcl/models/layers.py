@@ -263,6 +263,13 @@ def leaf_names(tree: PyTree) -> set[str]:
     return {path[-1].key for path, _ in jax.tree.leaves_with_path(tree)}
 
 
+def check_depth(who: str, layers: PyTree, depth: int) -> None:
+    """Refuse stacked layers of another model: a scan would take as many as there are."""
+    held = {len(leaf) for leaf in jax.tree.leaves(layers)}
+    wanted = f"params must have the {depth} layers of config, got {sorted(held)}"
+    require(held == {depth}, who, f"{wanted}; give both of one model")
+
+
 def unstacked(layers, depth: int):
     """Stacked layers as a list; by a split, whose gradient is one concatenation."""
     leaves, structure = jax.tree.flatten(layers)

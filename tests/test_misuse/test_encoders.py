@@ -2,8 +2,10 @@
 
 import jax
 import jax.numpy as jnp
+import pytest
 
 from jaxcl.adapters import add_lora
+from jaxcl.errors import InputError
 from jaxcl.models import (
     DecoderConfig,
     EncoderConfig,
@@ -48,6 +50,23 @@ def traced(model, x, name="apply"):
 
 
 LLAMA = DecoderConfig(11, 8, 12, 1, 2)
+DEEPER = [
+    (decoder, LLAMA, True),
+    (decoder, LLAMA, False),
+    (encoder, SMALL, True),
+]
+
+
+@pytest.mark.parametrize(("model", "config", "scan"), DEEPER)
+def test_parameters_of_another_depth_are_refused(model, config, scan):
+    """Oracle: one line; a scan alone would take as many layers as there are."""
+    params = jax.eval_shape(model(config).init, KEY)
+    other = model(config._replace(num_hidden_layers=2), scan=scan)
+    words = r"params must have the 2 layers of config, got \[1\]; give both of one"
+    with pytest.raises(InputError, match=words):
+        jax.eval_shape(other.apply, params, TOKENS)
+
+
 REFUSED = [
     *[
         (
