@@ -7,6 +7,7 @@ import pytest
 
 from experiments.byte_domains.plan import (
     HERE,
+    PLANNED,
     Plan,
     Shape,
     compiled,
@@ -113,6 +114,7 @@ def test_the_readme_shows_the_committed_plan():
     """Oracle: the table made of ``plan.json``, in its folder and in the README."""
     folder = HERE / "results" / "plan"
     plans = [Plan(**made) for made in json.loads((folder / "plan.json").read_text())]
+    assert [(made.method, Shape(made.data, made.fsdp)) for made in plans] == [*PLANNED]
     table = to_markdown(to_table(plans))
     assert (folder / "plan.md").read_text() == table
     assert table.strip() in (HERE / "README.md").read_text()
