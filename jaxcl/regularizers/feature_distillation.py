@@ -8,6 +8,7 @@ from jaxtyping import Array, Float, PyTree, ScalarLike
 
 from jaxcl.errors import check_number, check_size
 from jaxcl.regularizers.base import mean_over_rows
+from jaxcl.tree import wide
 from jaxcl.typing import Batch, Context, Params, Regularizer
 
 
@@ -45,7 +46,8 @@ def feature_distillation(
 
         def gap(batch):
             average = jax.lax.stop_gradient(hidden(context.average, batch.x))
-            square = lambda a, b: _mean_of_rows(jnp.square(a - b), batch.x)
+            # In float32: a mean of squares in bfloat16 keeps two or three digits.
+            square = lambda a, b: _mean_of_rows(jnp.square(wide(a - b)), batch.x)
             gaps = jax.tree.map(square, hidden(params, batch.x), average)
             return jnp.mean(jnp.stack(jax.tree.leaves(gaps)), axis=0)
 

@@ -235,6 +235,19 @@ def test_features_follow_the_slow_learner_on_the_replay():
     np.testing.assert_array_equal(slope(OLD)["w"], 0.0)
 
 
+def test_features_in_bfloat16_are_compared_in_float32():
+    """Oracle: the same features in float64; a mean in bfloat16 is the control."""
+    narrow = lambda params, x: (x @ params["w"]).astype(jnp.bfloat16)
+    value = feature_distillation(narrow, 1.0).penalty((), NEW, CONTEXT)
+    now, slow = (np.asarray(narrow(p, REPLAY.x), np.float64) for p in (NEW, OLD))
+    gaps = np.asarray(jnp.asarray(now - slow, jnp.bfloat16), np.float64)
+    wanted = np.average((gaps**2).mean(axis=1), weights=WEIGHT)
+    np.testing.assert_allclose(value, wanted, rtol=1e-5)
+    rounded = jnp.mean(jnp.square(jnp.asarray(gaps, jnp.bfloat16)), axis=1)
+    coarse = np.average(np.asarray(rounded, np.float64), weights=WEIGHT)
+    assert abs(coarse / wanted - 1) > 1e-4
+
+
 def test_features_of_padding_are_not_followed():
     """Oracle: a loop over the real tokens in NumPy; and the same rows in a wider batch."""
     x, mask = np.array(draw(8, 4, 3, 3)), np.ones((4, 3), np.int32)
