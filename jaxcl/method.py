@@ -32,6 +32,7 @@ from jaxcl.errors import check_key, check_kind, check_number, check_size, requir
 from jaxcl.losses.replay import ReplayWeight, by_rows, replayed_loss, step_loss
 from jaxcl.memory import after, no_memory
 from jaxcl.parts import noted, part_of
+from jaxcl.sharding import split_rows
 from jaxcl.transforms.optimizers import (
     accepting,
     first_state,
@@ -229,7 +230,7 @@ def _step(
     group_keys = split(key_replay, groups.weight.shape)
     context = Context(
         batch,
-        flat_rows(groups),
+        split_rows(flat_rows(groups)),
         split(key_loss, num_rows(batch)),
         group_keys.reshape(-1),
         parts.average.read(state.average, params),

@@ -118,6 +118,25 @@ def batch_sharding(plan: ShardingPlan) -> NamedSharding:
     return NamedSharding(plan.mesh, PartitionSpec(("data", "fsdp")))
 
 
+def split_rows(tree: PyTree) -> PyTree:
+    """Rows split over the devices of the mesh that is set, like those of a batch.
+
+    Rows that come from a memory are on every device. XLA would leave them there, compute
+    each row everywhere, and sum activations over devices in place of gathering weights.
+    The same where no mesh of :func:`make_mesh` is set, and for a number of rows that
+    cannot be split evenly.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if not {"data", "fsdp"} <= {*mesh.axis_names}:
+        return tree
+    if {*mesh.axis_types} != {AxisType.Auto}:  # mapped, as by shard_map
+        return tree
+    parts = mesh.shape["data"] * mesh.shape["fsdp"]
+    spec = PartitionSpec(("data", "fsdp"))
+    put = partial(jax.lax.with_sharding_constraint, shardings=spec)
+    return jax.tree.map(lambda x: x if x.shape[0] % parts else put(x), tree)
+
+
 def replicated(plan: ShardingPlan) -> NamedSharding:
     """The same on every device."""
     return NamedSharding(plan.mesh, PartitionSpec())

@@ -7,13 +7,16 @@ from jax.sharding import PartitionSpec
 
 from jaxcl.sharding import (
     ShardingPlan,
+    batch_sharding,
     check_sharding_plan,
     fsdp,
     make_mesh,
     own_rows,
     place_rows,
     replicate,
+    replicated,
     shardings,
+    split_rows,
 )
 from jaxcl.tree import as_batch
 
@@ -86,3 +89,20 @@ def test_what_does_not_fit_the_devices_is_refused():
         ValueError, match=r"learn: eval_batch_size must be a multiple of the 8"
     ):
         check_sharding_plan("learn", sharding, batch_size=16, eval_batch_size=12)
+
+
+def test_rows_of_a_memory_are_split_where_a_mesh_is_set():
+    """Oracle: the sharding of a batch; as they were without a mesh, or if one is mapped."""
+    plan = ShardingPlan(make_mesh(data=2, fsdp=4), replicate)
+    rows, few = np.ones((16, 3), np.float32), np.ones((6, 3), np.float32)
+    everywhere = replicated(plan)
+    split = jax.jit(split_rows, in_shardings=everywhere)
+    with jax.set_mesh(plan.mesh):
+        found = split({"rows": rows, "few": few})
+    assert found["rows"].sharding.is_equivalent_to(batch_sharding(plan), 2)
+    assert found["few"].sharding.is_fully_replicated
+    left = jax.jit(lambda rows: split_rows(rows) + 1, in_shardings=everywhere)(rows)
+    assert left.sharding.is_fully_replicated
+    spec = PartitionSpec("data")
+    mapped = jax.shard_map(split_rows, mesh=plan.mesh, in_specs=spec, out_specs=spec)
+    np.testing.assert_array_equal(mapped(rows), rows)

@@ -19,7 +19,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import NamedSharding
 
 from jaxcl.adapters import add_lora, lora_rule, partition, with_frozen
 from jaxcl.files import write_json, write_text
@@ -86,7 +85,7 @@ class Setting(NamedTuple):
     frozen: Params
 
 
-def full(model: Model, rows: NamedSharding) -> Setting:
+def full(model: Model, rows: int) -> Setting:
     """SAM with AdamW on all weights: bfloat16 over float32 masters."""
     del rows
     narrow = partial(cast_compute, jnp.bfloat16)
@@ -95,7 +94,7 @@ def full(model: Model, rows: NamedSharding) -> Setting:
     return Setting(build, jax.eval_shape(model.init, jax.random.key(0)), {})
 
 
-def low_rank(model: Model, rows: NamedSharding) -> Setting:
+def low_rank(model: Model, rows: int) -> Setting:
     """SAM with AdamW on float32 factors of rank 8, over a base in bfloat16."""
     del rows
 
@@ -106,33 +105,22 @@ def low_rank(model: Model, rows: NamedSharding) -> Setting:
     return Setting(build, *factors_and_base(model))
 
 
-def i_lora(
-    model: Model, rows: NamedSharding, *, place: bool = False, every: bool = False
-) -> Setting:
-    """I-LoRA with AdamW: as many replayed rows as new ones, and a slow learner.
+def i_lora(model: Model, rows: int, *, every: bool = False) -> Setting:
+    """I-LoRA with AdamW: as many replayed ``rows`` as new ones, and a slow learner.
 
-    Args:
-      model: the decoder.
-      rows: the sharding of new rows.
-      place: also split replayed rows like new ones, instead of leaving them to XLA.
-      every: distil the states of all layers, instead of the last ones.
+    With ``every`` the states of all layers are distilled, instead of the last ones.
     """
 
-    def over(frozen, function):
-        function = with_frozen(function, frozen)
-        put = lambda x: jax.lax.with_sharding_constraint(x, rows) if place else x
-        return lambda params, x, keys=None: function(params, put(x), keys)
-
     def build(frozen):
-        hidden = over(frozen, model.hidden)
+        hidden = with_frozen(model.hidden, frozen)
         return slow_learner(
-            token_cross_entropy(single_head(over(frozen, model.apply))),
+            token_cross_entropy(single_head(with_frozen(model.apply, frozen))),
             optax.adamw(1e-4),
             hidden if every else lambda *given: hidden(*given)[-1],
             decay=0.99,
             strength=1.0,
             capacity=500,
-            sample_size=rows.mesh.size,
+            sample_size=rows,
         )
 
     return Setting(build, *factors_and_base(model))
@@ -146,18 +134,16 @@ def factors_and_base(model: Model) -> tuple[Params, Params]:
     return partition(added, lora_rule)
 
 
-METHODS: dict[str, Callable[[Model, NamedSharding], Setting]] = {
+METHODS: dict[str, Callable[[Model, int], Setting]] = {
     "SAM": full,
     "SAM, LoRA": low_rank,
     "I-LoRA": i_lora,
-    "I-LoRA, rows placed": partial(i_lora, place=True),
-    "I-LoRA, all states": partial(i_lora, place=True, every=True),
+    "I-LoRA, all states": partial(i_lora, every=True),
 }
 
-#: What is planned: the variants of I-LoRA for one mesh only.
+#: What is planned: the variant of I-LoRA for one mesh only.
 PLANNED = (
     *itertools.product(("SAM", "SAM, LoRA", "I-LoRA"), SHAPES),
-    ("I-LoRA, rows placed", Shape(8, 8)),
     ("I-LoRA, all states", Shape(8, 8)),
 )
 
@@ -195,14 +181,19 @@ def compiled(
     devices = jax.devices()[:count]
     sharding = ShardingPlan(make_mesh(**shape._asdict(), devices=devices), fsdp())
     model = decoder(config, scan=scan, checkpoint=True)
-    build, params, frozen = METHODS[method](model, batch_sharding(sharding))
+    build, params, frozen = METHODS[method](model, count)
     batch = one_row_each(count, length)
     start = lambda params, frozen, batch: build(frozen).init(params, batch)
     state = jax.eval_shape(start, params, frozen, batch)
     places, same = shardings(sharding, state), replicated(sharding)
     base = shardings(sharding, frozen, prefix="frozen/")
+
+    def take(key, state, frozen, batch):
+        with jax.sharding.use_abstract_mesh(sharding.mesh.abstract_mesh):
+            return build(frozen).step(key, state, batch)
+
     step = jax.jit(
-        lambda key, state, frozen, batch: build(frozen).step(key, state, batch),
+        take,
         in_shardings=(same, places, base, batch_sharding(sharding)),
         out_shardings=(places, same),
         donate_argnums=1,
@@ -258,9 +249,8 @@ def to_table(plans: list[Plan]) -> Table:
         "recomputed for the gradient. SAM trains all weights, in bfloat16 over float32 "
         "masters; the others float32 factors of rank 8 on queries and values, over a "
         "frozen base in bfloat16 that is part of the state. I-LoRA is without SAM and has "
-        "a replayed row for each new one. Rows placed: replayed rows are split over "
-        "devices like new ones. All states: so they are, and the states of all layers are "
-        "distilled instead of the last ones. XLA's analysis for pretend CPU devices: an "
+        "a replayed row for each new one. All states: those of all layers are distilled "
+        "instead of the last ones. XLA's analysis for pretend CPU devices: an "
         "accelerator's compiler places temporaries and combines collectives in its own "
         "way.",
     )

@@ -10,6 +10,7 @@ from jaxtyping import Array, ArrayLike, Float, ScalarLike
 
 from jaxcl.errors import is_zero, require
 from jaxcl.losses.examples import example_losses
+from jaxcl.sharding import split_rows
 from jaxcl.tree import num_rows, safe_divide
 from jaxcl.typing import Batch, Loss, Progress
 
@@ -66,6 +67,7 @@ def step_loss(
             # In one pass: two passes cost half as much again.
             join = lambda a, b: jnp.concatenate([a, b])
             both = jax.tree.map(join, (batch, keys), (replay, replay_keys))
+            both = split_rows(both[0]), both[1]
             shares = join(shares, past_shares) / (1 + weight)
             losses = losses_of(loss, params, *both)
             return jnp.sum(shares * losses), losses[:size]

@@ -3,7 +3,7 @@
 import hashlib
 import re
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
@@ -234,8 +234,9 @@ def _jit_parts(
         return build(frozen).init(params, example)
 
     def step(state, frozen, key, number, num_steps, batch):
-        state = with_num_steps(state, num_steps)
-        after, info = build(frozen).step(jax.random.fold_in(key, number), state, batch)
+        state, key = with_num_steps(state, num_steps), jax.random.fold_in(key, number)
+        with _mesh_of(sharding):
+            after, info = build(frozen).step(key, state, batch)
         finite = info.finite & jnp.isfinite(info.metrics["grad_norm"])
         for leaf in jax.tree.leaves(after.params):
             finite &= jnp.all(jnp.isfinite(leaf))
@@ -246,7 +247,8 @@ def _jit_parts(
         return after, info._replace(finite=finite)
 
     def end_task(state, frozen, key, task):
-        return build(frozen).end_task(key, state, task)
+        with _mesh_of(sharding):
+            return build(frozen).end_task(key, state, task)
 
     def read(state, frozen):
         return tuple(build(frozen).learners(state).values())
@@ -280,6 +282,13 @@ def _jit_parts(
         jit(total, (None, base, rows), same),
         tuple(names),
     )
+
+
+def _mesh_of(sharding: ShardingPlan | None) -> AbstractContextManager:
+    """Where a method splits replayed rows: see :func:`jaxcl.sharding.split_rows`."""
+    if sharding is None:
+        return nullcontext()
+    return jax.sharding.use_abstract_mesh(sharding.mesh.abstract_mesh)
 
 
 def shard(sharding: ShardingPlan | None, tree: PyTree, prefix: str) -> PyTree:
