@@ -233,7 +233,7 @@ def as_folder(who: str, folder: Any, name: str = "folder") -> Path:
     """An absolute path, which does not depend on later changes of the working directory."""
     text = os.fspath(folder) if isinstance(folder, str | os.PathLike) else None
     usable = isinstance(text, str) and text and "\0" not in text
-    unlike = f"{name} must be a path, got {shown(folder)}; give each run its own"
+    unlike = f"{name} must be a path, got {shown(folder)}; give its name as text"
     require(usable, who, unlike)
     return Path(os.path.abspath(str(text)))
 

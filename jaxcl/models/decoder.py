@@ -211,6 +211,7 @@ def _states(config, params, x, keys, prompt=None, seen=None, *, scan, checkpoint
     b, n = tokens.shape
     h = embed(params["embedding"], tokens)
     begin = 0
+    _check_prompt(config, b, prompt, seen)
     if prompt is not None:
         prompt = jnp.broadcast_to(prompt, (b, *prompt.shape[-2:])).astype(h.dtype)
         h, begin = jnp.concatenate([prompt, h], axis=1), prompt.shape[1]
@@ -242,6 +243,21 @@ def _states(config, params, x, keys, prompt=None, seen=None, *, scan, checkpoint
     rows = lambda h: h.reshape(*shape, -1)[:, begin:]
     h = rms_norm(params["norm"], h, config.rms_norm_eps)
     return rows(h), [rows(h) for h in inputs]
+
+
+def _check_prompt(config: DecoderConfig, b: int, prompt, mask) -> None:
+    """Refuse embeddings and a mask that do not fit each other and ``b`` rows."""
+    shape, marks = (() if part is None else jnp.shape(part) for part in (prompt, mask))
+    d = config.hidden_size
+    if prompt is not None:
+        fits = shape[-1:] == (d,) and (len(shape) == 2 or shape[:-2] in ((1,), (b,)))
+        wanted = f"prompt must be [p, {d}] or [{b}, p, {d}], got {list(shape)}"
+        require(fits, "decoder", f"{wanted}; see decoder")
+    if mask is not None:
+        wanted = f"prompt_mask must be [{b}, p] beside a prompt of p vectors"
+        came = f"got {list(marks)} beside {list(shape)}; see decoder"
+        fits = prompt is not None and marks == (b, shape[-2])
+        require(fits, "decoder", f"{wanted}, {came}")
 
 
 def block(

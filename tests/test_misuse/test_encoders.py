@@ -50,6 +50,41 @@ def traced(model, x, name="apply"):
 
 
 LLAMA = DecoderConfig(11, 8, 12, 1, 2)
+PROMPTS = [
+    (
+        {"prompt": jnp.zeros((3, 7))},
+        r"prompt must be \[p, 8\] or \[2, p, 8\], got \[3, 7\]",
+    ),
+    ({"prompt": jnp.zeros((3, 3, 8))}, r"prompt must be .*, got \[3, 3, 8\]; see"),
+    ({"prompt": jnp.zeros(8)}, r"prompt must be .*, got \[8\]; see"),
+    (
+        {"prompt": jnp.zeros((3, 8)), "prompt_mask": jnp.ones((2, 4))},
+        r"prompt_mask must be \[2, p\] .* got \[2, 4\] beside \[3, 8\]",
+    ),
+    (
+        {"prompt_mask": jnp.ones((2, 3))},
+        r"prompt_mask must .* got \[2, 3\] beside \[\]",
+    ),
+]
+
+
+@pytest.mark.parametrize(("given", "words"), PROMPTS)
+def test_a_prompt_that_does_not_fit_is_refused(given, words):
+    """Oracle: one line; a prompt of one row, and of every row, are accepted."""
+    model = decoder(LLAMA)
+    params = jax.eval_shape(model.init, KEY)
+    call = lambda **given: jax.eval_shape(
+        lambda params: model.apply(params, TOKENS, **given), params
+    )
+    with pytest.raises(InputError, match=words) as error:
+        call(**given)
+    assert "\n" not in str(error.value)
+    mask = jnp.ones((2, 3))
+    for shape in ((3, 8), (1, 3, 8), (2, 3, 8)):
+        call(prompt=jnp.zeros(shape))
+        call(prompt=jnp.zeros(shape), prompt_mask=mask)
+
+
 DEEPER = [
     (decoder, LLAMA, True),
     (decoder, LLAMA, False),
