@@ -256,7 +256,7 @@ def _check_prompt(config: DecoderConfig, b: int, prompt, mask) -> None:
     if mask is not None:
         wanted = f"prompt_mask must be [{b}, p] beside a prompt of p vectors"
         came = f"got {list(marks)} beside {list(shape)}; see decoder"
-        fits = prompt is not None and marks == (b, shape[-2])
+        fits = prompt is not None and marks == (b, *shape[-2:-1])
         require(fits, "decoder", f"{wanted}, {came}")
 
 
