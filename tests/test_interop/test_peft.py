@@ -82,7 +82,9 @@ def test_outputs_are_those_of_peft(name):
     """
     base, apply = base_of(name), jax.jit(model_of(name).apply)
     golden = np.load(GOLDEN / name / "golden.npz")
-    tokens, near = golden["tokens"], {"atol": 1e-5, "rtol": 0}
+    # Of the largest logit, as rounding is, where that is above 1.
+    largest = max(1.0, np.abs(golden["adapted"]).max())
+    tokens, near = golden["tokens"], {"atol": 1e-5 * largest, "rtol": 0}
     params = load_adapter(GOLDEN / name, base)
     np.testing.assert_allclose(apply(base, tokens), golden["base"], **near)
     np.testing.assert_allclose(apply(params, tokens), golden["adapted"], **near)
