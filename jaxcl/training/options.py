@@ -170,6 +170,9 @@ def _check_options(options: Options) -> None:
     named = lambda names: {name: getattr(options, name) for name in names.split()}
     sizes = "batch_size eval_every_tasks report_every keep"
     maybe = "num_steps end_task_examples eval_examples eval_batch_size eval_every"
+    many = isinstance(options.num_steps, list | tuple)
+    came = f"num_steps must be one number for all tasks, got {options.num_steps}"
+    require(not many, "learn", f"{came}; that of a single one is Task(num_steps=)")
     check_size("learn", **named(sizes))
     check_size("learn", optional=True, **named(f"{maybe} max_tasks"))
     check_number("learn", infinite=True, save_every=options.save_every)

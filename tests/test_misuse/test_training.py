@@ -157,7 +157,7 @@ REFUSED = [
     ),
     (
         lambda: learn(options=OPTIONS._replace(num_steps=[3, 1])),
-        r"num_steps must be an int of at least 1, .* got \[3, 1\]",
+        r"num_steps must be one number .* got \[3, 1\]; .* is Task\(num_steps=\)",
     ),
     (
         lambda: learn(tasks=[TASKS[0], TASKS[1]._replace(name=TASKS[0].name)]),
