@@ -235,10 +235,10 @@ def _untied(leaves: dict[str, Any], base: Mapping[str, Any]) -> dict[str, Any]:
 
 def _selects_every_layer(config: Mapping[str, Any]) -> bool:
     """Whether modules are named for all layers alike, as they usually are."""
-    targets = config.get("target_modules")
-    fewer = config.get("layers_to_transform") or config.get("exclude_modules")
+    targets, layers = config.get("target_modules"), config.get("layers_to_transform")
+    chosen = is_whole(layers) or bool(layers)  # 0 is a layer, an empty list is all
     named = isinstance(targets, list) and not any("." in str(name) for name in targets)
-    return named and fewer is None
+    return named and not chosen and not config.get("exclude_modules")
 
 
 def _check_layers(place: Path, module: str, found: list[Pair], base) -> None:

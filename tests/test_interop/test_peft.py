@@ -218,6 +218,16 @@ def test_padded_ranks_stay_zero_in_training():
     assert grads["lora_a"][1].any()
 
 
+def test_an_adapter_of_the_first_layer_alone_is_read(tmp_path):
+    """Oracle: by hand; PEFT takes a number for ``layers_to_transform``, and 0 is one."""
+    first = lambda held: {name: x for name, x in held.items() if ".1." not in name}
+    folder = changed(tmp_path, tensors=first, layers_to_transform=0)
+    params = load_adapter(folder, base_of("qv"))
+    factor = params["layers"]["attention"]["q_proj"]["lora_a"]
+    assert factor[0].any()
+    assert not factor[1].any()
+
+
 # --------------------------------------------------------------------------- refusals
 
 
@@ -261,6 +271,14 @@ WRONG = [
     ({"name": "classifier"}, "bert.* for which params have no place"),
     (
         {"tensors": lambda held: {k: v for k, v in held.items() if ".1." not in k}},
+        r"_proj for 1 of the 2 layers of params, none for \[1\]; .* of another base",
+    ),
+    (
+        {
+            "exclude_modules": [],
+            "layers_to_transform": [],
+            "tensors": lambda held: {k: v for k, v in held.items() if ".1." not in k},
+        },
         r"_proj for 1 of the 2 layers of params, none for \[1\]; .* of another base",
     ),
 ]
