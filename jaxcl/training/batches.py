@@ -195,7 +195,8 @@ def rows_to_test(test: Batch, wanted: int | None, sharding: ShardingPlan | None)
     if wanted is not None:
         return wanted
     parts = 1 if sharding is None else num_parts(sharding)
-    labels = max(np.size(leaf) // len(leaf) for leaf in jax.tree.leaves(test.y))
+    of_row = lambda leaf: np.size(leaf) // len(leaf)
+    labels = max(map(of_row, jax.tree.leaves(test.y)), default=1)
     most = _MOST_LABELS // labels if sequence_width(test) else _MOST_ROWS
     return max(min(most, _MOST_ROWS) // parts, 1) * parts
 

@@ -122,6 +122,7 @@ def test_few_rows_of_token_labels_are_tested_at_once():
     assert rows_to_test(classes, None, None) == 256
     images = as_batch(np.zeros((1, 200, 200)), np.zeros((1, 200, 200), int))
     assert rows_to_test(images, None, None) == 256
+    assert rows_to_test(wide._replace(y=()), None, None) == 256  # without labels
     with_mesh = ShardingPlan(make_mesh(), fsdp())
     assert rows_to_test(wide, None, with_mesh) == 24
     assert rows_to_test(resized(row, 10_000), None, with_mesh) == num_parts(with_mesh)
