@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int, PyTree, ScalarLike
 
-from jaxcl.errors import check_number
+from jaxcl.errors import check_number, check_size
 from jaxcl.tree import copied, wide_dtype
 from jaxcl.typing import Average, Params
 
@@ -58,6 +58,103 @@ def ema(decay: ScalarLike, *, warm_up: bool = False) -> Average:
         return jax.tree.map(cast, state.average, params)
 
     return Average(init, read, observe)
+
+
+def ema_of_products(decay: ScalarLike) -> Average:
+    r"""Exponential moving average of the products of LoRA's factors.
+
+    .. math:: A_t B_t \approx d\, A_{t-1} B_{t-1} + (1 - d)\, A B
+
+    An average of the factors is not that of what they add to the kernel: it has the cross
+    terms :math:`d (1 - d) (A_{t-1} B + A B_{t-1})`. The sum here has up to twice the rank,
+    of which the nearest product of the rank of the factors is kept (Eckart and Young 1936).
+    Leaves without a partner are averaged as by :func:`ema`.
+
+    The state is as large as the factors. Each step costs two QR decompositions of ``[i, 2
+    k]`` and ``[o, 2 k]`` and a singular value decomposition of ``[2 k, 2 k]`` for each
+    kernel ``[i, o]`` with factors of rank ``k``; no kernel is formed.
+
+    Args:
+      decay: ``d`` in [0, 1]; may be traced.
+    """
+    check_number("ema_of_products", most=1.0, decay=decay)
+    plain = ema(decay)
+
+    def observe(key, state, step, params):
+        moved = plain.observe(key, state, step, params)
+        average = _with_products(decay, state.average, params, moved.average)
+        return moved._replace(average=average)
+
+    return plain._replace(observe=observe)
+
+
+def _with_products(decay, slow: PyTree, fast: PyTree, moved: PyTree) -> PyTree:
+    """``moved``, a tree of nested dicts, with other averages of its pairs of factors."""
+    if not isinstance(fast, dict):
+        return moved
+    new = {
+        name: _with_products(decay, slow[name], fast[name], moved[name])
+        for name in fast
+    }
+    if {"lora_a", "lora_b"} <= fast.keys():
+        pair = lambda held: (held["lora_a"], held["lora_b"])
+        new["lora_a"], new["lora_b"] = _mean_product(decay, pair(slow), pair(fast))
+    return new
+
+
+def _mean_product(decay, slow, fast):
+    """Factors of ``d A_s B_s + (1 - d) A B``, cut to the rank of ``A``."""
+    (a, b), (own_a, own_b) = slow, fast
+    left = jnp.concatenate([a, own_a.astype(a.dtype)], axis=-1)
+    right = jnp.concatenate([decay * b, (1 - decay) * own_b.astype(b.dtype)], axis=-2)
+    # U V = Q_u (R_u R_v^T) Q_v^T, and the inner matrix is small.
+    q_left, r_left = jnp.linalg.qr(left)
+    q_right, r_right = jnp.linalg.qr(jnp.matrix_transpose(right))
+    p, sizes, w = jnp.linalg.svd(r_left @ jnp.matrix_transpose(r_right))
+    rank = a.shape[-1]
+    roots = jnp.sqrt(sizes[..., None, :rank])
+    a = q_left @ (p[..., :rank] * roots)
+    b = jnp.matrix_transpose(roots) * (w[..., :rank, :] @ jnp.matrix_transpose(q_right))
+    return a, b
+
+
+def starting_after(num_tasks: int, average: Average) -> Average:
+    """The parameters themselves until so many tasks have ended, then an average.
+
+    I-LoRA's slow learner begins as a copy of the fast one at the end of the first task.
+    Costs one more pass over the state of the average per step.
+
+    Args:
+      num_tasks: 0 starts at once.
+      average: such as :func:`ema`.
+    """
+    check_size("starting_after", least=0, num_tasks=num_tasks)
+
+    def started(state):
+        return state[1] >= num_tasks
+
+    def init(params, example):
+        return average.init(params, example), jnp.zeros((), jnp.int32)
+
+    def observe(key, state, step, params):
+        new = average.observe(key, state[0], step, params)
+        return _chosen(started(state), new, state[0]), state[1]
+
+    def read(state, params):
+        return _chosen(started(state), average.read(state[0], params), params)
+
+    def end_task(key, state, params, data):
+        inner, after = average.end_task(key, state[0], params, data)
+        after = _chosen(started(state), after, params)
+        inner = _chosen(started(state), inner, average.init(params, data))
+        return (inner, state[1] + 1), after
+
+    return Average(init, read, observe, end_task)
+
+
+def _chosen(condition, new: PyTree, old: PyTree) -> PyTree:
+    """One tree or another of the same form."""
+    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), new, old)
 
 
 def interpolate(alpha: ScalarLike) -> Average:

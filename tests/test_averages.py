@@ -6,7 +6,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxcl.averages import ema, interpolate, wise_ft
+from jaxcl.averages import (
+    ema,
+    ema_of_products,
+    interpolate,
+    starting_after,
+    wise_ft,
+)
 from jaxcl.tree import at
 from jaxcl.typing import Average
 
@@ -103,11 +109,14 @@ def test_ema_runs_on_across_tasks():
     chex.assert_trees_all_equal(params, at(-1, path))
 
 
-@pytest.mark.parametrize("make", [ema, interpolate, wise_ft])
+LATE = lambda decay: starting_after(1, ema(decay))
+
+
+@pytest.mark.parametrize("make", [ema, ema_of_products, LATE, interpolate, wise_ft])
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_states_keep_their_form_and_readings_that_of_the_parameters(make, dtype):
     """Oracle: shapes and dtypes of the first state and of the parameters."""
-    path = walk(2, dtype)
+    path = factors(2, dtype)
     average = make(0.5)
     form = lambda tree: jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), tree)
 
@@ -196,3 +205,87 @@ def test_a_grid_of_strengths_is_a_vmap():
     grid = jax.jit(jax.vmap(run))(shares)
     for i, share in enumerate((0.0, 0.3, 1.0)):
         assert_close(at(i, grid), run(share), rtol=1e-6)
+
+
+def factors(length, dtype=jnp.float32, rank=2):
+    """Pairs of factors of three layers, and a head, at the start and after each step."""
+    generator = np.random.default_rng(1)
+    draw = lambda *shape: jnp.asarray(
+        generator.normal(size=(length + 1, *shape)), dtype
+    )
+    pair = {"lora_a": draw(3, 7, rank), "lora_b": draw(3, rank, 5)}
+    return {"q_proj": pair, "classifier": {"kernel": draw(7, 2)}}
+
+
+def product(tree):
+    pair = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), tree["q_proj"])
+    return pair["lora_a"] @ pair["lora_b"]
+
+
+def cut(matrices, rank):
+    """The nearest matrices of a rank."""
+    u, s, v = np.linalg.svd(matrices, full_matrices=False)
+    return (u[..., :rank] * s[..., None, :rank]) @ v[..., :rank, :]
+
+
+@pytest.mark.parametrize("rank", [1, 2, 4])  # of 4 the factors side by side are wide
+def test_products_of_factors_are_averaged_step_by_step(rank):
+    """Oracle: dense products in float64, cut to the rank after each step."""
+    path = factors(6, rank=rank)
+    average = ema_of_products(0.7)
+    found = jax.jit(lambda path: average.read(observed(average, path), at(0, path)))(
+        path
+    )
+    expected = product(at(0, path))
+    for step in range(1, 7):
+        expected = cut(0.7 * expected + 0.3 * product(at(step, path)), rank)
+    np.testing.assert_allclose(product(found), expected, rtol=1e-4, atol=1e-4)
+    plain = ema(0.7)
+    other = plain.read(observed(plain, path), at(0, path))
+    np.testing.assert_array_equal(
+        found["classifier"]["kernel"], other["classifier"]["kernel"]
+    )
+    assert np.abs(product(other) - expected).max() > 0.1  # control: cross terms
+
+
+def test_products_with_one_factor_fixed_are_products_of_averages():
+    """Law: sums of A B over steps are A times sums of B, whose rank is that of A."""
+    path = factors(9)
+    fixed = jnp.broadcast_to(path["q_proj"]["lora_a"][:1], (10, 3, 7, 2))
+    path["q_proj"]["lora_a"] = fixed
+    read = lambda average: average.read(observed(average, path), at(0, path))
+    products, plain = (product(read(make(0.8))) for make in (ema_of_products, ema))
+    np.testing.assert_allclose(products, plain, rtol=1e-4, atol=1e-5)
+
+
+def test_an_average_starts_as_a_copy_when_its_task_has_ended():
+    """Oracle: the parameters before, and from then on an average that begins there."""
+    path = walk(6)
+    average = starting_after(1, ema(0.5))
+
+    def step(state, n):
+        return average.observe(None, state, (), at(n, path))
+
+    state = average.init(at(0, path), ())
+    for n in (1, 2):
+        state = step(state, n)
+        chex.assert_trees_all_equal(average.read(state, at(n, path)), at(n, path))
+    state, params = average.end_task(None, state, at(2, path), ())
+    chex.assert_trees_all_equal(params, at(2, path))
+    expected = at(2, path)
+    for n in (3, 4):
+        state = step(state, n)
+        expected = jax.tree.map(lambda a, b: (a + b) / 2, expected, at(n, path))
+    assert_close(average.read(state, at(4, path)), expected, rtol=1e-6)
+    state, _ = average.end_task(None, state, at(4, path), ())
+    state = step(state, 5)
+    expected = jax.tree.map(lambda a, b: (a + b) / 2, expected, at(5, path))
+    assert_close(average.read(state, at(5, path)), expected, rtol=1e-6)
+
+
+def test_an_average_that_starts_at_once_is_the_average():
+    """Law: no task to wait for."""
+    path = walk(4)
+    now, later = ema(0.5), starting_after(0, ema(0.5))
+    read = lambda average: average.read(observed(average, path), at(-1, path))
+    chex.assert_trees_all_equal(read(later), read(now))
