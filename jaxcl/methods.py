@@ -321,14 +321,35 @@ def slow_learner(
     strength: ScalarLike,
     capacity: int,
     sample_size: int,
+    start_after: int = 0,
+    of_products: bool = False,
     chunk_size: int | None = None,
     **options,
 ) -> Method:
     """Replay with feature distillation from an exponential moving average.
 
-    The method of I-LoRA (arXiv:2402.18865), for any parameters: an EMA of them is
-    evaluated, and on replayed inputs the features are kept close to those of the EMA.
+    The method of I-LoRA (arXiv:2402.18865), for any parameters: an EMA of them, the slow
+    learner, is evaluated beside them, and on replayed inputs the features are kept close to
+    those of the EMA. The paper leaves open which features (``hidden``: the last layer's or
+    all), when the slow learner starts, and whether factors of an adapter are averaged or
+    their products; each is a choice here.
+
+    Args:
+      loss: of new and replayed rows alike.
+      optimizer: from optax.
+      hidden: see :func:`jaxcl.regularizers.feature_distillation`.
+      decay: of the average.
+      strength: of the distillation.
+      capacity: rows in the reservoir.
+      sample_size: replayed rows of a step.
+      start_after: tasks after which the slow learner starts, as a copy of the fast one.
+      of_products: average products of LoRA's factors instead of the factors.
+      chunk_size: rows computed at once by the distillation.
+      **options: further arguments of :func:`jaxcl.method.make_method`.
     """
+    average = (averages.ema_of_products if of_products else averages.ema)(decay)
+    if start_after:
+        average = averages.starting_after(start_after, average)
     return _method(
         loss,
         optimizer,
@@ -337,7 +358,7 @@ def slow_learner(
             hidden, strength, chunk_size=chunk_size
         ),
         memory=reservoir(capacity, sample_size),
-        average=averages.ema(decay),
+        average=average,
         chunk_size=chunk_size,
     )
 
