@@ -65,6 +65,8 @@ MEMORIES = {
 AVERAGES = {
     "no_average": lambda: Average(),
     "ema": lambda: averages.ema(0.9),
+    "ema_of_products": lambda: averages.ema_of_products(0.9),
+    "starting_after": lambda: averages.starting_after(1, averages.ema(0.9)),
     "interpolate": lambda: averages.interpolate(0.5),
     "wise_ft": lambda: averages.wise_ft(0.5),
 }

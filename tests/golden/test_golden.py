@@ -122,10 +122,10 @@ def test_every_public_part_is_in_a_case():
         "rho_schedule", "singular_values", "srank", "stable_rank",
     }  # fmt: skip
     newer = {
-        "class_balanced_reservoir", "dark_experience_replay", "gdumb",
-        "greedy_balanced", "memory_aware_synapses", "most_likely_fisher",
+        "class_balanced_reservoir", "dark_experience_replay", "ema_of_products",
+        "gdumb", "greedy_balanced", "memory_aware_synapses", "most_likely_fisher",
         "output_sensitivity", "riemannian_walk", "scale_by_progress",
-        "shared_episodic", "synaptic_intelligence",
+        "shared_episodic", "starting_after", "synaptic_intelligence",
     }  # fmt: skip
     used = set(re.findall(r"\.(\w+)", source))
     assert parts - inside - newer - used == set()

@@ -6,7 +6,13 @@ import numpy as np
 import optax
 
 from jaxcl import memory, methods, plasticity, regularizers, transforms
-from jaxcl.averages import ema, interpolate, wise_ft
+from jaxcl.averages import (
+    ema,
+    ema_of_products,
+    interpolate,
+    starting_after,
+    wise_ft,
+)
 from jaxcl.curvature import (
     batched_fisher,
     empirical_fisher,
@@ -280,9 +286,13 @@ REFUSED = [
             lambda make=make, share=share: make(share),
             rf"^{make.__name__}: \w+ must be a number in \[0, 1\], got {share}",
         )
-        for make in (ema, interpolate, wise_ft)
+        for make in (ema, ema_of_products, interpolate, wise_ft)
         for share in (-0.1, 1.5, NAN)
     ],
+    (
+        lambda: starting_after(-1, ema(0.5)),
+        "starting_after: num_tasks must be an int of at least 0, .* got -1",
+    ),
     (
         lambda: interleave(METHOD, episodic(1, 1), every=0),
         "interleave: every must be",
