@@ -2,6 +2,7 @@
 
 import functools
 import math
+import re
 import tracemalloc
 
 import chex
@@ -26,7 +27,7 @@ from jaxcl.losses import (
     token_cross_entropy,
 )
 from jaxcl.models import EncoderConfig, encoder, generate
-from jaxcl.models.layers import dense
+from jaxcl.models.layers import _narrowed, dense
 from tests.test_adapters.small import (
     BASE,
     BATCH,
@@ -396,3 +397,19 @@ def test_seeds_side_by_side_are_one_by_one():
     )
     np.testing.assert_allclose(found[1], alone, atol=2e-5)
     assert np.abs(np.asarray(found[0] - found[1])).max() > 1e-2
+
+
+def test_the_gradient_of_the_first_factor_has_few_rows_and_not_few_columns():
+    """Oracle: the products of the compiled program; as control, those of ``x @ a``."""
+    x, a = jnp.ones((64, 40)), jnp.ones((40, 3))
+
+    def shapes(product):
+        grad = jax.grad(lambda a: jnp.sum(product(x, a) ** 2))
+        text = jax.jit(grad).lower(a).compile().as_text()
+        found = re.findall(r"= f32\[(\d+),(\d+)\]\S* (?:dot|custom-call)\(", text)
+        return {tuple(map(int, shape)) for shape in found}
+
+    few, usual = shapes(_narrowed), shapes(jnp.matmul)
+    assert (3, 40) in few
+    assert (40, 3) not in few
+    assert (40, 3) in usual
