@@ -100,7 +100,7 @@ def _narrowed(x: Float[Array, "r i"], a: Float[Array, "i k"]) -> Float[Array, "r
     """``x A`` for few columns.
 
     The gradient of ``A`` is a product with as few columns, or rows if transposed, which a
-    CPU computes up to fifteen times as fast. XLA would undo that without the barrier.
+    CPU computes several times as fast. XLA would undo that without the barrier.
     """
     rows = jax.lax.optimization_barrier(a.T)
     return jax.lax.dot_general(x, rows, (((1,), (1,)), ((), ())))
