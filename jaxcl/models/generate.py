@@ -6,7 +6,7 @@ every token.
 """
 
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from functools import partial
 from typing import Any, NamedTuple
@@ -24,10 +24,15 @@ from jaxcl.errors import (
     check_size,
     require,
     shown,
-    warn,
 )
 from jaxcl.models.decoder import DecoderConfig, block, logits
 from jaxcl.models.layers import attend, rms_norm, unstacked
+from jaxcl.models.prompts import (
+    check_params,
+    checked_prompts,
+    padded_left,
+    warn_beyond,
+)
 from jaxcl.progress import progress
 from jaxcl.typing import Key, Params
 
@@ -105,21 +110,23 @@ def generate(
     """
     sampling = _checked_sampling(sampling)
     check_size("generate", max_new_tokens=max_new_tokens, batch_size=batch_size)
-    _check_params(config, params)
-    prompts = _checked_prompts(config, prompts, max_new_tokens)
+    check_params("generate", config, params)
+    asked = checked_prompts("generate", config, prompts)
+    longest = max(map(len, asked), default=0) + max_new_tokens
+    warn_beyond("generate", config, longest)
     key = check_key("generate", key)
     stop = jnp.asarray(_stop_tokens(stop, config.vocab_size), jnp.int32)
     apart = _apart(params, config.num_hidden_layers)
-    order = np.argsort([len(prompt) for prompt in prompts], kind="stable")
-    found: list[Any] = [None] * len(prompts)
+    order = np.argsort([len(prompt) for prompt in asked], kind="stable")
+    found: list[Any] = [None] * len(asked)
     quiet = not sys.stderr.isatty() if quiet is None else quiet
-    total = len(prompts) * max_new_tokens
+    total = len(asked) * max_new_tokens
     with nullcontext() if quiet else progress(total, "tokens") as advance:
         for first in range(0, len(order), batch_size):
             chosen = order[first : first + batch_size]
             # The last batch is filled up, so that its program is the one of the others.
             rows = np.resize(chosen, min(batch_size, len(order)))
-            held = [prompts[row] for row in rows]
+            held = [asked[row] for row in rows]
             keys = jax.vmap(partial(jax.random.fold_in, key))(jnp.asarray(rows))
             new = _batch(config, apart, held, keys, max_new_tokens, stop, sampling)
             done = 0
@@ -146,47 +153,6 @@ def _checked_sampling(sampling: Sampling) -> Sampling:
     return Sampling(float(temperature), top_k, float(top_p), float(penalty))
 
 
-def _check_params(config: DecoderConfig, params: Params) -> None:
-    """Refuse the parameters of another model, as far as shapes tell."""
-    check_kind("generate", DecoderConfig, config=config)
-    lacks = "params lack the embedding and layers of a decoder; with an adapter apart"
-    known = isinstance(params, Mapping) and {"embedding", "layers"} <= set(params)
-    require(known, "generate", f"{lacks}, give combine(trainable, frozen)")
-    kernel = jnp.shape(params["layers"]["attention"]["q_proj"]["kernel"])
-    came = jnp.shape(params["embedding"]), kernel[0]
-    fits = came == ((config.vocab_size, config.hidden_size), config.num_hidden_layers)
-    wanted = f"params must be those of config, got an embedding {list(came[0])}"
-    require(fits, "generate", f"{wanted} and {came[1]} layers; give both of one model")
-
-
-def _checked_prompts(config: DecoderConfig, prompts, max_new_tokens: int) -> list[Any]:
-    """The prompts as arrays; refuse what the model cannot go on from."""
-    held, context = [], config.max_position_embeddings
-    for number, prompt in enumerate(prompts):
-        tokens = as_numbers("generate", f"prompt {number}", prompt)
-        if tokens.shape == (0,):
-            message = f"prompt {number} is empty; begin it with a token"
-            require(False, "generate", message)
-        if tokens.ndim != 1 or tokens.dtype.kind not in "iu":
-            came = f"numbers of tokens, got {shown(prompt)}"
-            require(False, "generate", f"prompt {number} must be a list of {came}")
-        least, most = tokens.min(), tokens.max()
-        if least < 0 or most >= config.vocab_size:
-            wanted = f"tokens from 0 to {config.vocab_size - 1}, got {least} to {most}"
-            message = f"prompt {number} must have {wanted}; use the model's tokenizer"
-            require(False, "generate", message)
-        if context is not None and tokens.size > context:
-            wanted = f"at most {context} tokens (max_position_embeddings)"
-            came = f"prompt {number} must have {wanted}, got {tokens.size}; cut it"
-            require(False, "generate", came)
-        held.append(tokens.astype(np.int32))
-    longest = max((tokens.size for tokens in held), default=0) + max_new_tokens
-    if context is not None and longest > context:
-        beyond = f"texts of up to {longest} tokens, the model was trained for {context}"
-        warn(f"generate: {beyond}; later tokens may make no sense.")
-    return held
-
-
 def _stop_tokens(stop: Iterable[int], vocab_size: int) -> list[int]:
     """The tokens that end a text, each once."""
     many = isinstance(stop, Iterable) and not isinstance(stop, str)
@@ -207,11 +173,8 @@ def _apart(params: Params, depth: int) -> Params:
 
 def _batch(config, params, prompts, keys, max_new_tokens, stop, sampling):
     """Yield the tokens ``[b, k]`` so far, chunk by chunk."""
-    width = _bucket(max(map(len, prompts)))
-    tokens, real = (np.zeros((len(prompts), width), np.int32) for _ in range(2))
-    for row, prompt in enumerate(prompts):
-        tokens[row, width - len(prompt) :] = prompt
-        real[row, width - len(prompt) :] = 1
+    tokens, real = padded_left(prompts)
+    width = tokens.shape[1]
     room = width + -(-max_new_tokens // _CHUNK) * _CHUNK
     now = _begin(config, params, tokens, real, keys, stop, room, sampling)
     real = jnp.pad(real, ((0, 0), (0, room - width)), constant_values=1)
@@ -221,12 +184,6 @@ def _batch(config, params, prompts, keys, max_new_tokens, stop, sampling):
         now, part = _go_on(config, params, now, real, keys, stop, sampling)
         new.append(np.asarray(part))
         yield np.concatenate(new, axis=1)[:, :max_new_tokens]
-
-
-def _bucket(length: int) -> int:
-    """A few widths, so that a few programs serve all prompts."""
-    step = max(16, 2 ** (length.bit_length() - 2))
-    return -(-length // step) * step
 
 
 @partial(jax.jit, static_argnames=("config", "room", "sampling"))
