@@ -14,6 +14,7 @@ from jaxcl.models.lstm import lstm
 from jaxcl.models.mlp import Activation, crelu, mlp
 from jaxcl.models.precision import cast_compute
 from jaxcl.models.resnet import resnet
+from jaxcl.models.score import answer_scores
 from jaxcl.models.text_cnn import text_cnn
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "EncoderConfig",
     "Rope",
     "Sampling",
+    "answer_scores",
     "cast_compute",
     "crelu",
     "decoder",

@@ -259,10 +259,11 @@ def rotate(
 ) -> Float[Array, "b n h s"]:
     """Rotate the pairs ``(x[k], x[k + s/2])`` of each head by the angles of its position.
 
-    ``turns`` are cosine and sine ``[n, s/2]``. Only the distance of two positions matters
-    for the product of a rotated query and a rotated key.
+    ``turns`` are cosine and sine ``[n, s/2]``, or ``[b, n, s/2]`` where positions differ by
+    row. Only the distance of two positions matters for the product of a rotated query and
+    a rotated key.
     """
-    cos, sin = (jnp.asarray(turn)[:, None, :].astype(x.dtype) for turn in turns)
+    cos, sin = (jnp.asarray(turn)[..., None, :].astype(x.dtype) for turn in turns)
     # (a + ib) e^(i angle), with the halves of a head as real and imaginary parts.
     a, b = jnp.split(x, 2, axis=-1)
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
