@@ -26,6 +26,7 @@ from jaxcl.training.evaluate import (
 from jaxcl.training.host import TrainResult, learn
 from jaxcl.training.options import EarlyStopping, Options
 from jaxcl.training.processes import start_processes
+from jaxcl.training.step_memory import step_memory
 
 __all__ = [
     "Callback",
@@ -54,5 +55,6 @@ __all__ = [
     "save",
     "segment_size",
     "start_processes",
+    "step_memory",
     "steps_for",
 ]

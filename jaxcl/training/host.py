@@ -122,6 +122,8 @@ def learn(
     quiet: bool | None = None,
     on_progress: Callable[[int, str], None] | None = None,
     on_report: Callable[[Mapping[str, Any]], None] | None = None,
+    on_task_end: Callable[[int, Mapping[str, PyTree], Callable[[], bool]], None]
+    | None = None,
 ) -> TrainResult:
     """Learn tasks in sequence; resume from the last checkpoint if there is one.
 
@@ -174,6 +176,11 @@ def learn(
         evaluations ``results`` ({metric: {learner: [values]}}), within a task also
         ``valid`` and ``sets`` (by name, each {metric: {learner: value}}), at its end
         ``columns`` (names of the values) and ``ended``.
+      on_task_end: called with the number of tasks that have ended, the learners, and a
+        function that says whether a signal asks for the end: before the first task, and
+        after each one before it is evaluated. For what takes long or goes to files of its
+        own, such as generated answers. After a signal or a kill it is called again: what
+        is there already should be kept. A run that had finished does not call it.
 
     Returns:
       The status, the learners, the results ``{metric: {learner: [T + 1, E]}}`` (row 0
@@ -210,7 +217,7 @@ def learn(
     home = None if folder is None else as_folder("learn", folder)
     start = None if start is None else as_folder("learn", start, "start")
     frozen = shard(sharding, frozen, "frozen/")
-    program = _program_of(
+    program = program_of(
         key, build, params, tasks, options, frozen, metrics, evaluation, sharding
     )
     named, metadata = bool(metadata), identity(key, options, frozen, metadata)
@@ -252,6 +259,7 @@ def learn(
             write,
             scalar,
             on_progress or enter(bar(sum(lengths), quiet=quiet)),
+            on_task_end,
         )
         if run_state.task or run_state.step:
             run.advance(steps_done(run_state, tasks), RESUMED)
@@ -282,7 +290,7 @@ def _result_of(
     return TrainResult(status, learners, results, run_state, mean, seconds)
 
 
-def _program_of(
+def program_of(
     key, build, params, tasks, options, frozen, metrics, evaluation, sharding
 ) -> Program:
     """The program of a run, with all functions traced in their shapes."""

@@ -55,6 +55,7 @@ class Run(NamedTuple):
     write: Callable[[Mapping[str, Any]], None]
     scalar: Callable[[str, float, int], None]
     advance: Callable[..., None]
+    on_task_end: Callable[..., None] | None = None
 
 
 def walk_tasks(run: Run, run_state: RunState) -> tuple[RunState, Status]:
@@ -225,10 +226,18 @@ def test(run: Run, run_state: RunState) -> tuple[RunState, Status]:
     ended = int(run_state.task)
     over = run_state._replace(evaluated=np.int32(ended + 1))
     columns = columns_at(run, ended)
+    if not columns and run.on_task_end is None:
+        return over, "done"
+    learners = run.program.read(run_state.state)
+    if run.on_task_end is not None:
+        run.on_task_end(ended, learners, run.interrupted)
+        (stop,) = any_across_processes(run.interrupted())
+        if stop:  # perhaps in the middle of it
+            return run_state, "interrupted"
     if not columns:
         return over, "done"
     sets = {**{task.name: task.test for task in run.tasks}, **run.evaluation}
-    names, learners = list(sets), run.program.read(run_state.state)
+    names = list(sets)
     key, found = task_keys(run.key, ended).before, []
     for column in columns:
         own = jax.random.fold_in(key, column)
