@@ -1,6 +1,7 @@
 """Datasets, image sets, and streams of tasks made of them."""
 
 from jaxcl.data.boundaries import blurry, gradual, task_free
+from jaxcl.data.choices import Choices, read_choices
 from jaxcl.data.classes import class_pairs, class_splits, split_sizes
 from jaxcl.data.conll import Sentence, entity_types, read_conll, tag_names
 from jaxcl.data.dataset import (
@@ -41,6 +42,7 @@ from jaxcl.data.widths import (
 )
 
 __all__ = [
+    "Choices",
     "Dataset",
     "Images",
     "Prompts",
@@ -77,6 +79,7 @@ __all__ = [
     "prototypes",
     "random_row_numbers",
     "random_rows",
+    "read_choices",
     "read_conll",
     "rotations",
     "row_lengths",

@@ -136,15 +136,15 @@ def _answer_spans(tokenizer: Any, texts: list[Conversation]) -> Iterator[_Spans]
         answers, crosses = [], False
         for _, stop in text.answers:
             head = next(found)
-            first, last = _num_equal(head, ids), len(ids)
+            first, last = num_equal(head, ids), len(ids)
             crosses |= first < len(head)
             if stop < len(text.text):
-                last = _num_equal(next(found), ids)
+                last = num_equal(next(found), ids)
             answers.append((first, last))
         yield ids, answers, crosses
 
 
-def _num_equal(head: np.ndarray, ids: np.ndarray) -> int:
+def num_equal(head: np.ndarray, ids: np.ndarray) -> int:
     """How many tokens at the beginning are equal."""
     both = min(len(head), len(ids))
     differ = np.flatnonzero(head[:both] != ids[:both])

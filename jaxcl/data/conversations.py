@@ -45,7 +45,7 @@ def conversations(
         chatted = "records with messages need their template; leave chat=False out"
         require(is_chat is not False, who, chatted)
     if chats or is_chat:
-        _check_template(who, tokenizer, given)
+        check_template(who, tokenizer, given.join)
     if chats:
         return lambda row: _rendered(
             who, records.place(row), tokenizer, _messages(who, records, row)
@@ -67,12 +67,13 @@ def conversations(
     return conversation
 
 
-def _check_template(who: str, tokenizer: Any, given: Format) -> None:
+def check_template(who: str, tokenizer: Any, join: str | None) -> None:
+    """Refuse a tokenizer without a chat template, and what would join its parts."""
     none = "the tokenizer has no chat template"
     remedy = "set tokenizer.chat_template, or leave chat out"
     require(tokenizer.chat_template, who, f"{none}; {remedy}")
     spare = "join is for prompts without a chat template; leave one of them out"
-    require(given.join is None, who, spare)
+    require(join is None, who, spare)
 
 
 # ------------------------------------------------------------------ prompts and answers
@@ -214,15 +215,15 @@ def _rendered(
     An answer begins where the template asks for one, after the messages before it, and
     ends where the template goes on to the next message.
     """
-    text = _apply(who, place, tokenizer, messages, False)
+    text = chat_text(who, place, tokenizer, messages, False)
     spans = []
     for number, message in enumerate(messages):
         if message["role"] == "assistant":
-            before = _apply(who, place, tokenizer, messages[:number], True)
+            before = chat_text(who, place, tokenizer, messages[:number], True)
             last = number + 1 == len(messages)
             after = text
             if not last:
-                after = _apply(who, place, tokenizer, messages[: number + 1], False)
+                after = chat_text(who, place, tokenizer, messages[: number + 1], False)
             if not (text.startswith(before) and text.startswith(after)):
                 changed = "the chat template writes earlier messages differently later"
                 remedy = "give conversations of one answer each"
@@ -239,7 +240,7 @@ def _rendered(
     return Conversation(text, tuple(spans), messages[-1]["content"], True)
 
 
-def _apply(who: str, place: str, tokenizer: Any, messages: list, ask: bool) -> str:
+def chat_text(who: str, place: str, tokenizer: Any, messages: list, ask: bool) -> str:
     """The template's text for messages, and the beginning of an answer if asked for."""
     try:
         return tokenizer.apply_chat_template(

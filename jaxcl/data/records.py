@@ -126,7 +126,7 @@ def text_of(who: str, place: str, record: Mapping, field: str, name: str) -> str
     """The text of a field of one record, which UTF-8 can hold."""
     text = record.get(field, _ABSENT)
     if text is _ABSENT:
-        _refuse_absent(who, place, record, field, name)
+        refuse_absent(who, place, record, field, name)
     if not isinstance(text, str):
         wanted = f"expected text in {field!r}, got {shown(text)}"
         remedy = f"fix it, or name another field by {name}="
@@ -147,14 +147,15 @@ def values_of(who: str, records: Records, field: str, *, name: str) -> list[Any]
         value = value.item() if isinstance(value, np.generic) else value
         if not isinstance(value, str | int):
             if value is _ABSENT:
-                _refuse_absent(who, records.place(row), record, field, name)
+                refuse_absent(who, records.place(row), record, field, name)
             wanted = f"expected text or an integer in {field!r}, got {shown(value)}"
             require(False, who, f"{records.place(row)}: {wanted}; fix it")
         values.append(value)
     return values
 
 
-def _refuse_absent(who: str, place: str, record: Mapping, field: str, name: str):
+def refuse_absent(who: str, place: str, record: Mapping, field: str, name: str):
+    """Say that a record lacks a field, which the argument ``name`` names."""
     there = ", ".join(map(shown, itertools.islice(record, 8))) or "none"
     absent = f"field {shown(field)} is missing, there are {there}"
     require(False, who, f"{place}: {absent}; name another by {name}=, or fix the line")

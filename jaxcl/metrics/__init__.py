@@ -1,5 +1,6 @@
 """Metrics on data, and metrics of a stream of tasks."""
 
+from jaxcl.metrics.chosen import ChoiceResults, choice_results
 from jaxcl.metrics.evaluation import (
     RowMetric,
     TaskMetric,
@@ -39,6 +40,7 @@ from jaxcl.metrics.summary import Metric, summary
 from jaxcl.metrics.text import choices, entity_f1, generation, text_rows
 
 __all__ = [
+    "ChoiceResults",
     "Floats",
     "Matrix",
     "Metric",
@@ -50,6 +52,7 @@ __all__ = [
     "average_accuracy",
     "average_incremental_accuracy",
     "backward_transfer",
+    "choice_results",
     "choices",
     "classification",
     "entity_f1",

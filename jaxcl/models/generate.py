@@ -28,6 +28,7 @@ from jaxcl.errors import (
 from jaxcl.models.decoder import DecoderConfig, block, logits
 from jaxcl.models.layers import attend, rms_norm, unstacked
 from jaxcl.models.prompts import (
+    Tokens,
     check_params,
     checked_prompts,
     padded_left,
@@ -74,7 +75,7 @@ def generate(
     key: Key,
     config: DecoderConfig,
     params: Params,
-    prompts: Sequence[Sequence[int]],
+    prompts: Sequence[Tokens],
     *,
     max_new_tokens: int,
     stop: Iterable[int] = (),

@@ -10,6 +10,9 @@ from jaxcl.errors import as_numbers, check_kind, require, shown, warn
 from jaxcl.models.decoder import DecoderConfig
 from jaxcl.typing import Params
 
+#: Numbers of tokens.
+Tokens = Sequence[int] | np.ndarray
+
 
 def check_params(who: str, config: DecoderConfig, params: Params) -> None:
     """Refuse the parameters of another model, as far as shapes tell."""
@@ -25,7 +28,7 @@ def check_params(who: str, config: DecoderConfig, params: Params) -> None:
 
 
 def checked_prompts(
-    who: str, config: DecoderConfig, prompts: Sequence[Sequence[int]]
+    who: str, config: DecoderConfig, prompts: Sequence[Tokens]
 ) -> list[Int[np.ndarray, " n"]]:
     """The prompts as arrays; refuse what the model cannot go on from."""
     held, context = [], config.max_position_embeddings
@@ -40,7 +43,7 @@ def checked_prompts(
 
 
 def checked_tokens(
-    who: str, config: DecoderConfig, name: str, given: Sequence[int]
+    who: str, config: DecoderConfig, name: str, given: Tokens
 ) -> Int[np.ndarray, " n"]:
     """Numbers of tokens as an array; refuse what the model does not know."""
     tokens = as_numbers(who, name, given)

@@ -20,6 +20,7 @@ from jaxcl.errors import check_size, require, shown
 from jaxcl.models.decoder import DecoderConfig, block, logits
 from jaxcl.models.layers import attend, check_depth, rms_norm
 from jaxcl.models.prompts import (
+    Tokens,
     bucket,
     check_params,
     checked_prompts,
@@ -47,8 +48,8 @@ class _Line(NamedTuple):
 def answer_scores(
     config: DecoderConfig,
     params: Params,
-    prompts: Sequence[Sequence[int]],
-    answers: Sequence[Sequence[Sequence[int]]],
+    prompts: Sequence[Tokens],
+    answers: Sequence[Sequence[Tokens]],
     *,
     batch_size: int = 8,
     quiet: bool | None = None,
