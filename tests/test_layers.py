@@ -19,6 +19,7 @@ LAYERS = [
     {"methods"},
     {"training", "interop", "report"},
     {"runs"},
+    {"finetune"},
     {"cli"},
     {"__main__"},
 ]

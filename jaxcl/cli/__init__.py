@@ -1,5 +1,10 @@
 """The ``jaxcl`` command.
 
+jaxcl finetune ...      a language model on one file after another
+jaxcl evaluate SOURCE   a model, or one of a run, on files
+jaxcl generate SOURCE   its answers to prompts
+jaxcl export RUN        its adapter for PEFT, or merged into the model
+jaxcl interpolate RUN   models between before and after
 jaxcl report RUN        tables, figures and a page of a folder of runs
 jaxcl batch MODULE ...  a grid of settings as one job, here or on a cluster
 jaxcl convert FILE ...  a model in a GGUF file as a Hugging Face folder
@@ -12,7 +17,7 @@ from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
-from jaxcl.cli import convert
+from jaxcl.cli import convert, finetune, models
 from jaxcl.runs import batch
 from jaxcl.runs.command import refusing
 from jaxcl.runs.experiment import nearest
@@ -31,13 +36,21 @@ def report(argv: Sequence[str]) -> int:
     if len(argv) != 1 or argv[0].startswith("-") or "\0" in argv[0]:
         print(_REPORT, file=sys.stdout if "--help" in argv else sys.stderr)
         return 0 if "--help" in argv else 2
+    from jaxcl.finetune.config import SETTINGS
+    from jaxcl.finetune.report import write_page
     from jaxcl.runs.reports import page_of_run
 
-    page_of_run(Path(argv[0]))
+    run = Path(argv[0])
+    (write_page if (run / SETTINGS).exists() else page_of_run)(run)
     return 0
 
 
 _COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
+    "finetune": finetune.main,
+    "evaluate": models.evaluate,
+    "generate": models.generate,
+    "export": models.export,
+    "interpolate": models.interpolate,
     "report": report,
     "batch": batch.main,
     "convert": convert.main,

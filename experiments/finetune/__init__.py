@@ -1,0 +1,1 @@
+"""A pretrained language model on one text classification after another."""

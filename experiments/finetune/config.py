@@ -1,0 +1,135 @@
+"""A pretrained language model on one text classification after another, as instructions.
+
+DBpedia, Amazon, AG News and the domains of CLINC150, put as questions whose answer is the
+name of the class: the kind of stream by which papers compare methods for language models.
+Measured are exact match of generated answers, choice among the names by likelihood, and
+general ability (PIQA, ARC-easy, OpenBookQA) before and after. The data and the model are
+not part of this repository: see README.md.
+
+    python -m experiments.finetune smoke --data FOLDER --model FOLDER
+    python -m experiments.finetune orders --data FOLDER --model FOLDER   # ten core-hours
+"""
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from jaxcl.errors import require
+from jaxcl.runs.experiment import Experiment, check_fields
+
+Arm = Literal["wise-ft", "er", "ewc", "ilora", "sam-er", "mtl"]
+
+#: Streams by name. Those of the second begin with what the first ends with.
+ORDERS = {
+    "first order": ("dbpedia", "amazon", "agnews", "clinc150"),
+    "second order": ("clinc150", "agnews", "amazon", "dbpedia"),
+}
+Order = Literal["first order", "second order"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Seq, WiSE-FT, ER, EWC, I-LoRA, SAM + ER and joint training with LoRA."""
+
+    data: str = "data"
+    """Folder with text-cls/ and instruct/, see README.md."""
+    model: str = "smollm2"
+    """Folder of a Hugging Face decoder; the results are of SmolLM2-135M-Instruct."""
+    arms: tuple[Arm, ...] = get_args(Arm)
+    """What is compared, in the order it is run; wise-ft also gives seq, its other
+    learner."""
+    orders: tuple[Order, ...] = get_args(Order)
+    """Streams of tasks."""
+    seeds: int = 2
+    """Runs per arm and order; a seed draws adapter, order of rows, and replay."""
+    num_tasks: int = 4
+    """The first ones of an order."""
+    words: int = 45
+    """Words of a text that are kept."""
+    num_steps: int = 40
+    """Steps per task."""
+    batch_size: int = 8
+    """Rows per step; all of them are seen once."""
+    learning_rate: float = 1e-3
+    """Of AdamW, constant after a warm-up; reset for each task."""
+    rank: int = 8
+    """Of LoRA on all projections, with alpha 16."""
+    capacity: int = 200
+    """Rows that the reservoir holds."""
+    replay_size: int = 4
+    """Rows that come back with each step."""
+    strength: float = 1e4
+    """EWC's, with the factor 1/2 and the mean over rows; 64 rows of a task for the
+    Fisher."""
+    decay: float = 0.97
+    """I-LoRA's average over steps; with 40 steps a task, 0.99 would hardly move."""
+    distance: float = 1.0
+    """I-LoRA's weight of the distance of hidden states."""
+    rho: float = 0.05
+    """SAM's radius."""
+    mix: float = 0.5
+    """WiSE-FT's weight of what was trained."""
+    test_rows: int = 60
+    """Test rows of each task."""
+    general_rows: int = 100
+    """Questions of each set for general ability."""
+    test_on: Literal["all", "seen"] = "seen"
+    """After a task: whether tasks that are still to come are tested, too."""
+    seed: int = 0
+    """Where all randomness comes from."""
+
+
+#: The numbers that make an arm what it is.
+LORA = ("learning_rate", "rank")
+REPLAY = ("capacity", "replay_size")
+NUMBERS = {
+    "seq": LORA,
+    "wise-ft": (*LORA, "mix"),
+    "er": (*LORA, *REPLAY),
+    "ewc": (*LORA, "strength"),
+    "ilora": (*LORA, *REPLAY, "decay", "distance"),
+    "sam-er": (*LORA, *REPLAY, "rho"),
+    "mtl": LORA,
+}
+
+PRESETS = {
+    "smoke": Config(  # a minute with a tiny model; a test runs it
+        arms=("wise-ft", "er"),
+        orders=("first order",),
+        seeds=1,
+        num_tasks=2,
+        words=8,
+        num_steps=4,
+        batch_size=4,
+        capacity=16,
+        test_rows=6,
+        general_rows=4,
+    ),
+    "orders": Config(),
+    # Two settings of each number, one seed, the first two tasks: run twice, such as
+    # tune --strength 1000 --decay 0.9 --rho 0.02 --mix 0.7.
+    "tune": Config(
+        arms=("ewc", "ilora", "sam-er"),
+        orders=("first order",),
+        seeds=1,
+        num_tasks=2,
+        general_rows=1,
+    ),
+}
+
+
+def check(config: Config) -> None:
+    """Refuse settings that could not work, before any compute."""
+    check_fields(config, may_be_zero=("rho", "strength", "distance", "mix"))
+    most = min(map(len, ORDERS.values()))
+    wanted = f"at most the {most} tasks of an order, got {config.num_tasks}"
+    require(config.num_tasks <= most, "num_tasks", wanted)
+
+
+EXPERIMENT = Experiment(
+    "experiments.finetune",
+    PRESETS,
+    default="smoke",
+    about=__doc__ or "",
+    check=check,
+    path_fields={"data": (), "model": ()},
+)

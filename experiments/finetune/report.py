@@ -1,0 +1,126 @@
+"""From ``results.jsonl`` to tables, figures and one page.
+
+``python -m experiments.finetune.report`` puts the tables of every folder under
+``results/`` into the README beside this file.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from experiments.finetune.config import Config
+from jaxcl.report.heatmaps import accuracy_matrix
+from jaxcl.report.page import Picture, Section
+from jaxcl.report.records import Record, check, split
+from jaxcl.report.tables import Column, Table, interval_table, to_markdown
+from jaxcl.runs.experiment import expect_no_words
+from jaxcl.runs.folder import RunFolder, read_json, read_records
+from jaxcl.runs.readme import fill, made_on
+from jaxcl.runs.reports import write_report
+
+_CLAIM = (
+    "Exact match of generated answers is lost before the knowledge is: choice among the "
+    "names of classes keeps more. Replay keeps both, and a slow learner or SAM adds to it."
+)
+_TEXT = (
+    "Exact match: the generated answer is the name of the class, letter by letter. Choice: "
+    "the name of the class is the most likely of all names of its task. Lost: what was "
+    "right when the task was just learned, less what is right at the end, over all tasks "
+    "but the last."
+)
+
+
+def report(config: Config, folder: RunFolder) -> None:
+    """Write ``tables/``, ``figures/`` and ``report.html``."""
+    del config
+    records = read_records(folder)
+    if not records:
+        return
+    check(records)
+    tables = {"tasks": task_table(records), "general": general_table(records)}
+    drawn = []
+    if done := split(records)[0]:
+        alt = "Exact match on each task (columns) after learning each task (rows)."
+        drawn = [Picture("exact-match", accuracy_matrix(done), alt)]
+    write_report(
+        folder,
+        title="Text classification as instructions, one after another",
+        claim=_CLAIM,
+        verdict=verdict(records),
+        sections=[Section("What is kept, and what is lost", _TEXT, drawn, tables)],
+        records=records,
+    )
+
+
+def verdict(records: Sequence[Record]) -> list[str]:
+    """A statement for each arm."""
+    table = task_table(records)
+    names = [column.name for column in table.columns]
+    place = {name: names.index(name) for name in names}
+    said = [
+        f"{', '.join(map(str, row[: place['runs']]))}: exact match "
+        f"{100 * row[place['exact match at the end, %']].mean:.0f} % at the end, "
+        f"{100 * row[place['exact match lost, points']].mean:.0f} points lost"
+        for row in table.rows
+        if row[place["runs"]]
+    ]
+    return said or ["No run has finished."]
+
+
+def task_table(records: Sequence[Record]) -> Table:
+    """A row per arm: means over tasks, with intervals over runs."""
+    done = split(records)[0]
+    numbers: dict[Column, list[Any]] = {}
+    for field, name in {"matrix": "exact match", "choice": "choice"}.items():
+        learned = [np.diag(_matrix(r, field)) for r in done]
+        final = [_matrix(r, field)[-1] for r in done]
+        lost = [
+            float(np.mean(one[:-1] - last[:-1])) if len(one) > 1 else np.nan
+            for one, last in zip(learned, final, strict=True)
+        ]
+        learned, final = ([float(v.mean()) for v in all_] for all_ in (learned, final))
+        numbers[Column(f"{name} when learned, %", 1, 100.0)] = learned
+        numbers[Column(f"{name} at the end, %", 1, 100.0)] = final
+        numbers[Column(f"{name} lost, points", 1, 100.0)] = lost
+    numbers[Column("minutes", 1, is_total=True)] = [r["seconds"] / 60 for r in done]
+    return interval_table(done, numbers, ["{interval}; joint training has no order."])
+
+
+def general_table(records: Sequence[Record]) -> Table:
+    """A row per arm: accuracy on each set before and at the end."""
+    done = split(records)[0]
+    numbers: dict[Column, list[Any]] = {}
+    for name in done[0]["general"] if done else ():
+        for place, when in enumerate(("before", "at the end")):
+            column = Column(f"{name} {when}, %", 1, 100.0)
+            numbers[column] = [r["general"][name][place] for r in done]
+    return interval_table(done, numbers, ["{interval}. By log-likelihood."])
+
+
+def _matrix(record: Mapping[str, Any], field: str) -> np.ndarray:
+    """A matrix ``[T, T]``; NaN where nothing was measured."""
+    return np.array(record[field], float)
+
+
+def section(path: Path) -> str:
+    """What the README says of one folder of results."""
+    records, environment = read_records(path), read_json(path / "environment.json")
+    return "\n".join(
+        [
+            f"### {path.name}\n",
+            f"`{environment['command']}`: {made_on(environment)}.\n",
+            to_markdown(task_table(records)),
+            to_markdown(general_table(records)),
+        ]
+    )
+
+
+if __name__ == "__main__":
+    expect_no_words(__doc__)
+    readme = Path(__file__).parent / "README.md"
+    found = sorted(
+        path.parent for path in readme.parent.glob("results/*/results.jsonl")
+    )
+    fill(readme, "\n".join(map(section, found)))

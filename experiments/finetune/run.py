@@ -1,0 +1,163 @@
+"""Every arm is a run of ``jaxcl finetune``; a line of results for each learner."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from experiments.finetune.config import NUMBERS, ORDERS, Config
+from experiments.finetune.tasks import GENERAL, write_questions, write_tasks
+from jaxcl.finetune import config as settings
+from jaxcl.finetune import run as finetuning
+from jaxcl.finetune.measure import ANSWERS, read_tests
+from jaxcl.finetune.measure import GENERAL as GENERAL_TESTS
+from jaxcl.runs.folder import RunFolder, append, finished
+from jaxcl.runs.trials import Trial, result_line
+
+#: What the learners of a run of an arm are called in the results.
+LEARNERS = {
+    "wise-ft": {"params": "seq", "interpolated": "wise-ft"},
+    "ilora": {"fast": "ilora, fast", "slow": "ilora, slow"},
+}
+
+
+class Planned(NamedTuple):
+    """One run, and where it goes."""
+
+    arm: str
+    order: str
+    seed: int
+    out: Path
+
+
+def run(config: Config, folder: RunFolder) -> None:
+    """Do every run that is not in ``results.jsonl`` yet."""
+    tasks = write_tasks(config, folder.path / "data")
+    general = write_questions(config, folder.path / "data")
+    done = finished(folder)
+    for planned in plans(config, folder.path / "runs"):
+        wanted = [trial.run for trial, _ in trials(config, planned)]
+        if {*wanted} <= done:
+            continue
+        asked = as_settings(config, planned, tasks, general)
+        settings.check(asked)
+        job = finetuning.load(asked)
+        result = finetuning.run(job)
+        if result.status == "interrupted":
+            raise KeyboardInterrupt
+        append(
+            folder,
+            [
+                line_of(config, trial, learner, planned, result)
+                for trial, learner in trials(config, planned)
+            ],
+        )
+
+
+def plans(config: Config, home: Path) -> Iterator[Planned]:
+    """All runs, seed by seed, so that what is cut short compares."""
+    for seed in range(config.seeds):
+        for order in config.orders:
+            for arm in config.arms:
+                if arm == "mtl" and order != config.orders[0]:
+                    continue  # all tasks at once have no order
+                name = f"{arm}-{order.partition(' ')[0]}-{seed}"
+                yield Planned(arm, order, seed, home / name)
+
+
+def trials(config: Config, planned: Planned) -> Iterator[tuple[Trial, str]]:
+    """The trial and the learner of each line of a run."""
+    learners = LEARNERS.get(planned.arm, {"params": planned.arm})
+    for learner, arm in learners.items():
+        numbers = NUMBERS[arm.partition(",")[0]]
+        hyper = {name: getattr(config, name) for name in numbers}
+        yield Trial(planned.order, arm, hyper, planned.seed), learner
+
+
+def as_settings(
+    config: Config,
+    planned: Planned,
+    tasks: dict[str, Path],
+    general: dict[str, Path],
+) -> settings.Config:
+    """The settings of ``jaxcl finetune`` for a run."""
+    arm = planned.arm
+    names = ORDERS[planned.order][: config.num_tasks]
+    strength = {"ewc": config.strength, "ilora": config.distance}.get(arm)
+    return settings.Config(
+        model=Path(config.model),
+        tasks=tuple(f"{name}={tasks[name]}" for name in names),
+        out=planned.out,
+        method="er" if arm == "sam-er" else arm,  # pyright: ignore
+        gradient="sam" if arm == "sam-er" else "plain",
+        general=tuple(f"{name}={general[name]}" for name in GENERAL),
+        training=settings.Training(
+            steps=config.num_steps,
+            batch_size=config.batch_size,
+            learning_rate=config.learning_rate,
+            schedule="constant",
+            warmup=0.1,
+            seed=1000 * config.seed + planned.seed,
+        ),
+        text=settings.Text(max_length=128),
+        lora=settings.LoRA(rank=config.rank),
+        numbers=settings.Numbers(
+            memory=config.capacity,
+            replay=config.replay_size,
+            strength=strength,
+            decay=config.decay,
+            rho=config.rho,
+            mix=config.mix,
+            fisher_rows=64,
+        ),
+        testing=settings.Testing(
+            test_rows=config.test_rows,
+            test_on=config.test_on,
+            max_new_tokens=12,
+            general_rows=config.general_rows,
+        ),
+    )
+
+
+def line_of(
+    config: Config, trial: Trial, learner: str, planned: Planned, result: Any
+) -> dict[str, Any]:
+    """What ``results.jsonl`` keeps of a learner."""
+    names = ORDERS[planned.order][: config.num_tasks]
+    together = planned.arm == "mtl"
+    ended = 1 if together else len(names)
+    answers = read_tests(planned.out, ANSWERS, names, ended)
+    general = read_tests(planned.out, GENERAL_TESTS, GENERAL, ended)
+    bad = int(result.run_state.task) if result.status == "diverged" else None
+    matrices = {}
+    for metric in ("exact_match", "choice_accuracy"):
+        # With few rows a task may have no labels to choose among.
+        blank = np.full((ended + 1, len(names)), np.nan)
+        found = answers.get(metric, {}).get(learner, blank)
+        # Joint training has one row: it stands for the end of every task.
+        rows = np.repeat(found[1:], len(names), axis=0) if together else found[1:]
+        matrices[metric] = rows
+        matrices[f"{metric}_before"] = found[0]
+    own = general["choice_accuracy"][learner]
+    exact = matrices["exact_match"]
+    finite = np.array([bad is None or task < bad for task in range(len(names))])
+    tidy = lambda values: np.round(values, 4).tolist()
+    plain = lambda matrix: [
+        [None if np.isnan(value) else round(float(value), 4) for value in row]
+        for row in matrix
+    ]
+    return result_line(
+        trial,
+        finite,
+        seconds=result.seconds,
+        accuracy=tidy(np.diag(exact)),
+        final=tidy(exact[-1]),
+        matrix=plain(exact),
+        tasks=list(names),
+        before=tidy(matrices["exact_match_before"]),
+        choice=plain(matrices["choice_accuracy"]),
+        choice_before=tidy(matrices["choice_accuracy_before"]),
+        general={name: tidy(own[[0, -1], place]) for place, name in enumerate(GENERAL)},
+        loss=tidy(result.loss),
+    )

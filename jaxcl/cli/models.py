@@ -1,0 +1,205 @@
+"""``jaxcl evaluate``, ``generate``, ``export`` and ``interpolate``: models of runs."""
+
+import dataclasses
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import tyro
+
+from jaxcl.errors import MissingFileError, require
+from jaxcl.runs.command import refusing, tell_end
+from jaxcl.signals import ignore_more, terminable
+
+_FLAGS = (tyro.conf.FlagCreatePairsOff,)
+
+
+@refusing
+def _act(name: str, kind: type, act: Callable[[Any], None], argv: Sequence[str]) -> int:
+    """Parse the words of a command, act, and end as commands do."""
+    asked = tyro.cli(kind, prog=f"jaxcl {name}", args=list(argv), config=_FLAGS)
+    with terminable():
+        try:
+            act(asked)
+        except KeyboardInterrupt as error:
+            ignore_more()
+            return tell_end(error, getattr(asked, "run", "nothing is kept"))
+    return 0
+
+
+def _check_source(source: Path) -> None:
+    """Refuse what is neither a model nor a run."""
+    known = any((source / name).is_file() for name in ("config.json", "finetune.json"))
+    if not known:
+        came = "a folder with neither" if source.is_dir() else "nothing"
+        wanted = "expected the folder of a Hugging Face model or of a run"
+        msg = f"{wanted}, got {came} at {source}."
+        raise MissingFileError(msg)
+
+
+# --------------------------------------------------------------------------- evaluate
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluate:
+    """Test a model, or a learner of a run, on files: answers, choices, intervals.
+
+    Without --tasks and --general a run is tested on its own.
+    """
+
+    source: tyro.conf.Positional[Path]
+    """Folder of a Hugging Face model, or of a run of jaxcl finetune."""
+    tasks: tuple[str, ...] = ()
+    """Files of prompts and answers; all their rows are tested, up to --rows."""
+    general: tuple[str, ...] = ()
+    """Files of questions with choices."""
+    learner: str | None = None
+    """Of the run: params, or slow, fast, interpolated; the default one if absent."""
+    after: int | None = None
+    """Of the run: after so many tasks; the last one if absent."""
+    rows: int = 100
+    """Most rows of a file."""
+    max_new_tokens: int = 32
+    """Longest generated answer."""
+    chat: bool | None = None
+    """Whether prompts are messages of the chat template; if there is one by default."""
+    out: Path | None = None
+    """New folder for a file of JSON lines for each test, and the table."""
+
+
+def _evaluate(asked: Evaluate) -> None:
+    _check_source(asked.source)
+    there = asked.out is not None and asked.out.exists()
+    require(not there, "--out", f"{asked.out} exists; give a new folder")
+    from jaxcl.finetune.evaluate import evaluate  # imports JAX
+
+    print(evaluate(asked))
+
+
+# --------------------------------------------------------------------------- generate
+
+
+@dataclasses.dataclass(frozen=True)
+class Generate:
+    """Answers of a model, or of a learner of a run, to prompts."""
+
+    source: tyro.conf.Positional[Path]
+    """Folder of a Hugging Face model, or of a run of jaxcl finetune."""
+    prompt: tuple[str, ...] = ()
+    """One or more prompts; without any, each line of the standard input is one."""
+    learner: str | None = None
+    """Of the run; the default one if absent."""
+    after: int | None = None
+    """Of the run: after so many tasks; the last one if absent."""
+    max_new_tokens: int = 128
+    """Longest answer."""
+    temperature: float = 0.0
+    """0 takes the most likely token."""
+    top_k: int | None = None
+    """Draw from so many tokens."""
+    top_p: float = 1.0
+    """Draw from the fewest tokens with this probability."""
+    seed: int = 0
+    """Of the draws."""
+    chat: bool | None = None
+    """Whether prompts are messages of the chat template; if there is one by default."""
+    as_json: bool = False
+    """A line {"prompt", "output"} for each."""
+
+
+def _generate(asked: Generate) -> None:
+    _check_source(asked.source)
+    prompts = list(asked.prompt) or [line.rstrip("\n") for line in sys.stdin]
+    prompts = [prompt for prompt in prompts if prompt.strip()]
+    require(prompts, "--prompt", "expected text, got none")
+    from jaxcl.finetune.evaluate import answers_to
+
+    for prompt, output in zip(prompts, answers_to(asked, prompts), strict=True):
+        pair = {"prompt": prompt, "output": output}
+        print(json.dumps(pair, ensure_ascii=False) if asked.as_json else output)
+
+
+# --------------------------------------------------------------------- export, interpolate
+
+
+@dataclasses.dataclass(frozen=True)
+class Export:
+    """Write a learner of a run for other tools: an adapter of PEFT, or a full model."""
+
+    run: tyro.conf.Positional[Path]
+    """Folder of a run of jaxcl finetune."""
+    out: Path
+    """New folder."""
+    to: Literal["peft", "merged"] = "peft"
+    """peft: the adapter alone; merged: a Hugging Face model with the adapter in it."""
+    learner: str | None = None
+    """slow, fast, interpolated, params; the default one if absent."""
+    after: int | None = None
+    """After so many tasks; the last one if absent."""
+
+
+def _export(asked: Export) -> None:
+    from jaxcl.finetune.config import run_settings
+
+    run_settings(asked.run)
+    require(not asked.out.exists(), "--out", f"{asked.out} exists; give a new folder")
+    from jaxcl.finetune.trained import export
+
+    place = export(asked.run, asked.out, asked.to, asked.learner, asked.after)
+    print(f"{place.name} is in {asked.out}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Interpolate:
+    """WiSE-FT: test the models between the one before and a learner of a run.
+
+    Weights are (1 - alpha) before + alpha after. Results are files in RUN/interpolation,
+    and a figure and a table of the page.
+    """
+
+    run: tyro.conf.Positional[Path]
+    """Folder of a run of jaxcl finetune."""
+    alphas: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)
+    """From 0, the model before, to 1, the learner."""
+    learner: str | None = None
+    """slow, fast, params; the default one if absent."""
+    after: int | None = None
+    """After so many tasks; the last one if absent."""
+
+
+def _interpolate(asked: Interpolate) -> None:
+    from jaxcl.finetune.config import run_settings
+
+    run_settings(asked.run)
+    fit = asked.alphas and all(0 <= alpha <= 1 for alpha in asked.alphas)
+    require(fit, "--alphas", f"expected numbers from 0 to 1, got {asked.alphas}")
+    from jaxcl.finetune.curve import curve_table
+    from jaxcl.finetune.interpolate import measure_curve
+    from jaxcl.finetune.report import write_page
+    from jaxcl.report.tables import to_markdown
+
+    home = measure_curve(asked.run, asked.alphas, asked.learner, asked.after)
+    print(to_markdown(curve_table(home)))
+    write_page(asked.run)
+
+
+def evaluate(argv: Sequence[str]) -> int:
+    """``jaxcl evaluate``; the exit code."""
+    return _act("evaluate", Evaluate, _evaluate, argv)
+
+
+def generate(argv: Sequence[str]) -> int:
+    """``jaxcl generate``; the exit code."""
+    return _act("generate", Generate, _generate, argv)
+
+
+def export(argv: Sequence[str]) -> int:
+    """``jaxcl export``; the exit code."""
+    return _act("export", Export, _export, argv)
+
+
+def interpolate(argv: Sequence[str]) -> int:
+    """``jaxcl interpolate``; the exit code."""
+    return _act("interpolate", Interpolate, _interpolate, argv)

@@ -1,0 +1,1 @@
+"""Fine-tune a language model on one file after another: ``jaxcl finetune``."""

@@ -1,0 +1,51 @@
+"""Results between the model before and a learner, as ``jaxcl interpolate`` wrote them."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxcl.finetune.measure import METRICS, lines_of
+from jaxcl.report.curves import step_curves
+from jaxcl.report.page import Picture
+from jaxcl.report.tables import Column, Table, table_of
+
+PLACE = "interpolation"
+
+
+def read_curve(home: Path) -> dict[str, dict[str, tuple[list[float], list[float]]]]:
+    """``{metric: {name: (alphas, means)}}`` of the tests that there are."""
+    found: dict[str, dict[str, Any]] = {}
+    places = [(float(path.stem.split("-")[0]), path) for path in home.glob("*.jsonl")]
+    for alpha, path in sorted(places):
+        name, lines = path.stem.partition("-")[2], lines_of(path)
+        for metric in {m: None for kind in METRICS.values() for m in kind}:
+            values = [line[metric] for line in lines if metric in line]
+            if values:
+                own = found.setdefault(metric, {}).setdefault(name, ([], []))
+                own[0].append(alpha)
+                own[1].append(float(np.mean(values)))
+    return found
+
+
+def curve_table(home: Path) -> Table:
+    """A row per metric, set and alpha."""
+    rows = [
+        {
+            Column("metric"): metric,
+            Column("set"): name,
+            Column("alpha", 2): alpha,
+            Column("mean", 3): value,
+        }
+        for metric, curves in read_curve(home).items()
+        for name, (alphas, values) in curves.items()
+        for alpha, value in zip(alphas, values, strict=True)
+    ]
+    return table_of(rows, "Alpha 0 is the model before the first task, 1 the learner.")
+
+
+def curve_picture(home: Path) -> Picture:
+    """All metrics against alpha."""
+    drawn = step_curves(read_curve(home), label="alpha")
+    alt = f"Between the model before (alpha 0) and {home.name} (alpha 1)."
+    return Picture(f"{PLACE}-{home.name}", drawn, alt)

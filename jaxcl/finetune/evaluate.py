@@ -1,0 +1,111 @@
+"""Tests of any model on any files, and its answers to prompts."""
+
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxcl.data.choices import read_choices
+from jaxcl.data.instruct import instruct_prompts
+from jaxcl.files import write_text
+from jaxcl.finetune.config import SETTINGS, config_of, named
+from jaxcl.finetune.interpolate import tests_of
+from jaxcl.finetune.measure import (
+    METRICS,
+    Words,
+    first_rows,
+    generated,
+    measure_answers,
+    measure_choices,
+    write_lines,
+)
+from jaxcl.finetune.report import interval
+from jaxcl.finetune.trained import Trained, load
+from jaxcl.models import Sampling
+from jaxcl.progress import progress
+from jaxcl.report.tables import Column, table_of, to_csv, to_markdown
+
+
+def evaluate(asked: Any) -> str:
+    """The table of a model's tests, as Markdown; see ``jaxcl evaluate --help``."""
+    trained = load(asked.source, asked.learner, asked.after)
+    own = (asked.source / SETTINGS).is_file() and not (asked.tasks or asked.general)
+    tests = (
+        [*tests_of(config_of(asked.source), trained)]
+        if own
+        else [*_tests(asked, trained)]
+    )
+    rows: list[dict[Column, Any]] = []
+    with progress(sum(count for _, count, _ in tests), "rows tested") as advance:
+        for name, _, test in tests:
+            note = lambda count, name=name: advance(count, name)
+            lines = test(trained.params, advance=note) or []
+            if asked.out is not None:
+                write_lines(asked.out / f"{name}.jsonl", lines)
+            rows += _rows(name, lines)
+    table = table_of(rows, "From and to: 95 % interval of Wilson over the rows.")
+    if asked.out is not None:
+        write_text(asked.out / "results.csv", to_csv(table))
+    return to_markdown(table)
+
+
+def _rows(name: str, lines: list[dict[str, Any]]) -> list[dict[Column, Any]]:
+    """A row for each metric of one test."""
+    rows = []
+    for metric in {metric: None for kind in METRICS.values() for metric in kind}:
+        values = [line[metric] for line in lines if metric in line]
+        if not values:
+            continue
+        mean = float(np.mean(values))
+        # ROUGE is no fraction of rows, so that this interval does not hold for it.
+        low, high = (None, None) if metric == "rouge_l" else interval(mean, len(values))
+        rows.append(
+            {
+                Column("file"): name,
+                Column("metric"): metric,
+                Column("rows", 0): len(values),
+                Column("mean", 3): mean,
+                Column("from", 3): low,
+                Column("to", 3): high,
+            }
+        )
+    return rows
+
+
+def _tests(asked: Any, trained: Trained):
+    """Name, number of rows and function of every test that was asked for."""
+    words = Words(trained.config, trained.tokenizer, asked.max_new_tokens)
+    chat = _chat(asked, trained)
+    for file in named("--tasks", asked.tasks, folders=False):
+        full = instruct_prompts(file.path, trained.tokenizer, chat=chat)
+        prompts = first_rows(full, asked.rows)
+        test = partial(measure_answers, words, prompts=prompts)
+        yield file.name, len(prompts.tokens), test
+    for file in named("--general", asked.general):
+        full = read_choices(file.path, trained.tokenizer)
+        questions = first_rows(full, asked.rows)
+        test = partial(measure_choices, words, questions=questions)
+        yield file.name, len(questions.prompts), test
+
+
+def _chat(asked: Any, trained: Trained) -> bool | None:
+    """Whether prompts are messages of a chat: where the model has a template."""
+    has = bool(getattr(trained.tokenizer, "chat_template", None))
+    return (has or None) if asked.chat is None else asked.chat
+
+
+def answers_to(asked: Any, prompts: list[str]) -> list[str]:
+    """The answers to prompts; see ``jaxcl generate --help``."""
+    trained = load(asked.source, asked.learner, asked.after)
+    tokenizer = trained.tokenizer
+    if _chat(asked, trained):
+        chats = [[{"role": "user", "content": prompt}] for prompt in prompts]
+        begun = {"add_generation_prompt": True, "return_dict": False}
+        tokens = [tokenizer.apply_chat_template(chat, **begun) for chat in chats]
+    else:
+        tokens = [tokenizer(prompt).input_ids for prompt in prompts]
+    drawn = Sampling(asked.temperature, asked.top_k, asked.top_p)
+    words = Words(trained.config, tokenizer, asked.max_new_tokens)
+    key = jax.random.key(asked.seed)
+    return generated(words, trained.params, tokens, key=key, sampling=drawn)

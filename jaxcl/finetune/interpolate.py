@@ -1,0 +1,83 @@
+"""Between the model before the first task and a learner: WiSE-FT, a curve over alpha."""
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import jax
+
+from jaxcl.adapters.lora import adapters_of
+from jaxcl.finetune.config import Config, config_of
+from jaxcl.finetune.curve import PLACE
+from jaxcl.finetune.measure import Words, measure_answers, measure_choices, write_lines
+from jaxcl.finetune.method import scale_adapter
+from jaxcl.finetune.run import check_unchanged, read_questions
+from jaxcl.finetune.tasks import read_tests
+from jaxcl.finetune.trained import Trained, load
+from jaxcl.interop import load_pretrained
+from jaxcl.progress import progress
+from jaxcl.typing import Params
+
+
+def between(trained: Trained, alpha: float) -> Params:
+    r"""The parameters ``(1 - alpha) before + alpha after``, of kernels and products.
+
+    An adapter adds nothing before, so that its product is scaled:
+    :math:`W + \alpha s A B`. Of a model that was trained fully, both are needed.
+
+    Source: Wortsman et al. 2022 (WiSE-FT), arXiv:2109.01903, equation 1.
+    """
+    if adapters_of(trained.params):
+        return scale_adapter(trained.params, alpha)
+    _, before = load_pretrained(trained.base)
+    blend = lambda a, b: ((1 - alpha) * a + alpha * b).astype(b.dtype)
+    return jax.tree.map(blend, before, trained.params)
+
+
+def measure_curve(
+    run: Path,
+    alphas: Sequence[float],
+    learner: str | None = None,
+    after: int | None = None,
+) -> Path:
+    """Test the models between before and after on all tasks and general questions.
+
+    Every test is a file ``interpolation/LEARNER/ALPHA-NAME.jsonl`` in the folder of the
+    run; those that are there are kept, so that it goes on where it was stopped.
+
+    Returns:
+      The folder of these files.
+    """
+    config = config_of(run)
+    trained = load(run, learner, after)
+    assert trained.place is not None
+    home = run / PLACE / trained.place.name
+    tests = [*tests_of(config, trained)]
+    total = len(alphas) * sum(count for _, count, _ in tests)
+    with progress(total, "rows tested") as advance:
+        for alpha in alphas:
+            params = None
+            for name, count, test in tests:
+                path = home / f"{alpha:g}-{name}.jsonl"
+                if path.exists():
+                    advance(count, "resumed")
+                    continue
+                params = between(trained, alpha) if params is None else params
+                note = f"alpha {alpha:g}, {name}"
+                lines = test(params, advance=lambda n, note=note: advance(n, note))
+                write_lines(path, lines or [])
+    return home
+
+
+def tests_of(config: Config, trained: Trained):
+    """Name, number of rows and function of every test of a run."""
+    longest, join = config.testing.max_new_tokens, config.text.join or ""
+    words = Words(trained.config, trained.tokenizer, longest, join)
+    tested = read_tests(config, trained.tokenizer)
+    check_unchanged(config, tested)
+    for one in tested:
+        test = partial(measure_answers, words, prompts=one.prompts, labels=one.labels)
+        yield one.name, len(one.prompts.tokens), test
+    for name, questions in read_questions(config, trained.tokenizer).items():
+        test = partial(measure_choices, words, questions=questions)
+        yield name, len(questions.prompts), test

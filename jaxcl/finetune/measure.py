@@ -1,0 +1,283 @@
+"""Tests of a model in words: answers it generates, and choices among given ones.
+
+Each test is a file of its own, written when it is complete, so that what a run was stopped
+in is done again, and nothing else.
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import jax
+import numpy as np
+
+from jaxcl.data.choices import Choices
+from jaxcl.data.instruct import Prompts
+from jaxcl.errors import InputError
+from jaxcl.files import read_lines, write_text
+from jaxcl.metrics import TextRow, choice_results, exact_match, rouge_l
+from jaxcl.models import DecoderConfig, Sampling, answer_scores, generate
+from jaxcl.models.generate import GREEDY
+from jaxcl.typing import Key, Params
+
+#: Files of a run, by :func:`file_of`.
+ANSWERS, GENERAL = "answers", "general"
+
+
+class Words(NamedTuple):
+    """A decoder with its tokenizer, and how answers are generated."""
+
+    config: DecoderConfig
+    tokenizer: Any
+    max_new_tokens: int = 32
+    join: str = ""  # between a prompt and its answer
+    batch_size: int = 8
+
+
+def file_of(folder: Path, kind: str, ended: int, name: str, learner: str) -> Path:
+    """The file of one test: of a task or a set, after so many tasks, of a learner."""
+    return folder / kind / f"{ended:03d}-{name}-{learner}.jsonl"
+
+
+def write_lines(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
+    """Write records as JSON lines, all or none."""
+    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+    write_text(path, text)
+
+
+_Rows = TypeVar("_Rows", Prompts, Choices)
+
+
+def first_rows(rows: _Rows, count: int, begin: int = 0) -> _Rows:
+    """Some rows of prompts or questions, one after another."""
+    held: Any = (part[begin : begin + count] for part in rows)
+    return type(rows)(*held)
+
+
+# ---------------------------------------------------------------------------- answers
+
+
+def measure_answers(
+    words: Words,
+    params: Params,
+    prompts: Prompts,
+    labels: Sequence[str] = (),
+    *,
+    interrupted: Callable[[], bool] = lambda: False,
+    advance: Callable[[int], None] = lambda number: None,
+) -> list[dict[str, Any]] | None:
+    """Generate an answer to each prompt, and choose among labels, if there are any.
+
+    Args:
+      words: how.
+      params: of the decoder, with an adapter or without one.
+      prompts: with the right answers.
+      labels: the possible answers; they are scored by their log-likelihood.
+      interrupted: asked after each few rows whether to stop.
+      advance: called with the number of rows that are done.
+
+    Returns:
+      A record for each prompt: ``prompt, answer, output, exact_match, rouge_l``, and with
+      labels ``choice, choice_accuracy``. None if it was interrupted.
+    """
+    found: list[dict[str, Any]] = []
+    step = 2 * words.batch_size
+    for first in range(0, len(prompts.tokens), step):
+        part = first_rows(prompts, step, first)
+        found += _answered(words, params, part, labels)
+        advance(len(part.tokens))
+        if interrupted():
+            return None
+    return found
+
+
+def _answered(words, params, prompts, labels) -> list[dict[str, Any]]:
+    said = generated(words, params, prompts.tokens)
+    is_right, overlap = exact_match(), rouge_l()
+    chosen = _chosen(words, params, prompts, labels) if labels else None
+    lines = []
+    for number, (tokens, answer) in enumerate(zip(*prompts, strict=True)):
+        row, output = TextRow("", [answer]), said[number]
+        line = {
+            "prompt": words.tokenizer.decode(tokens.tolist()),
+            "answer": answer,
+            "output": output,
+            "exact_match": is_right(row, output),
+            "rouge_l": round(overlap(row, output), 6),
+        }
+        if chosen is not None:
+            label = chosen[number]
+            line |= {"choice": label}
+            line["choice_accuracy"] = float(label.strip() == answer.strip())
+        lines.append(line)
+    return lines
+
+
+def generated(
+    words: Words,
+    params: Params,
+    prompts: Sequence[Any],
+    *,
+    key: Key | None = None,
+    sampling: Sampling = GREEDY,
+) -> list[str]:
+    """Continuations as text, without special tokens; the most likely ones by default."""
+    tokens = generate(
+        jax.random.key(0) if key is None else key,
+        words.config,
+        params,
+        prompts,
+        max_new_tokens=words.max_new_tokens,
+        stop=stop_tokens(words.tokenizer),
+        sampling=sampling,
+        batch_size=words.batch_size,
+        quiet=True,
+    )
+    decode = words.tokenizer.decode
+    return [decode(new.tolist(), skip_special_tokens=True).strip() for new in tokens]
+
+
+def stop_tokens(tokenizer: Any) -> list[int]:
+    """Tokens that end an answer: the end of a text, and that of a message."""
+    found = {tokenizer.eos_token_id}
+    if getattr(tokenizer, "chat_template", None):
+        chat = [
+            {"role": "user", "content": "a"},
+            {"role": "assistant", "content": "a"},
+        ]
+        tokens = tokenizer.apply_chat_template(chat, return_dict=False)
+        special = {*tokenizer.all_special_ids}
+        added = tokenizer.added_tokens_decoder.items()
+        special |= {number for number, token in added if token.special}
+        # What follows the last message, if the template ends it by a token of its own.
+        asked = tokenizer.apply_chat_template(
+            chat[:1], add_generation_prompt=True, return_dict=False
+        )
+        found |= {token for token in tokens[len(asked) :] if token in special}
+    return sorted(found)
+
+
+def _chosen(words, params, prompts, labels) -> list[str]:
+    """The most likely label of each prompt, by the log-likelihood of all its tokens."""
+    encode = lambda text: words.tokenizer(text, add_special_tokens=False).input_ids
+    end = [words.tokenizer.eos_token_id]
+    answers = [encode(words.join + label) + end for label in labels]
+    scores = answer_scores(
+        words.config,
+        params,
+        prompts.tokens,
+        [answers] * len(prompts.tokens),
+        batch_size=words.batch_size,
+        quiet=True,
+    )
+    return [labels[int(np.argmax(row))] for row in scores]
+
+
+# ---------------------------------------------------------------------------- choices
+
+
+def measure_choices(
+    words: Words,
+    params: Params,
+    questions: Choices,
+    *,
+    interrupted: Callable[[], bool] = lambda: False,
+    advance: Callable[[int], None] = lambda number: None,
+) -> list[dict[str, Any]] | None:
+    """Choose among the given answers of each question, as lm-evaluation-harness does.
+
+    Returns:
+      A record for each question: ``question, choices, answer, choice, choice_accuracy``
+      by log-likelihood, and ``choice_per_character, choice_accuracy_per_character`` by
+      that over the number of characters. None if it was interrupted.
+    """
+    found: list[dict[str, Any]] = []
+    step = 2 * words.batch_size
+    for first in range(0, len(questions.prompts), step):
+        part = first_rows(questions, step, first)
+        scores = answer_scores(
+            words.config,
+            params,
+            part.prompts,
+            part.answers,
+            batch_size=words.batch_size,
+            quiet=True,
+        )
+        found += _choices_of(part, scores)
+        advance(len(part.prompts))
+        if interrupted():
+            return None
+    return found
+
+
+def _choices_of(questions: Choices, scores: Sequence[Any]) -> list[dict[str, Any]]:
+    """The records of some questions."""
+    found = choice_results(scores, questions.choices, questions.right)
+    return [
+        {
+            "question": questions.questions[row],
+            "choices": list(choices),
+            "answer": choices[questions.right[row]],
+            "choice": choices[found.choice[row]],
+            "choice_accuracy": float(found.choice_accuracy[row]),
+            "choice_per_character": choices[found.choice_per_character[row]],
+            "choice_accuracy_per_character": float(
+                found.choice_accuracy_per_character[row]
+            ),
+        }
+        for row, choices in enumerate(questions.choices)
+    ]
+
+
+# ----------------------------------------------------------------------------- results
+
+
+Results = dict[str, dict[str, np.ndarray]]  # {metric: {learner: [T + 1, E]}}
+METRICS = {
+    ANSWERS: ("exact_match", "rouge_l", "choice_accuracy"),
+    GENERAL: ("choice_accuracy", "choice_accuracy_per_character"),
+}
+
+
+def read_tests(
+    folder: Path, kind: str, names: Sequence[str], num_tasks: int
+) -> Results:
+    """The means of all tests that there are, ``{metric: {learner: [T + 1, E]}}``.
+
+    Rows are numbers of tasks that had ended, columns the names; NaN where nothing was
+    measured.
+    """
+    found: Results = {}
+    for path in sorted((folder / kind).glob("*.jsonl")):
+        ended, _, rest = path.stem.partition("-")
+        name, _, learner = rest.rpartition("-")
+        if not ended.isdecimal() or name not in names or int(ended) > num_tasks:
+            continue
+        lines = read_lines(path, remedy="delete the file, and it is measured again")
+        for metric in METRICS[kind]:
+            values = [line[metric] for line in lines if metric in line]
+            if values:
+                blank = np.full((num_tasks + 1, len(names)), np.nan)
+                held = found.setdefault(metric, {}).setdefault(learner, blank)
+                held[int(ended), names.index(name)] = np.mean(values)
+    for learners in found.values():  # before, all learners are the model itself
+        first = _first_of(learners)
+        for matrix in learners.values():
+            matrix[0] = np.where(np.isnan(matrix[0]), first, matrix[0])
+    return found
+
+
+def _first_of(learners: Mapping[str, np.ndarray]) -> np.ndarray:
+    """What any of the learners has before the first task."""
+    rows = [matrix[0] for matrix in learners.values()]
+    known = [row for row in rows if np.isfinite(row).any()]
+    return known[0] if known else rows[0]
+
+
+def lines_of(path: Path) -> list[dict[str, Any]]:
+    """The records of one test; none where it was not made."""
+    try:
+        return read_lines(path) if path.is_file() else []
+    except InputError:
+        return []

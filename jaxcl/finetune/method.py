@@ -1,0 +1,316 @@
+"""The model, what of it is trained, and the method, as the settings ask for."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxcl import adapters, averages, losses, memory, methods, regularizers, transforms
+from jaxcl.curvature import empirical_fisher
+from jaxcl.data import load_tokenizer
+from jaxcl.errors import require
+from jaxcl.finetune.config import Config, as_adapter, room_of
+from jaxcl.interop import load_pretrained
+from jaxcl.method import make_method
+from jaxcl.models import DecoderConfig, decoder
+from jaxcl.sharding import ShardingPlan, fsdp, make_mesh
+from jaxcl.tree import copied
+from jaxcl.typing import Average, Key, Loss, Method, Outputs, Params
+
+#: Strengths where none is given, by method.
+STRENGTHS = {
+    "ewc": 1e3,
+    "lwf": 1.0,
+    "der++": 0.01,
+    "olora": 0.5,
+    "l2p": 0.5,
+    "ilora": 1,
+}
+
+
+class Setup(NamedTuple):
+    """A model that is ready to be trained."""
+
+    config: DecoderConfig
+    tokenizer: Any
+    trainable: Params
+    frozen: Params
+    build: Callable[[Params], Method]
+    outputs: Callable[[Params], Outputs]  # of the frozen weights
+    sharding: ShardingPlan | None
+
+
+def set_up(config: Config, key: Key) -> Setup:
+    """Load the model, and make the method over it."""
+    sharding = _sharding(config)
+    model_config, params = load_pretrained(
+        config.model, sharding=sharding, dtype=_dtype(config)
+    )
+    known = isinstance(model_config, DecoderConfig)
+    other = f"{config.model} is an encoder; give a decoder, such as Llama"
+    require(known, "--model", other)
+    tokenizer = load_tokenizer(config.model, vocab_size=model_config.vocab_size)
+    trainable, frozen = _parts(config, key, params)
+    model = decoder(model_config, checkpoint=config.training.recompute)
+
+    def outputs(frozen):
+        apply = adapters.with_frozen(model.apply, frozen)
+        if config.method != "l2p":
+            return losses.single_head(apply)
+        query = adapters.mean_query(adapters.with_frozen(model.hidden, frozen))
+        chosen = config.numbers.num_selected
+        return adapters.l2p_outputs(apply, query, num_selected=chosen)
+
+    def build(frozen):
+        apply = adapters.with_frozen(model.apply, frozen)
+        hidden = adapters.with_frozen(model.hidden, frozen)
+        return make(config, apply, hidden)
+
+    return Setup(model_config, tokenizer, trainable, frozen, build, outputs, sharding)
+
+
+def _dtype(config: Config) -> Any:
+    """The dtype in which weights are loaded; None for that of the files."""
+    given = config.training.dtype
+    trained = as_adapter(config) == "full"
+    if trained or (given == "auto" and jax.default_backend() == "cpu"):
+        return jnp.float32
+    return None if given == "auto" else given
+
+
+def _sharding(config: Config) -> ShardingPlan | None:
+    """Weights and rows over all devices, if there are several."""
+    there, asked = jax.device_count(), config.training.devices
+    require(
+        asked is None or asked <= there, "--devices", f"there are {there}, got {asked}"
+    )
+    number = asked or there
+    if number == 1 and jax.process_count() == 1:
+        return None
+    return ShardingPlan(make_mesh(devices=jax.devices()[:number]), fsdp())
+
+
+def _parts(config: Config, key: Key, params: Params) -> tuple[Params, Params]:
+    """What is trained, and the rest."""
+    kind, lora, numbers = as_adapter(config), config.lora, config.numbers
+    if kind == "full":
+        return params, {}
+    if kind == "prompts":
+        params = adapters.add_prompt_pool(
+            key, params, num_prompts=numbers.prompts, length=numbers.prompt_length
+        )
+        return adapters.partition(params, "pool")
+    slots = room_of(config) if config.method == "olora" else 1
+    slots = slots or 1
+    targets = "all-linear" if lora.targets == ("all-linear",) else lora.targets
+    params = adapters.add_lora(
+        key,
+        params,
+        rank=slots * lora.rank,
+        alpha=slots * lora.alpha,
+        targets=targets,
+        dropout=lora.dropout,
+    )
+    return adapters.partition(params, adapters.lora_rule)
+
+
+# ------------------------------------------------------------------------------ method
+
+
+def make(config: Config, apply: Callable, hidden: Callable) -> Method:
+    """The method, of a model over its frozen weights."""
+    numbers, chunk = config.numbers, config.training.chunk_size
+    outputs = losses.single_head(apply)
+    loss = losses.token_cross_entropy(outputs)
+    strength = numbers.strength
+    strength = STRENGTHS.get(config.method, 0.0) if strength is None else strength
+    parts: dict[str, Any] = {"chunk_size": chunk, "gradient": _gradient(config)}
+    optimizer = _optimizer(config)
+    replay = numbers.replay or config.training.batch_size
+    match config.method:
+        case "seq" | "mtl":
+            return methods.plain(loss, optimizer, **parts)
+        case "one":
+            last = lambda state: {"params": state.average[1]}
+            return make_method(
+                loss, optimizer, average=from_the_start(), learners=last, **parts
+            )
+        case "wise-ft":
+            between = _between(config)
+            both = lambda state: {
+                "interpolated": between.read(state.average, state.params),
+                "params": state.params,
+            }
+            return make_method(loss, optimizer, average=between, learners=both, **parts)
+        case "er":
+            sizes = {"capacity": numbers.memory, "sample_size": replay}
+            return methods.experience_replay(loss, optimizer, **sizes, **parts)
+        case "ewc":
+            fisher = empirical_fisher(
+                loss, num_examples=numbers.fisher_rows, chunk_size=chunk
+            )
+            return methods.ewc(
+                loss, optimizer, strength=strength, fisher=fisher, **parts
+            )
+        case "lwf":
+            kept = regularizers.distill(
+                outputs, strength, temperature=numbers.temperature, chunk_size=chunk
+            )
+            return make_method(loss, optimizer, regularizer=kept, **parts)
+        case "der++":
+            return methods.dark_experience_replay(
+                outputs,
+                optimizer,
+                capacity=numbers.memory,
+                sample_size=replay,
+                alpha=strength,
+                beta=numbers.beta,
+                num_logits=numbers.num_logits,
+                **parts,
+            )
+        case "agem":
+            past = memory.reservoir(numbers.memory, replay, past_only=True)
+            return methods.agem(loss, optimizer, memory=past, **parts)
+        case "gem":
+            sizes = {"num_tasks": room_of(config), "capacity_per_task": numbers.memory}
+            return methods.gem(loss, optimizer, **sizes, **parts)
+        case "olora":
+            room = room_of(config) or 1
+            slots = adapters.lora_slots
+            own = adapters.in_current_slot(slots, room, parts.pop("gradient"))
+            apart = adapters.olora(strength, num_tasks=room)
+            return make_method(
+                loss, optimizer, gradient=own, regularizer=apart, **parts
+            )
+        case "l2p":
+            pooled = adapters.l2p_loss(
+                losses.token_cross_entropy,
+                apply,
+                adapters.mean_query(hidden),
+                num_selected=numbers.num_selected,
+                strength=strength,
+            )
+            return methods.plain(pooled, optimizer, **parts)
+        case _:  # ilora
+            return _ilora(config, loss, optimizer, hidden, strength, parts)
+
+
+def _ilora(
+    config: Config, loss: Loss, optimizer, hidden: Callable, strength, parts
+) -> Method:
+    """I-LoRA: a fast and a slow learner, with the switches that its paper leaves open."""
+    numbers = config.numbers
+    last = lambda *given: hidden(*given)[-1]
+    return methods.slow_learner(
+        loss,
+        optimizer,
+        hidden if numbers.hidden == "all" else last,
+        decay=numbers.decay,
+        strength=strength,
+        capacity=numbers.memory,
+        sample_size=numbers.replay or config.training.batch_size,
+        start_after=numbers.start_after,
+        of_products=numbers.average == "products",
+        **parts,
+    )
+
+
+def _gradient(config: Config) -> optax.GradientTransformation | None:
+    numbers = config.numbers
+    rho, penalty = numbers.rho, numbers.penalty
+    match config.gradient:
+        case "plain":
+            return None
+        case "sam":
+            return transforms.sam(rho)
+        case "asam":
+            return transforms.sam(rho, adaptive=True)
+        case "gnp":
+            return transforms.gnp(rho, penalty=penalty)
+        case "gsam":
+            return transforms.gsam(rho, numbers.gsam_alpha)
+        case "looksam":
+            return transforms.looksam(rho)
+        case "c-flat":
+            return transforms.c_flat(rho)
+
+
+def learning_rate(config: Config) -> float:
+    """That of the settings, or the default of what is trained."""
+    small = as_adapter(config) == "full"
+    return config.training.learning_rate or (2e-5 if small else 2e-4)
+
+
+def _optimizer(config: Config) -> optax.GradientTransformation:
+    """AdamW, with a warm-up and a decay within each task."""
+    training = config.training
+
+    def factor(done):
+        rise = jnp.minimum(1.0, (done + 1e-3) / max(training.warmup, 1e-3))
+        left = (1 - done) / (1 - training.warmup)
+        match training.schedule:
+            case "linear":
+                return jnp.minimum(rise, left)
+            case "cosine":
+                return rise * 0.5 * (1 + jnp.cos(jnp.pi * (1 - jnp.minimum(left, 1))))
+            case "constant":
+                return rise
+
+    return optax.chain(
+        optax.clip_by_global_norm(training.clip),
+        optax.adamw(learning_rate(config), weight_decay=training.weight_decay),
+        transforms.scale_by_progress(factor),
+    )
+
+
+# ---------------------------------------------------------------------------- averages
+
+
+def from_the_start() -> Average:
+    """Each task begins with the initial parameters; evaluated are those of the last.
+
+    State: the initial parameters, and those that were trained last.
+    """
+
+    def init(params, example):
+        del example
+        return copied(params), copied(params)
+
+    def observe(key, state, step, params):
+        del key, step
+        return state[0], copied(params)
+
+    def end_task(key, state, params, data):
+        del key, data
+        return (state[0], copied(params)), copied(state[0])
+
+    return Average(init, lambda state, params: state[1], observe, end_task)
+
+
+def _between(config: Config) -> Average:
+    """WiSE-FT: between the weights before the first task and those now.
+
+    The product of an adapter is zero before. So it is scaled, by one of its factors:
+    ``(1 - a) W + a (W + B A) = W + (a B) A``.
+    """
+    mix = config.numbers.mix
+    if as_adapter(config) != "lora":
+        return averages.wise_ft(mix)
+
+    def read(state, params):
+        del state
+        return scale_adapter(params, mix)
+
+    return Average(read=read)
+
+
+def scale_adapter(params: Params, factor: Any) -> Params:
+    """An adapter whose products are ``factor`` times as large."""
+
+    def scaled(path, leaf):
+        is_b = getattr(path[-1], "key", "") == "lora_b"
+        return (factor * leaf).astype(leaf.dtype) if is_b else leaf
+
+    return jax.tree_util.tree_map_with_path(scaled, params)

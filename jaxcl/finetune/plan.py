@@ -1,0 +1,172 @@
+"""What a run will take: weights that are trained, memory, steps, and time."""
+
+import os
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxcl.data.widths import padding_fraction
+from jaxcl.finetune.config import as_adapter
+from jaxcl.finetune.method import learning_rate
+from jaxcl.finetune.run import Job
+from jaxcl.training import learn, step_memory
+from jaxcl.training.options import steps_of
+from jaxcl.typing import Params
+
+_TIMED = 5  # steps, after the first one
+
+
+def plan(job: Job, *, timed: bool = False) -> dict[str, str]:
+    """What the run will take, by topic; with ``timed`` a few steps are made and undone."""
+    config, setup = job.config, job.setup
+    trained = num_params(setup.trainable)
+    total = trained + num_params(setup.frozen)
+    kind = as_adapter(config)
+    what = {
+        "lora": f"LoRA of rank {config.lora.rank} on {' '.join(config.lora.targets)}",
+        "full": "all weights",
+        "prompts": f"a pool of {config.numbers.prompts} prompts",
+    }[kind]
+    steps = [steps_of(task, job.options) for task in job.tasks]
+    rate = learning_rate(config)
+    dtypes = {str(leaf.dtype) for leaf in jax.tree.leaves(setup.frozen)} - {"int32"}
+    held = f", frozen ones in {' and '.join(sorted(dtypes))}" if dtypes else ""
+    found = {
+        "model": f"{config.model}: {total:,} weights on {_devices(setup)}",
+        "trained": f"{trained:,} ({trained / total:.2%}): {what}, AdamW at {rate:g}{held}",
+        "method": f"{config.method}, gradient {config.gradient}",
+    }
+    for task, number in zip(job.tasks, steps, strict=True):
+        rows = f"{task.train.count:,} rows, {number:,} steps"
+        padding = padding_fraction(task.train)
+        found[f"task {task.name}"] = f"{rows}, {padding:.0%} padding"
+    for name, questions in job.general.items():
+        found[f"general {name}"] = f"{len(questions.prompts)} questions"
+    found["steps"] = f"{sum(steps):,} of {config.training.batch_size} rows"
+    found["memory"] = _memory(job)
+    if timed:
+        each = _seconds_of_a_step(job)
+        found["time"] = f"{each:.2g} s a step, {duration(each * sum(steps))} of steps"
+    return found
+
+
+def num_params(params: Params) -> int:
+    """How many numbers they are."""
+    return sum(leaf.size for leaf in jax.tree.leaves(params))
+
+
+def say(lines: Mapping[str, str]) -> None:
+    """Print the plan as a table."""
+    wide = max(map(len, lines))
+    for name, line in lines.items():
+        print(f"{name:{wide}}  {line}", flush=True)
+
+
+def duration(seconds: float) -> str:
+    """A time in words."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 90 * 60:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"
+
+
+def _devices(setup: Any) -> str:
+    plan = setup.sharding
+    devices = jax.devices()[:1] if plan is None else plan.mesh.devices.ravel()
+    several = f"{len(devices)} x " if len(devices) > 1 else ""
+    return f"{several}{devices[0].device_kind}"
+
+
+def _memory(job: Job) -> str:
+    """XLA's own analysis of a step on the widest rows, beside what there is."""
+    config, setup = job.config, job.setup
+    needed = step_memory(
+        jax.random.key(0),
+        setup.build,
+        setup.trainable,
+        job.tasks,
+        job.options,
+        frozen=setup.frozen,
+        sharding=setup.sharding,
+    )
+    there = _available()
+    text = f"{needed / 1e9:.2f} GB in a step on the widest rows, by XLA"
+    if there is None:
+        return text
+    text += f"; {there / 1e9:.1f} GB are free"
+    if needed > 0.95 * there:
+        text += f". It may not fit: lower {remedies(config)}"
+    return text
+
+
+def remedies(config: Any) -> str:
+    """What to lower where memory runs out."""
+    size = config.training.batch_size
+    ways = [f"--chunk-size {max(1, size // 4)}", "--recompute"]
+    ways += [f"--max-length {config.text.max_length // 2}", f"--batch-size {size // 2}"]
+    if as_adapter(config) == "full":
+        ways.append("train an --adapter lora")
+    return ", ".join(ways)
+
+
+def _available() -> int | None:
+    """Bytes that are free on a device, or on this machine for a CPU."""
+    with suppress(Exception):
+        stats = jax.devices()[0].memory_stats()
+        if stats:
+            return stats["bytes_limit"]
+    with suppress(OSError, ValueError):
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable"):
+                return 1024 * int(line.split()[1])
+    with suppress(ValueError, AttributeError):
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
+    return None
+
+
+def _seconds_of_a_step(job: Job) -> float:
+    """The median time of a few steps of the first task, in a run that is not kept."""
+    setup, times = job.setup, []
+
+    def note(line):
+        if "seconds" in line:
+            times.append(line["seconds"])
+
+    task = job.tasks[0]._replace(num_steps=_TIMED + 1, num_epochs=None)
+    options = job.options._replace(report_every=1, eval_start=False)
+    learn(
+        jax.random.key(0),
+        setup.build,
+        setup.trainable,
+        [task],
+        options,
+        folder=None,
+        frozen=setup.frozen,
+        sharding=setup.sharding,
+        quiet=True,
+        on_report=note,
+    )
+    return float(np.median(times[1:]))
+
+
+class Clock:
+    """Says once, after a few steps, how long the rest will take."""
+
+    def __init__(self, job: Job):
+        self.total = sum(steps_of(task, job.options) for task in job.tasks)
+        self.lines = 0
+
+    def note(self, line: Mapping[str, Any]) -> None:
+        """Take a line of the loop."""
+        if "seconds" not in line or self.lines > 1:
+            return
+        self.lines += 1
+        if self.lines == 2:  # the first steps were compiled meanwhile
+            each = line["seconds"] / 5
+            left = each * self.total
+            print(f"time  {each:.2g} s a step, {duration(left)} of steps in all")

@@ -1,0 +1,268 @@
+"""One run: learn the files in order, and test all of them on the way."""
+
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from safetensors.numpy import save_file
+
+from jaxcl import adapters, metrics
+from jaxcl.adapters.paths import leaves_by_path, path_of
+from jaxcl.data import Task, number_tasks
+from jaxcl.data.choices import Choices, read_choices
+from jaxcl.errors import require
+from jaxcl.files import write_json
+from jaxcl.finetune.config import (
+    SETTINGS,
+    Config,
+    as_adapter,
+    identity,
+    named,
+    read_settings,
+    room_of,
+)
+from jaxcl.finetune.measure import (
+    ANSWERS,
+    GENERAL,
+    Words,
+    file_of,
+    first_rows,
+    measure_answers,
+    measure_choices,
+    write_lines,
+)
+from jaxcl.finetune.method import Setup, set_up
+from jaxcl.finetune.tasks import TaskFile, Tested, joined, read_tasks
+from jaxcl.interop import save_adapter, save_pretrained
+from jaxcl.interop.family import read_json
+from jaxcl.progress import progress
+from jaxcl.training import Options, TrainResult, learn
+from jaxcl.typing import Params
+
+LEARNERS = "learners"
+
+
+class Job(NamedTuple):
+    """Everything a run needs, loaded."""
+
+    config: Config
+    setup: Setup
+    files: list[TaskFile]
+    general: dict[str, Choices]
+    tasks: list[Task]  # as they are learned: all at once with mtl
+    options: Options
+    widths: list[int]  # to which rows are padded
+
+
+def load(config: Config) -> Job:
+    """Load model and files; refuse what cannot be learned."""
+    key = jax.random.fold_in(jax.random.key(config.training.seed), 0)
+    setup = set_up(config, key)
+    files, widths = read_tasks(config, setup.tokenizer)
+    check_unchanged(config, [one.tested for one in files])
+    general = read_questions(config, setup.tokenizer)
+    tasks = [one.task for one in files]
+    if config.method == "mtl":
+        tasks = [joined(tasks)] if len(tasks) > 1 else tasks
+    options = Options(
+        num_steps=None,
+        batch_size=config.training.batch_size,
+        end_task_examples=end_rows(config),
+        save_every=config.training.save_every,
+        report_every=5,
+        eval_tasks=config.testing.test_on,
+        max_tasks=room_of(config),
+    )
+    return Job(config, setup, files, general, tasks, options, widths)
+
+
+def check_unchanged(config: Config, tests: list[Tested]) -> None:
+    """Refuse files that are not those with which the run began."""
+    held = read_settings(config.out)
+    for one, before in zip(tests, held["tasks"] if held else (), strict=False):
+        same = one.digest == before["sha256"]
+        changed = f"the rows of {one.name} are not those with which the run began"
+        remedy = "give them back, or another --out"
+        require(same, "--tasks", f"{changed}; {remedy}")
+
+
+def end_rows(config: Config) -> int:
+    """Rows of a task that its end needs: for importances, or to be kept."""
+    numbers = config.numbers
+    rows = {"ewc": numbers.fisher_rows, "gem": numbers.memory}
+    return rows.get(config.method, 1)
+
+
+def read_questions(config: Config, tokenizer: Any) -> dict[str, Choices]:
+    """The first questions of each file of general ability."""
+    most = config.testing.general_rows
+    found = {}
+    for one in named("--general", config.general):
+        full = read_choices(one.path, tokenizer)
+        found[one.name] = first_rows(full, most)
+    return found
+
+
+def run(job: Job, **options: Any) -> TrainResult:
+    """Learn, with tests and models in the folder of the run; resume if it has begun."""
+    config, setup = job.config, job.setup
+    out = config.out
+    _write_settings(job)
+    outputs = setup.outputs
+    row_metric = metrics.with_frozen(lambda frozen: metrics.tokens(outputs(frozen)))
+    evaluation = {}
+    if config.method == "mtl" and len(job.files) > 1:
+        every = number_tasks([one.task for one in job.files])
+        evaluation = {task.name: task.test for task in every}
+    result = learn(
+        jax.random.fold_in(jax.random.key(config.training.seed), 1),
+        setup.build,
+        setup.trainable,
+        job.tasks,
+        job.options,
+        folder=out,
+        frozen=setup.frozen,
+        metrics=row_metric,
+        evaluation=evaluation,
+        sharding=setup.sharding,
+        metadata=identity(config),
+        on_task_end=partial(at_task_end, job),
+        **options,
+    )
+    if result.status == "done":  # what is asked for the first time at its end
+        at_task_end(job, len(job.tasks), result.learners, lambda: False)
+    return result
+
+
+def _write_settings(job: Job) -> None:
+    """Note what the run is, for those who go on with it."""
+    config = job.config
+    held = {
+        "model": str(config.model.resolve()),
+        "settings": identity(config),
+        "max_tasks": room_of(config),
+        "widths": job.widths,
+        "tasks": [
+            {
+                "name": one.task.name,
+                "path": str(file.path.resolve()),
+                "sha256": one.tested.digest,
+                "train": one.task.train.count,
+                "test": one.task.test.count,
+                "labels": one.tested.labels,
+            }
+            for one, file in zip(job.files, named("--tasks", config.tasks), strict=True)
+        ],
+        "general": [
+            {
+                "name": one.name,
+                "path": str(one.path.resolve()),
+                "questions": len(job.general[one.name].prompts),
+            }
+            for one in named("--general", config.general)
+        ],
+    }
+    config.out.mkdir(parents=True, exist_ok=True)
+    write_json(config.out / SETTINGS, held)
+
+
+# ------------------------------------------------------------------ at the end of a task
+
+
+def at_task_end(
+    job: Job,
+    ended: int,
+    learners: Mapping[str, Params],
+    interrupted: Callable[[], bool],
+) -> None:
+    """Save the learners and test them; files that are there already are kept."""
+    if jax.process_index():
+        return
+    for name, learner in learners.items():
+        if ended:
+            save_learner(job, ended, name, learner)
+    if as_adapter(job.config) == "prompts":
+        return  # generation has no prompts of vectors
+    todo = [*_tests(job, ended, learners)]
+    if not todo:
+        return
+    total = sum(number for number, _, _ in todo)
+    label = "rows tested " + (f"after {ended} tasks" if ended else "before")
+    with progress(total, label) as advance:
+        for _, path, test in todo:
+            note = path.stem.partition("-")[2]
+            lines = test(
+                interrupted=interrupted, advance=lambda n, note=note: advance(n, note)
+            )
+            if lines is None:
+                return
+            write_lines(path, lines)
+
+
+def _tests(job: Job, ended: int, learners: Mapping[str, Params]):
+    """The number of rows, the file and the function of each test that is still to do."""
+    config, setup = job.config, job.setup
+    longest, join = config.testing.max_new_tokens, config.text.join or ""
+    words = Words(setup.config, setup.tokenizer, longest, join)
+    seen = len(job.files) if config.method == "mtl" else ended
+    count = seen if ended and config.testing.test_on == "seen" else len(job.files)
+    files = job.files[:count] if config.testing.answers else []
+    last = ended == len(job.tasks)
+    every = config.testing.general_every
+    general = not ended or last or (every and ended % every == 0)
+    for name, learner in learners.items():
+        params = adapters.combine(learner, setup.frozen)
+        for one in files:
+            path = file_of(config.out, ANSWERS, ended, one.task.name, name)
+            asked = one.tested.prompts
+            test = partial(measure_answers, words, params, asked, one.tested.labels)
+            if not path.exists():
+                yield len(asked.tokens), path, test
+        for set_name, questions in job.general.items() if general else ():
+            path = file_of(config.out, GENERAL, ended, set_name, name)
+            if not path.exists():
+                test = partial(measure_choices, words, params, questions)
+                yield len(questions.prompts), path, test
+        if not ended:
+            return  # all learners are the model itself
+
+
+def save_learner(job: Job, ended: int, name: str, learner: Params) -> None:
+    """Write a learner as other tools read it: an adapter of PEFT, or a model."""
+    config, setup = job.config, job.setup
+    home = config.out / LEARNERS
+    place, kind = home / f"{ended:03d}-{name}", as_adapter(config)
+    if place.exists():
+        return
+    partial_place = home / f".{place.name}"
+    shutil.rmtree(partial_place, ignore_errors=True)
+    home.mkdir(parents=True, exist_ok=True)
+    if kind == "full":
+        given = {"source": config.model, "dtype": config_dtype(config)}
+        save_pretrained(partial_place, setup.config, learner, **given)
+    elif kind == "lora":
+        params = adapters.combine(learner, setup.frozen)
+        save_adapter(partial_place, params, base=str(config.model.resolve()))
+    else:
+        partial_place.mkdir()
+        named_leaves = {
+            path_of(entries): np.asarray(leaf)
+            for entries, leaf in leaves_by_path(learner).items()
+        }
+        save_file(named_leaves, partial_place / "prompts.safetensors")
+    os.replace(partial_place, place)
+    if kind == "full" and not config.testing.keep_models:
+        for old in home.glob(f"[0-9][0-9][0-9]-{name}"):
+            if int(old.name[:3]) < ended:
+                shutil.rmtree(old)
+
+
+def config_dtype(config: Config) -> str | None:
+    """The dtype in which the files of the model are."""
+    held = read_json("finetune", config.model / "config.json", "give a model")
+    name = held.get("dtype") or held.get("torch_dtype")
+    return name if name in ("float32", "bfloat16", "float16") else None

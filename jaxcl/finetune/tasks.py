@@ -1,0 +1,152 @@
+"""The files of a run as tasks: rows to learn, rows kept for testing, and their prompts."""
+
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from jaxcl.data import Prompts, Task, instruct_dataset, instruct_prompts, task_free
+from jaxcl.data.dataset import subset
+from jaxcl.data.records import digest_of
+from jaxcl.data.subsets import random_row_numbers
+from jaxcl.data.widths import choose_widths, row_lengths, share_widths
+from jaxcl.errors import require
+from jaxcl.finetune.config import Config, Named, named, read_settings
+
+
+class Tested(NamedTuple):
+    """The rows of a file that are kept for testing, in words."""
+
+    name: str
+    digest: str  # of the file
+    prompts: Prompts
+    labels: list[str]  # the different answers of the task, where they are few
+    numbers: np.ndarray  # of the rows in their file, in order
+    rest: (
+        np.ndarray | None
+    )  # of those that are learned; None if they have their own file
+
+
+class TaskFile(NamedTuple):
+    """A task, and what its test rows are in words."""
+
+    task: Task
+    tested: Tested
+
+
+def read_tasks(config: Config, tokenizer: Any) -> tuple[list[TaskFile], list[int]]:
+    """All tasks, and the widths to which their rows are padded."""
+    tests = read_tests(config, tokenizer)
+    files = named("--tasks", config.tasks)
+    tasks = [
+        _rows_of(config, tokenizer, number, *pair)
+        for number, pair in enumerate(zip(files, tests, strict=True))
+    ]
+    widths = _widths(config, tasks)
+    tasks = share_widths(tasks, widths=widths)
+    return [TaskFile(*pair) for pair in zip(tasks, tests, strict=True)], widths
+
+
+def _widths(config: Config, tasks: list[Task]) -> list[int]:
+    """Those of the run, or ones of which little is padding; a run keeps its own."""
+    if held := read_settings(config.out):
+        return held["widths"]
+    longest = config.text.max_length
+    lengths = np.concatenate([row_lengths(task.train) for task in tasks])
+    chosen = choose_widths(lengths, most=_MOST_WIDTHS, longest=longest)
+    return sorted({*chosen, longest})  # rows of later files may be longer
+
+
+_MOST_WIDTHS = 4  # a program is compiled for each
+
+
+def read_tests(config: Config, tokenizer: Any) -> list[Tested]:
+    """The rows of all tasks that are kept for testing."""
+    return [_tests_of(config, tokenizer, one) for one in named("--tasks", config.tasks)]
+
+
+def _format(config: Config, tokenizer: Any) -> dict[str, Any]:
+    """How records become prompts and answers."""
+    text, chat = config.text, config.text.chat
+    if chat is None and getattr(tokenizer, "chat_template", None):
+        chat = True
+    return {
+        "prompt": text.prompt,
+        "answer": text.answer,
+        "template": text.template,
+        "join": text.join,
+        "max_length": text.max_length,
+        "chat": chat,
+    }
+
+
+def _rows_of(
+    config: Config, tokenizer: Any, number: int, file: Named, tested: Tested
+) -> Task:
+    """The rows of one task: those of two files, or of one that is split."""
+    own = {"task": number, "mean": "examples", **_format(config, tokenizer)}
+    rows = partial(instruct_dataset, tokenizer=tokenizer, **own)
+    if tested.rest is None:
+        train, test = rows(file.path / "train.jsonl"), rows(file.path / "test.jsonl")
+    else:
+        test = rows(file.path)
+        train = subset(test, tested.rest)
+    steps = config.training.steps
+    length: dict[str, Any] = (
+        {"num_steps": steps} if steps else {"num_epochs": config.training.epochs}
+    )
+    return Task(file.name, train, subset(test, tested.numbers), **length)
+
+
+def _tests_of(config: Config, tokenizer: Any, file: Named) -> Tested:
+    """The test rows of one task."""
+    prompts = partial(
+        instruct_prompts, tokenizer=tokenizer, **_format(config, tokenizer)
+    )
+    most = config.testing.test_rows
+    if file.path.is_dir():
+        paths = file.path / "train.jsonl", file.path / "test.jsonl"
+        learned, asked = prompts(paths[0]).answers, prompts(paths[1])
+        numbers, rest = _drawn(len(asked.answers), most), None
+    else:
+        paths, asked = (file.path,), prompts(file.path)
+        numbers = _kept_apart(config, file.path, len(asked.answers))
+        rest = np.setdiff1d(np.arange(len(asked.answers)), numbers)
+        learned = [asked.answers[row] for row in rest]
+    digest = " ".join(digest_of("--tasks", path)[:16] for path in paths)
+    tokens, answers = asked
+    kept = Prompts([tokens[row] for row in numbers], [answers[row] for row in numbers])
+    labels = _labels(config, learned, kept.answers)
+    return Tested(file.name, digest, kept, labels, numbers, rest)
+
+
+def _kept_apart(config: Config, path: Path, count: int) -> np.ndarray:
+    """The numbers of the rows of a file that are kept for testing, in order."""
+    testing = config.testing
+    wanted = f"{path} has {count} rows, of which one is kept for testing; give more"
+    require(count > 1, "--tasks", wanted)
+    size = min(testing.test_rows, max(1, round(testing.test_fraction * count)))
+    return _drawn(count, size)
+
+
+def _drawn(count: int, most: int) -> np.ndarray:
+    """Some numbers of rows in order, the same in every run."""
+    key = jax.random.key(0)
+    return np.sort(random_row_numbers(key, count, min(count, most)))
+
+
+def _labels(config: Config, learned: list[str], tested: list[str]) -> list[str]:
+    """The different answers of a task, if they are few and come again and again."""
+    different = sorted({*learned})
+    few = 2 <= len(different) <= config.testing.max_labels
+    known = {*tested} <= {*different} and len(learned) >= 2 * len(different)
+    return different if few and known else []
+
+
+def joined(tasks: list[Task]) -> Task:
+    """All tasks as one, as many steps as they have together: the upper bound."""
+    epochs, steps = tasks[0].num_epochs, tasks[0].num_steps
+    length = {"num_epochs": epochs, "num_steps": steps and steps * len(tasks)}
+    return task_free(tasks, name="all tasks")._replace(shuffle=True, **length)

@@ -1,0 +1,124 @@
+"""The models that a run has trained: found, loaded, exported."""
+
+import re
+import shutil
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jaxcl import adapters
+from jaxcl.adapters.lora import adapters_of
+from jaxcl.data import load_tokenizer
+from jaxcl.errors import MissingFileError, require
+from jaxcl.finetune.config import SETTINGS, run_settings
+from jaxcl.interop import load_adapter, load_pretrained, save_pretrained
+from jaxcl.models import DecoderConfig
+from jaxcl.typing import Params
+
+LEARNERS = "learners"
+_PLACE = re.compile(r"([0-9]{3,})-(\w[\w-]*)")
+
+
+class Trained(NamedTuple):
+    """A model, and the folder of the learner that it is; None of a model itself."""
+
+    config: DecoderConfig
+    params: Params  # with the adapter beside the kernels
+    tokenizer: Any
+    base: Path
+    place: Path | None
+
+
+def find(run: Path, learner: str | None = None, after: int | None = None) -> Path:
+    """The folder of a learner of a run: the default one after the last task if absent.
+
+    Raises:
+      InputError: for one that is not there, with those that are.
+    """
+    run_settings(run)
+    found = {}
+    for path in (run / LEARNERS).glob("*"):
+        if (match := _PLACE.fullmatch(path.name)) and path.is_dir():
+            found[int(match[1]), match[2]] = path
+    require(found, str(run), "no task has ended so far; go on with the run first")
+    ended = max(number for number, _ in found) if after is None else after
+    there = sorted(name for number, name in found if number == ended)
+    numbers = sorted({number for number, _ in found})
+    require(there, "--after", f"expected one of {numbers}, got {after}")
+    default = next((name for name in there if name != "params"), there[0])
+    name = (default if "fast" not in there else "slow") if learner is None else learner
+    require(
+        name in there, "--learner", f"expected one of {', '.join(there)}, got {name}"
+    )
+    return found[ended, name]
+
+
+def load(source: Path, learner: str | None = None, after: int | None = None) -> Trained:
+    """A model of Hugging Face, or a learner of a run over its base.
+
+    Args:
+      source: the folder of a model, or of a run of ``jaxcl finetune``.
+      learner: of a run.
+      after: so many tasks.
+    """
+    is_run = (source / SETTINGS).is_file()
+    if not is_run:
+        of_run = learner is None and after is None
+        message = (
+            f"{source} is no run of `jaxcl finetune`; leave --learner and --after out"
+        )
+        require(of_run, "--learner", message)
+        config, params = load_pretrained(source)
+        return Trained(
+            _decoder(source, config), params, _tokens(source, config), source, None
+        )
+    base, place = Path(run_settings(source)["model"]), find(source, learner, after)
+    if not base.is_dir():
+        msg = f"{source} was trained from {base}, which is not there; put it back."
+        raise MissingFileError(msg)
+    full = (place / "config.json").is_file()
+    config, params = load_pretrained(place if full else base)
+    if not full:
+        pool = f"{place} holds prompts, which only jaxcl.adapters reads"
+        require((place / "adapter_config.json").is_file(), str(source), pool)
+        params = load_adapter(place, params)
+    return Trained(_decoder(base, config), params, _tokens(base, config), base, place)
+
+
+def _decoder(folder: Path, config: Any) -> DecoderConfig:
+    known = isinstance(config, DecoderConfig)
+    require(known, str(folder), "an encoder; give a decoder, such as Llama")
+    return config
+
+
+def _tokens(folder: Path, config: DecoderConfig) -> Any:
+    return load_tokenizer(folder, vocab_size=config.vocab_size)
+
+
+def merged(trained: Trained) -> Params:
+    """The parameters without an adapter: what it adds is in the kernels."""
+    if not adapters_of(trained.params):
+        return trained.params
+    return adapters.merge_lora(trained.params)
+
+
+def export(
+    run: Path, out: Path, to: str, learner: str | None, after: int | None
+) -> Path:
+    """Write a learner as an adapter of PEFT, or as a model with the adapter merged.
+
+    Raises:
+      InputError: for a folder that exists, and for an adapter of a run that trained all
+        weights.
+    """
+    place = find(run, learner, after)
+    there = f"{out} exists, and nothing is overwritten; give a new folder"
+    require(not out.exists(), "--out", there)
+    if to == "peft":
+        held = (place / "adapter_config.json").is_file()
+        full = "this run trained all weights; export it --to merged"
+        require(held, "--to", full)
+        shutil.copytree(place, out)
+        return place
+    trained = load(run, learner, after)
+    save_pretrained(out, trained.config, merged(trained), source=trained.base)
+    return place
