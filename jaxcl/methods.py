@@ -332,7 +332,8 @@ def slow_learner(
     learner, is evaluated beside them, and on replayed inputs the features are kept close to
     those of the EMA. The paper leaves open which features (``hidden``: the last layer's or
     all), when the slow learner starts, and whether factors of an adapter are averaged or
-    their products; each is a choice here.
+    their products; each is a choice here. The learners are ``slow``, the default, and
+    ``fast``, the trained parameters.
 
     Args:
       loss: of new and replayed rows alike.
@@ -350,10 +351,15 @@ def slow_learner(
     average = (averages.ema_of_products if of_products else averages.ema)(decay)
     if start_after:
         average = averages.starting_after(start_after, average)
+
+    def learners(state):
+        slow = average.read(state.average, state.params)
+        return {"slow": slow, "fast": state.params}
+
     return _method(
         loss,
         optimizer,
-        options,
+        {"learners": learners, **options},
         regularizer=regularizers.feature_distillation(
             hidden, strength, chunk_size=chunk_size
         ),

@@ -6,8 +6,10 @@ import numpy as np
 import optax
 import pytest
 
+from jaxcl.averages import ema
 from jaxcl.losses import cross_entropy, single_head
 from jaxcl.memory import reservoir
+from jaxcl.method import default_learner
 from jaxcl.methods import slow_learner
 from jaxcl.tree import as_batch
 
@@ -21,10 +23,10 @@ def states(params, x):
     return x @ params["q_proj"]["lora_a"] @ params["q_proj"]["lora_b"]
 
 
-def make(**options):
+def make(optimizer=None, **options):
     return slow_learner(
         cross_entropy(single_head(lambda params, x, keys=None: states(params, x))),
-        optax.sgd(RATE),
+        optimizer or optax.sgd(RATE),
         states,
         decay=DECAY,
         strength=STRENGTH,
@@ -119,14 +121,47 @@ def test_every_step_is_that_of_a_loop(of_products, start_after):
         held = method.learners(state)
         near = {"rtol": 1e-3, "atol": 1e-5}
         product = lambda tree: states(tree, np.eye(INPUTS, dtype=np.float32))
-        np.testing.assert_allclose(product(held["params"]), a @ b, **near)
-        np.testing.assert_allclose(product(held["average"]), slow_a @ slow_b, **near)
+        np.testing.assert_allclose(product(held["fast"]), a @ b, **near)
+        np.testing.assert_allclose(product(held["slow"]), slow_a @ slow_b, **near)
     # Negative control: the learners are not the same, so that their places matter.
     assert np.abs(slow_a @ slow_b - a @ b).max() > 0.01
 
 
+def moved(method, count=4):
+    """The state after some steps, at which the learners differ."""
+    given = list(batches(count))
+    state = method.init(start(), given[0])
+    for number, batch in enumerate(given):
+        state, _ = method.step(jax.random.fold_in(KEY, number), state, batch)
+    return state
+
+
 def test_both_learners_are_evaluated_and_the_slow_one_is_the_default():
-    """Oracle: their order."""
-    method = make(start_after=1)
-    state = method.init(start(), next(batches(1)))
-    assert list(method.learners(state)) == ["average", "params"]
+    """Oracle: their order, and the state's own average and parameters."""
+    method = make()
+    state = moved(method)
+    held = method.learners(state)
+    assert list(held) == ["slow", "fast"]
+    assert held["fast"] is state.params
+    jax.tree.map(np.testing.assert_array_equal, held["slow"], state.average.average)
+    first = default_learner(method, state)
+    jax.tree.map(np.testing.assert_array_equal, first, held["slow"])
+    slow, fast = held["slow"]["q_proj"]["lora_a"], held["fast"]["q_proj"]["lora_a"]
+    assert np.abs(slow - fast).max() > 0.01
+
+
+def test_learners_of_the_user_take_their_place():
+    """Oracle: the names given, as for any other method."""
+    method = make(learners=lambda state: {"mine": state.params})
+    assert list(method.learners(moved(method, 1))) == ["mine"]
+
+
+def test_what_has_an_average_of_its_own_is_refused():
+    """Oracle: the words; a schedule-free optimizer, and a second average."""
+    free = make(optimizer=optax.contrib.schedule_free_sgd(RATE))
+    with pytest.raises(ValueError, match="a schedule-free optimizer takes no average="):
+        free.init(start(), next(batches(1)))
+    with pytest.raises(
+        ValueError, match="average is set by the method itself, got ano"
+    ):
+        make(average=ema(0.5))
