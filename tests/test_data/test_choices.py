@@ -163,13 +163,15 @@ def test_a_token_across_the_end_is_left_to_all_choices():
     space before a word is a part of its token, and of no token of the prompt."""
     tokenizer = byte_level()
     asked = ["What is the capital?\n", "How many are "]
-    rows = [{**row, "question": text} for row, text in zip(ROWS, asked, strict=True)]
+    choices = [["three", "two"], ["three", "Paris"]]  # of which " Paris" is not crossed
+    rows = [
+        {"question": text, "choices": own, "answer": 0}
+        for text, own in zip(asked, choices, strict=True)
+    ]
     with pytest.warns(UserWarning, match=r"in 1 of 2 questions a token goes acr.*"):
         found = read_choices(rows, tokenizer, template="{question}", join="")
     for row, text in enumerate(asked):
-        for answer, choice in zip(
-            found.answers[row], ROWS[row]["choices"], strict=True
-        ):
+        for answer, choice in zip(found.answers[row], choices[row], strict=True):
             ids = tokenizer(text + choice, add_special_tokens=False).input_ids
             assert [*found.prompts[row], *answer] == ids
     assert tokenizer.decode(found.prompts[0]) == asked[0]
