@@ -43,9 +43,9 @@ class Config:
     """Runs per arm and order; a seed draws adapter, order of rows, and replay."""
     num_tasks: int = 4
     """The first ones of an order."""
-    words: int = 45
-    """Words of a text that are kept."""
-    num_steps: int = 40
+    words: int = 36
+    """Words of a text that are kept, and at most 240 letters."""
+    num_steps: int = 30
     """Steps per task."""
     batch_size: int = 8
     """Rows per step; all of them are seen once."""
@@ -60,15 +60,15 @@ class Config:
     strength: float = 1e4
     """EWC's, with the factor 1/2 and the mean over rows; 64 rows of a task for the
     Fisher."""
-    decay: float = 0.97
-    """I-LoRA's average over steps; with 40 steps a task, 0.99 would hardly move."""
+    decay: float = 0.95
+    """I-LoRA's average over steps; with 30 steps a task, 0.99 would hardly move."""
     distance: float = 1.0
     """I-LoRA's weight of the distance of hidden states."""
     rho: float = 0.05
     """SAM's radius."""
     mix: float = 0.5
     """WiSE-FT's weight of what was trained."""
-    test_rows: int = 60
+    test_rows: int = 50
     """Test rows of each task."""
     general_rows: int = 100
     """Questions of each set for general ability."""

@@ -8,9 +8,10 @@ import numpy as np
 
 from experiments.finetune.config import NUMBERS, ORDERS, Config
 from experiments.finetune.tasks import GENERAL, write_questions, write_tasks
+from jaxcl.files import write_text
 from jaxcl.finetune import config as settings
 from jaxcl.finetune import run as finetuning
-from jaxcl.finetune.measure import ANSWERS, read_tests
+from jaxcl.finetune.measure import ANSWERS, file_of, read_tests
 from jaxcl.finetune.measure import GENERAL as GENERAL_TESTS
 from jaxcl.runs.folder import RunFolder, append, finished
 from jaxcl.runs.trials import Trial, result_line
@@ -43,6 +44,7 @@ def run(config: Config, folder: RunFolder) -> None:
         asked = as_settings(config, planned, tasks, general)
         settings.check(asked)
         job = finetuning.load(asked)
+        share_before(planned, folder.path / "runs", job)
         result = finetuning.run(job)
         if result.status == "interrupted":
             raise KeyboardInterrupt
@@ -53,6 +55,18 @@ def run(config: Config, folder: RunFolder) -> None:
                 for trial, learner in trials(config, planned)
             ],
         )
+
+
+def share_before(planned: Planned, home: Path, job: finetuning.Job) -> None:
+    """Copy the tests before the first task from any run: the model is the same in all."""
+    first = {"wise-ft": "interpolated", "ilora": "slow"}.get(planned.arm, "params")
+    names = {ANSWERS: [one.task.name for one in job.files], GENERAL_TESTS: GENERAL}
+    for kind, known in names.items():
+        for name in known:
+            own = file_of(planned.out, kind, 0, name, first)
+            others = sorted(home.glob(f"*/{kind}/000-{name}-*.jsonl"))
+            if others and not own.exists():
+                write_text(own, others[0].read_text(encoding="utf-8"))
 
 
 def plans(config: Config, home: Path) -> Iterator[Planned]:

@@ -59,6 +59,9 @@ DOMAINS = {
 }
 
 
+_LETTERS = 240  # some texts have words of other scripts, of many tokens
+
+
 def write_tasks(config: Config, place: Path) -> dict[str, Path]:
     """A folder with ``train.jsonl`` and ``test.jsonl`` for each data set."""
     sizes = {
@@ -79,7 +82,7 @@ def write_tasks(config: Config, place: Path) -> dict[str, Path]:
 
 def _prompt(row: tuple[str, str], question: str, words: int) -> dict[str, str]:
     text, answer = row
-    short = " ".join(text.split()[:words])
+    short = " ".join(text.split()[:words])[:_LETTERS]
     return {"prompt": f"{short}\n\n{question}", "answer": answer}
 
 
