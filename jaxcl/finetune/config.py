@@ -303,6 +303,13 @@ def named(flag: str, files: tuple[str, ...], *, folders: bool = True) -> list[Na
     return [Named(*one) for one in found.items()]
 
 
+def parts_of(file: Named) -> list[Path]:
+    """The files of a task: its own, or those of its folder."""
+    names = "train.jsonl", "test.jsonl"
+    inside = [file.path / name for name in names]
+    return inside if all(map(Path.is_file, inside)) else [file.path]
+
+
 def _stem(path: Path) -> str:
     """The name of a file without its endings."""
     name = path.resolve().name

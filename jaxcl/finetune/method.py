@@ -9,7 +9,6 @@ import optax
 
 from jaxcl import adapters, averages, losses, memory, methods, regularizers, transforms
 from jaxcl.curvature import empirical_fisher
-from jaxcl.data import load_tokenizer
 from jaxcl.errors import require
 from jaxcl.finetune.config import Config, as_adapter, room_of
 from jaxcl.interop import load_pretrained
@@ -34,7 +33,6 @@ class Setup(NamedTuple):
     """A model that is ready to be trained."""
 
     config: DecoderConfig
-    tokenizer: Any
     trainable: Params
     frozen: Params
     build: Callable[[Params], Method]
@@ -48,10 +46,6 @@ def set_up(config: Config, key: Key) -> Setup:
     model_config, params = load_pretrained(
         config.model, sharding=sharding, dtype=_dtype(config)
     )
-    known = isinstance(model_config, DecoderConfig)
-    other = f"{config.model} is an encoder; give a decoder, such as Llama"
-    require(known, "--model", other)
-    tokenizer = load_tokenizer(config.model, vocab_size=model_config.vocab_size)
     trainable, frozen = _parts(config, key, params)
     model = decoder(model_config, checkpoint=config.training.recompute)
 
@@ -68,7 +62,7 @@ def set_up(config: Config, key: Key) -> Setup:
         hidden = adapters.with_frozen(model.hidden, frozen)
         return make(config, apply, hidden)
 
-    return Setup(model_config, tokenizer, trainable, frozen, build, outputs, sharding)
+    return Setup(model_config, trainable, frozen, build, outputs, sharding)
 
 
 def _dtype(config: Config) -> Any:

@@ -3,6 +3,7 @@
 import os
 import shutil
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -12,9 +13,10 @@ from safetensors.numpy import save_file
 
 from jaxcl import adapters, metrics
 from jaxcl.adapters.paths import leaves_by_path, path_of
-from jaxcl.data import Task, number_tasks
+from jaxcl.data import Task, load_tokenizer, number_tasks
 from jaxcl.data.choices import Choices, read_choices
-from jaxcl.errors import require
+from jaxcl.data.records import read_records
+from jaxcl.errors import MissingFileError, require
 from jaxcl.files import write_json
 from jaxcl.finetune.config import (
     SETTINGS,
@@ -22,6 +24,7 @@ from jaxcl.finetune.config import (
     as_adapter,
     identity,
     named,
+    parts_of,
     read_settings,
     room_of,
 )
@@ -37,9 +40,11 @@ from jaxcl.finetune.measure import (
 )
 from jaxcl.finetune.method import Setup, set_up
 from jaxcl.finetune.tasks import TaskFile, Tested, joined, read_tasks
-from jaxcl.interop import save_adapter, save_pretrained
+from jaxcl.interop import read_config, save_adapter, save_pretrained
 from jaxcl.interop.family import read_json
+from jaxcl.models import DecoderConfig
 from jaxcl.progress import progress
+from jaxcl.runs import learned
 from jaxcl.training import Options, TrainResult, learn
 from jaxcl.typing import Params
 
@@ -51,6 +56,7 @@ class Job(NamedTuple):
 
     config: Config
     setup: Setup
+    tokenizer: Any
     files: list[TaskFile]
     general: dict[str, Choices]
     tasks: list[Task]  # as they are learned: all at once with mtl
@@ -60,11 +66,21 @@ class Job(NamedTuple):
 
 def load(config: Config) -> Job:
     """Load model and files; refuse what cannot be learned."""
+    model = read_config(config.model)
+    known = isinstance(model, DecoderConfig)
+    other = f"{config.model} is an encoder; give a decoder, such as Llama"
+    require(known, "--model", other)
+    # Files first: what is wrong with them is said before anything slow.
+    for flag, given in {"--tasks": config.tasks, "--general": config.general}.items():
+        for one in named(flag, given):
+            for path in parts_of(one):
+                read_records(flag, path)
+    tokenizer = load_tokenizer(config.model, vocab_size=model.vocab_size)
+    files, widths = read_tasks(config, tokenizer)
+    check_unchanged(config, [one.tested for one in files])
+    general = read_questions(config, tokenizer)
     key = jax.random.fold_in(jax.random.key(config.training.seed), 0)
     setup = set_up(config, key)
-    files, widths = read_tasks(config, setup.tokenizer)
-    check_unchanged(config, [one.tested for one in files])
-    general = read_questions(config, setup.tokenizer)
     tasks = [one.task for one in files]
     if config.method == "mtl":
         tasks = [joined(tasks)] if len(tasks) > 1 else tasks
@@ -77,7 +93,7 @@ def load(config: Config) -> Job:
         eval_tasks=config.testing.test_on,
         max_tasks=room_of(config),
     )
-    return Job(config, setup, files, general, tasks, options, widths)
+    return Job(config, setup, tokenizer, files, general, tasks, options, widths)
 
 
 def check_unchanged(config: Config, tests: list[Tested]) -> None:
@@ -105,6 +121,14 @@ def read_questions(config: Config, tokenizer: Any) -> dict[str, Choices]:
         full = read_choices(one.path, tokenizer)
         found[one.name] = first_rows(full, most)
     return found
+
+
+def is_finished(job: Job) -> bool:
+    """Whether all tasks have been learned."""
+    with suppress(MissingFileError):
+        held = learned.read(job.config.out)
+        return held.status == "done" and held.ended == len(job.tasks)
+    return False
 
 
 def run(job: Job, **options: Any) -> TrainResult:
@@ -207,7 +231,7 @@ def _tests(job: Job, ended: int, learners: Mapping[str, Params]):
     """The number of rows, the file and the function of each test that is still to do."""
     config, setup = job.config, job.setup
     longest, join = config.testing.max_new_tokens, config.text.join or ""
-    words = Words(setup.config, setup.tokenizer, longest, join)
+    words = Words(setup.config, job.tokenizer, longest, join)
     seen = len(job.files) if config.method == "mtl" else ended
     count = seen if ended and config.testing.test_on == "seen" else len(job.files)
     files = job.files[:count] if config.testing.answers else []

@@ -13,7 +13,7 @@ from jaxcl.data.records import digest_of
 from jaxcl.data.subsets import random_row_numbers
 from jaxcl.data.widths import choose_widths, row_lengths, share_widths
 from jaxcl.errors import require
-from jaxcl.finetune.config import Config, Named, named, read_settings
+from jaxcl.finetune.config import Config, Named, named, parts_of, read_settings
 
 
 class Tested(NamedTuple):
@@ -89,7 +89,7 @@ def _rows_of(
     own = {"task": number, "mean": "examples", **_format(config, tokenizer)}
     rows = partial(instruct_dataset, tokenizer=tokenizer, **own)
     if tested.rest is None:
-        train, test = rows(file.path / "train.jsonl"), rows(file.path / "test.jsonl")
+        train, test = map(rows, parts_of(file))
     else:
         test = rows(file.path)
         train = subset(test, tested.rest)
@@ -106,12 +106,12 @@ def _tests_of(config: Config, tokenizer: Any, file: Named) -> Tested:
         instruct_prompts, tokenizer=tokenizer, **_format(config, tokenizer)
     )
     most = config.testing.test_rows
-    if file.path.is_dir():
-        paths = file.path / "train.jsonl", file.path / "test.jsonl"
+    paths = parts_of(file)
+    if len(paths) > 1:
         learned, asked = prompts(paths[0]).answers, prompts(paths[1])
         numbers, rest = _drawn(len(asked.answers), most), None
     else:
-        paths, asked = (file.path,), prompts(file.path)
+        asked = prompts(file.path)
         numbers = _kept_apart(config, file.path, len(asked.answers))
         rest = np.setdiff1d(np.arange(len(asked.answers)), numbers)
         learned = [asked.answers[row] for row in rest]
