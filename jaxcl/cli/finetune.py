@@ -52,7 +52,6 @@ def start(config: Config) -> int:
     """Plan, run and report; the exit code."""
     from jaxcl.finetune import run  # imports JAX: only for settings that are good
     from jaxcl.finetune.plan import Clock, plan, remedies, say
-    from jaxcl.finetune.report import write_page
 
     with terminable():
         try:
@@ -74,6 +73,8 @@ def start(config: Config) -> int:
             return tell_end(KeyboardInterrupt(), config.out)
         if done:
             print(f"{config.out} is finished; making its page again.")
+        from jaxcl.finetune.report import write_page  # with all that draws figures
+
         write_page(config.out)
     if result.status == "diverged":
         step = f"step {int(result.run_state.step)} of task {int(result.run_state.task)}"

@@ -62,7 +62,7 @@ class Training:
     save_every: float = 300.0
     """Seconds between two checkpoints within a task."""
     devices: int | None = None
-    """Devices that share the rows of a batch and large weights; all if absent."""
+    """Devices that share the rows of a batch; as many as divide it evenly if absent."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -75,12 +75,15 @@ def _dtype(config: Config) -> Any:
 
 
 def _sharding(config: Config) -> ShardingPlan | None:
-    """Weights and rows over all devices, if there are several."""
+    """Weights and rows over the devices that can share a batch, if there are several."""
     there, asked = jax.device_count(), config.training.devices
-    require(
-        asked is None or asked <= there, "--devices", f"there are {there}, got {asked}"
-    )
-    number = asked or there
+    size = config.training.batch_size
+    known = f"there are {there}, got {asked}"
+    require(asked is None or asked <= there, "--devices", known)
+    uneven = f"{asked} devices cannot share a batch of {size} rows evenly"
+    remedy = "give a multiple of them as --batch-size"
+    require(asked is None or size % asked == 0, "--devices", f"{uneven}; {remedy}")
+    number = asked or max(n for n in range(1, there + 1) if size % n == 0)
     if number == 1 and jax.process_count() == 1:
         return None
     return ShardingPlan(make_mesh(devices=jax.devices()[:number]), fsdp())

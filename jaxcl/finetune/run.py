@@ -44,7 +44,6 @@ from jaxcl.interop import read_config, save_adapter, save_pretrained
 from jaxcl.interop.family import read_json
 from jaxcl.models import DecoderConfig
 from jaxcl.progress import progress
-from jaxcl.runs import learned
 from jaxcl.training import Options, TrainResult, learn
 from jaxcl.typing import Params
 
@@ -125,6 +124,10 @@ def read_questions(config: Config, tokenizer: Any) -> dict[str, Choices]:
 
 def is_finished(job: Job) -> bool:
     """Whether all tasks have been learned."""
+    if read_settings(job.config.out) is None:
+        return False
+    from jaxcl.runs import learned  # with all that draws figures
+
     with suppress(MissingFileError):
         held = learned.read(job.config.out)
         return held.status == "done" and held.ended == len(job.tasks)

@@ -1,0 +1,225 @@
+"""``jaxcl finetune`` and the commands on its runs, from files to files."""
+
+import json
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxcl.adapters import merge_lora
+from jaxcl.cli import main
+from jaxcl.data import load_tokenizer
+from jaxcl.files import read_lines
+from jaxcl.finetune import run as finetuning
+from jaxcl.finetune.config import config_of
+from jaxcl.finetune.trained import load
+from jaxcl.interop import load_adapter, load_pretrained
+from jaxcl.models import decoder, generate
+from jaxcl.runs import learned
+from tests.test_finetune.conftest import COUNT, TESTED, WORDS, words_of
+
+
+@pytest.fixture(scope="module")
+def run(home):
+    """A run of I-LoRA over two tasks, with general ability."""
+    out = home / "ilora"
+    more = "--method", "ilora", "--general", str(home / "general.jsonl")
+    assert main(words_of(home, out, *more)) == 0
+    return out
+
+
+def lines_at(run, name):
+    return read_lines(run / "answers" / f"{name}.jsonl")
+
+
+def test_a_run_leaves_answers_learners_and_a_page(run):
+    """Oracle: the list of files; both learners after each task, the model itself before."""
+    names = {path.relative_to(run).as_posix() for path in run.rglob("*.jsonl")}
+    learners = ("slow", "fast")
+    wanted = {"metrics.jsonl", "general/000-general-slow.jsonl"}
+    wanted |= {f"answers/000-{task}-slow.jsonl" for task in WORDS}
+    for learner in learners:
+        wanted |= {f"general/002-general-{learner}.jsonl"}
+        for ended in (1, 2):
+            wanted |= {f"answers/00{ended}-{task}-{learner}.jsonl" for task in WORDS}
+    assert names == wanted
+    held = sorted(path.name for path in (run / "learners").iterdir())
+    assert held == ["001-fast", "001-slow", "002-fast", "002-slow"]
+    page = (run / "report.html").read_text()
+    for part in ("Answers before and after", "General ability", "just learned"):
+        assert part in page
+
+
+def test_rows_kept_for_testing_are_not_learned(home, run):
+    """Oracle: the lines of the file, each in one of the two sets."""
+    config = config_of(run)
+    job = finetuning.load(config)
+    for one, name in zip(job.files, WORDS, strict=True):
+        lines = read_lines(home / f"{name}.jsonl")
+        tested = [lines[row] for row in one.tested.numbers]
+        rest = [lines[row] for row in one.tested.rest]
+        assert len(tested) == one.task.test.count == TESTED
+        assert len(rest) == one.task.train.count == COUNT - TESTED
+        assert sorted(one.tested.labels) == sorted({line["answer"] for line in rest})
+        asked = lines_at(run, f"002-{name}-slow")
+        assert [line["answer"] for line in asked] == [line["answer"] for line in tested]
+        for line, held in zip(asked, tested, strict=True):
+            assert held["prompt"] in line["prompt"]
+
+
+def test_answers_and_choices_are_those_of_the_saved_adapter(home, run):
+    """Oracle: greedy generation and log-likelihoods of full passes, with the adapter read
+    from its folder."""
+    config, base = load_pretrained(home / "model")
+    params = load_adapter(run / "learners" / "002-fast", base)
+    tokenizer = load_tokenizer(home / "model")
+    apply = decoder(config).apply
+
+    def likelihood(prompt, answer):
+        tokens = [*prompt, *answer]
+        logits = apply(params, jnp.array([tokens]))[0]
+        scores = jax.nn.log_softmax(logits)[len(prompt) - 1 : -1]
+        return float(sum(scores[i, token] for i, token in enumerate(answer)))
+
+    for line in lines_at(run, "002-colours-fast"):
+        encode = lambda text: tokenizer(text, add_special_tokens=False).input_ids
+        prompt, end = encode(line["prompt"]), tokenizer.eos_token_id
+        stop = [end, *encode("<|im_end|>")]
+        new = generate(
+            jax.random.key(1), config, params, [prompt], max_new_tokens=3, stop=stop
+        )[0]
+        said = tokenizer.decode(new.tolist(), skip_special_tokens=True).strip()
+        assert line["output"] == said
+        assert line["exact_match"] == float(said == line["answer"])
+        scores = {
+            word: likelihood(prompt, [*encode(word), end]) for word in WORDS["colours"]
+        }
+        assert line["choice"] == max(scores, key=lambda word: scores[word])
+        assert line["choice_accuracy"] == float(line["choice"] == line["answer"])
+
+
+def test_the_table_of_the_page_has_the_means_of_the_files(run):
+    """Oracle: means by hand."""
+    rows = (run / "tables" / "tasks.csv").read_text().splitlines()
+    head = rows[0].split(",")
+    found = {
+        tuple(row.split(",")[:3]): dict(zip(head, row.split(","), strict=True))
+        for row in rows[1:]
+    }
+    mean = lambda ended, name: np.mean(
+        [line["exact_match"] for line in lines_at(run, f"{ended}-{name}-fast")]
+    )
+    row = found["exact_match", "fast", "animals"]
+    assert float(row["just learned"]) == pytest.approx(mean("001", "animals"), abs=1e-3)
+    assert float(row["at the end"]) == pytest.approx(mean("002", "animals"), abs=1e-3)
+    before = [line["exact_match"] for line in lines_at(run, "000-animals-slow")]
+    assert float(row["before"]) == pytest.approx(np.mean(before), abs=1e-3)
+
+
+def test_exports_compute_what_the_learner_does(home, run, tmp_path, capsys):
+    """Oracle: the adapter over its base; the answers of the command are those of the run."""
+    peft, merged = tmp_path / "peft", tmp_path / "merged"
+    assert main(["export", str(run), "--out", str(peft)]) == 0
+    words = ["export", str(run), "--out", str(merged), "--to", "merged"]
+    assert main([*words, "--learner", "slow", "--after", "2"]) == 0
+    config, base = load_pretrained(home / "model")
+    params = load_adapter(peft, base)
+    tokens = jnp.array([[5, 6, 7, 8]])
+    apply = decoder(config).apply
+    wanted = apply(params, tokens)
+    found = apply(load_pretrained(merged)[1], tokens)
+    np.testing.assert_allclose(found, wanted, atol=1e-5)
+    assert np.abs(found - apply(base, tokens)).max() > 1e-3  # control
+    capsys.readouterr()
+    lines = lines_at(run, "002-animals-slow")
+    prompt = json.loads((home / "animals.jsonl").read_text().splitlines()[0])["prompt"]
+    for source in (run, merged):
+        asked = ["generate", str(source), "--prompt", prompt, "--max-new-tokens", "3"]
+        assert main(asked) == 0
+    said = capsys.readouterr().out.split("\n")
+    assert said[0] == said[1]
+    known = {line["prompt"]: line["output"] for line in lines}
+    for whole, output in known.items():
+        if prompt in whole:
+            assert said[0] == output
+    assert main(words) == 2  # nothing is overwritten
+    assert "exists" in capsys.readouterr().err
+
+
+def test_evaluate_says_what_the_run_measured(run, capsys, tmp_path):
+    """Oracle: the files of the run, line by line."""
+    out = tmp_path / "tests"
+    assert main(["evaluate", str(run), "--learner", "fast", "--out", str(out)]) == 0
+    for name in WORDS:
+        assert read_lines(out / f"{name}.jsonl") == lines_at(run, f"002-{name}-fast")
+    general = read_lines(run / "general" / "002-general-fast.jsonl")
+    assert read_lines(out / "general.jsonl") == general
+    assert "exact_match" in capsys.readouterr().out
+
+
+def test_the_ends_of_an_interpolation_are_the_model_before_and_the_learner(run):
+    """Oracle: the answers of the run."""
+    words = ["interpolate", str(run), "--alphas", "0", "0.5", "1", "--learner", "fast"]
+    assert main(words) == 0
+    home = run / "interpolation" / "002-fast"
+    for name in WORDS:
+        for alpha, own in {"0": f"000-{name}-slow", "1": f"002-{name}-fast"}.items():
+            assert read_lines(home / f"{alpha}-{name}.jsonl") == lines_at(run, own)
+    assert (home / "0.5-animals.jsonl").exists()
+    assert "Between before and after" in (run / "report.html").read_text()
+
+
+def test_half_of_an_adapter_is_half_the_way_to_its_kernels(run):
+    """Oracle: the mean of the kernels before and after."""
+    from jaxcl.finetune.interpolate import between
+
+    trained = load(run, "fast")
+    before = load_pretrained(trained.base)[1]
+    after, half = merge_lora(trained.params), merge_lora(between(trained, 0.5))
+    mean = jax.tree.map(lambda a, b: (np.asarray(a) + np.asarray(b)) / 2, before, after)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), half, mean)
+
+
+def test_a_finished_run_keeps_its_files_and_a_longer_one_goes_on(home, run, capsys):
+    """Oracle: the bits of the files and of the adapter; the third task is added."""
+    grown = home / "grown"
+    shutil.copytree(run, grown)
+    more = "--method", "ilora", "--general", str(home / "general.jsonl")
+    before = {
+        path: path.read_bytes()
+        for folder in ("answers", "general", "learners")
+        for path in (grown / folder).rglob("*")
+        if path.is_file()
+    }
+    assert main(words_of(home, grown, *more)) == 0
+    assert "is finished" in capsys.readouterr().out
+    shutil.copy(home / "animals.jsonl", home / "again.jsonl")
+    tasks = "animals", "colours", "again"
+    assert main(words_of(home, grown, *more, tasks=tasks)) == 0
+    assert {path: path.read_bytes() for path in before} == before
+    assert (grown / "answers" / "003-again-fast.jsonl").exists()
+    assert learned.read(grown).ended == 3
+
+
+def test_a_run_that_is_cut_ends_as_one_left_alone(home, tmp_path, monkeypatch):
+    """Oracle: the run left alone, its adapters and answers bit by bit."""
+    alone, cut = tmp_path / "alone", tmp_path / "cut"
+    assert main(words_of(home, alone)) == 0
+    write, count = finetuning.write_lines, []
+
+    def stop(path, lines):
+        count.append(path)
+        if len(count) in (2, 5):
+            raise KeyboardInterrupt
+        write(path, lines)
+
+    monkeypatch.setattr(finetuning, "write_lines", stop)
+    codes = [main(words_of(home, cut)) for _ in range(3)]
+    assert codes == [130, 130, 0]
+    for folder in ("answers", "learners"):
+        for path in (alone / folder).rglob("*"):
+            if path.is_file():
+                other = cut / path.relative_to(alone)
+                assert other.read_bytes() == path.read_bytes(), path.name
