@@ -243,23 +243,29 @@ def learning_rate(config: Config) -> float:
 def _optimizer(config: Config) -> optax.GradientTransformation:
     """AdamW, with a warm-up and a decay within each task."""
     training = config.training
-
-    def factor(done):
-        rise = jnp.minimum(1.0, (done + 1e-3) / max(training.warmup, 1e-3))
-        left = (1 - done) / (1 - training.warmup)
-        match training.schedule:
-            case "linear":
-                return jnp.minimum(rise, left)
-            case "cosine":
-                return rise * 0.5 * (1 + jnp.cos(jnp.pi * (1 - jnp.minimum(left, 1))))
-            case "constant":
-                return rise
-
     return optax.chain(
         optax.clip_by_global_norm(training.clip),
         optax.adamw(learning_rate(config), weight_decay=training.weight_decay),
-        transforms.scale_by_progress(factor),
+        transforms.scale_by_progress(rate_factor(config)),
     )
+
+
+def rate_factor(config: Config) -> Callable:
+    """The learning rate at a fraction of a task, relative to the highest."""
+    training = config.training
+
+    def factor(done):
+        # The first step counts a little, and the last one, too.
+        rise = jnp.minimum(1.0, (done + 1e-3) / max(training.warmup, 1e-3))
+        left = jnp.minimum((1 - done) / (1 - training.warmup), 1.0)
+        decay = {
+            "constant": lambda: 1.0,
+            "linear": lambda: left,
+            "cosine": lambda: 0.5 * (1 - jnp.cos(jnp.pi * left)),
+        }
+        return rise * decay[training.schedule]()
+
+    return factor
 
 
 # ---------------------------------------------------------------------------- averages

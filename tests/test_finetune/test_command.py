@@ -119,7 +119,7 @@ def test_the_table_of_the_page_has_the_means_of_the_files(run):
 
 
 def test_exports_compute_what_the_learner_does(home, run, tmp_path, capsys):
-    """Oracle: the adapter over its base; the answers of the command are those of the run."""
+    """Oracle: the adapter over its base; the answers of the run."""
     peft, merged = tmp_path / "peft", tmp_path / "merged"
     assert main(["export", str(run), "--out", str(peft)]) == 0
     words = ["export", str(run), "--out", str(merged), "--to", "merged"]
