@@ -1,0 +1,187 @@
+"""Tasks of the demonstration: questions about Python's own library, with short answers."""
+
+import ast
+import json
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxcl.errors import require
+from jaxcl.files import write_text
+from jaxcl.finetune.demo_text import Docstring, Library
+
+#: What a question is about, and its answer.
+Fact = tuple[str, str]
+
+_FEWEST = 8  # rows of each answer
+_PACKAGES = ("asyncio", "email", "logging", "xml")
+_LITERALS = {ast.List: "list", ast.Tuple: "tuple"}
+_CONSTANTS = ("int", "float", "str", "bytes")
+_CATEGORIES = {"Lu": "capital letter", "Ll": "small letter"}
+_CATEGORIES |= {"Nd": "number", "Nl": "number", "No": "number"}
+_CATEGORIES |= {"Sm": "symbol", "So": "symbol", "Sc": "symbol"}
+_CATEGORIES |= {"Mn": "mark", "Mc": "mark"}
+
+
+def packages(library: Library) -> Iterator[Fact]:
+    """First lines of docstrings, and the packages that they are from."""
+    for doc in library.docstrings:
+        line = doc.paragraphs[0]
+        if doc.module in _PACKAGES and 20 <= len(line) <= 120:
+            yield line, doc.module
+
+
+def characters(_library: Library) -> Iterator[Fact]:
+    """Names of Unicode characters of the basic plane, and the kinds of these."""
+    for letter in map(chr, range(0x21, 0x10000)):
+        name = unicodedata.name(letter, "").lower()
+        kind = _CATEGORIES.get(unicodedata.category(letter))
+        # Those with a digit are mostly numbered, such as variation selector-1.
+        if kind and 8 <= len(name) <= 48 and not any(map(str.isdigit, name)):
+            yield name, kind
+
+
+def types(library: Library) -> Iterator[Fact]:
+    """Literals of the library's code, and their types."""
+    for node in _nodes(library, ast.Constant, ast.List, ast.Tuple):
+        kind = _LITERALS.get(type(node), "")
+        if isinstance(node, ast.Constant):
+            kind = type(node.value).__name__
+            if kind not in _CONSTANTS or len(str(node.value)) > 24:
+                continue
+        text = ast.unparse(node)
+        if len(text) <= 24 and text.isascii():
+            yield text, kind
+
+
+def names(library: Library) -> Iterator[Fact]:
+    """Names in the library's code, and what they are of."""
+    for node in _nodes(library, ast.ClassDef, ast.FunctionDef, ast.Name):
+        if isinstance(node, ast.ClassDef):
+            yield node.name, "class"
+        elif isinstance(node, ast.FunctionDef):
+            if "_" in node.name.strip("_"):
+                yield node.name, "function"
+        elif node.id.isupper() and len(node.id) > 2:
+            yield node.id, "constant"
+
+
+def _nodes(library: Library, *kinds: type) -> Iterator[Any]:
+    for source in library.sources:
+        for node in ast.walk(source.tree):
+            if isinstance(node, kinds):
+                yield node
+
+
+class Topic(NamedTuple):
+    """A task: its facts, and how they are asked for."""
+
+    question: str
+    facts: Callable[[Library], Iterable[Fact]]
+
+
+#: In the order of learning.
+TOPICS = {
+    "packages": Topic('The text "{}" is from the package', packages),
+    "characters": Topic("The character {} is a", characters),
+    "types": Topic("The type of {} is", types),
+    "names": Topic("The name {} is of a", names),
+}
+
+
+def write_tasks(folder: Path, library: Library, num_train: int, num_test: int) -> None:
+    """Write ``TOPIC/train.jsonl`` and ``TOPIC/test.jsonl`` for each topic.
+
+    All answers of a topic are about equally frequent. No question comes twice, and none has
+    two answers.
+    """
+    for number, (name, topic) in enumerate(TOPICS.items()):
+        rng = np.random.default_rng(number)
+        facts = _balanced(rng, topic.facts(library), num_train + num_test)
+        answers = {answer for _, answer in facts}
+        came = f"{len(facts)} with {len(answers)} answers"
+        wanted = f"expected {num_train + num_test} facts about {name}, got {came}"
+        enough = len(facts) == num_train + num_test and len(answers) > 1
+        remedy = "use another version of Python, or your own --tasks"
+        require(enough, "finetune --demo", f"{wanted}; {remedy}")
+        rows = [
+            {"prompt": topic.question.format(text), "answer": f" {answer}"}
+            for text, answer in facts
+        ]
+        write_rows(folder / name / "train.jsonl", rows[num_test:])
+        write_rows(folder / name / "test.jsonl", rows[:num_test])
+
+
+def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Write JSON lines."""
+    write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
+
+
+def _balanced(
+    rng: np.random.Generator, facts: Iterable[Fact], count: int
+) -> list[Fact]:
+    """So many facts in random order, as many of each answer as possible."""
+    known: dict[str, set[str]] = {}
+    for text, answer in facts:
+        known.setdefault(text, set()).add(answer)
+    left: dict[str, list[str]] = {}
+    for text, answers in sorted(known.items()):
+        if len(answers) == 1:
+            left.setdefault(min(answers), []).append(text)
+    left = {answer: texts for answer, texts in left.items() if len(texts) >= _FEWEST}
+    for answer in sorted(left):
+        rng.shuffle(left[answer])
+    chosen: list[Fact] = []
+    while any(left.values()) and len(chosen) < count:
+        rest = [answer for answer in sorted(left) if left[answer]]
+        chosen += [(left[answer].pop(), answer) for answer in rest]
+    return [chosen[place] for place in rng.permutation(min(count, len(chosen)))]
+
+
+# ------------------------------------------------------------------- general questions
+
+
+def split_for_questions(
+    docs: list[Docstring], count: int
+) -> tuple[list[Docstring], list[dict[str, Any]]]:
+    """The docstrings to train on, and questions about others: which sentence comes next.
+
+    The right one is among four of similar length, each from a different module.
+    """
+    rng = np.random.default_rng(len(TOPICS))
+    places = [place for place in rng.permutation(len(docs)) if _pair(docs[place])]
+    held = places[: 4 * count]
+    wanted = f"expected {4 * count} docstrings of two sentences, got {len(held)}"
+    remedy = "use another version of Python, or your own --general"
+    require(len(held) == 4 * count, "finetune --demo", f"{wanted}; {remedy}")
+    asked = [(docs[place].module, *_pair(docs[place])) for place in held]
+    rows = [_question(rng, asked, number) for number in range(count)]
+    apart = {*held[:count]}
+    return [doc for place, doc in enumerate(docs) if place not in apart], rows
+
+
+def _pair(doc: Docstring) -> tuple[str, ...]:
+    """The first line of a docstring and what follows it, if both are of medium length."""
+    first, *rest = doc.paragraphs
+    fits = rest and 25 <= len(first) <= 150 and 40 <= len(rest[0]) <= 200
+    return (first, rest[0]) if fits else ()
+
+
+def _question(rng, asked: list[tuple[str, str, str]], number: int) -> dict[str, Any]:
+    module, first, right = asked[number]
+    near = sorted(asked, key=lambda other: abs(len(other[2]) - len(right)))
+    others: dict[str, str] = {}  # by module
+    for name, _, text in near:
+        if name != module and text != right and len(others) < 3:
+            others.setdefault(name, text)
+    choices = [right, *others.values()]
+    order = rng.permutation(len(choices))
+    answer = int(np.flatnonzero(order == 0)[0])
+    return {
+        "question": first,
+        "choices": [choices[place] for place in order],
+        "answer": answer,
+    }
