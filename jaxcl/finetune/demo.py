@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from jaxcl.errors import check_size, require
+from jaxcl.errors import check_kind, check_number, check_size, require
 from jaxcl.files import as_folder, differences, lock_folder, write_json
 from jaxcl.finetune.demo_model import (
     OnProgress,
@@ -25,6 +25,7 @@ from jaxcl.finetune.demo_model import (
 from jaxcl.finetune.demo_tasks import (
     TOPICS,
     split_for_questions,
+    training_text,
     write_rows,
     write_tasks,
 )
@@ -84,12 +85,12 @@ def make_demo(
     """
     counts = {"num_train": num_train, "num_test": num_test}
     counts["num_questions"] = num_questions
-    check_size("make_demo", **pretraining._asdict() | counts | {"rate": 1})
+    _check_sizes(pretraining, counts)
     place = as_folder("make_demo", folder)
     report = on_progress or (lambda part, done, total: None)
     library = cache(read_library)
     split = cache(lambda: split_for_questions(library().docstrings, num_questions))
-    texts = lambda: ["\n".join(doc.paragraphs) for doc in split()[0]]
+    texts = lambda: list(map(training_text, split()[0]))
 
     def model(new):
         key, source = jax.random.key(0), place / "tokenizer"
@@ -107,6 +108,14 @@ def make_demo(
             _make_part(place, name, make, report)
     tasks = [place / "tasks" / name for name in TOPICS]
     return Demo(place / "model", tasks, [place / "general" / _GENERAL])
+
+
+def _check_sizes(pretraining: Pretraining, counts: dict[str, int]) -> None:
+    """Refuse sizes that are not positive."""
+    check_kind("make_demo", Pretraining, pretraining=pretraining)
+    sizes: dict[str, Any] = {**pretraining._asdict(), **counts}
+    check_number("make_demo", above=True, rate=sizes.pop("rate"))
+    check_size("make_demo", **sizes)
 
 
 def _check_settings(folder: Path, wanted: dict[str, Any]) -> None:

@@ -30,7 +30,7 @@ class Pretraining(NamedTuple):
     vocab_size: int = 1024
     hidden_size: int = 160
     num_layers: int = 3
-    num_steps: int = 400
+    num_steps: int = 600
     batch_size: int = 16
     width: int = 64  # tokens of a row
     rate: float = 4e-3

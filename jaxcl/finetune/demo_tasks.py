@@ -2,7 +2,6 @@
 
 import ast
 import json
-import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,10 +19,18 @@ _FEWEST = 8  # rows of each answer
 _PACKAGES = ("asyncio", "email", "logging", "xml")
 _LITERALS = {ast.List: "list", ast.Tuple: "tuple"}
 _CONSTANTS = ("int", "float", "str", "bytes")
-_CATEGORIES = {"Lu": "capital letter", "Ll": "small letter"}
-_CATEGORIES |= {"Nd": "number", "Nl": "number", "No": "number"}
-_CATEGORIES |= {"Sm": "symbol", "So": "symbol", "Sc": "symbol"}
-_CATEGORIES |= {"Mn": "mark", "Mc": "mark"}
+_STATEMENTS = {
+    ast.Assign: "assignment",
+    ast.ClassDef: "class",
+    ast.For: "loop",
+    ast.FunctionDef: "function",
+    ast.If: "condition",
+    ast.Import: "import",
+    ast.ImportFrom: "import",
+    ast.Raise: "error",
+    ast.Return: "return",
+    ast.While: "loop",
+}
 
 
 def packages(library: Library) -> Iterator[Fact]:
@@ -34,14 +41,22 @@ def packages(library: Library) -> Iterator[Fact]:
             yield line, doc.module
 
 
-def characters(_library: Library) -> Iterator[Fact]:
-    """Names of Unicode characters of the basic plane, and the kinds of these."""
-    for letter in map(chr, range(0x21, 0x10000)):
-        name = unicodedata.name(letter, "").lower()
-        kind = _CATEGORIES.get(unicodedata.category(letter))
-        # Those with a digit are mostly numbered, such as variation selector-1.
-        if kind and 8 <= len(name) <= 48 and not any(map(str.isdigit, name)):
-            yield name, kind
+def statements(library: Library) -> Iterator[Fact]:
+    """Lines of the library's code, and the kinds of statements that they begin."""
+    for source in library.sources:
+        lines = source.text.split("\n")
+        for node in ast.walk(source.tree):
+            kind = _STATEMENTS.get(type(node))
+            if kind and isinstance(node, ast.stmt):
+                line, place = lines[node.lineno - 1], node.col_offset
+                if not line[:place].strip() and _is_plain(line.strip()):
+                    yield line.strip(), kind
+
+
+def _is_plain(line: str) -> bool:
+    """Whether it is short, and is not part of the statement before it."""
+    alone = ";" not in line and not line.startswith("elif")
+    return alone and line.isascii() and 8 <= len(line) <= 48
 
 
 def types(library: Library) -> Iterator[Fact]:
@@ -86,7 +101,7 @@ class Topic(NamedTuple):
 #: In the order of learning.
 TOPICS = {
     "packages": Topic('The text "{}" is from the package', packages),
-    "characters": Topic("The character {} is a", characters),
+    "statements": Topic("The kind of `{}` is", statements),
     "types": Topic("The type of {} is", types),
     "names": Topic("The name {} is of a", names),
 }
@@ -141,47 +156,51 @@ def _balanced(
     return [chosen[place] for place in rng.permutation(min(count, len(chosen)))]
 
 
-# ------------------------------------------------------------------- general questions
+# ---------------------------------------------------------- pretraining, general questions
+
+
+def training_text(doc: Docstring) -> str:
+    """A docstring and its module, but for those modules that a task asks for.
+
+    So the model learns to sum up a text, and not the answers.
+    """
+    own = () if doc.module in _PACKAGES else (f"This is from {doc.module}",)
+    return "\n".join((*doc.paragraphs, *own))
 
 
 def split_for_questions(
     docs: list[Docstring], count: int
 ) -> tuple[list[Docstring], list[dict[str, Any]]]:
-    """The docstrings to train on, and questions about others: which sentence comes next.
+    """The docstrings to train on, and questions about others: how they go on.
 
-    The right one is among four of similar length, each from a different module.
+    The right choice is among three in which two neighbouring words are exchanged.
     """
     rng = np.random.default_rng(len(TOPICS))
-    places = [place for place in rng.permutation(len(docs)) if _pair(docs[place])]
-    held = places[: 4 * count]
-    wanted = f"expected {4 * count} docstrings of two sentences, got {len(held)}"
+    able = [place for place in rng.permutation(len(docs)) if _pair(docs[place])]
+    held = able[:count]
+    wanted = f"expected {count} docstrings of two paragraphs, got {len(held)}"
     remedy = "use another version of Python, or your own --general"
-    require(len(held) == 4 * count, "finetune --demo", f"{wanted}; {remedy}")
-    asked = [(docs[place].module, *_pair(docs[place])) for place in held]
-    rows = [_question(rng, asked, number) for number in range(count)]
-    apart = {*held[:count]}
+    require(len(held) == count, "finetune --demo", f"{wanted}; {remedy}")
+    rows = [_question(rng, *_pair(docs[place])) for place in held]
+    apart = {*held}
     return [doc for place, doc in enumerate(docs) if place not in apart], rows
 
 
 def _pair(doc: Docstring) -> tuple[str, ...]:
     """The first line of a docstring and what follows it, if both are of medium length."""
     first, *rest = doc.paragraphs
-    fits = rest and 25 <= len(first) <= 150 and 40 <= len(rest[0]) <= 200
+    words = rest[0].split() if rest else []
+    fits = len(first) <= 150 and 8 <= len({*words}) <= len(words) <= 24
     return (first, rest[0]) if fits else ()
 
 
-def _question(rng, asked: list[tuple[str, str, str]], number: int) -> dict[str, Any]:
-    module, first, right = asked[number]
-    near = sorted(asked, key=lambda other: abs(len(other[2]) - len(right)))
-    others: dict[str, str] = {}  # by module
-    for name, _, text in near:
-        if name != module and text != right and len(others) < 3:
-            others.setdefault(name, text)
-    choices = [right, *others.values()]
-    order = rng.permutation(len(choices))
-    answer = int(np.flatnonzero(order == 0)[0])
-    return {
-        "question": first,
-        "choices": [choices[place] for place in order],
-        "answer": answer,
-    }
+def _question(rng: np.random.Generator, first: str, right: str) -> dict[str, Any]:
+    words = right.split()
+    places = [k for k in range(len(words) - 1) if words[k] != words[k + 1]]
+    choices = [right]
+    for k in rng.choice(places, 3, replace=False):
+        swapped = (*words[:k], words[k + 1], words[k], *words[k + 2 :])
+        choices.append(" ".join(swapped))
+    order = rng.permutation(len(choices)).tolist()
+    mixed = [choices[place] for place in order]
+    return {"question": first, "choices": mixed, "answer": order.index(0)}

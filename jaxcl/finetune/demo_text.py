@@ -10,7 +10,7 @@ import re
 import sys
 import sysconfig
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -28,6 +28,7 @@ class Source(NamedTuple):
     """A parsed source file."""
 
     module: str  # top level, such as "email"
+    text: str
     tree: ast.Module
 
 
@@ -45,13 +46,16 @@ class Library(NamedTuple):
     docstrings: list[Docstring]
 
 
-def read_library(folder: Path | None = None) -> Library:
+def read_library(
+    folder: Path | None = None, *, modules: Collection[str] = sys.stdlib_module_names
+) -> Library:
     """Parse the source files of the standard library in order, and find the docstrings.
 
     Files that cannot be parsed are left out.
 
     Args:
       folder: of the library; that of the running interpreter if absent.
+      modules: top-level names of those to read.
 
     Raises:
       InputError: if there are none, as in a Python that has only compiled files.
@@ -62,17 +66,18 @@ def read_library(folder: Path | None = None) -> Library:
     found = []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # invalid escapes in old files
-        for module, path in _files(root):
+        for module, path in _files(root, modules):
             with suppress(OSError, ValueError, SyntaxError, RecursionError):
-                found.append(Source(module, ast.parse(path.read_bytes())))
+                text = path.read_text("utf-8")
+                found.append(Source(module, text, ast.parse(text)))
     wanted = f"expected the sources of Python's standard library in {root}, got none"
     require(found, _WHO, f"{wanted}; use a Python with them, or your own --tasks")
     return Library(found, _docstrings(found))
 
 
-def _files(root: Path) -> Iterator[tuple[str, Path]]:
+def _files(root: Path, modules: Collection[str]) -> Iterator[tuple[str, Path]]:
     """Top-level names and paths."""
-    for name in sorted(sys.stdlib_module_names - _SKIPPED):
+    for name in sorted({*modules} - _SKIPPED):
         one = root / f"{name}.py"
         paths = [one] if one.is_file() else sorted((root / name).rglob("*.py"))
         for path in paths:
