@@ -16,7 +16,9 @@ from jaxcl.finetune.demo_text import Docstring, Library
 Fact = tuple[str, str]
 
 _FEWEST = 8  # rows of each answer
-_PACKAGES = ("asyncio", "email", "logging", "xml")
+# By top-level names; what "decimal" does is written in Python there.
+_PACKAGES = {name: name for name in ("asyncio", "email", "xml")}
+_PACKAGES |= {"_pydecimal": "decimal"}
 _LITERALS = {ast.List: "list", ast.Tuple: "tuple"}
 _CONSTANTS = ("int", "float", "str", "bytes")
 _STATEMENTS = {
@@ -34,11 +36,11 @@ _STATEMENTS = {
 
 
 def packages(library: Library) -> Iterator[Fact]:
-    """First lines of docstrings, and the packages that they are from."""
+    """First lines of docstrings, and the modules or packages that they are from."""
     for doc in library.docstrings:
         line = doc.paragraphs[0]
         if doc.module in _PACKAGES and 20 <= len(line) <= 120:
-            yield line, doc.module
+            yield line, _PACKAGES[doc.module]
 
 
 def statements(library: Library) -> Iterator[Fact]:

@@ -4,6 +4,7 @@ import ast
 import collections
 import hashlib
 import json
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -27,13 +28,18 @@ for package in ("tokenizers", "transformers"):
 TINY = Pretraining(
     vocab_size=300, hidden_size=16, num_layers=1, num_steps=40, batch_size=8, width=16
 )
-SIZES = {"pretraining": TINY, "num_train": 30, "num_test": 12, "num_questions": 5}
+SIZES: dict[str, Any] = {
+    "pretraining": TINY,
+    "num_train": 30,
+    "num_test": 12,
+    "num_questions": 5,
+}
 
 
 @pytest.fixture(scope="module")
 def library():
     """The packages that a task asks for, and one more."""
-    full = read_library(modules=("asyncio", "email", "json", "logging", "xml"))
+    full = read_library(modules=("_pydecimal", "asyncio", "email", "json", "xml"))
     return Library(full.sources, full.docstrings[::3])
 
 
@@ -49,6 +55,10 @@ def made(library, tmp_path_factory):
 def small(library, monkeypatch):
     """Make demonstrations of the small library."""
     monkeypatch.setattr(demo, "read_library", lambda: library)
+
+
+def sizes(**changes: Any) -> dict[str, Any]:
+    return {**SIZES, **changes}
 
 
 def lines(path):
@@ -157,7 +167,7 @@ def test_same_sizes_make_the_same_files(made, tmp_path):
     """Oracle: the bytes of another call; negative control: one more row to learn."""
     make_demo(tmp_path / "two", **SIZES)
     assert digests(tmp_path / "two") == digests(made.model.parent)
-    make_demo(tmp_path / "more", **SIZES | {"num_train": 31})
+    make_demo(tmp_path / "more", **sizes(num_train=31))
     mine, others = digests(tmp_path / "more"), digests(made.model.parent)
     assert mine["tasks/types/train.jsonl"] != others["tasks/types/train.jsonl"]
 
@@ -196,7 +206,7 @@ def test_second_call_does_nothing(made, monkeypatch):
 def test_refuses_other_sizes(made):
     """Oracle: the message, which names what differs."""
     with pytest.raises(InputError, match="num_test 12, not 13; give another folder"):
-        make_demo(made.model.parent, **SIZES | {"num_test": 13})
+        make_demo(made.model.parent, **sizes(num_test=13))
 
 
 def test_refuses_a_python_without_sources(tmp_path):
