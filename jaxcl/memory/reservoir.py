@@ -17,6 +17,7 @@ from jaxcl.memory.base import (
     read_rows,
     write_rows,
 )
+from jaxcl.sequences import widen
 from jaxcl.typing import Batch, Memory, Params
 
 
@@ -58,7 +59,7 @@ def reservoir(
         costs a pass over ``m`` booleans.
       store: ``(params, batch) -> [b, ...]``, kept with each row as ``stored``, such as
         the logits of DER. It is evaluated at the parameters before the step, and costs one
-        more forward pass per step.
+        more forward pass per step. Of shorter sequences it is padded with zeros.
 
     Reference: Vitter 1985, "Random sampling with a reservoir", algorithm R; as replay
     memory: Chaudhry et al. 2019, arXiv:1902.10486.
@@ -89,7 +90,9 @@ def reservoir(
         drawn = jax.random.randint(key, arrival.shape, 0, arrival + 1, jnp.int32)
         slot = jnp.where(arrival < capacity, arrival, drawn)
         slot = later_rows_win(jnp.where(real, slot, capacity), capacity)
-        kept = write_rows(state.kept, slot, keep(step.params, batch))
+        # Computed at the width of the batch, which may be less than that of the memory.
+        rows = widen(keep(step.params, step.batch), state.kept) if store else batch
+        kept = write_rows(state.kept, slot, rows)
         past = state.past.at[slot].set(False, mode="drop") if past_only else ()
         return ReservoirState(kept, state.seen + jnp.sum(real, dtype=jnp.int32), past)
 

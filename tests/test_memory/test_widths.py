@@ -66,6 +66,29 @@ def test_shorter_sequences_are_stored_at_the_full_width(memory, labels):
         np.testing.assert_array_equal(ours, theirs)
 
 
+def test_what_is_stored_is_computed_at_the_width_of_the_batch_and_padded_by_zeros():
+    """Oracle: NumPy, and the widths at which it is computed."""
+    widths = []
+
+    def store(params, batch):
+        tokens = batch.x["tokens"]
+        widths.append(tokens.shape[1])
+        squares = params * tokens[..., None] ** np.arange(1, 3)
+        return {"squares": squares, "total": squares.sum(axis=(1, 2))}
+
+    memory = reservoir(3, 2, store=store)
+    state = memory.init(2.0, jax.tree.map(lambda leaf: leaf[:1], sequences(7)))
+    for width in (4, 7):
+        batch = sequences(width)
+        state = memory.observe(jax.random.key(0), state, seen(batch, 2.0), ())
+        tokens = state.kept.x["tokens"].astype(np.float32)
+        squares = 2 * tokens[..., None] ** np.arange(1, 3)
+        np.testing.assert_array_equal(state.kept.stored["squares"], squares)
+        total = squares.sum(axis=(1, 2))
+        np.testing.assert_array_equal(state.kept.stored["total"], total)
+    assert widths == [7, 4, 7]
+
+
 def test_sequences_longer_than_the_memory_and_other_arrays_are_refused():
     """Oracle: the message; rows without a mask are never padded."""
     memory = reservoir(5, 2)
