@@ -25,15 +25,16 @@ def when(due: Bool[Array, ""], then: Callable[[PyTree], PyTree], operand: PyTree
         keep = lambda new, old: jnp.where(due, new, old)
         return jax.tree.map(keep, then(operand), operand)
 
-    return jax.lax.cond(_any_run(due), work, lambda operand: operand, operand)
+    return jax.lax.cond(any_run(due), work, lambda operand: operand, operand)
 
 
 @custom_vmap
-def _any_run(flag):
+def any_run(flag: Bool[Array, ""]) -> Bool[Array, ""]:
+    """The flag; under ``vmap`` one for all runs, true if that of any run is."""
     return flag
 
 
-@_any_run.def_vmap
+@any_run.def_vmap
 def _(axis_size, in_batched, flag):
     del axis_size
-    return _any_run(jnp.any(flag, axis=0) if in_batched[0] else flag), False
+    return any_run(jnp.any(flag, axis=0) if in_batched[0] else flag), False

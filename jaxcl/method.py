@@ -32,6 +32,7 @@ from jaxcl.errors import check_key, check_kind, check_number, check_size, requir
 from jaxcl.losses.replay import ReplayWeight, by_rows, replayed_loss, step_loss
 from jaxcl.memory import after, no_memory
 from jaxcl.parts import noted, part_of
+from jaxcl.sequences import at_needed_width
 from jaxcl.sharding import split_rows
 from jaxcl.transforms.optimizers import (
     accepting,
@@ -111,7 +112,8 @@ def make_method(
         All use the same batch and replay, and for each row the same key. It also gets
         ``weight``, ``replay_weight`` and ``task_weight``, the sums of the rows' weights.
       regularizer: keeps parameters near past solutions.
-      memory: stores and replays examples.
+      memory: stores and replays examples. Replayed sequences wider than the batch are cut
+        where only padding follows, and a step is compiled for a few widths of them.
       average: the slower copy that is evaluated.
       reset: changes parameters after the update to maintain plasticity.
       replay_loss: the loss of replayed rows if it differs from that of new ones (DER);
@@ -280,35 +282,48 @@ def _update(
 ) -> _Change:
     """The update of a step, from the gradients of the loss and of the penalty."""
     params, progress = state.params, context.progress
-    replay = context.replay, context.replay_keys
     penalised = parts.regularizer.penalty is not no_penalty
+    # Around the gradients, not inside of the losses: what a loss keeps for its gradient
+    # would have a place for each width.
+    narrow = partial(at_needed_width, rows=context.replay, like=context.batch)
 
-    def objective(params):
-        return parts.loss(params, context.batch, context.keys, *replay, progress)
+    def objective(params, replay):
+        rows = context.batch, context.keys, replay, context.replay_keys
+        return parts.loss(params, *rows, progress)
 
-    def penalty(params):
-        return parts.regularizer.penalty(state.regularizer, params, context)
+    def penalty(params, replay):
+        seen = context._replace(replay=replay)
+        return parts.regularizer.penalty(state.regularizer, params, seen)
 
     # Two gradients, added: one program for both is up to twice as slow on a CPU.
     def data_grad(params, *ignored):
         del ignored  # optax.contrib.sam passes the number of its inner step
-        return jax.grad(objective, has_aux=True)(params)[0]
+        derive = jax.grad(objective, has_aux=True)
+        return narrow(lambda replay: derive(params, replay)[0])
 
     def full_grad(params, *ignored):
         grads = data_grad(params, *ignored)
-        return axpy(1.0, jax.grad(penalty)(params), grads) if penalised else grads
+        if not penalised:
+            return grads
+        return axpy(1.0, narrow(partial(jax.grad(penalty), params)), grads)
 
     def replay_grad(params):
         message = "gradient needs replayed rows, got none; give memory="
         require(num_rows(context.replay), "make_method", message)
-        return jax.grad(parts.replayed)(params, *replay)
+        derive = partial(jax.grad(parts.replayed), params)
+        return narrow(lambda replay: derive(replay, context.replay_keys))
 
-    (value, losses), data_grads = jax.value_and_grad(objective, has_aux=True)(params)
+    def task_grad(params):
+        derive = partial(_by_task, parts, params, keys=group_keys)
+        return at_needed_width(derive, groups, context.batch)
+
+    derive: Any = jax.value_and_grad(objective, has_aux=True)
+    (value, losses), data_grads = narrow(partial(derive, params))
     raw, total, logged = data_grads, value, {}
     if penalised:
         # Noted again: a penalty of another shape fails outside of its own function.
         derive = noted("regularizer.penalty", jax.value_and_grad(penalty))
-        cost, penalty_grads = derive(params)
+        cost, penalty_grads = narrow(partial(derive, params))
         total, logged = value + cost, {"penalty": cost}
         raw = axpy(1.0, penalty_grads, raw) if parts.perturb_penalty else raw
     logged |= {"grad_norm": norm(raw)}
@@ -319,7 +334,7 @@ def _update(
         value=total if parts.perturb_penalty else value,
         grad_fn=full_grad if parts.perturb_penalty else data_grad,
         replay_grad_fn=replay_grad,
-        task_grad_fn=lambda params: _by_task(parts, params, groups, group_keys),
+        task_grad_fn=task_grad,
         weight=jnp.sum(context.batch.weight),
         replay_weight=jnp.sum(context.replay.weight),
         task_weight=jnp.sum(groups.weight, axis=-1),

@@ -78,7 +78,9 @@ class Context(NamedTuple):
     """The inputs of a penalty besides its own state and the parameters."""
 
     batch: Batch
-    replay: Batch  # rows [r, ...]; weight 0 while the memory is empty
+    replay: (
+        Batch  # rows [r, ...]; weight 0 while the memory is empty; padding may be cut
+    )
     keys: Keys[Array, " b"]  # of the batch's rows, the same as in the loss
     replay_keys: Keys[Array, " r"]
     average: Params  # the average's reading; without an average the parameters
