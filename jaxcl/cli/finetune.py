@@ -1,15 +1,18 @@
 """``jaxcl finetune``: from its command line to a run and its page."""
 
+import dataclasses
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from pathlib import Path
+from typing import Any, get_args
 
 import tyro
 
 from jaxcl.errors import InputError
-from jaxcl.finetune.config import Config, check
+from jaxcl.finetune.config import Config, Demo, LoRA, Testing, Text, Training, check
+from jaxcl.progress import progress
 from jaxcl.runs.command import refusing, tell_end
 from jaxcl.signals import ignore_more, terminable
 
@@ -18,9 +21,15 @@ from jaxcl.signals import ignore_more, terminable
 def main(argv: Sequence[str]) -> int:
     """``jaxcl finetune``; the exit code."""
     config = parse(argv)
-    check(config)
-    with plain_warnings():
-        return start(config)
+    with plain_warnings(), terminable():
+        try:
+            if config.demo != "no":
+                config = with_demo_files(config)
+            check(config)
+            return start(config)
+        except KeyboardInterrupt as error:
+            ignore_more()
+            return tell_end(error, config.out)
 
 
 @contextmanager
@@ -36,16 +45,50 @@ def plain_warnings() -> Iterator[None]:
 
 def parse(argv: Sequence[str]) -> Config:
     """The settings of a command line; tyro ends the process for words it does not know."""
+    words = list(argv)
+    default: dict[str, Any] = {}
+    if "--demo" in words:
+        place = words.index("--demo") + 1
+        if words[place : place + 1] not in ([name] for name in get_args(Demo)):
+            words.insert(place, "small")
+        if words[place] != "no":
+            default["default"] = demo_settings(words[place])
     return tyro.cli(
-        _command(), prog="jaxcl finetune", args=list(argv), description=Config.__doc__
+        tyro.conf.OmitArgPrefixes[tyro.conf.FlagCreatePairsOff[Config]],
+        prog="jaxcl finetune",
+        args=words,
+        description=Config.__doc__,
+        **default,
     )
 
 
-def _command() -> Any:
-    """The settings with all fields at one level, so that flags have no prefixes."""
-    flat = tyro.conf.OmitArgPrefixes
-    switch = tyro.conf.FlagCreatePairsOff
-    return flat[switch[Config]]
+def demo_settings(name: str) -> Config:
+    """The settings of a demonstration, which flags change."""
+    return Config(
+        model=Path(name),
+        tasks=(),
+        out=Path("finetune-demo" if name == "small" else f"finetune-demo-{name}"),
+        training=Training(steps=80, learning_rate=3e-3),
+        text=Text(max_length=128),
+        lora=LoRA(rank=16),
+        testing=Testing(max_new_tokens=8, test_on="seen"),
+    )
+
+
+def with_demo_files(config: Config) -> Config:
+    """The settings with the files of the demonstration, made beside the run."""
+    from jaxcl.finetune.demo import demo_files
+
+    home = config.out.with_name(f"{config.out.name}-files")
+    with progress(100, "percent of the model and the files") as advance:
+        made = demo_files(config.demo, home, advance)
+    print(f"model and files of the demonstration: {home}")
+    return dataclasses.replace(
+        config,
+        model=made.model,
+        tasks=tuple(map(str, made.tasks)),
+        general=config.general or tuple(map(str, made.general)),
+    )
 
 
 def start(config: Config) -> int:
@@ -53,29 +96,25 @@ def start(config: Config) -> int:
     from jaxcl.finetune import run  # imports JAX: only for settings that are good
     from jaxcl.finetune.plan import Clock, plan, remedies, say
 
-    with terminable():
-        try:
-            job = run.load(config)
-            if not (done := run.is_finished(job)):
-                say(plan(job, timed=config.dry_run))
-            if config.dry_run:
-                return 0
-            result = run.run(job, on_report=Clock(job).note)
-        except KeyboardInterrupt as error:
-            ignore_more()
-            return tell_end(error, config.out)
-        except Exception as error:
-            if "RESOURCE_EXHAUSTED" not in str(error):
-                raise
-            msg = f"--batch-size: out of memory; try {remedies(config)}."
-            raise InputError(msg) from error
-        if result.status == "interrupted":
-            return tell_end(KeyboardInterrupt(), config.out)
-        if done:
-            print(f"{config.out} is finished; making its page again.")
-        from jaxcl.finetune.report import write_page  # with all that draws figures
+    try:
+        job = run.load(config)
+        if not (done := run.is_finished(job)):
+            say(plan(job, timed=config.dry_run))
+        if config.dry_run:
+            return 0
+        result = run.run(job, on_report=Clock(job).note)
+    except Exception as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        msg = f"--batch-size: out of memory; try {remedies(config)}."
+        raise InputError(msg) from error
+    if result.status == "interrupted":
+        raise KeyboardInterrupt
+    if done:
+        print(f"{config.out} is finished; making its page again.")
+    from jaxcl.finetune.report import write_page  # with all that draws figures
 
-        write_page(config.out)
+    write_page(config.out)
     if result.status == "diverged":
         step = f"step {int(result.run_state.step)} of task {int(result.run_state.task)}"
         lower = "lower --learning-rate, and give another --out"

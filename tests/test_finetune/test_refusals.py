@@ -1,0 +1,232 @@
+"""Bad input to ``jaxcl finetune`` and its commands: one line, and nothing is lost."""
+
+import errno
+import json
+import re
+import warnings
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from jaxcl.cli import main
+from jaxcl.cli.finetune import parse
+from jaxcl.finetune import config as settings
+from jaxcl.finetune import run as finetuning
+from tests.test_finetune.conftest import words_of, write
+
+#: What is wrong with the file of a task, and what is said of it.
+FILES = {
+    "missing": (None, r"nothing at .*task\.jsonl"),
+    "empty": (b"", r"task\.jsonl is empty"),
+    "blank": (b"\n\n", r"task\.jsonl has no rows"),
+    "binary": (bytes(range(256)), r"line 1: holds binary data"),
+    "text": (b"hello\n", r"line 1"),
+    "number": (b"3\n", r"line 1"),
+    "one row": (b'{"prompt": "a", "answer": "b"}\n', r"has 1 rows"),
+    "other fields": (b'{"text": "a", "label": "b"}\n' * 3, r"'prompt' is missing"),
+    "two formats": (
+        b'{"prompt": "a", "answer": "b"}\n' * 3
+        + b'{"messages": [{"role": "user", "content": "a"}]}\n',
+        r"line 4.*'prompt' is missing",
+    ),
+    "an empty answer": (
+        b'{"prompt": "a", "answer": "b"}\n' * 3 + b'{"prompt": "a", "answer": ""}\n',
+        r"line 4",
+    ),
+}
+
+
+def refused(capsys, words, message):
+    """The command ends with code 2 and one line with the message."""
+    capsys.readouterr()
+    assert main(words) == 2
+    said = capsys.readouterr().err.strip().split("\n")[-1]
+    assert said.startswith("error: ")
+
+    assert re.search(message, said), said
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_bad_file_is_refused_by_name_and_line(home, tmp_path, capsys, name):
+    """Oracle: the table. No folder is made."""
+    content, message = FILES[name]
+    path = tmp_path / "task.jsonl"
+    if content is not None:
+        path.write_bytes(content)
+    words = words_of(home, tmp_path / "run", tasks=())
+    place = words.index("--tasks") + 1
+    refused(capsys, [*words[:place], str(path), *words[place:]], message)
+    assert not (tmp_path / "run").exists()
+
+
+SETTINGS = {
+    "an adapter that a method cannot carry": (
+        ("--method", "l2p", "--adapter", "lora"),
+        r"--adapter: l2p trains prompts",
+    ),
+    "slots in all weights": (
+        ("--method", "olora", "--adapter", "full"),
+        r"olora has an adapter for each task",
+    ),
+    "products without factors": (
+        ("--method", "ilora", "--average", "products", "--adapter", "full"),
+        r"needs --adapter lora",
+    ),
+    "a rank of zero": (("--rank", "0"), r"rank: expected finite numbers above 0"),
+    "a rate that is not finite": (("--learning-rate", "nan"), r"learning_rate"),
+    "more than one": (("--decay", "1.5"), r"--decay: expected a number up to 1"),
+    "too little room": (("--max-tasks", "1", "--method", "gem"), r"--max-tasks"),
+    "more devices than there are": (("--devices", "64"), r"--devices: there are 8"),
+    "devices that do not divide": (("--devices", "3"), r"cannot share a batch of 2"),
+    "questions that are not there": (("--general", "no.jsonl"), r"--general: nothing"),
+}
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_settings_that_cannot_run_are_refused(home, tmp_path, capsys, name):
+    """Oracle: the table. No folder is made."""
+    more, message = SETTINGS[name]
+    refused(capsys, words_of(home, tmp_path / "run", *more), message)
+    assert not (tmp_path / "run").exists()
+
+
+def test_two_files_of_one_name_need_names(home, tmp_path, capsys):
+    """Oracle: the message; with a name of its own the second one is taken."""
+    other = tmp_path / "animals.jsonl"
+    other.write_text((home / "animals.jsonl").read_text())
+    words = words_of(home, tmp_path / "run", tasks=("animals",))
+    place = words.index("--tasks") + 2
+    twice = [*words[:place], str(other), *words[place:]]
+    refused(capsys, twice, r"are both called 'animals'; give one as NAME=")
+    named = [*words[:place], f"wild={other}", *words[place:]]
+    settings.check(parse(named[1:]))
+
+
+def test_a_model_that_is_none_is_refused(home, tmp_path, capsys):
+    """Oracle: the message."""
+    for command in ("evaluate", "generate"):
+        words = [command, str(tmp_path), *(("--prompt", "a") * (command != "evaluate"))]
+        refused(
+            capsys, words, r"expected the folder of a Hugging Face model or of a run"
+        )
+    words = words_of(home, tmp_path / "run")
+    words[words.index("--model") + 1] = str(tmp_path)
+    refused(capsys, words, r"--model: .*without config.json")
+    for command in ("export", "interpolate"):
+        more = ("--out", str(tmp_path / "x")) if command == "export" else ()
+        refused(
+            capsys, [command, str(tmp_path), *more], r"expected the folder of a run"
+        )
+
+
+@pytest.fixture(scope="module")
+def run(home):
+    """A short run of one task."""
+    out = home / "short"
+    assert main(words_of(home, out, tasks=("animals",))) == 0
+    return out
+
+
+def test_the_folder_of_another_run_stays_as_it_is(home, run, capsys, tmp_path):
+    """Oracle: the files before; each refusal names what differs."""
+    held = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    one = ("animals",)
+    for more, message in {
+        ("--rank", "3"): r"holds a run with rank 2, not 3",
+        ("--method", "seq"): r"method 'er', not 'seq'",
+        ("--seed", "1"): r"seed 0, not 1",
+    }.items():
+        refused(capsys, words_of(home, run, *more, tasks=one), message)
+    refused(
+        capsys,
+        words_of(home, run, tasks=("colours", "animals")),
+        r"the tasks of a run stay, animals; .* got colours animals",
+    )
+    place = tmp_path / "some"
+    write(place / "notes.txt", [])
+    refused(capsys, words_of(home, place, tasks=one), r"holds other files")
+    (tmp_path / "file").write_text("")
+    refused(capsys, words_of(home, tmp_path / "file", tasks=one), r"is a file")
+    assert {path: path.read_bytes() for path in held} == held
+    assert sorted(place.iterdir()) == [place / "notes.txt"]
+
+
+def test_rows_that_changed_are_refused(home, run, capsys, tmp_path):
+    """Oracle: the digest; the same rows elsewhere go on."""
+    moved = tmp_path / "animals.jsonl"
+    lines = (home / "animals.jsonl").read_text()
+    moved.write_text(lines)
+    words = words_of(tmp_path, run, tasks=("animals",))
+    words[words.index("--model") + 1] = str(home / "model")
+    assert main(words) == 0
+    moved.write_text(lines.replace("cat", "ape"))
+    refused(capsys, words, r"rows of animals are not those with which the run began")
+    assert main(words_of(home, run, tasks=("animals",))) == 0  # as it was
+
+
+def test_learners_that_are_not_there_are_named(run, capsys, tmp_path):
+    """Oracle: those that are there."""
+    out = ("--out", str(tmp_path / "x"))
+    refused(
+        capsys,
+        ["export", str(run), "--learner", "slow", *out],
+        r"expected one of params",
+    )
+    refused(
+        capsys, ["export", str(run), "--after", "7", *out], r"expected one of \[1\]"
+    )
+    refused(
+        capsys,
+        ["interpolate", str(run), "--alphas", "2"],
+        r"expected numbers from 0 to 1",
+    )
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_in_one_line(home, tmp_path, capsys):
+    """Oracle: weights that are NaN; the exit code, and the checkpoint from before."""
+    model = tmp_path / "model"
+    model.mkdir()
+    for path in (home / "model").iterdir():
+        (model / path.name).write_bytes(path.read_bytes())
+    tensors = load_file(model / "model.safetensors")
+    broken = {name: np.full_like(leaf, np.nan) for name, leaf in tensors.items()}
+    save_file(broken, model / "model.safetensors")
+    words = words_of(home, tmp_path / "run", "--method", "seq", tasks=("animals",))
+    words[words.index("--model") + 1] = str(model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        assert main(words) == 1
+    said = capsys.readouterr().err.strip().split("\n")[-1]
+    assert said.startswith("error: the loss was not finite")
+    assert "--learning-rate" in said
+
+
+def test_a_full_disk_ends_the_run_in_one_line_and_it_goes_on(
+    home, tmp_path, capsys, monkeypatch
+):
+    """Oracle: the run left alone."""
+    alone, full = tmp_path / "alone", tmp_path / "full"
+    one = ("animals",)
+    assert main(words_of(home, alone, tasks=one)) == 0
+    real = finetuning.save_adapter
+
+    def refuse(*given, **options):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(finetuning, "save_adapter", refuse)
+    refused(capsys, words_of(home, full, tasks=one), "No space left on device")
+    monkeypatch.setattr(finetuning, "save_adapter", real)
+    assert main(words_of(home, full, tasks=one)) == 0
+    for path in (alone / "answers").iterdir():
+        assert (full / "answers" / path.name).read_bytes() == path.read_bytes()
+
+
+def test_settings_come_back_from_a_run(home, run):
+    """Oracle: the settings of the command line."""
+    asked = parse(words_of(home, run, tasks=("animals",))[1:])
+    found = settings.config_of(run)
+    assert settings.identity(found) == settings.identity(asked)
+    held = json.loads((run / settings.SETTINGS).read_text())
+    assert held["settings"]["rank"] == 2
