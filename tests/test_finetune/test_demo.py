@@ -39,7 +39,7 @@ SIZES: dict[str, Any] = {
 @pytest.fixture(scope="module")
 def library():
     """The packages that a task asks for, and one more."""
-    full = read_library(modules=("_pydecimal", "asyncio", "email", "json", "xml"))
+    full = read_library(modules=("_pydecimal", "asyncio", "email", "json"))
     return Library(full.sources, full.docstrings[::3])
 
 
