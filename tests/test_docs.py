@@ -15,7 +15,8 @@ ROOT = Path(__file__).parent.parent
 PACKAGES = sorted(
     f"jaxcl.{file.parent.name}"
     for file in (ROOT / "jaxcl").glob("*/__init__.py")
-    if file.parent.name not in ("cli", "finetune", "runs")  # commands, and files to import from
+    if file.parent.name
+    not in ("cli", "finetune", "runs")  # commands, and files to import from
 )
 
 

@@ -64,13 +64,22 @@ def parse(argv: Sequence[str]) -> Config:
 
 def demo_settings(name: str) -> Config:
     """The settings of a demonstration, which flags change."""
+    if name == "smollm2":
+        return Config(
+            model=Path(name),
+            tasks=(),
+            out=Path("finetune-demo-smollm2"),
+            training=Training(steps=30, learning_rate=1e-3),
+            text=Text(max_length=128),
+            testing=Testing(max_new_tokens=8, test_on="seen", test_rows=20),
+        )
     return Config(
         model=Path(name),
         tasks=(),
-        out=Path("finetune-demo" if name == "small" else f"finetune-demo-{name}"),
-        training=Training(steps=80, learning_rate=3e-3),
+        out=Path("finetune-demo"),
+        training=Training(steps=150, batch_size=16, learning_rate=4e-3),
         text=Text(max_length=128),
-        lora=LoRA(rank=16),
+        lora=LoRA(rank=16, alpha=32.0),
         testing=Testing(max_new_tokens=8, test_on="seen"),
     )
 

@@ -19,7 +19,7 @@ from tests.test_finetune.conftest import words_of, write
 FILES = {
     "missing": (None, r"nothing at .*task\.jsonl"),
     "empty": (b"", r"task\.jsonl is empty"),
-    "blank": (b"\n\n", r"task\.jsonl has no rows"),
+    "blank": (b"\n\n", r"task\.jsonl is empty"),
     "binary": (bytes(range(256)), r"line 1: holds binary data"),
     "text": (b"hello\n", r"line 1"),
     "number": (b"3\n", r"line 1"),
@@ -212,7 +212,7 @@ def test_a_full_disk_ends_the_run_in_one_line_and_it_goes_on(
     assert main(words_of(home, alone, tasks=one)) == 0
     real = finetuning.save_adapter
 
-    def refuse(*given, **options):
+    def refuse(*_, **__):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(finetuning, "save_adapter", refuse)
