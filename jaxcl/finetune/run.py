@@ -173,6 +173,7 @@ def _write_settings(job: Job) -> None:
         "settings": identity(config),
         "max_tasks": room_of(config),
         "widths": job.widths,
+        "max_new_tokens": config.testing.max_new_tokens,
         "tasks": [
             {
                 "name": one.task.name,

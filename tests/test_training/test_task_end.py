@@ -41,7 +41,7 @@ def test_a_signal_in_the_middle_leaves_it_to_the_resumed_run(tmp_path):
     """Oracle: the run left alone, and the order of calls."""
     calls = []
 
-    def stop(ended, learners, interrupted):
+    def stop(ended, _, interrupted):
         calls.append(ended)
         if calls == [0, 1]:
             assert not interrupted()
