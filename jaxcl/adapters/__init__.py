@@ -19,6 +19,7 @@ from jaxcl.adapters.prompts import (
     mean_query,
     progressive_outputs,
     prompt_slots,
+    select_prompts,
 )
 from jaxcl.adapters.slots import SlotState, in_current_slot, keep_slots
 
@@ -43,6 +44,7 @@ __all__ = [
     "partition",
     "progressive_outputs",
     "prompt_slots",
+    "select_prompts",
     "unmerge_lora",
     "with_frozen",
 ]

@@ -140,7 +140,17 @@ def _select(
     pool: Mapping[str, Array], query: Float[Array, "b d"], num_selected: int
 ) -> tuple[Float[Array, "b p d"], Float[Array, " b"]]:
     """The selected prompts of each row, one after another, and their keys' distances."""
-    size, length, d = pool["prompts"].shape
+    _, length, d = pool["prompts"].shape
+    nearest, chosen = select_prompts(pool, query, num_selected)
+    prompts = pool["prompts"][chosen].reshape(len(query), num_selected * length, d)
+    return prompts, jnp.sum(1 - nearest, axis=1)
+
+
+def select_prompts(
+    pool: Mapping[str, Array], query: Float[Array, "b d"], num_selected: int
+) -> tuple[Float[Array, "b k"], Int[Array, "b k"]]:
+    """The cosines and the numbers of the prompts whose keys are nearest to each query."""
+    size = pool["keys"].shape[0]
     wanted = f"num_selected must be at most the {size} prompts, got {num_selected}"
     require(num_selected <= size, "l2p", wanted)
     cosines = jnp.matmul(
@@ -149,8 +159,7 @@ def _select(
         precision=jax.lax.Precision.HIGHEST,
     )
     nearest, chosen = jax.lax.top_k(cosines, num_selected)
-    prompts = pool["prompts"][chosen].reshape(len(query), num_selected * length, d)
-    return prompts, jnp.sum(1 - nearest, axis=1)
+    return nearest, chosen
 
 
 def _unit(vectors: Float[Array, "n d"]) -> Float[Array, "n d"]:

@@ -7,6 +7,7 @@ from pathlib import Path
 import jax
 
 from jaxcl.adapters.lora import adapters_of
+from jaxcl.errors import require
 from jaxcl.finetune.config import Config, config_of
 from jaxcl.finetune.curve import PLACE
 from jaxcl.finetune.measure import Words, measure_answers, measure_choices, write_lines
@@ -27,6 +28,8 @@ def between(trained: Trained, alpha: float) -> Params:
 
     Source: Wortsman et al. 2022 (WiSE-FT), arXiv:2109.01903, equation 1.
     """
+    none = "a pool of prompts has no weights to interpolate"
+    require("pool" not in trained.params, "interpolate", f"{none}; give another run")
     if adapters_of(trained.params):
         return scale_adapter(trained.params, alpha)
     _, before = load_pretrained(trained.base)
@@ -73,6 +76,7 @@ def tests_of(config: Config, trained: Trained):
     """Name, number of rows and function of every test of a run."""
     longest, join = config.testing.max_new_tokens, config.text.join or ""
     words = Words(trained.config, trained.tokenizer, longest, join)
+    words = words._replace(num_selected=config.numbers.num_selected)
     tested = read_tests(config, trained.tokenizer)
     check_unchanged(config, tested)
     for one in tested:

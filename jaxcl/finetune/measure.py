@@ -16,6 +16,7 @@ from jaxcl.data.choices import Choices
 from jaxcl.data.instruct import Prompts
 from jaxcl.errors import InputError
 from jaxcl.files import read_lines, write_text
+from jaxcl.finetune.pool import with_pool
 from jaxcl.metrics import TextRow, choice_results, exact_match, rouge_l
 from jaxcl.models import DecoderConfig, Sampling, answer_scores, generate
 from jaxcl.models.generate import GREEDY
@@ -33,6 +34,7 @@ class Words(NamedTuple):
     max_new_tokens: int = 32
     join: str = ""  # between a prompt and its answer
     batch_size: int = 8
+    num_selected: int = 3  # of a pool of prompts, if there is one
 
 
 def file_of(folder: Path, kind: str, ended: int, name: str, learner: str) -> Path:
@@ -123,9 +125,13 @@ def generated(
     sampling: Sampling = GREEDY,
 ) -> list[str]:
     """Continuations as text, without special tokens; the most likely ones by default."""
+    config = words.config
+    if "pool" in params:
+        given = params, prompts, words.num_selected
+        config, params, prompts = with_pool(config, *given)
     tokens = generate(
         jax.random.key(0) if key is None else key,
-        words.config,
+        config,
         params,
         prompts,
         max_new_tokens=words.max_new_tokens,
@@ -163,15 +169,20 @@ def _chosen(words, params, prompts, labels) -> list[str]:
     encode = lambda text: words.tokenizer(text, add_special_tokens=False).input_ids
     end = [words.tokenizer.eos_token_id]
     answers = [encode(words.join + label) + end for label in labels]
-    scores = answer_scores(
-        words.config,
-        params,
-        prompts.tokens,
-        [answers] * len(prompts.tokens),
-        batch_size=words.batch_size,
-        quiet=True,
-    )
+    scores = scored(words, params, prompts.tokens, [answers] * len(prompts.tokens))
     return [labels[int(np.argmax(row))] for row in scores]
+
+
+def scored(
+    words: Words, params: Params, prompts: Sequence[Any], answers: Sequence[Any]
+) -> list[np.ndarray]:
+    """The log-likelihoods of all answers to each prompt."""
+    config = words.config
+    if "pool" in params:
+        given = params, prompts, words.num_selected
+        config, params, prompts = with_pool(config, *given)
+    size = {"batch_size": words.batch_size, "quiet": True}
+    return answer_scores(config, params, prompts, answers, **size)
 
 
 # ---------------------------------------------------------------------------- choices
@@ -196,14 +207,7 @@ def measure_choices(
     step = 2 * words.batch_size
     for first in range(0, len(questions.prompts), step):
         part = first_rows(questions, step, first)
-        scores = answer_scores(
-            words.config,
-            params,
-            part.prompts,
-            part.answers,
-            batch_size=words.batch_size,
-            quiet=True,
-        )
+        scores = scored(words, params, part.prompts, part.answers)
         found += _choices_of(part, scores)
         advance(len(part.prompts))
         if interrupted():

@@ -12,7 +12,6 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from jaxcl import adapters, metrics
-from jaxcl.adapters.paths import leaves_by_path, path_of
 from jaxcl.data import Task, load_tokenizer, number_tasks
 from jaxcl.data.choices import Choices, read_choices
 from jaxcl.data.records import read_records
@@ -40,14 +39,13 @@ from jaxcl.finetune.measure import (
 )
 from jaxcl.finetune.method import Setup, set_up
 from jaxcl.finetune.tasks import TaskFile, Tested, joined, read_tasks
+from jaxcl.finetune.trained import LEARNERS, PROMPTS
 from jaxcl.interop import read_config, save_adapter, save_pretrained
 from jaxcl.interop.family import read_json
 from jaxcl.models import DecoderConfig
 from jaxcl.progress import progress
 from jaxcl.training import Options, TrainResult, learn
 from jaxcl.typing import Params
-
-LEARNERS = "learners"
 
 
 class Job(NamedTuple):
@@ -213,8 +211,6 @@ def at_task_end(
     for name, learner in learners.items():
         if ended:
             save_learner(job, ended, name, learner)
-    if as_adapter(job.config) == "prompts":
-        return  # generation has no prompts of vectors
     todo = [*_tests(job, ended, learners)]
     if not todo:
         return
@@ -236,6 +232,7 @@ def _tests(job: Job, ended: int, learners: Mapping[str, Params]):
     config, setup = job.config, job.setup
     longest, join = config.testing.max_new_tokens, config.text.join or ""
     words = Words(setup.config, job.tokenizer, longest, join)
+    words = words._replace(num_selected=config.numbers.num_selected)
     seen = len(job.files) if config.method == "mtl" else ended
     count = seen if ended and config.testing.test_on == "seen" else len(job.files)
     files = job.files[:count] if config.testing.answers else []
@@ -277,11 +274,8 @@ def save_learner(job: Job, ended: int, name: str, learner: Params) -> None:
         save_adapter(partial_place, params, base=str(config.model.resolve()))
     else:
         partial_place.mkdir()
-        named_leaves = {
-            path_of(entries): np.asarray(leaf)
-            for entries, leaf in leaves_by_path(learner).items()
-        }
-        save_file(named_leaves, partial_place / "prompts.safetensors")
+        pool = {name: np.asarray(leaf) for name, leaf in learner["pool"].items()}
+        save_file(pool, partial_place / PROMPTS)
     os.replace(partial_place, place)
     if kind == "full" and not config.testing.keep_models:
         for old in home.glob(f"[0-9][0-9][0-9]-{name}"):

@@ -5,6 +5,8 @@ import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from safetensors.flax import load_file
+
 from jaxcl import adapters
 from jaxcl.adapters.lora import adapters_of
 from jaxcl.data import load_tokenizer
@@ -15,6 +17,7 @@ from jaxcl.models import DecoderConfig
 from jaxcl.typing import Params
 
 LEARNERS = "learners"
+PROMPTS = "prompts.safetensors"
 _PLACE = re.compile(r"([0-9]{3,})-(\w[\w-]*)")
 
 
@@ -77,9 +80,9 @@ def load(source: Path, learner: str | None = None, after: int | None = None) -> 
         raise MissingFileError(msg)
     full = (place / "config.json").is_file()
     config, params = load_pretrained(place if full else base)
-    if not full:
-        pool = f"{place} holds prompts, which only jaxcl.adapters reads"
-        require((place / "adapter_config.json").is_file(), str(source), pool)
+    if (place / PROMPTS).is_file():
+        params = {**params, "pool": load_file(place / PROMPTS)}
+    elif not full:
         params = load_adapter(place, params)
     return Trained(_decoder(base, config), params, _tokens(base, config), base, place)
 
@@ -113,6 +116,8 @@ def export(
     place = find(run, learner, after)
     there = f"{out} exists, and nothing is overwritten; give a new folder"
     require(not out.exists(), "--out", there)
+    pool = "prompts of vectors, which PEFT and Transformers do not read"
+    require(not (place / PROMPTS).is_file(), "--to", f"{place} holds {pool}")
     if to == "peft":
         held = (place / "adapter_config.json").is_file()
         full = "this run trained all weights; export it --to merged"
