@@ -17,7 +17,8 @@ from jaxcl import averages, regularizers, transforms
 from jaxcl.curvature import Fisher, empirical_fisher, output_sensitivity
 from jaxcl.errors import check_size, require
 from jaxcl.learners import from_memory_alone
-from jaxcl.losses import cross_entropy, dark_experience_loss
+from jaxcl.losses import cross_entropy, dark_experience_loss, largest_logits
+from jaxcl.losses.supervised import label_cross_entropy
 from jaxcl.memory import Select, episodic, greedy_balanced, random_examples, reservoir
 from jaxcl.method import make_method
 from jaxcl.typing import Key, Loss, Memory, Method, Outputs, Params
@@ -247,15 +248,31 @@ def dark_experience_replay(
     sample_size: int,
     alpha: ScalarLike,
     beta: ScalarLike = 0.0,
+    num_logits: int | None = None,
     **options,
 ) -> Method:
-    """DER, and DER++ with ``beta``: distil stored logits on replay (arXiv:2004.07211)."""
-    memory = reservoir(capacity, sample_size, store=outputs)
+    """DER, and DER++ with ``beta``: distil stored logits on replay (arXiv:2004.07211).
+
+    New rows are learned by their cross-entropy, of tokens where labels are ``[b, n]``.
+
+    Args:
+      outputs: logits ``[b, c]``, or ``[b, n, v]`` of a language model.
+      optimizer: from optax.
+      capacity: rows in the reservoir.
+      sample_size: replayed rows of a step.
+      alpha: weight of a squared logit; see :func:`jaxcl.losses.dark_experience_loss`.
+      beta: weight of the replayed rows' cross-entropy.
+      num_logits: store the largest ones only, as many as this: those of a language model
+        are too many (:func:`jaxcl.losses.largest_logits`). All if absent.
+      **options: for :func:`~jaxcl.method.make_method`.
+    """
+    check_size("dark_experience_replay", optional=True, num_logits=num_logits)
+    store = outputs if num_logits is None else largest_logits(outputs, num_logits)
     return _method(
-        cross_entropy(outputs),
+        label_cross_entropy(outputs),
         optimizer,
         options,
-        memory=memory,
+        memory=reservoir(capacity, sample_size, store=store),
         replay_loss=dark_experience_loss(outputs, alpha, beta),
     )
 

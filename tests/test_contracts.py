@@ -14,7 +14,7 @@ import pytest
 
 from jaxcl import averages, memory, plasticity, regularizers
 from jaxcl.curvature import empirical_fisher
-from jaxcl.losses import cross_entropy, single_head
+from jaxcl.losses import cross_entropy, largest_logits, single_head
 from jaxcl.models import mlp
 from jaxcl.tree import as_batch, at
 from jaxcl.typing import Average, Memory, Regularizer, Reset
@@ -50,6 +50,9 @@ MEMORIES = {
     "no_memory": lambda: memory.no_memory(),
     "reservoir": lambda: memory.reservoir(8, 4),
     "reservoir with outputs": lambda: memory.reservoir(8, 4, store=LOGITS),
+    "reservoir with largest logits": lambda: memory.reservoir(
+        8, 4, store=largest_logits(LOGITS, 2)
+    ),
     "past_only": lambda: memory.reservoir(8, 4, past_only=True),
     "shared_episodic": lambda: memory.shared_episodic(5, 4),
     "greedy_balanced": lambda: memory.greedy_balanced(5, 4, num_classes=3),

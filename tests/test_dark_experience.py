@@ -1,5 +1,7 @@
 """DER: replay towards the outputs that the network gave when a row was kept."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,10 +9,14 @@ import optax
 import pytest
 
 from jaxcl.losses import (
+    LargestLogits,
     cross_entropy,
     dark_experience_loss,
     example_losses,
+    largest_logits,
+    mean_loss,
     single_head,
+    token_cross_entropy,
 )
 from jaxcl.memory import reservoir
 from jaxcl.method import make_method
@@ -210,3 +216,141 @@ def test_of_tokens_those_with_a_label_count(beta):
         rows = as_batch(np.float32(pad(x, 9)), pad(y, -100))
         rows = rows._replace(stored=jnp.float32(pad(z, -9)))
         np.testing.assert_allclose(loss(PARAMS, rows, None), wanted, rtol=1e-5)
+
+
+# ------------------------------------------------------------- the largest logits only
+
+VOCABULARY = 7
+WORDS = {
+    "in": jax.random.normal(KEYS[0], (VOCABULARY, D)),
+    "out": jax.random.normal(KEYS[1], (D, VOCABULARY)),
+}
+OF_WORDS = single_head(
+    lambda params, x, keys=None: jnp.tanh(params["in"][x["tokens"]]) @ params["out"]
+)
+
+
+def sentences(lengths, width, seed=0):
+    """Rows of so many tokens, whose first label does not count, as that of a prompt."""
+    random = np.random.default_rng(seed)
+    mask = np.arange(width) < np.asarray(lengths)[:, None]
+    tokens = random.integers(0, VOCABULARY, mask.shape) * mask
+    y = np.where(mask, random.integers(0, VOCABULARY, mask.shape), -100)
+    y[:, 0] = -100
+    return as_batch({"tokens": tokens, "mask": mask.astype(np.int32)}, y)
+
+
+@functools.cache
+def learned(num_logits, dtype=jnp.float32):
+    """The state after sentences of two widths, and the infos of the steps."""
+    method = dark_experience_replay(
+        OF_WORDS,
+        optax.sgd(RATE),
+        capacity=5,
+        sample_size=3,
+        alpha=0.2,
+        beta=0.5,
+        num_logits=num_logits,
+    )
+    params = jax.tree.map(lambda leaf: leaf.astype(dtype), WORDS)
+    state, infos = method.init(params, sentences([6], 6)), []
+    step = jax.jit(method.step)
+    for number, width in enumerate((3, 6, 3, 6)):
+        rows = sentences([2, width], width, number)
+        state, info = step(jax.random.key(number), state, rows)
+        infos.append(info)
+    return state, infos
+
+
+@pytest.mark.parametrize("k", [1, 3, VOCABULARY])
+def test_the_largest_logits_are_those_of_a_sorted_list(k):
+    """Oracle: NumPy, token by token; zeros without a label. Under jit and vmap as alone."""
+    rows = sentences([2, 5, 6], 6)
+    store = largest_logits(OF_WORDS, k)
+    found, z = store(WORDS, rows), np.asarray(OF_WORDS(WORDS, rows))
+    for place in np.ndindex(3, 6):
+        order = np.argsort(-z[place], kind="stable")[:k] * (rows.y[place] >= 0)
+        np.testing.assert_array_equal(found.tokens[place], order)
+        values = z[place][order] * (rows.y[place] >= 0)
+        np.testing.assert_array_equal(found.values[place], values)
+    assert found.tokens.dtype == jnp.int32
+    both = jax.tree.map(lambda leaf: jnp.stack([leaf, -leaf]), WORDS)
+    mapped = jax.jit(jax.vmap(store, (0, None)))(both, rows)
+    for ours, alone in zip(mapped, found, strict=True):
+        np.testing.assert_allclose(ours[0], alone, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("k", "beta"), [(1, 0.0), (2, 0.7)])
+def test_the_distance_is_that_of_the_logits_that_are_stored(k, beta):
+    """Oracle: a loop in NumPy over tokens with a label, and over their entries."""
+    rows = sentences([2, 5, 6], 6)
+    before = jax.tree.map(lambda leaf: 0.5 * leaf + 0.1, WORDS)
+    rows = rows._replace(stored=largest_logits(OF_WORDS, k)(before, rows))
+    loss = dark_experience_loss(OF_WORDS, 0.3, beta)
+    z, f = (np.asarray(OF_WORDS(p, rows), np.float64) for p in (before, WORDS))
+    wanted = []
+    for row in range(3):
+        tokens = []
+        for i in np.flatnonzero(rows.y[row] >= 0):
+            largest = sorted(range(VOCABULARY), key=lambda v: -z[row, i, v])[:k]
+            far = sum((z[row, i, v] - f[row, i, v]) ** 2 for v in largest)
+            likely = -np.log(softmax(f[row])[i, int(rows.y[row, i])])
+            tokens.append(0.3 * far + beta * likely)
+        wanted.append(np.mean(tokens))
+    np.testing.assert_allclose(loss(WORDS, rows, None), wanted, rtol=1e-5)
+
+
+def test_with_all_logits_it_is_the_full_form():
+    """Oracle: DER with all logits, over steps of two widths. The control: with two."""
+    (full, infos), (sparse, ours), (few, _) = map(learned, (None, VOCABULARY, 2))
+    for name, leaf in full.params.items():
+        np.testing.assert_allclose(sparse.params[name], leaf, rtol=1e-4, atol=1e-5)
+        assert np.abs(few.params[name] - leaf).max() > 1e-3
+    for a, b in zip(ours, infos, strict=True):
+        np.testing.assert_allclose(a.loss, b.loss, rtol=1e-4)
+    kept = sparse.memory.kept
+    rebuilt = np.zeros((5, 6, VOCABULARY), np.float32)
+    np.put_along_axis(rebuilt, *map(np.asarray, reversed(kept.stored)), axis=-1)
+    counts = np.asarray(kept.y >= 0)
+    np.testing.assert_allclose(
+        rebuilt[counts], full.memory.kept.stored[counts], rtol=1e-4, atol=1e-5
+    )
+    for leaf in kept.stored:
+        assert not np.any(leaf[~counts])
+
+
+def test_new_rows_of_tokens_are_learned_by_their_cross_entropy():
+    """Oracle: the loss of the first step, before anything is in memory."""
+    _, (first, *_) = learned(2)
+    rows = sentences([2, 3], 3)
+    wanted = mean_loss(token_cross_entropy(OF_WORDS), WORDS, rows, jax.random.key(0))
+    np.testing.assert_allclose(first.loss, wanted, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("dtype", "size"), [(jnp.float32, 8), (jnp.bfloat16, 6)])
+def test_the_largest_logits_take_the_memory_that_the_docstring_says(dtype, size):
+    """Oracle: the formula, bytes of 5 rows of 6 tokens; and the dtypes of the state."""
+    state, infos = learned(2, dtype)
+    stored = state.memory.kept.stored
+    assert isinstance(stored, LargestLogits)
+    assert stored.values.dtype == dtype
+    assert sum(leaf.nbytes for leaf in stored) == size * 5 * 6 * 2
+    assert all(bool(info.finite) for info in infos)
+    assert state.params["out"].dtype == dtype
+
+
+def test_the_largest_logits_of_classes_are_as_good():
+    """Oracle: DER with all of them, where a row has one label. The control: with one."""
+    build = lambda k: walked(
+        dark_experience_replay(
+            LOGITS,
+            optax.sgd(RATE),
+            capacity=8,
+            sample_size=3,
+            alpha=0.3,
+            beta=0.7,
+            num_logits=k,
+        )
+    ).params["w"]
+    np.testing.assert_allclose(build(C), build(None), rtol=1e-4, atol=1e-5)
+    assert np.abs(build(1) - build(None)).max() > 1e-3

@@ -73,6 +73,9 @@ NAMED = {
     "dark_experience_replay": lambda: methods.dark_experience_replay(
         LOGITS, SGD, capacity=8, sample_size=4, alpha=0.1, beta=0.5
     ),
+    "der of largest logits": lambda: methods.dark_experience_replay(
+        LOGITS, SGD, capacity=8, sample_size=4, alpha=0.1, beta=0.5, num_logits=2
+    ),
     "gdumb": lambda: methods.gdumb(
         jax.random.key(5),
         lambda key: PARAMS,

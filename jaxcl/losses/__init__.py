@@ -20,9 +20,11 @@ from jaxcl.losses.examples import (
 from jaxcl.losses.outputs import MASKED, class_mask, heads, past_heads, single_head
 from jaxcl.losses.replay import ReplayWeight, by_rows, by_tasks
 from jaxcl.losses.supervised import (
+    LargestLogits,
     accuracy,
     cross_entropy,
     dark_experience_loss,
+    largest_logits,
     squared_error,
     token_accuracy,
     token_cross_entropy,
@@ -31,6 +33,7 @@ from jaxcl.typing import Outputs
 
 __all__ = [
     "MASKED",
+    "LargestLogits",
     "Outputs",
     "ReplayWeight",
     "accuracy",
@@ -42,6 +45,7 @@ __all__ = [
     "dark_experience_loss",
     "example_losses",
     "heads",
+    "largest_logits",
     "mean_loss",
     "of_one",
     "past_heads",

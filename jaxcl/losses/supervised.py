@@ -1,12 +1,14 @@
 """Losses and accuracies for labels, targets, tokens and stored outputs."""
 
 from collections.abc import Callable
+from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Bool, Float, ScalarLike, Shaped
+from jaxtyping import Array, Bool, Float, Int, ScalarLike, Shaped
 
-from jaxcl.errors import check_number, is_zero, require
+from jaxcl.errors import check_number, check_size, is_zero, require
 from jaxcl.losses.outputs import evaluated
 from jaxcl.tree import by_chunks, weighted_mean
 from jaxcl.typing import Batch, Loss, Outputs, Params
@@ -29,6 +31,45 @@ def cross_entropy(outputs: Outputs) -> Loss:
     return loss
 
 
+class LargestLogits(NamedTuple):
+    """The ``k`` largest logits of each token or row, which a memory stores for DER.
+
+    Zeros where the label is below zero.
+    """
+
+    values: Float[Array, "b *n k"]  # from the largest to the smallest
+    tokens: Int[Array, "b *n k"]  # whose logits they are; int32
+
+
+def largest_logits(
+    outputs: Outputs, k: int = 64
+) -> Callable[[Params, Batch], LargestLogits]:
+    """What DER stores of a language model: the ``k`` largest logits of each token.
+
+    For ``reservoir(..., store=largest_logits(outputs))``, whose rows
+    :func:`dark_experience_loss` recognises. A memory takes ``8 m n k`` bytes for them
+    (``6 m n k`` in bfloat16): 66 MB for ``m`` = 500 rows of ``n`` = 256 tokens and
+    ``k`` = 64, where all logits at a vocabulary of 49,152 would take 25 GB.
+
+    Args:
+      outputs: ``(params, batch) -> logits [b, n, v]`` for labels ``[b, n]``, or ``[b, c]``
+        for labels ``[b]``.
+      k: how many, at most ``v``; with all of them it is DER with all logits.
+    """
+    check_size("largest_logits", k=k)
+
+    def largest(params, batch):
+        logits = evaluated(outputs, params, batch)
+        count = logits.shape[-1]
+        few = f"k must be at most the number of logits, {count}, got {k}; lower it"
+        require(k <= count, "largest_logits", few)
+        counts = class_labels("largest_logits", logits, batch)[..., None] >= 0
+        found = jax.lax.top_k(logits, k)
+        return LargestLogits(*(jnp.where(counts, part, 0) for part in found))
+
+    return largest
+
+
 def dark_experience_loss(
     outputs: Outputs, alpha: ScalarLike, beta: ScalarLike = 0.0
 ) -> Loss:
@@ -39,7 +80,9 @@ def dark_experience_loss(
     For ``make_method(..., replay_loss=)``, of rows whose ``stored`` is ``z``:
     ``reservoir(..., store=outputs)``. Of logits for each token it is a mean over the tokens
     with a label, as :func:`token_cross_entropy`; those of a row are stored at the width of
-    the longest, 50 MB for 256 tokens at a vocabulary of 49,152.
+    the longest, 50 MB for 256 tokens at a vocabulary of 49,152. With
+    ``store=largest_logits(outputs, k)`` the distance is that of the ``k`` logits which
+    were largest when the row was stored, and no others are compared.
 
     Args:
       outputs: ``(params, batch, keys) -> logits [b, c]``, or ``[b, n, c]`` for tokens.
@@ -50,18 +93,39 @@ def dark_experience_loss(
     Source: Buzzega et al. 2020, arXiv:2004.07211, equations 5 and 6.
     """
     check_number("dark_experience_loss", alpha=alpha, beta=beta)
-    likely, of_tokens = cross_entropy(outputs), token_cross_entropy(outputs)
+    likely = label_cross_entropy(outputs)
 
     def loss(params, batch, keys):
-        given = evaluated(outputs, params, batch, keys)
-        squares = _squares("stored outputs (store=outputs)", given, batch.stored)
+        given, stored = evaluated(outputs, params, batch, keys), batch.stored
+        if isinstance(stored, LargestLogits):
+            given, stored = _same_logits(given, stored), stored.values
+        squares = _squares("stored outputs (store=outputs)", given, stored)
         # alpha |z - f(x)|^2; DER++ adds beta CE(f(x), y).
-        far, also = jnp.sum(squares, axis=-1), likely
+        far = jnp.sum(squares, axis=-1)
         if far.ndim == 2 and getattr(batch.y, "shape", ()) == far.shape:
-            far, also = _mean_of_last(far, batch.y >= 0), of_tokens
+            far = _mean_of_last(far, batch.y >= 0)
         far = jnp.sum(far.reshape(len(given), -1), axis=1)
         kept = jnp.multiply(alpha, far)
-        return kept if is_zero(beta) else kept + beta * also(params, batch, keys)
+        return kept if is_zero(beta) else kept + beta * likely(params, batch, keys)
+
+    return loss
+
+
+def _same_logits(logits: Array, stored: LargestLogits) -> Array:
+    """The logits now of the tokens or classes that are stored, ``[b, *n, k]``."""
+    shape, came = logits.shape[:-1], stored.tokens.shape[:-1]
+    message = f"stored logits must be of {list(shape)} tokens, got {list(came)}"
+    require(shape == came, "loss", f"{message}; give both the same outputs")
+    return jnp.take_along_axis(logits, stored.tokens, axis=-1)
+
+
+def label_cross_entropy(outputs: Outputs) -> Loss:
+    """:func:`cross_entropy` for labels ``[b]``, :func:`token_cross_entropy` for [b, n]."""
+    of_rows, of_tokens = cross_entropy(outputs), token_cross_entropy(outputs)
+
+    def loss(params, batch, keys):
+        of_labels = of_tokens if getattr(batch.y, "ndim", 1) == 2 else of_rows
+        return of_labels(params, batch, keys)
 
     return loss
 

@@ -18,7 +18,7 @@ from jaxcl.models import (
     mlp,
 )
 from jaxcl.models.resnet import resnet
-from jaxcl.tree import as_batch
+from jaxcl.tree import as_batch, at
 from tests.steps import context
 from tests.test_misuse.table import (
     BATCH,
@@ -184,6 +184,28 @@ REFUSED = [
         for rows in (BATCH, BATCH._replace(stored=np.ones((4, 1), np.float32)))
     ],
     (
+        lambda: losses.dark_experience_loss(OUTPUTS, 1.0)(
+            PARAMS,
+            BATCH._replace(
+                stored=losses.largest_logits(OUTPUTS, 1)(PARAMS, at(slice(2), BATCH))
+            ),
+            None,
+        ),
+        r"loss: stored logits must be of \[4\] tokens, got \[2\]; give both",
+    ),
+    (
+        lambda: losses.largest_logits(OUTPUTS, 0),
+        "largest_logits: k must be an int of at least 1, .* got 0",
+    ),
+    (
+        lambda: losses.largest_logits(OUTPUTS, 3)(PARAMS, BATCH),
+        "largest_logits: k must be at most the number of logits, 2, got 3; lower it",
+    ),
+    (
+        lambda: losses.largest_logits(OUTPUTS, 1)(PARAMS, COLUMN),
+        "largest_logits: labels must be integers",
+    ),
+    (
         lambda: losses.heads(six, 4)(PARAMS, BATCH),
         "heads: the network must have outputs for all heads, a multiple of 4, got 6",
     ),
@@ -237,6 +259,7 @@ REFUSED = [
             lambda f: loss_of(BATCH, losses.squared_error(f)),
             lambda f: loss_of(BATCH, losses.token_cross_entropy(f)),
             lambda f: loss_of(BATCH, losses.dark_experience_loss(f, 1.0)),
+            lambda f: losses.largest_logits(f, 1)(PARAMS, BATCH),
             lambda f: losses.accuracy(f, PARAMS, BATCH),
             lambda f: losses.token_accuracy(f)(PARAMS, BATCH),
             lambda f: metrics.evaluate(metrics.classification(f), PARAMS, BATCH),

@@ -375,6 +375,12 @@ REFUSED = [
     (lambda: shrunk(shrink=1.1), "shrink_and_perturb: shrink must"),
     (lambda: shrunk(sigma=-1.0), "shrink_and_perturb: sigma must"),
     (lambda: shrunk(period=0), "shrink_and_perturb: period must"),
+    (
+        lambda: methods.dark_experience_replay(
+            OUTPUTS, SGD, capacity=2, sample_size=1, alpha=1.0, num_logits=0
+        ),
+        "dark_experience_replay: num_logits must be an int of at least 1, .* got 0",
+    ),
     # regularizers
     (lambda: regularizers.l2(-0.1), "l2: strength must be a finite"),
     (lambda: regularizers.l2_init(-0.1), "l2_init: strength must be a finite"),
