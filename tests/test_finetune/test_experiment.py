@@ -1,0 +1,91 @@
+"""The experiment on text classification, on data of its form."""
+
+import gzip
+import io
+import json
+import tarfile
+
+import numpy as np
+import pytest
+
+from experiments.finetune.config import EXPERIMENT
+from experiments.finetune.tasks import DOMAINS
+from jaxcl.files import read_lines
+from jaxcl.runs.command import main
+from jaxcl.runs.folder import read_records
+
+
+def zipped(path, lines):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with gzip.open(path, "wt") as file:
+        file.write("".join(f"{line}\n" for line in lines))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """A folder with a few rows of each data set."""
+    place = tmp_path_factory.mktemp("data")
+    for name, classes in {"dbpedia": "ab", "amazon": "12", "agnews": "xy"}.items():
+        rows = [
+            {"text": f"{n} {c}", "label_name": c} for n in range(9) for c in classes
+        ]
+        for split in ("train", "test"):
+            path = place / "text-cls" / name / f"{split}.jsonl.gz"
+            zipped(path, map(json.dumps, rows))
+    intents = [[f"do {n}", name] for n, name in enumerate(("apr", "text", "w2") * 6)]
+    path = place / "text-cls" / "clinc150" / "data_full.json.gz"
+    zipped(path, [json.dumps({"train": intents, "test": intents})])
+    piqa = {"goal": "open it", "sol1": "pull it ", "sol2": "push it"}
+    zipped(place / "instruct" / "piqa_valid.jsonl.gz", [json.dumps(piqa)] * 5)
+    zipped(place / "instruct" / "piqa_valid_labels.lst.gz", "01011")
+    asked = "Please choose the correct answer to the question: Is it?\n\nAnswer1: yes "
+    asked += "Answer2: no\n\nAnswer format: answer1/answer2"
+    records = json.dumps([{"instruction": asked, "answer": "answer2"}] * 5).encode()
+    path = place / "instruct" / "llm_adapters_commonsense_math.tar.xz"
+    with tarfile.open(path, "w:xz") as archive:
+        for name in ("ARC-Easy", "openbookqa"):
+            entry = tarfile.TarInfo(f"./dataset/{name}/test.json")
+            entry.size = len(records)
+            archive.addfile(entry, io.BytesIO(records))
+    return place
+
+
+def test_a_line_has_the_means_of_the_answers_of_its_run(home, data, tmp_path):
+    """Oracle: the files of the runs, and the settings; a second call does nothing."""
+    out = tmp_path / "smoke"
+    words = ["smoke", "--data", str(data), "--model", str(home / "model")]
+    words += ["--out", str(out), "--num-steps", "2", "--batch-size", "2"]
+    assert main(EXPERIMENT, words) == 0
+    lines = {line["arm"]: line for line in read_records(out)}
+    assert [*lines] == ["seq", "wise-ft", "er"]
+    learners = {"seq": "params", "wise-ft": "interpolated", "er": "params"}
+    for arm, learner in learners.items():
+        run = out / "runs" / ("er-first-0" if arm == "er" else "wise-ft-first-0")
+        line = lines[arm]
+        assert line["tasks"] == ["dbpedia", "amazon"]
+        for ended in (1, 2):
+            for place, name in enumerate(line["tasks"][:ended]):
+                path = run / "answers" / f"{ended:03d}-{name}-{learner}.jsonl"
+                mean = np.mean([held["exact_match"] for held in read_lines(path)])
+                assert line["matrix"][ended - 1][place] == pytest.approx(mean, abs=1e-4)
+        assert line["matrix"][0][1] is None
+        path = run / "general" / f"002-piqa-{learner}.jsonl"
+        mean = np.mean([held["choice_accuracy"] for held in read_lines(path)])
+        assert line["general"]["piqa"][1] == pytest.approx(mean, abs=1e-4)
+    before = (out / "results.jsonl").read_bytes()
+    assert main(EXPERIMENT, words) == 0
+    assert (out / "results.jsonl").read_bytes() == before
+    prompts = read_lines(out / "data" / "dbpedia" / "train.jsonl")
+    assert prompts[0]["prompt"].endswith("\n\nWhat kind of thing is described?")
+    assert {line["answer"] for line in prompts} <= {"a", "b"}
+    asked = read_lines(out / "data" / "arc-easy.jsonl")
+    assert asked[0] == {"question": "Is it?", "choices": ["yes", "no"], "answer": 1}
+    assert (out / "tables" / "tasks.md").exists()
+
+
+def test_the_domains_are_ten_of_fifteen_intents():
+    """Oracle: the data set's paper."""
+    counts = {name: len(words.split()) for name, words in DOMAINS.items()}
+    assert len(counts) == 10
+    assert {*counts.values()} == {15}
+    assert len({i for words in DOMAINS.values() for i in words.split()}) == 150
