@@ -76,10 +76,11 @@ def averages(run: Learned) -> Iterator[str]:
                 yield f"Average {name} {average:.3g} {when}."
             continue
         values = summary(square, lower_is_better=lower)
-        average, lost = (
-            values[key].value for key in ("average_accuracy", "forgetting")
-        )
+        names = "average_accuracy", "forgetting", "forgetting_from_initial"
+        average, lost, since = (values[key].value for key in names)
         forgotten = "" if lost is None else f", forgetting {lost:.3g}"
+        if lost is None and since is not None:  # later tasks were not measured early
+            forgotten = f", {since:.3g} lost since learned"
         if average is not None:
             yield f"Average {name} {average:.3g} {when}{forgotten}."
 
