@@ -32,10 +32,10 @@ from jaxcl.models import (
     sequence_classifier,
 )
 from jaxcl.regularizers import ewc
-from jaxcl.training.compiled import Program, Rows, compile_program
+from jaxcl.training.compiled import Build, Program, Rows, compile_program
 from jaxcl.transforms import accumulated, sam
 from jaxcl.tree import as_batch, at
-from jaxcl.typing import Batch, Loss, Model, Params
+from jaxcl.typing import Batch, Loss, Model, Params, StepInfo
 
 KEY_SEED = 1  # no array before main has chosen threads
 
@@ -122,35 +122,54 @@ def make_program(config: Config, job: Job, **parts: Callable) -> Program:
         made = {name: make(loss) for name, make in parts.items()}
         return make_method(loss, optimizer, **made)
 
+    return program_of(job, build)
+
+
+def program_of(job: Job, build: Build) -> Program:
+    """The functions of the host loop, of any method over the frozen part."""
     shapes = Rows(at(slice(0, 1), job.batch), job.batch, job.batch, job.batch, "tokens")
     key = jax.random.key(KEY_SEED)
     return compile_program(build, job.trainable, job.frozen, shapes, key=key)
 
 
-def train(config: Config, name: str, what: str) -> Work:
-    """Steps of all weights, of an adapter, or of an adapter after SAM."""
-    steps = SHAPES[name].steps
-    job = make_job(config, name, adapter=what != "step")
-    parts = {"gradient": lambda _: sam(config.rho)} if what == "sam" else {}
-    program, key = make_program(config, job, **parts), jax.random.key(KEY_SEED)
-    inputs = program.frozen, key, np.int32(0), np.int32(steps), job.batch
+class Steps(NamedTuple):
+    """A training step, compiled and taken once."""
+
+    go_on: Callable[[], StepInfo]  # takes so many, from where it stopped
+    compiled: Any
+    first: Seconds  # of compiling and of the first step
+
+
+def make_steps(job: Job, program: Program, count: int) -> Steps:
+    """Steps on the batch of a job; ``go_on`` takes so many of them."""
+    key = jax.random.key(KEY_SEED)
+    inputs = program.frozen, key, np.int32(0), np.int32(count), job.batch
     state = jax.block_until_ready(program.start(job.trainable))
     step, cost = compiled(program.parts.step, state, *inputs)
     (state, _), first = timed(partial(step, state, *inputs))
     held = [state]  # donated to each step: training goes on from turn to turn
 
     def go_on():
-        for _ in range(steps):
+        for _ in range(count):
             state, info = step(held.pop(), *inputs)
             held.append(state)
         return info
 
-    def work(_):
-        info, cost = timed(go_on)
-        found = {"loss": float(info.loss), "finite": bool(info.finite)}
-        return {**seconds("", cost, steps), **begin, **found}
+    return Steps(go_on, step, both(cost, first))
 
-    begin = seconds("first_", both(cost, first))
+
+def train(config: Config, name: str, what: str) -> Work:
+    """Steps of all weights, of an adapter, or of an adapter after SAM."""
+    count = SHAPES[name].steps
+    job = make_job(config, name, adapter=what != "step")
+    parts = {"gradient": lambda _: sam(config.rho)} if what == "sam" else {}
+    steps = make_steps(job, make_program(config, job, **parts), count)
+
+    def work(_):
+        info, cost = timed(steps.go_on)
+        found = {"loss": float(info.loss), "finite": bool(info.finite)}
+        return {**seconds("", cost, count), **seconds("first_", steps.first), **found}
+
     return work
 
 
