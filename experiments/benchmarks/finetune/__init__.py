@@ -1,0 +1,1 @@
+"""What methods, padding, the loop and the start add to fine-tuning a language model."""
