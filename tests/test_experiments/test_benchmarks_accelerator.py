@@ -210,3 +210,13 @@ def test_language_models_have_a_table_of_their_own():
     }
     text = readme_text([*read_lines(), line])
     assert "| billion: lora | 20 s | 0.250 s | 32,768 | 162 |" in text
+
+
+def test_ratios_of_methods_have_a_row_for_each():
+    """Oracle: by hand, of two rounds."""
+    name = "smollm2_bf16, ilora"
+    line = {"item": "finetune", "what": f"{name}: against replay"}
+    rounds = [{**line, "ratio": ratio} for ratio in (1.5, 1.75)]
+    text = readme_text([*read_lines(), *rounds])
+    row = f"| a step of an adapter, {name} | the step with replay | 1.50, 1.75 |"
+    assert row in text

@@ -24,6 +24,7 @@ from typing import Annotated
 
 import tyro
 
+from experiments.benchmarks.accelerator.finetune import finetune
 from experiments.benchmarks.accelerator.language import language
 from experiments.benchmarks.accelerator.packed import grid, one_pack, packs
 from experiments.benchmarks.accelerator.ratios import fishers, host_loop, sam_step
@@ -42,6 +43,7 @@ NO_TRITON = f"{NO_AUTOTUNING} --xla_gpu_enable_triton_gemm=false"
 #: item uses all of its time.
 ITEMS = (
     Item("language", language, 120, ""),  # steps and generation of language models
+    Item("finetune", finetune, 60, ""),  # I-LoRA's step against that with replay
     Item("packs", packs, 110),  # runs per hour against runs in one program
     Item("grid", grid, 105),  # the paper's runs all together, extrapolated
     Item("sam", sam_step, 45),  # a SAM step against a plain one

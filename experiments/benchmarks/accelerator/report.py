@@ -16,6 +16,7 @@ LINES = README.parent / "results" / "accelerator"
 #: What a ratio is of, by item; some name the network.
 RATIOS = {
     "language": "a step of an adapter with SAM, {network} | the plain step",
+    "finetune": "a step of an adapter, {network} | the step with replay",
     "sam": "a step of SAM, decoder | the plain step",
     "loop": "a step of the host loop, decoder | the bare step",
     "fisher": "the Fisher of {network} | the gradient",
