@@ -29,7 +29,13 @@ from jax.random import split
 from jaxtyping import Array, Float, PyTree, ScalarLike
 
 from jaxcl.errors import check_key, check_kind, check_number, check_size, require
-from jaxcl.losses.replay import ReplayWeight, by_rows, replayed_loss, step_loss
+from jaxcl.losses.replay import (
+    FromAverage,
+    ReplayWeight,
+    by_rows,
+    replayed_loss,
+    step_loss,
+)
 from jaxcl.memory import after, no_memory
 from jaxcl.parts import noted, part_of
 from jaxcl.sequences import at_needed_width
@@ -89,7 +95,7 @@ def make_method(
     memory: Memory | None = None,
     average: Average | None = None,
     reset: Reset | None = None,
-    replay_loss: Loss | None = None,
+    replay_loss: Loss | FromAverage | None = None,
     replay_weight: ScalarLike | ReplayWeight = 1.0,
     chunk_size: int | None = None,
     perturb_penalty: bool = True,
@@ -117,7 +123,8 @@ def make_method(
       average: the slower copy that is evaluated.
       reset: changes parameters after the update to maintain plasticity.
       replay_loss: the loss of replayed rows if it differs from that of new ones (DER);
-        added, not averaged with the other, in a separate pass.
+        added, not averaged with the other, in a separate pass. One that also depends on
+        the average, :class:`jaxcl.losses.FromAverage`, is averaged with the other.
       replay_weight: the weight of the replay loss relative to the current one, or a
         function of the step, such as :func:`jaxcl.losses.by_rows` and ``by_tasks``;
         the Python number 0 for methods that use only its gradient (A-GEM, GEM).
@@ -155,7 +162,11 @@ def make_method(
     came = f"metrics has {taken!r}, which steps report; rename it"
     require(taken is None, "make_method", came)
     loss = noted("loss", loss)
-    past = replay_loss and noted("replay_loss", replay_loss)
+    past: Any = replay_loss
+    if isinstance(replay_loss, FromAverage):
+        past = FromAverage(noted("replay_loss", replay_loss.build))
+    elif replay_loss is not None:
+        past = noted("replay_loss", replay_loss)
     parts = _Parts(
         accepting("gradient", optax.identity() if gradient is None else gradient),
         accepting("optimizer", optimizer),
@@ -289,7 +300,7 @@ def _update(
 
     def objective(params, replay):
         rows = context.batch, context.keys, replay, context.replay_keys
-        return parts.loss(params, *rows, progress)
+        return parts.loss(params, *rows, progress, context.average)
 
     def penalty(params, replay):
         seen = context._replace(replay=replay)
@@ -311,10 +322,12 @@ def _update(
         message = "gradient needs replayed rows, got none; give memory="
         require(num_rows(context.replay), "make_method", message)
         derive = partial(jax.grad(parts.replayed), params)
-        return narrow(lambda replay: derive(replay, context.replay_keys))
+        rest = context.replay_keys, context.average
+        return narrow(lambda replay: derive(replay, *rest))
 
     def task_grad(params):
-        derive = partial(_by_task, parts, params, keys=group_keys)
+        given = {"keys": group_keys, "average": context.average}
+        derive = partial(_by_task, parts, params, **given)
         return at_needed_width(derive, groups, context.batch)
 
     derive: Any = jax.value_and_grad(objective, has_aux=True)
@@ -387,10 +400,11 @@ def default_learner(method: Method, state: MethodState) -> PyTree:
     return next(iter(method.learners(state).values()))
 
 
-def _by_task(parts: _Parts, params: Params, groups: Batch, keys) -> PyTree:
+def _by_task(parts: _Parts, params: Params, groups: Batch, keys, average) -> PyTree:
     """The gradient on each task's part of the replay, leaves [T, ...]."""
     remedy = "give memory=episodic(..., grouped=True)"
     message = f"gradient needs replay by task, got mixed rows; {remedy}"
     require(groups.weight.ndim == 2, "make_method", message)
     one = jax.grad(parts.replayed)
-    return jax.vmap(one, in_axes=(None, 0, 0))(params, groups, keys)
+    axes = (None, 0, 0, None)
+    return jax.vmap(one, in_axes=axes)(params, groups, keys, average)

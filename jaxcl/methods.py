@@ -17,7 +17,12 @@ from jaxcl import averages, regularizers, transforms
 from jaxcl.curvature import Fisher, empirical_fisher, output_sensitivity
 from jaxcl.errors import check_size, require
 from jaxcl.learners import from_memory_alone
-from jaxcl.losses import cross_entropy, dark_experience_loss, largest_logits
+from jaxcl.losses import (
+    FromAverage,
+    cross_entropy,
+    dark_experience_loss,
+    largest_logits,
+)
 from jaxcl.losses.supervised import label_cross_entropy
 from jaxcl.memory import Select, episodic, greedy_balanced, random_examples, reservoir
 from jaxcl.method import make_method
@@ -340,6 +345,7 @@ def slow_learner(
     sample_size: int,
     start_after: int = 0,
     of_products: bool = False,
+    with_hidden: Callable | None = None,
     chunk_size: int | None = None,
     **options,
 ) -> Method:
@@ -362,6 +368,10 @@ def slow_learner(
       sample_size: replayed rows of a step.
       start_after: tasks after which the slow learner starts, as a copy of the fast one.
       of_products: average products of LoRA's factors instead of the factors.
+      with_hidden: ``(params, batch, keys) -> (losses [b], features)``, both from one
+        forward pass over a batch, of which ``features`` are those of ``hidden``. It saves
+        a pass over replayed rows, forward and backward; the distillation is then a part
+        of the loss that is reported, and is perturbed with it.
       chunk_size: rows computed at once by the distillation.
       **options: further arguments of :func:`jaxcl.method.make_method`.
     """
@@ -373,17 +383,38 @@ def slow_learner(
         slow = average.read(state.average, state.params)
         return {"slow": slow, "fast": state.params}
 
+    if with_hidden is None:
+        kept = regularizers.feature_distillation(
+            hidden, strength, chunk_size=chunk_size
+        )
+        parts: dict[str, Any] = {"regularizer": kept}
+    else:
+        past = _distilled(with_hidden, hidden, strength)
+        parts = {"replay_loss": past, "replay_weight": 1.0}
     return _method(
         loss,
         optimizer,
         {"learners": learners, **options},
-        regularizer=regularizers.feature_distillation(
-            hidden, strength, chunk_size=chunk_size
-        ),
         memory=reservoir(capacity, sample_size),
         average=average,
         chunk_size=chunk_size,
+        **parts,
     )
+
+
+def _distilled(with_hidden: Callable, hidden: Callable, strength) -> FromAverage:
+    """The loss of replayed rows, and the distance of their features to the average's."""
+
+    def build(average):
+        def loss(params, batch, keys):
+            losses, features = with_hidden(params, batch, keys)
+            gaps = regularizers.feature_gap(features, hidden(average, batch.x), batch.x)
+            # Twice: this is one half of the mean over new and replayed rows.
+            return losses + 2 * strength * gaps
+
+        return loss
+
+    return FromAverage(build)
 
 
 def interpolation(

@@ -69,14 +69,24 @@ def cut(matrix):
     return u[:, :RANK] * s[:RANK], v[:RANK]
 
 
+def losses_with_states(params, batch, keys):
+    """Both from one pass."""
+    held = states(params, batch.x)
+    loss = cross_entropy(lambda *_: held)
+    return loss(params, batch, keys), held
+
+
+@pytest.mark.parametrize("with_hidden", [None, losses_with_states])
 @pytest.mark.parametrize("of_products", [False, True])
 @pytest.mark.parametrize("start_after", [0, 1])
-def test_every_step_is_that_of_a_loop(of_products, start_after):
+def test_every_step_is_that_of_a_loop(of_products, start_after, with_hidden):
     """Oracle: the equations in float64; which rows are replayed is read off the memory.
 
     A third of the run is the first task, at whose end the slow learner may start.
     """
-    method = make(of_products=of_products, start_after=start_after)
+    method = make(
+        of_products=of_products, start_after=start_after, with_hidden=with_hidden
+    )
     memory = reservoir(CAPACITY, REPLAYED)
     given = list(batches(9))
     state = method.init(start(), given[0])

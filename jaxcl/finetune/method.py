@@ -14,9 +14,10 @@ from jaxcl.finetune.config import Config, as_adapter, room_of
 from jaxcl.interop import load_pretrained
 from jaxcl.method import make_method
 from jaxcl.models import DecoderConfig, decoder
+from jaxcl.models.decoder import logits
 from jaxcl.sharding import ShardingPlan, fsdp, make_mesh
 from jaxcl.tree import copied
-from jaxcl.typing import Average, Key, Loss, Method, Outputs, Params
+from jaxcl.typing import Average, Key, Loss, Method, Model, Outputs, Params
 
 #: Strengths where none is given, by method.
 STRENGTHS = {
@@ -58,9 +59,7 @@ def set_up(config: Config, key: Key) -> Setup:
         return adapters.l2p_outputs(apply, query, num_selected=chosen)
 
     def build(frozen):
-        apply = adapters.with_frozen(model.apply, frozen)
-        hidden = adapters.with_frozen(model.hidden, frozen)
-        return make(config, apply, hidden)
+        return make(config, model, frozen)
 
     return Setup(model_config, trainable, frozen, build, outputs, sharding)
 
@@ -116,8 +115,9 @@ def _parts(config: Config, key: Key, params: Params) -> tuple[Params, Params]:
 # ------------------------------------------------------------------------------ method
 
 
-def make(config: Config, apply: Callable, hidden: Callable) -> Method:
+def make(config: Config, model: Model, frozen: Params) -> Method:
     """The method, of a model over its frozen weights."""
+    apply = adapters.with_frozen(model.apply, frozen)
     numbers, chunk = config.numbers, config.training.chunk_size
     outputs = losses.single_head(apply)
     loss = losses.token_cross_entropy(outputs)
@@ -185,33 +185,56 @@ def make(config: Config, apply: Callable, hidden: Callable) -> Method:
             pooled = adapters.l2p_loss(
                 losses.token_cross_entropy,
                 apply,
-                adapters.mean_query(hidden),
+                adapters.mean_query(adapters.with_frozen(model.hidden, frozen)),
                 num_selected=numbers.num_selected,
                 strength=strength,
             )
             return methods.plain(pooled, optimizer, **parts)
         case _:  # ilora
-            return _ilora(config, loss, optimizer, hidden, strength, parts)
+            return _ilora(config, loss, optimizer, model, frozen, strength, parts)
 
 
 def _ilora(
-    config: Config, loss: Loss, optimizer, hidden: Callable, strength, parts
+    config: Config, loss: Loss, optimizer, model: Model, frozen, strength, parts
 ) -> Method:
     """I-LoRA: a fast and a slow learner, with the switches that its paper leaves open."""
     numbers = config.numbers
-    last = lambda *given: hidden(*given)[-1]
+    hidden, with_hidden = hidden_states(model, frozen, last=numbers.hidden == "last")
     return methods.slow_learner(
         loss,
         optimizer,
-        hidden if numbers.hidden == "all" else last,
+        hidden,
         decay=numbers.decay,
         strength=strength,
         capacity=numbers.memory,
         sample_size=numbers.replay or config.training.batch_size,
         start_after=numbers.start_after,
         of_products=numbers.average == "products",
+        with_hidden=with_hidden,
         **parts,
     )
+
+
+def hidden_states(
+    model: Model, frozen: Params, *, last: bool
+) -> tuple[Callable, Callable]:
+    """The states of a decoder's layers, and the same with the losses of tokens.
+
+    Returns:
+      ``(params, x, keys=None) -> states`` and ``(params, batch, keys) -> (losses [b],
+      states)``: those of the last layer, or of all.
+    """
+    every = adapters.with_frozen(model.hidden, frozen)
+    logits_of = adapters.with_frozen(logits, frozen)
+    seen = lambda states: states[-1] if last else states
+
+    def with_hidden(params, batch, keys):
+        states = every(params, batch.x, keys)
+        scores = logits_of(params, states[-1], keys)
+        loss = losses.token_cross_entropy(lambda *_: scores)
+        return loss(params, batch, keys), seen(states)
+
+    return lambda *given: seen(every(*given)), with_hidden
 
 
 def _gradient(config: Config) -> optax.GradientTransformation | None:

@@ -18,7 +18,7 @@ from jaxcl.losses.examples import (
     per_example,
 )
 from jaxcl.losses.outputs import MASKED, class_mask, heads, past_heads, single_head
-from jaxcl.losses.replay import ReplayWeight, by_rows, by_tasks
+from jaxcl.losses.replay import FromAverage, ReplayWeight, by_rows, by_tasks
 from jaxcl.losses.supervised import (
     LargestLogits,
     accuracy,
@@ -33,6 +33,7 @@ from jaxcl.typing import Outputs
 
 __all__ = [
     "MASKED",
+    "FromAverage",
     "LargestLogits",
     "Outputs",
     "ReplayWeight",

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ from jaxcl.errors import is_zero, require
 from jaxcl.losses.examples import example_losses
 from jaxcl.sharding import split_rows
 from jaxcl.tree import num_rows, safe_divide
-from jaxcl.typing import Batch, Loss, Progress
+from jaxcl.typing import Batch, Loss, Params, Progress
 
 #: ``(batch, replay, progress) -> scalar``: the weight of the replay relative to the batch.
 ReplayWeight = Callable[[Batch, Batch, Progress], Float[ArrayLike, ""]]
@@ -34,20 +34,33 @@ def by_tasks(batch: Batch, replay: Batch, progress: Progress) -> Float[Array, ""
     return progress.task.astype(jnp.float32)
 
 
+class FromAverage(NamedTuple):
+    """A loss of replayed rows that depends on the averaged parameters of a method, too.
+
+    It stands for the loss of these rows in the mean over new and replayed ones, while a
+    plain ``replay_loss`` is added. What it computes of the average has no gradient.
+
+    Attributes:
+      build: ``(average) -> loss``.
+    """
+
+    build: Callable[[Params], Loss]
+
+
 def step_loss(
     loss: Loss,
-    replay_loss: Loss | None,
+    replay_loss: Loss | FromAverage | None,
     replay_weight: ScalarLike | ReplayWeight,
     chunk_size: int | None,
 ) -> Callable[..., Any]:
-    """``(params, batch, keys, replay, replay_keys, progress) -> (L, losses [b])``.
+    """``(params, batch, keys, replay, replay_keys, progress, average) -> (L, losses [b])``.
 
     See :func:`jaxcl.method.make_method` for the arguments and the formula.
     """
     losses_of = partial(example_losses, chunk_size=chunk_size)
     given: Any = replay_weight
 
-    def data(params, batch, keys, replay, replay_keys, progress):
+    def data(params, batch, keys, replay, replay_keys, progress, average):
         shares, size = _shares(batch), num_rows(batch)
         if not num_rows(replay) or is_zero(given):
             losses = losses_of(loss, params, batch, keys)
@@ -72,10 +85,12 @@ def step_loss(
             losses = losses_of(loss, params, *both)
             return jnp.sum(shares * losses), losses[:size]
         losses = losses_of(loss, params, batch, keys)
-        past = losses_of(replay_loss or loss, params, replay, replay_keys)
+        own = past_loss(replay_loss or loss, average)
+        past = losses_of(own, params, replay, replay_keys)
         # L = loss + w replay_loss, or a mean, (loss + w loss of the replay) / (1 + w).
         total = jnp.sum(shares * losses) + jnp.sum(past_shares * past)
-        return total if replay_loss else total / (1 + weight), losses
+        added = replay_loss is not None and not isinstance(replay_loss, FromAverage)
+        return total if added else total / (1 + weight), losses
 
     return data
 
@@ -86,11 +101,19 @@ def _alike(batch: Batch, replay: Batch) -> bool:
     return jax.tree.map(kind, batch) == jax.tree.map(kind, replay)
 
 
-def replayed_loss(loss: Loss, chunk_size: int | None) -> Callable[..., Any]:
-    """``(params, replay, keys) -> scalar``: the weighted mean over replayed rows."""
+def past_loss(loss: Loss | FromAverage, average: Params) -> Loss:
+    """The loss of replayed rows, beside averaged parameters."""
+    return loss.build(average) if isinstance(loss, FromAverage) else loss
 
-    def replayed(params, replay, keys):
-        losses = example_losses(loss, params, replay, keys, chunk_size=chunk_size)
+
+def replayed_loss(
+    loss: Loss | FromAverage, chunk_size: int | None
+) -> Callable[..., Any]:
+    """``(params, replay, keys, average) -> scalar``: the weighted mean over the rows."""
+
+    def replayed(params, replay, keys, average):
+        own = past_loss(loss, average)
+        losses = example_losses(own, params, replay, keys, chunk_size=chunk_size)
         return jnp.sum(_shares(replay) * losses)
 
     return replayed

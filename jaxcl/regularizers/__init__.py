@@ -12,7 +12,10 @@ from jaxcl.regularizers.ewc import (
     ewc,
     largest_stable_strength,
 )
-from jaxcl.regularizers.feature_distillation import feature_distillation
+from jaxcl.regularizers.feature_distillation import (
+    feature_distillation,
+    feature_gap,
+)
 from jaxcl.regularizers.l2 import l2, l2_init
 from jaxcl.regularizers.path import (
     SynapticState,
@@ -32,6 +35,7 @@ __all__ = [
     "distill",
     "ewc",
     "feature_distillation",
+    "feature_gap",
     "l2",
     "l2_init",
     "largest_stable_strength",

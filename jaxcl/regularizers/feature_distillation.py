@@ -45,16 +45,28 @@ def feature_distillation(
     def penalty(_state, params, context):
 
         def gap(batch):
-            average = jax.lax.stop_gradient(hidden(context.average, batch.x))
-            # In float32: a mean of squares in bfloat16 keeps two or three digits.
-            square = lambda a, b: _mean_of_rows(jnp.square(wide(a - b)), batch.x)
-            gaps = jax.tree.map(square, hidden(params, batch.x), average)
-            return jnp.mean(jnp.stack(jax.tree.leaves(gaps)), axis=0)
+            average = hidden(context.average, batch.x)
+            return feature_gap(hidden(params, batch.x), average, batch.x)
 
         batch = rows(context)
         return strength * mean_over_rows(gap, batch, batch.weight, chunk_size)
 
     return Regularizer(penalty=penalty)
+
+
+def feature_gap(
+    features: PyTree[Array], average: PyTree[Array], x: PyTree
+) -> Float[Array, " b"]:
+    """The mean squared distance of each row's features to those of the average.
+
+    As in :func:`feature_distillation`, for losses that have the features already. The
+    average is not differentiated.
+    """
+    average = jax.lax.stop_gradient(average)
+    # In float32: a mean of squares in bfloat16 keeps two or three digits.
+    square = lambda a, b: _mean_of_rows(jnp.square(wide(a - b)), x)
+    gaps = jax.tree.map(square, features, average)
+    return jnp.mean(jnp.stack(jax.tree.leaves(gaps)), axis=0)
 
 
 def _mean_of_rows(values: Float[Array, "b ..."], x: PyTree) -> Float[Array, " b"]:

@@ -9,15 +9,23 @@ import numpy as np
 import optax
 import pytest
 
-from jaxcl.adapters import combine, merge_lora
+from jaxcl.adapters import combine, merge_lora, with_frozen
 from jaxcl.cli.finetune import parse
 from jaxcl.data import Task, array_dataset
 from jaxcl.finetune import config as settings
 from jaxcl.finetune import run as finetuning
-from jaxcl.finetune.method import from_the_start, learning_rate, scale_adapter, set_up
+from jaxcl.finetune.method import (
+    from_the_start,
+    hidden_states,
+    learning_rate,
+    scale_adapter,
+    set_up,
+)
 from jaxcl.finetune.plan import num_params, plan
-from jaxcl.losses import squared_error
+from jaxcl.losses import single_head, squared_error, token_cross_entropy
 from jaxcl.method import make_method
+from jaxcl.methods import slow_learner
+from jaxcl.models import decoder
 from jaxcl.training import Options, learn
 from jaxcl.tree import as_batch
 from tests.test_finetune.conftest import words_of
@@ -57,6 +65,44 @@ def test_every_method_keeps_the_form_of_its_state(home, tmp_path, method):
     leaves = jax.tree.leaves_with_path(setup.trainable)
     ends = {str(path[-1].key) for path, _ in leaves}
     assert ends == ({"prompts", "keys"} if method == "l2p" else {"lora_a", "lora_b"})
+
+
+@pytest.mark.parametrize("last", [True, False])
+def test_one_pass_for_loss_and_distillation_is_as_two(home, tmp_path, last):
+    """Oracle: the loss and the penalty in passes of their own. Control: no penalty."""
+    job = job_of(home, tmp_path / "run", "--method", "ilora")
+    setup, read = job.setup, job.tasks[0].train.read
+    apply = decoder(setup.config)
+
+    def make(frozen, shared, strength):
+        hidden, with_hidden = hidden_states(apply, frozen, last=last)
+        outputs = single_head(with_frozen(apply.apply, frozen))
+        return slow_learner(
+            token_cross_entropy(outputs),
+            optax.sgd(1.0),
+            hidden,
+            decay=0.5,
+            strength=strength,
+            capacity=8,
+            sample_size=4,
+            with_hidden=with_hidden if shared else None,
+        )
+
+    found = []
+    for shared, strength in ((True, 5.0), (False, 5.0), (False, 0.0)):
+        method = make(setup.frozen, shared, strength)
+        state, step = (
+            method.init(setup.trainable, read(np.arange(1))),
+            jax.jit(method.step),
+        )
+        for number in range(4):
+            rows = read(np.arange(4 * number, 4 * number + 4))
+            state = step(jax.random.key(number), state, rows)[0]
+        found.append(state.params)
+    close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-5)
+    jax.tree.map(close, *found[:2])
+    gaps = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), *found[1:])
+    assert max(jax.tree.leaves(gaps)) > 1e-4
 
 
 @pytest.mark.parametrize("gradient", get_args(settings.Gradient)[1:])

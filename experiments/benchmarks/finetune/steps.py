@@ -20,8 +20,8 @@ from experiments.benchmarks.language.ours import (
 from experiments.benchmarks.language.shapes import SHAPES
 from experiments.benchmarks.rounds import Work, compiled, in_turn, timed
 from jaxcl import methods
-from jaxcl.adapters import with_frozen
 from jaxcl.averages import ema
+from jaxcl.finetune.method import hidden_states
 from jaxcl.transforms import sam
 from jaxcl.typing import Loss, Method
 
@@ -29,23 +29,27 @@ STRENGTH = 1.0  # of the distillation, on which the cost does not depend
 
 
 def make_method(
-    config: Config, size: int, what: str, loss: Loss, hidden: Callable
+    config: Config, size: int, what: str, loss: Loss, states: Callable
 ) -> Method:
     """One of the methods, as ``jaxcl finetune`` has it; ``size`` rows are replayed."""
     given = loss, optax.adamw(config.learning_rate)
     sizes: Any = {"capacity": config.capacity, "sample_size": size}
     replay = partial(methods.experience_replay, *given, **sizes)
     kept = {"decay": config.decay, "strength": STRENGTH, "start_after": 1, **sizes}
-    slow = partial(methods.slow_learner, *given, **kept)
-    last = lambda *inputs: hidden(*inputs)[-1]
+
+    def slow(*, last=True, **options):
+        hidden, with_hidden = states(last=last)
+        options |= {"with_hidden": with_hidden, **kept}
+        return methods.slow_learner(*given, hidden, **options)
+
     makers: dict[str, Callable[[], Method]] = {
         "plain": partial(methods.plain, *given),
         "sam": partial(methods.plain, *given, gradient=sam(config.rho)),
         "er": replay,
         "average": partial(replay, average=ema(config.decay)),
-        "ilora": partial(slow, last),
-        "ilora_all": partial(slow, hidden),
-        "ilora_products": partial(slow, last, of_products=True),
+        "ilora": slow,
+        "ilora_all": partial(slow, last=False),
+        "ilora_products": partial(slow, of_products=True),
     }
     return makers[what]()
 
@@ -64,8 +68,8 @@ def steps(config: Config, name: str) -> Work:
     model, count, size = make_model(shape)[0], shape.steps, shape.batch_size
 
     def build(frozen, what):
-        hidden = with_frozen(model.hidden, frozen)
-        return make_method(config, size, what, job.loss(frozen), hidden)
+        states = partial(hidden_states, model, frozen)
+        return make_method(config, size, what, job.loss(frozen), states)
 
     works, known = {}, {}
     for what in config.methods:
