@@ -331,7 +331,7 @@ def learning_without_forgetting(
         kept, strength, temperature=temperature, chunk_size=chunk_size
     )
     parts = {"regularizer": regularizer, "chunk_size": chunk_size}
-    return _method(cross_entropy(outputs), optimizer, options, **parts)
+    return _method(label_cross_entropy(outputs), optimizer, options, **parts)
 
 
 def slow_learner(

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxcl import adapters, averages, losses, memory, methods, regularizers, transforms
+from jaxcl import adapters, averages, losses, memory, methods, transforms
 from jaxcl.curvature import empirical_fisher
 from jaxcl.errors import require
 from jaxcl.finetune.config import Config, as_adapter, room_of
@@ -152,10 +152,14 @@ def make(config: Config, model: Model, frozen: Params) -> Method:
                 loss, optimizer, strength=strength, fisher=fisher, **parts
             )
         case "lwf":
-            kept = regularizers.distill(
-                outputs, strength, temperature=numbers.temperature, chunk_size=chunk
+            return methods.learning_without_forgetting(
+                outputs,
+                optimizer,
+                kept=outputs,
+                strength=strength,
+                temperature=numbers.temperature,
+                **parts,
             )
-            return make_method(loss, optimizer, regularizer=kept, **parts)
         case "der++":
             return methods.dark_experience_replay(
                 outputs,
