@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, get_args
 
 import tyro
@@ -26,7 +27,8 @@ def main(argv: Sequence[str]) -> int:
             if config.demo != "no":
                 config = with_demo_files(config)
             check(config)
-            return start(config)
+            with compiled_once():
+                return start(config)
         except KeyboardInterrupt as error:
             ignore_more()
             return tell_end(error, config.out)
@@ -98,6 +100,27 @@ def with_demo_files(config: Config) -> Config:
         tasks=tuple(map(str, made.tasks)),
         general=config.general or tuple(map(str, made.general)),
     )
+
+
+@contextmanager
+def compiled_once() -> Iterator[None]:
+    """Keep compiled programs for this process: the plan compiles a step, too.
+
+    A folder that the user has set serves as it is.
+    """
+    import jax
+    from jax.experimental.compilation_cache import compilation_cache
+
+    if getattr(jax.config, "jax_compilation_cache_dir", None):
+        yield
+        return
+    with TemporaryDirectory(ignore_cleanup_errors=True) as place:
+        compilation_cache.set_cache_dir(place)
+        try:
+            yield
+        finally:
+            jax.config.update("jax_compilation_cache_dir", None)
+            compilation_cache.reset_cache()
 
 
 def start(config: Config) -> int:
