@@ -58,7 +58,7 @@ def _rows(name: str, lines: list[dict[str, Any]]) -> list[dict[Column, Any]]:
         if not values:
             continue
         mean = float(np.mean(values))
-        # ROUGE is no fraction of rows, so that this interval does not hold for it.
+        # ROUGE is not a fraction of rows: this interval does not hold for it.
         low, high = (None, None) if metric == "rouge_l" else interval(mean, len(values))
         rows.append(
             {

@@ -67,7 +67,7 @@ def load(source: Path, learner: str | None = None, after: int | None = None) -> 
     if not is_run:
         of_run = learner is None and after is None
         message = (
-            f"{source} is no run of `jaxcl finetune`; leave --learner and --after out"
+            f"{source} is not a run of `jaxcl finetune`; leave --learner and --after out"
         )
         require(of_run, "--learner", message)
         config, params = load_pretrained(source)
