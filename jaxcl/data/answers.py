@@ -31,6 +31,12 @@ def begin_tokens(tokenizer: Any) -> Int[np.ndarray, " k"]:
     return np.array(framed[:at], np.int32)
 
 
+def special_tokens(tokenizer: Any) -> list[int]:
+    """The tokens that stand for no text, such as the end of a message."""
+    added = tokenizer.added_tokens_decoder.items()
+    return [*tokenizer.all_special_ids, *(i for i, t in added if t.special)]
+
+
 def num_kept(tokenizer: Any, is_chat: bool, ids: np.ndarray, begin: np.ndarray) -> int:
     """The number of tokens at the beginning that stay where a prompt is cut."""
     if not is_chat:
@@ -89,8 +95,7 @@ def row_maker(
 ) -> RowOf:
     """Make rows of tokens and the places of answers among them, cut to a limit."""
     begin, end = begin_tokens(tokenizer), tokenizer.eos_token_id
-    added = tokenizer.added_tokens_decoder.items()
-    special = [*tokenizer.all_special_ids, *(i for i, t in added if t.special)]
+    special = special_tokens(tokenizer)
 
     def make(place, text, ids, answers):
         last = answers[-1][0]

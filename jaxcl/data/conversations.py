@@ -252,3 +252,16 @@ def chat_text(who: str, place: str, tokenizer: Any, messages: list, ask: bool) -
     except Exception as error:  # templates raise errors of their own
         refused = f"the chat template refuses it ({reason_of(error)})"
         return require(False, who, f"{place}: {refused}; fix it")  # pyright: ignore
+
+
+def answer_beginning(tokenizer: Any) -> str:
+    """What a chat template writes before each answer, after it has asked for one.
+
+    Qwen3's writes an empty block of thoughts; most write nothing.
+    """
+    mark = "0a1b2c3d"
+    asked = [{"role": "user", "content": "a"}]
+    chat = [*asked, {"role": "assistant", "content": mark}]
+    text = partial(chat_text, "answer_beginning", "a chat", tokenizer)
+    written = text(chat, False).removeprefix(text(asked, True))
+    return written[: max(written.find(mark), 0)]

@@ -29,7 +29,7 @@ from jaxcl.data.answers import (
     row_maker,
     skipping,
 )
-from jaxcl.data.conversations import Format, conversations
+from jaxcl.data.conversations import Conversation, Format, conversations
 from jaxcl.data.dataset import Dataset
 from jaxcl.data.packing import packed
 from jaxcl.data.records import Source, read_records
@@ -208,6 +208,24 @@ def instruct_prompts(
         longest = f"up to {max(cut)} tokens with max_length={limit}"
         warn(f"{who}: {counted}: {longest}; raise it.")
     return Prompts(tokens, [text.reference for text in texts])
+
+
+def instruct_texts(
+    who: str,
+    source: Source,
+    tokenizer: Tokenizer,
+    *,
+    prompt: str = "prompt",
+    answer: str = "answer",
+    template: str | None = None,
+    chat: bool | None = None,
+    join: str | None = None,
+    max_length: int | None = None,
+) -> list[tuple[str, Conversation]]:
+    """The place and the text of each row; ``max_length`` does not change texts."""
+    del max_length
+    given = _format(who, prompt, answer, template, None, chat, join)
+    return _texts(who, source, tokenizer, given, False)[0]
 
 
 # -------------------------------------------------------------------------- arguments

@@ -74,13 +74,12 @@ def measure_curve(
 
 def tests_of(config: Config, trained: Trained):
     """Name, number of rows and function of every test of a run."""
-    longest, join = config.testing.max_new_tokens, config.text.join or ""
-    words = Words(trained.config, trained.tokenizer, longest, join)
-    words = words._replace(num_selected=config.numbers.num_selected)
+    longest, selected = config.testing.max_new_tokens, config.numbers.num_selected
+    words = Words(trained.config, trained.tokenizer, longest, num_selected=selected)
     tested = read_tests(config, trained.tokenizer)
     check_unchanged(config, tested)
     for one in tested:
-        test = partial(measure_answers, words, prompts=one.prompts, labels=one.labels)
+        test = partial(measure_answers, words, prompts=one.prompts, labels=one.choices)
         yield one.name, len(one.prompts.tokens), test
     for name, questions in read_questions(config, trained.tokenizer).items():
         test = partial(measure_choices, words, questions=questions)

@@ -32,7 +32,6 @@ class Words(NamedTuple):
     config: DecoderConfig
     tokenizer: Any
     max_new_tokens: int = 32
-    join: str = ""  # between a prompt and its answer
     batch_size: int = 8
     num_selected: int = 3  # of a pool of prompts, if there is one
 
@@ -64,7 +63,7 @@ def measure_answers(
     words: Words,
     params: Params,
     prompts: Prompts,
-    labels: Sequence[str] = (),
+    labels: Choices | None = None,
     *,
     interrupted: Callable[[], bool] = lambda: False,
     advance: Callable[[int], None] = lambda number: None,
@@ -75,7 +74,8 @@ def measure_answers(
       words: how.
       params: of the decoder, with an adapter or without one.
       prompts: with the right answers.
-      labels: the possible answers; they are scored by their log-likelihood.
+      labels: the same prompts with the possible answers, which are scored by their
+        log-likelihood.
       interrupted: asked after each few rows whether to stop.
       advance: called with the number of rows that are done.
 
@@ -87,7 +87,8 @@ def measure_answers(
     step = 2 * words.batch_size
     for first in range(0, len(prompts.tokens), step):
         part = first_rows(prompts, step, first)
-        found += _answered(words, params, part, labels)
+        chosen = None if labels is None else first_rows(labels, step, first)
+        found += _answered(words, params, part, chosen)
         advance(len(part.tokens))
         if interrupted():
             return None
@@ -97,7 +98,7 @@ def measure_answers(
 def _answered(words, params, prompts, labels) -> list[dict[str, Any]]:
     said = generated(words, params, prompts.tokens)
     is_right, overlap = exact_match(), rouge_l()
-    chosen = _chosen(words, params, prompts, labels) if labels else None
+    chosen = None if labels is None else _chosen(words, params, labels)
     lines = []
     for number, (tokens, answer) in enumerate(zip(*prompts, strict=True)):
         row, output = TextRow("", [answer]), said[number]
@@ -164,13 +165,11 @@ def stop_tokens(tokenizer: Any) -> list[int]:
     return sorted(found)
 
 
-def _chosen(words, params, prompts, labels) -> list[str]:
+def _chosen(words, params, labels: Choices) -> list[str]:
     """The most likely label of each prompt, by the log-likelihood of all its tokens."""
-    encode = lambda text: words.tokenizer(text, add_special_tokens=False).input_ids
-    end = [words.tokenizer.eos_token_id]
-    answers = [encode(words.join + label) + end for label in labels]
-    scores = scored(words, params, prompts.tokens, [answers] * len(prompts.tokens))
-    return [labels[int(np.argmax(row))] for row in scores]
+    scores = scored(words, params, labels.prompts, labels.answers)
+    best = [int(np.argmax(row)) for row in scores]
+    return [own[place] for own, place in zip(labels.choices, best, strict=True)]
 
 
 def scored(

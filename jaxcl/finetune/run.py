@@ -230,9 +230,8 @@ def at_task_end(
 def _tests(job: Job, ended: int, learners: Mapping[str, Params]):
     """The number of rows, the file and the function of each test that is still to do."""
     config, setup = job.config, job.setup
-    longest, join = config.testing.max_new_tokens, config.text.join or ""
-    words = Words(setup.config, job.tokenizer, longest, join)
-    words = words._replace(num_selected=config.numbers.num_selected)
+    longest, selected = config.testing.max_new_tokens, config.numbers.num_selected
+    words = Words(setup.config, job.tokenizer, longest, num_selected=selected)
     seen = len(job.files) if config.method == "mtl" else ended
     count = seen if ended and config.testing.test_on == "seen" else len(job.files)
     files = job.files[:count] if config.testing.answers else []
@@ -244,7 +243,7 @@ def _tests(job: Job, ended: int, learners: Mapping[str, Params]):
         for one in files:
             path = file_of(config.out, ANSWERS, ended, one.task.name, name)
             asked = one.tested.prompts
-            test = partial(measure_answers, words, params, asked, one.tested.labels)
+            test = partial(measure_answers, words, params, asked, one.tested.choices)
             if not path.exists():
                 yield len(asked.tokens), path, test
         for set_name, questions in job.general.items() if general else ():

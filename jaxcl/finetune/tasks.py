@@ -8,7 +8,9 @@ import jax
 import numpy as np
 
 from jaxcl.data import Prompts, Task, instruct_dataset, instruct_prompts, task_free
+from jaxcl.data.choices import Choices
 from jaxcl.data.dataset import subset
+from jaxcl.data.label_choices import label_choices
 from jaxcl.data.records import digest_of
 from jaxcl.data.subsets import random_row_numbers
 from jaxcl.data.widths import choose_widths, row_lengths, share_widths
@@ -23,6 +25,7 @@ class Tested(NamedTuple):
     digest: str  # of the file
     prompts: Prompts
     labels: list[str]  # the different answers of the task, where they are few
+    choices: Choices | None  # the labels after each prompt, if there are any
     numbers: np.ndarray  # of the rows in their file, in order
     rest: (
         np.ndarray | None
@@ -118,8 +121,11 @@ def _tests_of(config: Config, tokenizer: Any, file: Named) -> Tested:
     digest = " ".join(digest_of("--tasks", path)[:16] for path in paths)
     tokens, answers = asked
     kept = Prompts([tokens[row] for row in numbers], [answers[row] for row in numbers])
-    labels = _labels(config, learned, kept.answers)
-    return Tested(file.name, digest, kept, labels, numbers, rest)
+    labels, choices = _labels(config, learned, kept.answers), None
+    if labels:
+        given = tokenizer, labels, numbers
+        choices = label_choices(paths[-1], *given, **_format(config, tokenizer))
+    return Tested(file.name, digest, kept, labels, choices, numbers, rest)
 
 
 def _kept_apart(config: Config, path: Path, count: int) -> np.ndarray:

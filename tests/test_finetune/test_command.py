@@ -94,7 +94,8 @@ def test_answers_and_choices_are_those_of_the_saved_adapter(home, run):
         assert line["output"] == said
         assert line["exact_match"] == float(said == line["answer"])
         scores = {
-            word: likelihood(prompt, [*encode(word), end]) for word in WORDS["colours"]
+            word: likelihood(prompt, [*encode(word), *encode("<|im_end|>")])
+            for word in WORDS["colours"]
         }
         assert line["choice"] == max(scores, key=lambda word: scores[word])
         assert line["choice_accuracy"] == float(line["choice"] == line["answer"])
