@@ -6,6 +6,7 @@ in is done again, and nothing else.
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -13,6 +14,7 @@ import jax
 import numpy as np
 
 from jaxcl.data.choices import Choices
+from jaxcl.data.conversations import answer_beginning
 from jaxcl.data.instruct import Prompts
 from jaxcl.errors import InputError
 from jaxcl.files import read_lines, write_text
@@ -125,7 +127,10 @@ def generated(
     key: Key | None = None,
     sampling: Sampling = GREEDY,
 ) -> list[str]:
-    """Continuations as text, without special tokens; the most likely ones by default."""
+    """Continuations as text, without special tokens; the most likely ones by default.
+
+    Nor with what a chat template writes before each answer, which training teaches too.
+    """
     config = words.config
     if "pool" in params:
         given = params, prompts, words.num_selected
@@ -141,8 +146,12 @@ def generated(
         batch_size=words.batch_size,
         quiet=True,
     )
-    decode = words.tokenizer.decode
-    return [decode(new.tolist(), skip_special_tokens=True).strip() for new in tokens]
+    decode = partial(words.tokenizer.decode, skip_special_tokens=True)
+    begun = ""
+    if getattr(words.tokenizer, "chat_template", None):
+        begun = answer_beginning(words.tokenizer).strip()
+    texts = (decode(new.tolist()).strip() for new in tokens)
+    return [text.removeprefix(begun).strip() for text in texts]
 
 
 def stop_tokens(tokenizer: Any) -> list[int]:
