@@ -52,7 +52,8 @@ class Evaluate:
     source: tyro.conf.Positional[Path]
     """Folder of a Hugging Face model, or of a run of jaxcl finetune."""
     tasks: tuple[str, ...] = ()
-    """Files of prompts and answers; all their rows are tested, up to --rows."""
+    """Files of prompts and answers, in the format of the run's; all their rows are
+    tested, up to --rows."""
     general: tuple[str, ...] = ()
     """Files of questions with choices."""
     learner: str | None = None
@@ -64,7 +65,8 @@ class Evaluate:
     max_new_tokens: int = 32
     """Longest generated answer."""
     chat: bool | None = None
-    """Whether prompts are messages of the chat template; if there is one by default."""
+    """Whether prompts are messages of the chat template; as in the run, or if there is one
+    by default."""
     out: Path | None = None
     """New folder for a file of JSON lines for each test, and the table."""
 
@@ -104,7 +106,8 @@ class Generate:
     seed: int = 0
     """Of the draws."""
     chat: bool | None = None
-    """Whether prompts are messages of the chat template; if there is one by default."""
+    """Whether prompts are messages of the chat template; as in the run, or if there is one
+    by default."""
     as_json: bool = False
     """A line {"prompt", "output"} for each."""
 

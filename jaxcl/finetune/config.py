@@ -229,6 +229,8 @@ _FREE = {
     *("save_every", "devices", "keep_models", "answers", "max_new_tokens"),
     *("chunk_size", "recompute", "max_tasks"),
 }
+#: Those of them that its tests need, which :func:`config_of` reads again.
+NOTED = "max_new_tokens", "general_rows"
 _SUFFIXES = (".gz", ".jsonl", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".feather")
 
 
@@ -388,7 +390,8 @@ def read_settings(out: Path) -> dict[str, Any] | None:
 def config_of(run: Path) -> Config:
     """The settings of a run again, from what it noted."""
     held = run_settings(run)
-    flat = held["settings"]
+    # What may change when a run goes on is noted beside its settings.
+    flat = {**held["settings"], **{name: held[name] for name in NOTED if name in held}}
 
     def filled(kind: Any, **own: Any) -> Any:
         values = {}

@@ -21,6 +21,7 @@ from jaxcl.finetune.measure import (
     write_lines,
 )
 from jaxcl.finetune.report import interval
+from jaxcl.finetune.tasks import format_of
 from jaxcl.finetune.trained import Trained, load
 from jaxcl.models import Sampling
 from jaxcl.progress import progress
@@ -75,10 +76,9 @@ def _rows(name: str, lines: list[dict[str, Any]]) -> list[dict[Column, Any]]:
 
 def _tests(asked: Any, trained: Trained):
     """Name, number of rows and function of every test that was asked for."""
-    words = Words(trained.config, trained.tokenizer, asked.max_new_tokens)
-    chat = _chat(asked, trained)
+    words, form = _words(asked, trained), _form(asked, trained)
     for file in named("--tasks", asked.tasks, folders=False):
-        full = instruct_prompts(file.path, trained.tokenizer, chat=chat)
+        full = instruct_prompts(file.path, trained.tokenizer, **form)
         prompts = first_rows(full, asked.rows)
         test = partial(measure_answers, words, prompts=prompts)
         yield file.name, len(prompts.tokens), test
@@ -89,23 +89,34 @@ def _tests(asked: Any, trained: Trained):
         yield file.name, len(questions.prompts), test
 
 
-def _chat(asked: Any, trained: Trained) -> bool | None:
-    """Whether prompts are messages of a chat: where the model has a template."""
-    has = bool(getattr(trained.tokenizer, "chat_template", None))
-    return (has or None) if asked.chat is None else asked.chat
+def _form(asked: Any, trained: Trained) -> dict[str, Any]:
+    """How prompts and answers are written: as in the run, if it is one."""
+    own = (asked.source / SETTINGS).is_file()
+    form = format_of(config_of(asked.source), trained.tokenizer) if own else {}
+    has = bool(getattr(trained.tokenizer, "chat_template", None)) or None
+    chat = form.get("chat", has) if asked.chat is None else asked.chat
+    return {**form, "chat": chat}
+
+
+def _words(asked: Any, trained: Trained) -> Words:
+    """The decoder; a pool of prompts is used as in the run."""
+    words = Words(trained.config, trained.tokenizer, asked.max_new_tokens)
+    if trained.place is None:
+        return words
+    return words._replace(num_selected=config_of(asked.source).numbers.num_selected)
 
 
 def answers_to(asked: Any, prompts: list[str]) -> list[str]:
     """The answers to prompts; see ``jaxcl generate --help``."""
     trained = load(asked.source, asked.learner, asked.after)
     tokenizer = trained.tokenizer
-    if _chat(asked, trained):
+    if _form(asked, trained)["chat"]:
         chats = [[{"role": "user", "content": prompt}] for prompt in prompts]
         begun = {"add_generation_prompt": True, "return_dict": False}
         tokens = [tokenizer.apply_chat_template(chat, **begun) for chat in chats]
     else:
         tokens = [tokenizer(prompt).input_ids for prompt in prompts]
     drawn = Sampling(asked.temperature, asked.top_k, asked.top_p)
-    words = Words(trained.config, tokenizer, asked.max_new_tokens)
+    words = _words(asked, trained)
     key = jax.random.key(asked.seed)
     return generated(words, trained.params, tokens, key=key, sampling=drawn)

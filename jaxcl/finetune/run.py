@@ -18,6 +18,7 @@ from jaxcl.data.records import read_records
 from jaxcl.errors import MissingFileError, require
 from jaxcl.files import write_json
 from jaxcl.finetune.config import (
+    NOTED,
     SETTINGS,
     Config,
     as_adapter,
@@ -171,7 +172,7 @@ def _write_settings(job: Job) -> None:
         "settings": identity(config),
         "max_tasks": room_of(config),
         "widths": job.widths,
-        "max_new_tokens": config.testing.max_new_tokens,
+        **{name: getattr(config.testing, name) for name in NOTED},
         "tasks": [
             {
                 "name": one.task.name,

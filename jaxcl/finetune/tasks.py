@@ -70,7 +70,7 @@ def read_tests(config: Config, tokenizer: Any) -> list[Tested]:
     return [_tests_of(config, tokenizer, one) for one in named("--tasks", config.tasks)]
 
 
-def _format(config: Config, tokenizer: Any) -> dict[str, Any]:
+def format_of(config: Config, tokenizer: Any) -> dict[str, Any]:
     """How records become prompts and answers."""
     text, chat = config.text, config.text.chat
     if chat is None and getattr(tokenizer, "chat_template", None):
@@ -89,7 +89,7 @@ def _rows_of(
     config: Config, tokenizer: Any, number: int, file: Named, tested: Tested
 ) -> Task:
     """The rows of one task: those of two files, or of one that is split."""
-    own = {"task": number, "mean": "examples", **_format(config, tokenizer)}
+    own = {"task": number, "mean": "examples", **format_of(config, tokenizer)}
     rows = partial(instruct_dataset, tokenizer=tokenizer, **own)
     if tested.rest is None:
         train, test = map(rows, parts_of(file))
@@ -106,7 +106,7 @@ def _rows_of(
 def _tests_of(config: Config, tokenizer: Any, file: Named) -> Tested:
     """The test rows of one task."""
     prompts = partial(
-        instruct_prompts, tokenizer=tokenizer, **_format(config, tokenizer)
+        instruct_prompts, tokenizer=tokenizer, **format_of(config, tokenizer)
     )
     most = config.testing.test_rows
     paths = parts_of(file)
@@ -124,7 +124,7 @@ def _tests_of(config: Config, tokenizer: Any, file: Named) -> Tested:
     labels, choices = _labels(config, learned, kept.answers), None
     if labels:
         given = tokenizer, labels, numbers
-        choices = label_choices(paths[-1], *given, **_format(config, tokenizer))
+        choices = label_choices(paths[-1], *given, **format_of(config, tokenizer))
     return Tested(file.name, digest, kept, labels, choices, numbers, rest)
 
 
