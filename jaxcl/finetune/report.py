@@ -210,7 +210,12 @@ def _answers_section(
     for place, task in enumerate(held["tasks"]):
         learned_at = place + 1 if found.tasks else 1
         for learner in learners:
-            table = _answer_table(run, task["name"], learner, learned_at, found.last)
+            first = (
+                lines_of(file_of(run, ANSWERS, 0, task["name"], n)) for n in learners
+            )
+            before = next(filter(None, first), [])  # all learners are the model itself
+            ends = learned_at, found.last
+            table = _answer_table(run, task["name"], learner, before, *ends)
             if table.rows:
                 tables[f"answers-{task['name']}-{learner}"] = table
     if tables:
@@ -221,11 +226,11 @@ def _answers_section(
         yield Section("Answers before and after", text, [], tables)
 
 
-def _answer_table(run: Path, name: str, learner: str, just: int, last: int) -> Table:
+def _answer_table(
+    run: Path, name: str, learner: str, before: list[Any], just: int, last: int
+) -> Table:
     """The answers of one task by one learner."""
     at = lambda ended: lines_of(file_of(run, ANSWERS, ended, name, learner))
-    first = sorted((run / ANSWERS).glob(f"000-{name}-*.jsonl"))
-    before = lines_of(first[0]) if first else []
     middle, end = at(just), at(last)
     if not middle or not end:
         return table_of([])

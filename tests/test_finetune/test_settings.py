@@ -1,10 +1,12 @@
 """What a run noted of itself is what the commands on it do."""
 
 import json
+import shutil
 
 from jaxcl.cli import main
 from jaxcl.files import read_lines
 from jaxcl.finetune.config import config_of
+from jaxcl.finetune.report import write_page
 from tests.test_finetune.conftest import words_of, write
 
 
@@ -43,3 +45,24 @@ def test_commands_test_a_run_as_it_tested_itself(home, tmp_path, capsys):
     assert main(["generate", str(out), "--prompt", text, *longest, "--as-json"]) == 0
     said = json.loads(capsys.readouterr().out)
     assert said == {"prompt": text, "output": own[0]["output"]}
+
+
+def test_the_page_shows_the_answers_of_the_task_itself(home, tmp_path):
+    """Oracle: the files of answers. The name of one task begins that of the other."""
+    shutil.copy(home / "animals.jsonl", tmp_path / "pets.jsonl")
+    shutil.copy(home / "colours.jsonl", tmp_path / "pets-more.jsonl")
+    out = tmp_path / "run"
+    words = words_of(home, out, "--steps", "1", tasks=())
+    place = words.index("--tasks") + 1
+    files = [str(tmp_path / f"{name}.jsonl") for name in ("pets", "pets-more")]
+    assert main([*words[:place], *files, *words[place:]]) == 0
+    for name in ("pets", "pets-more"):
+        path = out / "answers" / f"000-{name}-params.jsonl"
+        lines = [{**line, "output": f"said of {name}"} for line in read_lines(path)]
+        write(path, lines)
+    write_page(out)
+    for name in ("pets", "pets-more"):
+        table = (out / "tables" / f"answers-{name}-params.csv").read_text()
+        rows = table.splitlines()[1:]
+        assert rows
+        assert all(f",said of {name}," in row for row in rows)
