@@ -14,7 +14,7 @@ from safetensors.numpy import save_file
 from jaxcl import adapters, metrics
 from jaxcl.data import Task, load_tokenizer, number_tasks
 from jaxcl.data.choices import Choices, read_choices
-from jaxcl.data.records import read_records
+from jaxcl.data.records import digest_of, read_records
 from jaxcl.errors import MissingFileError, require
 from jaxcl.files import write_json
 from jaxcl.finetune.config import (
@@ -46,6 +46,7 @@ from jaxcl.interop.family import read_json
 from jaxcl.models import DecoderConfig
 from jaxcl.progress import progress
 from jaxcl.training import Options, TrainResult, learn
+from jaxcl.training.run_state import fingerprint
 from jaxcl.typing import Params
 
 
@@ -60,6 +61,7 @@ class Job(NamedTuple):
     tasks: list[Task]  # as they are learned: all at once with mtl
     options: Options
     widths: list[int]  # to which rows are padded
+    weights: str  # fingerprint of those of the model
 
 
 def load(config: Config) -> Job:
@@ -79,6 +81,8 @@ def load(config: Config) -> Job:
     general = read_questions(config, tokenizer)
     key = jax.random.fold_in(jax.random.key(config.training.seed), 0)
     setup = set_up(config, key)
+    weights = fingerprint(setup.frozen or setup.trainable)
+    check_same_weights(config, weights)
     tasks = [one.task for one in files]
     if config.method == "mtl":
         tasks = [joined(tasks)] if len(tasks) > 1 else tasks
@@ -91,7 +95,9 @@ def load(config: Config) -> Job:
         eval_tasks=config.testing.test_on,
         max_tasks=room_of(config),
     )
-    return Job(config, setup, tokenizer, files, general, tasks, options, widths)
+    return Job(
+        config, setup, tokenizer, files, general, tasks, options, widths, weights
+    )
 
 
 def check_unchanged(config: Config, tests: list[Tested]) -> None:
@@ -104,6 +110,14 @@ def check_unchanged(config: Config, tests: list[Tested]) -> None:
         require(same, "--tasks", f"{changed}; {remedy}")
 
 
+def check_same_weights(config: Config, weights: str) -> None:
+    """Refuse another model of the same name, before anything is noted of it."""
+    held = read_settings(config.out) or {}
+    changed = f"the weights of {config.model} are not those with which the run began"
+    same = held.get("weights", weights) == weights
+    require(same, "--model", f"{changed}; give these back, or another --out")
+
+
 def end_rows(config: Config) -> int:
     """Rows of a task that its end needs: for importances, or to be kept."""
     numbers = config.numbers
@@ -113,11 +127,18 @@ def end_rows(config: Config) -> int:
 
 def read_questions(config: Config, tokenizer: Any) -> dict[str, Choices]:
     """The first questions of each file of general ability."""
-    most = config.testing.general_rows
+    most, held = config.testing.general_rows, read_settings(config.out) or {}
+    before = {one["name"]: one for one in held.get("general", ())}
     found = {}
     for one in named("--general", config.general):
         full = read_choices(one.path, tokenizer)
         found[one.name] = first_rows(full, most)
+        count, digest = len(found[one.name].prompts), digest_of("--general", one.path)
+        now = {"sha256": digest[:16], "questions": count}
+        kept = {name: before.get(one.name, now).get(name, now[name]) for name in now}
+        changed = f"the run began with other questions of {one.name}"
+        remedy = f"give these {kept['questions']} back, or another NAME=FILE"
+        require(kept == now, "--general", f"{changed}; {remedy}")
     return found
 
 
@@ -169,6 +190,7 @@ def _write_settings(job: Job) -> None:
     config = job.config
     held = {
         "model": str(config.model.resolve()),
+        "weights": job.weights,
         "settings": identity(config),
         "max_tasks": room_of(config),
         "widths": job.widths,
@@ -188,6 +210,7 @@ def _write_settings(job: Job) -> None:
             {
                 "name": one.name,
                 "path": str(one.path.resolve()),
+                "sha256": digest_of("--general", one.path)[:16],
                 "questions": len(job.general[one.name].prompts),
             }
             for one in named("--general", config.general)

@@ -3,6 +3,7 @@
 import errno
 import json
 import re
+import shutil
 import warnings
 
 import numpy as np
@@ -230,3 +231,27 @@ def test_settings_come_back_from_a_run(home, run):
     assert settings.identity(found) == settings.identity(asked)
     held = json.loads((run / settings.SETTINGS).read_text())
     assert held["settings"]["rank"] == 2
+
+
+def test_another_model_or_other_questions_of_the_same_name(home, tmp_path, capsys):
+    """Oracle: the messages. What the run noted of itself stays."""
+    out, held = tmp_path / "run", tmp_path / "held.jsonl"
+    lines = (home / "general.jsonl").read_text().splitlines(keepends=True)
+    held.write_text("".join(lines))
+    more = "--general", str(held), "--steps", "1"
+    words = words_of(home, out, *more, tasks=("animals",))
+    assert main(words) == 0
+    noted = (out / "finetune.json").read_text()
+    held.write_text("".join(lines[1:]))
+    refused(capsys, words, r"--general: .*other questions of held")
+    held.write_text("".join(lines))
+    refused(capsys, [*words, "--general-rows", "2"], r"give these 5 back")
+    other = tmp_path / "other" / "model"
+    shutil.copytree(home / "model", other)
+    weights = load_file(other / "model.safetensors")
+    save_file(
+        {name: 2 * leaf for name, leaf in weights.items()}, other / "model.safetensors"
+    )
+    words[words.index("--model") + 1] = str(other)
+    refused(capsys, words, r"--model: the weights of .*other/model are not those")
+    assert (out / "finetune.json").read_text() == noted
