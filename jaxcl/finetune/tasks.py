@@ -115,7 +115,7 @@ def _tests_of(config: Config, tokenizer: Any, file: Named) -> Tested:
         numbers, rest = _drawn(len(asked.answers), most), None
     else:
         asked = prompts(file.path)
-        numbers = _kept_apart(config, file.path, len(asked.answers))
+        numbers = kept_apart(config, file.path, len(asked.answers))
         rest = np.setdiff1d(np.arange(len(asked.answers)), numbers)
         learned = [asked.answers[row] for row in rest]
     digest = " ".join(digest_of("--tasks", path)[:16] for path in paths)
@@ -128,12 +128,13 @@ def _tests_of(config: Config, tokenizer: Any, file: Named) -> Tested:
     return Tested(file.name, digest, kept, labels, choices, numbers, rest)
 
 
-def _kept_apart(config: Config, path: Path, count: int) -> np.ndarray:
+def kept_apart(config: Config, path: Path, count: int) -> np.ndarray:
     """The numbers of the rows of a file that are kept for testing, in order."""
     testing = config.testing
     wanted = f"{path} has {count} rows, of which one is kept for testing; give more"
     require(count > 1, "--tasks", wanted)
-    size = min(testing.test_rows, max(1, round(testing.test_fraction * count)))
+    size = max(1, round(testing.test_fraction * count))
+    size = min(testing.test_rows, size, count - 1)  # one is learned
     return _drawn(count, size)
 
 

@@ -4,9 +4,11 @@ import json
 import shutil
 
 from jaxcl.cli import main
+from jaxcl.cli.finetune import parse
 from jaxcl.files import read_lines
 from jaxcl.finetune.config import config_of
 from jaxcl.finetune.report import write_page
+from jaxcl.finetune.tasks import kept_apart
 from tests.test_finetune.conftest import words_of, write
 
 
@@ -66,3 +68,11 @@ def test_the_page_shows_the_answers_of_the_task_itself(home, tmp_path):
         rows = table.splitlines()[1:]
         assert rows
         assert all(f",said of {name}," in row for row in rows)
+
+
+def test_one_row_is_learned_whatever_the_fraction(home, tmp_path):
+    """Oracle: counts by hand."""
+    words = words_of(home, tmp_path / "run", "--test-fraction", "0.99")
+    config = parse(words[1:])
+    kept = lambda count: kept_apart(config, tmp_path, count).tolist()
+    assert [len(kept(count)) for count in (2, 10)] == [1, 9]
