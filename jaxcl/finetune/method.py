@@ -11,6 +11,7 @@ from jaxcl import adapters, averages, losses, memory, methods, transforms
 from jaxcl.curvature import empirical_fisher
 from jaxcl.errors import require
 from jaxcl.finetune.config import Config, as_adapter, room_of
+from jaxcl.finetune.pool import asked_query
 from jaxcl.interop import load_pretrained
 from jaxcl.method import make_method
 from jaxcl.models import DecoderConfig, decoder
@@ -54,9 +55,15 @@ def set_up(config: Config, key: Key) -> Setup:
         apply = adapters.with_frozen(model.apply, frozen)
         if config.method != "l2p":
             return losses.single_head(apply)
-        query = adapters.mean_query(adapters.with_frozen(model.hidden, frozen))
+        hidden = adapters.with_frozen(model.hidden, frozen)
         chosen = config.numbers.num_selected
-        return adapters.l2p_outputs(apply, query, num_selected=chosen)
+
+        def with_pool(params, batch, keys=None):
+            query = asked_query(hidden, batch)
+            found = adapters.l2p_outputs(apply, query, num_selected=chosen)
+            return found(params, batch, keys)
+
+        return with_pool
 
     def build(frozen):
         return make(config, model, frozen)
@@ -186,13 +193,18 @@ def make(config: Config, model: Model, frozen: Params) -> Method:
                 loss, optimizer, gradient=own, regularizer=apart, **parts
             )
         case "l2p":
-            pooled = adapters.l2p_loss(
-                losses.token_cross_entropy,
-                apply,
-                adapters.mean_query(adapters.with_frozen(model.hidden, frozen)),
-                num_selected=numbers.num_selected,
-                strength=strength,
-            )
+            hidden = adapters.with_frozen(model.hidden, frozen)
+
+            def pooled(params, batch, keys):
+                loss = adapters.l2p_loss(
+                    losses.token_cross_entropy,
+                    apply,
+                    asked_query(hidden, batch),
+                    num_selected=numbers.num_selected,
+                    strength=strength,
+                )
+                return loss(params, batch, keys)
+
             return methods.plain(pooled, optimizer, **parts)
         case _:  # ilora
             return _ilora(config, loss, optimizer, model, frozen, strength, parts)

@@ -1,6 +1,9 @@
-"""Generation with a pool of prompts: their vectors as further tokens of the decoder."""
+"""A pool of prompts: selected by what is asked, in training as at generation.
 
-from collections.abc import Sequence
+For generation their vectors are further tokens of the decoder.
+"""
+
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -9,9 +12,30 @@ import numpy as np
 
 from jaxcl.adapters import mean_query, select_prompts
 from jaxcl.models import DecoderConfig, decoder
-from jaxcl.typing import Params
+from jaxcl.typing import Batch, Params
 
 _ROWS = 8  # prompts whose queries are computed at once
+
+
+def asked_query(hidden: Callable, batch: Batch) -> Callable:
+    """The query of rows by their tokens before the last answer.
+
+    At generation there are no others: with the answer in it, training would select other
+    prompts, by what they are to say.
+
+    Args:
+      hidden: as of :func:`jaxcl.adapters.mean_query`.
+      batch: rows of :func:`jaxcl.data.instruct_dataset`; ``y`` is below zero where the
+        next token is not of an answer.
+    """
+    counts = batch.y >= 0
+    before = jnp.pad(counts[:, :-1], ((0, 0), (1, 0)))
+    at = jnp.arange(counts.shape[1])
+    # The label at the last token of the prompt is the first token of the answer.
+    last = jnp.max(jnp.where(counts & ~before, at, 0), axis=1)
+    mask = batch.x["mask"] * (at <= last[:, None])
+    query = mean_query(hidden)
+    return lambda params, x: query(params, {**x, "mask": mask})
 
 
 def with_pool(

@@ -6,9 +6,10 @@ import numpy as np
 
 from jaxcl.adapters import add_prompt_pool, l2p_outputs, mean_query
 from jaxcl.cli import main
-from jaxcl.data import load_tokenizer
+from jaxcl.data import instruct_dataset, instruct_prompts, load_tokenizer
 from jaxcl.files import read_lines
 from jaxcl.finetune.measure import Words, generated, scored
+from jaxcl.finetune.pool import asked_query
 from jaxcl.finetune.trained import load
 from jaxcl.interop import load_pretrained
 from jaxcl.models import decoder
@@ -54,6 +55,34 @@ def test_tokens_of_a_pool_are_its_vectors(home):
     rest = {name: part for name, part in params.items() if name != "pool"}
     plain = scored(words, rest, PROMPTS, [[[7, 8], [9]]] * 2)
     assert np.abs(np.array(plain) - np.array(scores)).max() > 1e-3  # control
+
+
+def test_training_selects_by_the_prompt_alone(home):
+    """Oracle: the query of the prompts of generation, one by one. Control: with their
+    answers it differs."""
+    config, params = load_pretrained(home / "model")
+    tokenizer, hidden = load_tokenizer(home / "model"), decoder(config).hidden
+    rows = [
+        {"prompt": "1 cat?", "answer": "red panda"},
+        {"prompt": "How many apples?", "answer": "three"},
+    ]
+    chat = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    more = [{"role": "user", "content": "cd"}, {"role": "assistant", "content": "e"}]
+    for lines, form in (
+        (rows, None),
+        (rows, True),
+        ([{"messages": chat + more}], None),
+    ):
+        batch = instruct_dataset(lines, tokenizer, chat=form).read(
+            np.arange(len(lines))
+        )
+        found = asked_query(hidden, batch)(params, batch.x)
+        full = mean_query(hidden)(params, batch.x)
+        prompts = instruct_prompts(lines, tokenizer, chat=form).tokens
+        for row, prompt in enumerate(prompts):
+            alone = mean_query(hidden)(params, {"tokens": jnp.array([prompt])})[0]
+            np.testing.assert_allclose(found[row], alone, atol=1e-5)
+            assert np.abs(full[row] - alone).max() > 1e-2
 
 
 def test_a_run_with_a_pool_is_tested_and_read_again(home, tmp_path, capsys):
