@@ -32,7 +32,8 @@ def between(trained: Trained, alpha: float) -> Params:
     require("pool" not in trained.params, "interpolate", f"{none}; give another run")
     if adapters_of(trained.params):
         return scale_adapter(trained.params, alpha)
-    _, before = load_pretrained(trained.base)
+    dtype = trained.params["embedding"].dtype
+    _, before = load_pretrained(trained.base, dtype=dtype)
     blend = lambda a, b: ((1 - alpha) * a + alpha * b).astype(b.dtype)
     return jax.tree.map(blend, before, trained.params)
 

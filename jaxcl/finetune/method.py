@@ -46,7 +46,7 @@ def set_up(config: Config, key: Key) -> Setup:
     """Load the model, and make the method over it."""
     sharding = _sharding(config)
     model_config, params = load_pretrained(
-        config.model, sharding=sharding, dtype=_dtype(config)
+        config.model, sharding=sharding, dtype=dtype_of(config)
     )
     trainable, frozen = _parts(config, key, params)
     model = decoder(model_config, checkpoint=config.training.recompute)
@@ -71,7 +71,7 @@ def set_up(config: Config, key: Key) -> Setup:
     return Setup(model_config, trainable, frozen, build, outputs, sharding)
 
 
-def _dtype(config: Config) -> Any:
+def dtype_of(config: Config) -> Any:
     """The dtype in which weights are loaded; None for that of the files."""
     given = config.training.dtype
     trained = as_adapter(config) == "full"

@@ -11,7 +11,8 @@ from jaxcl import adapters
 from jaxcl.adapters.lora import adapters_of
 from jaxcl.data import load_tokenizer
 from jaxcl.errors import MissingFileError, require
-from jaxcl.finetune.config import SETTINGS, run_settings
+from jaxcl.finetune.config import SETTINGS, config_of, run_settings
+from jaxcl.finetune.method import dtype_of
 from jaxcl.interop import load_adapter, load_pretrained, save_pretrained
 from jaxcl.models import DecoderConfig
 from jaxcl.typing import Params
@@ -55,13 +56,20 @@ def find(run: Path, learner: str | None = None, after: int | None = None) -> Pat
     return found[ended, name]
 
 
-def load(source: Path, learner: str | None = None, after: int | None = None) -> Trained:
+def load(
+    source: Path,
+    learner: str | None = None,
+    after: int | None = None,
+    *,
+    as_files: bool = False,
+) -> Trained:
     """A model of Hugging Face, or a learner of a run over its base.
 
     Args:
       source: the folder of a model, or of a run of ``jaxcl finetune``.
       learner: of a run.
       after: so many tasks.
+      as_files: weights of a run in the dtype of their files, not in that of the run.
     """
     is_run = (source / SETTINGS).is_file()
     if not is_run:
@@ -77,7 +85,8 @@ def load(source: Path, learner: str | None = None, after: int | None = None) -> 
         msg = f"{source} was trained from {base}, which is not there; put it back."
         raise MissingFileError(msg)
     full = (place / "config.json").is_file()
-    config, params = load_pretrained(place if full else base)
+    dtype = None if as_files else dtype_of(config_of(source))
+    config, params = load_pretrained(place if full else base, dtype=dtype)
     if (place / PROMPTS).is_file():
         params = {**params, "pool": load_file(place / PROMPTS)}
     elif not full:
@@ -122,6 +131,6 @@ def export(
         require(held, "--to", full)
         shutil.copytree(place, out)
         return place
-    trained = load(run, learner, after)
+    trained = load(run, learner, after, as_files=True)
     save_pretrained(out, trained.config, merged(trained), source=trained.base)
     return place

@@ -3,12 +3,18 @@
 import json
 import shutil
 
+import jax
+import numpy as np
+
 from jaxcl.cli import main
 from jaxcl.cli.finetune import parse
 from jaxcl.files import read_lines
 from jaxcl.finetune.config import config_of
+from jaxcl.finetune.interpolate import between
 from jaxcl.finetune.report import write_page
 from jaxcl.finetune.tasks import kept_apart
+from jaxcl.finetune.trained import load
+from jaxcl.interop import load_pretrained, save_pretrained
 from tests.test_finetune.conftest import words_of, write
 
 
@@ -76,3 +82,24 @@ def test_one_row_is_learned_whatever_the_fraction(home, tmp_path):
     config = parse(words[1:])
     kept = lambda count: kept_apart(config, tmp_path, count).tolist()
     assert [len(kept(count)) for count in (2, 10)] == [1, 9]
+
+
+def test_weights_of_a_run_are_read_as_it_computed(home, tmp_path):
+    """Oracle: the dtypes of the run and of the files; both ends of an interpolation."""
+    config, params = load_pretrained(home / "model")
+    model, out = tmp_path / "model", tmp_path / "run"
+    shutil.copytree(home / "model", model)
+    save_pretrained(tmp_path / "narrow", config, params, dtype="bfloat16")
+    for name in ("config.json", "model.safetensors"):
+        shutil.copy(tmp_path / "narrow" / name, model / name)
+    words = words_of(home, out, "--adapter", "full", "--no-answers")
+    words[words.index("--model") + 1] = str(model)
+    assert main(words) == 0
+    trained = load(out)
+    kind = lambda params: {str(leaf.dtype) for leaf in jax.tree.leaves(params)}
+    assert kind(trained.params) == {"float32"}
+    assert kind(load(out, as_files=True).params) == {"bfloat16"}
+    before = load_pretrained(model, dtype="float32")[1]
+    half = between(trained, 0.5)
+    mean = jax.tree.map(lambda a, b: (a + b) / 2, before, trained.params)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), half, mean)
