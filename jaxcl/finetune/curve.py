@@ -1,5 +1,6 @@
 """Results between the model before and a learner, as ``jaxcl interpolate`` wrote them."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +12,16 @@ from jaxcl.report.page import Picture
 from jaxcl.report.tables import Column, Table, table_of
 
 PLACE = "interpolation"
+_PARTS = re.compile(r"([0-9.]+(?:e-[0-9]+)?)-(.+)")  # "1e-05-news"
 
 
 def read_curve(home: Path) -> dict[str, dict[str, tuple[list[float], list[float]]]]:
     """``{metric: {name: (alphas, means)}}`` of the tests that there are."""
     found: dict[str, dict[str, Any]] = {}
-    places = [(float(path.stem.split("-")[0]), path) for path in home.glob("*.jsonl")]
-    for alpha, path in sorted(places):
-        name, lines = path.stem.partition("-")[2], lines_of(path)
+    parts = [(_PARTS.fullmatch(path.stem), path) for path in home.glob("*.jsonl")]
+    places = [(float(match[1]), match[2], path) for match, path in parts if match]
+    for alpha, name, path in sorted(places):
+        lines = lines_of(path)
         for metric in {m: None for kind in METRICS.values() for m in kind}:
             values = [line[metric] for line in lines if metric in line]
             if values:

@@ -10,6 +10,7 @@ from jaxcl.cli import main
 from jaxcl.cli.finetune import parse
 from jaxcl.files import read_lines
 from jaxcl.finetune.config import config_of
+from jaxcl.finetune.curve import read_curve
 from jaxcl.finetune.interpolate import between
 from jaxcl.finetune.report import write_page
 from jaxcl.finetune.tasks import kept_apart
@@ -103,3 +104,10 @@ def test_weights_of_a_run_are_read_as_it_computed(home, tmp_path):
     half = between(trained, 0.5)
     mean = jax.tree.map(lambda a, b: (a + b) / 2, before, trained.params)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), half, mean)
+
+
+def test_the_curve_reads_small_alphas(tmp_path):
+    """Oracle: names as ``jaxcl interpolate`` gives them."""
+    for alpha in (0.5, 1e-5, 0.0):
+        write(tmp_path / f"{alpha:g}-2-pets.jsonl", [{"exact_match": alpha}])
+    assert read_curve(tmp_path) == {"exact_match": {"2-pets": ([0.0, 1e-5, 0.5],) * 2}}
