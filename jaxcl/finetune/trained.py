@@ -74,7 +74,7 @@ def load(
     is_run = (source / SETTINGS).is_file()
     if not is_run:
         of_run = learner is None and after is None
-        message = f"{source} is not a run of `jaxcl finetune`; leave --learner and --after out"
+        message = f"{source} is not a run; leave --learner and --after out"
         require(of_run, "--learner", message)
         config, params = load_pretrained(source)
         return Trained(
