@@ -26,6 +26,7 @@ from jaxcl.losses import (
 from jaxcl.losses.supervised import label_cross_entropy
 from jaxcl.memory import Select, episodic, greedy_balanced, random_examples, reservoir
 from jaxcl.method import make_method
+from jaxcl.regularizers.feature_distillation import feature_gap
 from jaxcl.typing import Key, Loss, Memory, Method, Outputs, Params
 
 Optimizer = optax.GradientTransformation
@@ -408,7 +409,7 @@ def _distilled(with_hidden: Callable, hidden: Callable, strength) -> FromAverage
     def build(average):
         def loss(params, batch, keys):
             losses, features = with_hidden(params, batch, keys)
-            gaps = regularizers.feature_gap(features, hidden(average, batch.x), batch.x)
+            gaps = feature_gap(features, hidden(average, batch.x), batch.x)
             # Twice: this is one half of the mean over new and replayed rows.
             return losses + 2 * strength * gaps
 

@@ -21,8 +21,8 @@ from jaxcl.runs.readme import fill, made_on
 from jaxcl.runs.reports import write_report
 
 _CLAIM = (
-    "Exact match of generated answers is lost before the knowledge is: choice among the "
-    "names of classes keeps more. Replay keeps both, and a slow learner or SAM adds to it."
+    "What of four tasks is left when they were learned one after another: the form of "
+    "the answers, the knowledge, and what the model could do before."
 )
 _TEXT = (
     "Exact match: the generated answer is the name of the class, letter by letter. Choice: "

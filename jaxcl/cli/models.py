@@ -33,7 +33,8 @@ def _check_source(source: Path) -> None:
     """Refuse what is neither a model nor a run."""
     known = any((source / name).is_file() for name in ("config.json", "finetune.json"))
     if not known:
-        came = "a folder with neither" if source.is_dir() else "nothing"
+        came = "a folder with neither" if source.is_dir() else "a file"
+        came = came if source.exists() else "nothing"
         wanted = "expected the folder of a Hugging Face model or of a run"
         msg = f"{wanted}, got {came} at {source}."
         raise MissingFileError(msg)

@@ -1,11 +1,12 @@
 """What ``jaxcl finetune`` takes, and refusals that need no JAX."""
 
 import dataclasses
+import os
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from jaxcl.errors import MissingFileError, require
-from jaxcl.files import differences
+from jaxcl.files import differences, lock_folder
 from jaxcl.runs.experiment import check_fields
 from jaxcl.runs.folder import read_json
 
@@ -348,8 +349,14 @@ def _check_out(config: Config) -> None:
     """Refuse a folder that holds something else, or a run with other settings."""
     out = config.out
     if not out.exists():
+        above = next(path for path in out.absolute().parents if path.exists())
+        closed = f"{above} may not be written to; give another folder"
+        require(os.access(above, os.W_OK), "--out", closed)
         return
     require(out.is_dir(), "--out", f"{out} is a file; give a folder for the run")
+    if (out / ".lock").exists():
+        with lock_folder(out):  # refused while another process is at it
+            pass
     held = read_settings(out)
     if held is None:
         some = any(path.name != ".lock" for path in out.iterdir())

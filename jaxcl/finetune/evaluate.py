@@ -8,6 +8,7 @@ import numpy as np
 
 from jaxcl.data.choices import read_choices
 from jaxcl.data.instruct import instruct_prompts
+from jaxcl.errors import require
 from jaxcl.files import write_text
 from jaxcl.finetune.config import SETTINGS, config_of, named
 from jaxcl.finetune.interpolate import tests_of
@@ -95,6 +96,8 @@ def _form(asked: Any, trained: Trained) -> dict[str, Any]:
     form = format_of(config_of(asked.source), trained.tokenizer) if own else {}
     has = bool(getattr(trained.tokenizer, "chat_template", None)) or None
     chat = form.get("chat", has) if asked.chat is None else asked.chat
+    none = f"{trained.base} has no chat template; leave --chat out"
+    require(has or not chat, "--chat", none)
     return {**form, "chat": chat}
 
 

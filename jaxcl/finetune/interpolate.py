@@ -53,6 +53,8 @@ def measure_curve(
       The folder of these files.
     """
     config = config_of(run)
+    if learner is None and config.method == "wise-ft":
+        learner = "params"  # the other one is on the way already
     trained = load(run, learner, after)
     assert trained.place is not None
     home = run / PLACE / trained.place.name

@@ -18,6 +18,8 @@ from jaxcl.training.options import steps_of
 from jaxcl.typing import Params
 
 _TIMED = 5  # steps, after the first one
+_LINES = 4  # of the loop, of which the fastest counts
+_REPORTED = 5  # steps of a line: report_every of a run
 
 
 def plan(job: Job, *, timed: bool = False) -> dict[str, str]:
@@ -50,7 +52,8 @@ def plan(job: Job, *, timed: bool = False) -> dict[str, str]:
     found["memory"] = _memory(job)
     if timed:
         each = _seconds_of_a_step(job)
-        found["time"] = f"{each:.2g} s a step, {duration(each * sum(steps))} of steps"
+        known = f"{each:.2g} s a step, {duration(each * sum(steps))} of steps"
+        found["time"] = f"{known}, without tests and compiling"
     return found
 
 
@@ -108,7 +111,10 @@ def remedies(config: Any) -> str:
     """What to lower where memory runs out."""
     size = config.training.batch_size
     ways = [f"--chunk-size {max(1, size // 4)}", "--recompute"]
-    ways += [f"--max-length {config.text.max_length // 2}", f"--batch-size {size // 2}"]
+    ways += [
+        f"--max-length {config.text.max_length // 2}",
+        f"--batch-size {max(1, size // 2)}",
+    ]
     if as_adapter(config) == "full":
         ways.append("train an --adapter lora")
     return ", ".join(ways)
@@ -155,18 +161,24 @@ def _seconds_of_a_step(job: Job) -> float:
 
 
 class Clock:
-    """Says once, after a few steps, how long the rest will take."""
+    """Says once, after a few steps, how long the rest will take.
+
+    A program is compiled for each width of rows, within the first steps that have it. So
+    the estimate is from the fastest of a few lines.
+    """
 
     def __init__(self, job: Job):
         self.total = sum(steps_of(task, job.options) for task in job.tasks)
-        self.lines = 0
+        self.each: list[float] = []
 
     def note(self, line: Mapping[str, Any]) -> None:
         """Take a line of the loop."""
-        if "seconds" not in line or self.lines > 1:
+        if "seconds" not in line or len(self.each) >= _LINES:
             return
-        self.lines += 1
-        if self.lines == 2:  # the first steps were compiled meanwhile
-            each = line["seconds"] / 5
-            left = each * self.total
-            print(f"time  {each:.2g} s a step, {duration(left)} of steps in all")
+        self.each.append(line["seconds"] / _REPORTED)
+        if len(self.each) == _LINES:
+            left = max(self.total - (line["at"] - line["task"]), 0)
+            each = min(self.each)
+            rest = "without tests and what is still to compile"
+            other = f"{duration(each * left)} for the other {left:,}"
+            print(f"time  {each:.2g} s a step, {other}, {rest}")

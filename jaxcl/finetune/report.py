@@ -25,6 +25,7 @@ from jaxcl.runs import learned
 from jaxcl.runs.reports import write_report
 from jaxcl.training.options import LOWER_IS_BETTER
 
+_ASIDE = "rouge_l", "perplexity"  # in the table only
 _SHOWN = 6  # answers of a task
 _LONGEST = 300  # letters of a text in a table
 _CLAIM = "Fine-tuned on {names}, one after another, by {method}."
@@ -58,7 +59,7 @@ def write_page(run: Path) -> Path:
         *_interpolation_section(run),
         Section("Within the tasks", "", [*learned.pictures_of_steps(found, labels)]),
     ]
-    main = {m: own for m, own in found.results.items() if m != "rouge_l"}
+    main = {m: own for m, own in found.results.items() if m not in _ASIDE}
     said = learned.averages(found._replace(results=main))
     verdict = [*said, *_general_verdict(run, held, len(found.ends))]
     claim = (_TOGETHER if together else _CLAIM).format(
@@ -84,7 +85,7 @@ def _results_section(
     """All metrics of all learners after each task, and a table of what was lost."""
     if not found.results:
         return
-    shown = {m: v for m, v in found.results.items() if m not in ("loss", "rouge_l")}
+    shown = {m: v for m, v in found.results.items() if m not in (*_ASIDE, "loss")}
     drawn = result_heatmaps(shown, labels, lower_is_better=LOWER_IS_BETTER)
     alt = "Each metric on each task (columns) after so many tasks (rows)."
     text = (

@@ -16,7 +16,7 @@ from jaxcl.data import Task, load_tokenizer, number_tasks
 from jaxcl.data.choices import Choices, read_choices
 from jaxcl.data.records import digest_of, read_records
 from jaxcl.errors import MissingFileError, require
-from jaxcl.files import write_json
+from jaxcl.files import lock_folder, write_json
 from jaxcl.finetune.config import (
     NOTED,
     SETTINGS,
@@ -158,7 +158,8 @@ def run(job: Job, **options: Any) -> TrainResult:
     """Learn, with tests and models in the folder of the run; resume if it has begun."""
     config, setup = job.config, job.setup
     out = config.out
-    _write_settings(job)
+    with lock_folder(out):  # that of another process is not to be rewritten
+        _write_settings(job)
     outputs = setup.outputs
     row_metric = metrics.with_frozen(lambda frozen: metrics.tokens(outputs(frozen)))
     evaluation = {}

@@ -12,10 +12,7 @@ from jaxcl.regularizers.ewc import (
     ewc,
     largest_stable_strength,
 )
-from jaxcl.regularizers.feature_distillation import (
-    feature_distillation,
-    feature_gap,
-)
+from jaxcl.regularizers.feature_distillation import feature_distillation
 from jaxcl.regularizers.l2 import l2, l2_init
 from jaxcl.regularizers.path import (
     SynapticState,
@@ -35,7 +32,6 @@ __all__ = [
     "distill",
     "ewc",
     "feature_distillation",
-    "feature_gap",
     "l2",
     "l2_init",
     "largest_stable_strength",

@@ -1,6 +1,7 @@
 """Heatmaps: sweeps over two numbers, and accuracy matrices."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib import colormaps
@@ -130,7 +131,10 @@ def result_heatmaps(
         both = np.stack([*learners.values()])
         trained = both[:, 1:] if np.isfinite(both[:, 1:]).any() else both
         known = trained[np.isfinite(trained)]
-        limits = (known.min(), known.max()) if known.size else (None, None)
+        limits: Any = (known.min(), known.max()) if known.size else (None, None)
+        fraction = known.size and np.all((known >= 0) & (known <= 1))
+        if fraction and metric not in lower_is_better:  # such as an accuracy
+            limits = (0.0, 1.0)
         colours = {"limits": limits, "downward": metric in lower_is_better}
         for (learner, values), ax in zip(learners.items(), free, strict=False):
             image = _image(ax, values, _numbers(values, ".3g"), 8.0, **colours)

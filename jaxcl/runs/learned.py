@@ -80,7 +80,8 @@ def averages(run: Learned) -> Iterator[str]:
         average, lost, since = (values[key].value for key in names)
         forgotten = "" if lost is None else f", forgetting {lost:.3g}"
         if lost is None and since is not None:  # later tasks were not measured early
-            forgotten = f", {since:.3g} lost since learned"
+            changed = f"{since:.3g} lost" if since >= 0 else f"{-since:.3g} gained"
+            forgotten = f", {changed} since learned"
         if average is not None:
             yield f"Average {name} {average:.3g} {when}{forgotten}."
 

@@ -17,6 +17,7 @@ from jaxcl.cli.finetune import parse
 from jaxcl.finetune import run
 from jaxcl.finetune.config import Config, check
 from jaxcl.finetune.plan import plan
+from jaxcl.runs.experiment import expect_no_words
 from jaxcl.training import learn
 
 COMPILED = "/jax/core/compile/backend_compile_duration"
@@ -94,4 +95,7 @@ def between(
 
 
 if __name__ == "__main__":
+    if not sys.argv[1:2] or not sys.argv[1].replace(".", "").isdecimal():
+        expect_no_words(__doc__)
+        raise SystemExit(__doc__)
     print(json.dumps(first_step(float(sys.argv[1]), sys.argv[2:])))
