@@ -11,6 +11,7 @@ from experiments.finetune.tasks import GENERAL, write_questions, write_tasks
 from jaxcl.files import write_text
 from jaxcl.finetune import config as settings
 from jaxcl.finetune import run as finetuning
+from jaxcl.finetune.checks import check
 from jaxcl.finetune.measure import ANSWERS, file_of, read_tests
 from jaxcl.finetune.measure import GENERAL as GENERAL_TESTS
 from jaxcl.runs.folder import RunFolder, append, finished
@@ -42,7 +43,7 @@ def run(config: Config, folder: RunFolder) -> None:
         if {*wanted} <= done:
             continue
         asked = as_settings(config, planned, tasks, general)
-        settings.check(asked)
+        check(asked)
         job = finetuning.load(asked)
         share_before(planned, folder.path / "runs", job)
         result = finetuning.run(job)

@@ -12,7 +12,8 @@ from typing import Any, get_args
 import tyro
 
 from jaxcl.errors import InputError
-from jaxcl.finetune.config import Config, Demo, LoRA, Testing, Text, Training, check
+from jaxcl.finetune.checks import check
+from jaxcl.finetune.config import Config, Demo, LoRA, Testing, Text, Training
 from jaxcl.progress import progress
 from jaxcl.runs.command import refusing, tell_end
 from jaxcl.signals import ignore_more, terminable

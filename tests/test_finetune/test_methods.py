@@ -14,6 +14,7 @@ from jaxcl.cli.finetune import parse
 from jaxcl.data import Task, array_dataset
 from jaxcl.finetune import config as settings
 from jaxcl.finetune import run as finetuning
+from jaxcl.finetune.checks import check
 from jaxcl.finetune.method import (
     from_the_start,
     hidden_states,
@@ -40,7 +41,7 @@ def config_of(home, out, *more, **options):
 
 def job_of(home, out, *more):
     config = config_of(home, out, *more)
-    settings.check(config)
+    check(config)
     return finetuning.load(config)
 
 

@@ -14,6 +14,7 @@ from jaxcl.cli import main
 from jaxcl.cli.finetune import parse
 from jaxcl.finetune import config as settings
 from jaxcl.finetune import run as finetuning
+from jaxcl.finetune.checks import check
 from tests.test_finetune.conftest import words_of, write
 
 #: What is wrong with the file of a task, and what is said of it.
@@ -101,7 +102,7 @@ def test_two_files_of_one_name_need_names(home, tmp_path, capsys):
     twice = [*words[:place], str(other), *words[place:]]
     refused(capsys, twice, r"are both called 'animals'; give one as NAME=")
     named = [*words[:place], f"wild={other}", *words[place:]]
-    settings.check(parse(named[1:]))
+    check(parse(named[1:]))
 
 
 def test_a_model_that_is_none_is_refused(home, tmp_path, capsys):

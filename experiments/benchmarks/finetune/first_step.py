@@ -15,7 +15,8 @@ import jax
 
 from jaxcl.cli.finetune import parse
 from jaxcl.finetune import run
-from jaxcl.finetune.config import Config, check
+from jaxcl.finetune.checks import check
+from jaxcl.finetune.config import Config
 from jaxcl.finetune.plan import plan
 from jaxcl.runs.experiment import expect_no_words
 from jaxcl.training import learn
