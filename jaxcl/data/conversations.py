@@ -131,6 +131,8 @@ def _answer(who: str, place: str, record: Mapping, field: str, classes: Any) -> 
             require(fits, who, f"{place}: {known}, of {len(classes)} classes; fix it")
             return classes[value]
         require(value in classes, who, f"{place}: {known}; add it to classes")
+    elif isinstance(value, int) and not isinstance(value, bool):
+        record = {**record, field: str(value)}  # as in a CSV file
     answer = text_of(who, place, record, field, "answer")
     if not answer.strip():
         require(False, who, f"{place}: {field!r} is empty; write an answer or drop it")

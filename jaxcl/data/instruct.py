@@ -102,7 +102,7 @@ def instruct_dataset(
         have an end token, which follows each answer; without a chat template the tokenizer
         also adds what it puts before any text.
       prompt: field of the prompt.
-      answer: field of the answer.
+      answer: field of the answer; a whole number is written in digits.
       template: of the prompt, with ``{field}`` for fields of the record.
       classes: names of numbered answers; answers that are text must be among them.
       chat: whether prompt and answer are messages of the tokenizer's chat template, as

@@ -112,6 +112,18 @@ def masked_by_hand(tokenizer, messages):
     return ids, shifted(ids, counts)
 
 
+def test_a_number_as_answer_is_its_digits():
+    """Oracle: the same answers as text."""
+    tokenizer = byte_level()
+    rows = [{"prompt": "How many?", "answer": answer} for answer in (3, -12, 0)]
+    texts = [{**row, "answer": str(row["answer"])} for row in rows]
+    found, wanted = (
+        instruct_dataset(held, tokenizer).read(np.arange(3)) for held in (rows, texts)
+    )
+    jax.tree.map(np.testing.assert_array_equal, found, wanted)
+    assert instruct_prompts(rows, tokenizer).answers == ["3", "-12", "0"]
+
+
 def test_chats_are_those_of_the_template():
     """Oracle: apply_chat_template of transformers, and labels masked by hand."""
     tokenizer = byte_level()

@@ -211,8 +211,8 @@ REFUSED = [
         "records, row 0: 'answer' is empty; write an answer or drop it",
     ),
     (
-        lambda: instruct([{"prompt": "a", "answer": 5}]),
-        "expected text in 'answer', got 5",
+        lambda: instruct([{"prompt": "a", "answer": 0.5}]),
+        "expected text in 'answer', got 0.5",
     ),
     (
         lambda: instruct([{"instruction": "a", "input": 5, "output": "b"}]),
