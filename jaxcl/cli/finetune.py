@@ -149,7 +149,8 @@ def start(config: Config) -> int:
 
     write_page(config.out)
     if result.status == "diverged":
-        step = f"step {int(result.run_state.step)} of task {int(result.run_state.task)}"
+        task = job.tasks[int(result.run_state.task)].name
+        step = f"step {int(result.run_state.step)} of {task}"
         lower = "lower --learning-rate, and give another --out"
         print(f"error: the loss was not finite by {step}; {lower}.", file=sys.stderr)
         return 1

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxcl import adapters, averages, losses, memory, methods, transforms
+from jaxcl.adapters.paths import leaves_by_path, path_of
 from jaxcl.curvature import empirical_fisher
 from jaxcl.errors import require
 from jaxcl.finetune.config import Config, as_adapter, room_of
@@ -48,6 +49,7 @@ def set_up(config: Config, key: Key) -> Setup:
     model_config, params = load_pretrained(
         config.model, sharding=sharding, dtype=dtype_of(config)
     )
+    _check_finite(config, params)
     trainable, frozen = _parts(config, key, params)
     model = decoder(model_config, checkpoint=config.training.recompute)
 
@@ -69,6 +71,14 @@ def set_up(config: Config, key: Key) -> Setup:
         return make(config, model, frozen)
 
     return Setup(model_config, trainable, frozen, build, outputs, sharding)
+
+
+def _check_finite(config: Config, params: Params) -> None:
+    """Refuse weights that are not numbers: each loss would be none, too."""
+    finite = jax.jit(lambda leaf: jnp.all(jnp.isfinite(leaf)))
+    for entries, leaf in leaves_by_path(params).items():
+        bad = f"{config.model} holds weights that are not finite, in {path_of(entries)}"
+        require(finite(leaf), "--model", f"{bad}; copy or download it again")
 
 
 def dtype_of(config: Config) -> Any:

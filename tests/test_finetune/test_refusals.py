@@ -186,22 +186,36 @@ def test_learners_that_are_not_there_are_named(run, capsys, tmp_path):
     assert not (tmp_path / "x").exists()
 
 
-def test_a_loss_that_is_not_finite_ends_the_run_in_one_line(home, tmp_path, capsys):
-    """Oracle: weights that are NaN; the exit code, and the checkpoint from before."""
-    model = tmp_path / "model"
-    model.mkdir()
+def filled(home, place, value):
+    """The model with one number for all weights."""
+    place.mkdir()
     for path in (home / "model").iterdir():
-        (model / path.name).write_bytes(path.read_bytes())
-    tensors = load_file(model / "model.safetensors")
-    broken = {name: np.full_like(leaf, np.nan) for name, leaf in tensors.items()}
-    save_file(broken, model / "model.safetensors")
+        (place / path.name).write_bytes(path.read_bytes())
+    tensors = load_file(place / "model.safetensors")
+    filled = {name: np.full_like(leaf, value) for name, leaf in tensors.items()}
+    save_file(filled, place / "model.safetensors")
+    return place
+
+
+def test_weights_that_are_not_finite_are_refused(home, tmp_path, capsys):
+    """Oracle: the message, which names one of them. Nothing is written."""
+    words = words_of(home, tmp_path / "run", tasks=("animals",))
+    model = filled(home, tmp_path / "model", np.nan)
+    words[words.index("--model") + 1] = str(model)
+    refused(capsys, words, r"--model: .* weights that are not finite, in .*; copy")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_in_one_line(home, tmp_path, capsys):
+    """Oracle: weights whose products overflow; the exit code, and the name of the task."""
+    model = filled(home, tmp_path / "model", 1e30)
     words = words_of(home, tmp_path / "run", "--method", "seq", tasks=("animals",))
     words[words.index("--model") + 1] = str(model)
     with warnings.catch_warnings():
         warnings.simplefilter("default")
         assert main(words) == 1
     said = capsys.readouterr().err.strip().split("\n")[-1]
-    assert said.startswith("error: the loss was not finite")
+    assert said.startswith("error: the loss was not finite by step 3 of animals")
     assert "--learning-rate" in said
 
 
