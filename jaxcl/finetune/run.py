@@ -1,9 +1,10 @@
 """One run: learn the files in order, and test all of them on the way."""
 
 import os
+import re
 import shutil
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -15,7 +16,7 @@ from jaxcl import adapters, metrics
 from jaxcl.data import Task, load_tokenizer, number_tasks
 from jaxcl.data.choices import Choices, read_choices
 from jaxcl.data.records import digest_of, read_records
-from jaxcl.errors import MissingFileError, require
+from jaxcl.errors import InputError, MissingFileError, require
 from jaxcl.files import lock_folder, write_json
 from jaxcl.finetune.config import (
     NOTED,
@@ -75,12 +76,15 @@ def load(config: Config) -> Job:
         for one in named(flag, given):
             for path in parts_of(one):
                 read_records(flag, path)
-    tokenizer = load_tokenizer(config.model, vocab_size=model.vocab_size)
-    files, widths = read_tasks(config, tokenizer)
+    with in_words_of_flags():
+        tokenizer = load_tokenizer(config.model, vocab_size=model.vocab_size)
+        files, widths = read_tasks(config, tokenizer)
     check_unchanged(config, [one.tested for one in files])
-    general = read_questions(config, tokenizer)
+    with in_words_of_flags():
+        general = read_questions(config, tokenizer)
     key = jax.random.fold_in(jax.random.key(config.training.seed), 0)
-    setup = set_up(config, key)
+    with in_words_of_flags():
+        setup = set_up(config, key)
     weights = fingerprint(setup.frozen or setup.trainable)
     check_same_weights(config, weights)
     tasks = [one.task for one in files]
@@ -140,6 +144,34 @@ def read_questions(config: Config, tokenizer: Any) -> dict[str, Choices]:
         remedy = f"give these {kept['questions']} back, or another NAME=FILE"
         require(kept == now, "--general", f"{changed}; {remedy}")
     return found
+
+
+#: The flags for which functions of the library read something.
+_FLAGS = {
+    "instruct_prompts": "--tasks",
+    "instruct_dataset": "--tasks",
+    "read_choices": "--general",
+    "load_tokenizer": "--model",
+    "load_pretrained": "--model",
+    "add_lora": "--targets",
+}
+
+
+@contextmanager
+def in_words_of_flags() -> Iterator[None]:
+    """Refusals of the library with flags in place of its functions and arguments."""
+    try:
+        yield
+    except InputError as error:
+        name, colon, rest = str(error).partition(": ")
+        if not colon or name not in _FLAGS:
+            raise
+        for argument in ("prompt", "answer", "template", "join", "max_length"):
+            flag = f"--{argument.replace('_', '-')}"
+            rest = re.sub(rf"\b{argument}=(?=[\w'])", f"{flag} ", rest)
+            rest = re.sub(rf"\b{argument}=", flag, rest)
+        msg = f"{_FLAGS[name]}: {rest}"
+        raise type(error)(msg) from error
 
 
 def is_finished(job: Job) -> bool:

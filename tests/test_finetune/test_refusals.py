@@ -26,7 +26,10 @@ FILES = {
     "text": (b"hello\n", r"line 1"),
     "number": (b"3\n", r"line 1"),
     "one row": (b'{"prompt": "a", "answer": "b"}\n', r"has 1 rows"),
-    "other fields": (b'{"text": "a", "label": "b"}\n' * 3, r"'prompt' is missing"),
+    "other fields": (
+        b'{"text": "a", "label": "b"}\n' * 3,
+        r"^error: --tasks: .*'prompt' is missing.* another by --prompt, or fix",
+    ),
     "two formats": (
         b'{"prompt": "a", "answer": "b"}\n' * 3
         + b'{"messages": [{"role": "user", "content": "a"}]}\n',
@@ -81,6 +84,7 @@ SETTINGS = {
     "too little room": (("--max-tasks", "1", "--method", "gem"), r"--max-tasks"),
     "more devices than there are": (("--devices", "64"), r"--devices: there are 8"),
     "devices that do not divide": (("--devices", "3"), r"cannot share a batch of 2"),
+    "projections that are not there": (("--targets", "q_prj"), r"^error: --targets: "),
     "questions that are not there": (("--general", "no.jsonl"), r"--general: nothing"),
 }
 
