@@ -45,6 +45,7 @@ def run(config: Config, folder: RunFolder) -> None:
         asked = as_settings(config, planned, tasks, general)
         check(asked)
         job = finetuning.load(asked)
+        finetuning.write_settings(job)  # by which the folder is known as a run's
         share_before(planned, folder.path / "runs", job)
         result = finetuning.run(job)
         if result.status == "interrupted":

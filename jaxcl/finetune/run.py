@@ -191,7 +191,7 @@ def run(job: Job, **options: Any) -> TrainResult:
     config, setup = job.config, job.setup
     out = config.out
     with lock_folder(out):  # that of another process is not to be rewritten
-        _write_settings(job)
+        write_settings(job)
     outputs = setup.outputs
     row_metric = metrics.with_frozen(lambda frozen: metrics.tokens(outputs(frozen)))
     evaluation = {}
@@ -218,7 +218,7 @@ def run(job: Job, **options: Any) -> TrainResult:
     return result
 
 
-def _write_settings(job: Job) -> None:
+def write_settings(job: Job) -> None:
     """Note what the run is, for those who go on with it."""
     config = job.config
     held = {
