@@ -7,7 +7,7 @@ general ability (PIQA, ARC-easy, OpenBookQA) before and after. The data and the 
 not part of this repository: see README.md.
 
     python -m experiments.finetune smoke --data FOLDER --model FOLDER
-    python -m experiments.finetune orders --data FOLDER --model FOLDER   # ten core-hours
+    python -m experiments.finetune orders --data FOLDER --model FOLDER   # hours of a core
 """
 
 from dataclasses import dataclass

@@ -84,7 +84,7 @@ def make_demo(
       InputError: for a folder made with other sizes, and without the library's sources.
       ModuleNotFoundError: without the extra ``text``.
 
-    Cost: about a minute of one core, most of it for the model.
+    Cost: a minute or two of one core, most of it for the model.
     """
     counts = {"num_train": num_train, "num_test": num_test}
     counts["num_questions"] = num_questions

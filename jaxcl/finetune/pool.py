@@ -20,8 +20,8 @@ _ROWS = 8  # prompts whose queries are computed at once
 def asked_query(hidden: Callable, batch: Batch) -> Callable:
     """The query of rows by their tokens before the last answer.
 
-    At generation there are no others: with the answer in it, training would select other
-    prompts, by what they are to say.
+    Generation has only these: with the answer in its query, training would select other
+    prompts than generation does.
 
     Args:
       hidden: as of :func:`jaxcl.adapters.mean_query`.
