@@ -47,8 +47,8 @@ SECONDS = (
     "Operations are XLA's, of which those within layers are of one layer."
 )
 PADDING = (
-    "Docstrings of Python's library, in tokens that are learned from them. Replayed rows "
-    "have the largest width; a step has as many of them as new ones."
+    "Docstrings of Python's library, in tokens that are learned from them. Of new rows; a "
+    "step cuts replayed ones to the width that those drawn need."
 )
 START = "Seconds of the clock, and programs that were compiled meanwhile; medians."
 
@@ -154,14 +154,12 @@ def padding_table(done: Done) -> Table:
         *(Column("rows", 0), Column("tokens", 0), Column("median row", 0)),
         *(Column("longest", 0), Column("widths")),
         *(Column("padding, %", 1, 100.0), Column("with one width, %", 1, 100.0)),
-        *(Column("of replay, %", 1, 100.0), Column("in a step, %", 1, 100.0)),
     )
     rows = tuple(
         (
             *(turn["rows"], turn["tokens"], turn["median_length"], turn["longest"]),
             ", ".join(map(str, turn["widths"])),
             *(turn["padding"], turn["padding_of_one_width"]),
-            *(turn["padding_of_replay"], turn["padding_with_replay"]),
         )
         for turn in done.get(("padding", ""), [])
     )
