@@ -136,11 +136,6 @@ def test_padding_is_that_of_the_widths(tmp_path):
     one = 1 - lengths.sum() / (len(lengths) * lengths.max())
     np.testing.assert_allclose(found["padding_of_one_width"], one)
     assert found["padding"] < one
-    replayed = len(lengths) * widths[-1]
-    alone = 1 - lengths.sum() / replayed
-    np.testing.assert_allclose(found["padding_of_replay"], alone)
-    together = 1 - 2 * lengths.sum() / (sum(taken) + replayed)
-    np.testing.assert_allclose(found["padding_with_replay"], together)
 
 
 def test_replayed_rows_have_the_largest_width():

@@ -27,28 +27,19 @@ FIRST_STEP = "experiments.benchmarks.finetune.first_step"
 
 
 def padding(config: Config, place: Path) -> Work:
-    """The part of all positions that is padding; nothing is timed.
-
-    A memory has room for rows of all widths, so that replayed rows have the largest one.
-    """
+    """The part of all positions of new rows that is padding; nothing is timed."""
     given = settings(config, place, config.max_length)
     files, widths = read_tasks(given, tokenizer_of(config, place))
     rows = joined([one.task for one in files]).train
-    lengths, padded = row_lengths(rows), padding_fraction(rows)
-    mean, replayed = lengths.mean(), widths[-1]
-    in_step = (
-        2 * mean / (mean / (1 - padded) + replayed)
-    )  # a replayed row for a new one
+    lengths = row_lengths(rows)
     found = {
         "rows": rows.count,
         "tokens": int(lengths.sum()),
         "median_length": float(np.median(lengths)),
         "longest": int(lengths.max()),
         "widths": list(widths),
-        "padding": padded,
-        "padding_of_one_width": 1 - float(mean / lengths.max()),
-        "padding_of_replay": 1 - float(mean / replayed),
-        "padding_with_replay": 1 - float(in_step),
+        "padding": padding_fraction(rows),
+        "padding_of_one_width": 1 - float(lengths.mean() / lengths.max()),
     }
     return lambda _: found
 
