@@ -11,7 +11,7 @@ from jaxcl import adapters, averages, losses, memory, methods, transforms
 from jaxcl.adapters.paths import leaves_by_path, path_of
 from jaxcl.curvature import empirical_fisher
 from jaxcl.errors import require
-from jaxcl.finetune.config import Config, as_adapter, room_of
+from jaxcl.finetune.config import Config, as_adapter, read_settings, room_of
 from jaxcl.finetune.pool import asked_query
 from jaxcl.interop import load_pretrained
 from jaxcl.method import make_method
@@ -81,13 +81,18 @@ def _check_finite(config: Config, params: Params) -> None:
         require(finite(leaf), "--model", f"{bad}; copy or download it again")
 
 
-def dtype_of(config: Config) -> Any:
-    """The dtype in which weights are loaded; None for that of the files."""
-    given = config.training.dtype
-    trained = as_adapter(config) == "full"
-    if trained or (given == "auto" and jax.default_backend() == "cpu"):
-        return jnp.float32
-    return None if given == "auto" else given
+def dtype_of(config: Config) -> str | None:
+    """The dtype in which weights are loaded; None for that of the files.
+
+    A run keeps that with which it began, also where it goes on on another kind of device.
+    """
+    given, held = config.training.dtype, read_settings(config.out)
+    if as_adapter(config) == "full":
+        return "float32"
+    if given != "auto":
+        return given
+    on_cpu = "float32" if jax.default_backend() == "cpu" else None
+    return held["frozen"] if held and "frozen" in held else on_cpu
 
 
 def _sharding(config: Config) -> ShardingPlan | None:

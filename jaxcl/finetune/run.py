@@ -39,7 +39,7 @@ from jaxcl.finetune.measure import (
     measure_choices,
     write_lines,
 )
-from jaxcl.finetune.method import Setup, set_up
+from jaxcl.finetune.method import Setup, dtype_of, set_up
 from jaxcl.finetune.tasks import TaskFile, Tested, joined, read_tasks
 from jaxcl.finetune.trained import LEARNERS, PROMPTS
 from jaxcl.interop import read_config, save_adapter, save_pretrained
@@ -224,6 +224,7 @@ def write_settings(job: Job) -> None:
     held = {
         "model": str(config.model.resolve()),
         "weights": job.weights,
+        "frozen": dtype_of(config),  # None: as in the files
         "settings": identity(config),
         "max_tasks": room_of(config),
         "widths": job.widths,

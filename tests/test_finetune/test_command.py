@@ -1,5 +1,6 @@
 """``jaxcl finetune`` and the commands on its runs, from files to files."""
 
+import dataclasses
 import json
 import shutil
 
@@ -14,8 +15,9 @@ from jaxcl.data import load_tokenizer
 from jaxcl.files import read_lines
 from jaxcl.finetune import run as finetuning
 from jaxcl.finetune.config import config_of
+from jaxcl.finetune.method import dtype_of
 from jaxcl.finetune.trained import load
-from jaxcl.interop import load_adapter, load_pretrained
+from jaxcl.interop import load_adapter, load_pretrained, save_pretrained
 from jaxcl.models import decoder, generate
 from jaxcl.runs import learned
 from tests.test_finetune.conftest import COUNT, TESTED, WORDS, words_of
@@ -224,3 +226,23 @@ def test_a_run_that_is_cut_ends_as_one_left_alone(home, tmp_path, monkeypatch):
             if path.is_file():
                 other = cut / path.relative_to(alone)
                 assert other.read_bytes() == path.read_bytes(), path.name
+
+
+def test_a_run_goes_on_on_another_kind_of_device(home, tmp_path, monkeypatch):
+    """Oracle: frozen weights stay in the dtype of the run's start; alone they are not."""
+    model = shutil.copytree(home / "model", tmp_path / "model")
+    config, params = load_pretrained(model)
+    shutil.rmtree(model)
+    half = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params)
+    save_pretrained(model, config, half, source=home / "model")
+    words = words_of(home, tmp_path / "run", tasks=("animals",))
+    words[words.index("--model") + 1] = str(model)
+    assert main(words) == 0
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    asked = config_of(tmp_path / "run")
+    assert dtype_of(asked) == "float32"
+    assert dtype_of(dataclasses.replace(asked, out=tmp_path / "other")) is None
+    place = words.index("--tasks") + 2
+    more = [*words[:place], str(home / "colours.jsonl"), *words[place:]]
+    assert main(more) == 0
+    assert (tmp_path / "run" / "learners" / "002-params").is_dir()
