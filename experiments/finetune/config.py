@@ -43,7 +43,7 @@ class Config:
     """Runs per arm and order; a seed draws adapter, order of rows, and replay."""
     num_tasks: int = 4
     """The first ones of an order."""
-    words: int = 36
+    words: int = 24
     """Words of a text that are kept, and at most 240 letters."""
     num_steps: int = 30
     """Steps per task."""

@@ -116,7 +116,8 @@ def as_settings(
             warmup=0.1,
             seed=1000 * config.seed + planned.seed,
         ),
-        text=settings.Text(max_length=128),
+        # Without the chat template, whose own tokens would be a third of a row.
+        text=settings.Text(max_length=96, chat=False, join=" "),
         lora=settings.LoRA(rank=config.rank),
         numbers=settings.Numbers(
             memory=config.capacity,

@@ -83,7 +83,7 @@ def write_tasks(config: Config, place: Path) -> dict[str, Path]:
 def _prompt(row: tuple[str, str], question: str, words: int) -> dict[str, str]:
     text, answer = row
     short = " ".join(text.split()[:words])[:_LETTERS]
-    return {"prompt": f"{short}\n\n{question}", "answer": answer}
+    return {"prompt": f"{short}\n\n{question}\nAnswer:", "answer": answer}
 
 
 def _pairs(folder: Path, name: str, split: str) -> Iterator[tuple[str, str]]:
