@@ -43,9 +43,9 @@ class Config:
     """Runs per arm and order; a seed draws adapter, order of rows, and replay."""
     num_tasks: int = 4
     """The first ones of an order."""
-    words: int = 24
+    words: int = 16
     """Words of a text that are kept, and at most 240 letters."""
-    num_steps: int = 30
+    num_steps: int = 20
     """Steps per task."""
     batch_size: int = 8
     """Rows per step; all of them are seen once."""
@@ -53,7 +53,7 @@ class Config:
     """Of AdamW, constant after a warm-up; reset for each task."""
     rank: int = 8
     """Of LoRA on all projections, with alpha 16."""
-    capacity: int = 200
+    capacity: int = 100
     """Rows that the reservoir holds."""
     replay_size: int = 4
     """Rows that come back with each step."""
@@ -61,14 +61,14 @@ class Config:
     """EWC's, with the factor 1/2 and the mean over rows; 64 rows of a task for the
     Fisher."""
     decay: float = 0.95
-    """I-LoRA's average over steps; with 30 steps a task, 0.99 would hardly move."""
+    """I-LoRA's average over steps; with 20 steps a task, 0.99 would hardly move."""
     distance: float = 1.0
     """I-LoRA's weight of the distance of hidden states."""
     rho: float = 0.05
     """SAM's radius."""
     mix: float = 0.5
     """WiSE-FT's weight of what was trained."""
-    test_rows: int = 50
+    test_rows: int = 32
     """Test rows of each task."""
     general_rows: int = 100
     """Questions of each set for general ability."""
