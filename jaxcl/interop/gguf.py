@@ -274,7 +274,8 @@ def _write(file, sizes, texts, place, dtype, shard_size, on_progress) -> dict[st
     except InputError:
         raise
     except OSError as error:
-        msg = f"{_WHO}: {place} cannot be written ({reason_of(error)}); give another."
+        failed = f"{_WHO}: {place} cannot be written ({reason_of(error)})"
+        msg = f"{failed}; give another, or make room."
         raise WriteError(msg) from error
     finally:
         shutil.rmtree(new, ignore_errors=True)

@@ -195,5 +195,6 @@ def _write(place: Path, config: Mapping[str, Any], tensors: Mapping[str, Any]) -
         os.replace(partial, place / WEIGHTS)
         write_json(place / CONFIG, dict(sorted(config.items())))
     except OSError as error:
-        msg = f"{_WHO}: {place} cannot be written ({reason_of(error)}); give another."
+        failed = f"{_WHO}: {place} cannot be written ({reason_of(error)})"
+        msg = f"{failed}; give another, or make room."
         raise WriteError(msg) from error

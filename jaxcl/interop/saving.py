@@ -189,7 +189,8 @@ def _new_files(place: Path, names: list[str]) -> Iterator[Path]:
     except InputError:
         raise
     except OSError as error:
-        msg = f"{_WHO}: {place} cannot be written ({reason_of(error)}); give another."
+        failed = f"{_WHO}: {place} cannot be written ({reason_of(error)})"
+        msg = f"{failed}; give another, or make room."
         raise WriteError(msg) from error
     finally:
         shutil.rmtree(new, ignore_errors=True)

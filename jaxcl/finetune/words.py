@@ -1,0 +1,73 @@
+"""Settings as words of the command line, and which of them matter to a run."""
+
+import dataclasses
+import shlex
+from collections.abc import Iterator
+from typing import Any
+
+from jaxcl.finetune.config import Config, as_adapter
+
+_FLAT = ("sam", "asam", "gnp", "gsam", "looksam", "c-flat")
+_REPLAY = ("er", "der++", "agem", "ilora")
+_PENALTY = ("ewc", "lwf", "der++", "olora", "l2p", "ilora")
+#: The methods, gradients and adapters that a number is for; all others are for every run.
+_ONLY_FOR = {
+    "memory": (*_REPLAY, "gem"),
+    "replay": _REPLAY,
+    "strength": _PENALTY,
+    "beta": ("der++",),
+    "temperature": ("lwf",),
+    "mix": ("wise-ft",),
+    **dict.fromkeys(("decay", "hidden", "average", "start_after"), ("ilora",)),
+    "fisher_rows": ("ewc",),
+    "num_logits": ("der++",),
+    **dict.fromkeys(("prompts", "prompt_length", "num_selected"), ("l2p",)),
+    "max_tasks": ("gem", "olora"),
+    "rho": _FLAT,
+    "penalty": ("gnp",),
+    "gsam_alpha": ("gsam",),
+    **dict.fromkeys(("rank", "alpha", "dropout", "targets"), ("lora",)),
+    "keep_models": ("full",),
+}
+
+
+def matters(config: Config, name: str) -> bool:
+    """Whether a setting changes a run of this method, gradient and adapter."""
+    chosen = {config.method, config.gradient, as_adapter(config)}
+    return name not in _ONLY_FOR or bool(chosen & {*_ONLY_FOR[name]})
+
+
+def without_effect(config: Config) -> list[str]:
+    """Flags that were given for other methods, and these: ``--mix (wise-ft)``."""
+    return [
+        f"{_flag(name)} ({', '.join(_ONLY_FOR[name])})"
+        for name, value, default in _changed(config)
+        if not matters(config, name)
+    ]
+
+
+def command_of(config: Config) -> str:
+    """The command line of these settings, without those that are the default."""
+    words = ["jaxcl", "finetune"]
+    for name, value, default in _changed(config):
+        if isinstance(default, bool):
+            words.append(_flag(name) if value else _flag(f"no-{name}"))
+        elif isinstance(value, tuple):
+            words += [_flag(name), *map(str, value)]
+        else:
+            words += [_flag(name), str(value)]
+    return shlex.join(words)
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def _changed(part: Any) -> Iterator[tuple[str, Any, Any]]:
+    """Name, value and default of each field that is not as by default, in all groups."""
+    for field in dataclasses.fields(part):
+        value = getattr(part, field.name)
+        if dataclasses.is_dataclass(value):
+            yield from _changed(value)
+        elif value != field.default:
+            yield field.name, value, field.default
