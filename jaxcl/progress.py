@@ -23,7 +23,8 @@ def progress(total: int, label: str, *, done: int = 0) -> Iterator[Callable[...,
     Steps may be fractions; the integer part is shown. ``done`` of them were done by earlier
     processes, as are those that come with a note that ends in ``resumed``. Rate and
     remaining time are computed from the steps after the first call: that one takes as long
-    as compiling does. ``advance`` may be called from another thread.
+    as compiling does. With 0 steps only the note is shown. ``advance`` may be called from
+    another thread.
     """
     console = Console(stderr=True)
     show = _bar if console.is_terminal else _lines
@@ -36,7 +37,7 @@ def progress(total: int, label: str, *, done: int = 0) -> Iterator[Callable[...,
             now, earlier = time.monotonic(), note.endswith(RESUMED)
             if earlier:
                 before += steps
-            elif began is None:
+            elif began is None and steps:
                 before, began = before + steps, now
             seconds = 0.0 if began is None else now - began
             update(reached, pace(reached - before, total - reached, seconds), note)

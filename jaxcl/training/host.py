@@ -263,6 +263,8 @@ def learn(
         )
         if run_state.task or run_state.step:
             run.advance(steps_done(run_state, tasks), RESUMED)
+        if not (finished or on_progress):
+            run.advance(0, "compiling")
         with exit_together():
             run_state, status = walk_tasks(run, run_state)
     if finished and home is not None:
