@@ -61,10 +61,10 @@ class Evaluate:
     """Of the run: params, or slow, fast, interpolated; the default one if absent."""
     after: int | None = None
     """Of the run: after so many tasks; the last one if absent."""
-    rows: int = 100
-    """Most rows of a file."""
-    max_new_tokens: int = 32
-    """Longest generated answer."""
+    rows: int | None = None
+    """Most rows of a file; all of a run's own tests, else 100 if absent."""
+    max_new_tokens: int | None = None
+    """Longest generated answer; as in the run, else 32 if absent."""
     chat: bool | None = None
     """Whether prompts are messages of the chat template; as in the run, or if there is one
     by default."""
@@ -110,7 +110,7 @@ class Generate:
     """Whether prompts are messages of the chat template; as in the run, or if there is one
     by default."""
     as_json: bool = False
-    """A line {"prompt", "output"} for each."""
+    """A line {"prompt", "output"} for each, in place of text."""
 
 
 def _generate(asked: Generate) -> None:
@@ -122,7 +122,8 @@ def _generate(asked: Generate) -> None:
 
     for prompt, output in zip(prompts, answers_to(asked, prompts), strict=True):
         pair = {"prompt": prompt, "output": output}
-        print(json.dumps(pair, ensure_ascii=False) if asked.as_json else output)
+        one = f"> {prompt}\n{output}\n" if len(prompts) > 1 else output
+        print(json.dumps(pair, ensure_ascii=False) if asked.as_json else one)
 
 
 # --------------------------------------------------------------------- export, interpolate

@@ -1,5 +1,6 @@
 """Tests of any model on any files, and its answers to prompts."""
 
+import dataclasses
 from functools import partial
 from typing import Any
 
@@ -10,7 +11,7 @@ from jaxcl.data.choices import read_choices
 from jaxcl.data.instruct import instruct_prompts
 from jaxcl.errors import require
 from jaxcl.files import write_text
-from jaxcl.finetune.config import SETTINGS, config_of, named
+from jaxcl.finetune.config import SETTINGS, Numbers, Testing, config_of, named
 from jaxcl.finetune.interpolate import tests_of
 from jaxcl.finetune.measure import (
     METRICS,
@@ -28,16 +29,14 @@ from jaxcl.models import Sampling
 from jaxcl.progress import progress
 from jaxcl.report.tables import Column, table_of, to_csv, to_markdown
 
+_ROWS = 100  # of a file that is not of the run
+
 
 def evaluate(asked: Any) -> str:
     """The table of a model's tests, as Markdown; see ``jaxcl evaluate --help``."""
     trained = load(asked.source, asked.learner, asked.after)
-    own = (asked.source / SETTINGS).is_file() and not (asked.tasks or asked.general)
-    tests = (
-        [*tests_of(config_of(asked.source), trained)]
-        if own
-        else [*_tests(asked, trained)]
-    )
+    own = _is_run(asked) and not (asked.tasks or asked.general)
+    tests = [*(_own_tests if own else _tests)(asked, trained)]
     rows: list[dict[Column, Any]] = []
     with progress(sum(count for _, count, _ in tests), "rows tested") as advance:
         for name, _, test in tests:
@@ -75,24 +74,36 @@ def _rows(name: str, lines: list[dict[str, Any]]) -> list[dict[Column, Any]]:
     return rows
 
 
+def _is_run(asked: Any) -> bool:
+    return (asked.source / SETTINGS).is_file()
+
+
+def _own_tests(asked: Any, trained: Trained):
+    """Those of the run itself."""
+    config = config_of(asked.source)
+    longest = asked.max_new_tokens or config.testing.max_new_tokens
+    testing = dataclasses.replace(config.testing, max_new_tokens=longest)
+    return tests_of(dataclasses.replace(config, testing=testing), trained, asked.rows)
+
+
 def _tests(asked: Any, trained: Trained):
     """Name, number of rows and function of every test that was asked for."""
     words, form = _words(asked, trained), _form(asked, trained)
     for file in named("--tasks", asked.tasks, folders=False):
         full = instruct_prompts(file.path, trained.tokenizer, **form)
-        prompts = first_rows(full, asked.rows)
+        prompts = first_rows(full, asked.rows or _ROWS)
         test = partial(measure_answers, words, prompts=prompts)
         yield file.name, len(prompts.tokens), test
     for file in named("--general", asked.general):
         full = read_choices(file.path, trained.tokenizer)
-        questions = first_rows(full, asked.rows)
+        questions = first_rows(full, asked.rows or _ROWS)
         test = partial(measure_choices, words, questions=questions)
         yield file.name, len(questions.prompts), test
 
 
 def _form(asked: Any, trained: Trained) -> dict[str, Any]:
     """How prompts and answers are written: as in the run, if it is one."""
-    own = (asked.source / SETTINGS).is_file()
+    own = _is_run(asked)
     form = format_of(config_of(asked.source), trained.tokenizer) if own else {}
     has = bool(getattr(trained.tokenizer, "chat_template", None)) or None
     chat = form.get("chat", has) if asked.chat is None else asked.chat
@@ -103,10 +114,13 @@ def _form(asked: Any, trained: Trained) -> dict[str, Any]:
 
 def _words(asked: Any, trained: Trained) -> Words:
     """The decoder; a pool of prompts is used as in the run."""
-    words = Words(trained.config, trained.tokenizer, asked.max_new_tokens)
-    if trained.place is None:
-        return words
-    return words._replace(num_selected=config_of(asked.source).numbers.num_selected)
+    longest, selected = asked.max_new_tokens, Numbers.num_selected
+    if _is_run(asked):
+        config = config_of(asked.source)
+        longest = longest or config.testing.max_new_tokens
+        selected = config.numbers.num_selected
+    longest = longest or Testing.max_new_tokens
+    return Words(trained.config, trained.tokenizer, longest, num_selected=selected)
 
 
 def answers_to(asked: Any, prompts: list[str]) -> list[str]:

@@ -10,7 +10,13 @@ from jaxcl.adapters.lora import adapters_of
 from jaxcl.errors import require
 from jaxcl.finetune.config import Config, config_of
 from jaxcl.finetune.curve import PLACE
-from jaxcl.finetune.measure import Words, measure_answers, measure_choices, write_lines
+from jaxcl.finetune.measure import (
+    Words,
+    first_rows,
+    measure_answers,
+    measure_choices,
+    write_lines,
+)
 from jaxcl.finetune.method import scale_adapter
 from jaxcl.finetune.run import check_unchanged, read_questions
 from jaxcl.finetune.tasks import read_tests
@@ -58,7 +64,7 @@ def measure_curve(
     trained = load(run, learner, after)
     assert trained.place is not None
     home = run / PLACE / trained.place.name
-    tests = [*tests_of(config, trained)]
+    tests = [*tests_of(config, trained, None)]
     total = len(alphas) * sum(count for _, count, _ in tests)
     with progress(total, "rows tested") as advance:
         for alpha in alphas:
@@ -75,15 +81,18 @@ def measure_curve(
     return home
 
 
-def tests_of(config: Config, trained: Trained):
-    """Name, number of rows and function of every test of a run."""
+def tests_of(config: Config, trained: Trained, most: int | None):
+    """Name, number of rows and function of every test of a run, on at most so many rows."""
     longest, selected = config.testing.max_new_tokens, config.numbers.num_selected
     words = Words(trained.config, trained.tokenizer, longest, num_selected=selected)
     tested = read_tests(config, trained.tokenizer)
     check_unchanged(config, tested)
     for one in tested:
-        test = partial(measure_answers, words, prompts=one.prompts, labels=one.choices)
-        yield one.name, len(one.prompts.tokens), test
-    for name, questions in read_questions(config, trained.tokenizer).items():
+        prompts = first_rows(one.prompts, most)
+        labels = one.choices and first_rows(one.choices, most)
+        test = partial(measure_answers, words, prompts=prompts, labels=labels)
+        yield one.name, len(prompts.tokens), test
+    for name, every in read_questions(config, trained.tokenizer).items():
+        questions = first_rows(every, most)
         test = partial(measure_choices, words, questions=questions)
         yield name, len(questions.prompts), test

@@ -52,9 +52,10 @@ def write_lines(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
 _Rows = TypeVar("_Rows", Prompts, Choices)
 
 
-def first_rows(rows: _Rows, count: int, begin: int = 0) -> _Rows:
-    """Some rows of prompts or questions, one after another."""
-    held: Any = (part[begin : begin + count] for part in rows)
+def first_rows(rows: _Rows, count: int | None, begin: int = 0) -> _Rows:
+    """Some rows of prompts or questions, one after another; None: up to the last."""
+    end = None if count is None else begin + count
+    held: Any = (part[begin:end] for part in rows)
     return type(rows)(*held)
 
 
