@@ -18,6 +18,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from jaxcl.cli import convert, finetune, models
+from jaxcl.errors import MissingFileError
 from jaxcl.runs import batch
 from jaxcl.runs.command import refusing
 from jaxcl.runs.experiment import nearest
@@ -36,11 +37,14 @@ def report(argv: Sequence[str]) -> int:
     if len(argv) != 1 or argv[0].startswith("-") or "\0" in argv[0]:
         print(_REPORT, file=sys.stdout if "--help" in argv else sys.stderr)
         return 0 if "--help" in argv else 2
+    run = Path(argv[0])
+    if not run.is_dir():
+        msg = f"report: expected the folder of a run, got nothing of the kind at {run}."
+        raise MissingFileError(msg)
     from jaxcl.finetune.config import SETTINGS
-    from jaxcl.finetune.report import write_page
+    from jaxcl.finetune.report import write_page  # with all that draws figures
     from jaxcl.runs.reports import page_of_run
 
-    run = Path(argv[0])
     (write_page if (run / SETTINGS).exists() else page_of_run)(run)
     return 0
 
