@@ -12,7 +12,7 @@ import numpy as np
 from jaxcl.data.widths import padding_fraction
 from jaxcl.finetune.config import as_adapter
 from jaxcl.finetune.method import learning_rate
-from jaxcl.finetune.run import Job
+from jaxcl.finetune.run import Job, tested_after
 from jaxcl.training import learn, step_memory
 from jaxcl.training.options import steps_of
 from jaxcl.typing import Params
@@ -101,7 +101,7 @@ def _memory(job: Job) -> str:
     text = f"{needed / 1e9:.2f} GB in a step on the widest rows, by XLA"
     if there is None:
         return text
-    text += f"; {there / 1e9:.1f} GB are free"
+    text += f", of {there / 1e9:.1f} GB"
     if needed > 0.95 * there:
         text += f". It may not fit: lower {remedies(config)}"
     return text
@@ -121,7 +121,7 @@ def remedies(config: Any) -> str:
 
 
 def _available() -> int | None:
-    """Bytes that are free on a device, or on this machine for a CPU."""
+    """Bytes of a device; those that are free on this machine for a CPU."""
     with suppress(Exception):
         stats = jax.devices()[0].memory_stats()
         if stats:
@@ -164,12 +164,19 @@ class Clock:
     """Says once, after a few steps, how long the rest will take.
 
     A program is compiled for each width of rows, within the first steps that have it. So
-    the estimate is from the fastest of a few lines.
+    the estimate is from the fastest of a few lines. That of the tests is from those before
+    the first task, if this process has made them.
     """
 
     def __init__(self, job: Job):
+        self.job = job
         self.total = sum(steps_of(task, job.options) for task in job.tasks)
         self.each: list[float] = []
+        self.a_row = self.learners = 0
+
+    def tested(self, learners: int, rows: int, seconds: float) -> None:
+        """Take the time of some tests."""
+        self.learners, self.a_row = learners, seconds / rows
 
     def note(self, line: Mapping[str, Any]) -> None:
         """Take a line of the loop."""
@@ -179,6 +186,17 @@ class Clock:
         if len(self.each) == _LINES:
             left = max(self.total - (line["at"] - line["task"]), 0)
             each = min(self.each)
-            rest = "without tests and what is still to compile"
             other = f"{duration(each * left)} for the other {left:,}"
-            print(f"time  {each:.2g} s a step, {other}, {rest}")
+            tests = self.a_row * self.learners * self._rows_left(line["task"])
+            known = f"about {duration(tests)} of tests, without" if tests else ""
+            rest = f"{known or 'without tests and'} what is still to compile"
+            print(f"time  {each:.2g} s a step, {other}, {rest}", flush=True)
+
+    def _rows_left(self, ended: int) -> int:
+        """Rows on which each learner is still to be tested."""
+        count = 0
+        for number in range(ended + 1, len(self.job.tasks) + 1):
+            files, general = tested_after(self.job, number)
+            count += sum(len(one.tested.prompts.tokens) for one in files)
+            count += sum(len(one.prompts) for one in general.values())
+        return count

@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -82,6 +83,8 @@ def load(config: Config) -> Job:
     check_unchanged(config, [one.tested for one in files])
     with in_words_of_flags():
         general = read_questions(config, tokenizer)
+    asked = [one.tested.prompts.tokens for one in files]
+    check_context(config, model, [*asked, *(one.prompts for one in general.values())])
     key = jax.random.fold_in(jax.random.key(config.training.seed), 0)
     with in_words_of_flags():
         setup = set_up(config, key)
@@ -120,6 +123,19 @@ def check_same_weights(config: Config, weights: str) -> None:
     changed = f"the weights of {config.model} are not those with which the run began"
     same = held.get("weights", weights) == weights
     require(same, "--model", f"{changed}; give these back, or another --out")
+
+
+def check_context(config: Config, model: DecoderConfig, asked: list[Any]) -> None:
+    """Refuse prompts that are too long for the model, before any step is made."""
+    numbers, context = config.numbers, model.max_position_embeddings
+    room = numbers.num_selected * numbers.prompt_length if config.method == "l2p" else 0
+    longest = room + max((len(one) for part in asked for one in part), default=0)
+    own = f", {room} of them learned by l2p," * bool(room)
+    beyond = f"prompts of up to {longest} tokens{own}"
+    if context is not None:
+        known = f"{beyond} are too long for a model of {context}"
+        remedy = f"give at most {context - room}, or shorter questions"
+        require(longest <= context, "--max-length", f"{known}; {remedy}")
 
 
 def end_rows(config: Config) -> int:
@@ -186,8 +202,17 @@ def is_finished(job: Job) -> bool:
     return False
 
 
-def run(job: Job, **options: Any) -> TrainResult:
-    """Learn, with tests and models in the folder of the run; resume if it has begun."""
+def run(
+    job: Job, on_tested: Callable[[int, int, float], None] | None = None, **options: Any
+) -> TrainResult:
+    """Learn, with tests and models in the folder of the run; resume if it has begun.
+
+    Args:
+      job: loaded.
+      on_tested: called after tests with the number of learners, of their rows together,
+        and the seconds that they took.
+      options: of :func:`jaxcl.training.learn`.
+    """
     config, setup = job.config, job.setup
     out = config.out
     with lock_folder(out):  # that of another process is not to be rewritten
@@ -210,7 +235,8 @@ def run(job: Job, **options: Any) -> TrainResult:
         evaluation=evaluation,
         sharding=setup.sharding,
         metadata=identity(config),
-        on_task_end=partial(at_task_end, job),
+        on_task_end=partial(at_task_end, job, on_tested=on_tested),
+        quiet=False,  # lines in a log, too
         **options,
     )
     if result.status == "done":  # what is asked for the first time at its end
@@ -262,6 +288,7 @@ def at_task_end(
     ended: int,
     learners: Mapping[str, Params],
     interrupted: Callable[[], bool],
+    on_tested: Callable[[int, int, float], None] | None = None,
 ) -> None:
     """Save the learners and test them; files that are there already are kept."""
     if jax.process_index():
@@ -273,16 +300,20 @@ def at_task_end(
     if not todo:
         return
     total = sum(number for number, _, _ in todo)
-    label = "rows tested " + (f"after {ended} tasks" if ended else "before")
+    label = f"rows tested after {ended} of {len(job.tasks)} tasks"
+    began = time.monotonic()
     with progress(total, label) as advance:
         for _, path, test in todo:
             note = path.stem.partition("-")[2]
+            advance(0, note)  # the first rows wait for a program to be compiled
             lines = test(
                 interrupted=interrupted, advance=lambda n, note=note: advance(n, note)
             )
             if lines is None:
                 return
             write_lines(path, lines)
+    if on_tested:
+        on_tested(len(learners), total, time.monotonic() - began)
 
 
 def _tests(job: Job, ended: int, learners: Mapping[str, Params]):
@@ -290,12 +321,7 @@ def _tests(job: Job, ended: int, learners: Mapping[str, Params]):
     config, setup = job.config, job.setup
     longest, selected = config.testing.max_new_tokens, config.numbers.num_selected
     words = Words(setup.config, job.tokenizer, longest, num_selected=selected)
-    seen = len(job.files) if config.method == "mtl" else ended
-    count = seen if ended and config.testing.test_on == "seen" else len(job.files)
-    files = job.files[:count] if config.testing.answers else []
-    last = ended == len(job.tasks)
-    every = config.testing.general_every
-    general = not ended or last or (every and ended % every == 0)
+    files, general = tested_after(job, ended)
     for name, learner in learners.items():
         params = adapters.combine(learner, setup.frozen)
         for one in files:
@@ -304,13 +330,24 @@ def _tests(job: Job, ended: int, learners: Mapping[str, Params]):
             test = partial(measure_answers, words, params, asked, one.tested.choices)
             if not path.exists():
                 yield len(asked.tokens), path, test
-        for set_name, questions in job.general.items() if general else ():
+        for set_name, questions in general.items():
             path = file_of(config.out, GENERAL, ended, set_name, name)
             if not path.exists():
                 test = partial(measure_choices, words, params, questions)
                 yield len(questions.prompts), path, test
         if not ended:
             return  # all learners are the model itself
+
+
+def tested_after(job: Job, ended: int) -> tuple[list[TaskFile], dict[str, Choices]]:
+    """The tasks and the questions on which learners are tested after so many tasks."""
+    testing, count = job.config.testing, len(job.files)
+    if ended and testing.test_on == "seen" and job.config.method != "mtl":
+        count = ended
+    every = testing.general_every
+    asked = ended in (0, len(job.tasks)) or (every and ended % every == 0)
+    files = job.files[:count] if testing.answers else []
+    return files, job.general if asked else {}
 
 
 def save_learner(job: Job, ended: int, name: str, learner: Params) -> None:
