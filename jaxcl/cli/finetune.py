@@ -14,6 +14,7 @@ import tyro
 from jaxcl.errors import InputError
 from jaxcl.finetune.checks import check
 from jaxcl.finetune.config import Config, Demo, LoRA, Testing, Text, Training
+from jaxcl.finetune.words import without_effect
 from jaxcl.progress import progress
 from jaxcl.runs.command import refusing, tell_end
 from jaxcl.signals import ignore_more, terminable
@@ -28,6 +29,8 @@ def main(argv: Sequence[str]) -> int:
             if config.demo != "no":
                 config = with_demo_files(config)
             check(config)
+            if unused := without_effect(config):
+                print(f"warning: without effect: {', '.join(unused)}", file=sys.stderr)
             with compiled_once():
                 return start(config)
         except KeyboardInterrupt as error:
@@ -49,6 +52,13 @@ def plain_warnings() -> Iterator[None]:
 def parse(argv: Sequence[str]) -> Config:
     """The settings of a command line; tyro ends the process for words it does not know."""
     words = list(argv)
+    flags = {word.partition("=")[0] for word in words}
+    wanted = [flag for flag in ("--model", "--tasks", "--out") if flag not in flags]
+    if wanted and not flags & {"--demo", "--help", "-h"}:
+        missing = f"{wanted[0]}: expected --model FOLDER --tasks FILE ... --out FOLDER"
+        ways = "see --help, or try --demo, which needs none of them"
+        msg = f"{missing}, got no {' and no '.join(wanted)}; {ways}."
+        raise InputError(msg)
     default: dict[str, Any] = {}
     if "--demo" in words:
         place = words.index("--demo") + 1
@@ -135,7 +145,8 @@ def start(config: Config) -> int:
             say(plan(job, timed=config.dry_run))
         if config.dry_run:
             return 0
-        result = run.run(job, on_report=Clock(job).note)
+        clock = Clock(job)
+        result = run.run(job, clock.tested, on_report=clock.note)
     except Exception as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import binomtest
 
-from jaxcl.finetune.config import run_settings
+from jaxcl.finetune.config import config_of, run_settings
 from jaxcl.finetune.curve import PLACE, curve_picture, curve_table
 from jaxcl.finetune.measure import (
     ANSWERS,
@@ -17,6 +17,7 @@ from jaxcl.finetune.measure import (
     lines_of,
     read_tests,
 )
+from jaxcl.finetune.words import command_of, matters
 from jaxcl.report.heatmaps import result_heatmaps
 from jaxcl.report.page import Picture, Section
 from jaxcl.report.style import drawable
@@ -25,7 +26,9 @@ from jaxcl.runs import learned
 from jaxcl.runs.reports import write_report
 from jaxcl.training.options import LOWER_IS_BETTER
 
-_ASIDE = "rouge_l", "perplexity"  # in the table only
+_ASIDE = "rouge_l", "perplexity"  # in a table of their own only
+_FRACTIONS = "exact_match", "choice_accuracy"  # of test rows
+_NOTE = "From and to: 95 % interval of Wilson at the end, over the rows."
 _SHOWN = 6  # answers of a task
 _LONGEST = 300  # letters of a text in a table
 _CLAIM = "Fine-tuned on {names}, one after another, by {method}."
@@ -53,7 +56,7 @@ def write_page(run: Path) -> Path:
         found = found._replace(results={**answers, **found.results})
     labels = drawable([*found.tasks, *found.sets])
     sections = [
-        *_results_section(found, labels),
+        *_results_section(run, found, labels),
         *_general_section(run, held, len(found.ends)),
         *_answers_section(run, held, found),
         *_interpolation_section(run),
@@ -65,14 +68,18 @@ def write_page(run: Path) -> Path:
     claim = (_TOGETHER if together else _CLAIM).format(
         names=", ".join(names), method=held["settings"]["method"]
     )
-    about = learned.about(found)
+    if found.status != "done":
+        verdict += [f"Not finished: {found.ended} of {len(found.tasks)} tasks so far."]
+    about, config = learned.about(found), config_of(run)
+    used = {n: value for n, value in held["settings"].items() if matters(config, n)}
+    shown = {"command": command_of(config), **used, "model": held["model"]}
     return write_report(
         run,
         title=run.resolve().name,
         claim=claim,
         verdict=verdict or ["Nothing was measured so far."],
         sections=sections,
-        about={"config": {"model": held["model"], **held["settings"]}, **about},
+        about={**about, "config": shown},
     )
 
 
@@ -80,9 +87,9 @@ def write_page(run: Path) -> Path:
 
 
 def _results_section(
-    found: learned.Learned, labels: Sequence[str]
+    run: Path, found: learned.Learned, labels: Sequence[str]
 ) -> Iterator[Section]:
-    """All metrics of all learners after each task, and a table of what was lost."""
+    """All metrics of all learners after each task, and tables of what was lost."""
     if not found.results:
         return
     shown = {m: v for m, v in found.results.items() if m not in (*_ASIDE, "loss")}
@@ -93,36 +100,55 @@ def _results_section(
         "accuracy: the right one is the most likely of all answers that the task has. "
         "A model may still know an answer that it no longer gives in the right form."
     )
-    tables = {"tasks": _lost_table(found)}
+    rest = {m: own for m, own in found.results.items() if m not in shown}
+    tables = {
+        "tasks": _lost_table(run, found, shown),
+        "further-metrics": _lost_table(run, found, rest),
+    }
     yield Section(
         "What was learned, and what is left",
         text,
         [Picture("results", drawn, alt)],
-        tables,
+        {name: table for name, table in tables.items() if table.rows},
     )
 
 
-def _lost_table(found: learned.Learned) -> Table:
-    """A row per metric, learner and task: before, just learned, and at the end."""
+def _lost_table(run: Path, found: learned.Learned, results: Results) -> Table:
+    """A row per metric, learner and task: before, just learned, and at the end.
+
+    Intervals are of what is a fraction of generated or chosen answers.
+    """
     rows: list[Mapping[Column, Any]] = []
     names, num_tasks = [*found.tasks, *found.sets], len(found.tasks)
-    for metric, learners in found.results.items():
+    counted = not {*results}.isdisjoint(_FRACTIONS)
+    for metric, learners in results.items():
         for learner, matrix in learners.items():
             for place, name in enumerate(names):
                 just = matrix[place + 1, place] if place < num_tasks else np.nan
                 end = matrix[found.last, place]
-                rows.append(
-                    {
-                        Column("metric"): metric,
-                        Column("learner"): learner,
-                        Column("task"): name,
-                        Column("before", 3): matrix[0, place],
-                        Column("just learned", 3): just,
-                        Column("at the end", 3): end,
-                        Column("change since learned", 3): end - just,
-                    }
-                )
-    return table_of(rows)
+                row = {
+                    Column("metric"): metric,
+                    Column("learner"): learner,
+                    Column("task"): name,
+                    Column("before", 3): matrix[0, place],
+                    Column("just learned", 3): just,
+                    Column("at the end", 3): end,
+                    Column("change since learned", 3): end - just,
+                }
+                if counted:
+                    file = file_of(run, ANSWERS, found.last, name, learner)
+                    own = metric in _FRACTIONS
+                    row |= _with_interval(end, len(lines_of(file)) if own else 0)
+                rows.append(row)
+    return table_of(rows, *counted * [_NOTE])
+
+
+def _with_interval(value: float, count: int) -> dict[Column, Any]:
+    """How many rows a fraction is of, and its interval; nothing where it is unknown."""
+    known = count and np.isfinite(value)
+    low, high = interval(value, count) if known else (None, None)
+    cells = {"rows": count or None, "from": low, "to": high}
+    return {Column(name, 0 if name == "rows" else 3): v for name, v in cells.items()}
 
 
 # ----------------------------------------------------------------------- general ability

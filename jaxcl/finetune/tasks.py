@@ -131,7 +131,7 @@ def _tests_of(config: Config, tokenizer: Any, file: Named) -> Tested:
 def kept_apart(config: Config, path: Path, count: int) -> np.ndarray:
     """The numbers of the rows of a file that are kept for testing, in order."""
     testing = config.testing
-    wanted = f"{path} has {count} rows, of which one is kept for testing; give more"
+    wanted = f"{path} has a single row, and one is kept for testing; give more"
     require(count > 1, "--tasks", wanted)
     size = max(1, round(testing.test_fraction * count))
     size = min(testing.test_rows, size, count - 1)  # one is learned

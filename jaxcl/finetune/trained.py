@@ -82,7 +82,8 @@ def load(
         )
     base, place = Path(run_settings(source)["model"]), find(source, learner, after)
     if not base.is_dir():
-        msg = f"{source} was trained from {base}, which is not there; put it back."
+        moved = "put it back, or repeat the run's command with --model at its new place"
+        msg = f"{source} was trained from {base}, which is not there; {moved}."
         raise MissingFileError(msg)
     full = (place / "config.json").is_file()
     dtype = None if as_files else dtype_of(config_of(source))

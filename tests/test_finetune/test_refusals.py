@@ -25,7 +25,7 @@ FILES = {
     "binary": (bytes(range(256)), r"line 1: holds binary data"),
     "text": (b"hello\n", r"line 1"),
     "number": (b"3\n", r"line 1"),
-    "one row": (b'{"prompt": "a", "answer": "b"}\n', r"has 1 rows"),
+    "one row": (b'{"prompt": "a", "answer": "b"}\n', r"has a single row"),
     "other fields": (
         b'{"text": "a", "label": "b"}\n' * 3,
         r"^error: --tasks: .*'prompt' is missing.* another by --prompt, or fix",
@@ -84,6 +84,11 @@ SETTINGS = {
     "too little room": (("--max-tasks", "1", "--method", "gem"), r"--max-tasks"),
     "more devices than there are": (("--devices", "64"), r"--devices: there are 8"),
     "devices that do not divide": (("--devices", "3"), r"cannot share a batch of 2"),
+    "a pool beyond the context": (
+        ("--method", "l2p", "--prompt-length", "40"),
+        r"--max-length: prompts of up to 1\d\d tokens, 120 of them learned by l2p, are "
+        r"too long for a model of 128; give at most 8",
+    ),
     "projections that are not there": (("--targets", "q_prj"), r"^error: --targets: "),
     "questions that are not there": (("--general", "no.jsonl"), r"--general: nothing"),
 }
@@ -95,6 +100,18 @@ def test_settings_that_cannot_run_are_refused(home, tmp_path, capsys, name):
     more, message = SETTINGS[name]
     refused(capsys, words_of(home, tmp_path / "run", *more), message)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_command_without_files_names_what_it_needs(home, tmp_path, capsys):
+    """Oracle: the message; each of the three flags alone."""
+    refused(
+        capsys, ["finetune"], r"got no --model and no --tasks and no --out; .*--demo"
+    )
+    words = words_of(home, tmp_path / "run")
+    for flag in ("--model", "--out"):
+        place = words.index(flag)
+        short = [*words[:place], *words[place + 2 :]]
+        refused(capsys, short, rf"^error: {flag}: .* got no {flag}; see --help")
 
 
 def test_two_files_of_one_name_need_names(home, tmp_path, capsys):

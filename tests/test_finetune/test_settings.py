@@ -1,21 +1,29 @@
 """What a run noted of itself is what the commands on it do."""
 
 import json
+import shlex
 import shutil
+from dataclasses import fields, replace
+from typing import get_args
 
 import jax
 import numpy as np
+import pytest
 
 from jaxcl.cli import main
 from jaxcl.cli.finetune import parse
 from jaxcl.files import read_lines
-from jaxcl.finetune.config import config_of
+from jaxcl.finetune import run as finetuning
+from jaxcl.finetune.config import Gradient, Method, Numbers, config_of
 from jaxcl.finetune.curve import read_curve
 from jaxcl.finetune.interpolate import between
+from jaxcl.finetune.method import make
 from jaxcl.finetune.report import write_page
 from jaxcl.finetune.tasks import kept_apart
 from jaxcl.finetune.trained import load
+from jaxcl.finetune.words import command_of, matters, without_effect
 from jaxcl.interop import load_pretrained, save_pretrained
+from jaxcl.models import decoder
 from tests.test_finetune.conftest import words_of, write
 
 
@@ -111,3 +119,56 @@ def test_the_curve_reads_small_alphas(tmp_path):
     for alpha in (0.5, 1e-5, 0.0):
         write(tmp_path / f"{alpha:g}-2-pets.jsonl", [{"exact_match": alpha}])
     assert read_curve(tmp_path) == {"exact_match": {"2-pets": ([0.0, 1e-5, 0.5],) * 2}}
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        (),
+        ("--method", "ilora", "--hidden", "all", "--chat", "False", "--no-answers"),
+        ("--recompute", "--targets", "q_proj", "v_proj", "--prompt", "a b"),
+    ],
+)
+def test_the_command_of_settings_is_read_as_these_settings(home, tmp_path, more):
+    """Oracle: the parser."""
+    config = parse(words_of(home, tmp_path / "run", *more)[1:])
+    words = shlex.split(command_of(config))
+    assert words[:2] == ["jaxcl", "finetune"]
+    assert parse(words[2:]) == config
+
+
+def test_numbers_matter_to_the_methods_that_read_them(home, tmp_path):
+    """Oracle: the fields that are read while a method is made. Some are read for all, and
+    some where the model is made."""
+    read = set()
+
+    class Watched(Numbers):
+        def __getattribute__(self, name):
+            read.add(name)
+            return super().__getattribute__(name)
+
+    job = finetuning.load(parse(words_of(home, tmp_path / "run")[1:]))
+    model, names = decoder(job.setup.config), {f.name for f in fields(Numbers)}
+    other = {"strength", "replay", "rho", "penalty"}
+    other |= {"max_tasks", "num_selected", "prompts", "prompt_length"}
+    for method in get_args(Method):
+        for gradient in get_args(Gradient):
+            config = replace(
+                job.config, method=method, gradient=gradient, numbers=Watched()
+            )
+            read.clear()
+            make(config, model, job.setup.frozen)
+            own = {name for name in names if matters(config, name)}
+            assert (read & names) - other == own - other, (method, gradient)
+
+
+def test_flags_without_effect_are_named(home, tmp_path, capsys):
+    """Oracle: by hand."""
+    asked = "--mix", "0.3", "--rho", "0.1", "--decay", "0.9"
+    words = words_of(home, tmp_path / "run", *asked)
+    config = parse([*words[1:], "--gradient", "sam"])
+    assert without_effect(config) == ["--mix (wise-ft)", "--decay (ilora)"]
+    assert not without_effect(parse(words_of(home, tmp_path / "run")[1:]))
+    assert main([*words, "--dry-run"]) == 0
+    said = capsys.readouterr().err
+    assert "warning: without effect: --mix (wise-ft), --decay (ilora), --rho (" in said
