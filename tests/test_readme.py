@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from jaxcl.data import instruct_prompts
 from jaxcl.runs.batch import experiment_of, read_words, words_for_run
 from jaxcl.runs.experiment import parse
+from tests.tiny_tokenizers import byte_level
 
 README = Path(__file__).parent.parent / "README.md"
 BLOCKS = re.findall(r"^```python\n(.*?)^```$", README.read_text(), re.S | re.M)
@@ -34,6 +36,19 @@ def test_a_block_runs_alone_and_prints_what_it_shows(number, tmp_path, monkeypat
 def test_there_are_blocks():
     """Oracle: the fences, counted in another way; none is left out by the pattern."""
     assert len(BLOCKS) == README.read_text().count("```python") >= 4
+
+
+def test_rows_that_are_shown_are_read_as_prompts_and_answers(tmp_path):
+    """Oracle: the answers in the lines themselves."""
+    (block,) = re.findall(r"^```json\n(.*?)^```$", README.read_text(), re.S | re.M)
+    tokenizer, answers = byte_level(), []
+    for number, line in enumerate(block.splitlines()):
+        path = tmp_path / f"{number}.jsonl"
+        path.write_text(line)
+        prompts = instruct_prompts(path, tokenizer, chat=True)
+        assert "2 + 2" in line or "2 and 2" in tokenizer.decode(prompts.tokens[0])
+        answers += [answer.strip() for answer in prompts.answers]
+    assert answers == ["4"] * 3
 
 
 def test_the_readme_says_what_each_part_is():
