@@ -51,6 +51,12 @@ def test_commands_test_a_run_as_it_tested_itself(home, tmp_path, capsys):
     general = read_lines(out / "general" / "001-general-params.jsonl")
     assert read_lines(tmp_path / "own" / "general.jsonl") == general
     assert len(general) == 2
+    fewer = "--rows", "1", "--max-new-tokens", "2", "--out", str(tmp_path / "fewer")
+    assert main(["evaluate", str(out), *fewer]) == 0
+    (first,) = read_lines(tmp_path / "fewer" / "pets.jsonl")
+    assert own[0]["output"].startswith(first["output"])
+    assert first["output"] != own[0]["output"]
+    assert read_lines(tmp_path / "fewer" / "general.jsonl") == general[:1]
     # The same rows as another file, and by hand.
     longest = "--max-new-tokens", "40"
     given = ["--tasks", held, *longest, "--out", str(tmp_path / "other")]
