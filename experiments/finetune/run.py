@@ -176,5 +176,5 @@ def line_of(
         choice=plain(matrices["choice_accuracy"]),
         choice_before=tidy(matrices["choice_accuracy_before"]),
         general={name: tidy(own[[0, -1], place]) for place, name in enumerate(GENERAL)},
-        loss=tidy(result.loss),
+        loss=tidy(np.repeat(result.loss, len(names) if together else 1, axis=0)),
     )

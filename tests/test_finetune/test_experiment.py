@@ -1,16 +1,22 @@
 """The experiment on text classification, on data of its form."""
 
+import dataclasses
 import gzip
 import io
+import itertools
 import json
 import tarfile
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from experiments.finetune.config import EXPERIMENT
-from experiments.finetune.tasks import DOMAINS
+from experiments.finetune.config import EXPERIMENT, ORDERS
+from experiments.finetune.run import line_of, plans, trials
+from experiments.finetune.tasks import DOMAINS, GENERAL
 from jaxcl.files import read_lines
+from jaxcl.finetune.measure import file_of
+from jaxcl.report.records import check
 from jaxcl.runs.command import main
 from jaxcl.runs.folder import read_records
 
@@ -89,3 +95,30 @@ def test_the_domains_are_ten_of_fifteen_intents():
     assert len(counts) == 10
     assert {*counts.values()} == {15}
     assert len({i for words in DOMAINS.values() for i in words.split()}) == 150
+
+
+def line_from(config, values, home):
+    """The line of the first run that is planned, all of whose tests had these values."""
+    planned = next(iter(plans(config, home)))
+    ((trial, learner),) = trials(config, planned)
+    num_ends = 1 if planned.arm == "mtl" else config.num_tasks
+    names = {"answers": ORDERS[planned.order], "general": GENERAL}
+    for kind, ended in itertools.product(names, range(num_ends + 1)):
+        for name in names[kind]:
+            path = file_of(planned.out, kind, ended, name, learner)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(values) + "\n")
+    loss = np.arange(num_ends, dtype=np.float32)
+    result = SimpleNamespace(status="done", seconds=1.0, loss=loss)
+    return line_of(config, trial, learner, planned, result)
+
+
+def test_joint_training_fills_a_line_as_long_as_the_others(tmp_path):
+    """Oracle: by hand, and the check with which a report begins."""
+    smoke = EXPERIMENT.presets["smoke"]
+    values = {"exact_match": 0.5, "choice_accuracy": 0.75}
+    config = dataclasses.replace(smoke, arms=("mtl",))
+    line = line_from(config, values, tmp_path)
+    check([line])
+    assert line["matrix"] == [[0.5, 0.5]] * 2
+    assert line["loss"] == [0.0, 0.0]
