@@ -2,28 +2,52 @@
 
 DBpedia, Amazon, AG News and the domains of CLINC150, put as questions whose answer is the
 name of the class: the kind of stream by which papers compare methods for language models.
-Measured are exact match of generated answers, choice among the names by likelihood, and
-general ability (PIQA, ARC-easy, OpenBookQA) before and after. The data and the model are
-not part of this repository: see README.md.
+Harder, and longer, is the stream of TRACE: choices, sums, code and texts in three
+languages. Measured are exact match of generated answers, or ROUGE-L where these are texts,
+choice among the names by likelihood, and general ability (PIQA, ARC-easy, OpenBookQA)
+before and after. The data and the model are not part of this repository: see README.md.
 
     python -m experiments.finetune smoke --data FOLDER --model FOLDER
     python -m experiments.finetune orders --data FOLDER --model FOLDER   # hours of a core
+    python -m experiments.finetune trace --data FOLDER --model FOLDER    # for a large GPU
 """
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 from jaxcl.errors import require
 from jaxcl.runs.experiment import Experiment, check_fields
 
 Arm = Literal["wise-ft", "er", "ewc", "ilora", "sam-er", "mtl"]
 
-#: Streams by name. Those of the second begin with what the first ends with.
+
+class Order(NamedTuple):
+    """A stream of tasks, and the tokens for which it needs room."""
+
+    tasks: tuple[str, ...]
+    max_length: int = 96
+    """Of a row; a longer prompt loses its beginning."""
+    max_new_tokens: int = 12
+    """Of a generated answer."""
+
+
+#: Those of the second begin with what the first ends with; the third is that of TRACE.
 ORDERS = {
-    "first order": ("dbpedia", "amazon", "agnews", "clinc150"),
-    "second order": ("clinc150", "agnews", "amazon", "dbpedia"),
+    "first order": Order(("dbpedia", "amazon", "agnews", "clinc150")),
+    "second order": Order(("clinc150", "agnews", "amazon", "dbpedia")),
+    "trace": Order(
+        (
+            *("c-stance", "fomc", "py150", "scienceqa"),
+            *("numglue-cm", "numglue-ds", "20minuten"),
+        ),
+        max_length=1024,
+        max_new_tokens=160,
+    ),
 }
-Order = Literal["first order", "second order"]
+OrderName = Literal["first order", "second order", "trace"]
+
+#: Tasks whose answers are texts, and whose score is ROUGE-L; of all others exact match.
+TEXTS = "py150", "20minuten"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,24 +55,24 @@ class Config:
     """Seq, WiSE-FT, ER, EWC, I-LoRA, SAM + ER and joint training with LoRA."""
 
     data: str = "data"
-    """Folder with text-cls/ and instruct/, see README.md."""
+    """Folder with text-cls/, trace/ and instruct/, see README.md."""
     model: str = "smollm2"
     """Folder of a Hugging Face decoder; the results are of SmolLM2-135M-Instruct."""
     arms: tuple[Arm, ...] = get_args(Arm)
     """What is compared, in the order it is run; wise-ft also gives seq, its other
     learner."""
-    orders: tuple[Order, ...] = get_args(Order)
+    orders: tuple[OrderName, ...] = ("first order", "second order")
     """Streams of tasks."""
     seeds: int = 2
     """Runs per arm and order; a seed draws adapter, order of rows, and replay."""
     num_tasks: int = 4
     """The first ones of an order."""
     words: int = 16
-    """Words of a text that are kept, and at most 240 letters."""
+    """Words of a text that are kept; of those to classify at most 240 letters."""
     num_steps: int = 20
     """Steps per task."""
     batch_size: int = 8
-    """Rows per step; all of them are seen once."""
+    """Rows per step; each is seen once, where a task has as many."""
     learning_rate: float = 1e-3
     """Of AdamW, constant after a warm-up; reset for each task."""
     rank: int = 8
@@ -105,6 +129,28 @@ PRESETS = {
         general_rows=4,
     ),
     "orders": Config(),
+    # For a large GPU, as the next one; see experiments.benchmarks.
+    "long": Config(
+        seeds=5,
+        num_steps=60,
+        batch_size=16,
+        capacity=200,
+        replay_size=8,
+        decay=0.98,
+        test_rows=100,
+    ),
+    "trace": Config(
+        orders=("trace",),
+        seeds=3,
+        num_tasks=7,
+        words=250,
+        num_steps=60,
+        batch_size=16,  # 960 rows, two passes over the 500 of a task
+        capacity=350,  # a tenth of the rows of all tasks
+        replay_size=8,
+        decay=0.98,
+        test_rows=100,
+    ),
     # Two settings of each number, one seed, the first two tasks: run twice, such as
     # tune --strength 1000 --decay 0.9 --rho 0.02 --mix 0.7.
     "tune": Config(
@@ -120,7 +166,7 @@ PRESETS = {
 def check(config: Config) -> None:
     """Refuse settings that could not work, before any compute."""
     check_fields(config, may_be_zero=("rho", "strength", "distance", "mix"))
-    most = min(map(len, ORDERS.values()))
+    most = min(len(ORDERS[name].tasks) for name in config.orders)
     wanted = f"at most the {most} tasks of an order, got {config.num_tasks}"
     require(config.num_tasks <= most, "num_tasks", wanted)
 

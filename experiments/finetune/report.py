@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from experiments.finetune.config import Config
+from experiments.finetune.config import TEXTS, Config
 from jaxcl.report.heatmaps import accuracy_matrix
 from jaxcl.report.page import Picture, Section
 from jaxcl.report.records import Record, check, split
+from jaxcl.report.statistics import known_means
 from jaxcl.report.tables import Column, Table, interval_table, to_markdown
 from jaxcl.runs.experiment import expect_no_words
 from jaxcl.runs.folder import RunFolder, read_json, read_records
@@ -21,14 +22,15 @@ from jaxcl.runs.readme import fill, made_on
 from jaxcl.runs.reports import write_report
 
 _CLAIM = (
-    "What of four tasks is left when they were learned one after another: the form of "
+    "What of the tasks is left when they were learned one after another: the form of "
     "the answers, the knowledge, and what the model could do before."
 )
 _TEXT = (
-    "Exact match: the generated answer is the name of the class, letter by letter. Choice: "
-    "the name of the class is the most likely of all names of its task. Lost: what was "
-    "right when the task was just learned, less what is right at the end, over all tasks "
-    "but the last."
+    "Exact match: the generated answer is the name of the class, letter by letter. Score: "
+    "the same, but ROUGE-L for the tasks whose answers are texts. Choice: the name of the "
+    "class is the most likely of all names of its task, over the tasks that have such. "
+    "Lost: what was right when the task was just learned, less what is right at the end, "
+    "over all tasks but the last."
 )
 
 
@@ -42,11 +44,12 @@ def report(config: Config, folder: RunFolder) -> None:
     tables = {"tasks": task_table(records), "general": general_table(records)}
     drawn = []
     if done := split(records)[0]:
-        alt = "Exact match on each task (columns) after learning each task (rows)."
+        score = score_name(done).capitalize()
+        alt = f"{score} on each task (columns) after learning each task (rows)."
         drawn = [Picture("exact-match", accuracy_matrix(done), alt)]
     write_report(
         folder,
-        title="Text classification as instructions, one after another",
+        title="Tasks as instructions, one after another",
         claim=_CLAIM,
         verdict=verdict(records),
         sections=[Section("What is kept, and what is lost", _TEXT, drawn, tables)],
@@ -56,13 +59,13 @@ def report(config: Config, folder: RunFolder) -> None:
 
 def verdict(records: Sequence[Record]) -> list[str]:
     """A statement for each arm."""
-    table = task_table(records)
+    table, score = task_table(records), score_name(records)
     names = [column.name for column in table.columns]
     place = {name: names.index(name) for name in names}
     said = [
-        f"{', '.join(map(str, row[: place['runs']]))}: exact match "
-        f"{100 * row[place['exact match at the end, %']].mean:.0f} % at the end, "
-        f"{100 * row[place['exact match lost, points']].mean:.0f} points lost"
+        f"{', '.join(map(str, row[: place['runs']]))}: {score} "
+        f"{100 * row[place[f'{score} at the end, %']].mean:.0f} % at the end, "
+        f"{100 * row[place[f'{score} lost, points']].mean:.0f} points lost"
         for row in table.rows
         if row[place["runs"]]
     ]
@@ -73,14 +76,15 @@ def task_table(records: Sequence[Record]) -> Table:
     """A row per arm: means over tasks, with intervals over runs."""
     done = split(records)[0]
     numbers: dict[Column, list[Any]] = {}
-    for field, name in {"matrix": "exact match", "choice": "choice"}.items():
+    for field, name in {"matrix": score_name(done), "choice": "choice"}.items():
         learned = [np.diag(_matrix(r, field)) for r in done]
         final = [_matrix(r, field)[-1] for r in done]
-        lost = [
-            float(np.mean(one[:-1] - last[:-1])) if len(one) > 1 else np.nan
-            for one, last in zip(learned, final, strict=True)
-        ]
-        learned, final = ([float(v.mean()) for v in all_] for all_ in (learned, final))
+        lost = [(a - b)[:-1] for a, b in zip(learned, final, strict=True)]
+        # A task with texts for answers has none to choose among.
+        learned, final, lost = (
+            [known_means(values[None]).item() for values in all_]
+            for all_ in (learned, final, lost)
+        )
         numbers[Column(f"{name} when learned, %", 1, 100.0)] = learned
         numbers[Column(f"{name} at the end, %", 1, 100.0)] = final
         numbers[Column(f"{name} lost, points", 1, 100.0)] = lost
@@ -97,6 +101,12 @@ def general_table(records: Sequence[Record]) -> Table:
             column = Column(f"{name} {when}, %", 1, 100.0)
             numbers[column] = [r["general"][name][place] for r in done]
     return interval_table(done, numbers, ["{interval}. By log-likelihood."])
+
+
+def score_name(records: Sequence[Record]) -> str:
+    """What the score is: exact match, unless the answers of some tasks are texts."""
+    names = {name for record in records for name in record["tasks"]}
+    return "score" if names & {*TEXTS} else "exact match"
 
 
 def _matrix(record: Mapping[str, Any], field: str) -> np.ndarray:

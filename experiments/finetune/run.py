@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.finetune.config import NUMBERS, ORDERS, Config
+from experiments.finetune.config import NUMBERS, ORDERS, TEXTS, Config
 from experiments.finetune.tasks import GENERAL, write_questions, write_tasks
 from jaxcl.files import write_text
 from jaxcl.finetune import config as settings
@@ -99,7 +99,8 @@ def as_settings(
 ) -> settings.Config:
     """The settings of ``jaxcl finetune`` for a run."""
     arm = planned.arm
-    names = ORDERS[planned.order][: config.num_tasks]
+    order = ORDERS[planned.order]
+    names = order.tasks[: config.num_tasks]
     strength = {"ewc": config.strength, "ilora": config.distance}.get(arm)
     return settings.Config(
         model=Path(config.model),
@@ -116,8 +117,8 @@ def as_settings(
             warmup=0.1,
             seed=1000 * config.seed + planned.seed,
         ),
-        # Without the chat template, whose own tokens would be a third of a row.
-        text=settings.Text(max_length=96, chat=False, join=" "),
+        # Without the chat template, whose own tokens would be a third of a short row.
+        text=settings.Text(max_length=order.max_length, chat=False, join=" "),
         lora=settings.LoRA(rank=config.rank),
         numbers=settings.Numbers(
             memory=config.capacity,
@@ -131,7 +132,7 @@ def as_settings(
         testing=settings.Testing(
             test_rows=config.test_rows,
             test_on=config.test_on,
-            max_new_tokens=12,
+            max_new_tokens=order.max_new_tokens,
             general_rows=config.general_rows,
         ),
     )
@@ -141,23 +142,23 @@ def line_of(
     config: Config, trial: Trial, learner: str, planned: Planned, result: Any
 ) -> dict[str, Any]:
     """What ``results.jsonl`` keeps of a learner."""
-    names = ORDERS[planned.order][: config.num_tasks]
+    names = ORDERS[planned.order].tasks[: config.num_tasks]
     together = planned.arm == "mtl"
     ended = 1 if together else len(names)
     answers = read_tests(planned.out, ANSWERS, names, ended)
     general = read_tests(planned.out, GENERAL_TESTS, GENERAL, ended)
     bad = int(result.run_state.task) if result.status == "diverged" else None
-    matrices = {}
-    for metric in ("exact_match", "choice_accuracy"):
-        # With few rows a task may have no labels to choose among.
-        blank = np.full((ended + 1, len(names)), np.nan)
-        found = answers.get(metric, {}).get(learner, blank)
-        # Joint training has one row: it stands for the end of every task.
-        rows = np.repeat(found[1:], len(names), axis=0) if together else found[1:]
-        matrices[metric] = rows
-        matrices[f"{metric}_before"] = found[0]
+    # With few rows a task may have no labels to choose among.
+    blank = np.full((ended + 1, len(names)), np.nan)
+    exact, texts, choice = (
+        answers.get(metric, {}).get(learner, blank)
+        for metric in ("exact_match", "rouge_l", "choice_accuracy")
+    )
+    scores = np.where([name in TEXTS for name in names], texts, exact)
+    # Joint training has one row: it stands for the end of every task.
+    repeated = len(names) if together else 1
+    after, chosen = (np.repeat(m[1:], repeated, axis=0) for m in (scores, choice))
     own = general["choice_accuracy"][learner]
-    exact = matrices["exact_match"]
     finite = np.array([bad is None or task < bad for task in range(len(names))])
     tidy = lambda values: np.round(values, 4).tolist()
     plain = lambda matrix: [
@@ -168,13 +169,13 @@ def line_of(
         trial,
         finite,
         seconds=result.seconds,
-        accuracy=tidy(np.diag(exact)),
-        final=tidy(exact[-1]),
-        matrix=plain(exact),
+        accuracy=tidy(np.diag(after)),
+        final=tidy(after[-1]),
+        matrix=plain(after),
         tasks=list(names),
-        before=tidy(matrices["exact_match_before"]),
-        choice=plain(matrices["choice_accuracy"]),
-        choice_before=tidy(matrices["choice_accuracy_before"]),
+        before=tidy(scores[0]),
+        choice=plain(chosen),
+        choice_before=tidy(choice[0]),
         general={name: tidy(own[[0, -1], place]) for place, name in enumerate(GENERAL)},
         loss=tidy(np.repeat(result.loss, len(names) if together else 1, axis=0)),
     )

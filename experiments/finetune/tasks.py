@@ -5,11 +5,13 @@ import json
 import re
 import tarfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from experiments.finetune.config import Config
+from experiments.finetune import trace
+from experiments.finetune.config import ORDERS, Config
 from jaxcl.errors import MissingFileError
 from jaxcl.files import write_text
 
@@ -63,24 +65,30 @@ _LETTERS = 240  # some texts have words of other scripts, of many tokens
 
 
 def write_tasks(config: Config, place: Path) -> dict[str, Path]:
-    """A folder with ``train.jsonl`` and ``test.jsonl`` for each data set."""
+    """A folder with ``train.jsonl`` and ``test.jsonl`` for each data set of the orders."""
     sizes = {
         "train": config.num_steps * config.batch_size,
         "test": config.test_rows,
     }
-    found = {}
-    for name, question in QUESTIONS.items():
-        found[name] = place / name
+    orders = [ORDERS[name].tasks[: config.num_tasks] for name in config.orders]
+    names = {name: place / name for tasks in orders for name in tasks}
+    of_trace = trace.rows(Path(config.data), [*{*names} & {*trace.TASKS}])
+    for name, folder in names.items():
         for split, size in sizes.items():
-            rows = [*_pairs(Path(config.data) / "text-cls", name, split)]
+            if name in trace.TASKS:
+                rows = of_trace[name, split]
+                made = partial(trace.prompt, name)
+            else:
+                rows = [*_pairs(Path(config.data) / "text-cls", name, split)]
+                made = partial(_prompt, QUESTIONS[name])
             # The same rows for all arms and seeds: the seed draws their order.
             order = np.random.default_rng(config.seed).permutation(len(rows))[:size]
-            lines = [_prompt(rows[row], question, config.words) for row in order]
-            _write(found[name] / f"{split}.jsonl", lines)
-    return found
+            lines = [made(rows[row], config.words) for row in order]
+            _write(folder / f"{split}.jsonl", lines)
+    return names
 
 
-def _prompt(row: tuple[str, str], question: str, words: int) -> dict[str, str]:
+def _prompt(question: str, row: tuple[str, str], words: int) -> dict[str, str]:
     text, answer = row
     short = " ".join(text.split()[:words])[:_LETTERS]
     return {"prompt": f"{short}\n\n{question}\nAnswer:", "answer": answer}

@@ -5,15 +5,18 @@ import gzip
 import io
 import itertools
 import json
+import shutil
 import tarfile
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from experiments.finetune import trace
 from experiments.finetune.config import EXPERIMENT, ORDERS
 from experiments.finetune.run import line_of, plans, trials
 from experiments.finetune.tasks import DOMAINS, GENERAL
+from jaxcl.errors import InputError
 from jaxcl.files import read_lines
 from jaxcl.finetune.measure import file_of
 from jaxcl.report.records import check
@@ -46,14 +49,37 @@ def data(tmp_path_factory):
     zipped(place / "instruct" / "piqa_valid_labels.lst.gz", "01011")
     asked = "Please choose the correct answer to the question: Is it?\n\nAnswer1: yes "
     asked += "Answer2: no\n\nAnswer format: answer1/answer2"
-    records = json.dumps([{"instruction": asked, "answer": "answer2"}] * 5).encode()
+    records = [{"instruction": asked, "answer": "answer2"}] * 5
     path = place / "instruct" / "llm_adapters_commonsense_math.tar.xz"
-    with tarfile.open(path, "w:xz") as archive:
-        for name in ("ARC-Easy", "openbookqa"):
-            entry = tarfile.TarInfo(f"./dataset/{name}/test.json")
-            entry.size = len(records)
-            archive.addfile(entry, io.BytesIO(records))
+    names = "ARC-Easy", "openbookqa"
+    packed(path, {f"./dataset/{name}/test.json": records for name in names})
+    packed(place / "trace" / "trace-benchmark.tar.xz", of_trace())
     return place
+
+
+def packed(path, files):
+    """An archive of records."""
+    path.parent.mkdir(exist_ok=True)
+    with tarfile.open(path, "w:xz") as archive:
+        for name, records in files.items():
+            text = json.dumps(records).encode()
+            entry = tarfile.TarInfo(name)
+            entry.size = len(text)
+            archive.addfile(entry, io.BytesIO(text))
+
+
+def of_trace():
+    """A few rows of three of TRACE's tasks: two of letters, one of lines of code."""
+    answers = {"C-STANCE": "AB", "FOMC": "AC", "Py150": [f"x = {n}" for n in range(9)]}
+    return {
+        f"TRACE-Benchmark/LLM-CL-Benchmark_500/{name}/{split}.json": [
+            {"prompt": f"line {number} <EOL>", "answer": answer}
+            for number in range(4)
+            for answer in known
+        ]
+        for name, known in answers.items()
+        for split in ("test", "train")
+    }
 
 
 def test_a_line_has_the_means_of_the_answers_of_its_run(home, data, tmp_path):
@@ -102,7 +128,7 @@ def line_from(config, values, home):
     planned = next(iter(plans(config, home)))
     ((trial, learner),) = trials(config, planned)
     num_ends = 1 if planned.arm == "mtl" else config.num_tasks
-    names = {"answers": ORDERS[planned.order], "general": GENERAL}
+    names = {"answers": ORDERS[planned.order].tasks, "general": GENERAL}
     for kind, ended in itertools.product(names, range(num_ends + 1)):
         for name in names[kind]:
             path = file_of(planned.out, kind, ended, name, learner)
@@ -122,3 +148,81 @@ def test_joint_training_fills_a_line_as_long_as_the_others(tmp_path):
     check([line])
     assert line["matrix"] == [[0.5, 0.5]] * 2
     assert line["loss"] == [0.0, 0.0]
+
+
+def test_preset_trace_scores_choices_and_texts(home, data, tmp_path):
+    """Oracle: the files of the run, and what each task's answers are."""
+    model, out = tmp_path / "model", tmp_path / "trace"
+    shutil.copytree(home / "model", model)
+    held = json.loads((model / "config.json").read_text())
+    # A rotation has no weights, so that the context may be any.
+    held["max_position_embeddings"] = 2048
+    (model / "config.json").write_text(json.dumps(held))
+    words = ["trace", "--data", str(data), "--model", str(model), "--out", str(out)]
+    words += ["--arms", "mtl", "--seeds", "1", "--num-tasks", "3", "--num-steps", "2"]
+    words += ["--batch-size", "4", "--test-rows", "3"]
+    assert main(EXPERIMENT, [*words, "--general-rows", "2"]) == 0
+    (line,) = read_records(out)
+    assert line["setting"] == "trace"
+    assert line["tasks"] == ["c-stance", "fomc", "py150"]
+    run = out / "runs" / "mtl-trace-0"
+    scores = {"c-stance": "exact_match", "fomc": "exact_match", "py150": "rouge_l"}
+    for place, (name, metric) in enumerate(scores.items()):
+        rows = read_lines(run / "answers" / f"001-{name}-params.jsonl")
+        mean = np.mean([row[metric] for row in rows])
+        assert line["final"][place] == pytest.approx(mean, abs=1e-4)
+        assert len(rows) == 3
+    assert line["choice"][2][2] is None
+    assert None not in line["choice"][2][:2]
+    settings = json.loads((run / "finetune.json").read_text())
+    assert settings["settings"]["max_length"] == 1024
+    assert settings["max_new_tokens"] == 160
+    assert "score at the end, %" in (out / "tables" / "tasks.md").read_text()
+
+
+def test_the_score_of_texts_is_their_overlap(tmp_path):
+    """Oracle: by hand."""
+    values = {"exact_match": 0.25, "rouge_l": 0.5, "choice_accuracy": 0.75}
+    config = dataclasses.replace(EXPERIMENT.presets["trace"], num_tasks=3, arms=("er",))
+    line = line_from(config, values, tmp_path)
+    assert line["matrix"] == [[0.25, 0.25, 0.5]] * 3
+    assert line["before"] == line["final"] == [0.25, 0.25, 0.5]
+
+
+@pytest.mark.parametrize(
+    ("name", "asked", "wanted"),
+    [
+        ("py150", "<s> import os <EOL>", "os <EOL>"),
+        (
+            "20minuten",
+            "Simplify.\n\nParagraph:\nEin Satz. Noch einer.\n\nSimplification:",
+            "Simplify.\n\nParagraph:\nEin Satz.\n\nSimplification:",
+        ),
+        (
+            "scienceqa",
+            "Choose an answer and give your reasons.\n\nWhy? Because.\n\nAnswer:",
+            "Choose an answer.\n\nWhy? Because.\n\nAnswer:",
+        ),
+        ("fomc", "What stance?\nText:\nRates rise.", None),
+    ],
+)
+def test_a_long_text_keeps_its_question(name, asked, wanted):
+    """Oracle: by hand; two words are kept of code and paragraphs alone."""
+    row = {"prompt": asked, "answer": "B\nSince it is so."}
+    cut = trace.prompt(name, row, 2)
+    assert cut["prompt"] == (wanted or asked)
+    assert cut["answer"] == ("B" if name == "scienceqa" else row["answer"])
+
+
+def test_trace_has_the_tasks_of_its_order():
+    """Oracle: the order of the paper's table, without MeetingBank."""
+    assert ORDERS["trace"].tasks == tuple(trace.TASKS)
+
+
+def test_an_archive_that_is_not_that_of_trace_is_refused(tmp_path):
+    """Oracle: the name of what it lacks."""
+    packed(tmp_path / "trace" / "trace-benchmark.tar.xz", {"other.json": []})
+    with pytest.raises(
+        InputError, match=r"lacks .*FOMC/train\.json.*; give the archive"
+    ):
+        trace.rows(tmp_path, ["fomc"])
