@@ -178,9 +178,9 @@ def speed(here: Path = HERE) -> str:
         met, missed = verdicts.count("met"), verdicts.count("missed")
         return f"{met} of {met + missed} targets met"
 
-    small, language = kept("speed"), kept("language")
-    where = "[benchmarks](benchmarks/)"
-    return f"Speed: {small} on small networks, {language} on language models, {where}."
+    small, language, tuned = map(kept, ("speed", "language", "finetune"))
+    found = f"{small} on small networks, {language} on language models"
+    return f"Speed: {found}, {tuned} on fine-tuning, [benchmarks](benchmarks/)."
 
 
 def write(readme: Path = HERE / "README.md", here: Path = HERE) -> None:

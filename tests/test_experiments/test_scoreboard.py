@@ -66,3 +66,21 @@ def test_a_row_is_the_mean_of_its_own_runs(tmp_path):
     assert second[5:7] == (0.9431, 3.0)
     assert first[-1] == "`python -m experiments.ewc_permuted paper --data FOLDER`"
     assert second[0] == second[-1] == ""
+
+
+def test_speed_counts_the_verdicts_of_each_benchmark(tmp_path):
+    """Oracle: by hand; 2 of 3, 1 of 1 and 0 of 2 targets are met."""
+    verdicts = {
+        "speed": "met met missed",
+        "language": "met",
+        "finetune": "missed missed",
+    }
+    for name, words in verdicts.items():
+        table = tmp_path / "benchmarks" / "results" / name / "tables" / "targets.md"
+        table.parent.mkdir(parents=True)
+        rows = "".join(f"| met a target | {word} |\n" for word in words.split())
+        table.write_text("| target | verdict |\n| --- | --- |\n" + rows)
+    assert scoreboard.speed(tmp_path) == (
+        "Speed: 2 of 3 targets met on small networks, 1 of 1 targets met on language "
+        "models, 0 of 2 targets met on fine-tuning, [benchmarks](benchmarks/)."
+    )
