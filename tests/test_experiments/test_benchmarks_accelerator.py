@@ -12,11 +12,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments.benchmarks.accelerator import command, packed, resume
+from experiments.benchmarks.accelerator import command, forgetting, packed, resume
 from experiments.benchmarks.accelerator.command import ITEMS
 from experiments.benchmarks.accelerator.report import LINES, read_lines, readme_text
+from experiments.finetune.config import EXPERIMENT
 from experiments.plasticity.arms import arms, trials
 from experiments.plasticity.config import PRESETS
+from jaxcl.runs.experiment import parse
 
 ROOT = Path(__file__).parents[2]
 SECONDS = 40.0
@@ -192,6 +194,63 @@ def test_help_names_every_item(capsys):
         command.main(["--help"])
     said = " ".join(capsys.readouterr().out.split())
     assert all(item.name in said for item in ITEMS)
+
+
+@pytest.mark.parametrize(
+    ("there", "lacking"),
+    [
+        ((), "JAXCL_REALDATA must be a folder with text-cls/"),
+        (("text-cls", "instruct"), "JAXCL_REALDATA must be a folder with trace/"),
+        (
+            ("text-cls", "trace", "instruct"),
+            "JAXCL_MODELS must be a folder with smollm2/",
+        ),
+    ],
+)
+def test_without_data_or_model_forgetting_is_one_line(
+    there, lacking, tmp_path, monkeypatch
+):
+    """Oracle: what is there, and no folder of a run."""
+    monkeypatch.delenv("JAXCL_MODELS", raising=False)
+    monkeypatch.setenv("JAXCL_REALDATA", str(tmp_path / "data"))
+    for name in there:
+        (tmp_path / "data" / name).mkdir(parents=True)
+    (line,) = forgetting.forgetting(True, tmp_path / "runs")
+    assert line["status"] == "skipped"
+    assert line["what"].startswith(f"skipped: {lacking}; ")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_what_forgetting_runs_is_taken_by_the_experiment():
+    """Oracle: the experiment's parser, which refuses what it does not know."""
+    for presets in (forgetting.LARGE, forgetting.SMALL):
+        for preset, words in presets.items():
+            assert parse(EXPERIMENT, [preset, *words.split()]).preset == preset
+
+
+RUN = """
+import json, pathlib, sys
+place = pathlib.Path(sys.argv[-1])
+line = {"setting": "trace", "arm": "er", "seed": 1, "status": "diverged"}
+line |= {"seconds": 2.0, "accuracy": [0.5, 1.0], "final": [0.25, None]}
+with open(place / "results.jsonl", "a") as file:
+    file.write(json.dumps(line) + "\\n")
+raise SystemExit(len(sys.argv) - 3)
+"""
+
+
+def test_a_new_line_of_results_is_a_fact(tmp_path):
+    """Oracle: by hand. A line that was there is not repeated; a failure is raised."""
+    (tmp_path / "results.jsonl").write_text('{"run": "of before"}\n')
+    (fact,) = forgetting.watched([sys.executable, "-c", RUN], tmp_path)
+    assert fact["what"] == f"{tmp_path.name}: trace, er, seed 1"
+    assert (fact["status"], fact["run_seconds"]) == ("diverged", 2.0)
+    assert fact["score_when_learned"] == 0.75
+    assert math.isnan(fact["score_at_the_end"])
+    lines = forgetting.watched([sys.executable, "-c", RUN, "more"], tmp_path)
+    assert next(lines)["what"] == fact["what"]
+    with pytest.raises(subprocess.CalledProcessError, match="exit status 1"):
+        next(lines)
 
 
 def test_the_readme_shows_what_the_committed_lines_say():

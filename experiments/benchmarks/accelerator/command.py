@@ -13,6 +13,10 @@ done, time, out of memory or failed (its words are in FOLDER/ITEM/stderr.txt).
 Programs are compiled with --xla_gpu_autotune_level=0, since a few minutes are too few to
 try kernels for every product; the last items show what that costs. Flags in XLA_FLAGS come
 later and win. The minutes begin when Python has started.
+
+The last item, forgetting, is for tens of minutes, and needs folders of data and models in
+JAXCL_REALDATA and JAXCL_MODELS; it goes on with the runs in JAXCL_FORGETTING, if that is
+set to a folder.
 """
 
 import math
@@ -25,6 +29,7 @@ from typing import Annotated
 import tyro
 
 from experiments.benchmarks.accelerator.finetune import finetune
+from experiments.benchmarks.accelerator.forgetting import forgetting
 from experiments.benchmarks.accelerator.language import language
 from experiments.benchmarks.accelerator.packed import grid, one_pack, packs
 from experiments.benchmarks.accelerator.ratios import fishers, host_loop, sam_step
@@ -52,6 +57,9 @@ ITEMS = (
     Item("resume", kill_and_resume, 75, SAME_BITS),  # kill -9, and equal bits
     Item("no-triton", one_pack, 15, NO_TRITON),  # a pack under other flags
     Item("autotuned", one_pack, 15, ""),
+    # Methods on streams of text: what time is left, or all of it where nothing else is
+    # asked for. It needs tens of minutes, and data that are not part of the repository.
+    Item("forgetting", forgetting, 1, ""),
 )
 NAMES = tuple(item.name for item in ITEMS)
 _ITEMS = tyro.conf.arg(metavar="[ITEM ...]", help=f"Only these of {', '.join(NAMES)}.")
