@@ -108,7 +108,9 @@ def test_a_line_has_the_means_of_the_answers_of_its_run(home, data, tmp_path):
     assert main(EXPERIMENT, words) == 0
     assert (out / "results.jsonl").read_bytes() == before
     prompts = read_lines(out / "data" / "dbpedia" / "train.jsonl")
-    assert prompts[0]["prompt"].endswith("\n\nWhat kind of thing is described?")
+    assert prompts[0]["prompt"].endswith(
+        "\n\nWhat kind of thing is described?\nAnswer:"
+    )
     assert {line["answer"] for line in prompts} <= {"a", "b"}
     asked = read_lines(out / "data" / "arc-easy.jsonl")
     assert asked[0] == {"question": "Is it?", "choices": ["yes", "no"], "answer": 1}
