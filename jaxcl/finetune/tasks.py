@@ -16,6 +16,8 @@ from jaxcl.data.subsets import random_row_numbers
 from jaxcl.data.widths import choose_widths, row_lengths, share_widths
 from jaxcl.errors import require
 from jaxcl.finetune.config import Config, Named, named, parts_of, read_settings
+from jaxcl.training import Options
+from jaxcl.training.options import steps_of
 
 
 class Tested(NamedTuple):
@@ -56,13 +58,17 @@ def _widths(config: Config, tasks: list[Task]) -> list[int]:
     """Those of the run, or ones of which little is padding; a run keeps its own."""
     if held := read_settings(config.out):
         return held["widths"]
-    longest = config.text.max_length
+    longest, size = config.text.max_length, config.training.batch_size
     lengths = np.concatenate([row_lengths(task.train) for task in tasks])
-    chosen = choose_widths(lengths, most=_MOST_WIDTHS, longest=longest)
+    options = Options(num_steps=None, batch_size=size)
+    most = most_widths(sum(steps_of(task, options) for task in tasks))
+    chosen = choose_widths(lengths, most=most, longest=longest)
     return sorted({*chosen, longest})  # rows of later files may be longer
 
 
-_MOST_WIDTHS = 4  # a program is compiled for each
+def most_widths(num_steps: int) -> int:
+    """How many programs a run may compile: in a long one less padding makes up for them."""
+    return min(max(4, num_steps // 64), 12)
 
 
 def read_tests(config: Config, tokenizer: Any) -> list[Tested]:

@@ -12,6 +12,7 @@ import pytest
 
 from jaxcl.cli import main
 from jaxcl.cli.finetune import parse
+from jaxcl.data import choose_widths
 from jaxcl.files import read_lines
 from jaxcl.finetune import run as finetuning
 from jaxcl.finetune.config import Gradient, Method, Numbers, config_of
@@ -19,7 +20,7 @@ from jaxcl.finetune.curve import read_curve
 from jaxcl.finetune.interpolate import between
 from jaxcl.finetune.method import make
 from jaxcl.finetune.report import write_page
-from jaxcl.finetune.tasks import kept_apart
+from jaxcl.finetune.tasks import kept_apart, most_widths
 from jaxcl.finetune.trained import load
 from jaxcl.finetune.words import command_of, matters, without_effect
 from jaxcl.interop import load_pretrained, save_pretrained
@@ -178,3 +179,15 @@ def test_flags_without_effect_are_named(home, tmp_path, capsys):
     assert main([*words, "--dry-run"]) == 0
     said = capsys.readouterr().err
     assert "warning: without effect: --mix (wise-ft), --decay (ilora), --rho (" in said
+
+
+def test_a_long_run_has_more_widths_and_less_padding():
+    """Oracle: by hand; the widths of rows that are mostly short."""
+    assert [most_widths(steps) for steps in (1, 320, 512, 10**6)] == [4, 5, 8, 12]
+    lengths = np.random.default_rng(0).lognormal(3.5, 1, 2000).astype(int).clip(2, 512)
+
+    def padded(num_steps):
+        widths = np.array(choose_widths(lengths, most=most_widths(num_steps)))
+        return 1 - lengths.sum() / widths[np.searchsorted(widths, lengths)].sum()
+
+    assert padded(800) < 0.15 < padded(200)
