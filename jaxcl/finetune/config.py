@@ -195,7 +195,8 @@ class Config:
     """Flat minima, with any method: sam and its kin perturb the weights before the
     gradient."""
     adapter: Adapter | None = None
-    """lora, all weights (full), or prompts; prompts with l2p, else lora if absent."""
+    """lora, all weights (full), or prompts; prompts with l2p, else lora if absent. Models
+    of full are saved in the dtype of their files, in which tests may differ a little."""
     general: tuple[str, ...] = ()
     """Files of questions {"question", "choices", "answer"}, for general ability."""
     dry_run: bool = False
