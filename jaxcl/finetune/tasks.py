@@ -67,8 +67,12 @@ def _widths(config: Config, tasks: list[Task]) -> list[int]:
 
 
 def most_widths(num_steps: int) -> int:
-    """How many programs a run may compile: in a long one less padding makes up for them."""
-    return min(max(4, num_steps // 64), 12)
+    """How many programs a run may compile: in a long one less padding makes up for them.
+
+    Steps take seconds on a CPU and fractions of one elsewhere; compiling is slow on both.
+    """
+    worth = 64 if jax.default_backend() == "cpu" else 1024
+    return min(max(4, num_steps // worth), 12)
 
 
 def read_tests(config: Config, tokenizer: Any) -> list[Tested]:
