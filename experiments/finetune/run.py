@@ -158,7 +158,9 @@ def line_of(
     # Joint training has one row: it stands for the end of every task.
     repeated = len(names) if together else 1
     after, chosen = (np.repeat(m[1:], repeated, axis=0) for m in (scores, choice))
-    own = general["choice_accuracy"][learner]
+    # A run that diverged may lack tests of all its learners but the first.
+    unknown = np.full((ended + 1, len(GENERAL)), np.nan)
+    own = general.get("choice_accuracy", {}).get(learner, unknown)
     finite = np.array([bad is None or task < bad for task in range(len(names))])
     tidy = lambda values: np.round(values, 4).tolist()
     plain = lambda matrix: [

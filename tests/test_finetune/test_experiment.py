@@ -152,6 +152,27 @@ def test_joint_training_fills_a_line_as_long_as_the_others(tmp_path):
     assert line["loss"] == [0.0, 0.0]
 
 
+def test_a_run_that_diverged_has_a_line_for_each_learner(tmp_path):
+    """Oracle: by hand; before the first task only one learner is tested."""
+    config = dataclasses.replace(EXPERIMENT.presets["smoke"], arms=("wise-ft",))
+    (planned,) = plans(config, tmp_path)
+    for name in GENERAL:
+        path = file_of(planned.out, "general", 0, name, "interpolated")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps({"choice_accuracy": 0.5}) + "\n")
+    state = SimpleNamespace(task=np.int32(0))
+    loss = np.full(config.num_tasks, np.nan)
+    result = SimpleNamespace(status="diverged", seconds=1.0, loss=loss, run_state=state)
+    lines = [
+        line_of(config, trial, learner, planned, result)
+        for trial, learner in trials(config, planned)
+    ]
+    check(lines)
+    assert [line["arm"] for line in lines] == ["seq", "wise-ft"]
+    assert {line["status"] for line in lines} == {"diverged"}
+    assert lines[1]["general"]["piqa"][0] == 0.5
+
+
 def test_preset_trace_scores_choices_and_texts(home, data, tmp_path):
     """Oracle: the files of the run, and what each task's answers are."""
     model, out = tmp_path / "model", tmp_path / "trace"
