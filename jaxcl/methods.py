@@ -182,18 +182,25 @@ def gem(
     *,
     num_tasks: int,
     capacity_per_task: int,
+    sample_size: int | None = None,
     margin: ScalarLike = 0.0,
     select: Select = random_examples,
     gradient: optax.GradientTransformation | None = None,
     **options,
 ) -> Method:
-    """GEM: project gradients that would raise a past task's loss (arXiv:1706.08840)."""
+    """GEM: project gradients that would raise a past task's loss (arXiv:1706.08840).
+
+    The loss of a past task is that of all its stored rows in every step, as in the paper,
+    or of ``sample_size`` of them, drawn for each step.
+    """
     return _method(
         loss,
         optimizer,
         options,
         gradient=optax.chain(gradient or optax.identity(), transforms.gem(margin)),
-        memory=episodic(num_tasks, capacity_per_task, grouped=True, select=select),
+        memory=episodic(
+            num_tasks, capacity_per_task, sample_size, grouped=True, select=select
+        ),
         replay_weight=0,
     )
 

@@ -138,6 +138,24 @@ def test_a_method_is_not_plain_descent(name):
     assert not np.allclose(plain["w"], other["w"], atol=1e-5)
 
 
+@pytest.mark.parametrize(("sample_size", "rows"), [(None, 5), (3, 3)])
+def test_gem_computes_the_losses_of_a_sample_of_each_task(sample_size, rows):
+    """Oracle: the rows of the losses that a step computes, by hand: those of the batch,
+    and for each task all that are stored, or the sample."""
+    seen = []
+
+    def loss(params, batch, keys):
+        seen.append(len(batch.x))
+        return LOSS(params, batch, keys)
+
+    sizes = {"num_tasks": 2, "capacity_per_task": 5, "sample_size": sample_size}
+    method = methods.gem(loss, SGD, **sizes)
+    state = method.init(PARAMS, at(slice(1), TASK))
+    seen.clear()
+    jax.eval_shape(method.step, jax.random.key(0), state, TASK)
+    assert {*seen} == {len(X), rows}
+
+
 def test_agem_projects_the_gradient_that_sam_bends():
     """Oracle: the chain by hand, in the place of the gradient; and without SAM."""
     options = {"num_tasks": 2, "capacity_per_task": 4, "sample_size": 3}
