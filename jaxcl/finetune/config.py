@@ -104,7 +104,7 @@ class Numbers:
     memory: int = 500
     """Rows kept of earlier tasks (er, der++, agem, ilora); of each task for gem."""
     replay: int | None = None
-    """Rows of memory in a step; as many as new ones if absent."""
+    """Rows of memory in a step, for gem of each task; as many as new ones if absent."""
     strength: float | None = None
     """Of the penalty: ewc 1000, lwf 1, der++ 0.01 a squared logit, olora 0.5, l2p 0.5,
     ilora 1 if absent."""

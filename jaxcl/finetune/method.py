@@ -198,7 +198,7 @@ def make(config: Config, model: Model, frozen: Params) -> Method:
             return methods.agem(loss, optimizer, memory=past, **parts)
         case "gem":
             sizes = {"num_tasks": room_of(config), "capacity_per_task": numbers.memory}
-            return methods.gem(loss, optimizer, **sizes, **parts)
+            return methods.gem(loss, optimizer, sample_size=replay, **sizes, **parts)
         case "olora":
             room = room_of(config) or 1
             slots = adapters.lora_slots

@@ -12,8 +12,7 @@ _REPLAY = ("er", "der++", "agem", "ilora")
 _PENALTY = ("ewc", "lwf", "der++", "olora", "l2p", "ilora")
 #: The methods, gradients and adapters that a number is for; all others are for every run.
 _ONLY_FOR = {
-    "memory": (*_REPLAY, "gem"),
-    "replay": _REPLAY,
+    **dict.fromkeys(("memory", "replay"), (*_REPLAY, "gem")),
     "strength": _PENALTY,
     "beta": ("der++",),
     "temperature": ("lwf",),

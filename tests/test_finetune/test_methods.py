@@ -9,6 +9,7 @@ import numpy as np
 import optax
 import pytest
 
+from jaxcl import methods
 from jaxcl.adapters import combine, merge_lora, with_frozen
 from jaxcl.cli.finetune import parse
 from jaxcl.data import Task, array_dataset
@@ -19,10 +20,12 @@ from jaxcl.finetune.method import (
     from_the_start,
     hidden_states,
     learning_rate,
+    make,
     scale_adapter,
     set_up,
 )
 from jaxcl.finetune.plan import num_params, plan
+from jaxcl.interop import read_config
 from jaxcl.losses import single_head, squared_error, token_cross_entropy
 from jaxcl.method import make_method
 from jaxcl.methods import slow_learner
@@ -75,7 +78,7 @@ def test_one_pass_for_loss_and_distillation_is_as_two(home, tmp_path, last):
     setup, read = job.setup, job.tasks[0].train.read
     apply = decoder(setup.config)
 
-    def make(frozen, shared, strength):
+    def built(frozen, shared, strength):
         hidden, with_hidden = hidden_states(apply, frozen, last=last)
         outputs = single_head(with_frozen(apply.apply, frozen))
         return slow_learner(
@@ -91,7 +94,7 @@ def test_one_pass_for_loss_and_distillation_is_as_two(home, tmp_path, last):
 
     found = []
     for shared, strength in ((True, 5.0), (False, 5.0), (False, 0.0)):
-        method = make(setup.frozen, shared, strength)
+        method = built(setup.frozen, shared, strength)
         state, step = (
             method.init(setup.trainable, read(np.arange(1))),
             jax.jit(method.step),
@@ -104,6 +107,19 @@ def test_one_pass_for_loss_and_distillation_is_as_two(home, tmp_path, last):
     jax.tree.map(close, *found[:2])
     gaps = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), *found[1:])
     assert max(jax.tree.leaves(gaps)) > 1e-4
+
+
+@pytest.mark.parametrize(("more", "rows"), [((), 2), (("--replay", "3"), 3)])
+def test_gem_computes_a_few_rows_of_each_task(home, tmp_path, monkeypatch, more, rows):
+    """Oracle: the flags; all rows of the memory would be many times the cost."""
+    given = {}
+    gem = methods.gem
+    keep = lambda *parts, **sizes: given.update(sizes) or gem(*parts, **sizes)
+    monkeypatch.setattr(methods, "gem", keep)
+    config = config_of(home, tmp_path, "--method", "gem", *more)
+    model = decoder(read_config(config.model))
+    make(config, model, {})
+    assert (given["sample_size"], given["capacity_per_task"]) == (rows, 8)
 
 
 @pytest.mark.parametrize("gradient", get_args(settings.Gradient)[1:])
