@@ -15,7 +15,7 @@ import pytest
 from experiments.finetune import trace
 from experiments.finetune.config import EXPERIMENT, ORDERS
 from experiments.finetune.run import line_of, plans, trials
-from experiments.finetune.tasks import DOMAINS, GENERAL
+from experiments.finetune.tasks import DOMAINS, GENERAL, write_tasks
 from jaxcl.errors import InputError
 from jaxcl.files import read_lines
 from jaxcl.finetune.measure import file_of
@@ -235,6 +235,21 @@ def test_a_long_text_keeps_its_question(name, asked, wanted):
     cut = trace.prompt(name, row, 2)
     assert cut["prompt"] == (wanted or asked)
     assert cut["answer"] == ("B" if name == "scienceqa" else row["answer"])
+
+
+def test_methods_are_not_compared_on_the_rows_of_tuning(tmp_path):
+    """Oracle: the rows, of which a data set has many more than are drawn."""
+    rows = [json.dumps({"text": str(n), "label_name": "a"}) for n in range(10**4)]
+    for split in ("train", "test"):
+        zipped(tmp_path / "text-cls" / "dbpedia" / f"{split}.jsonl.gz", rows)
+    found = {}
+    for preset in ("tune", "orders", "long"):
+        few = {"data": str(tmp_path), "orders": ("first order",), "num_tasks": 1}
+        config = dataclasses.replace(EXPERIMENT.presets[preset], **few)
+        place = write_tasks(config, tmp_path / preset)["dbpedia"]
+        found[preset] = {line["prompt"] for line in read_lines(place / "test.jsonl")}
+    for preset in ("orders", "long"):
+        assert len(found["tune"] & found[preset]) < 0.1 * len(found["tune"])
 
 
 def test_trace_has_the_tasks_of_its_order():
