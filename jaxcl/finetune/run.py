@@ -182,6 +182,8 @@ def in_words_of_flags() -> Iterator[None]:
         name, colon, rest = str(error).partition(": ")
         if not colon or name not in _FLAGS:
             raise
+        if name == "read_choices":  # its fields are fixed: no flag names others
+            rest = re.sub(r"(, or )?name another (field )?by \w+=(, or )?", "", rest)
         for argument in ("prompt", "answer", "template", "join", "max_length"):
             flag = f"--{argument.replace('_', '-')}"
             rest = re.sub(rf"\b{argument}=(?=[\w'])", f"{flag} ", rest)

@@ -65,6 +65,33 @@ def test_a_bad_file_is_refused_by_name_and_line(home, tmp_path, capsys, name):
     assert not (tmp_path / "run").exists()
 
 
+#: What is wrong with a file of questions, and what is said of it.
+QUESTIONS = {
+    "a field that is missing": (
+        {"question": "a?", "options": ["b", "c"], "answer": 0},
+        r"line 1: field 'choices' is missing, there are .*'answer'; fix the line\.$",
+    ),
+    "an answer that is none of them": (
+        {"question": "a?", "choices": ["b", "c"], "answer": "A"},
+        r"line 1: 'answer' must be .* got 'A'; fix it\.$",
+    ),
+    "a question that is no text": (
+        {"question": 3, "choices": ["b", "c"], "answer": 0},
+        r"line 1: expected text in 'question', got 3; fix it\.$",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", QUESTIONS)
+def test_bad_questions_are_refused_without_flags_of_tasks(home, tmp_path, capsys, name):
+    """Oracle: the table; the fields of questions have no flags."""
+    record, message = QUESTIONS[name]
+    write(tmp_path / "questions.jsonl", [record])
+    more = "--general", str(tmp_path / "questions.jsonl")
+    words = words_of(home, tmp_path / "run", *more, tasks=("animals",))
+    refused(capsys, words, rf"^error: --general: .*{message}")
+
+
 SETTINGS = {
     "an adapter that a method cannot carry": (
         ("--method", "l2p", "--adapter", "lora"),
