@@ -1,6 +1,7 @@
 """What ``jaxcl finetune`` takes, and what a run notes of it."""
 
 import dataclasses
+import os
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -276,8 +277,8 @@ def parts_of(file: Named) -> list[Path]:
 
 
 def _stem(path: Path) -> str:
-    """The name of a file without its endings."""
-    name = path.resolve().name
+    """The name of a file without its endings; a link has a name of its own."""
+    name = os.path.basename(os.path.abspath(path))
     while name.lower().endswith(_SUFFIXES):
         name = name[: name.rindex(".")]
     return name

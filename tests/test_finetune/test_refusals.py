@@ -153,6 +153,19 @@ def test_two_files_of_one_name_need_names(home, tmp_path, capsys):
     check(parse(named[1:]))
 
 
+def test_links_are_called_by_their_own_names(home, tmp_path, monkeypatch):
+    """Oracle: the names of the links, both to one file, and of the folder one is in."""
+    for name in ("one", "two"):
+        (tmp_path / f"{name}.jsonl").symlink_to(home / "animals.jsonl")
+    files = tuple(str(tmp_path / f"{name}.jsonl") for name in ("one", "two"))
+    assert [one.name for one in settings.named("--tasks", files)] == ["one", "two"]
+    inner = tmp_path / "inner"
+    for part in ("train", "test"):
+        write(inner / f"{part}.jsonl", [{"prompt": "a", "answer": "b"}])
+    monkeypatch.chdir(inner)
+    assert settings.named("--tasks", (".",))[0].name == "inner"
+
+
 def test_a_model_that_is_none_is_refused(home, tmp_path, capsys):
     """Oracle: the message."""
     for command in ("evaluate", "generate"):
