@@ -14,7 +14,7 @@ from jaxcl.data.label_choices import label_choices
 from jaxcl.data.records import digest_of
 from jaxcl.data.subsets import random_row_numbers
 from jaxcl.data.widths import choose_widths, row_lengths, share_widths
-from jaxcl.errors import require
+from jaxcl.errors import require, warn
 from jaxcl.finetune.config import Config, Named, named, parts_of, read_settings
 from jaxcl.training import Options
 from jaxcl.training.options import steps_of
@@ -121,21 +121,37 @@ def _tests_of(config: Config, tokenizer: Any, file: Named) -> Tested:
     most = config.testing.test_rows
     paths = parts_of(file)
     if len(paths) > 1:
-        learned, asked = prompts(paths[0]).answers, prompts(paths[1])
+        learned, asked = prompts(paths[0]), prompts(paths[1])
         numbers, rest = _drawn(len(asked.answers), most), None
     else:
         asked = prompts(file.path)
         numbers = kept_apart(config, file.path, len(asked.answers))
         rest = np.setdiff1d(np.arange(len(asked.answers)), numbers)
-        learned = [asked.answers[row] for row in rest]
+        learned = _some(asked, rest)
     digest = " ".join(digest_of("--tasks", path)[:16] for path in paths)
-    tokens, answers = asked
-    kept = Prompts([tokens[row] for row in numbers], [answers[row] for row in numbers])
-    labels, choices = _labels(config, learned, kept.answers), None
+    kept = _some(asked, numbers)
+    _warn_known(file.name, learned, kept)
+    labels, choices = _labels(config, learned.answers, kept.answers), None
     if labels:
         given = tokenizer, labels, numbers
         choices = label_choices(paths[-1], *given, **format_of(config, tokenizer))
     return Tested(file.name, digest, kept, labels, choices, numbers, rest)
+
+
+def _some(rows: Prompts, numbers: np.ndarray) -> Prompts:
+    """Rows by their numbers."""
+    return Prompts(*([part[row] for row in numbers] for part in rows))
+
+
+def _warn_known(name: str, learned: Prompts, tested: Prompts) -> None:
+    """Say how many test rows are learned as well: they measure memory alone."""
+    pairs = lambda rows: [
+        (ids.tobytes(), text) for ids, text in zip(*rows, strict=True)
+    ]
+    known, found = {*pairs(learned)}, pairs(tested)
+    if count := sum(row in known for row in found):
+        among = f"{count} of {len(found)} test rows of {name} are among those learned"
+        warn(f"--tasks: {among}; drop rows that are there twice.")
 
 
 def kept_apart(config: Config, path: Path, count: int) -> np.ndarray:

@@ -35,15 +35,20 @@ def data(tmp_path_factory):
     """A folder with a few rows of each data set."""
     place = tmp_path_factory.mktemp("data")
     for name, classes in {"dbpedia": "ab", "amazon": "12", "agnews": "xy"}.items():
-        rows = [
-            {"text": f"{n} {c}", "label_name": c} for n in range(9) for c in classes
-        ]
         for split in ("train", "test"):
+            rows = [
+                {"text": f"{split} {n} {c}", "label_name": c}
+                for n in range(9)
+                for c in classes
+            ]
             path = place / "text-cls" / name / f"{split}.jsonl.gz"
             zipped(path, map(json.dumps, rows))
-    intents = [[f"do {n}", name] for n, name in enumerate(("apr", "text", "w2") * 6)]
+    intents = {
+        split: [[f"{split} {n}", name] for n, name in enumerate(("apr", "text") * 9)]
+        for split in ("train", "test")
+    }
     path = place / "text-cls" / "clinc150" / "data_full.json.gz"
-    zipped(path, [json.dumps({"train": intents, "test": intents})])
+    zipped(path, [json.dumps(intents)])
     piqa = {"goal": "open it", "sol1": "pull it ", "sol2": "push it"}
     zipped(place / "instruct" / "piqa_valid.jsonl.gz", [json.dumps(piqa)] * 5)
     zipped(place / "instruct" / "piqa_valid_labels.lst.gz", "01011")
@@ -73,7 +78,7 @@ def of_trace():
     answers = {"C-STANCE": "AB", "FOMC": "AC", "Py150": [f"x = {n}" for n in range(9)]}
     return {
         f"TRACE-Benchmark/LLM-CL-Benchmark_500/{name}/{split}.json": [
-            {"prompt": f"line {number} <EOL>", "answer": answer}
+            {"prompt": f"{split} {number} <EOL>", "answer": answer}
             for number in range(4)
             for answer in known
         ]

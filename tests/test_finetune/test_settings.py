@@ -12,7 +12,7 @@ import pytest
 
 from jaxcl.cli import main
 from jaxcl.cli.finetune import parse
-from jaxcl.data import choose_widths
+from jaxcl.data import choose_widths, load_tokenizer
 from jaxcl.files import read_lines
 from jaxcl.finetune import run as finetuning
 from jaxcl.finetune.config import Gradient, Method, Numbers, config_of
@@ -20,7 +20,7 @@ from jaxcl.finetune.curve import read_curve
 from jaxcl.finetune.interpolate import between
 from jaxcl.finetune.method import make
 from jaxcl.finetune.report import write_page
-from jaxcl.finetune.tasks import kept_apart, most_widths
+from jaxcl.finetune.tasks import kept_apart, most_widths, read_tests
 from jaxcl.finetune.trained import load
 from jaxcl.finetune.words import command_of, matters, without_effect
 from jaxcl.interop import load_pretrained, save_pretrained
@@ -98,6 +98,26 @@ def test_one_row_is_learned_whatever_the_fraction(home, tmp_path):
     config = parse(words[1:])
     kept = lambda count: kept_apart(config, tmp_path, count).tolist()
     assert [len(kept(count)) for count in (2, 10)] == [1, 9]
+
+
+def test_test_rows_that_are_learned_too_are_counted(home, tmp_path):
+    """Oracle: the lines of the file, some of which are there twice; of a folder, by hand.
+    A warning where no row comes twice would be an error."""
+    lines = [{"prompt": f"{n}?", "answer": "cat"} for n in range(20)]
+    write(tmp_path / "pets.jsonl", [*lines, *lines[:10]])
+    write(tmp_path / "folder" / "train.jsonl", lines[:5])
+    write(tmp_path / "folder" / "test.jsonl", lines[4:8])
+    config = parse(words_of(home, tmp_path / "run", tasks=())[1:])
+    tokenizer = load_tokenizer(home / "model")
+    kept = kept_apart(config, tmp_path, 30).tolist()
+    twins = [(number + 20 if number < 10 else number - 20) for number in kept]
+    known = sum(0 <= twin < 30 and twin not in kept for twin in twins)
+    assert known
+    for name, count in {"pets.jsonl": f"{known} of 8", "folder": "1 of 4"}.items():
+        asked = replace(config, tasks=(str(tmp_path / name),))
+        with pytest.warns(UserWarning, match=f"{count} test rows of .* are among"):
+            read_tests(asked, tokenizer)
+    read_tests(replace(config, tasks=(str(home / "animals.jsonl"),)), tokenizer)
 
 
 def test_weights_of_a_run_are_read_as_it_computed(home, tmp_path):
