@@ -14,8 +14,15 @@ from experiments.finetune.config import TEXTS, Config
 from jaxcl.report.heatmaps import accuracy_matrix
 from jaxcl.report.page import Picture, Section
 from jaxcl.report.records import Record, check, split
-from jaxcl.report.statistics import known_means
-from jaxcl.report.tables import Column, Table, interval_table, to_markdown
+from jaxcl.report.statistics import holm, known_means, paired
+from jaxcl.report.tables import (
+    Column,
+    Table,
+    interval_table,
+    show,
+    table_of,
+    to_markdown,
+)
 from jaxcl.runs.experiment import expect_no_words
 from jaxcl.runs.folder import RunFolder, read_json, read_records
 from jaxcl.runs.readme import fill, made_on
@@ -32,6 +39,10 @@ _TEXT = (
     "Lost: what was right when the task was just learned, less what is right at the end, "
     "over all tasks but the last."
 )
+_PAIRS = (
+    "Differences in pairs of one order and seed, with 95 % t-intervals. One that contains "
+    "zero shows no difference, which is not equality. Joint training has one order."
+)
 
 
 def report(config: Config, folder: RunFolder) -> None:
@@ -42,6 +53,8 @@ def report(config: Config, folder: RunFolder) -> None:
         return
     check(records)
     tables = {"tasks": task_table(records), "general": general_table(records)}
+    if (pairs := difference_table(records)).rows:
+        tables["differences"] = pairs
     drawn = []
     if done := split(records)[0]:
         score = score_name(done).capitalize()
@@ -64,12 +77,18 @@ def verdict(records: Sequence[Record]) -> list[str]:
     place = {name: names.index(name) for name in names}
     said = [
         f"{', '.join(map(str, row[: place['runs']]))}: {score} "
-        f"{100 * row[place[f'{score} at the end, %']].mean:.0f} % at the end, "
-        f"{100 * row[place[f'{score} lost, points']].mean:.0f} points lost"
+        f"{_shown(table, row, f'{score} at the end, %')} % at the end, "
+        f"{_shown(table, row, f'{score} lost, points')} points lost"
         for row in table.rows
         if row[place["runs"]]
     ]
     return said or ["No run has finished."]
+
+
+def _shown(table: Table, row: Sequence[Any], name: str) -> str:
+    """A cell of a row in words, with its interval if there is one."""
+    pairs = zip(table.columns, row, strict=True)
+    return next(show(cell, column) for column, cell in pairs if column.name == name)
 
 
 def task_table(records: Sequence[Record]) -> Table:
@@ -103,6 +122,37 @@ def general_table(records: Sequence[Record]) -> Table:
     return interval_table(done, numbers, ["{interval}. By log-likelihood."])
 
 
+def difference_table(
+    records: Sequence[Record], baselines: Sequence[str] = ("seq", "er")
+) -> Table:
+    """Each arm's score at the end less a baseline's, in pairs of one order and seed."""
+    done, name = split(records)[0], score_name(records)
+    ends = {
+        (r["arm"], r["setting"], r["seed"]): known_means(_matrix(r, "matrix")[-1:])
+        for r in done
+    }
+    rows: list[dict[Column, Any]] = []
+    for baseline in baselines:
+        pairs: dict[str, list[Any]] = {}
+        for (arm, *which), end in ends.items():
+            if arm != baseline and (baseline, *which) in ends:
+                pair = end.item(), ends[baseline, *which].item()
+                pairs.setdefault(arm, []).append(pair)
+        found = {arm: paired(*np.array(own).T) for arm, own in pairs.items()}
+        p_values = holm(np.array([versus.p_t for versus in found.values()]))
+        rows += [
+            {
+                Column("method"): arm,
+                Column("against"): baseline,
+                Column("pairs", 0): versus.difference.count,
+                Column(f"{name} at the end, points", 1, 100.0): versus.difference,
+                Column("p (t, Holm)", is_p_value=True): p,
+            }
+            for (arm, versus), p in zip(found.items(), p_values, strict=True)
+        ]
+    return table_of(rows, _PAIRS)
+
+
 def score_name(records: Sequence[Record]) -> str:
     """What the score is: exact match, unless the answers of some tasks are texts."""
     names = {name for record in records for name in record["tasks"]}
@@ -122,6 +172,7 @@ def section(path: Path) -> str:
             f"### {path.name}\n",
             f"`{environment['command']}`: {made_on(environment)}.\n",
             to_markdown(task_table(records)),
+            to_markdown(difference_table(records)),
             to_markdown(general_table(records)),
         ]
     )

@@ -11,9 +11,11 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from experiments.finetune import trace
 from experiments.finetune.config import EXPERIMENT, ORDERS
+from experiments.finetune.report import difference_table
 from experiments.finetune.run import line_of, plans, trials
 from experiments.finetune.tasks import DOMAINS, GENERAL, write_tasks
 from jaxcl.errors import InputError
@@ -255,6 +257,35 @@ def test_methods_are_not_compared_on_the_rows_of_tuning(tmp_path):
         found[preset] = {line["prompt"] for line in read_lines(place / "test.jsonl")}
     for preset in ("orders", "long"):
         assert len(found["tune"] & found[preset]) < 0.1 * len(found["tune"])
+
+
+def test_arms_are_compared_in_pairs_of_one_order_and_seed():
+    """Oracle: scipy's paired test; pairs and the mean by hand. A pair is missing."""
+    ends = {
+        "seq": {"a0": 0.2, "a1": 0.3, "b0": 0.6, "b1": 0.5},
+        "er": {"a0": 0.5, "a1": 0.5, "b0": 0.8, "b1": 0.9},
+        "mtl": {"a0": 0.9, "a1": 0.8},
+    }
+    records = [
+        {"arm": arm, "setting": key[0], "seed": int(key[1]), "status": "done"}
+        | {"matrix": [[0.1, None], [end - 0.1, end + 0.1]], "tasks": ["x", "y"]}
+        for arm, own in ends.items()
+        for key, end in own.items()
+    ]
+    found = {row[:2]: row[2:] for row in difference_table(records).rows}
+    assert [*found] == [
+        *(("er", "seq"), ("mtl", "seq")),
+        *(("seq", "er"), ("mtl", "er")),
+    ]
+    count, difference, p = found["er", "seq"]
+    mine, theirs = ([*ends[arm].values()] for arm in ("er", "seq"))
+    assert count == 4
+    assert difference.mean == pytest.approx(0.275)
+    test = stats.ttest_rel(mine, theirs)
+    interval = test.confidence_interval()
+    assert difference[1:3] == pytest.approx((interval.low, interval.high))
+    assert p == pytest.approx(2 * test.pvalue)  # Holm's, the smaller of two
+    assert found["mtl", "seq"][0] == 2
 
 
 def test_trace_has_the_tasks_of_its_order():
