@@ -88,7 +88,7 @@ class Config:
     """I-LoRA's average over steps; with 20 steps a task, 0.99 would hardly move."""
     distance: float = 1.0
     """I-LoRA's weight of the distance of hidden states."""
-    rho: float = 0.05
+    rho: float = 0.02
     """SAM's radius."""
     mix: float = 0.5
     """WiSE-FT's weight of what was trained."""
@@ -154,7 +154,7 @@ PRESETS = {
         test_rows=100,
     ),
     # Two settings of each number, one seed, the first two tasks: run twice, the second
-    # time with --strength 1000 --decay 0.95 --rho 0.02.
+    # time with --strength 1000 --decay 0.95 --rho 0.05.
     "tune": Config(
         arms=("ewc", "ilora", "sam-er"),
         orders=("first order",),

@@ -47,14 +47,11 @@ _PAIRS = (
 
 def report(config: Config, folder: RunFolder) -> None:
     """Write ``tables/``, ``figures/`` and ``report.html``."""
-    del config
     records = read_records(folder)
     if not records:
         return
     check(records)
-    tables = {"tasks": task_table(records), "general": general_table(records)}
-    if (pairs := difference_table(records)).rows:
-        tables["differences"] = pairs
+    tables = tables_of(records, config.general_rows)
     drawn = []
     if done := split(records)[0]:
         score = score_name(done).capitalize()
@@ -68,6 +65,14 @@ def report(config: Config, folder: RunFolder) -> None:
         sections=[Section("What is kept, and what is lost", _TEXT, drawn, tables)],
         records=records,
     )
+
+
+def tables_of(records: Sequence[Record], general_rows: int) -> dict[str, Table]:
+    """All tables that have rows; one question, as in tuning, tells nothing."""
+    found = {"tasks": task_table(records), "differences": difference_table(records)}
+    if general_rows > 1:
+        found["general"] = general_table(records)
+    return {name: table for name, table in found.items() if table.rows}
 
 
 def verdict(records: Sequence[Record]) -> list[str]:
@@ -167,15 +172,9 @@ def _matrix(record: Mapping[str, Any], field: str) -> np.ndarray:
 def section(path: Path) -> str:
     """What the README says of one folder of results."""
     records, environment = read_records(path), read_json(path / "environment.json")
-    return "\n".join(
-        [
-            f"### {path.name}\n",
-            f"`{environment['command']}`: {made_on(environment)}.\n",
-            to_markdown(task_table(records)),
-            to_markdown(difference_table(records)),
-            to_markdown(general_table(records)),
-        ]
-    )
+    asked = read_json(path / "config.json")["config"]["general_rows"]
+    head = f"### {path.name}\n\n`{environment['command']}`: {made_on(environment)}.\n"
+    return "\n".join([head, *map(to_markdown, tables_of(records, asked).values())])
 
 
 if __name__ == "__main__":
