@@ -33,6 +33,7 @@ _SHOWN = 6  # answers of a task
 _LONGEST = 300  # letters of a text in a table
 _CLAIM = "Fine-tuned on {names}, one after another, by {method}."
 _TOGETHER = "Fine-tuned on {names} together."
+_ALONE = "Fine-tuned on {names}, each by itself from the model before."
 
 
 def write_page(run: Path) -> Path:
@@ -63,9 +64,12 @@ def write_page(run: Path) -> Path:
         Section("Within the tasks", "", [*learned.pictures_of_steps(found, labels)]),
     ]
     main = {m: own for m, own in found.results.items() if m not in _ASIDE}
-    said = learned.averages(found._replace(results=main))
+    alone = held["settings"]["method"] == "one"
+    said = (
+        _each_alone(main) if alone else learned.averages(found._replace(results=main))
+    )
     verdict = [*said, *_general_verdict(run, held, len(found.ends))]
-    claim = (_TOGETHER if together else _CLAIM).format(
+    claim = (_TOGETHER if together else _ALONE if alone else _CLAIM).format(
         names=", ".join(names), method=held["settings"]["method"]
     )
     if found.status != "done":
@@ -81,6 +85,14 @@ def write_page(run: Path) -> Path:
         sections=sections,
         about={**about, "config": shown},
     )
+
+
+def _each_alone(results: Results) -> Iterator[str]:
+    """The average over tasks of what each one's own model reaches; none forgets."""
+    for _, name, matrix in learned.each(results):
+        own = np.diag(matrix[1:])
+        if np.isfinite(own).any():
+            yield f"Average {name} {np.nanmean(own):.3g}, each task by its own model."
 
 
 # ------------------------------------------------------------------------- the tasks

@@ -121,6 +121,20 @@ def test_the_table_of_the_page_has_the_means_of_the_files(run):
     assert float(row["before"]) == pytest.approx(np.mean(before), abs=1e-3)
 
 
+def test_the_page_of_tasks_by_themselves_forgets_nothing(home, tmp_path):
+    """Oracle: the answers of each task after it was learned, and words of the page."""
+    out = tmp_path / "one"
+    assert main(words_of(home, out, "--method", "one", "--steps", "1")) == 0
+    page = (out / "report.html").read_text()
+    means = [
+        np.mean([line["choice_accuracy"] for line in lines_at(out, name)])
+        for name in ("001-animals-params", "002-colours-params")
+    ]
+    assert "animals, colours, each by itself" in page
+    assert f"Average choice_accuracy {np.mean(means):.3g}, each task" in page
+    assert ", forgetting" not in page
+
+
 def test_exports_compute_what_the_learner_does(home, run, tmp_path, capsys):
     """Oracle: the adapter over its base; the answers of the run."""
     peft, merged = tmp_path / "peft", tmp_path / "merged"
