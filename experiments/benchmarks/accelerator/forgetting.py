@@ -45,7 +45,7 @@ def forgetting(small: bool, folder: Path) -> Iterator[Fact]:
 
 def watched(command: Sequence[str], place: Path) -> Iterator[Fact]:
     """Run an experiment, and tell of each new line of its results."""
-    told = len(read_records(place))
+    shown = len(read_records(place))
     # Every seed and task would compile the same programs again.
     cache = {"JAX_COMPILATION_CACHE_DIR": str(place.parent / "compiled")}
     given = [*command, "--out", str(place)]
@@ -54,8 +54,8 @@ def watched(command: Sequence[str], place: Path) -> Iterator[Fact]:
         while not ended:
             time.sleep(0.5)
             ended = process.poll() is not None  # first: lines may come before the end
-            lines = read_records(place)[told:]
-            told += len(lines)
+            lines = read_records(place)[shown:]
+            shown += len(lines)
             yield from (fact_of(place.name, line) for line in lines)
     if process.returncode:
         raise subprocess.CalledProcessError(process.returncode, given[:4])
