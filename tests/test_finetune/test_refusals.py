@@ -75,7 +75,7 @@ QUESTIONS = {
         {"question": "a?", "choices": ["b", "c"], "answer": "A"},
         r"line 1: 'answer' must be .* got 'A'; fix it\.$",
     ),
-    "a question that is no text": (
+    "a question that is not a text": (
         {"question": 3, "choices": ["b", "c"], "answer": 0},
         r"line 1: expected text in 'question', got 3; fix it\.$",
     ),
