@@ -104,6 +104,11 @@ def task_table(records: Sequence[Record]) -> Table:
         learned = [np.diag(_matrix(r, field)) for r in done]
         final = [_matrix(r, field)[-1] for r in done]
         lost = [(a - b)[:-1] for a, b in zip(learned, final, strict=True)]
+        # Joint training has one end, after which nothing can be lost.
+        lost = [
+            np.full(1, np.nan) if record["arm"] == "mtl" else points
+            for record, points in zip(done, lost, strict=True)
+        ]
         # A task with texts for answers has none to choose among.
         learned, final, lost = (
             [known_means(values[None]).item() for values in all_]

@@ -15,7 +15,7 @@ from scipy import stats
 
 from experiments.finetune import trace
 from experiments.finetune.config import EXPERIMENT, ORDERS
-from experiments.finetune.report import difference_table
+from experiments.finetune.report import difference_table, task_table
 from experiments.finetune.run import line_of, plans, trials
 from experiments.finetune.tasks import DOMAINS, GENERAL, write_tasks
 from jaxcl.errors import InputError
@@ -157,6 +157,12 @@ def test_joint_training_fills_a_line_as_long_as_the_others(tmp_path):
     check([line])
     assert line["matrix"] == [[0.5, 0.5]] * 2
     assert line["loss"] == [0.0, 0.0]
+    table = task_table([line])  # what is lost is left out: zero would be a finding
+    cells = dict(
+        zip([column.name for column in table.columns], *table.rows, strict=True)
+    )
+    assert cells["choice at the end, %"].mean == 0.75
+    assert cells["choice lost, points"] is cells["exact match lost, points"] is None
 
 
 def test_a_run_that_diverged_has_a_line_for_each_learner(tmp_path):
