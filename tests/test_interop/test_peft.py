@@ -82,8 +82,9 @@ def test_outputs_are_those_of_peft(name):
     """
     base, apply = base_of(name), jax.jit(model_of(name).apply)
     golden = np.load(GOLDEN / name / "golden.npz")
-    # Newer XLA fuses, and rounds, otherwise: then to a unit of the largest logit, 3.7.
-    near = {"atol": 1e-5 if jax.__version__.startswith("0.10.") else 3e-5, "rtol": 0}
+    # How XLA fuses, and so rounds, depends on its version and on the processor (1.2e-5 on
+    # an AMD EPYC without AVX-512): some units in the last place of the largest logit, 3.7.
+    near = {"atol": 3e-5, "rtol": 0}
     tokens = golden["tokens"]
     params = load_adapter(GOLDEN / name, base)
     np.testing.assert_allclose(apply(base, tokens), golden["base"], **near)

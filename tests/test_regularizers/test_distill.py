@@ -165,9 +165,8 @@ def test_tokens_without_a_label_are_not_distilled():
         same = regularizer.penalty(
             learned(regularizer), NEW, CONTEXT._replace(batch=wide)
         )
-        # Newer XLA sums a wider batch in another order.
-        pinned = jax.__version__.startswith("0.10.")
-        np.testing.assert_allclose(same, value, rtol=1e-6 if pinned else 1e-5)
+        # XLA may sum a wider batch in another order (3e-6 on an AMD EPYC without AVX-512).
+        np.testing.assert_allclose(same, value, rtol=1e-5)
 
 
 @pytest.mark.parametrize("chunk_size", [1, 2, 3])
