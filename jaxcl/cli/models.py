@@ -10,10 +10,12 @@ from typing import Any, Literal
 import tyro
 
 from jaxcl.errors import MissingFileError, require
+from jaxcl.finetune.config import Text
+from jaxcl.finetune.words import changed, flag
 from jaxcl.runs.command import refusing, tell_end
 from jaxcl.signals import ignore_more, terminable
 
-_FLAGS = (tyro.conf.FlagCreatePairsOff,)
+_FLAGS = (tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes)
 
 
 @refusing
@@ -53,8 +55,8 @@ class Evaluate:
     source: tyro.conf.Positional[Path]
     """Folder of a Hugging Face model, or of a run of jaxcl finetune."""
     tasks: tuple[str, ...] = ()
-    """Files of prompts and answers, in the format of the run's; all their rows are
-    tested, up to --rows."""
+    """Files of prompts and answers. One with few different answers is also tested by
+    choice among these. Of a run, flags of their format that are absent are as in it."""
     general: tuple[str, ...] = ()
     """Files of questions with choices."""
     learner: str | None = None
@@ -62,20 +64,24 @@ class Evaluate:
     after: int | None = None
     """Of the run: after so many tasks; the last one if absent."""
     rows: int | None = None
-    """Most rows of a file; all of a run's own tests, else 100 if absent."""
+    """Most rows of a file, drawn from it; all of a run's own tests, else 100 if absent."""
     max_new_tokens: int | None = None
     """Longest generated answer; as in the run, else 32 if absent."""
-    chat: bool | None = None
-    """Whether prompts are messages of the chat template; as in the run, or if there is one
-    by default."""
     out: Path | None = None
     """New folder for a file of JSON lines for each test, and the table."""
+    text: Text = dataclasses.field(default_factory=Text)
 
 
 def _evaluate(asked: Evaluate) -> None:
     _check_source(asked.source)
     there = asked.out is not None and asked.out.exists()
     require(not there, "--out", f"{asked.out} exists; give a new folder")
+    given = " ".join(flag(name) for name, _, _ in changed(asked.text))
+    require(
+        asked.tasks or not given,
+        "--tasks",
+        f"the format {given} needs files; give some",
+    )
     from jaxcl.finetune.evaluate import evaluate  # imports JAX
 
     print(evaluate(asked))

@@ -37,7 +37,7 @@ class Training:
     epochs: int = 3
     """Passes over the rows of each task."""
     steps: int | None = None
-    """Steps of each task, in place of epochs."""
+    """Steps of each task, in place of epochs; mtl makes those of all tasks together."""
     batch_size: int = 8
     """New rows of a step; replayed rows are added."""
     learning_rate: float | None = None
@@ -223,14 +223,13 @@ class Named(NamedTuple):
     path: Path
 
 
-#: Fields that may change when a run goes on.
-_FREE = {
-    *("out", "tasks", "general", "general_rows", "general_every", "dry_run", "demo"),
-    *("save_every", "devices", "keep_models", "answers", "max_new_tokens"),
-    *("chunk_size", "recompute", "max_tasks"),
+#: Fields that may change when a run goes on, and the last ones of which are noted.
+_NOTED = {
+    *("general_rows", "general_every", "keep_models", "answers", "max_new_tokens"),
+    *("chunk_size", "recompute", "max_tasks", "save_every", "devices"),
 }
-#: Those of them that its tests need, which :func:`config_of` reads again.
-NOTED = "max_new_tokens", "general_rows"
+#: All that may change.
+_FREE = _NOTED | {"out", "tasks", "general", "dry_run", "demo"}
 _SUFFIXES = (".gz", ".jsonl", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".feather")
 
 
@@ -289,6 +288,16 @@ def _stem(path: Path) -> str:
 
 def identity(config: Config) -> dict[str, Any]:
     """The settings that a run keeps, flat, for JSON."""
+    return {name: value for name, value in _flat(config).items() if name not in _FREE}
+
+
+def noted(config: Config) -> dict[str, Any]:
+    """The settings with which a run went on last, of those that may change."""
+    held = {name: value for name, value in _flat(config).items() if name in _NOTED}
+    return {**held, "max_tasks": room_of(config)}
+
+
+def _flat(config: Config) -> dict[str, Any]:
     flat: dict[str, Any] = {"model": config.model.resolve().name}
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
@@ -299,8 +308,7 @@ def identity(config: Config) -> dict[str, Any]:
             }
         elif field.name not in ("model", "out"):
             flat[field.name] = value
-    flat["adapter"] = as_adapter(config)
-    return {name: value for name, value in flat.items() if name not in _FREE}
+    return {**flat, "adapter": as_adapter(config)}
 
 
 def read_settings(out: Path) -> dict[str, Any] | None:
@@ -319,7 +327,7 @@ def config_of(run: Path) -> Config:
     """The settings of a run again, from what it noted."""
     held = run_settings(run)
     # What may change when a run goes on is noted beside its settings.
-    flat = {**held["settings"], **{name: held[name] for name in NOTED if name in held}}
+    flat = held["settings"] | {name: held[name] for name in _NOTED if name in held}
 
     def filled(kind: Any, **own: Any) -> Any:
         values = {}

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxcl.finetune.measure import METRICS, lines_of
+from jaxcl.finetune.measure import lines_of, values_of
 from jaxcl.report.curves import step_curves
 from jaxcl.report.page import Picture
 from jaxcl.report.tables import Column, Table, table_of
@@ -21,13 +21,10 @@ def read_curve(home: Path) -> dict[str, dict[str, tuple[list[float], list[float]
     parts = [(_PARTS.fullmatch(path.stem), path) for path in home.glob("*.jsonl")]
     places = [(float(match[1]), match[2], path) for match, path in parts if match]
     for alpha, name, path in sorted(places):
-        lines = lines_of(path)
-        for metric in {m: None for kind in METRICS.values() for m in kind}:
-            values = [line[metric] for line in lines if metric in line]
-            if values:
-                own = found.setdefault(metric, {}).setdefault(name, ([], []))
-                own[0].append(alpha)
-                own[1].append(float(np.mean(values)))
+        for metric, values in values_of(lines_of(path)).items():
+            own = found.setdefault(metric, {}).setdefault(name, ([], []))
+            own[0].append(alpha)
+            own[1].append(float(np.mean(values)))
     return found
 
 

@@ -12,9 +12,10 @@ from jaxcl.finetune.config import Config, config_of
 from jaxcl.finetune.curve import PLACE
 from jaxcl.finetune.measure import (
     Words,
-    first_rows,
+    drawn,
     measure_answers,
     measure_choices,
+    some_rows,
     write_lines,
 )
 from jaxcl.finetune.method import scale_adapter
@@ -88,11 +89,12 @@ def tests_of(config: Config, trained: Trained, most: int | None):
     tested = read_tests(config, trained.tokenizer)
     check_unchanged(config, tested)
     for one in tested:
-        prompts = first_rows(one.prompts, most)
-        labels = one.choices and first_rows(one.choices, most)
+        numbers = drawn(len(one.numbers), most)
+        prompts = some_rows(one.prompts, numbers)
+        labels = one.choices and some_rows(one.choices, numbers)
         test = partial(measure_answers, words, prompts=prompts, labels=labels)
         yield one.name, len(prompts.tokens), test
     for name, every in read_questions(config, trained.tokenizer).items():
-        questions = first_rows(every, most)
+        questions = some_rows(every, drawn(len(every.prompts), most))
         test = partial(measure_choices, words, questions=questions)
         yield name, len(questions.prompts), test

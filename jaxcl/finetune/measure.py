@@ -16,6 +16,7 @@ import numpy as np
 from jaxcl.data.choices import Choices
 from jaxcl.data.conversations import answer_beginning
 from jaxcl.data.instruct import Prompts
+from jaxcl.data.subsets import random_row_numbers
 from jaxcl.errors import InputError
 from jaxcl.files import read_lines, write_text
 from jaxcl.finetune.pool import with_pool
@@ -52,10 +53,23 @@ def write_lines(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
 _Rows = TypeVar("_Rows", Prompts, Choices)
 
 
-def first_rows(rows: _Rows, count: int | None, begin: int = 0) -> _Rows:
-    """Some rows of prompts or questions, one after another; None: up to the last."""
-    end = None if count is None else begin + count
-    held: Any = (part[begin:end] for part in rows)
+def drawn(count: int, most: int | None) -> np.ndarray:
+    """Numbers of at most so many of ``count`` rows, in order; the same in every run.
+
+    The first rows of a file would not do: often its rows are sorted.
+    """
+    size = count if most is None else min(count, most)
+    return np.sort(random_row_numbers(jax.random.key(0), count, size))
+
+
+def some_rows(rows: _Rows, numbers: np.ndarray) -> _Rows:
+    """Rows of prompts or questions by their numbers."""
+    held: Any = ([part[number] for number in numbers] for part in rows)
+    return type(rows)(*held)
+
+
+def _next_rows(rows: _Rows, first: int, count: int) -> _Rows:
+    held: Any = (part[first : first + count] for part in rows)
     return type(rows)(*held)
 
 
@@ -89,8 +103,8 @@ def measure_answers(
     found: list[dict[str, Any]] = []
     step = 2 * words.batch_size
     for first in range(0, len(prompts.tokens), step):
-        part = first_rows(prompts, step, first)
-        chosen = None if labels is None else first_rows(labels, step, first)
+        part = _next_rows(prompts, first, step)
+        chosen = None if labels is None else _next_rows(labels, first, step)
         found += _answered(words, params, part, chosen)
         advance(len(part.tokens))
         if interrupted():
@@ -215,7 +229,7 @@ def measure_choices(
     found: list[dict[str, Any]] = []
     step = 2 * words.batch_size
     for first in range(0, len(questions.prompts), step):
-        part = first_rows(questions, step, first)
+        part = _next_rows(questions, first, step)
         scores = scored(words, params, part.prompts, part.answers)
         found += _choices_of(part, scores)
         advance(len(part.prompts))
@@ -247,10 +261,20 @@ def _choices_of(questions: Choices, scores: Sequence[Any]) -> list[dict[str, Any
 
 
 Results = dict[str, dict[str, np.ndarray]]  # {metric: {learner: [T + 1, E]}}
-METRICS = {
-    ANSWERS: ("exact_match", "rouge_l", "choice_accuracy"),
-    GENERAL: ("choice_accuracy", "choice_accuracy_per_character"),
-}
+#: Of answers, and of questions of general ability.
+METRICS = (
+    "exact_match",
+    "rouge_l",
+    "choice_accuracy",
+    "choice_accuracy_per_character",
+)
+FRACTIONS = tuple(metric for metric in METRICS if metric != "rouge_l")  # of rows
+
+
+def values_of(lines: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
+    """The value of each row of a test, for the metrics that it has."""
+    held = {m: [line[m] for line in lines if m in line] for m in METRICS}
+    return {metric: np.array(values) for metric, values in held.items() if values}
 
 
 def read_tests(
@@ -268,12 +292,10 @@ def read_tests(
         if not ended.isdecimal() or name not in names or int(ended) > num_tasks:
             continue
         lines = read_lines(path, remedy="delete the file, and it is measured again")
-        for metric in METRICS[kind]:
-            values = [line[metric] for line in lines if metric in line]
-            if values:
-                blank = np.full((num_tasks + 1, len(names)), np.nan)
-                held = found.setdefault(metric, {}).setdefault(learner, blank)
-                held[int(ended), names.index(name)] = np.mean(values)
+        for metric, values in values_of(lines).items():
+            blank = np.full((num_tasks + 1, len(names)), np.nan)
+            held = found.setdefault(metric, {}).setdefault(learner, blank)
+            held[int(ended), names.index(name)] = np.mean(values)
     for learners in found.values():  # before, all learners are the model itself
         first = _first_of(learners)
         for matrix in learners.values():

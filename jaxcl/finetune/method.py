@@ -28,7 +28,7 @@ STRENGTHS = {
     "der++": 0.01,
     "olora": 0.5,
     "l2p": 0.5,
-    "ilora": 1,
+    "ilora": 1.0,
 }
 
 
@@ -143,11 +143,8 @@ def make(config: Config, model: Model, frozen: Params) -> Method:
     numbers, chunk = config.numbers, config.training.chunk_size
     outputs = losses.single_head(apply)
     loss = losses.token_cross_entropy(outputs)
-    strength = numbers.strength
-    strength = STRENGTHS.get(config.method, 0.0) if strength is None else strength
     parts: dict[str, Any] = {"chunk_size": chunk, "gradient": _gradient(config)}
     optimizer = _optimizer(config)
-    replay = numbers.replay or config.training.batch_size
     match config.method:
         case "seq" | "mtl":
             return methods.plain(loss, optimizer, **parts)
@@ -164,21 +161,21 @@ def make(config: Config, model: Model, frozen: Params) -> Method:
             }
             return make_method(loss, optimizer, average=between, learners=both, **parts)
         case "er":
-            sizes = {"capacity": numbers.memory, "sample_size": replay}
+            sizes = {"capacity": numbers.memory, "sample_size": replayed(config)}
             return methods.experience_replay(loss, optimizer, **sizes, **parts)
         case "ewc":
             fisher = empirical_fisher(
                 loss, num_examples=numbers.fisher_rows, chunk_size=chunk
             )
             return methods.ewc(
-                loss, optimizer, strength=strength, fisher=fisher, **parts
+                loss, optimizer, strength=strength_of(config), fisher=fisher, **parts
             )
         case "lwf":
             return methods.learning_without_forgetting(
                 outputs,
                 optimizer,
                 kept=outputs,
-                strength=strength,
+                strength=strength_of(config),
                 temperature=numbers.temperature,
                 **parts,
             )
@@ -187,28 +184,30 @@ def make(config: Config, model: Model, frozen: Params) -> Method:
                 outputs,
                 optimizer,
                 capacity=numbers.memory,
-                sample_size=replay,
-                alpha=strength,
+                sample_size=replayed(config),
+                alpha=strength_of(config),
                 beta=numbers.beta,
                 num_logits=numbers.num_logits,
                 **parts,
             )
         case "agem":
-            past = memory.reservoir(numbers.memory, replay, past_only=True)
+            past = memory.reservoir(numbers.memory, replayed(config), past_only=True)
             return methods.agem(loss, optimizer, memory=past, **parts)
         case "gem":
             sizes = {"num_tasks": room_of(config), "capacity_per_task": numbers.memory}
-            return methods.gem(loss, optimizer, sample_size=replay, **sizes, **parts)
+            sizes["sample_size"] = replayed(config)
+            return methods.gem(loss, optimizer, **sizes, **parts)
         case "olora":
             room = room_of(config) or 1
             slots = adapters.lora_slots
             own = adapters.in_current_slot(slots, room, parts.pop("gradient"))
-            apart = adapters.olora(strength, num_tasks=room)
+            apart = adapters.olora(strength_of(config), num_tasks=room)
             return make_method(
                 loss, optimizer, gradient=own, regularizer=apart, **parts
             )
         case "l2p":
             hidden = adapters.with_frozen(model.hidden, frozen)
+            strength = strength_of(config)
 
             def pooled(params, batch, keys):
                 loss = adapters.l2p_loss(
@@ -222,11 +221,22 @@ def make(config: Config, model: Model, frozen: Params) -> Method:
 
             return methods.plain(pooled, optimizer, **parts)
         case _:  # ilora
-            return _ilora(config, loss, optimizer, model, frozen, strength, parts)
+            return _ilora(config, loss, optimizer, model, frozen, parts)
+
+
+def strength_of(config: Config) -> float:
+    """That of the penalty: of the settings, or the default of the method."""
+    given = config.numbers.strength
+    return STRENGTHS[config.method] if given is None else given
+
+
+def replayed(config: Config) -> int:
+    """Rows of memory in a step."""
+    return config.numbers.replay or config.training.batch_size
 
 
 def _ilora(
-    config: Config, loss: Loss, optimizer, model: Model, frozen, strength, parts
+    config: Config, loss: Loss, optimizer, model: Model, frozen, parts
 ) -> Method:
     """I-LoRA: a fast and a slow learner, with the switches that its paper leaves open."""
     numbers = config.numbers
@@ -236,9 +246,9 @@ def _ilora(
         optimizer,
         hidden,
         decay=numbers.decay,
-        strength=strength,
+        strength=strength_of(config),
         capacity=numbers.memory,
-        sample_size=numbers.replay or config.training.batch_size,
+        sample_size=replayed(config),
         start_after=numbers.start_after,
         of_products=numbers.average == "products",
         with_hidden=with_hidden,
@@ -270,22 +280,21 @@ def hidden_states(
 
 def _gradient(config: Config) -> optax.GradientTransformation | None:
     numbers = config.numbers
-    rho, penalty = numbers.rho, numbers.penalty
     match config.gradient:
         case "plain":
             return None
         case "sam":
-            return transforms.sam(rho)
+            return transforms.sam(numbers.rho)
         case "asam":
-            return transforms.sam(rho, adaptive=True)
+            return transforms.sam(numbers.rho, adaptive=True)
         case "gnp":
-            return transforms.gnp(rho, penalty=penalty)
+            return transforms.gnp(numbers.rho, penalty=numbers.penalty)
         case "gsam":
-            return transforms.gsam(rho, numbers.gsam_alpha)
+            return transforms.gsam(numbers.rho, numbers.gsam_alpha)
         case "looksam":
-            return transforms.looksam(rho)
+            return transforms.looksam(numbers.rho)
         case "c-flat":
-            return transforms.c_flat(rho)
+            return transforms.c_flat(numbers.rho)
 
 
 def learning_rate(config: Config) -> float:

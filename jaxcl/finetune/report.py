@@ -1,25 +1,28 @@
 """The page of a run: what was learned and forgotten, in numbers and in answers."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.stats import binomtest
 
 from jaxcl.finetune.config import config_of, run_settings
 from jaxcl.finetune.curve import PLACE, curve_picture, curve_table
 from jaxcl.finetune.measure import (
     ANSWERS,
+    FRACTIONS,
     GENERAL,
     Results,
     file_of,
     lines_of,
     read_tests,
+    values_of,
 )
 from jaxcl.finetune.words import command_of, matters
 from jaxcl.report.heatmaps import result_heatmaps
 from jaxcl.report.page import Picture, Section
+from jaxcl.report.statistics import change_interval, fraction_interval
 from jaxcl.report.style import drawable
 from jaxcl.report.tables import Column, Table, table_of
 from jaxcl.runs import learned
@@ -27,8 +30,10 @@ from jaxcl.runs.reports import write_report
 from jaxcl.training.options import LOWER_IS_BETTER
 
 _ASIDE = "rouge_l", "perplexity"  # in a table of their own only
-_FRACTIONS = "exact_match", "choice_accuracy"  # of test rows
-_NOTE = "From and to: 95 % interval of Wilson at the end, over the rows."
+_NOTE = (
+    "Intervals of 95 % over the {rows}: from and to of {which} (Wilson), change low and "
+    "high of the change, in pairs of the same {rows} (Agresti and Min)."
+)
 _SHOWN = 6  # answers of a task
 _LONGEST = 300  # letters of a text in a table
 _CLAIM = "Fine-tuned on {names}, one after another, by {method}."
@@ -56,9 +61,10 @@ def write_page(run: Path) -> Path:
     else:
         found = found._replace(results={**answers, **found.results})
     labels = drawable([*found.tasks, *found.sets])
+    general = _general_results(run, held, len(found.ends))
     sections = [
         *_results_section(run, found, labels),
-        *_general_section(run, held, len(found.ends)),
+        *_general_section(run, held, general),
         *_answers_section(run, held, found),
         *_interpolation_section(run),
         Section("Within the tasks", "", [*learned.pictures_of_steps(found, labels)]),
@@ -68,7 +74,7 @@ def write_page(run: Path) -> Path:
     said = (
         _each_alone(main) if alone else learned.averages(found._replace(results=main))
     )
-    verdict = [*said, *_general_verdict(run, held, len(found.ends))]
+    verdict = [*said, *_general_verdict(general)]
     claim = (_TOGETHER if together else _ALONE if alone else _CLAIM).format(
         names=", ".join(names), method=held["settings"]["method"]
     )
@@ -130,37 +136,75 @@ def _lost_table(run: Path, found: learned.Learned, results: Results) -> Table:
 
     Intervals are of what is a fraction of generated or chosen answers.
     """
-    rows: list[Mapping[Column, Any]] = []
-    names, num_tasks = [*found.tasks, *found.sets], len(found.tasks)
-    counted = not {*results}.isdisjoint(_FRACTIONS)
-    for metric, learners in results.items():
-        for learner, matrix in learners.items():
-            for place, name in enumerate(names):
-                just = matrix[place + 1, place] if place < num_tasks else np.nan
-                end = matrix[found.last, place]
-                row = {
-                    Column("metric"): metric,
-                    Column("learner"): learner,
-                    Column("task"): name,
-                    Column("before", 3): matrix[0, place],
-                    Column("just learned", 3): just,
-                    Column("at the end", 3): end,
-                    Column("change since learned", 3): end - just,
-                }
-                if counted:
-                    file = file_of(run, ANSWERS, found.last, name, learner)
-                    own = metric in _FRACTIONS
-                    row |= _with_interval(end, len(lines_of(file)) if own else 0)
-                rows.append(row)
-    return table_of(rows, *counted * [_NOTE])
+    counted = not {*results}.isdisjoint(FRACTIONS)
+    rows = [
+        _lost_row(run, found, metric, learner, matrix, place, counted=counted)
+        for metric, learners in results.items()
+        for learner, matrix in learners.items()
+        for place in range(len(found.tasks) + len(found.sets))
+    ]
+    return table_of(rows, *counted * [_NOTE.format(rows="rows", which="the end")])
 
 
-def _with_interval(value: float, count: int) -> dict[Column, Any]:
-    """How many rows a fraction is of, and its interval; nothing where it is unknown."""
-    known = count and np.isfinite(value)
-    low, high = interval(value, count) if known else (None, None)
-    cells = {"rows": count or None, "from": low, "to": high}
-    return {Column(name, 0 if name == "rows" else 3): v for name, v in cells.items()}
+def _lost_row(
+    run: Path,
+    found: learned.Learned,
+    metric: str,
+    learner: str,
+    matrix: np.ndarray,
+    place: int,
+    *,
+    counted: bool,
+) -> Mapping[Column, Any]:
+    """One task by one metric and learner; joint training never has it just learned."""
+    name, is_task = [*found.tasks, *found.sets][place], place < len(found.tasks)
+    just, end = (
+        matrix[place + 1, place] if is_task else np.nan,
+        matrix[found.last, place],
+    )
+    row = {
+        Column("metric"): metric,
+        Column("learner"): learner,
+        Column("task"): name,
+        Column("before", 3): matrix[0, place],
+        Column("just learned", 3): just,
+        Column("at the end", 3): end,
+        Column("change since learned", 3): end - just,
+    }
+    if not counted:
+        return row
+    at = partial(file_of, run, ANSWERS, name=name, learner=learner)
+    then = lines_of(at(ended=place + 1)) if is_task else []
+    now = lines_of(at(ended=found.last))
+    return row | _intervals("rows", _right(then, metric), _right(now, metric))
+
+
+def _lines_before(
+    run: Path, kind: str, name: str, learners: Sequence[str]
+) -> list[dict[str, Any]]:
+    """The test of the model itself, which is written once for all learners."""
+    files = (lines_of(file_of(run, kind, 0, name, learner)) for learner in learners)
+    return next(filter(None, files), [])
+
+
+def _right(lines: Sequence[Mapping[str, Any]], metric: str) -> np.ndarray:
+    """Which rows of a test were right; none of a metric that is not a fraction of them."""
+    held = values_of(lines) if metric in FRACTIONS else {}
+    return held.get(metric, np.zeros(0))
+
+
+def _intervals(what: str, before: np.ndarray, after: np.ndarray) -> dict[Column, Any]:
+    """Rows, interval of the fraction after, and of the change; None where unknown."""
+    count, paired = len(after), len(before) == len(after) > 0
+    cells: dict[str, Any] = dict.fromkeys(("from", "to", "change low", "change high"))
+    if count:
+        cells["from"], cells["to"] = fraction_interval(float(after.mean()), count)
+    if paired:
+        cells["change low"], cells["change high"] = change_interval(before, after)
+    return {
+        Column(what, 0): count or None,
+        **{Column(n, 3): v for n, v in cells.items()},
+    }
 
 
 # ----------------------------------------------------------------------- general ability
@@ -172,34 +216,21 @@ def _general_results(run: Path, held: Mapping[str, Any], ended: int) -> Results:
 
 
 def _general_section(
-    run: Path, held: Mapping[str, Any], ended: int
+    run: Path, held: Mapping[str, Any], results: Results
 ) -> Iterator[Section]:
     """Accuracy on each set of questions along the run, with intervals."""
-    results = _general_results(run, held, ended)
-    if not results:
+    rows = [
+        row
+        for metric, learners in results.items()
+        for learner, matrix in learners.items()
+        for place, one in enumerate(held["general"])
+        for row in _general_rows(
+            run, one["name"], metric, learner, matrix[:, place], [*learners]
+        )
+    ]
+    if not rows:
         return
-    rows: list[Mapping[Column, Any]] = []
-    for metric, learners in results.items():
-        for learner, matrix in learners.items():
-            for place, one in enumerate(held["general"]):
-                for after in np.flatnonzero(np.isfinite(matrix[:, place])).tolist():
-                    file = file_of(run, GENERAL, after, one["name"], learner)
-                    count = len(lines_of(file)) or one["questions"]
-                    value = matrix[after, place]
-                    low, high = interval(value, count)
-                    rows.append(
-                        {
-                            Column("set"): one["name"],
-                            Column("metric"): metric,
-                            Column("learner"): learner,
-                            Column("after tasks", 0): after,
-                            Column("questions", 0): count,
-                            Column("accuracy", 3): value,
-                            Column("from", 3): low,
-                            Column("to", 3): high,
-                        }
-                    )
-    note = "From and to: 95 % interval of Wilson over the questions."
+    note = _NOTE.format(rows="questions", which="the accuracy")
     text = (
         "Questions that are not of the tasks, by the most likely of the given answers: by "
         "the sum over an answer's tokens, and by that over its number of characters."
@@ -207,9 +238,33 @@ def _general_section(
     yield Section("General ability", text, [], {"general": table_of(rows, note)})
 
 
-def _general_verdict(run: Path, held: Mapping[str, Any], ended: int) -> Iterator[str]:
+def _general_rows(
+    run: Path,
+    name: str,
+    metric: str,
+    learner: str,
+    means: np.ndarray,
+    learners: Sequence[str],
+) -> Iterator[Mapping[Column, Any]]:
+    """One set before and along the run, by one metric and learner."""
+    before = _right(_lines_before(run, GENERAL, name, learners), metric)
+    for after in np.flatnonzero(np.isfinite(means)).tolist():
+        lines = lines_of(file_of(run, GENERAL, after, name, learner))
+        pair = (before, _right(lines, metric)) if after else (before[:0], before)
+        yield {
+            Column("set"): name,
+            Column("metric"): metric,
+            Column("learner"): learner,
+            Column("after tasks", 0): after,
+            Column("accuracy", 3): means[after],
+            Column("change", 3): means[after] - means[0] if after else None,
+            **_intervals("questions", *pair),
+        }
+
+
+def _general_verdict(results: Results) -> Iterator[str]:
     """The mean over the sets, before and at the end."""
-    learners = _general_results(run, held, ended).get("choice_accuracy", {})
+    learners = results.get("choice_accuracy", {})
     for learner, matrix in learners.items():
         known = np.flatnonzero(np.isfinite(matrix).all(axis=1))
         if len(known) > 1 and known[0] == 0:
@@ -219,13 +274,6 @@ def _general_verdict(run: Path, held: Mapping[str, Any], ended: int) -> Iterator
                 f"General ability{name}: {before:.3g} before, {after:.3g} after "
                 f"{known[-1]} tasks."
             )
-
-
-def interval(value: float, count: int) -> tuple[float, float]:
-    """The 95 % interval of a fraction of ``count`` questions, by Wilson's formula."""
-    test = binomtest(round(value * count), count)
-    found = test.proportion_ci(method="wilson")
-    return float(found.low), float(found.high)
 
 
 def _interpolation_section(run: Path) -> Iterator[Section]:
@@ -249,10 +297,7 @@ def _answers_section(
     for place, task in enumerate(held["tasks"]):
         learned_at = place + 1 if found.tasks else 1
         for learner in learners:
-            first = (
-                lines_of(file_of(run, ANSWERS, 0, task["name"], n)) for n in learners
-            )
-            before = next(filter(None, first), [])  # all learners are the model itself
+            before = _lines_before(run, ANSWERS, task["name"], learners)
             ends = learned_at, found.last
             table = _answer_table(run, task["name"], learner, before, *ends)
             if table.rows:

@@ -17,15 +17,16 @@ from jaxcl import adapters, metrics
 from jaxcl.data import Task, load_tokenizer, number_tasks
 from jaxcl.data.choices import Choices, read_choices
 from jaxcl.data.records import digest_of, read_records
+from jaxcl.data.widths import row_lengths
 from jaxcl.errors import InputError, MissingFileError, require
 from jaxcl.files import lock_folder, write_json
 from jaxcl.finetune.config import (
-    NOTED,
     SETTINGS,
     Config,
     as_adapter,
     identity,
     named,
+    noted,
     parts_of,
     read_settings,
     room_of,
@@ -34,10 +35,11 @@ from jaxcl.finetune.measure import (
     ANSWERS,
     GENERAL,
     Words,
+    drawn,
     file_of,
-    first_rows,
     measure_answers,
     measure_choices,
+    some_rows,
     write_lines,
 )
 from jaxcl.finetune.method import Setup, dtype_of, set_up
@@ -46,6 +48,7 @@ from jaxcl.finetune.trained import LEARNERS, PROMPTS
 from jaxcl.interop import read_config, save_adapter, save_pretrained
 from jaxcl.interop.family import read_json
 from jaxcl.models import DecoderConfig
+from jaxcl.models.prompts import warn_beyond
 from jaxcl.progress import progress
 from jaxcl.training import Options, TrainResult, learn
 from jaxcl.training.run_state import fingerprint
@@ -85,6 +88,8 @@ def load(config: Config) -> Job:
         general = read_questions(config, tokenizer)
     asked = [one.tested.prompts.tokens for one in files]
     check_context(config, model, [*asked, *(one.prompts for one in general.values())])
+    rows = max(int(row_lengths(one.task.train).max()) for one in files)
+    warn_beyond("--max-length", model, rows)
     key = jax.random.fold_in(jax.random.key(config.training.seed), 0)
     with in_words_of_flags():
         setup = set_up(config, key)
@@ -146,13 +151,13 @@ def end_rows(config: Config) -> int:
 
 
 def read_questions(config: Config, tokenizer: Any) -> dict[str, Choices]:
-    """The first questions of each file of general ability."""
+    """Some questions of each file of general ability."""
     most, held = config.testing.general_rows, read_settings(config.out) or {}
     before = {one["name"]: one for one in held.get("general", ())}
     found = {}
     for one in named("--general", config.general):
         full = read_choices(one.path, tokenizer)
-        found[one.name] = first_rows(full, most)
+        found[one.name] = some_rows(full, drawn(len(full.prompts), most))
         count, digest = len(found[one.name].prompts), digest_of("--general", one.path)
         now = {"sha256": digest[:16], "questions": count}
         kept = {name: before.get(one.name, now).get(name, now[name]) for name in now}
@@ -219,6 +224,9 @@ def run(
     out = config.out
     with lock_folder(out):  # that of another process is not to be rewritten
         write_settings(job)
+        # Tasks that were added later are tested before they are learned, too.
+        for name in _tested_before(config):
+            at_task_end(job, 0, {name: setup.trainable}, lambda: False, on_tested)
     outputs = setup.outputs
     row_metric = metrics.with_frozen(lambda frozen: metrics.tokens(outputs(frozen)))
     evaluation = {}
@@ -254,9 +262,8 @@ def write_settings(job: Job) -> None:
         "weights": job.weights,
         "frozen": dtype_of(config),  # None: as in the files
         "settings": identity(config),
-        "max_tasks": room_of(config),
         "widths": job.widths,
-        **{name: getattr(config.testing, name) for name in NOTED},
+        **noted(config),
         "tasks": [
             {
                 "name": one.task.name,
@@ -316,6 +323,13 @@ def at_task_end(
             write_lines(path, lines)
     if on_tested:
         on_tested(len(learners), total, time.monotonic() - began)
+
+
+def _tested_before(config: Config) -> set[str]:
+    """The learner in whose name the model itself was tested, once a task has ended."""
+    begun = (config.out / LEARNERS).is_dir()
+    files = (config.out / ANSWERS).glob("000-*.jsonl") if begun else ()
+    return {path.stem.rpartition("-")[2] for path in files}
 
 
 def _tests(job: Job, ended: int, learners: Mapping[str, Params]):

@@ -12,10 +12,17 @@ from jaxcl.data.choices import Choices
 from jaxcl.data.dataset import subset
 from jaxcl.data.label_choices import label_choices
 from jaxcl.data.records import digest_of
-from jaxcl.data.subsets import random_row_numbers
 from jaxcl.data.widths import choose_widths, row_lengths, share_widths
 from jaxcl.errors import require, warn
-from jaxcl.finetune.config import Config, Named, named, parts_of, read_settings
+from jaxcl.finetune.config import (
+    Config,
+    Named,
+    Text,
+    named,
+    parts_of,
+    read_settings,
+)
+from jaxcl.finetune.measure import drawn, some_rows
 from jaxcl.training import Options
 from jaxcl.training.options import steps_of
 
@@ -80,9 +87,9 @@ def read_tests(config: Config, tokenizer: Any) -> list[Tested]:
     return [_tests_of(config, tokenizer, one) for one in named("--tasks", config.tasks)]
 
 
-def format_of(config: Config, tokenizer: Any) -> dict[str, Any]:
+def format_of(text: Text, tokenizer: Any) -> dict[str, Any]:
     """How records become prompts and answers."""
-    text, chat = config.text, config.text.chat
+    chat = text.chat
     if chat is None and getattr(tokenizer, "chat_template", None):
         chat = True
     return {
@@ -99,7 +106,7 @@ def _rows_of(
     config: Config, tokenizer: Any, number: int, file: Named, tested: Tested
 ) -> Task:
     """The rows of one task: those of two files, or of one that is split."""
-    own = {"task": number, "mean": "examples", **format_of(config, tokenizer)}
+    own = {"task": number, "mean": "examples", **format_of(config.text, tokenizer)}
     rows = partial(instruct_dataset, tokenizer=tokenizer, **own)
     if tested.rest is None:
         train, test = map(rows, parts_of(file))
@@ -116,31 +123,27 @@ def _rows_of(
 def _tests_of(config: Config, tokenizer: Any, file: Named) -> Tested:
     """The test rows of one task."""
     prompts = partial(
-        instruct_prompts, tokenizer=tokenizer, **format_of(config, tokenizer)
+        instruct_prompts, tokenizer=tokenizer, **format_of(config.text, tokenizer)
     )
     most = config.testing.test_rows
     paths = parts_of(file)
     if len(paths) > 1:
         learned, asked = prompts(paths[0]), prompts(paths[1])
-        numbers, rest = _drawn(len(asked.answers), most), None
+        numbers, rest = drawn(len(asked.answers), most), None
     else:
         asked = prompts(file.path)
         numbers = kept_apart(config, file.path, len(asked.answers))
         rest = np.setdiff1d(np.arange(len(asked.answers)), numbers)
-        learned = _some(asked, rest)
+        learned = some_rows(asked, rest)
     digest = " ".join(digest_of("--tasks", path)[:16] for path in paths)
-    kept = _some(asked, numbers)
+    kept = some_rows(asked, numbers)
     _warn_known(file.name, learned, kept)
-    labels, choices = _labels(config, learned.answers, kept.answers), None
+    most = config.testing.max_labels
+    labels, choices = few_labels(most, learned.answers, kept.answers), None
     if labels:
         given = tokenizer, labels, numbers
-        choices = label_choices(paths[-1], *given, **format_of(config, tokenizer))
+        choices = label_choices(paths[-1], *given, **format_of(config.text, tokenizer))
     return Tested(file.name, digest, kept, labels, choices, numbers, rest)
-
-
-def _some(rows: Prompts, numbers: np.ndarray) -> Prompts:
-    """Rows by their numbers."""
-    return Prompts(*([part[row] for row in numbers] for part in rows))
 
 
 def _warn_known(name: str, learned: Prompts, tested: Prompts) -> None:
@@ -161,19 +164,13 @@ def kept_apart(config: Config, path: Path, count: int) -> np.ndarray:
     require(count > 1, "--tasks", wanted)
     size = max(1, round(testing.test_fraction * count))
     size = min(testing.test_rows, size, count - 1)  # one is learned
-    return _drawn(count, size)
+    return drawn(count, size)
 
 
-def _drawn(count: int, most: int) -> np.ndarray:
-    """Some numbers of rows in order, the same in every run."""
-    key = jax.random.key(0)
-    return np.sort(random_row_numbers(key, count, min(count, most)))
-
-
-def _labels(config: Config, learned: list[str], tested: list[str]) -> list[str]:
+def few_labels(most: int, learned: list[str], tested: list[str]) -> list[str]:
     """The different answers of a task, if they are few and come again and again."""
     different = sorted({*learned})
-    few = 2 <= len(different) <= config.testing.max_labels
+    few = 2 <= len(different) <= most
     known = {*tested} <= {*different} and len(learned) >= 2 * len(different)
     return different if few and known else []
 

@@ -39,8 +39,8 @@ def matters(config: Config, name: str) -> bool:
 def without_effect(config: Config) -> list[str]:
     """Flags that were given for other methods, and these: ``--mix (wise-ft)``."""
     return [
-        f"{_flag(name)} ({', '.join(_ONLY_FOR[name])})"
-        for name, value, default in _changed(config)
+        f"{flag(name)} ({', '.join(_ONLY_FOR[name])})"
+        for name, value, default in changed(config)
         if not matters(config, name)
     ]
 
@@ -48,25 +48,26 @@ def without_effect(config: Config) -> list[str]:
 def command_of(config: Config) -> str:
     """The command line of these settings, without those that are the default."""
     words = ["jaxcl", "finetune"]
-    for name, value, default in _changed(config):
+    for name, value, default in changed(config):
         if isinstance(default, bool):
-            words.append(_flag(name) if value else _flag(f"no-{name}"))
+            words.append(flag(name) if value else flag(f"no-{name}"))
         elif isinstance(value, tuple):
-            words += [_flag(name), *map(str, value)]
+            words += [flag(name), *map(str, value)]
         else:
-            words += [_flag(name), str(value)]
+            words += [flag(name), str(value)]
     return shlex.join(words)
 
 
-def _flag(name: str) -> str:
+def flag(name: str) -> str:
+    """A setting as a word of the command line."""
     return f"--{name.replace('_', '-')}"
 
 
-def _changed(part: Any) -> Iterator[tuple[str, Any, Any]]:
+def changed(part: Any) -> Iterator[tuple[str, Any, Any]]:
     """Name, value and default of each field that is not as by default, in all groups."""
     for field in dataclasses.fields(part):
         value = getattr(part, field.name)
         if dataclasses.is_dataclass(value):
-            yield from _changed(value)
+            yield from changed(value)
         elif value != field.default:
             yield field.name, value, field.default

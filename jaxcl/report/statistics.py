@@ -118,6 +118,36 @@ def paired(
     return Paired(interval, p_t, float(flipped.pvalue))
 
 
+def fraction_interval(value: float, count: int) -> tuple[float, float]:
+    """The 95 % interval of a fraction of ``count`` rows, by Wilson's formula (1927)."""
+    test = stats.binomtest(round(value * count), count)
+    found = test.proportion_ci(method="wilson")
+    return float(found.low), float(found.high)
+
+
+def change_interval(
+    before: Float[np.ndarray, " n"], after: Float[np.ndarray, " n"]
+) -> tuple[float, float]:
+    r"""The 95 % interval of a change of two fractions, of the same rows.
+
+    With :math:`b` rows that were right and are wrong, and :math:`c` the other way round,
+    half a row is added to each of the four cells, :math:`m = n + 2`:
+
+    .. math:: \frac{c - b}{m} \pm \frac{z}{m} \sqrt{b + c + 1 - \frac{(c - b)^2}{m}}
+
+    Rows that stay as they were tell nothing of the change, so that it is narrower than
+    two intervals of unpaired rows.
+
+    Source: Agresti and Min 2005, Statistics in Medicine 24:729 ("Wald + 2").
+    """
+    change = np.asarray(after, float) - np.asarray(before, float)
+    gained, lost = np.count_nonzero(change > 0), np.count_nonzero(change < 0)
+    size, net = len(change) + 2, gained - lost
+    spread = np.sqrt(gained + lost + 1 - net**2 / size)
+    half = stats.norm.ppf(0.975) * spread
+    return max(-1.0, float((net - half) / size)), min(1.0, float((net + half) / size))
+
+
 def equivalence(
     values: Float[np.ndarray, " s"],
     baseline: Float[np.ndarray, " s"],

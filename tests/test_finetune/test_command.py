@@ -1,5 +1,6 @@
 """``jaxcl finetune`` and the commands on its runs, from files to files."""
 
+import csv
 import dataclasses
 import json
 import shutil
@@ -19,6 +20,7 @@ from jaxcl.finetune.method import dtype_of
 from jaxcl.finetune.trained import load
 from jaxcl.interop import load_adapter, load_pretrained, save_pretrained
 from jaxcl.models import decoder, generate
+from jaxcl.report.statistics import change_interval
 from jaxcl.runs import learned
 from tests.test_finetune.conftest import COUNT, TESTED, WORDS, words_of
 
@@ -121,6 +123,31 @@ def test_the_table_of_the_page_has_the_means_of_the_files(run):
     assert float(row["before"]) == pytest.approx(np.mean(before), abs=1e-3)
 
 
+def test_changes_on_the_page_are_of_the_same_rows(run):
+    """Oracle: rows that became right or wrong, by hand; general ability is compared with
+    the model before, which is tested once for both learners."""
+    right = lambda path, metric: np.array([line[metric] for line in read_lines(path)])
+    for table, columns, metric, own in (
+        ("tasks", ("metric", "learner", "task"), "exact_match", "animals"),
+        ("general", ("set", "metric", "learner"), "choice_accuracy", "general"),
+    ):
+        kind = {"tasks": "answers"}.get(table, table)
+        begin = {"answers": "001-animals-fast", "general": "000-general-slow"}[kind]
+        pair = [run / kind / f"{name}.jsonl" for name in (begin, f"002-{own}-fast")]
+        wanted = change_interval(*(right(path, metric) for path in pair))
+        text = (run / "tables" / f"{table}.csv").read_text()
+        rows = csv.DictReader(text.splitlines())
+        asked = {own, metric, "fast"}
+        (row,) = [
+            row
+            for row in rows
+            if {row[name] for name in columns} == asked
+            and row.get("after tasks", "2") == "2"
+        ]
+        found = [float(row[name]) for name in ("change low", "change high")]
+        np.testing.assert_allclose(found, wanted)
+
+
 def test_the_page_of_tasks_by_themselves_forgets_nothing(home, tmp_path):
     """Oracle: the answers of each task after it was learned, and words of the page."""
     out = tmp_path / "one"
@@ -200,7 +227,8 @@ def test_half_of_an_adapter_is_half_the_way_to_its_kernels(run):
 
 
 def test_a_finished_run_keeps_its_files_and_a_longer_one_goes_on(home, run, capsys):
-    """Oracle: the bits of the files and of the adapter; the third task is added."""
+    """Oracle: the bits of the files and of the adapter. A task that is added is tested
+    before it is learned: here one of the same rows as the first."""
     grown = home / "grown"
     shutil.copytree(run, grown)
     more = "--method", "ilora", "--general", str(home / "general.jsonl")
@@ -217,6 +245,9 @@ def test_a_finished_run_keeps_its_files_and_a_longer_one_goes_on(home, run, caps
     assert main(words_of(home, grown, *more, tasks=tasks)) == 0
     assert {path: path.read_bytes() for path in before} == before
     assert (grown / "answers" / "003-again-fast.jsonl").exists()
+    first = (f"000-{name}-slow.jsonl" for name in ("again", "animals"))
+    again, animals = ((grown / "answers" / name).read_bytes() for name in first)
+    assert again == animals  # by the model itself, of the same rows
     assert learned.read(grown).ended == 3
 
 

@@ -42,10 +42,12 @@ def test_commands_test_a_run_as_it_tested_itself(home, tmp_path, capsys):
     words[words.index("--max-new-tokens") + 1] = "40"
     form = "--template", "{number} pet:", "--answer", "name", "--join", " "
     more = "--general", str(home / "general.jsonl"), "--general-rows", "2"
+    more += "--general-every", "1", "--chunk-size", "1"  # which may change later on
     asked = [*words[:place], held, *words[place:], *form, "--chat", "False", *more]
     assert main(asked) == 0
-    config = config_of(out)
-    assert (config.testing.max_new_tokens, config.testing.general_rows) == (40, 2)
+    config, given = config_of(out), parse(asked[1:])
+    for part in ("training", "text", "lora", "numbers", "testing"):
+        assert getattr(config, part) == getattr(given, part)
     assert main(["evaluate", str(out), "--out", str(tmp_path / "own")]) == 0
     own = read_lines(out / "answers" / "001-pets-params.jsonl")
     assert read_lines(tmp_path / "own" / "pets.jsonl") == own
@@ -55,15 +57,27 @@ def test_commands_test_a_run_as_it_tested_itself(home, tmp_path, capsys):
     fewer = "--rows", "1", "--max-new-tokens", "2", "--out", str(tmp_path / "fewer")
     assert main(["evaluate", str(out), *fewer]) == 0
     (first,) = read_lines(tmp_path / "fewer" / "pets.jsonl")
-    assert own[0]["output"].startswith(first["output"])
-    assert first["output"] != own[0]["output"]
-    assert read_lines(tmp_path / "fewer" / "general.jsonl") == general[:1]
-    # The same rows as another file, and by hand.
+    (same,) = [line for line in own if line["prompt"] == first["prompt"]]
+    assert same["output"].startswith(first["output"])
+    assert first["output"] != same["output"]
+    (first,) = read_lines(tmp_path / "fewer" / "general.jsonl")
+    assert first in general
+    # The same rows as another file, without words of their format, and by hand.
     longest = "--max-new-tokens", "40"
     given = ["--tasks", held, *longest, "--out", str(tmp_path / "other")]
     assert main(["evaluate", str(out), *given]) == 0
     other = {line["prompt"]: line for line in read_lines(tmp_path / "other/pets.jsonl")}
-    assert all(other[line["prompt"]]["output"] == line["output"] for line in own)
+    assert all(other[line["prompt"]] == line for line in own)  # choices, too
+    # The model itself, in the same format, is the model before the first task.
+    asked = ["evaluate", str(home / "model"), *given[:-1], str(tmp_path / "before")]
+    assert main([*asked, *form, "--chat", "False"]) == 0
+    other = {
+        line["prompt"]: line for line in read_lines(tmp_path / "before/pets.jsonl")
+    }
+    before = read_lines(out / "answers" / "000-pets-params.jsonl")
+    assert all(other[line["prompt"]] == line for line in before)
+    assert main(["evaluate", str(home / "model"), *form]) == 2
+    assert "--answer --template --join needs files" in capsys.readouterr().err
     capsys.readouterr()
     text = own[0]["prompt"]
     assert main(["generate", str(out), "--prompt", text, *longest, "--as-json"]) == 0
@@ -165,8 +179,8 @@ def test_the_command_of_settings_is_read_as_these_settings(home, tmp_path, more)
 
 
 def test_numbers_matter_to_the_methods_that_read_them(home, tmp_path):
-    """Oracle: the fields that are read while a method is made. Some are read for all, and
-    some where the model is made."""
+    """Oracle: the fields that are read while a method is made. Some are read where
+    the model is made."""
     read = set()
 
     class Watched(Numbers):
@@ -176,8 +190,7 @@ def test_numbers_matter_to_the_methods_that_read_them(home, tmp_path):
 
     job = finetuning.load(parse(words_of(home, tmp_path / "run")[1:]))
     model, names = decoder(job.setup.config), {f.name for f in fields(Numbers)}
-    other = {"strength", "replay", "rho", "penalty"}
-    other |= {"max_tasks", "num_selected", "prompts", "prompt_length"}
+    other = {"max_tasks", "num_selected", "prompts", "prompt_length"}
     for method in get_args(Method):
         for gradient in get_args(Gradient):
             config = replace(
@@ -187,6 +200,21 @@ def test_numbers_matter_to_the_methods_that_read_them(home, tmp_path):
             make(config, model, job.setup.frozen)
             own = {name for name in names if matters(config, name)}
             assert (read & names) - other == own - other, (method, gradient)
+
+
+def test_rows_beyond_the_context_are_warned_of(home, tmp_path):
+    """Oracle: the message, for an answer of more tokens than the model's 128. Control: the
+    other tests, in which a warning is an error."""
+    lines = [{"prompt": "a", "answer": "b" * 200}, {"prompt": "a", "answer": "b"}] * 6
+    write(
+        tmp_path / "long.jsonl", [{**line, "n": str(n)} for n, line in enumerate(lines)]
+    )
+    words = words_of(home, tmp_path / "run", "--max-length", "300", tasks=())
+    place = words.index("--tasks") + 1
+    asked = [*words[:place], str(tmp_path / "long.jsonl"), *words[place:]]
+    config = parse([*asked[1:], "--template", "{n} {prompt}"])
+    with pytest.warns(UserWarning, match="--max-length: texts of up to 2.. tokens"):
+        finetuning.load(config)
 
 
 def test_flags_without_effect_are_named(home, tmp_path, capsys):
