@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +31,6 @@ from jaxcl.runs.reports import write_report
 from jaxcl.training.options import LOWER_IS_BETTER
 
 _ASIDE = "rouge_l", "perplexity"  # in a table of their own only
-_NOTE = (
-    "Intervals of 95 % over the {rows}: from and to of {which} (Wilson), change low and "
-    "high of the change, in pairs of the same {rows} (Agresti and Min)."
-)
 _SHOWN = 6  # answers of a task
 _LONGEST = 300  # letters of a text in a table
 _CLAIM = "Fine-tuned on {names}, one after another, by {method}."
@@ -49,9 +46,13 @@ def write_page(run: Path) -> Path:
         which nothing was measured so far.
     """
     held = run_settings(run)
-    found, names = learned.read(run), [task["name"] for task in held["tasks"]]
+    method, names = held["settings"]["method"], [task["name"] for task in held["tasks"]]
+    found = learned.read(run)
+    together, alone = method == "mtl" and len(names) > 1, method == "one"
+    total = 1 if together else len(names)
+    # Of a run that has grown, what is learned so far.
+    names = names[: len(found.tasks)] if found.tasks and not together else names
     answers = read_tests(run, ANSWERS, names, len(found.tasks))
-    together = held["settings"]["method"] == "mtl" and len(names) > 1
     if together:  # one task, whose parts are measured as sets
         results = {
             metric: {learner: matrix[:, 1:] for learner, matrix in learners.items()}
@@ -63,49 +64,50 @@ def write_page(run: Path) -> Path:
     labels = drawable([*found.tasks, *found.sets])
     general = _general_results(run, held, len(found.ends))
     sections = [
-        *_results_section(run, found, labels),
+        *_results_section(run, found, labels, alone=alone),
         *_general_section(run, held, general),
-        *_answers_section(run, held, found),
+        *_answers_section(run, names, found, alone=alone),
         *_interpolation_section(run),
         Section("Within the tasks", "", [*learned.pictures_of_steps(found, labels)]),
     ]
-    main = {m: own for m, own in found.results.items() if m not in _ASIDE}
-    alone = held["settings"]["method"] == "one"
-    said = (
-        _each_alone(main) if alone else learned.averages(found._replace(results=main))
-    )
-    verdict = [*said, *_general_verdict(general)]
-    claim = (_TOGETHER if together else _ALONE if alone else _CLAIM).format(
-        names=", ".join(names), method=held["settings"]["method"]
-    )
-    if found.status != "done":
-        verdict += [f"Not finished: {found.ended} of {len(found.tasks)} tasks so far."]
+    verdict = [
+        *_averages(found, together=together, alone=alone),
+        *_general_verdict(general, together=together, alone=alone),
+    ]
+    if found.status != "done" or found.ended < total:
+        verdict += [f"Not finished: {found.ended} of {total} tasks so far."]
+    claim = _TOGETHER if together else _ALONE if alone else _CLAIM
     about, config = learned.about(found), config_of(run)
     used = {n: value for n, value in held["settings"].items() if matters(config, n)}
     shown = {"command": command_of(config), **used, "model": held["model"]}
     return write_report(
         run,
         title=run.resolve().name,
-        claim=claim,
+        claim=claim.format(names=", ".join(names), method=method),
         verdict=verdict or ["Nothing was measured so far."],
         sections=sections,
         about={**about, "config": shown},
     )
 
 
-def _each_alone(results: Results) -> Iterator[str]:
-    """The average over tasks of what each one's own model reaches; none forgets."""
-    for _, name, matrix in learned.each(results):
-        own = np.diag(matrix[1:])
-        if np.isfinite(own).any():
-            yield f"Average {name} {np.nanmean(own):.3g}, each task by its own model."
+def _averages(found: learned.Learned, *, together: bool, alone: bool) -> Iterator[str]:
+    """The average of each metric over the tasks, and how much was forgotten."""
+    main = {m: own for m, own in found.results.items() if m not in _ASIDE}
+    if not together and not alone:
+        yield from learned.averages(found._replace(results=main))
+        return
+    for _, name, matrix in learned.each(main):  # nothing that could be forgotten
+        own = matrix[found.last] if together else np.diag(matrix[1:])
+        how = "learned together" if together else "each task by its own model"
+        if found.last and np.isfinite(own).any():
+            yield f"Average {name} {np.nanmean(own):.3g}, {how}."
 
 
 # ------------------------------------------------------------------------- the tasks
 
 
 def _results_section(
-    run: Path, found: learned.Learned, labels: Sequence[str]
+    run: Path, found: learned.Learned, labels: Sequence[str], *, alone: bool
 ) -> Iterator[Section]:
     """All metrics of all learners after each task, and tables of what was lost."""
     if not found.results:
@@ -120,87 +122,109 @@ def _results_section(
     )
     rest = {m: own for m, own in found.results.items() if m not in shown}
     tables = {
-        "tasks": _lost_table(run, found, shown),
-        "further-metrics": _lost_table(run, found, rest),
+        "tasks": _task_table(run, found, shown, alone=alone),
+        "further-metrics": _task_table(run, found, rest, alone=alone),
     }
     yield Section(
-        "What was learned, and what is left",
+        "What was learned" if alone else "What was learned, and what is left",
         text,
         [Picture("results", drawn, alt)],
         {name: table for name, table in tables.items() if table.rows},
     )
 
 
-def _lost_table(run: Path, found: learned.Learned, results: Results) -> Table:
+def _task_table(
+    run: Path, found: learned.Learned, results: Results, *, alone: bool
+) -> Table:
     """A row per metric, learner and task: before, just learned, and at the end.
 
-    Intervals are of what is a fraction of generated or chosen answers.
+    Tasks that are learned alone have no end. Intervals are of what is a fraction of
+    generated or chosen answers.
     """
     counted = not {*results}.isdisjoint(FRACTIONS)
     rows = [
-        _lost_row(run, found, metric, learner, matrix, place, counted=counted)
+        _task_row(run, found, (metric, learner, place), matrix, counted, alone)
         for metric, learners in results.items()
         for learner, matrix in learners.items()
         for place in range(len(found.tasks) + len(found.sets))
     ]
-    return table_of(rows, *counted * [_NOTE.format(rows="rows", which="the end")])
+    which = "just learned" if alone else "the end"
+    return table_of(rows, *counted * [_note("rows", which, changes=not alone)])
 
 
-def _lost_row(
+def _task_row(
     run: Path,
     found: learned.Learned,
-    metric: str,
-    learner: str,
+    what: tuple[str, str, int],
     matrix: np.ndarray,
-    place: int,
-    *,
     counted: bool,
+    alone: bool,
 ) -> Mapping[Column, Any]:
     """One task by one metric and learner; joint training never has it just learned."""
+    metric, learner, place = what
     name, is_task = [*found.tasks, *found.sets][place], place < len(found.tasks)
-    just, end = (
-        matrix[place + 1, place] if is_task else np.nan,
-        matrix[found.last, place],
-    )
+    just = matrix[place + 1, place] if is_task else np.nan
+    end = matrix[found.last, place]
     row = {
         Column("metric"): metric,
         Column("learner"): learner,
         Column("task"): name,
         Column("before", 3): matrix[0, place],
         Column("just learned", 3): just,
-        Column("at the end", 3): end,
-        Column("change since learned", 3): end - just,
     }
+    if not alone:
+        row |= {
+            Column("at the end", 3): end,
+            Column("change since learned", 3): end - just,
+        }
     if not counted:
         return row
     at = partial(file_of, run, ANSWERS, name=name, learner=learner)
     then = lines_of(at(ended=place + 1)) if is_task else []
-    now = lines_of(at(ended=found.last))
-    return row | _intervals("rows", _right(then, metric), _right(now, metric))
+    if alone:
+        return row | _intervals("rows", metric, then)
+    return row | _intervals("rows", metric, lines_of(at(ended=found.last)), then)
 
 
-def _lines_before(
-    run: Path, kind: str, name: str, learners: Sequence[str]
-) -> list[dict[str, Any]]:
+def _note(rows: str, which: str, *, changes: bool = True) -> str:
+    """What the intervals of a table are of."""
+    change = (
+        f", change low and high of the change, in pairs of the same {rows} (Agresti and "
+        "Min)"
+    )
+    return (
+        f"Intervals of 95 % over the {rows}: from and to of {which} (Wilson)"
+        f"{change * changes}."
+    )
+
+
+Lines = Sequence[Mapping[str, Any]]
+
+
+def _lines_before(run: Path, kind: str, name: str, learners: Sequence[str]) -> Lines:
     """The test of the model itself, which is written once for all learners."""
     files = (lines_of(file_of(run, kind, 0, name, learner)) for learner in learners)
     return next(filter(None, files), [])
 
 
-def _right(lines: Sequence[Mapping[str, Any]], metric: str) -> np.ndarray:
-    """Which rows of a test were right; none of a metric that is not a fraction of them."""
-    held = values_of(lines) if metric in FRACTIONS else {}
-    return held.get(metric, np.zeros(0))
+def _intervals(
+    what: str, metric: str, after: Lines, before: Lines | None = None
+) -> dict[Column, Any]:
+    """Rows, interval of the fraction after, and of the change; None where unknown.
 
-
-def _intervals(what: str, before: np.ndarray, after: np.ndarray) -> dict[Column, Any]:
-    """Rows, interval of the fraction after, and of the change; None where unknown."""
-    count, paired = len(after), len(before) == len(after) > 0
-    cells: dict[str, Any] = dict.fromkeys(("from", "to", "change low", "change high"))
-    if count:
-        cells["from"], cells["to"] = fraction_interval(float(after.mean()), count)
-    if paired:
-        cells["change low"], cells["change high"] = change_interval(before, after)
+    Changes have none where other rows were asked before.
+    """
+    held = values_of(after) if metric in FRACTIONS else {}
+    right, ends = held.get(metric, np.zeros(0)), ("change low", "change high")
+    cells: dict[str, Any] = dict.fromkeys(("from", "to"))
+    if count := len(right):
+        cells["from"], cells["to"] = fraction_interval(float(right.mean()), count)
+    if before is not None:
+        cells |= dict.fromkeys(ends)
+        asked = lambda lines: [one.get("prompt", one.get("question")) for one in lines]
+        if count and asked(before) == asked(after):
+            change = change_interval(values_of(before)[metric], right)
+            cells |= dict(zip(ends, change, strict=True))
     return {
         Column(what, 0): count or None,
         **{Column(n, 3): v for n, v in cells.items()},
@@ -230,12 +254,12 @@ def _general_section(
     ]
     if not rows:
         return
-    note = _NOTE.format(rows="questions", which="the accuracy")
     text = (
         "Questions that are not of the tasks, by the most likely of the given answers: by "
         "the sum over an answer's tokens, and by that over its number of characters."
     )
-    yield Section("General ability", text, [], {"general": table_of(rows, note)})
+    table = table_of(rows, _note("questions", "the accuracy"))
+    yield Section("General ability", text, [], {"general": table})
 
 
 def _general_rows(
@@ -247,10 +271,10 @@ def _general_rows(
     learners: Sequence[str],
 ) -> Iterator[Mapping[Column, Any]]:
     """One set before and along the run, by one metric and learner."""
-    before = _right(_lines_before(run, GENERAL, name, learners), metric)
+    before = _lines_before(run, GENERAL, name, learners)
     for after in np.flatnonzero(np.isfinite(means)).tolist():
         lines = lines_of(file_of(run, GENERAL, after, name, learner))
-        pair = (before, _right(lines, metric)) if after else (before[:0], before)
+        pair = (lines, before) if after else (before, [])
         yield {
             Column("set"): name,
             Column("metric"): metric,
@@ -258,11 +282,11 @@ def _general_rows(
             Column("after tasks", 0): after,
             Column("accuracy", 3): means[after],
             Column("change", 3): means[after] - means[0] if after else None,
-            **_intervals("questions", *pair),
+            **_intervals("questions", metric, *pair),
         }
 
 
-def _general_verdict(results: Results) -> Iterator[str]:
+def _general_verdict(results: Results, *, together: bool, alone: bool) -> Iterator[str]:
     """The mean over the sets, before and at the end."""
     learners = results.get("choice_accuracy", {})
     for learner, matrix in learners.items():
@@ -270,10 +294,9 @@ def _general_verdict(results: Results) -> Iterator[str]:
         if len(known) > 1 and known[0] == 0:
             before, after = matrix[0].mean(), matrix[known[-1]].mean()
             name = f", {learner}" if len(learners) > 1 else ""
-            yield (
-                f"General ability{name}: {before:.3g} before, {after:.3g} after "
-                f"{known[-1]} tasks."
-            )
+            when = "after all tasks" if together else f"after task {known[-1]}"
+            when = "by the model of the last task" if alone else when
+            yield f"General ability{name}: {before:.3g} before, {after:.3g} {when}."
 
 
 def _interpolation_section(run: Path) -> Iterator[Section]:
@@ -289,48 +312,52 @@ def _interpolation_section(run: Path) -> Iterator[Section]:
 
 
 def _answers_section(
-    run: Path, held: Mapping[str, Any], found: learned.Learned
+    run: Path, names: Sequence[str], found: learned.Learned, *, alone: bool
 ) -> Iterator[Section]:
     """Some answers of each task before, when it was just learned, and at the end."""
     learners = sorted({name for own in found.results.values() for name in own})
     tables: dict[str, Table] = {}
-    for place, task in enumerate(held["tasks"]):
-        learned_at = place + 1 if found.tasks else 1
-        for learner in learners:
-            before = _lines_before(run, ANSWERS, task["name"], learners)
-            ends = learned_at, found.last
-            table = _answer_table(run, task["name"], learner, before, *ends)
-            if table.rows:
-                tables[f"answers-{task['name']}-{learner}"] = table
+    for (place, name), learner in product(enumerate(names), learners):
+        just = place + 1 if found.tasks else 1
+        ends = {"just learned": just, "at the end": found.last}
+        if alone:
+            del ends["at the end"]
+        tests = {
+            when: lines_of(file_of(run, ANSWERS, ended, name, learner))
+            for when, ended in ends.items()
+        }
+        if all(tests.values()):
+            before = _lines_before(run, ANSWERS, name, learners)
+            table = _answer_table(f"{name}, {learner}.", before, tests)
+            tables[f"answers-{name}-{learner}"] = table
     if tables:
-        text = (
-            "Generated answers to test rows. First those that were right when the task "
-            "was just learned and are wrong at the end."
+        lost = (
+            " First those that were right when the task was just learned and are wrong at "
+            "the end."
         )
+        text = f"Generated answers to test rows.{'' if alone else lost}"
         yield Section("Answers before and after", text, [], tables)
 
 
-def _answer_table(
-    run: Path, name: str, learner: str, before: list[Any], just: int, last: int
-) -> Table:
-    """The answers of one task by one learner."""
-    at = lambda ended: lines_of(file_of(run, ANSWERS, ended, name, learner))
-    middle, end = at(just), at(last)
-    if not middle or not end:
-        return table_of([])
-    lost = lambda row: middle[row]["exact_match"] - end[row]["exact_match"]
-    order = sorted(range(min(len(middle), len(end))), key=lost, reverse=True)
-    rows = []
-    for row in order[:_SHOWN]:
-        shown = {
-            Column("prompt"): _short(end[row]["prompt"]),
-            Column("right answer"): _short(end[row]["answer"]),
+def _answer_table(note: str, before: Lines, tests: Mapping[str, Lines]) -> Table:
+    """The answers of one task by one learner: what was lost comes first."""
+    held = list(tests.values())
+    first, last = held[0], held[-1]
+    lost = lambda row: first[row]["exact_match"] - last[row]["exact_match"]
+    order = sorted(range(min(len(first), len(last))), key=lost, reverse=True)
+    rows = [
+        {
+            Column("prompt"): _short(last[row]["prompt"]),
+            Column("right answer"): _short(last[row]["answer"]),
             Column("before"): _short(before[row]["output"]) if before else "",
-            Column("just learned"): _short(middle[row]["output"]),
-            Column("at the end"): _short(end[row]["output"]),
+            **{
+                Column(when): _short(held[row]["output"])
+                for when, held in tests.items()
+            },
         }
-        rows.append(shown)
-    return table_of(rows, f"{name}, {learner}.")
+        for row in order[:_SHOWN]
+    ]
+    return table_of(rows, note)
 
 
 def _short(text: str) -> str:

@@ -148,18 +148,36 @@ def test_changes_on_the_page_are_of_the_same_rows(run):
         np.testing.assert_allclose(found, wanted)
 
 
-def test_the_page_of_tasks_by_themselves_forgets_nothing(home, tmp_path):
-    """Oracle: the answers of each task after it was learned, and words of the page."""
-    out = tmp_path / "one"
-    assert main(words_of(home, out, "--method", "one", "--steps", "1")) == 0
+@pytest.mark.parametrize(
+    ("method", "ends", "claim", "how"),
+    [
+        (
+            "one",
+            (1, 2),
+            "animals, colours, each by itself",
+            "each task by its own model",
+        ),
+        ("mtl", (1, 1), "animals, colours together", "learned together"),
+    ],
+)
+def test_the_page_of_what_cannot_be_forgotten(home, tmp_path, method, ends, claim, how):
+    """Oracle: the answers of each task by the model that learned it, and words."""
+    out = tmp_path / "run"
+    more = "--general", str(home / "general.jsonl"), "--steps", "1"
+    assert main(words_of(home, out, "--method", method, *more)) == 0
     page = (out / "report.html").read_text()
-    means = [
-        np.mean([line["choice_accuracy"] for line in lines_at(out, name)])
-        for name in ("001-animals-params", "002-colours-params")
-    ]
-    assert "animals, colours, each by itself" in page
-    assert f"Average choice_accuracy {np.mean(means):.3g}, each task" in page
-    assert ", forgetting" not in page
+    names = [f"{n:03d}-{name}-params" for n, name in zip(ends, WORDS, strict=True)]
+    tests = [lines_at(out, name) for name in names]
+    means = [np.mean([line["choice_accuracy"] for line in lines]) for lines in tests]
+    assert claim in page
+    assert f"Average choice_accuracy {np.mean(means):.3g}, {how}." in page
+    for word in (", forgetting", "Not finished", "Nothing was measured"):
+        assert word not in page
+    rows = csv.DictReader((out / "tables" / "tasks.csv").read_text().splitlines())
+    column = {"one": "just learned", "mtl": "at the end"}[method]
+    found = [float(row[column]) for row in rows if row["metric"] == "choice_accuracy"]
+    np.testing.assert_allclose(found, means)
+    assert ("change since learned" in page) == (method == "mtl")
 
 
 def test_exports_compute_what_the_learner_does(home, run, tmp_path, capsys):
