@@ -8,11 +8,12 @@ Nothing is imported from jaxcl. Run by hand, in an environment of its own::
 
 LEARNER is a folder of RUN/learners, such as 002-params. The prompts are those of the
 answers after so many tasks. It prints, for each task, how many of the generated answers
-are equal, letter by letter, and those that are not.
+are equal, letter by letter, and those that are not, and fails if there is one.
 """
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
 import peft
@@ -35,7 +36,7 @@ def main():
     )
     model = peft.PeftModel.from_pretrained(base, adapter).eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(held["model"])
-    longest = max_new_tokens_of(asked.run)
+    counts = []
     for task in held["tasks"]:
         path = asked.run / "answers" / f"{ended}-{task['name']}-{name}.jsonl"
         if not path.exists():
@@ -43,19 +44,16 @@ def main():
         lines = [json.loads(line) for line in path.read_text().splitlines()]
         equal = 0
         for line in lines[: asked.rows]:
-            said = answer(model, tokenizer, line["prompt"], longest)
+            said = answer(model, tokenizer, line["prompt"], held["max_new_tokens"])
             equal += said == line["output"]
             if said != line["output"]:
                 print(f"  {task['name']}: {said!r}, jaxcl {line['output']!r}")
-        print(
-            f"{task['name']}: {equal} of {len(lines[: asked.rows])} answers are equal"
-        )
-
-
-def max_new_tokens_of(run):
-    """Longest answers of a run: those of the experiment, else of the command."""
-    held = json.loads((run / "finetune.json").read_text())
-    return held.get("max_new_tokens", 32)
+        counts.append((equal, len(lines[: asked.rows])))
+        print(f"{task['name']}: {equal} of {counts[-1][1]} answers are equal")
+    if not counts:
+        sys.exit(f"no answers of {asked.learner} in {asked.run}")
+    if any(equal < rows for equal, rows in counts):
+        sys.exit("torch answers otherwise")
 
 
 @torch.no_grad()
