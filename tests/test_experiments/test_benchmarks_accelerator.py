@@ -233,6 +233,7 @@ import json, pathlib, sys
 place = pathlib.Path(sys.argv[-1])
 line = {"setting": "trace", "arm": "er", "seed": 1, "status": "diverged"}
 line |= {"seconds": 2.0, "accuracy": [0.5, 1.0], "final": [0.25, None]}
+line |= {"choice": [[0.5, None], [0.75, 0.25]], "general": {"a": [0.5, 0.25]}}
 with open(place / "results.jsonl", "a") as file:
     file.write(json.dumps(line) + "\\n")
 raise SystemExit(len(sys.argv) - 3)
@@ -247,6 +248,7 @@ def test_a_new_line_of_results_is_a_fact(tmp_path):
     assert (fact["status"], fact["run_seconds"]) == ("diverged", 2.0)
     assert fact["score_when_learned"] == 0.75
     assert math.isnan(fact["score_at_the_end"])
+    assert (fact["choice_at_the_end"], fact["general_change"]) == (0.5, -0.25)
     lines = forgetting.watched([sys.executable, "-c", RUN, "more"], tmp_path)
     assert next(lines)["what"] == fact["what"]
     with pytest.raises(subprocess.CalledProcessError, match="exit status 1"):

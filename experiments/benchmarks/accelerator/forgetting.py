@@ -70,4 +70,8 @@ def fact_of(preset: str, line: dict[str, Any]) -> Fact:
         "run_seconds": line["seconds"],
         "score_when_learned": mean(line["accuracy"]),
         "score_at_the_end": mean(line["final"]),
+        "choice_at_the_end": mean(line["choice"][-1]),
+        "general_change": mean(
+            [end - start for start, end in line["general"].values()]
+        ),
     }
