@@ -15,6 +15,7 @@ before and after. The data and the model are not part of this repository: see RE
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, get_args
 
+from experiments.finetune import trace
 from jaxcl.errors import require
 from jaxcl.runs.experiment import Experiment, check_fields
 
@@ -35,14 +36,7 @@ class Order(NamedTuple):
 ORDERS = {
     "first order": Order(("dbpedia", "amazon", "agnews", "clinc150")),
     "second order": Order(("clinc150", "agnews", "amazon", "dbpedia")),
-    "trace": Order(
-        (
-            *("c-stance", "fomc", "py150", "scienceqa"),
-            *("numglue-cm", "numglue-ds", "20minuten"),
-        ),
-        max_length=1024,
-        max_new_tokens=160,
-    ),
+    "trace": Order(tuple(trace.TASKS), max_length=1024, max_new_tokens=160),
 }
 OrderName = Literal["first order", "second order", "trace"]
 

@@ -4,7 +4,7 @@
 ``results/`` into the README beside this file.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from experiments.finetune.config import TEXTS, Config
 from jaxcl.report.heatmaps import accuracy_matrix
 from jaxcl.report.page import Picture, Section
 from jaxcl.report.records import Record, check, split
-from jaxcl.report.statistics import holm, known_means, paired
+from jaxcl.report.statistics import Interval, holm, known_means, mean_interval, paired
 from jaxcl.report.tables import (
     Column,
     Table,
@@ -25,7 +25,8 @@ from jaxcl.report.tables import (
 )
 from jaxcl.runs.experiment import expect_no_words
 from jaxcl.runs.folder import RunFolder, read_json, read_records
-from jaxcl.runs.readme import fill, made_on
+from jaxcl.runs.forgetting import write_readme
+from jaxcl.runs.readme import made_on
 from jaxcl.runs.reports import write_report
 
 _CLAIM = (
@@ -40,66 +41,90 @@ _TEXT = (
     "over all tasks but the last."
 )
 _PAIRS = (
-    "Differences in pairs of one order and seed, with 95 % t-intervals. One that contains "
-    "zero shows no difference, which is not equality. Joint training has one order."
+    "Differences at the end, in pairs of one order and seed, with 95 % t-intervals. One "
+    "that contains zero shows no difference, which is not equality. Holm's correction is "
+    "over all rows. Pairs of the two orders share the seeds of adapter and rows."
 )
+_GENERAL = (
+    "By log-likelihood. Changes since before the first task are means over runs; their "
+    "95 % t-intervals are over the questions, for these runs."
+)
+#: What is compared with what: all with learning plainly, replay and more with replay.
+_AGAINST = {
+    "seq": ("wise-ft", "er", "ewc", "ilora, fast", "ilora, slow", "sam-er"),
+    "er": ("ilora, fast", "ilora, slow", "sam-er"),
+}
 
 
 def report(config: Config, folder: RunFolder) -> None:
     """Write ``tables/``, ``figures/`` and ``report.html``."""
+    del config
     records = read_records(folder)
     if not records:
         return
     check(records)
-    tables = tables_of(records, config.general_rows)
-    drawn = []
-    if done := split(records)[0]:
-        score = score_name(done).capitalize()
-        alt = f"{score} on each task (columns) after learning each task (rows)."
-        drawn = [Picture("exact-match", accuracy_matrix(done), alt)]
     write_report(
         folder,
         title="Tasks as instructions, one after another",
         claim=_CLAIM,
         verdict=verdict(records),
-        sections=[Section("What is kept, and what is lost", _TEXT, drawn, tables)],
+        sections=[
+            Section(
+                "What is kept, and what is lost",
+                _TEXT,
+                [*pictures(records)],
+                tables_of(records),
+            )
+        ],
         records=records,
     )
 
 
-def tables_of(records: Sequence[Record], general_rows: int) -> dict[str, Table]:
-    """All tables that have rows; one question, as in tuning, tells nothing."""
-    found = {"tasks": task_table(records), "differences": difference_table(records)}
-    if general_rows > 1:
-        found["general"] = general_table(records)
+def pictures(records: Sequence[Record]) -> Iterator[Picture]:
+    """Exact match and choice after each task; joint training has no such course."""
+    done = [r for r in split(records)[0] if r["arm"] != "mtl"]
+    fields = {"matrix": score_name(records), "choice": "choice"}
+    for field, name in fields.items() if done else ():
+        drawn = [{**record, "matrix": record[field]} for record in done]
+        title = name.capitalize()
+        alt = f"{title} on each task (columns) after learning each task (rows)."
+        figure = accuracy_matrix(drawn, title=title)
+        yield Picture(name.replace(" ", "-"), figure, alt)
+
+
+def tables_of(records: Sequence[Record]) -> dict[str, Table]:
+    """All tables that have rows."""
+    found = {
+        "tasks": task_table(records),
+        "differences": difference_table(records),
+        "general": general_table(records),
+    }
     return {name: table for name, table in found.items() if table.rows}
 
 
 def verdict(records: Sequence[Record]) -> list[str]:
-    """A statement for each arm."""
-    table, score = task_table(records), score_name(records)
-    names = [column.name for column in table.columns]
-    place = {name: names.index(name) for name in names}
-    said = [
-        f"{', '.join(map(str, row[: place['runs']]))}: {score} "
-        f"{_shown(table, row, f'{score} at the end, %')} % at the end, "
-        f"{_shown(table, row, f'{score} lost, points')} points lost"
-        for row in table.rows
-        if row[place["runs"]]
-    ]
-    return said or ["No run has finished."]
-
-
-def _shown(table: Table, row: Sequence[Any], name: str) -> str:
-    """A cell of a row in words, with its interval if there is one."""
-    pairs = zip(table.columns, row, strict=True)
-    return next(show(cell, column) for column, cell in pairs if column.name == name)
+    """What held and what did not, by the intervals of the differences."""
+    table = difference_table(records)
+    score = table.columns[3] if table.rows else Column("")
+    said = []
+    for arm, against, pairs, versus, *_ in table.rows:
+        points = f"{show(versus, score)} points over {against} at the end"
+        known = f"{pairs} {'pairs' if pairs > 1 else 'pair'}"
+        if not np.isfinite(versus.low):
+            shown = "one pair shows nothing"
+        elif versus.low > 0:
+            shown = "better"
+        else:
+            shown = "worse" if versus.high < 0 else "no difference is shown"
+        said.append(f"{arm}: {points} ({known}): {shown}.")
+    return said or ["No two arms can be compared so far."]
 
 
 def task_table(records: Sequence[Record]) -> Table:
-    """A row per arm: means over tasks, with intervals over runs."""
-    done = split(records)[0]
+    """A row per arm: means over tasks, with intervals over the runs of all orders."""
+    done = [{**record, "setting": ""} for record in split(records)[0]]
     numbers: dict[Column, list[Any]] = {}
+    notes = ["{interval}."]
     for field, name in {"matrix": score_name(done), "choice": "choice"}.items():
         learned = [np.diag(_matrix(r, field)) for r in done]
         final = [_matrix(r, field)[-1] for r in done]
@@ -117,50 +142,80 @@ def task_table(records: Sequence[Record]) -> Table:
         numbers[Column(f"{name} when learned, %", 1, 100.0)] = learned
         numbers[Column(f"{name} at the end, %", 1, 100.0)] = final
         numbers[Column(f"{name} lost, points", 1, 100.0)] = lost
-    numbers[Column("minutes", 1, is_total=True)] = [r["seconds"] / 60 for r in done]
-    return interval_table(done, numbers, ["{interval}; joint training has no order."])
+        before = {"matrix": "before", "choice": "choice_before"}[field]
+        start = 100 * known_means(np.array([r[before] for r in done], float)).mean()
+        notes.append(f"Before the first task: {name} {start:.1f} %.")
+    also = " of all orders"
+    return interval_table(done, numbers, notes, heads=("method", "runs"), also=also)
 
 
 def general_table(records: Sequence[Record]) -> Table:
-    """A row per arm: accuracy on each set before and at the end."""
-    done = split(records)[0]
-    numbers: dict[Column, list[Any]] = {}
-    for name in done[0]["general"] if done else ():
-        for place, when in enumerate(("before", "at the end")):
-            column = Column(f"{name} {when}, %", 1, 100.0)
-            numbers[column] = [r["general"][name][place] for r in done]
-    return interval_table(done, numbers, ["{interval}. By log-likelihood."])
+    """A row per arm and set: accuracy before and at the end, and the change."""
+    arms: dict[str, list[Record]] = {}
+    for record in split(records)[0]:
+        arms.setdefault(record["arm"], []).append(record)
+    rows = [
+        {
+            Column("method"): arm,
+            Column("set"): name,
+            Column("runs", 0): len(runs),
+            Column("before, %", 1, 100.0): _mean_of(runs, name, 0),
+            Column("at the end, %", 1, 100.0): _mean_of(runs, name, 1),
+            Column("change, points", 1, 100.0): change_of(runs, name),
+        }
+        for arm, runs in arms.items()
+        for name in runs[0]["general"]
+        if any(len(r.get("general_right", {}).get(name, [""])[0]) > 1 for r in runs)
+    ]
+    return table_of(rows, _GENERAL)
 
 
-def difference_table(
-    records: Sequence[Record], baselines: Sequence[str] = ("seq", "er")
-) -> Table:
+def _mean_of(runs: Sequence[Record], name: str, place: int) -> float:
+    return float(np.mean([record["general"][name][place] for record in runs]))
+
+
+def change_of(runs: Sequence[Record], name: str) -> Interval:
+    """The mean change of a set of questions over runs, with an interval over questions."""
+    bits = lambda text: np.array([*map(int, text)], float)
+    held = [r["general_right"][name] for r in runs if "general_right" in r]
+    changes = [bits(end) - bits(before) for before, end in held]
+    return mean_interval(np.mean(changes, axis=0))
+
+
+def difference_table(records: Sequence[Record]) -> Table:
     """Each arm's score at the end less a baseline's, in pairs of one order and seed."""
     done, name = split(records)[0], score_name(records)
-    ends = {
-        (r["arm"], r["setting"], r["seed"]): known_means(_matrix(r, "matrix")[-1:])
-        for r in done
-    }
+    ends: dict[str, dict[Any, list[float]]] = {}
+    for record in done:
+        means = (
+            known_means(_matrix(record, f)[-1:]).item() for f in ("matrix", "choice")
+        )
+        ends.setdefault(record["arm"], {})[record["setting"], record["seed"]] = [*means]
     rows: list[dict[Column, Any]] = []
-    for baseline in baselines:
-        pairs: dict[str, list[Any]] = {}
-        for (arm, *which), end in ends.items():
-            if arm != baseline and (baseline, *which) in ends:
-                pair = end.item(), ends[baseline, *which].item()
-                pairs.setdefault(arm, []).append(pair)
-        found = {arm: paired(*np.array(own).T) for arm, own in pairs.items()}
-        p_values = holm(np.array([versus.p_t for versus in found.values()]))
-        rows += [
-            {
-                Column("method"): arm,
-                Column("against"): baseline,
-                Column("pairs", 0): versus.difference.count,
-                Column(f"{name} at the end, points", 1, 100.0): versus.difference,
-                Column("p (t, Holm)", is_p_value=True): p,
-            }
-            for (arm, versus), p in zip(found.items(), p_values, strict=True)
-        ]
-    return table_of(rows, _PAIRS)
+    p = Column("p (t, Holm)", is_p_value=True)
+    for baseline, arms in _AGAINST.items():
+        for arm in (arm for arm in arms if arm in ends):
+            both = [key for key in ends[arm] if key in ends.get(baseline, {})]
+            if not both:
+                continue
+            mine, theirs = (
+                np.array([ends[a][k] for k in both]) for a in (arm, baseline)
+            )
+            score, choice = (paired(mine[:, i], theirs[:, i]) for i in range(2))
+            rows.append(
+                {
+                    Column("method"): arm,
+                    Column("against"): baseline,
+                    Column("pairs", 0): len(both),
+                    Column(f"{name}, points", 1, 100.0): score.difference,
+                    p: score.p_t,
+                    Column("choice, points", 1, 100.0): choice.difference,
+                }
+            )
+    adjusted = holm(np.array([row[p] for row in rows])) if rows else ()
+    return table_of(
+        [{**row, p: own} for row, own in zip(rows, adjusted, strict=True)], _PAIRS
+    )
 
 
 def score_name(records: Sequence[Record]) -> str:
@@ -177,15 +232,16 @@ def _matrix(record: Mapping[str, Any], field: str) -> np.ndarray:
 def section(path: Path) -> str:
     """What the README says of one folder of results."""
     records, environment = read_records(path), read_json(path / "environment.json")
-    asked = read_json(path / "config.json")["config"]["general_rows"]
     head = f"### {path.name}\n\n`{environment['command']}`: {made_on(environment)}.\n"
-    return "\n".join([head, *map(to_markdown, tables_of(records, asked).values())])
+    parts = [head, *map(to_markdown, tables_of(records).values())]
+    lost = [record["run"] for record in split(records)[1]]
+    parts += [f"Diverged, never averaged in: {', '.join(lost)}.\n"] * bool(lost)
+    for picture in sorted(path.glob("figures/*.png")):
+        alt = f"{picture.stem.replace('-', ' ')} on each task after each task".capitalize()
+        parts.append(f"![{alt}](results/{path.name}/figures/{picture.name})\n")
+    return "\n".join(parts)
 
 
 if __name__ == "__main__":
     expect_no_words(__doc__)
-    readme = Path(__file__).parent / "README.md"
-    found = sorted(
-        path.parent for path in readme.parent.glob("results/*/results.jsonl")
-    )
-    fill(readme, "\n".join(map(section, found)))
+    write_readme(Path(__file__).parent / "README.md", section)

@@ -12,15 +12,16 @@ from jaxcl.files import write_text
 from jaxcl.finetune import config as settings
 from jaxcl.finetune import run as finetuning
 from jaxcl.finetune.checks import check
-from jaxcl.finetune.measure import ANSWERS, file_of, read_tests
+from jaxcl.finetune.measure import ANSWERS, file_of, lines_of, read_tests
 from jaxcl.finetune.measure import GENERAL as GENERAL_TESTS
 from jaxcl.runs.folder import RunFolder, append, finished
 from jaxcl.runs.trials import Trial, result_line
 
-#: What the learners of a run of an arm are called in the results.
+#: What the learners of a run are called in the results. Before the first task all are the
+#: model itself, which is tested once, in the name of the first one.
 LEARNERS = {
-    "wise-ft": {"params": "seq", "interpolated": "wise-ft"},
-    "ilora": {"fast": "ilora, fast", "slow": "ilora, slow"},
+    "wise-ft": {"interpolated": "wise-ft", "params": "seq"},
+    "ilora": {"slow": "ilora, slow", "fast": "ilora, fast"},
 }
 
 
@@ -61,7 +62,7 @@ def run(config: Config, folder: RunFolder) -> None:
 
 def share_before(planned: Planned, home: Path, job: finetuning.Job) -> None:
     """Copy the tests before the first task from any run: the model is the same in all."""
-    first = {"wise-ft": "interpolated", "ilora": "slow"}.get(planned.arm, "params")
+    first = next(iter(learners_of(planned.arm)))
     names = {ANSWERS: [one.task.name for one in job.files], GENERAL_TESTS: GENERAL}
     for kind, known in names.items():
         for name in known:
@@ -84,11 +85,15 @@ def plans(config: Config, home: Path) -> Iterator[Planned]:
 
 def trials(config: Config, planned: Planned) -> Iterator[tuple[Trial, str]]:
     """The trial and the learner of each line of a run."""
-    learners = LEARNERS.get(planned.arm, {"params": planned.arm})
-    for learner, arm in learners.items():
+    for learner, arm in learners_of(planned.arm).items():
         numbers = NUMBERS[arm.partition(",")[0]]
         hyper = {name: getattr(config, name) for name in numbers}
         yield Trial(planned.order, arm, hyper, planned.seed), learner
+
+
+def learners_of(arm: str) -> dict[str, str]:
+    """The arms of the results by learners of a run."""
+    return LEARNERS.get(arm, {"params": arm})
 
 
 def as_settings(
@@ -179,5 +184,20 @@ def line_of(
         choice=plain(chosen),
         choice_before=tidy(choice[0]),
         general={name: tidy(own[[0, -1], place]) for place, name in enumerate(GENERAL)},
+        general_right=right_of(planned, learner, ended),
         loss=tidy(np.repeat(result.loss, len(names) if together else 1, axis=0)),
     )
+
+
+def right_of(planned: Planned, learner: str, ended: int) -> dict[str, list[str]]:
+    """Which questions of each set were right before and at the end: ``"0110..."``."""
+    first = next(iter(learners_of(planned.arm)))
+    tests = ((0, first), (ended, learner))
+    found = {}
+    for name in GENERAL:
+        files = (file_of(planned.out, GENERAL_TESTS, n, name, own) for n, own in tests)
+        found[name] = [
+            "".join(str(int(line["choice_accuracy"])) for line in lines_of(path))
+            for path in files
+        ]
+    return found

@@ -1,6 +1,6 @@
 """What runs with an accuracy matrix say: a table, matrices, curves, and one page."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -83,17 +83,6 @@ def so_far(record: Record) -> Record:
     return {**record, "measures": {**record.get("measures", {}), SO_FAR: seen}}
 
 
-def write_readme(readme: Path) -> None:
-    """Put the tables of all results beside a README between its two marks.
-
-    The folder with the most runs comes first.
-    """
-    found = [path.parent for path in readme.parent.glob("results/*/results.jsonl")]
-    runs = lambda path: len(read_records(path))
-    folders = sorted(found, key=lambda path: (-runs(path), path.name))
-    fill(readme, "\n".join(map(section, folders)))
-
-
 def section(path: Path) -> str:
     """What a README says of one folder of results."""
     environment = read_json(path / "environment.json")
@@ -106,3 +95,14 @@ def section(path: Path) -> str:
             f"![Accuracy on each task after each task]({shown})\n",
         ]
     )
+
+
+def write_readme(readme: Path, section: Callable[[Path], str] = section) -> None:
+    """Put a section for each folder of results beside a README between its two marks.
+
+    The folder with the most runs comes first.
+    """
+    found = [path.parent for path in readme.parent.glob("results/*/results.jsonl")]
+    runs = lambda path: len(read_records(path))
+    folders = sorted(found, key=lambda path: (-runs(path), path.name))
+    fill(readme, "\n".join(map(section, folders)))

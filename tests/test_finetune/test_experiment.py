@@ -15,7 +15,12 @@ from scipy import stats
 
 from experiments.finetune import trace
 from experiments.finetune.config import EXPERIMENT, ORDERS
-from experiments.finetune.report import difference_table, task_table
+from experiments.finetune.report import (
+    change_of,
+    difference_table,
+    task_table,
+    verdict,
+)
 from experiments.finetune.run import line_of, plans, trials
 from experiments.finetune.tasks import DOMAINS, GENERAL, write_tasks
 from jaxcl.errors import InputError
@@ -96,7 +101,7 @@ def test_a_line_has_the_means_of_the_answers_of_its_run(home, data, tmp_path):
     words += ["--out", str(out), "--num-steps", "2", "--batch-size", "2"]
     assert main(EXPERIMENT, words) == 0
     lines = {line["arm"]: line for line in read_records(out)}
-    assert [*lines] == ["seq", "wise-ft", "er"]
+    assert [*lines] == ["wise-ft", "seq", "er"]
     learners = {"seq": "params", "wise-ft": "interpolated", "er": "params"}
     for arm, learner in learners.items():
         run = out / "runs" / ("er-first-0" if arm == "er" else "wise-ft-first-0")
@@ -109,16 +114,30 @@ def test_a_line_has_the_means_of_the_answers_of_its_run(home, data, tmp_path):
                 assert line["matrix"][ended - 1][place] == pytest.approx(mean, abs=1e-4)
         assert line["matrix"][0][1] is None
         path = run / "general" / f"002-piqa-{learner}.jsonl"
-        mean = np.mean([held["choice_accuracy"] for held in read_lines(path)])
-        assert line["general"]["piqa"][1] == pytest.approx(mean, abs=1e-4)
-    before = (out / "results.jsonl").read_bytes()
+        right = [held["choice_accuracy"] for held in read_lines(path)]
+        assert line["general"]["piqa"][1] == pytest.approx(np.mean(right), abs=1e-4)
+        assert [*map(float, line["general_right"]["piqa"][1])] == right
+        assert (
+            line["general_right"]["piqa"][0] == lines["er"]["general_right"]["piqa"][0]
+        )
+    results = out / "results.jsonl"
+    before = results.read_bytes()
     assert main(EXPERIMENT, words) == 0
-    assert (out / "results.jsonl").read_bytes() == before
-    prompts = read_lines(out / "data" / "dbpedia" / "train.jsonl")
-    assert prompts[0]["prompt"].endswith(
-        "\n\nWhat kind of thing is described?\nAnswer:"
-    )
-    assert {line["answer"] for line in prompts} <= {"a", "b"}
+    assert results.read_bytes() == before
+    # A line that is lost comes again from its folder, in which the run is finished.
+    results.write_text("".join(results.read_text().splitlines(keepends=True)[:-1]))
+    with pytest.warns(UserWarning, match="er-first-0 had finished"):
+        assert main(EXPERIMENT, words) == 0
+    (*_, again) = read_records(out)
+    own = ("seconds", "commit")
+    assert {**again, **{name: lines["er"][name] for name in own}} == lines["er"]
+    for split in ("train", "test"):
+        prompts = read_lines(out / "data" / "dbpedia" / f"{split}.jsonl")
+        assert prompts[0]["prompt"].startswith(split)
+        assert prompts[0]["prompt"].endswith(
+            "\n\nWhat kind of thing is described?\nAnswer:"
+        )
+        assert {line["answer"] for line in prompts} <= {"a", "b"}
     asked = read_lines(out / "data" / "arc-easy.jsonl")
     assert asked[0] == {"question": "Is it?", "choices": ["yes", "no"], "answer": 1}
     assert (out / "tables" / "tasks.md").exists()
@@ -181,9 +200,9 @@ def test_a_run_that_diverged_has_a_line_for_each_learner(tmp_path):
         for trial, learner in trials(config, planned)
     ]
     check(lines)
-    assert [line["arm"] for line in lines] == ["seq", "wise-ft"]
+    assert [line["arm"] for line in lines] == ["wise-ft", "seq"]
     assert {line["status"] for line in lines} == {"diverged"}
-    assert lines[1]["general"]["piqa"][0] == 0.5
+    assert lines[0]["general"]["piqa"][0] == 0.5
 
 
 def test_preset_trace_scores_choices_and_texts(home, data, tmp_path):
@@ -256,13 +275,20 @@ def test_methods_are_not_compared_on_the_rows_of_tuning(tmp_path):
     for split in ("train", "test"):
         zipped(tmp_path / "text-cls" / "dbpedia" / f"{split}.jsonl.gz", rows)
     found = {}
-    for preset in ("tune", "orders", "long"):
+    for preset in ("tune", "orders", "long", "again"):
         few = {"data": str(tmp_path), "orders": ("first order",), "num_tasks": 1}
-        config = dataclasses.replace(EXPERIMENT.presets[preset], **few)
+        config = dataclasses.replace(
+            EXPERIMENT.presets[preset.replace("again", "long")], **few
+        )
         place = write_tasks(config, tmp_path / preset)["dbpedia"]
-        found[preset] = {line["prompt"] for line in read_lines(place / "test.jsonl")}
-    for preset in ("orders", "long"):
-        assert len(found["tune"] & found[preset]) < 0.1 * len(found["tune"])
+        for split in ("test", "train"):
+            lines = read_lines(place / f"{split}.jsonl")
+            found[preset, split] = {line["prompt"] for line in lines}
+    for split in ("test", "train"):
+        tuned = found["tune", split]
+        for preset in ("orders", "long"):
+            assert len(tuned & found[preset, split]) < 0.1 * len(tuned)
+        assert found["again", split] == found["long", split]  # drawn by the seed alone
 
 
 def test_arms_are_compared_in_pairs_of_one_order_and_seed():
@@ -270,33 +296,51 @@ def test_arms_are_compared_in_pairs_of_one_order_and_seed():
     ends = {
         "seq": {"a0": 0.2, "a1": 0.3, "b0": 0.6, "b1": 0.5},
         "er": {"a0": 0.5, "a1": 0.5, "b0": 0.8, "b1": 0.9},
+        "sam-er": {"a1": 0.6, "b0": 0.7, "b1": 0.95},
         "mtl": {"a0": 0.9, "a1": 0.8},
     }
     records = [
         {"arm": arm, "setting": key[0], "seed": int(key[1]), "status": "done"}
         | {"matrix": [[0.1, None], [end - 0.1, end + 0.1]], "tasks": ["x", "y"]}
+        | {"choice": [[0.5, None], [0.5, 0.5]]}
         for arm, own in ends.items()
         for key, end in own.items()
     ]
     found = {row[:2]: row[2:] for row in difference_table(records).rows}
-    assert [*found] == [
-        *(("er", "seq"), ("mtl", "seq")),
-        *(("seq", "er"), ("mtl", "er")),
-    ]
-    count, difference, p = found["er", "seq"]
+    # Joint training has no pairs, and what was compared is not compared the other way.
+    assert [*found] == [("er", "seq"), ("sam-er", "seq"), ("sam-er", "er")]
+    count, difference, p, choice = found["er", "seq"]
     mine, theirs = ([*ends[arm].values()] for arm in ("er", "seq"))
     assert count == 4
+    assert choice.mean == pytest.approx(0.0)
     assert difference.mean == pytest.approx(0.275)
     test = stats.ttest_rel(mine, theirs)
     interval = test.confidence_interval()
     assert difference[1:3] == pytest.approx((interval.low, interval.high))
-    assert p == pytest.approx(2 * test.pvalue)  # Holm's, the smaller of two
-    assert found["mtl", "seq"][0] == 2
+    assert p == pytest.approx(3 * test.pvalue)  # Holm's, the smallest of three
+    assert found["sam-er", "er"][0] == 3
+    said = verdict(records)
+    assert said[0].endswith("points over seq at the end (4 pairs): better.")
+    assert said[2].endswith("(3 pairs): no difference is shown.")
 
 
-def test_trace_has_the_tasks_of_its_order():
-    """Oracle: the order of the paper's table, without MeetingBank."""
-    assert ORDERS["trace"].tasks == tuple(trace.TASKS)
+def test_changes_of_general_ability_are_over_questions():
+    """Oracle: scipy, over the means of two runs for each question, by hand."""
+    right = [["0011", "1010"], ["0011", "1111"]]
+    runs = [{"general_right": {"piqa": own}} for own in right]
+    found = change_of(runs, "piqa")
+    test = stats.ttest_1samp([1.0, 0.5, 0.0, -0.5], 0)
+    interval = test.confidence_interval()
+    assert found[:3] == pytest.approx((0.25, interval.low, interval.high))
+
+
+def test_all_runs_of_the_comparison_are_planned(tmp_path):
+    """Oracle: by hand: six arms in two orders, joint training in one, with two seeds."""
+    config = EXPERIMENT.presets["orders"]
+    planned = [*plans(config, tmp_path)]
+    assert len({*planned}) == len(planned) == 2 * (2 * 5 + 1)
+    lines = [trial.run for one in planned for trial, _ in trials(config, one)]
+    assert len({*lines}) == 2 * (2 * 7 + 1)
 
 
 def test_an_archive_that_is_not_that_of_trace_is_refused(tmp_path):

@@ -6,14 +6,18 @@ from pathlib import Path
 
 import pytest
 
-from jaxcl.runs.forgetting import pictures, write_readme
+from experiments.finetune.report import section as of_finetuning
+from jaxcl.runs.forgetting import pictures, section, write_readme
 
 ROOT = Path(__file__).parents[2]
 BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
 
 
-@pytest.mark.parametrize("name", ["byte_domains", "class_stream"])
-def test_a_readme_shows_what_the_results_say(name, tmp_path):
+@pytest.mark.parametrize(
+    ("name", "own"),
+    [("byte_domains", section), ("class_stream", section), ("finetune", of_finetuning)],
+)
+def test_a_readme_shows_what_the_results_say(name, own, tmp_path):
     """Oracle: the committed file, made anew from the committed lines, byte for byte."""
     here = ROOT / "experiments" / name
     assert list(here.glob("results/*/results.jsonl"))
@@ -21,7 +25,7 @@ def test_a_readme_shows_what_the_results_say(name, tmp_path):
     held = (here / "README.md").read_text()
     before, after = held.split(BEGIN)[0], held.split(END)[1]
     (tmp_path / "README.md").write_text(before + BEGIN + END + after)
-    write_readme(tmp_path / "README.md")
+    write_readme(tmp_path / "README.md", own)
     assert (tmp_path / "README.md").read_text() == held
 
 
