@@ -1,6 +1,7 @@
 """``jaxcl finetune``: from its command line to a run and its page."""
 
 import dataclasses
+import os
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -11,7 +12,7 @@ from typing import Any, get_args
 
 import tyro
 
-from jaxcl.errors import InputError
+from jaxcl.errors import InputError, require
 from jaxcl.finetune.checks import check
 from jaxcl.finetune.config import Config, Demo, LoRA, Testing, Text, Training
 from jaxcl.finetune.words import without_effect
@@ -51,7 +52,7 @@ def plain_warnings() -> Iterator[None]:
 
 def parse(argv: Sequence[str]) -> Config:
     """The settings of a command line; tyro ends the process for words it does not know."""
-    words = list(argv)
+    words = [part for word in argv for part in _split_demo(word)]
     flags = {word.partition("=")[0] for word in words}
     wanted = [flag for flag in ("--model", "--tasks", "--out") if flag not in flags]
     if wanted and not flags & {"--demo", "--help", "-h"}:
@@ -65,6 +66,8 @@ def parse(argv: Sequence[str]) -> Config:
         if words[place : place + 1] not in ([name] for name in get_args(Demo)):
             words.insert(place, "small")
         if words[place] != "no":
+            own = "brings its own --model and --tasks; leave them out"
+            require(not flags & {"--model", "--tasks"}, "--demo", own)
             default["default"] = demo_settings(words[place])
     return tyro.cli(
         tyro.conf.OmitArgPrefixes[tyro.conf.FlagCreatePairsOff[Config]],
@@ -73,6 +76,11 @@ def parse(argv: Sequence[str]) -> Config:
         description=Config.__doc__,
         **default,
     )
+
+
+def _split_demo(word: str) -> list[str]:
+    """``--demo=small`` as two words."""
+    return word.split("=", 1) if word.startswith("--demo=") else [word]
 
 
 def demo_settings(name: str) -> Config:
@@ -101,7 +109,8 @@ def with_demo_files(config: Config) -> Config:
     """The settings with the files of the demonstration, made beside the run."""
     from jaxcl.finetune.demo import demo_files
 
-    home = config.out.with_name(f"{config.out.name}-files")
+    out = Path(os.path.abspath(config.out))  # "." has no name
+    home = out.parent / f"{out.name}-files"
     with progress(100, "percent of the model and the files") as advance:
         made = demo_files(config.demo, home, advance)
     print(f"model and files of the demonstration: {home}")

@@ -5,14 +5,16 @@ import json
 import re
 import shutil
 import warnings
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
 from jaxcl.cli import main
-from jaxcl.cli.finetune import parse
+from jaxcl.cli.finetune import parse, with_demo_files
 from jaxcl.finetune import config as settings
+from jaxcl.finetune import demo
 from jaxcl.finetune import run as finetuning
 from jaxcl.finetune.checks import check
 from tests.test_finetune.conftest import words_of, write
@@ -139,6 +141,23 @@ def test_a_command_without_files_names_what_it_needs(home, tmp_path, capsys):
         place = words.index(flag)
         short = [*words[:place], *words[place + 2 :]]
         refused(capsys, short, rf"^error: {flag}: .* got no {flag}; see --help")
+
+
+def test_a_demonstration_brings_its_files(tmp_path, capsys, monkeypatch):
+    """Oracle: the message; the words without "="; a folder beside that of the run."""
+    own = r"^error: --demo: brings its own --model and --tasks; leave them out\.$"
+    for flag in ("--model", "--tasks"):
+        refused(capsys, ["finetune", "--demo", "small", flag, "a"], own)
+    assert parse(["--demo=smollm2"]) == parse(["--demo", "smollm2"])
+    made = SimpleNamespace(model=tmp_path, tasks=[], general=[])
+    homes = []
+    keep = lambda name, home, advance: homes.append(home) or made
+    monkeypatch.setattr(demo, "demo_files", keep)
+    (tmp_path / "run").mkdir()
+    monkeypatch.chdir(tmp_path / "run")
+    for out in (".", "../run"):
+        with_demo_files(parse(["--demo", "--out", out]))
+    assert homes == [tmp_path / "run-files"] * 2
 
 
 def test_two_files_of_one_name_need_names(home, tmp_path, capsys):
