@@ -2,7 +2,7 @@
 
 import os
 
-from jaxcl.errors import MissingFileError, require
+from jaxcl.errors import InputError, MissingFileError, require
 from jaxcl.files import differences, lock_folder
 from jaxcl.finetune.config import (
     Config,
@@ -10,7 +10,9 @@ from jaxcl.finetune.config import (
     identity,
     named,
     read_settings,
+    replayed,
 )
+from jaxcl.finetune.words import REPLAY, flag
 from jaxcl.runs.experiment import check_fields
 
 
@@ -46,13 +48,26 @@ def _check_numbers(config: Config) -> None:
     zero = ("warmup", "weight_decay", "dropout", "general_every", "save_every")
     zero += ("start_after", "max_labels", "decay", "mix", "beta", "strength", "seed")
     parts = (config.training, config.text, config.lora, config.numbers, config.testing)
+    rules = {"may_be_zero": zero, "fractions": ("warmup", "test_fraction", "dropout")}
     for part in parts:
-        check_fields(
-            part, may_be_zero=zero, fractions=("warmup", "test_fraction", "dropout")
-        )
+        try:
+            check_fields(part, **rules)
+        except InputError as error:
+            name, _, rest = str(error).partition(":")
+            msg = f"{flag(name)}:{rest}"
+            raise InputError(msg) from error
+    numbers = config.numbers
     for name in ("decay", "mix"):
-        value = getattr(config.numbers, name)
+        value = getattr(numbers, name)
         require(value <= 1, f"--{name}", f"expected a number up to 1, got {value}")
+    # gem draws rows with replacement, so that it can replay more than it holds of a task.
+    held, rows = numbers.memory, replayed(config)
+    few = f"expected at least the {rows} rows that a step replays, got {held}"
+    fits = config.method not in REPLAY or rows <= held
+    require(fits, "--memory", f"{few}; raise it, or give --replay {held}")
+    few = f"expected at most the {numbers.prompts} of --prompts"
+    fits = config.method != "l2p" or numbers.num_selected <= numbers.prompts
+    require(fits, "--num-selected", f"{few}, got {numbers.num_selected}")
 
 
 def _check_out(config: Config) -> None:

@@ -238,6 +238,11 @@ def as_adapter(config: Config) -> str:
     return config.adapter or ("prompts" if config.method == "l2p" else "lora")
 
 
+def replayed(config: Config) -> int:
+    """Rows of memory in a step."""
+    return config.numbers.replay or config.training.batch_size
+
+
 def named(flag: str, files: tuple[str, ...], *, folders: bool = True) -> list[Named]:
     """Files by name; those that are not there, and two of one name, are refused."""
     found: dict[str, Path] = {}

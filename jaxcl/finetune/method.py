@@ -11,7 +11,7 @@ from jaxcl import adapters, averages, losses, memory, methods, transforms
 from jaxcl.adapters.paths import leaves_by_path, path_of
 from jaxcl.curvature import empirical_fisher
 from jaxcl.errors import require
-from jaxcl.finetune.config import Config, as_adapter, read_settings, room_of
+from jaxcl.finetune.config import Config, as_adapter, read_settings, replayed, room_of
 from jaxcl.finetune.pool import asked_query
 from jaxcl.interop import load_pretrained
 from jaxcl.method import make_method
@@ -50,6 +50,9 @@ def set_up(config: Config, key: Key) -> Setup:
         config.model, sharding=sharding, dtype=dtype_of(config)
     )
     _check_finite(config, params)
+    size, kept = model_config.vocab_size, config.numbers.num_logits
+    few = f"expected at most the {size} tokens of the vocabulary, got {kept}"
+    require(config.method != "der++" or kept <= size, "--num-logits", few)
     trainable, frozen = _parts(config, key, params)
     model = decoder(model_config, checkpoint=config.training.recompute)
 
@@ -228,11 +231,6 @@ def strength_of(config: Config) -> float:
     """That of the penalty: of the settings, or the default of the method."""
     given = config.numbers.strength
     return STRENGTHS[config.method] if given is None else given
-
-
-def replayed(config: Config) -> int:
-    """Rows of memory in a step."""
-    return config.numbers.replay or config.training.batch_size
 
 
 def _ilora(

@@ -193,7 +193,7 @@ def in_words_of_flags() -> Iterator[None]:
             flag = f"--{argument.replace('_', '-')}"
             rest = re.sub(rf"\b{argument}=(?=[\w'])", f"{flag} ", rest)
             rest = re.sub(rf"\b{argument}=", flag, rest)
-        msg = f"{_FLAGS[name]}: {rest}"
+        msg = f"{'--rank' if rest.startswith('rank ') else _FLAGS[name]}: {rest}"
         raise type(error)(msg) from error
 
 

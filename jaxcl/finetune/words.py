@@ -8,11 +8,12 @@ from typing import Any
 from jaxcl.finetune.config import Config, as_adapter
 
 _FLAT = ("sam", "asam", "gnp", "gsam", "looksam", "c-flat")
-_REPLAY = ("er", "der++", "agem", "ilora")
+#: Methods with one memory for the rows of all tasks.
+REPLAY = ("er", "der++", "agem", "ilora")
 _PENALTY = ("ewc", "lwf", "der++", "olora", "l2p", "ilora")
 #: The methods, gradients and adapters that a number is for; all others are for every run.
 _ONLY_FOR = {
-    **dict.fromkeys(("memory", "replay"), (*_REPLAY, "gem")),
+    **dict.fromkeys(("memory", "replay"), (*REPLAY, "gem")),
     "strength": _PENALTY,
     "beta": ("der++",),
     "temperature": ("lwf",),

@@ -107,8 +107,32 @@ SETTINGS = {
         ("--method", "ilora", "--average", "products", "--adapter", "full"),
         r"needs --adapter lora",
     ),
-    "a rank of zero": (("--rank", "0"), r"rank: expected finite numbers above 0"),
-    "a rate that is not finite": (("--learning-rate", "nan"), r"learning_rate"),
+    "a rank of zero": (("--rank", "0"), r"^error: --rank: expected finite numbers abo"),
+    "a rank above that of kernels": (
+        ("--rank", "1000"),
+        r"^error: --rank: rank must be at most 8 for .*, got 1000",
+    ),
+    "a rate that is not finite": (
+        ("--learning-rate", "nan"),
+        r"^error: --learning-rate: expected finite",
+    ),
+    "no rows to learn from": (("--batch-size", "0"), r"^error: --batch-size: "),
+    **{
+        f"fewer rows in memory than {method} replays": (
+            ("--method", method, "--memory", "1"),
+            r"--memory: expected at least the 2 rows .* got 1; raise it, or .*replay 1",
+        )
+        for method in ("er", "der++", "agem", "ilora")
+    },
+    "more rows to replay than are kept": (("--replay", "9"), r"at least the 9 rows"),
+    "more prompts than there are": (
+        ("--method", "l2p", "--num-selected", "11"),
+        r"--num-selected: expected at most the 10 of --prompts, got 11",
+    ),
+    "more logits than tokens": (
+        ("--method", "der++", "--num-logits", "9999"),
+        r"--num-logits: expected at most the \d+ tokens of the vocabulary, got 9999",
+    ),
     "more than one": (("--decay", "1.5"), r"--decay: expected a number up to 1"),
     "too little room": (("--max-tasks", "1", "--method", "gem"), r"--max-tasks"),
     "more devices than there are": (("--devices", "64"), r"--devices: there are 8"),
