@@ -147,6 +147,9 @@ def make(config: Config, model: Model, frozen: Params) -> Method:
     outputs = losses.single_head(apply)
     loss = losses.token_cross_entropy(outputs)
     parts: dict[str, Any] = {"chunk_size": chunk, "gradient": _gradient(config)}
+    parts["reset_gradient"] = (
+        config.gradient == "looksam"
+    )  # no direction of another task
     optimizer = _optimizer(config)
     match config.method:
         case "seq" | "mtl":

@@ -124,7 +124,8 @@ def test_gem_computes_a_few_rows_of_each_task(home, tmp_path, monkeypatch, more,
 
 @pytest.mark.parametrize("gradient", get_args(settings.Gradient)[1:])
 def test_every_gradient_changes_the_step(home, tmp_path, gradient):
-    """Oracle: the step of the plain gradient, from which all differ at this radius."""
+    """Oracle: the step of the plain gradient, from which all differ at this radius.
+    LookSAM's state is zero again at the end of a task, as at the start."""
     steps = []
     for name in ("plain", gradient):
         more = "--gradient", name, "--rho", "0.5", "--method", "seq"
@@ -137,6 +138,11 @@ def test_every_gradient_changes_the_step(home, tmp_path, gradient):
         steps.append(state.params)
     gaps = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), *steps)
     assert max(jax.tree.leaves(gaps)) > 1e-6
+    if gradient == "looksam":
+        largest = lambda state: max(map(jnp.max, jax.tree.leaves(state.gradient)))
+        assert largest(state) > 0
+        end = jax.jit(built.end_task)(jax.random.key(0), state, rows)
+        assert largest(end) == 0
 
 
 def test_each_task_by_itself_begins_with_the_first_parameters():
