@@ -150,7 +150,11 @@ def start(config: Config) -> int:
 
     try:
         job = run.load(config)
-        if not (done := run.is_finished(job)):
+        if run.is_finished(job):
+            rest = "making its page again"
+            rest = "nothing is left to learn" if config.dry_run else rest
+            print(f"{config.out} is finished; {rest}.")
+        else:
             say(plan(job, timed=config.dry_run))
         if config.dry_run:
             return 0
@@ -163,8 +167,6 @@ def start(config: Config) -> int:
         raise InputError(msg) from error
     if result.status == "interrupted":
         raise KeyboardInterrupt
-    if done:
-        print(f"{config.out} is finished; making its page again.")
     from jaxcl.finetune.report import write_page  # with all that draws figures
 
     write_page(config.out)

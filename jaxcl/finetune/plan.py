@@ -7,17 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
 from jaxcl.data.widths import padding_fraction
-from jaxcl.finetune.config import as_adapter
+from jaxcl.errors import MissingFileError
+from jaxcl.finetune.config import Config, as_adapter, room_of
 from jaxcl.finetune.method import learning_rate
 from jaxcl.finetune.run import Job, tested_after
+from jaxcl.runs.folder import CHECKPOINTS
 from jaxcl.training import learn, step_memory
 from jaxcl.training.options import steps_of
 from jaxcl.typing import Params
 
-_TIMED = 5  # steps, after the first one
+_TIMED = 5  # steps
 _LINES = 4  # of the loop, of which the fastest counts
 _REPORTED = 5  # steps of a line: report_every of a run
 
@@ -27,19 +28,14 @@ def plan(job: Job, *, timed: bool = False) -> dict[str, str]:
     config, setup = job.config, job.setup
     trained = num_params(setup.trainable)
     total = trained + num_params(setup.frozen)
-    kind = as_adapter(config)
-    what = {
-        "lora": f"LoRA of rank {config.lora.rank} on {' '.join(config.lora.targets)}",
-        "full": "all weights",
-        "prompts": f"a pool of {config.numbers.prompts} prompts",
-    }[kind]
     steps = [steps_of(task, job.options) for task in job.tasks]
     rate = learning_rate(config)
     dtypes = {str(leaf.dtype) for leaf in jax.tree.leaves(setup.frozen)} - {"int32"}
     held = f", frozen ones in {' and '.join(sorted(dtypes))}" if dtypes else ""
+    what = f"{trained_part(config)}, AdamW at {rate:g}{held}"
     found = {
         "model": f"{config.model}: {total:,} weights on {_devices(setup)}",
-        "trained": f"{trained:,} ({trained / total:.2%}): {what}, AdamW at {rate:g}{held}",
+        "trained": f"{trained:,} ({trained / total:.2%}): {what}",
         "method": f"{config.method}, gradient {config.gradient}",
     }
     for task, number in zip(job.tasks, steps, strict=True):
@@ -48,13 +44,27 @@ def plan(job: Job, *, timed: bool = False) -> dict[str, str]:
         found[f"task {task.name}"] = f"{rows}, {padding:.0%} padding"
     for name, questions in job.general.items():
         found[f"general {name}"] = f"{len(questions.prompts)} questions"
+    done = steps_done(job)
+    left = sum(steps) - done
     found["steps"] = f"{sum(steps):,} of {config.training.batch_size} rows"
+    found["steps"] += f", {left:,} of them left" if done else ""
     found["memory"] = _memory(job)
     if timed:
         each = _seconds_of_a_step(job)
-        known = f"{each:.2g} s a step, {duration(each * sum(steps))} of steps"
+        known = f"{each:.2g} s a step, {duration(each * left)} of steps"
         found["time"] = f"{known}, without tests and compiling"
     return found
+
+
+def trained_part(config: Config) -> str:
+    """What of the model is trained, in words."""
+    lora = config.lora
+    slots = f" for each of {room_of(config)} tasks" * (config.method == "olora")
+    return {
+        "lora": f"LoRA of rank {lora.rank}{slots} on {' '.join(lora.targets)}",
+        "full": "all weights",
+        "prompts": f"a pool of {config.numbers.prompts} prompts",
+    }[as_adapter(config)]
 
 
 def num_params(params: Params) -> int:
@@ -135,29 +145,38 @@ def _available() -> int | None:
     return None
 
 
+def steps_done(job: Job) -> int:
+    """Steps that the run has made, as its newest checkpoint holds them."""
+    if not (job.config.out / CHECKPOINTS).is_dir():
+        return 0
+    from jaxcl.runs import learned  # with all that draws figures
+
+    with suppress(MissingFileError):
+        return sum(learned.read(job.config.out).spent.get("steps", ()))
+    return 0
+
+
 def _seconds_of_a_step(job: Job) -> float:
-    """The median time of a few steps of the first task, in a run that is not kept."""
-    setup, times = job.setup, []
+    """The mean over a few steps of the first task, in runs that are not kept.
 
-    def note(line):
-        if "seconds" in line:
-            times.append(line["seconds"])
-
-    task = job.tasks[0]._replace(num_steps=_TIMED + 1, num_epochs=None)
-    options = job.options._replace(report_every=1, eval_start=False)
-    learn(
-        jax.random.key(0),
-        setup.build,
-        setup.trainable,
-        [task],
-        options,
-        folder=None,
-        frozen=setup.frozen,
-        sharding=setup.sharding,
-        quiet=True,
-        on_report=note,
-    )
-    return float(np.median(times[1:]))
+    The second run has the same rows, for which the first has compiled all programs.
+    """
+    setup = job.setup
+    task = job.tasks[0]._replace(num_steps=_TIMED, num_epochs=None)
+    options = job.options._replace(report_every=_TIMED, eval_start=False)
+    for _ in range(2):
+        result = learn(
+            jax.random.key(0),
+            setup.build,
+            setup.trainable,
+            [task],
+            options,
+            folder=None,
+            frozen=setup.frozen,
+            sharding=setup.sharding,
+            quiet=True,
+        )
+    return result.seconds / _TIMED
 
 
 class Clock:

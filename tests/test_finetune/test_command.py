@@ -246,7 +246,7 @@ def test_half_of_an_adapter_is_half_the_way_to_its_kernels(run):
 
 def test_a_finished_run_keeps_its_files_and_a_longer_one_goes_on(home, run, capsys):
     """Oracle: the bits of the files and of the adapter. A task that is added is tested
-    before it is learned: here one of the same rows as the first."""
+    before it is learned: here one of the same rows as the first. Its plan: by hand."""
     grown = home / "grown"
     shutil.copytree(run, grown)
     more = "--method", "ilora", "--general", str(home / "general.jsonl")
@@ -257,10 +257,13 @@ def test_a_finished_run_keeps_its_files_and_a_longer_one_goes_on(home, run, caps
         if path.is_file()
     }
     assert main(words_of(home, grown, *more)) == 0
-    assert "is finished" in capsys.readouterr().out
+    assert "is finished; making its page again" in capsys.readouterr().out
+    assert main(words_of(home, grown, *more, "--dry-run")) == 0
+    assert "is finished; nothing is left to learn" in capsys.readouterr().out
     shutil.copy(home / "animals.jsonl", home / "again.jsonl")
     tasks = "animals", "colours", "again"
     assert main(words_of(home, grown, *more, tasks=tasks)) == 0
+    assert "9 of 2 rows, 3 of them left\n" in capsys.readouterr().out
     assert {path: path.read_bytes() for path in before} == before
     assert (grown / "answers" / "003-again-fast.jsonl").exists()
     first = (f"000-{name}-slow.jsonl" for name in ("again", "animals"))

@@ -14,6 +14,7 @@ from jaxcl.adapters import combine, merge_lora, with_frozen
 from jaxcl.cli.finetune import parse
 from jaxcl.data import Task, array_dataset
 from jaxcl.finetune import config as settings
+from jaxcl.finetune import plan as planned
 from jaxcl.finetune import run as finetuning
 from jaxcl.finetune.checks import check
 from jaxcl.finetune.method import (
@@ -24,7 +25,7 @@ from jaxcl.finetune.method import (
     scale_adapter,
     set_up,
 )
-from jaxcl.finetune.plan import num_params, plan
+from jaxcl.finetune.plan import num_params, plan, trained_part
 from jaxcl.interop import read_config
 from jaxcl.losses import single_head, squared_error, token_cross_entropy
 from jaxcl.method import make_method
@@ -198,18 +199,26 @@ def test_the_rate_rises_and_falls_within_each_task(home, tmp_path):
     assert float(rate_factor(config)(0.9)) == 1.0
 
 
-def test_the_plan_counts_weights_and_steps(home, tmp_path):
-    """Oracle: sizes of the adapter in closed form, and the flags. Nothing is written."""
-    job = job_of(home, tmp_path / "run")
+def test_the_plan_counts_weights_and_steps(home, tmp_path, monkeypatch):
+    """Oracle: sizes of the adapter in closed form, and the flags. Nothing is written. A
+    step is timed in the second of two runs, which compiles nothing."""
+    job, results = job_of(home, tmp_path / "run", "--steps", "13"), []
+    keep = lambda *given, **more: results.append(learn(*given, **more)) or results[-1]
+    monkeypatch.setattr(planned, "learn", keep)
     d, units, kv, rank, layers = 16, 24, 8, 2, 2
     sides = [(d, d), (d, kv), (d, kv), (d, d), (d, units), (d, units), (units, d)]
     trained = layers * rank * sum(i + o for i, o in sides)
     assert num_params(job.setup.trainable) == trained
     lines = plan(job, timed=True)
     assert lines["trained"].startswith(f"{trained:,} (")
-    assert lines["steps"].startswith("6 of 2 rows")
+    assert "LoRA of rank 2 on all-linear" in lines["trained"]
+    slots = trained_part(replace(job.config, method="olora"))
+    assert slots == "LoRA of rank 2 for each of 2 tasks on all-linear"
+    assert lines["steps"] == "26 of 2 rows"
     assert "GB in a step" in lines["memory"]
-    assert lines["time"]
+    first, second = (result.seconds for result in results)
+    assert second < first / 3
+    assert lines["time"].startswith(f"{second / 5:.2g} s a step, ")
     assert not (tmp_path / "run").exists()
 
 
