@@ -20,7 +20,6 @@ from jaxcl.typing import Params
 
 _TIMED = 5  # steps
 _LINES = 4  # of the loop, of which the fastest counts
-_REPORTED = 5  # steps of a line: report_every of a run
 
 
 def plan(job: Job, *, timed: bool = False) -> dict[str, str]:
@@ -180,16 +179,17 @@ def _seconds_of_a_step(job: Job) -> float:
 
 
 class Clock:
-    """Says once, after a few steps, how long the rest will take.
+    """Says after the first line, and once more after a few, how long the rest will take.
 
     A program is compiled for each width of rows, within the first steps that have it. So
-    the estimate is from the fastest of a few lines. That of the tests is from those before
-    the first task, if this process has made them.
+    the second estimate is from the fastest of the lines. That of the tests is from those
+    before the first task, if this process has made them.
     """
 
     def __init__(self, job: Job):
         self.job = job
         self.total = sum(steps_of(task, job.options) for task in job.tasks)
+        self.done = steps_done(job)
         self.each: list[float] = []
         self.a_row = self.learners = 0
 
@@ -198,18 +198,21 @@ class Clock:
         self.learners, self.a_row = learners, seconds / rows
 
     def note(self, line: Mapping[str, Any]) -> None:
-        """Take a line of the loop."""
+        """Take a line of the loop; the last one of a task is of fewer steps."""
         if "seconds" not in line or len(self.each) >= _LINES:
             return
-        self.each.append(line["seconds"] / _REPORTED)
-        if len(self.each) == _LINES:
-            left = max(self.total - (line["at"] - line["task"]), 0)
-            each = min(self.each)
-            other = f"{duration(each * left)} for the other {left:,}"
-            tests = self.a_row * self.learners * self._rows_left(line["task"])
-            known = f"about {duration(tests)} of tests, without" if tests else ""
-            rest = f"{known or 'without tests and'} what is still to compile"
-            print(f"time  {each:.2g} s a step, {other}, {rest}", flush=True)
+        before, self.done = self.done, line["at"] - line["task"]
+        self.each.append(line["seconds"] / max(self.done - before, 1))
+        left = self.total - self.done
+        if len(self.each) not in (1, _LINES) or left <= 0:
+            return
+        each = min(self.each)
+        other = f"{duration(each * left)} for the other {left:,}"
+        tests = self.a_row * self.learners * self._rows_left(line["task"])
+        known = f"about {duration(tests)} of tests" if tests else "without tests"
+        rest = "without what is still to compile"
+        rest = "with compiling; better known soon" if len(self.each) == 1 else rest
+        print(f"time  {each:.2g} s a step, {other}, {known}, {rest}", flush=True)
 
     def _rows_left(self, ended: int) -> int:
         """Rows on which each learner is still to be tested."""

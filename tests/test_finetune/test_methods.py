@@ -25,7 +25,7 @@ from jaxcl.finetune.method import (
     scale_adapter,
     set_up,
 )
-from jaxcl.finetune.plan import num_params, plan, trained_part
+from jaxcl.finetune.plan import Clock, num_params, plan, trained_part
 from jaxcl.interop import read_config
 from jaxcl.losses import single_head, squared_error, token_cross_entropy
 from jaxcl.method import make_method
@@ -199,9 +199,9 @@ def test_the_rate_rises_and_falls_within_each_task(home, tmp_path):
     assert float(rate_factor(config)(0.9)) == 1.0
 
 
-def test_the_plan_counts_weights_and_steps(home, tmp_path, monkeypatch):
+def test_the_plan_counts_weights_and_steps(home, tmp_path, monkeypatch, capsys):
     """Oracle: sizes of the adapter in closed form, and the flags. Nothing is written. A
-    step is timed in the second of two runs, which compiles nothing."""
+    step is timed in the second of two runs, which compiles nothing. The clock: by hand."""
     job, results = job_of(home, tmp_path / "run", "--steps", "13"), []
     keep = lambda *given, **more: results.append(learn(*given, **more)) or results[-1]
     monkeypatch.setattr(planned, "learn", keep)
@@ -220,6 +220,16 @@ def test_the_plan_counts_weights_and_steps(home, tmp_path, monkeypatch):
     assert second < first / 3
     assert lines["time"].startswith(f"{second / 5:.2g} s a step, ")
     assert not (tmp_path / "run").exists()
+    clock = Clock(job)
+    for task, at, seconds in ((0, 5, 10.0), (0, 10, 5.0), (0, 13, 1.5), (1, 19, 5.0)):
+        clock.note({"task": task, "at": at, "seconds": seconds})
+    early, late = capsys.readouterr().out.strip().split("\n")
+    assert early.startswith(
+        "time  2 s a step, 42 s for the other 21, without tests, with"
+    )
+    assert late.startswith(
+        "time  0.5 s a step, 4 s for the other 8, without tests, wit"
+    )
 
 
 def test_defaults_depend_on_what_is_trained(home, tmp_path):
