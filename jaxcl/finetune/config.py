@@ -41,7 +41,7 @@ class Training:
     batch_size: int = 8
     """New rows of a step; replayed rows are added."""
     learning_rate: float | None = None
-    """Of AdamW; 2e-4 for an adapter, 2e-5 for all weights if absent."""
+    """Of AdamW; 2e-4 for an adapter or prompts, 2e-5 for all weights if absent."""
     schedule: Literal["constant", "linear", "cosine"] = "linear"
     """Decay of the rate within each task, after the warm-up."""
     warmup: float = 0.05
@@ -55,7 +55,8 @@ class Training:
     chunk_size: int | None = None
     """Rows of a step computed at once; fewer take less memory, and a bit more time."""
     recompute: bool = False
-    """Store only the input of each layer for the gradient: least memory, a third slower."""
+    """Gradient checkpointing: only the input of each layer is stored for the gradient.
+    Least memory, a third slower."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Of frozen weights; auto is float32 on a CPU, that of the files on a GPU or TPU.
     Weights that are trained are always float32."""
@@ -103,9 +104,11 @@ class Numbers:
     """Numbers of the methods."""
 
     memory: int = 500
-    """Rows kept of earlier tasks (er, der++, agem, ilora); of each task for gem."""
+    """Rows kept of all that were seen (er, der++, ilora; agem replays those of earlier
+    tasks only); of each task for gem."""
     replay: int | None = None
-    """Rows of memory in a step, for gem of each task; as many as new ones if absent."""
+    """Rows of memory in a step, at most --memory; for gem of each task, any number. As
+    many as new ones if absent."""
     strength: float | None = None
     """Of the penalty: ewc 1000, lwf 1, der++ 0.01 a squared logit, olora 0.5, l2p 0.5,
     ilora 1 if absent."""
@@ -114,7 +117,8 @@ class Numbers:
     temperature: float = 2.0
     """lwf: of the distilled outputs."""
     mix: float = 0.5
-    """wise-ft: 0 are the weights before the first task, 1 the trained ones."""
+    """wise-ft: alpha of WiSE-FT; 0 are the weights before the first task, 1 the trained
+    ones."""
     decay: float = 0.99
     """ilora: of the average over steps, the slow learner."""
     hidden: Literal["last", "all"] = "last"
@@ -177,14 +181,15 @@ class Config:
     fields a --template makes prompts. The model is tested on all tasks before the first
     one and after each one; the page RUN/report.html shows what was learned and forgotten.
     The same command goes on with a run that was stopped; with more files at the end it
-    learns those, too.
+    learns those, too (see --tasks).
     """
 
     model: Path
     """Folder of a Hugging Face model: Llama, SmolLM2, Mistral, Qwen2, Qwen3."""
     tasks: tuple[str, ...]
     """Files, learned in this order; a folder has train.jsonl and test.jsonl. NAME=FILE
-    gives a task another name than its file's."""
+    gives a task another name than its file's. A run learns more of them later, given
+    after these, except with mtl; gem and olora need --max-tasks for it."""
     out: Path
     """Folder of the run."""
     method: Method = "er"
