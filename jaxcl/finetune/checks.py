@@ -91,6 +91,10 @@ def _check_out(config: Config) -> None:
     differ = differences(held["settings"], identity(config))
     message = f"{out} holds a run with {differ}; give another folder, or the same words"
     require(not differ, "--out", message)
+    cut, longest = held.get("max_new_tokens"), config.testing.max_new_tokens
+    same = cut in (None, longest) or not any(out.glob("answers/*.jsonl"))
+    other = f"answers of the run have at most {cut} tokens, got {longest}"
+    require(same, "--max-new-tokens", f"{other}; give {cut}, or another --out")
     names = [one.name for one in named("--tasks", config.tasks)]
     before = [task["name"] for task in held["tasks"]]
     grown = names[: len(before)] == before

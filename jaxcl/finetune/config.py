@@ -228,7 +228,8 @@ class Named(NamedTuple):
     path: Path
 
 
-#: Fields that may change when a run goes on, and the last ones of which are noted.
+#: Fields that may change when a run goes on, and the last ones of which are noted; the
+#: length of answers only while there are none.
 _NOTED = {
     *("general_rows", "general_every", "keep_models", "answers", "max_new_tokens"),
     *("chunk_size", "recompute", "max_tasks", "save_every", "devices"),

@@ -242,6 +242,10 @@ def test_the_folder_of_another_run_stays_as_it_is(home, run, capsys, tmp_path):
         ("--rank", "3"): r"holds a run with rank 2, not 3",
         ("--method", "seq"): r"method 'er', not 'seq'",
         ("--seed", "1"): r"seed 0, not 1",
+        (
+            "--max-new-tokens",
+            "4",
+        ): r"--max-new-tokens: .* at most 3 tokens, got 4; give 3",
     }.items():
         refused(capsys, words_of(home, run, *more, tasks=one), message)
     refused(
@@ -256,6 +260,9 @@ def test_the_folder_of_another_run_stays_as_it_is(home, run, capsys, tmp_path):
     refused(capsys, words_of(home, tmp_path / "file", tasks=one), r"is a file")
     assert {path: path.read_bytes() for path in held} == held
     assert sorted(place.iterdir()) == [place / "notes.txt"]
+    bare = tmp_path / "bare"  # without answers, they may have any length
+    shutil.copytree(run, bare, ignore=shutil.ignore_patterns("*.jsonl"))
+    check(parse(words_of(home, bare, "--max-new-tokens", "4", tasks=one)[1:]))
 
 
 def test_rows_that_changed_are_refused(home, run, capsys, tmp_path):
