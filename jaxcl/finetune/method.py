@@ -142,92 +142,27 @@ def _parts(config: Config, key: Key, params: Params) -> tuple[Params, Params]:
 
 def make(config: Config, model: Model, frozen: Params) -> Method:
     """The method, of a model over its frozen weights."""
-    apply = adapters.with_frozen(model.apply, frozen)
-    numbers, chunk = config.numbers, config.training.chunk_size
-    outputs = losses.single_head(apply)
+    outputs = losses.single_head(adapters.with_frozen(model.apply, frozen))
     loss = losses.token_cross_entropy(outputs)
-    parts: dict[str, Any] = {"chunk_size": chunk, "gradient": _gradient(config)}
-    parts["reset_gradient"] = (
-        config.gradient == "looksam"
-    )  # no direction of another task
-    optimizer = _optimizer(config)
+    parts: dict[str, Any] = {
+        "optimizer": _optimizer(config),
+        "gradient": _gradient(config),
+        "reset_gradient": config.gradient == "looksam",  # its direction is of one task
+        "chunk_size": config.training.chunk_size,
+    }
     match config.method:
         case "seq" | "mtl":
-            return methods.plain(loss, optimizer, **parts)
-        case "one":
-            last = lambda state: {"params": state.average[1]}
-            return make_method(
-                loss, optimizer, average=from_the_start(), learners=last, **parts
-            )
-        case "wise-ft":
-            between = _between(config)
-            both = lambda state: {
-                "interpolated": between.read(state.average, state.params),
-                "params": state.params,
-            }
-            return make_method(loss, optimizer, average=between, learners=both, **parts)
-        case "er":
-            sizes = {"capacity": numbers.memory, "sample_size": replayed(config)}
-            return methods.experience_replay(loss, optimizer, **sizes, **parts)
-        case "ewc":
-            fisher = empirical_fisher(
-                loss, num_examples=numbers.fisher_rows, chunk_size=chunk
-            )
-            return methods.ewc(
-                loss, optimizer, strength=strength_of(config), fisher=fisher, **parts
-            )
-        case "lwf":
-            return methods.learning_without_forgetting(
-                outputs,
-                optimizer,
-                kept=outputs,
-                strength=strength_of(config),
-                temperature=numbers.temperature,
-                **parts,
-            )
-        case "der++":
-            return methods.dark_experience_replay(
-                outputs,
-                optimizer,
-                capacity=numbers.memory,
-                sample_size=replayed(config),
-                alpha=strength_of(config),
-                beta=numbers.beta,
-                num_logits=numbers.num_logits,
-                **parts,
-            )
-        case "agem":
-            past = memory.reservoir(numbers.memory, replayed(config), past_only=True)
-            return methods.agem(loss, optimizer, memory=past, **parts)
-        case "gem":
-            sizes = {"num_tasks": room_of(config), "capacity_per_task": numbers.memory}
-            sizes["sample_size"] = replayed(config)
-            return methods.gem(loss, optimizer, **sizes, **parts)
-        case "olora":
-            room = room_of(config) or 1
-            slots = adapters.lora_slots
-            own = adapters.in_current_slot(slots, room, parts.pop("gradient"))
-            apart = adapters.olora(strength_of(config), num_tasks=room)
-            return make_method(
-                loss, optimizer, gradient=own, regularizer=apart, **parts
-            )
+            return methods.plain(loss, **parts)
+        case "er" | "der++" | "agem" | "gem":
+            return _replaying(config, loss, outputs, parts)
+        case "ewc" | "lwf" | "olora":
+            return _penalised(config, loss, outputs, parts)
         case "l2p":
-            hidden = adapters.with_frozen(model.hidden, frozen)
-            strength = strength_of(config)
-
-            def pooled(params, batch, keys):
-                loss = adapters.l2p_loss(
-                    losses.token_cross_entropy,
-                    apply,
-                    asked_query(hidden, batch),
-                    num_selected=numbers.num_selected,
-                    strength=strength,
-                )
-                return loss(params, batch, keys)
-
-            return methods.plain(pooled, optimizer, **parts)
-        case _:  # ilora
-            return _ilora(config, loss, optimizer, model, frozen, parts)
+            return methods.plain(_l2p_loss(config, model, frozen), **parts)
+        case "ilora":
+            return _ilora(config, loss, model, frozen, parts)
+        case _:  # one, wise-ft
+            return _averaged(config, loss, parts)
 
 
 def strength_of(config: Config) -> float:
@@ -236,16 +171,89 @@ def strength_of(config: Config) -> float:
     return STRENGTHS[config.method] if given is None else given
 
 
-def _ilora(
-    config: Config, loss: Loss, optimizer, model: Model, frozen, parts
-) -> Method:
+def _replaying(config: Config, loss: Loss, outputs: Outputs, parts) -> Method:
+    """ER, DER++, A-GEM and GEM."""
+    numbers, drawn = config.numbers, replayed(config)
+    rows: dict[str, Any] = {"capacity": numbers.memory, "sample_size": drawn}
+    match config.method:
+        case "er":
+            return methods.experience_replay(loss, **rows, **parts)
+        case "agem":
+            past = memory.reservoir(**rows, past_only=True)
+            return methods.agem(loss, memory=past, **parts)
+        case "gem":
+            rows = {"capacity_per_task": numbers.memory, "sample_size": drawn}
+            return methods.gem(loss, num_tasks=room_of(config) or 1, **rows, **parts)
+        case _:  # der++
+            return methods.dark_experience_replay(
+                outputs,
+                alpha=strength_of(config),
+                beta=numbers.beta,
+                num_logits=numbers.num_logits,
+                **rows,
+                **parts,
+            )
+
+
+def _penalised(config: Config, loss: Loss, outputs: Outputs, parts) -> Method:
+    """EWC, LwF and O-LoRA."""
+    numbers, strength = config.numbers, strength_of(config)
+    match config.method:
+        case "ewc":
+            size = {"num_examples": numbers.fisher_rows}
+            fisher = empirical_fisher(loss, **size, chunk_size=parts["chunk_size"])
+            return methods.ewc(loss, strength=strength, fisher=fisher, **parts)
+        case "lwf":
+            given = {"strength": strength, "temperature": numbers.temperature}
+            return methods.learning_without_forgetting(
+                outputs, kept=outputs, **given, **parts
+            )
+        case _:  # olora
+            room, slots = room_of(config) or 1, adapters.lora_slots
+            own = adapters.in_current_slot(slots, room, parts["gradient"])
+            apart = adapters.olora(strength, num_tasks=room)
+            return make_method(loss, regularizer=apart, **parts | {"gradient": own})
+
+
+def _averaged(config: Config, loss: Loss, parts) -> Method:
+    """Each task by itself, and WiSE-FT."""
+    if config.method == "one":
+        last = lambda state: {"params": state.average[1]}
+        return make_method(loss, average=from_the_start(), learners=last, **parts)
+    between = _between(config)
+    both = lambda state: {
+        "interpolated": between.read(state.average, state.params),
+        "params": state.params,
+    }
+    return make_method(loss, average=between, learners=both, **parts)
+
+
+def _l2p_loss(config: Config, model: Model, frozen: Params) -> Loss:
+    """That of rows behind the prompts that are nearest to them."""
+    apply = adapters.with_frozen(model.apply, frozen)
+    hidden = adapters.with_frozen(model.hidden, frozen)
+    numbers, strength = config.numbers, strength_of(config)
+
+    def pooled(params, batch, keys):
+        loss = adapters.l2p_loss(
+            losses.token_cross_entropy,
+            apply,
+            asked_query(hidden, batch),
+            num_selected=numbers.num_selected,
+            strength=strength,
+        )
+        return loss(params, batch, keys)
+
+    return pooled
+
+
+def _ilora(config: Config, loss: Loss, model: Model, frozen: Params, parts) -> Method:
     """I-LoRA: a fast and a slow learner, with the switches that its paper leaves open."""
     numbers = config.numbers
     hidden, with_hidden = hidden_states(model, frozen, last=numbers.hidden == "last")
     return methods.slow_learner(
         loss,
-        optimizer,
-        hidden,
+        hidden=hidden,
         decay=numbers.decay,
         strength=strength_of(config),
         capacity=numbers.memory,
@@ -338,22 +346,19 @@ def rate_factor(config: Config) -> Callable:
 def from_the_start() -> Average:
     """Each task begins with the initial parameters; evaluated are those of the last.
 
-    State: the initial parameters, and those that were trained last.
+    State: the initial parameters, and those with which the last task ended. Within a task
+    these are not read: learners are evaluated at the ends of tasks.
     """
 
     def init(params, example):
         del example
         return copied(params), copied(params)
 
-    def observe(key, state, step, params):
-        del key, step
-        return state[0], copied(params)
-
     def end_task(key, state, params, data):
         del key, data
-        return (state[0], copied(params)), copied(state[0])
+        return (state[0], params), copied(state[0])
 
-    return Average(init, lambda state, params: state[1], observe, end_task)
+    return Average(init, lambda state, params: state[1], end_task=end_task)
 
 
 def _between(config: Config) -> Average:

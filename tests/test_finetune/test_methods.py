@@ -33,6 +33,7 @@ from jaxcl.methods import slow_learner
 from jaxcl.models import decoder
 from jaxcl.training import Options, learn
 from jaxcl.tree import as_batch
+from jaxcl.typing import Average
 from tests.test_finetune.conftest import words_of
 
 METHODS = get_args(settings.Method)
@@ -147,26 +148,32 @@ def test_every_gradient_changes_the_step(home, tmp_path, gradient):
 
 
 def test_each_task_by_itself_begins_with_the_first_parameters():
-    """Oracle: a run of each task alone. Control: without it they differ."""
+    """Oracle: a run of each task alone, after each of them. Control: without it they
+    differ. A step costs nothing."""
     draw = np.random.default_rng(0)
     x = draw.standard_normal((16, 3)).astype(np.float32)
     data = [array_dataset(as_batch(x, x @ draw.standard_normal((3, 2)))) for _ in "ab"]
     tasks = [Task(name, rows, rows) for name, rows in zip("ab", data, strict=True)]
     loss = squared_error(lambda params, batch, keys=None: batch.x @ params["w"])
     params = {"w": jnp.zeros((3, 2))}
-    run = lambda tasks, **options: learn(
+    run = lambda tasks, more={}, **options: learn(
         jax.random.key(0),
         lambda frozen: make_method(loss, optax.sgd(0.1), **options),
         params,
         [task._replace(shuffle=False) for task in tasks],
         Options(4, 4),
         folder=None,
+        **more,
     )
     last = lambda state: {"params": state.average[1]}
-    both = run(tasks, average=from_the_start(), learners=last).params
-    alone = run(tasks[1:]).params
-    np.testing.assert_allclose(both["w"], alone["w"], rtol=1e-6)
-    assert np.abs(run(tasks).params["w"] - alone["w"]).max() > 1e-3
+    average, after = from_the_start(), []
+    assert average.observe is Average().observe  # which does nothing
+    seen = lambda ended, learners, _: after.append(np.asarray(learners["params"]["w"]))
+    both = run(tasks, {"on_task_end": seen}, average=average, learners=last).params
+    alone = [run([task]).params["w"] for task in tasks]
+    np.testing.assert_allclose(after, [params["w"], *alone], rtol=1e-6)
+    np.testing.assert_array_equal(both["w"], after[-1])
+    assert np.abs(run(tasks).params["w"] - alone[1]).max() > 1e-3
 
 
 def test_a_scaled_adapter_moves_its_kernels_as_far(home, tmp_path):
