@@ -22,6 +22,7 @@ from jaxcl.finetune.method import (
     hidden_states,
     learning_rate,
     make,
+    rate_factor,
     scale_adapter,
     set_up,
 )
@@ -124,21 +125,30 @@ def test_gem_computes_a_few_rows_of_each_task(home, tmp_path, monkeypatch, more,
     assert (given["sample_size"], given["capacity_per_task"]) == (rows, 8)
 
 
+@pytest.fixture(scope="module")
+def two_steps(home, tmp_path_factory):
+    """A function that makes two steps by a gradient, and what the plain one reaches."""
+    more = "--rho", "0.5", "--method", "seq"
+    job = job_of(home, tmp_path_factory.mktemp("gradients") / "run", *more)
+    model, rows = decoder(job.setup.config), job.tasks[0].train.read(np.arange(2))
+
+    def made(gradient):
+        built = make(replace(job.config, gradient=gradient), model, job.setup.frozen)
+        state, step = built.init(job.setup.trainable, rows), jax.jit(built.step)
+        for number in range(2):  # B is zero at first, and with it half of the gradient
+            state = step(jax.random.key(number), state, rows)[0]
+        return built, state, rows
+
+    return made, made("plain")[1].params
+
+
 @pytest.mark.parametrize("gradient", get_args(settings.Gradient)[1:])
-def test_every_gradient_changes_the_step(home, tmp_path, gradient):
+def test_every_gradient_changes_the_step(two_steps, gradient):
     """Oracle: the step of the plain gradient, from which all differ at this radius.
     LookSAM's state is zero again at the end of a task, as at the start."""
-    steps = []
-    for name in ("plain", gradient):
-        more = "--gradient", name, "--rho", "0.5", "--method", "seq"
-        job = job_of(home, tmp_path / name, *more)
-        setup, rows = job.setup, job.tasks[0].train.read(np.arange(2))
-        built = setup.build(setup.frozen)
-        state = built.init(setup.trainable, rows)
-        for number in range(2):  # B is zero at first, and with it half of the gradient
-            state = jax.jit(built.step)(jax.random.key(number), state, rows)[0]
-        steps.append(state.params)
-    gaps = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), *steps)
+    made, plain = two_steps
+    built, state, rows = made(gradient)
+    gaps = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), plain, state.params)
     assert max(jax.tree.leaves(gaps)) > 1e-6
     if gradient == "looksam":
         largest = lambda state: max(map(jnp.max, jax.tree.leaves(state.gradient)))
@@ -195,8 +205,6 @@ def test_a_scaled_adapter_moves_its_kernels_as_far(home, tmp_path):
 
 def test_the_rate_rises_and_falls_within_each_task(home, tmp_path):
     """Oracle: the schedule by hand, of a task of 10 steps after 20 % of warm-up."""
-    from jaxcl.finetune.method import rate_factor
-
     config = config_of(home, tmp_path, "--warmup", "0.2", "--schedule", "linear")
     factors = [float(rate_factor(config)(done / 10)) for done in range(10)]
     rise = [0.005, 0.505]
