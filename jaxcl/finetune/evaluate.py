@@ -1,7 +1,6 @@
 """Tests of any model on any files, and its answers to prompts."""
 
 import dataclasses
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +12,17 @@ from jaxcl.data.instruct import instruct_prompts
 from jaxcl.data.label_choices import label_choices
 from jaxcl.errors import require
 from jaxcl.files import write_text
-from jaxcl.finetune.config import SETTINGS, Numbers, Testing, Text, config_of, named
-from jaxcl.finetune.interpolate import tests_of
+from jaxcl.finetune.config import SETTINGS, Config, Testing, Text, config_of, named
+from jaxcl.finetune.interpolate import own_tests
 from jaxcl.finetune.measure import (
     FRACTIONS,
-    Words,
+    Measurement,
     drawn,
     generated,
-    measure_answers,
-    measure_choices,
+    measurements,
     some_rows,
     values_of,
+    words_of,
     write_lines,
 )
 from jaxcl.finetune.tasks import few_labels, format_of
@@ -40,16 +39,19 @@ _ROWS = 100  # of a file that is not of the run
 def evaluate(asked: Any) -> str:
     """The table of a model's tests, as Markdown; see ``jaxcl evaluate --help``."""
     trained = load(asked.source, asked.learner, asked.after)
-    own = _is_run(asked.source) and not (asked.tasks or asked.general)
-    tests = [*(_own_tests if own else _tests)(asked, trained)]
+    config = _settings(asked)
+    if _is_run(asked.source) and not (asked.tasks or asked.general):
+        tests = own_tests(config, trained, asked.rows)
+    else:
+        tests = _tests_of_files(asked, config, trained)
     rows: list[dict[Column, Any]] = []
-    with progress(sum(count for _, count, _ in tests), "rows tested") as advance:
-        for name, _, test in tests:
-            note = lambda count, name=name: advance(count, name)
-            lines = test(trained.params, advance=note) or []
+    with progress(sum(test.count for test in tests), "rows tested") as advance:
+        for test in tests:
+            note = lambda count, name=test.name: advance(count, name)
+            lines = test.measure(trained.params, advance=note) or []
             if asked.out is not None:
-                write_lines(asked.out / f"{name}.jsonl", lines)
-            rows += _rows(name, lines)
+                write_lines(asked.out / f"{test.name}.jsonl", lines)
+            rows += _rows(test.name, lines)
     table = table_of(rows, "From and to: 95 % interval of Wilson over the rows.")
     if asked.out is not None:
         write_text(asked.out / "results.csv", to_csv(table))
@@ -80,32 +82,30 @@ def _is_run(source: Path) -> bool:
     return (source / SETTINGS).is_file()
 
 
-def _own_tests(asked: Any, trained: Trained):
-    """Those of the run itself."""
-    config = config_of(asked.source)
-    longest = asked.max_new_tokens or config.testing.max_new_tokens
-    testing = dataclasses.replace(config.testing, max_new_tokens=longest)
-    return tests_of(dataclasses.replace(config, testing=testing), trained, asked.rows)
+def _settings(asked: Any) -> Config:
+    """Those of the run, or the defaults for a model, but for what is given."""
+    source = asked.source
+    own = config_of(source) if _is_run(source) else Config(source, (), source)
+    longest = asked.max_new_tokens or own.testing.max_new_tokens
+    testing = dataclasses.replace(own.testing, max_new_tokens=longest)
+    return dataclasses.replace(own, testing=testing)
 
 
-def _tests(asked: Any, trained: Trained):
-    """Name, number of rows and function of every test that was asked for."""
-    words, form = _words(asked, trained), _form(asked.source, asked.text, trained)
+def _tests_of_files(asked: Any, config: Config, trained: Trained) -> list[Measurement]:
+    """The tests on all files that were asked for."""
+    most, tokenizer = asked.rows or _ROWS, trained.tokenizer
+    form = _form(asked.source, asked.text, trained)
+    tasks, general = [], []
     for file in named("--tasks", asked.tasks, folders=False):
-        full = instruct_prompts(file.path, trained.tokenizer, **form)
-        numbers, choices = drawn(len(full.answers), asked.rows or _ROWS), None
+        full = instruct_prompts(file.path, tokenizer, **form)
+        numbers, choices = drawn(len(full.answers), most), None
         if labels := few_labels(Testing.max_labels, full.answers, []):
-            given = trained.tokenizer, labels, numbers
-            choices = label_choices(file.path, *given, **form)
-        prompts = some_rows(full, numbers)
-        test = partial(measure_answers, words, prompts=prompts, labels=choices)
-        yield file.name, len(numbers), test
+            choices = label_choices(file.path, tokenizer, labels, numbers, **form)
+        tasks.append((file.name, some_rows(full, numbers), choices))
     for file in named("--general", asked.general):
-        full = read_choices(file.path, trained.tokenizer)
-        numbers = drawn(len(full.prompts), asked.rows or _ROWS)
-        questions = some_rows(full, numbers)
-        test = partial(measure_choices, words, questions=questions)
-        yield file.name, len(questions.prompts), test
+        general.append((file.name, read_choices(file.path, tokenizer)))
+    words = words_of(config, trained.config, tokenizer)
+    return measurements(words, tasks, general, most)
 
 
 def _form(source: Path, given: Text, trained: Trained) -> dict[str, Any]:
@@ -119,17 +119,6 @@ def _form(source: Path, given: Text, trained: Trained) -> dict[str, Any]:
     return form
 
 
-def _words(asked: Any, trained: Trained) -> Words:
-    """The decoder; a pool of prompts is used as in the run."""
-    longest, selected = asked.max_new_tokens, Numbers.num_selected
-    if _is_run(asked.source):
-        config = config_of(asked.source)
-        longest = longest or config.testing.max_new_tokens
-        selected = config.numbers.num_selected
-    longest = longest or Testing.max_new_tokens
-    return Words(trained.config, trained.tokenizer, longest, num_selected=selected)
-
-
 def answers_to(asked: Any, prompts: list[str]) -> list[str]:
     """The answers to prompts; see ``jaxcl generate --help``."""
     trained = load(asked.source, asked.learner, asked.after)
@@ -141,6 +130,6 @@ def answers_to(asked: Any, prompts: list[str]) -> list[str]:
     else:
         tokens = [tokenizer(prompt).input_ids for prompt in prompts]
     drawn = Sampling(asked.temperature, asked.top_k, asked.top_p)
-    words = _words(asked, trained)
+    words = words_of(_settings(asked), trained.config, tokenizer)
     key = jax.random.key(asked.seed)
     return generated(words, trained.params, tokens, key=key, sampling=drawn)

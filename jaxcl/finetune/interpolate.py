@@ -1,7 +1,6 @@
 """Between the model before the first task and a learner: WiSE-FT, a curve over alpha."""
 
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 
 import jax
@@ -10,14 +9,7 @@ from jaxcl.adapters.lora import adapters_of
 from jaxcl.errors import require
 from jaxcl.finetune.config import Config, config_of
 from jaxcl.finetune.curve import PLACE
-from jaxcl.finetune.measure import (
-    Words,
-    drawn,
-    measure_answers,
-    measure_choices,
-    some_rows,
-    write_lines,
-)
+from jaxcl.finetune.measure import Measurement, measurements, words_of, write_lines
 from jaxcl.finetune.method import scale_adapter
 from jaxcl.finetune.run import check_unchanged, read_questions
 from jaxcl.finetune.tasks import read_tests
@@ -65,36 +57,31 @@ def measure_curve(
     trained = load(run, learner, after)
     assert trained.place is not None
     home = run / PLACE / trained.place.name
-    tests = [*tests_of(config, trained, None)]
-    total = len(alphas) * sum(count for _, count, _ in tests)
+    tests = own_tests(config, trained)
+    total = len(alphas) * sum(test.count for test in tests)
     with progress(total, "rows tested") as advance:
         for alpha in alphas:
             params = None
-            for name, count, test in tests:
-                path = home / f"{alpha:g}-{name}.jsonl"
+            for test in tests:
+                path = home / f"{alpha:g}-{test.name}.jsonl"
                 if path.exists():
-                    advance(count, "resumed")
+                    advance(test.count, "resumed")
                     continue
                 params = between(trained, alpha) if params is None else params
-                note = f"alpha {alpha:g}, {name}"
-                lines = test(params, advance=lambda n, note=note: advance(n, note))
+                note = f"alpha {alpha:g}, {test.name}"
+                more = lambda count, note=note: advance(count, note)
+                lines = test.measure(params, advance=more)
                 write_lines(path, lines or [])
     return home
 
 
-def tests_of(config: Config, trained: Trained, most: int | None):
-    """Name, number of rows and function of every test of a run, on at most so many rows."""
-    longest, selected = config.testing.max_new_tokens, config.numbers.num_selected
-    words = Words(trained.config, trained.tokenizer, longest, num_selected=selected)
+def own_tests(
+    config: Config, trained: Trained, most: int | None = None
+) -> list[Measurement]:
+    """The tests of a run, on at most so many rows of each."""
     tested = read_tests(config, trained.tokenizer)
     check_unchanged(config, tested)
-    for one in tested:
-        numbers = drawn(len(one.numbers), most)
-        prompts = some_rows(one.prompts, numbers)
-        labels = one.choices and some_rows(one.choices, numbers)
-        test = partial(measure_answers, words, prompts=prompts, labels=labels)
-        yield one.name, len(prompts.tokens), test
-    for name, every in read_questions(config, trained.tokenizer).items():
-        questions = some_rows(every, drawn(len(every.prompts), most))
-        test = partial(measure_choices, words, questions=questions)
-        yield name, len(questions.prompts), test
+    general = read_questions(config, trained.tokenizer)
+    words = words_of(config, trained.config, trained.tokenizer)
+    asked = [one.asked for one in tested]
+    return measurements(words, asked, general.items(), most)

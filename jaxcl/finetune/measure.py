@@ -5,7 +5,7 @@ in is done again, and nothing else.
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -19,6 +19,7 @@ from jaxcl.data.instruct import Prompts
 from jaxcl.data.subsets import random_row_numbers
 from jaxcl.errors import InputError
 from jaxcl.files import read_lines, write_text
+from jaxcl.finetune.config import Config
 from jaxcl.finetune.pool import with_pool
 from jaxcl.metrics import TextRow, choice_results, exact_match, rouge_l
 from jaxcl.models import DecoderConfig, Sampling, answer_scores, generate
@@ -37,6 +38,12 @@ class Words(NamedTuple):
     max_new_tokens: int = 32
     batch_size: int = 8
     num_selected: int = 3  # of a pool of prompts, if there is one
+
+
+def words_of(config: Config, model: DecoderConfig, tokenizer: Any) -> Words:
+    """A decoder that answers as a run has it."""
+    longest, selected = config.testing.max_new_tokens, config.numbers.num_selected
+    return Words(model, tokenizer, longest, num_selected=selected)
 
 
 def file_of(folder: Path, kind: str, ended: int, name: str, learner: str) -> Path:
@@ -255,6 +262,39 @@ def _choices_of(questions: Choices, scores: Sequence[Any]) -> list[dict[str, Any
         }
         for row, choices in enumerate(questions.choices)
     ]
+
+
+# ------------------------------------------------------------------------------- tests
+
+
+class Measurement(NamedTuple):
+    """One test, of any parameters."""
+
+    kind: str  # ANSWERS or GENERAL
+    name: str  # of the task or the set
+    count: int  # of rows
+    measure: Callable[..., list[dict[str, Any]] | None]  # of params
+
+
+def measurements(
+    words: Words,
+    tasks: Iterable[tuple[str, Prompts, Choices | None]],
+    general: Iterable[tuple[str, Choices]],
+    most: int | None = None,
+) -> list[Measurement]:
+    """The tests of tasks, and then of general ability, on at most so many rows of each."""
+    found = []
+    for name, prompts, labels in tasks:
+        numbers = drawn(len(prompts.tokens), most)
+        rows = {"prompts": some_rows(prompts, numbers)}
+        rows |= {"labels": some_rows(labels, numbers)} if labels else {}
+        test = partial(measure_answers, words, **rows)
+        found.append(Measurement(ANSWERS, name, len(numbers), test))
+    for name, every in general:
+        numbers = drawn(len(every.prompts), most)
+        test = partial(measure_choices, words, questions=some_rows(every, numbers))
+        found.append(Measurement(GENERAL, name, len(numbers), test))
+    return found
 
 
 # ----------------------------------------------------------------------------- results

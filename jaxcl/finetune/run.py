@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -33,13 +34,12 @@ from jaxcl.finetune.config import (
 )
 from jaxcl.finetune.measure import (
     ANSWERS,
-    GENERAL,
-    Words,
+    Measurement,
     drawn,
     file_of,
-    measure_answers,
-    measure_choices,
+    measurements,
     some_rows,
+    words_of,
     write_lines,
 )
 from jaxcl.finetune.method import Setup, dtype_of, set_up
@@ -308,16 +308,15 @@ def at_task_end(
     todo = [*_tests(job, ended, learners)]
     if not todo:
         return
-    total = sum(number for number, _, _ in todo)
+    total = sum(test.count for _, _, test in todo)
     label = f"rows tested after {ended} of {len(job.tasks)} tasks"
     began = time.monotonic()
     with progress(total, label) as advance:
-        for _, path, test in todo:
+        for path, params, test in todo:
             note = path.stem.partition("-")[2]
             advance(0, note)  # the first rows wait for a program to be compiled
-            lines = test(
-                interrupted=interrupted, advance=lambda n, note=note: advance(n, note)
-            )
+            more = lambda count, note=note: advance(count, note)
+            lines = test.measure(params, interrupted=interrupted, advance=more)
             if lines is None:
                 return
             write_lines(path, lines)
@@ -332,25 +331,20 @@ def _tested_before(config: Config) -> set[str]:
     return {path.stem.rpartition("-")[2] for path in files}
 
 
-def _tests(job: Job, ended: int, learners: Mapping[str, Params]):
-    """The number of rows, the file and the function of each test that is still to do."""
+def _tests(
+    job: Job, ended: int, learners: Mapping[str, Params]
+) -> Iterator[tuple[Path, Params, Measurement]]:
+    """The file of each test that is still to do, the parameters, and the test."""
     config, setup = job.config, job.setup
-    longest, selected = config.testing.max_new_tokens, config.numbers.num_selected
-    words = Words(setup.config, job.tokenizer, longest, num_selected=selected)
+    words = words_of(config, setup.config, job.tokenizer)
     files, general = tested_after(job, ended)
+    tests = measurements(words, [one.tested.asked for one in files], general.items())
     for name, learner in learners.items():
         params = adapters.combine(learner, setup.frozen)
-        for one in files:
-            path = file_of(config.out, ANSWERS, ended, one.task.name, name)
-            asked = one.tested.prompts
-            test = partial(measure_answers, words, params, asked, one.tested.choices)
+        for test in tests:
+            path = file_of(config.out, test.kind, ended, test.name, name)
             if not path.exists():
-                yield len(asked.tokens), path, test
-        for set_name, questions in general.items():
-            path = file_of(config.out, GENERAL, ended, set_name, name)
-            if not path.exists():
-                test = partial(measure_choices, words, params, questions)
-                yield len(questions.prompts), path, test
+                yield path, params, test
         if not ended:
             return  # all learners are the model itself
 

@@ -40,6 +40,11 @@ class Tested(NamedTuple):
         np.ndarray | None
     )  # of those that are learned; None if they have their own file
 
+    @property
+    def asked(self) -> tuple[str, Prompts, Choices | None]:
+        """What a test of it needs."""
+        return self.name, self.prompts, self.choices
+
 
 class TaskFile(NamedTuple):
     """A task, and what its test rows are in words."""
