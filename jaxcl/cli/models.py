@@ -68,7 +68,8 @@ class Evaluate:
     max_new_tokens: int | None = None
     """Longest generated answer; as in the run, else 32 if absent."""
     out: Path | None = None
-    """New folder for a file of JSON lines for each test, and the table."""
+    """New folder for a file of JSON lines for each test, in answers and general, and the
+    table."""
     text: Text = dataclasses.field(default_factory=Text)
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxcl.finetune.measure import lines_of, values_of
+from jaxcl.finetune.measure import ANSWERS, GENERAL, lines_of, titles_of, values_of
 from jaxcl.report.curves import step_curves
 from jaxcl.report.page import Picture
 from jaxcl.report.tables import Column, Table, table_of
@@ -16,13 +16,21 @@ _PARTS = re.compile(r"([0-9.]+(?:e-[0-9]+)?)-(.+)")  # "1e-05-news"
 
 
 def read_curve(home: Path) -> dict[str, dict[str, tuple[list[float], list[float]]]]:
-    """``{metric: {name: (alphas, means)}}`` of the tests that there are."""
+    """``{metric: {name: (alphas, means)}}`` of the tests that there are.
+
+    A name has the kind of test beside it where a task and a set share it.
+    """
     found: dict[str, dict[str, Any]] = {}
-    parts = [(_PARTS.fullmatch(path.stem), path) for path in home.glob("*.jsonl")]
+    files = [
+        path for kind in (ANSWERS, GENERAL) for path in (home / kind).glob("*.jsonl")
+    ]
+    parts = [(_PARTS.fullmatch(path.stem), path) for path in files]
     places = [(float(match[1]), match[2], path) for match, path in parts if match]
+    titles = titles_of((path.parent.name, name) for _, name, path in places)
     for alpha, name, path in sorted(places):
         for metric, values in values_of(lines_of(path)).items():
-            own = found.setdefault(metric, {}).setdefault(name, ([], []))
+            title = titles[path.parent.name, name]
+            own = found.setdefault(metric, {}).setdefault(title, ([], []))
             own[0].append(alpha)
             own[1].append(float(np.mean(values)))
     return found

@@ -21,6 +21,7 @@ from jaxcl.finetune.measure import (
     generated,
     measurements,
     some_rows,
+    titles_of,
     values_of,
     words_of,
     write_lines,
@@ -45,13 +46,15 @@ def evaluate(asked: Any) -> str:
     else:
         tests = _tests_of_files(asked, config, trained)
     rows: list[dict[Column, Any]] = []
+    titles = titles_of((test.kind, test.name) for test in tests)
     with progress(sum(test.count for test in tests), "rows tested") as advance:
         for test in tests:
-            note = lambda count, name=test.name: advance(count, name)
+            title = titles[test.kind, test.name]
+            note = lambda count, title=title: advance(count, title)
             lines = test.measure(trained.params, advance=note) or []
             if asked.out is not None:
-                write_lines(asked.out / f"{test.name}.jsonl", lines)
-            rows += _rows(test.name, lines)
+                write_lines(asked.out / test.kind / f"{test.name}.jsonl", lines)
+            rows += _rows(title, lines)
     table = table_of(rows, "From and to: 95 % interval of Wilson over the rows.")
     if asked.out is not None:
         write_text(asked.out / "results.csv", to_csv(table))

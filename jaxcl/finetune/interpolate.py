@@ -45,8 +45,9 @@ def measure_curve(
 ) -> Path:
     """Test the models between before and after on all tasks and general questions.
 
-    Every test is a file ``interpolation/LEARNER/ALPHA-NAME.jsonl`` in the folder of the
-    run; those that are there are kept, so that it goes on where it was stopped.
+    Every test is a file ``interpolation/LEARNER/answers/ALPHA-NAME.jsonl`` in the folder
+    of the run, or one in ``general`` in place of ``answers``; those that are there are
+    kept, so that it goes on where it was stopped.
 
     Returns:
       The folder of these files.
@@ -63,7 +64,7 @@ def measure_curve(
         for alpha in alphas:
             params = None
             for test in tests:
-                path = home / f"{alpha:g}-{test.name}.jsonl"
+                path = home / test.kind / f"{alpha:g}-{test.name}.jsonl"
                 if path.exists():
                     advance(test.count, "resumed")
                     continue

@@ -297,6 +297,17 @@ def measurements(
     return found
 
 
+def titles_of(tests: Iterable[tuple[str, str]]) -> dict[tuple[str, str], str]:
+    """Names of tests, by kind and name; with the kind where a task and a set share one."""
+    held = sorted({*tests})
+    names = [name for _, name in held]
+    several = lambda name: names.count(name) > 1
+    return {
+        (kind, name): f"{name} ({kind})" if several(name) else name
+        for kind, name in held
+    }
+
+
 # ----------------------------------------------------------------------------- results
 
 

@@ -215,9 +215,10 @@ def test_evaluate_says_what_the_run_measured(run, capsys, tmp_path):
     out = tmp_path / "tests"
     assert main(["evaluate", str(run), "--learner", "fast", "--out", str(out)]) == 0
     for name in WORDS:
-        assert read_lines(out / f"{name}.jsonl") == lines_at(run, f"002-{name}-fast")
+        own = read_lines(out / "answers" / f"{name}.jsonl")
+        assert own == lines_at(run, f"002-{name}-fast")
     general = read_lines(run / "general" / "002-general-fast.jsonl")
-    assert read_lines(out / "general.jsonl") == general
+    assert read_lines(out / "general" / "general.jsonl") == general
     assert "exact_match" in capsys.readouterr().out
 
 
@@ -228,8 +229,11 @@ def test_the_ends_of_an_interpolation_are_the_model_before_and_the_learner(run):
     home = run / "interpolation" / "002-fast"
     for name in WORDS:
         for alpha, own in {"0": f"000-{name}-slow", "1": f"002-{name}-fast"}.items():
-            assert read_lines(home / f"{alpha}-{name}.jsonl") == lines_at(run, own)
-    assert (home / "0.5-animals.jsonl").exists()
+            path = home / "answers" / f"{alpha}-{name}.jsonl"
+            assert read_lines(path) == lines_at(run, own)
+    assert (home / "answers" / "0.5-animals.jsonl").exists()
+    general = read_lines(run / "general" / "002-general-fast.jsonl")
+    assert read_lines(home / "general" / "1-general.jsonl") == general
     assert "Between before and after" in (run / "report.html").read_text()
 
 

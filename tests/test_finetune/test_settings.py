@@ -30,7 +30,8 @@ from tests.test_finetune.conftest import words_of, write
 
 def test_commands_test_a_run_as_it_tested_itself(home, tmp_path, capsys):
     """Oracle: the answers that the run wrote: of its own format, length of answers, and
-    number of questions, which differ from the defaults."""
+    number of questions, which differ from the defaults. The set of questions has the name
+    of the task."""
     lines = [
         {"number": str(n), "name": name}
         for n, name in enumerate(["cat", "dog", "red panda"] * 8)
@@ -41,7 +42,7 @@ def test_commands_test_a_run_as_it_tested_itself(home, tmp_path, capsys):
     place = words.index("--tasks") + 1
     words[words.index("--max-new-tokens") + 1] = "40"
     form = "--template", "{number} pet:", "--answer", "name", "--join", " "
-    more = "--general", str(home / "general.jsonl"), "--general-rows", "2"
+    more = "--general", f"pets={home / 'general.jsonl'}", "--general-rows", "2"
     more += "--general-every", "1", "--chunk-size", "1"  # which may change later on
     asked = [*words[:place], held, *words[place:], *form, "--chat", "False", *more]
     assert main(asked) == 0
@@ -50,29 +51,36 @@ def test_commands_test_a_run_as_it_tested_itself(home, tmp_path, capsys):
         assert getattr(config, part) == getattr(given, part)
     assert main(["evaluate", str(out), "--out", str(tmp_path / "own")]) == 0
     own = read_lines(out / "answers" / "001-pets-params.jsonl")
-    assert read_lines(tmp_path / "own" / "pets.jsonl") == own
-    general = read_lines(out / "general" / "001-general-params.jsonl")
-    assert read_lines(tmp_path / "own" / "general.jsonl") == general
+    assert read_lines(tmp_path / "own" / "answers" / "pets.jsonl") == own
+    general = read_lines(out / "general" / "001-pets-params.jsonl")
+    assert read_lines(tmp_path / "own" / "general" / "pets.jsonl") == general
     assert len(general) == 2
+    table = (tmp_path / "own" / "results.csv").read_text()
+    assert "pets (answers),exact_match," in table
+    assert "pets (general),choice_accuracy," in table
     fewer = "--rows", "1", "--max-new-tokens", "2", "--out", str(tmp_path / "fewer")
     assert main(["evaluate", str(out), *fewer]) == 0
-    (first,) = read_lines(tmp_path / "fewer" / "pets.jsonl")
+    (first,) = read_lines(tmp_path / "fewer" / "answers" / "pets.jsonl")
     (same,) = [line for line in own if line["prompt"] == first["prompt"]]
     assert same["output"].startswith(first["output"])
     assert first["output"] != same["output"]
-    (first,) = read_lines(tmp_path / "fewer" / "general.jsonl")
+    (first,) = read_lines(tmp_path / "fewer" / "general" / "pets.jsonl")
     assert first in general
     # The same rows as another file, without words of their format, and by hand.
     longest = "--max-new-tokens", "40"
     given = ["--tasks", held, *longest, "--out", str(tmp_path / "other")]
     assert main(["evaluate", str(out), *given]) == 0
-    other = {line["prompt"]: line for line in read_lines(tmp_path / "other/pets.jsonl")}
+    other = {
+        line["prompt"]: line
+        for line in read_lines(tmp_path / "other/answers/pets.jsonl")
+    }
     assert all(other[line["prompt"]] == line for line in own)  # choices, too
     # The model itself, in the same format, is the model before the first task.
     asked = ["evaluate", str(home / "model"), *given[:-1], str(tmp_path / "before")]
     assert main([*asked, *form, "--chat", "False"]) == 0
     other = {
-        line["prompt"]: line for line in read_lines(tmp_path / "before/pets.jsonl")
+        line["prompt"]: line
+        for line in read_lines(tmp_path / "before/answers/pets.jsonl")
     }
     before = read_lines(out / "answers" / "000-pets-params.jsonl")
     assert all(other[line["prompt"]] == line for line in before)
@@ -156,10 +164,21 @@ def test_weights_of_a_run_are_read_as_it_computed(home, tmp_path):
 
 
 def test_the_curve_reads_small_alphas(tmp_path):
-    """Oracle: names as ``jaxcl interpolate`` gives them."""
+    """Oracle: names as ``jaxcl interpolate`` gives them. A set of the name of a task has
+    a curve of its own, by the same metric."""
     for alpha in (0.5, 1e-5, 0.0):
-        write(tmp_path / f"{alpha:g}-2-pets.jsonl", [{"exact_match": alpha}])
-    assert read_curve(tmp_path) == {"exact_match": {"2-pets": ([0.0, 1e-5, 0.5],) * 2}}
+        place = tmp_path / "answers" / f"{alpha:g}-2-pets.jsonl"
+        write(place, [{"exact_match": alpha, "choice_accuracy": 0.0}])
+    assert {*read_curve(tmp_path)["exact_match"]} == {"2-pets"}
+    write(tmp_path / "general" / "0-2-pets.jsonl", [{"choice_accuracy": 1.0}])
+    alphas = [0.0, 1e-5, 0.5]
+    assert read_curve(tmp_path) == {
+        "exact_match": {"2-pets (answers)": (alphas, alphas)},
+        "choice_accuracy": {
+            "2-pets (answers)": (alphas, [0.0] * 3),
+            "2-pets (general)": ([0.0], [1.0]),
+        },
+    }
 
 
 @pytest.mark.parametrize(
