@@ -55,8 +55,8 @@ class Evaluate:
     source: tyro.conf.Positional[Path]
     """Folder of a Hugging Face model, or of a run of jaxcl finetune."""
     tasks: tuple[str, ...] = ()
-    """Files of prompts and answers. One with few different answers is also tested by
-    choice among these. Of a run, flags of their format that are absent are as in it."""
+    """Files of prompts and answers. Of a run, flags of their format that are absent are as
+    in it."""
     general: tuple[str, ...] = ()
     """Files of questions with choices."""
     learner: str | None = None
@@ -67,6 +67,9 @@ class Evaluate:
     """Most rows of a file, drawn from it; all of a run's own tests, else 100 if absent."""
     max_new_tokens: int | None = None
     """Longest generated answer; as in the run, else 32 if absent."""
+    max_labels: int | None = None
+    """A file with at most so many different answers is also tested by choice among these;
+    as in the run, else 20 if absent."""
     out: Path | None = None
     """New folder for a file of JSON lines for each test, in answers and general, and the
     table."""

@@ -1,6 +1,7 @@
 """Tests of any model on any files, and its answers to prompts."""
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from jaxcl.data.instruct import instruct_prompts
 from jaxcl.data.label_choices import label_choices
 from jaxcl.errors import require
 from jaxcl.files import write_text
-from jaxcl.finetune.config import SETTINGS, Config, Testing, Text, config_of, named
+from jaxcl.finetune.config import SETTINGS, Config, Text, config_of, named
 from jaxcl.finetune.interpolate import own_tests
 from jaxcl.finetune.measure import (
     FRACTIONS,
@@ -40,7 +41,7 @@ _ROWS = 100  # of a file that is not of the run
 def evaluate(asked: Any) -> str:
     """The table of a model's tests, as Markdown; see ``jaxcl evaluate --help``."""
     trained = load(asked.source, asked.learner, asked.after)
-    config = _settings(asked)
+    config = _settings(asked.source, vars(asked))
     if _is_run(asked.source) and not (asked.tasks or asked.general):
         tests = own_tests(config, trained, asked.rows)
     else:
@@ -85,13 +86,17 @@ def _is_run(source: Path) -> bool:
     return (source / SETTINGS).is_file()
 
 
-def _settings(asked: Any) -> Config:
+def _settings(source: Path, given: Mapping[str, Any]) -> Config:
     """Those of the run, or the defaults for a model, but for what is given."""
-    source = asked.source
     own = config_of(source) if _is_run(source) else Config(source, (), source)
-    longest = asked.max_new_tokens or own.testing.max_new_tokens
-    testing = dataclasses.replace(own.testing, max_new_tokens=longest)
-    return dataclasses.replace(own, testing=testing)
+    return dataclasses.replace(own, testing=_but(own.testing, given))
+
+
+def _but(part: Any, given: Mapping[str, Any]) -> Any:
+    """A part of the settings, but for what of it is given."""
+    names = {field.name for field in dataclasses.fields(part)}
+    known = {n: value for n, value in given.items() if value is not None}
+    return dataclasses.replace(part, **{n: known[n] for n in names & {*known}})
 
 
 def _tests_of_files(asked: Any, config: Config, trained: Trained) -> list[Measurement]:
@@ -102,7 +107,7 @@ def _tests_of_files(asked: Any, config: Config, trained: Trained) -> list[Measur
     for file in named("--tasks", asked.tasks, folders=False):
         full = instruct_prompts(file.path, tokenizer, **form)
         numbers, choices = drawn(len(full.answers), most), None
-        if labels := few_labels(Testing.max_labels, full.answers, []):
+        if labels := few_labels(config.testing.max_labels, full.answers, []):
             choices = label_choices(file.path, tokenizer, labels, numbers, **form)
         tasks.append((file.name, some_rows(full, numbers), choices))
     for file in named("--general", asked.general):
@@ -133,6 +138,7 @@ def answers_to(asked: Any, prompts: list[str]) -> list[str]:
     else:
         tokens = [tokenizer(prompt).input_ids for prompt in prompts]
     drawn = Sampling(asked.temperature, asked.top_k, asked.top_p)
-    words = words_of(_settings(asked), trained.config, tokenizer)
+    config = _settings(asked.source, {"max_new_tokens": asked.max_new_tokens})
+    words = words_of(config, trained.config, tokenizer)
     key = jax.random.key(asked.seed)
     return generated(words, trained.params, tokens, key=key, sampling=drawn)

@@ -29,9 +29,9 @@ from tests.test_finetune.conftest import words_of, write
 
 
 def test_commands_test_a_run_as_it_tested_itself(home, tmp_path, capsys):
-    """Oracle: the answers that the run wrote: of its own format, length of answers, and
-    number of questions, which differ from the defaults. The set of questions has the name
-    of the task."""
+    """Oracle: the answers that the run wrote: of its own format, length of answers, number
+    of questions and of labels, which differ from the defaults. The set of questions has
+    the name of the task."""
     lines = [
         {"number": str(n), "name": name}
         for n, name in enumerate(["cat", "dog", "red panda"] * 8)
@@ -43,7 +43,14 @@ def test_commands_test_a_run_as_it_tested_itself(home, tmp_path, capsys):
     words[words.index("--max-new-tokens") + 1] = "40"
     form = "--template", "{number} pet:", "--answer", "name", "--join", " "
     more = "--general", f"pets={home / 'general.jsonl'}", "--general-rows", "2"
-    more += "--general-every", "1", "--chunk-size", "1"  # which may change later on
+    more += (
+        "--general-every",
+        "1",
+        "--chunk-size",
+        "1",
+        "--max-labels",
+        "2",
+    )  # which may change later on
     asked = [*words[:place], held, *words[place:], *form, "--chat", "False", *more]
     assert main(asked) == 0
     config, given = config_of(out), parse(asked[1:])
@@ -74,7 +81,8 @@ def test_commands_test_a_run_as_it_tested_itself(home, tmp_path, capsys):
         line["prompt"]: line
         for line in read_lines(tmp_path / "other/answers/pets.jsonl")
     }
-    assert all(other[line["prompt"]] == line for line in own)  # choices, too
+    assert all(other[line["prompt"]] == line for line in own)
+    assert "choice" not in own[0]  # there are three labels
     # The model itself, in the same format, is the model before the first task.
     asked = ["evaluate", str(home / "model"), *given[:-1], str(tmp_path / "before")]
     assert main([*asked, *form, "--chat", "False"]) == 0
@@ -83,7 +91,9 @@ def test_commands_test_a_run_as_it_tested_itself(home, tmp_path, capsys):
         for line in read_lines(tmp_path / "before/answers/pets.jsonl")
     }
     before = read_lines(out / "answers" / "000-pets-params.jsonl")
-    assert all(other[line["prompt"]] == line for line in before)
+    own_of = lambda line: {name: line[name] for name in before[0]}  # not the choices
+    assert all(own_of(other[line["prompt"]]) == line for line in before)
+    assert {line["choice"] for line in other.values()} <= {"cat", "dog", "red panda"}
     assert main(["evaluate", str(home / "model"), *form]) == 2
     assert "--answer --template --join needs files" in capsys.readouterr().err
     capsys.readouterr()
