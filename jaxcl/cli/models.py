@@ -11,7 +11,7 @@ import tyro
 
 from jaxcl.errors import MissingFileError, require
 from jaxcl.finetune.config import Text
-from jaxcl.finetune.words import changed, flag
+from jaxcl.finetune.words import flag
 from jaxcl.runs.command import refusing, tell_end
 from jaxcl.signals import ignore_more, terminable
 
@@ -73,19 +73,32 @@ class Evaluate:
     out: Path | None = None
     """New folder for a file of JSON lines for each test, in answers and general, and the
     table."""
-    text: Text = dataclasses.field(default_factory=Text)
+    prompt: str | None = None
+    """Field of the prompt, in place of the run's own template, too; as in the run, else
+    prompt if absent."""
+    answer: str | None = None
+    """Field of the answer; as in the run, else answer if absent."""
+    template: str | None = None
+    """Of the prompt, from any fields: "Topic of: {text}"; as in the run if absent."""
+    join: str | None = None
+    """Text between prompt and answer, such as a space; as in the run if absent."""
+    max_length: int | None = None
+    """Tokens at which prompts lose their beginning; as in the run, else 512 if absent."""
+    chat: bool | None = None
+    """Whether prompts are messages of the chat template; as in the run, or if there is one
+    by default."""
 
 
 def _evaluate(asked: Evaluate) -> None:
     _check_source(asked.source)
     there = asked.out is not None and asked.out.exists()
     require(not there, "--out", f"{asked.out} exists; give a new folder")
-    given = " ".join(flag(name) for name, _, _ in changed(asked.text))
-    require(
-        asked.tasks or not given,
-        "--tasks",
-        f"the format {given} needs files; give some",
-    )
+    form = [field.name for field in dataclasses.fields(Text)]
+    given = " ".join(flag(name) for name in form if getattr(asked, name) is not None)
+    needs = f"the format {given} needs files; give some"
+    require(asked.tasks or not given, "--tasks", needs)
+    twice = "--template makes prompts, too; leave one of them out"
+    require(asked.prompt is None or asked.template is None, "--prompt", twice)
     from jaxcl.finetune.evaluate import evaluate  # imports JAX
 
     print(evaluate(asked))

@@ -13,7 +13,7 @@ from jaxcl.data.instruct import instruct_prompts
 from jaxcl.data.label_choices import label_choices
 from jaxcl.errors import require
 from jaxcl.files import write_text
-from jaxcl.finetune.config import SETTINGS, Config, Text, config_of, named
+from jaxcl.finetune.config import SETTINGS, Config, config_of, named
 from jaxcl.finetune.interpolate import own_tests
 from jaxcl.finetune.measure import (
     FRACTIONS,
@@ -29,7 +29,6 @@ from jaxcl.finetune.measure import (
 )
 from jaxcl.finetune.tasks import few_labels, format_of
 from jaxcl.finetune.trained import Trained, load
-from jaxcl.finetune.words import changed
 from jaxcl.models import Sampling
 from jaxcl.progress import progress
 from jaxcl.report.statistics import fraction_interval
@@ -89,7 +88,11 @@ def _is_run(source: Path) -> bool:
 def _settings(source: Path, given: Mapping[str, Any]) -> Config:
     """Those of the run, or the defaults for a model, but for what is given."""
     own = config_of(source) if _is_run(source) else Config(source, (), source)
-    return dataclasses.replace(own, testing=_but(own.testing, given))
+    text = own.text
+    if given.get("prompt") is not None:  # in place of one that a template makes
+        text = dataclasses.replace(text, template=None)
+    parts = _but(text, given), _but(own.testing, given)
+    return dataclasses.replace(own, text=parts[0], testing=parts[1])
 
 
 def _but(part: Any, given: Mapping[str, Any]) -> Any:
@@ -102,7 +105,7 @@ def _but(part: Any, given: Mapping[str, Any]) -> Any:
 def _tests_of_files(asked: Any, config: Config, trained: Trained) -> list[Measurement]:
     """The tests on all files that were asked for."""
     most, tokenizer = asked.rows or _ROWS, trained.tokenizer
-    form = _form(asked.source, asked.text, trained)
+    form = _form(config, trained)
     tasks, general = [], []
     for file in named("--tasks", asked.tasks, folders=False):
         full = instruct_prompts(file.path, tokenizer, **form)
@@ -116,11 +119,9 @@ def _tests_of_files(asked: Any, config: Config, trained: Trained) -> list[Measur
     return measurements(words, tasks, general, most)
 
 
-def _form(source: Path, given: Text, trained: Trained) -> dict[str, Any]:
-    """How prompts and answers are written: as in the run, if it is one, but as given."""
-    own = config_of(source).text if _is_run(source) else Text()
-    asked = {name: value for name, value, _ in changed(given)}
-    form = format_of(dataclasses.replace(own, **asked), trained.tokenizer)
+def _form(config: Config, trained: Trained) -> dict[str, Any]:
+    """How prompts and answers are written."""
+    form = format_of(config.text, trained.tokenizer)
     has = bool(getattr(trained.tokenizer, "chat_template", None))
     none = f"{trained.base} has no chat template; leave --chat out"
     require(has or not form["chat"], "--chat", none)
@@ -131,14 +132,15 @@ def answers_to(asked: Any, prompts: list[str]) -> list[str]:
     """The answers to prompts; see ``jaxcl generate --help``."""
     trained = load(asked.source, asked.learner, asked.after)
     tokenizer = trained.tokenizer
-    if _form(asked.source, Text(chat=asked.chat), trained)["chat"]:
+    given = {"chat": asked.chat, "max_new_tokens": asked.max_new_tokens}
+    config = _settings(asked.source, given)
+    if _form(config, trained)["chat"]:
         chats = [[{"role": "user", "content": prompt}] for prompt in prompts]
         begun = {"add_generation_prompt": True, "return_dict": False}
         tokens = [tokenizer.apply_chat_template(chat, **begun) for chat in chats]
     else:
         tokens = [tokenizer(prompt).input_ids for prompt in prompts]
     drawn = Sampling(asked.temperature, asked.top_k, asked.top_p)
-    config = _settings(asked.source, {"max_new_tokens": asked.max_new_tokens})
     words = words_of(config, trained.config, tokenizer)
     key = jax.random.key(asked.seed)
     return generated(words, trained.params, tokens, key=key, sampling=drawn)

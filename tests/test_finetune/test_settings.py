@@ -94,6 +94,11 @@ def test_commands_test_a_run_as_it_tested_itself(home, tmp_path, capsys):
     own_of = lambda line: {name: line[name] for name in before[0]}  # not the choices
     assert all(own_of(other[line["prompt"]]) == line for line in before)
     assert {line["choice"] for line in other.values()} <= {"cat", "dog", "red panda"}
+    asked = ["evaluate", str(out), "--tasks", held, "--prompt", "prompt"]
+    assert main(asked) == 2  # in place of the template, although it is the default
+    assert "'prompt' is missing" in capsys.readouterr().err
+    assert main([*asked, *form]) == 2
+    assert "--prompt: --template makes prompts, too" in capsys.readouterr().err
     assert main(["evaluate", str(home / "model"), *form]) == 2
     assert "--answer --template --join needs files" in capsys.readouterr().err
     capsys.readouterr()
