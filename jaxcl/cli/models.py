@@ -42,6 +42,13 @@ def _check_source(source: Path) -> None:
         raise MissingFileError(msg)
 
 
+def _check_above_0(asked: Any, *names: str) -> None:
+    for name in names:
+        value = getattr(asked, name)
+        wanted = f"expected a number above 0, got {value}"
+        require(value is None or value > 0, flag(name), wanted)
+
+
 # --------------------------------------------------------------------------- evaluate
 
 
@@ -55,8 +62,8 @@ class Evaluate:
     source: tyro.conf.Positional[Path]
     """Folder of a Hugging Face model, or of a run of jaxcl finetune."""
     tasks: tuple[str, ...] = ()
-    """Files of prompts and answers. Of a run, flags of their format that are absent are as
-    in it."""
+    """Files of prompts and answers; of a folder its test.jsonl, with the labels of its
+    train.jsonl. Of a run, flags of their format that are absent are as in it."""
     general: tuple[str, ...] = ()
     """Files of questions with choices."""
     learner: str | None = None
@@ -74,8 +81,7 @@ class Evaluate:
     """New folder for a file of JSON lines for each test, in answers and general, and the
     table."""
     prompt: str | None = None
-    """Field of the prompt, in place of the run's own template, too; as in the run, else
-    prompt if absent."""
+    """Field of the prompt, and no template; as in the run, else prompt if absent."""
     answer: str | None = None
     """Field of the answer; as in the run, else answer if absent."""
     template: str | None = None
@@ -93,6 +99,7 @@ def _evaluate(asked: Evaluate) -> None:
     _check_source(asked.source)
     there = asked.out is not None and asked.out.exists()
     require(not there, "--out", f"{asked.out} exists; give a new folder")
+    _check_above_0(asked, "rows", "max_new_tokens", "max_length")
     form = [field.name for field in dataclasses.fields(Text)]
     given = " ".join(flag(name) for name in form if getattr(asked, name) is not None)
     needs = f"the format {given} needs files; give some"
@@ -138,6 +145,7 @@ class Generate:
 
 def _generate(asked: Generate) -> None:
     _check_source(asked.source)
+    _check_above_0(asked, "max_new_tokens", "top_k")
     prompts = list(asked.prompt) or [line.rstrip("\n") for line in sys.stdin]
     prompts = [prompt for prompt in prompts if prompt.strip()]
     require(prompts, "--prompt", "expected text, got none")

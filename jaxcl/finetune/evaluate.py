@@ -13,7 +13,7 @@ from jaxcl.data.instruct import instruct_prompts
 from jaxcl.data.label_choices import label_choices
 from jaxcl.errors import require
 from jaxcl.files import write_text
-from jaxcl.finetune.config import SETTINGS, Config, config_of, named
+from jaxcl.finetune.config import SETTINGS, Config, config_of, named, parts_of
 from jaxcl.finetune.interpolate import own_tests
 from jaxcl.finetune.measure import (
     FRACTIONS,
@@ -27,6 +27,7 @@ from jaxcl.finetune.measure import (
     words_of,
     write_lines,
 )
+from jaxcl.finetune.run import in_words_of_flags
 from jaxcl.finetune.tasks import few_labels, format_of
 from jaxcl.finetune.trained import Trained, load
 from jaxcl.models import Sampling
@@ -41,10 +42,12 @@ def evaluate(asked: Any) -> str:
     """The table of a model's tests, as Markdown; see ``jaxcl evaluate --help``."""
     trained = load(asked.source, asked.learner, asked.after)
     config = _settings(asked.source, vars(asked))
-    if _is_run(asked.source) and not (asked.tasks or asked.general):
-        tests = own_tests(config, trained, asked.rows)
-    else:
-        tests = _tests_of_files(asked, config, trained)
+    own = _is_run(asked.source) and not (asked.tasks or asked.general)
+    with in_words_of_flags():
+        if own:
+            tests = own_tests(config, trained, asked.rows)
+        else:
+            tests = _tests_of_files(asked, config, trained)
     rows: list[dict[Column, Any]] = []
     titles = titles_of((test.kind, test.name) for test in tests)
     with progress(sum(test.count for test in tests), "rows tested") as advance:
@@ -108,10 +111,12 @@ def _tests_of_files(asked: Any, config: Config, trained: Trained) -> list[Measur
     form = _form(config, trained)
     tasks, general = [], []
     for file in named("--tasks", asked.tasks, folders=False):
-        full = instruct_prompts(file.path, tokenizer, **form)
+        paths = parts_of(file)
+        parts = [instruct_prompts(path, tokenizer, **form) for path in paths]
+        full, held = parts[-1], [part.answers for part in parts]
         numbers, choices = drawn(len(full.answers), most), None
-        if labels := few_labels(config.testing.max_labels, full.answers, []):
-            choices = label_choices(file.path, tokenizer, labels, numbers, **form)
+        if labels := few_labels(config.testing.max_labels, held[0], held[-1]):
+            choices = label_choices(paths[-1], tokenizer, labels, numbers, **form)
         tasks.append((file.name, some_rows(full, numbers), choices))
     for file in named("--general", asked.general):
         general.append((file.name, read_choices(file.path, tokenizer)))

@@ -171,6 +171,7 @@ def read_questions(config: Config, tokenizer: Any) -> dict[str, Choices]:
 _FLAGS = {
     "instruct_prompts": "--tasks",
     "instruct_dataset": "--tasks",
+    "label_choices": "--tasks",
     "read_choices": "--general",
     "load_tokenizer": "--model",
     "load_pretrained": "--model",

@@ -279,7 +279,7 @@ def test_rows_that_changed_are_refused(home, run, capsys, tmp_path):
 
 
 def test_learners_that_are_not_there_are_named(run, capsys, tmp_path):
-    """Oracle: those that are there."""
+    """Oracle: those that are there; numbers that are refused as well, by their flags."""
     out = ("--out", str(tmp_path / "x"))
     refused(
         capsys,
@@ -295,6 +295,15 @@ def test_learners_that_are_not_there_are_named(run, capsys, tmp_path):
         r"expected numbers from 0 to 1",
     )
     assert not (tmp_path / "x").exists()
+    for command, flag, value in (
+        ("evaluate", "--rows", 0),
+        ("evaluate", "--rows", -1),
+        ("evaluate", "--max-new-tokens", 0),
+        ("generate", "--max-new-tokens", 0),
+    ):
+        words = [command, str(run), f"{flag}={value}"]
+        words += ["--prompt", "a"] * (command == "generate")
+        refused(capsys, words, f"^error: {flag}: .* above 0, got {value}")
 
 
 def filled(home, place, value):

@@ -96,7 +96,10 @@ def test_commands_test_a_run_as_it_tested_itself(home, tmp_path, capsys):
     assert {line["choice"] for line in other.values()} <= {"cat", "dog", "red panda"}
     asked = ["evaluate", str(out), "--tasks", held, "--prompt", "prompt"]
     assert main(asked) == 2  # in place of the template, although it is the default
-    assert "'prompt' is missing" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "error: --tasks: " in said
+    assert "'prompt' is missing, " in said
+    assert "another by --prompt, " in said
     assert main([*asked, *form]) == 2
     assert "--prompt: --template makes prompts, too" in capsys.readouterr().err
     assert main(["evaluate", str(home / "model"), *form]) == 2
@@ -109,14 +112,23 @@ def test_commands_test_a_run_as_it_tested_itself(home, tmp_path, capsys):
 
 
 def test_the_page_shows_the_answers_of_the_task_itself(home, tmp_path):
-    """Oracle: the files of answers. The name of one task begins that of the other."""
+    """Oracle: the files of answers. The name of one task begins that of the other, which
+    is a folder. Of that ``evaluate`` says what the run measured, choices among labels that
+    only its train.jsonl has, too."""
     shutil.copy(home / "animals.jsonl", tmp_path / "pets.jsonl")
-    shutil.copy(home / "colours.jsonl", tmp_path / "pets-more.jsonl")
+    lines = read_lines(home / "colours.jsonl")
+    write(tmp_path / "pets-more" / "train.jsonl", lines[4:])
+    write(tmp_path / "pets-more" / "test.jsonl", lines[:2])
     out = tmp_path / "run"
     words = words_of(home, out, "--steps", "1", tasks=())
     place = words.index("--tasks") + 1
-    files = [str(tmp_path / f"{name}.jsonl") for name in ("pets", "pets-more")]
+    files = [str(tmp_path / name) for name in ("pets.jsonl", "pets-more")]
     assert main([*words[:place], *files, *words[place:]]) == 0
+    asked = ["evaluate", str(out), "--tasks", files[1], "--out", str(tmp_path / "own")]
+    assert main(asked) == 0
+    own = read_lines(tmp_path / "own" / "answers" / "pets-more.jsonl")
+    assert own == read_lines(out / "answers" / "002-pets-more-params.jsonl")
+    assert "choice" in own[0]
     for name in ("pets", "pets-more"):
         path = out / "answers" / f"000-{name}-params.jsonl"
         lines = [{**line, "output": f"said of {name}"} for line in read_lines(path)]
