@@ -94,8 +94,12 @@ def dtype_of(config: Config) -> str | None:
         return "float32"
     if given != "auto":
         return given
-    on_cpu = "float32" if jax.default_backend() == "cpu" else None
-    return held["frozen"] if held and "frozen" in held else on_cpu
+    return held["frozen"] if held and "frozen" in held else dtype_here()
+
+
+def dtype_here() -> str | None:
+    """The dtype of weights that are not trained: on a CPU narrow ones would be slower."""
+    return "float32" if jax.default_backend() == "cpu" else None
 
 
 def _sharding(config: Config) -> ShardingPlan | None:

@@ -12,7 +12,7 @@ from jaxcl.adapters.lora import adapters_of
 from jaxcl.data import load_tokenizer
 from jaxcl.errors import MissingFileError, require
 from jaxcl.finetune.config import SETTINGS, config_of, run_settings
-from jaxcl.finetune.method import dtype_of
+from jaxcl.finetune.method import dtype_here, dtype_of
 from jaxcl.interop import load_adapter, load_pretrained, save_pretrained
 from jaxcl.models import DecoderConfig
 from jaxcl.typing import Params
@@ -76,7 +76,7 @@ def load(
         of_run = learner is None and after is None
         message = f"{source} is not a run; leave --learner and --after out"
         require(of_run, "--learner", message)
-        config, params = load_pretrained(source)
+        config, params = load_pretrained(source, dtype=dtype_here())
         return Trained(
             _decoder(source, config), params, _tokens(source, config), source, None
         )

@@ -169,8 +169,9 @@ def test_test_rows_that_are_learned_too_are_counted(home, tmp_path):
     read_tests(replace(config, tasks=(str(home / "animals.jsonl"),)), tokenizer)
 
 
-def test_weights_of_a_run_are_read_as_it_computed(home, tmp_path):
-    """Oracle: the dtypes of the run and of the files; both ends of an interpolation."""
+def test_weights_of_a_run_are_read_as_it_computed(home, tmp_path, monkeypatch):
+    """Oracle: the dtypes of the run and of the files; both ends of an interpolation. A
+    model alone is read as a run would, too."""
     config, params = load_pretrained(home / "model")
     model, out = tmp_path / "model", tmp_path / "run"
     shutil.copytree(home / "model", model)
@@ -184,6 +185,10 @@ def test_weights_of_a_run_are_read_as_it_computed(home, tmp_path):
     kind = lambda params: {str(leaf.dtype) for leaf in jax.tree.leaves(params)}
     assert kind(trained.params) == {"float32"}
     assert kind(load(out, as_files=True).params) == {"bfloat16"}
+    assert kind(load(model).params) == {"float32"}
+    with monkeypatch.context() as patch:
+        patch.setattr(jax, "default_backend", lambda: "gpu")
+        assert kind(load(model).params) == {"bfloat16"}
     before = load_pretrained(model, dtype="float32")[1]
     half = between(trained, 0.5)
     mean = jax.tree.map(lambda a, b: (a + b) / 2, before, trained.params)
