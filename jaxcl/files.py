@@ -7,6 +7,7 @@ import math
 import os
 import platform
 import stat
+import tempfile
 import uuid
 import zlib
 from collections.abc import Iterator, Mapping
@@ -119,6 +120,21 @@ def write_text(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())  # or a power cut leaves the new name on nothing
     os.replace(partial, path)
+
+
+@contextmanager
+def new_folder(place: Path) -> Iterator[Path]:
+    """Yield where to make a folder that takes its ``place`` when all is done, or never.
+
+    It is in a hidden one beside it, with a name of its own: ``.NAME`` may be there.
+    """
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(
+        prefix=f".{place.name}-", dir=place.parent
+    ) as held:
+        made = Path(held, place.name)
+        yield made
+        os.replace(made, place)
 
 
 def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:

@@ -27,7 +27,9 @@ def _act(name: str, kind: type, act: Callable[[Any], None], argv: Sequence[str])
             act(asked)
         except KeyboardInterrupt as error:
             ignore_more()
-            return tell_end(error, getattr(asked, "run", "nothing is kept"))
+            return tell_end(
+                error, asked.run if isinstance(asked, Interpolate) else None
+            )
     return 0
 
 
@@ -40,6 +42,11 @@ def _check_source(source: Path) -> None:
         wanted = "expected the folder of a Hugging Face model or of a run"
         msg = f"{wanted}, got {came} at {source}."
         raise MissingFileError(msg)
+
+
+def _check_new(out: Path | None) -> None:
+    there = f"{out} exists, and nothing is overwritten; give a new folder"
+    require(out is None or not out.exists(), "--out", there)
 
 
 def _check_above_0(asked: Any, *names: str) -> None:
@@ -97,8 +104,7 @@ class Evaluate:
 
 def _evaluate(asked: Evaluate) -> None:
     _check_source(asked.source)
-    there = asked.out is not None and asked.out.exists()
-    require(not there, "--out", f"{asked.out} exists; give a new folder")
+    _check_new(asked.out)
     _check_above_0(asked, "rows", "max_new_tokens", "max_length")
     form = [field.name for field in dataclasses.fields(Text)]
     given = " ".join(flag(name) for name in form if getattr(asked, name) is not None)
@@ -180,7 +186,7 @@ def _export(asked: Export) -> None:
     from jaxcl.finetune.config import run_settings
 
     run_settings(asked.run)
-    require(not asked.out.exists(), "--out", f"{asked.out} exists; give a new folder")
+    _check_new(asked.out)
     from jaxcl.finetune.trained import export
 
     place = export(asked.run, asked.out, asked.to, asked.learner, asked.after)

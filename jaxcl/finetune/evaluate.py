@@ -12,7 +12,7 @@ from jaxcl.data.choices import read_choices
 from jaxcl.data.instruct import instruct_prompts
 from jaxcl.data.label_choices import label_choices
 from jaxcl.errors import require
-from jaxcl.files import write_text
+from jaxcl.files import new_folder, write_text
 from jaxcl.finetune.config import SETTINGS, Config, config_of, named, parts_of
 from jaxcl.finetune.interpolate import own_tests
 from jaxcl.finetune.measure import (
@@ -33,7 +33,8 @@ from jaxcl.finetune.trained import Trained, load
 from jaxcl.models import Sampling
 from jaxcl.progress import progress
 from jaxcl.report.statistics import fraction_interval
-from jaxcl.report.tables import Column, table_of, to_csv, to_markdown
+from jaxcl.report.tables import Column, Table, table_of, to_csv, to_markdown
+from jaxcl.typing import Params
 
 _ROWS = 100  # of a file that is not of the run
 
@@ -48,20 +49,27 @@ def evaluate(asked: Any) -> str:
             tests = own_tests(config, trained, asked.rows)
         else:
             tests = _tests_of_files(asked, config, trained)
+    if asked.out is None:
+        return to_markdown(_table(tests, trained.params, None))
+    with new_folder(asked.out) as new:
+        table = _table(tests, trained.params, new)
+        write_text(new / "results.csv", to_csv(table))
+    return to_markdown(table)
+
+
+def _table(tests: list[Measurement], params: Params, out: Path | None) -> Table:
+    """The results of all tests, the lines of which are written into a folder."""
     rows: list[dict[Column, Any]] = []
     titles = titles_of((test.kind, test.name) for test in tests)
     with progress(sum(test.count for test in tests), "rows tested") as advance:
         for test in tests:
             title = titles[test.kind, test.name]
             note = lambda count, title=title: advance(count, title)
-            lines = test.measure(trained.params, advance=note) or []
-            if asked.out is not None:
-                write_lines(asked.out / test.kind / f"{test.name}.jsonl", lines)
+            lines = test.measure(params, advance=note) or []
+            if out is not None:
+                write_lines(out / test.kind / f"{test.name}.jsonl", lines)
             rows += _rows(title, lines)
-    table = table_of(rows, "From and to: 95 % interval of Wilson over the rows.")
-    if asked.out is not None:
-        write_text(asked.out / "results.csv", to_csv(table))
-    return to_markdown(table)
+    return table_of(rows, "From and to: 95 % interval of Wilson over the rows.")
 
 
 def _rows(name: str, lines: list[dict[str, Any]]) -> list[dict[Column, Any]]:

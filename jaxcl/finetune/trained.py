@@ -11,6 +11,7 @@ from jaxcl import adapters
 from jaxcl.adapters.lora import adapters_of
 from jaxcl.data import load_tokenizer
 from jaxcl.errors import MissingFileError, require
+from jaxcl.files import new_folder
 from jaxcl.finetune.config import SETTINGS, config_of, run_settings
 from jaxcl.finetune.method import dtype_here, dtype_of
 from jaxcl.interop import load_adapter, load_pretrained, save_pretrained
@@ -117,21 +118,22 @@ def export(
 ) -> Path:
     """Write a learner as an adapter of PEFT, or as a model with the adapter merged.
 
+    The new folder is there at the end, or not at all.
+
     Raises:
-      InputError: for a folder that exists, and for an adapter of a run that trained all
-        weights.
+      InputError: for an adapter of a run that trained all weights, and for prompts.
     """
     place = find(run, learner, after)
-    there = f"{out} exists, and nothing is overwritten; give a new folder"
-    require(not out.exists(), "--out", there)
     pool = "prompts of vectors, which PEFT and Transformers do not read"
     require(not (place / PROMPTS).is_file(), "--to", f"{place} holds {pool}")
     if to == "peft":
         held = (place / "adapter_config.json").is_file()
         full = "this run trained all weights; export it --to merged"
         require(held, "--to", full)
-        shutil.copytree(place, out)
-        return place
-    trained = load(run, learner, after, as_files=True)
-    save_pretrained(out, trained.config, merged(trained), source=trained.base)
+    with new_folder(out) as new:
+        if to == "peft":
+            shutil.copytree(place, new)
+        else:
+            trained = load(run, learner, after, as_files=True)
+            save_pretrained(new, trained.config, merged(trained), source=trained.base)
     return place

@@ -173,10 +173,11 @@ def _run(
     return 0
 
 
-def tell_end(error: KeyboardInterrupt, folder: Any) -> int:
-    """Say how it goes on; the exit code: 0 after SIGTERM, 130 after Ctrl-C."""
+def tell_end(error: KeyboardInterrupt, folder: Any = None) -> int:
+    """Say how a run goes on, if it is one; the exit code: 0 after SIGTERM, else 130."""
     asked = isinstance(error, Terminated)
     word = "terminated" if asked else "interrupted"
-    said = f"{word}; the same command goes on from here: {folder}"
-    print(said, file=sys.stderr, flush=True)
+    said = f"the same command goes on from here: {folder}"
+    said = "nothing was kept" if folder is None else said
+    print(f"{word}; {said}", file=sys.stderr, flush=True)
     return 0 if asked else 130
