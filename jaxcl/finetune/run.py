@@ -34,6 +34,7 @@ from jaxcl.finetune.config import (
 )
 from jaxcl.finetune.measure import (
     ANSWERS,
+    GENERAL,
     Measurement,
     drawn,
     file_of,
@@ -326,10 +327,17 @@ def at_task_end(
 
 
 def _tested_before(config: Config) -> set[str]:
-    """The learner in whose name the model itself was tested, once a task has ended."""
-    begun = (config.out / LEARNERS).is_dir()
-    files = (config.out / ANSWERS).glob("000-*.jsonl") if begun else ()
-    return {path.stem.rpartition("-")[2] for path in files}
+    """The learner in whose name the model itself was tested, once a task has ended.
+
+    Where nothing was tested before, any learner will do.
+    """
+    saved = [path.name for path in (config.out / LEARNERS).glob("[0-9]*")]
+    if not saved:
+        return set()
+    kinds = ANSWERS, GENERAL
+    files = [path for kind in kinds for path in (config.out / kind).glob("000-*.jsonl")]
+    names = {path.stem.rpartition("-")[2] for path in files}
+    return names or {max(saved).partition("-")[2]}
 
 
 def _tests(

@@ -193,6 +193,10 @@ def test_weights_of_a_run_are_read_as_it_computed(home, tmp_path, monkeypatch):
     half = between(trained, 0.5)
     mean = jax.tree.map(lambda a, b: (a + b) / 2, before, trained.params)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), half, mean)
+    # Nothing was tested so far; questions that come later are asked of the model itself.
+    assert main([*words, "--general", str(home / "general.jsonl")]) == 0
+    found = sorted(path.name for path in (out / "general").iterdir())
+    assert found == ["000-general-params.jsonl", "002-general-params.jsonl"]
 
 
 def test_the_curve_reads_small_alphas(tmp_path):
