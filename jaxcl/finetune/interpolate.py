@@ -82,7 +82,7 @@ def own_tests(
     """The tests of a run, on at most so many rows of each."""
     tested = read_tests(config, trained.tokenizer)
     check_unchanged(config, tested)
-    general = read_questions(config, trained.tokenizer)
+    general = read_questions(config, trained.tokenizer, as_noted=True)
     words = words_of(config, trained.config, trained.tokenizer)
     asked = [one.asked for one in tested]
     return measurements(words, asked, general.items(), most)

@@ -151,14 +151,18 @@ def end_rows(config: Config) -> int:
     return rows.get(config.method, 1)
 
 
-def read_questions(config: Config, tokenizer: Any) -> dict[str, Choices]:
-    """Some questions of each file of general ability."""
+def read_questions(
+    config: Config, tokenizer: Any, *, as_noted: bool = False
+) -> dict[str, Choices]:
+    """Some questions of each file of general ability; as many as are noted of the set."""
     most, held = config.testing.general_rows, read_settings(config.out) or {}
     before = {one["name"]: one for one in held.get("general", ())}
     found = {}
     for one in named("--general", config.general):
         full = read_choices(one.path, tokenizer)
-        found[one.name] = some_rows(full, drawn(len(full.prompts), most))
+        known = before.get(one.name, {}) if as_noted else {}
+        numbers = drawn(len(full.prompts), known.get("questions", most))
+        found[one.name] = some_rows(full, numbers)
         count, digest = len(found[one.name].prompts), digest_of("--general", one.path)
         now = {"sha256": digest[:16], "questions": count}
         kept = {name: before.get(one.name, now).get(name, now[name]) for name in now}
@@ -259,6 +263,15 @@ def run(
 def write_settings(job: Job) -> None:
     """Note what the run is, for those who go on with it."""
     config = job.config
+    before = (read_settings(config.out) or {}).get("general", ())
+    sets = {one["name"]: one for one in before}
+    for one in named("--general", config.general):  # those not given now stay known
+        sets[one.name] = {
+            "name": one.name,
+            "path": str(one.path.resolve()),
+            "sha256": digest_of("--general", one.path)[:16],
+            "questions": len(job.general[one.name].prompts),
+        }
     held = {
         "model": str(config.model.resolve()),
         "weights": job.weights,
@@ -277,15 +290,7 @@ def write_settings(job: Job) -> None:
             }
             for one, file in zip(job.files, named("--tasks", config.tasks), strict=True)
         ],
-        "general": [
-            {
-                "name": one.name,
-                "path": str(one.path.resolve()),
-                "sha256": digest_of("--general", one.path)[:16],
-                "questions": len(job.general[one.name].prompts),
-            }
-            for one in named("--general", config.general)
-        ],
+        "general": [*sets.values()],
     }
     config.out.mkdir(parents=True, exist_ok=True)
     write_json(config.out / SETTINGS, held)

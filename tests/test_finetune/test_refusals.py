@@ -20,6 +20,7 @@ from jaxcl.finetune import interpolate as interpolation
 from jaxcl.finetune import run as finetuning
 from jaxcl.finetune import trained
 from jaxcl.finetune.checks import check
+from jaxcl.finetune.interpolate import own_tests
 from jaxcl.finetune.measure import Measurement
 from jaxcl.signals import Terminated
 from tests.test_finetune.conftest import words_of, write
@@ -406,14 +407,20 @@ def test_another_model_or_other_questions_of_the_same_name(home, tmp_path, capsy
     out, held = tmp_path / "run", tmp_path / "held.jsonl"
     lines = (home / "general.jsonl").read_text().splitlines(keepends=True)
     held.write_text("".join(lines))
-    more = "--general", str(held), "--steps", "1"
+    more = "--general", str(held), "--steps", "1", "--general-rows", "4"
     words = words_of(home, out, *more, tasks=("animals",))
     assert main(words) == 0
     noted = (out / "finetune.json").read_text()
+    asked = parse(words_of(home, out, "--steps", "1", tasks=("animals",))[1:])
+    finetuning.write_settings(finetuning.load(asked))  # without its --general
+    now, before = json.loads((out / "finetune.json").read_text()), json.loads(noted)
+    assert now["general"] == before["general"]
+    (*_, own) = own_tests(settings.config_of(out), trained.load(out))
+    assert (own.name, own.count) == ("held", 4)  # not 5, of which there are no results
     held.write_text("".join(lines[1:]))
     refused(capsys, words, r"--general: .*other questions of held")
     held.write_text("".join(lines))
-    refused(capsys, [*words, "--general-rows", "2"], r"give these 5 back")
+    refused(capsys, [*words, "--general-rows", "2"], r"give these 4 back")
     other = tmp_path / "other" / "model"
     shutil.copytree(home / "model", other)
     weights = load_file(other / "model.safetensors")
@@ -422,4 +429,4 @@ def test_another_model_or_other_questions_of_the_same_name(home, tmp_path, capsy
     )
     words[words.index("--model") + 1] = str(other)
     refused(capsys, words, r"--model: the weights of .*other/model are not those")
-    assert (out / "finetune.json").read_text() == noted
+    assert json.loads((out / "finetune.json").read_text()) == now
