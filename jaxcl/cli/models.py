@@ -10,7 +10,7 @@ from typing import Any, Literal
 import tyro
 
 from jaxcl.errors import MissingFileError, require
-from jaxcl.finetune.config import Text
+from jaxcl.finetune.config import SETTINGS, Text
 from jaxcl.finetune.words import flag
 from jaxcl.runs.command import refusing, tell_end
 from jaxcl.signals import ignore_more, terminable
@@ -35,7 +35,7 @@ def _act(name: str, kind: type, act: Callable[[Any], None], argv: Sequence[str])
 
 def _check_source(source: Path) -> None:
     """Refuse what is neither a model nor a run."""
-    known = any((source / name).is_file() for name in ("config.json", "finetune.json"))
+    known = any((source / name).is_file() for name in ("config.json", SETTINGS))
     if not known:
         came = "a folder with neither" if source.is_dir() else "a file"
         came = came if source.exists() else "nothing"
