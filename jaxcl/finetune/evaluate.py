@@ -27,9 +27,9 @@ from jaxcl.finetune.measure import (
     words_of,
     write_lines,
 )
-from jaxcl.finetune.run import in_words_of_flags
 from jaxcl.finetune.tasks import few_labels, format_of
 from jaxcl.finetune.trained import Trained, load
+from jaxcl.finetune.words import in_words_of_flags
 from jaxcl.models import Sampling
 from jaxcl.progress import progress
 from jaxcl.report.statistics import fraction_interval

@@ -1,11 +1,10 @@
 """One run: learn the files in order, and test all of them on the way."""
 
 import os
-import re
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,7 +18,7 @@ from jaxcl.data import Task, load_tokenizer, number_tasks
 from jaxcl.data.choices import Choices, read_choices
 from jaxcl.data.records import digest_of, read_records
 from jaxcl.data.widths import row_lengths
-from jaxcl.errors import InputError, MissingFileError, require
+from jaxcl.errors import MissingFileError, require
 from jaxcl.files import lock_folder, write_json
 from jaxcl.finetune.config import (
     SETTINGS,
@@ -46,6 +45,7 @@ from jaxcl.finetune.measure import (
 from jaxcl.finetune.method import Setup, dtype_of, set_up
 from jaxcl.finetune.tasks import TaskFile, Tested, joined, read_tasks
 from jaxcl.finetune.trained import LEARNERS, PROMPTS
+from jaxcl.finetune.words import in_words_of_flags
 from jaxcl.interop import read_config, save_adapter, save_pretrained
 from jaxcl.interop.family import read_json
 from jaxcl.models import DecoderConfig
@@ -170,37 +170,6 @@ def read_questions(
         remedy = f"give these {kept['questions']} back, or another NAME=FILE"
         require(kept == now, "--general", f"{changed}; {remedy}")
     return found
-
-
-#: The flags for which functions of the library read something.
-_FLAGS = {
-    "instruct_prompts": "--tasks",
-    "instruct_dataset": "--tasks",
-    "label_choices": "--tasks",
-    "read_choices": "--general",
-    "load_tokenizer": "--model",
-    "load_pretrained": "--model",
-    "add_lora": "--targets",
-}
-
-
-@contextmanager
-def in_words_of_flags() -> Iterator[None]:
-    """Refusals of the library with flags in place of its functions and arguments."""
-    try:
-        yield
-    except InputError as error:
-        name, colon, rest = str(error).partition(": ")
-        if not colon or name not in _FLAGS:
-            raise
-        if name == "read_choices":  # its fields are fixed: no flag names others
-            rest = re.sub(r"(, or )?name another (field )?by \w+=(, or )?", "", rest)
-        for argument in ("prompt", "answer", "template", "join", "max_length"):
-            flag = f"--{argument.replace('_', '-')}"
-            rest = re.sub(rf"\b{argument}=(?=[\w'])", f"{flag} ", rest)
-            rest = re.sub(rf"\b{argument}=", flag, rest)
-        msg = f"{'--rank' if rest.startswith('rank ') else _FLAGS[name]}: {rest}"
-        raise type(error)(msg) from error
 
 
 def is_finished(job: Job) -> bool:

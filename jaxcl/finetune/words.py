@@ -1,10 +1,13 @@
 """Settings as words of the command line, and which of them matter to a run."""
 
 import dataclasses
+import re
 import shlex
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
+from jaxcl.errors import InputError
 from jaxcl.finetune.config import Config, as_adapter
 
 _FLAT = ("sam", "asam", "gnp", "gsam", "looksam", "c-flat")
@@ -72,3 +75,33 @@ def changed(part: Any) -> Iterator[tuple[str, Any, Any]]:
             yield from changed(value)
         elif value != field.default:
             yield field.name, value, field.default
+
+
+#: The flags for which functions of the library read something.
+_FLAGS = {
+    "instruct_prompts": "--tasks",
+    "instruct_dataset": "--tasks",
+    "label_choices": "--tasks",
+    "read_choices": "--general",
+    "load_tokenizer": "--model",
+    "load_pretrained": "--model",
+    "add_lora": "--targets",
+}
+
+
+@contextmanager
+def in_words_of_flags() -> Iterator[None]:
+    """Refusals of the library with flags in place of its functions and arguments."""
+    try:
+        yield
+    except InputError as error:
+        name, colon, rest = str(error).partition(": ")
+        if not colon or name not in _FLAGS:
+            raise
+        if name == "read_choices":  # its fields are fixed: no flag names others
+            rest = re.sub(r"(, or )?name another (field )?by \w+=(, or )?", "", rest)
+        for argument in ("prompt", "answer", "template", "join", "max_length"):
+            rest = re.sub(rf"\b{argument}=(?=[\w'])", f"{flag(argument)} ", rest)
+            rest = re.sub(rf"\b{argument}=", flag(argument), rest)
+        msg = f"{'--rank' if rest.startswith('rank ') else _FLAGS[name]}: {rest}"
+        raise type(error)(msg) from error

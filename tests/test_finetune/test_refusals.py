@@ -14,11 +14,10 @@ from safetensors.numpy import load_file, save_file
 from jaxcl.cli import main
 from jaxcl.cli.finetune import parse, with_demo_files
 from jaxcl.finetune import config as settings
-from jaxcl.finetune import demo
+from jaxcl.finetune import demo, trained
 from jaxcl.finetune import evaluate as evaluation
 from jaxcl.finetune import interpolate as interpolation
 from jaxcl.finetune import run as finetuning
-from jaxcl.finetune import trained
 from jaxcl.finetune.checks import check
 from jaxcl.finetune.interpolate import own_tests
 from jaxcl.finetune.measure import Measurement
