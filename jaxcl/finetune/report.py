@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from jaxcl.finetune.config import config_of, run_settings
-from jaxcl.finetune.curve import PLACE, curve_picture, curve_table
+from jaxcl.finetune.curve import PLACE, curve_picture, curve_table, read_curve
 from jaxcl.finetune.measure import (
     ANSWERS,
     FRACTIONS,
@@ -301,7 +301,7 @@ def _general_verdict(results: Results, *, together: bool, alone: bool) -> Iterat
 
 def _interpolation_section(run: Path) -> Iterator[Section]:
     """The curves of ``jaxcl interpolate``, if there are any."""
-    homes = sorted(path for path in (run / PLACE).glob("*") if path.is_dir())
+    homes = sorted(path for path in (run / PLACE).glob("*") if read_curve(path))
     if homes:
         pictures = [curve_picture(home) for home in homes]
         tables = {f"{PLACE}-{home.name}": curve_table(home) for home in homes}

@@ -133,7 +133,9 @@ def test_the_page_shows_the_answers_of_the_task_itself(home, tmp_path):
         path = out / "answers" / f"000-{name}-params.jsonl"
         lines = [{**line, "output": f"said of {name}"} for line in read_lines(path)]
         write(path, lines)
+    write(out / "interpolation" / "002-params" / "0-pets.jsonl", lines)  # not by kind
     write_page(out)
+    assert "Between before and after" not in (out / "report.html").read_text()
     for name in ("pets", "pets-more"):
         table = (out / "tables" / f"answers-{name}-params.csv").read_text()
         rows = table.splitlines()[1:]
