@@ -14,15 +14,20 @@ from jaxcl.adapters import merge_lora
 from jaxcl.cli import main
 from jaxcl.data import load_tokenizer
 from jaxcl.files import read_lines
+from jaxcl.finetune import evaluate as evaluation
+from jaxcl.finetune import interpolate as interpolation
 from jaxcl.finetune import run as finetuning
+from jaxcl.finetune import trained
 from jaxcl.finetune.config import config_of
+from jaxcl.finetune.measure import Measurement
 from jaxcl.finetune.method import dtype_of
 from jaxcl.finetune.trained import load
 from jaxcl.interop import load_adapter, load_pretrained, save_pretrained
 from jaxcl.models import decoder, generate
 from jaxcl.report.statistics import change_interval
 from jaxcl.runs import learned
-from tests.test_finetune.conftest import COUNT, TESTED, WORDS, words_of
+from jaxcl.signals import Terminated
+from tests.test_finetune.conftest import COUNT, TESTED, WORDS, words_of, write
 
 
 @pytest.fixture(scope="module")
@@ -235,6 +240,34 @@ def test_the_ends_of_an_interpolation_are_the_model_before_and_the_learner(run):
     general = read_lines(run / "general" / "002-general-fast.jsonl")
     assert read_lines(home / "general" / "1-general.jsonl") == general
     assert "Between before and after" in (run / "report.html").read_text()
+
+
+def test_commands_that_are_cut_say_what_is_kept(run, capsys, tmp_path, monkeypatch):
+    """Oracle: the exit codes, the messages, and the files. A folder of the name with a dot
+    before it stays."""
+
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    def end(folder, *_, **__):
+        write(folder / "config.json", [])
+        raise Terminated
+
+    first = Measurement("answers", "first", 1, lambda *_, **__: [{"exact_match": 1.0}])
+    tests = [first, first._replace(name="second", measure=stop)]
+    write(tmp_path / ".x" / "kept.jsonl", [])
+    out = "--out", str(tmp_path / "x")
+    monkeypatch.setattr(evaluation, "own_tests", lambda *_: tests)
+    monkeypatch.setattr(interpolation, "own_tests", stop)
+    monkeypatch.setattr(trained, "save_pretrained", end)
+    for words, code, message in (
+        (("evaluate", *out), 130, "interrupted; nothing was kept"),
+        (("export", *out, "--to", "merged"), 0, "terminated; nothing was kept"),
+        (("interpolate",), 130, "interrupted; the same command goes on from here: "),
+    ):
+        assert main([words[0], str(run), *words[1:]]) == code
+        assert message in capsys.readouterr().err
+        assert [path.name for path in tmp_path.rglob("*")] == [".x", "kept.jsonl"]
 
 
 def test_half_of_an_adapter_is_half_the_way_to_its_kernels(run):

@@ -15,13 +15,9 @@ from jaxcl.cli import main
 from jaxcl.cli.finetune import parse, with_demo_files
 from jaxcl.finetune import config as settings
 from jaxcl.finetune import demo, trained
-from jaxcl.finetune import evaluate as evaluation
-from jaxcl.finetune import interpolate as interpolation
 from jaxcl.finetune import run as finetuning
 from jaxcl.finetune.checks import check
 from jaxcl.finetune.interpolate import own_tests
-from jaxcl.finetune.measure import Measurement
-from jaxcl.signals import Terminated
 from tests.test_finetune.conftest import words_of, write
 
 #: What is wrong with the file of a task, and what is said of it.
@@ -309,34 +305,6 @@ def test_learners_that_are_not_there_are_named(run, capsys, tmp_path):
         words = [command, str(run), f"{flag}={value}"]
         words += ["--prompt", "a"] * (command == "generate")
         refused(capsys, words, f"^error: {flag}: .* above 0, got {value}")
-
-
-def test_commands_that_are_cut_say_what_is_kept(run, capsys, tmp_path, monkeypatch):
-    """Oracle: the exit codes, the messages, and the files. A folder of the name with a dot
-    before it stays."""
-
-    def stop(*_, **__):
-        raise KeyboardInterrupt
-
-    def end(folder, *_, **__):
-        write(folder / "config.json", [])
-        raise Terminated
-
-    first = Measurement("answers", "first", 1, lambda *_, **__: [{"exact_match": 1.0}])
-    tests = [first, first._replace(name="second", measure=stop)]
-    write(tmp_path / ".x" / "kept.jsonl", [])
-    out = "--out", str(tmp_path / "x")
-    monkeypatch.setattr(evaluation, "own_tests", lambda *_: tests)
-    monkeypatch.setattr(interpolation, "own_tests", stop)
-    monkeypatch.setattr(trained, "save_pretrained", end)
-    for words, code, message in (
-        (("evaluate", *out), 130, "interrupted; nothing was kept"),
-        (("export", *out, "--to", "merged"), 0, "terminated; nothing was kept"),
-        (("interpolate",), 130, "interrupted; the same command goes on from here: "),
-    ):
-        assert main([words[0], str(run), *words[1:]]) == code
-        assert message in capsys.readouterr().err
-        assert [path.name for path in tmp_path.rglob("*")] == [".x", "kept.jsonl"]
 
 
 def filled(home, place, value):
