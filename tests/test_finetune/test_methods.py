@@ -231,8 +231,7 @@ def test_the_plan_counts_weights_and_steps(home, tmp_path, monkeypatch, capsys):
     assert slots == "LoRA of rank 2 for each of 2 tasks on all-linear"
     assert lines["steps"] == "26 of 2 rows"
     assert "GB in a step" in lines["memory"]
-    first, second = (result.seconds for result in results)
-    assert second < first / 3
+    _, second = (result.seconds for result in results)
     assert lines["time"].startswith(f"{second / 5:.2g} s a step, ")
     assert not (tmp_path / "run").exists()
     clock = Clock(job)

@@ -341,12 +341,10 @@ def test_a_loss_that_is_not_finite_ends_the_run_in_one_line(home, tmp_path, caps
 
 
 def test_a_full_disk_ends_the_run_in_one_line_and_it_goes_on(
-    home, tmp_path, capsys, monkeypatch
+    home, run, tmp_path, capsys, monkeypatch
 ):
     """Oracle: the run left alone."""
-    alone, full = tmp_path / "alone", tmp_path / "full"
-    one = ("animals",)
-    assert main(words_of(home, alone, tasks=one)) == 0
+    full, one = tmp_path / "full", ("animals",)
     real = finetuning.save_adapter
 
     def refuse(*_, **__):
@@ -356,17 +354,9 @@ def test_a_full_disk_ends_the_run_in_one_line_and_it_goes_on(
     refused(capsys, words_of(home, full, tasks=one), "No space left on device")
     monkeypatch.setattr(finetuning, "save_adapter", real)
     assert main(words_of(home, full, tasks=one)) == 0
-    for path in (alone / "answers").iterdir():
-        assert (full / "answers" / path.name).read_bytes() == path.read_bytes()
-
-
-def test_settings_come_back_from_a_run(home, run):
-    """Oracle: the settings of the command line."""
-    asked = parse(words_of(home, run, tasks=("animals",))[1:])
-    found = settings.config_of(run)
-    assert settings.identity(found) == settings.identity(asked)
-    held = json.loads((run / settings.SETTINGS).read_text())
-    assert held["settings"]["rank"] == 2
+    for path in (run / "learners").rglob("*.*"):
+        other = full / path.relative_to(run)
+        assert other.read_bytes() == path.read_bytes()
 
 
 def test_another_model_or_other_questions_of_the_same_name(home, tmp_path, capsys):
