@@ -216,7 +216,7 @@ def test_the_rate_rises_and_falls_within_each_task(home, tmp_path):
 
 def test_the_plan_counts_weights_and_steps(home, tmp_path, monkeypatch, capsys):
     """Oracle: sizes of the adapter in closed form, and the flags. Nothing is written. A
-    step is timed in the second of two runs, which compiles nothing. The clock: by hand."""
+    step is timed in the second of two runs. The clock: by hand."""
     job, results = job_of(home, tmp_path / "run", "--steps", "13"), []
     keep = lambda *given, **more: results.append(learn(*given, **more)) or results[-1]
     monkeypatch.setattr(planned, "learn", keep)
