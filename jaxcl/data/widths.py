@@ -119,7 +119,7 @@ def row_lengths(dataset: Dataset) -> Int[np.ndarray, " n"]:
     """The number of tokens of each row, padding left out; every row is read once."""
     check_kind("row_lengths", Dataset, dataset=dataset)
     lengths = np.zeros(dataset.count, int)
-    for rows, batch in _by_group("row_lengths", dataset):
+    for rows, batch in by_group("row_lengths", dataset):
         lengths[rows] = np.asarray(batch.x["mask"]).sum(axis=1)
     return lengths
 
@@ -134,13 +134,13 @@ def padding_fraction(dataset: Dataset) -> float:
     """
     check_kind("padding_fraction", Dataset, dataset=dataset)
     real = positions = 0
-    for _, batch in _by_group("padding_fraction", dataset):
+    for _, batch in by_group("padding_fraction", dataset):
         mask = np.asarray(batch.x["mask"])
         real, positions = real + int(mask.sum()), positions + mask.size
     return 1 - real / positions
 
 
-def _by_group(who: str, dataset: Dataset):
+def by_group(who: str, dataset: Dataset):
     """Yield row numbers of one group, at most a thousand, and their batch."""
     groups = np.zeros(dataset.count, int) if dataset.groups is None else dataset.groups
     for group in np.unique(groups):

@@ -11,12 +11,12 @@ from jaxcl import adapters, averages, losses, memory, methods, transforms
 from jaxcl.adapters.paths import leaves_by_path, path_of
 from jaxcl.curvature import empirical_fisher
 from jaxcl.errors import require
+from jaxcl.finetune.answer_loss import answer_loss, hidden_states
 from jaxcl.finetune.config import Config, as_adapter, read_settings, replayed, room_of
 from jaxcl.finetune.pool import asked_query
 from jaxcl.interop import load_pretrained
 from jaxcl.method import make_method
 from jaxcl.models import DecoderConfig, decoder
-from jaxcl.models.decoder import logits
 from jaxcl.sharding import ShardingPlan, fsdp, make_mesh
 from jaxcl.tree import copied
 from jaxcl.typing import Average, Key, Loss, Method, Model, Outputs, Params
@@ -43,8 +43,8 @@ class Setup(NamedTuple):
     sharding: ShardingPlan | None
 
 
-def set_up(config: Config, key: Key) -> Setup:
-    """Load the model, and make the method over it."""
+def set_up(config: Config, key: Key, most: int | None = None) -> Setup:
+    """Load the model, and make the method over it, of rows with at most so many labels."""
     sharding = _sharding(config)
     model_config, params = load_pretrained(
         config.model, sharding=sharding, dtype=dtype_of(config)
@@ -71,7 +71,7 @@ def set_up(config: Config, key: Key) -> Setup:
         return with_pool
 
     def build(frozen):
-        return make(config, model, frozen)
+        return make(config, model, frozen, most)
 
     return Setup(model_config, trainable, frozen, build, outputs, sharding)
 
@@ -144,10 +144,12 @@ def _parts(config: Config, key: Key, params: Params) -> tuple[Params, Params]:
 # ------------------------------------------------------------------------------ method
 
 
-def make(config: Config, model: Model, frozen: Params) -> Method:
+def make(
+    config: Config, model: Model, frozen: Params, most: int | None = None
+) -> Method:
     """The method, of a model over its frozen weights."""
     outputs = losses.single_head(adapters.with_frozen(model.apply, frozen))
-    loss = losses.token_cross_entropy(outputs)
+    loss = answer_loss(model, frozen, most)
     parts: dict[str, Any] = {
         "optimizer": _optimizer(config),
         "gradient": _gradient(config),
@@ -164,7 +166,9 @@ def make(config: Config, model: Model, frozen: Params) -> Method:
         case "l2p":
             return methods.plain(_l2p_loss(config, model, frozen), **parts)
         case "ilora":
-            return _ilora(config, loss, model, frozen, parts)
+            last = config.numbers.hidden == "last"
+            states = hidden_states(model, frozen, most, last=last)
+            return _ilora(config, loss, states, parts)
         case _:  # one, wise-ft
             return _averaged(config, loss, parts)
 
@@ -251,10 +255,10 @@ def _l2p_loss(config: Config, model: Model, frozen: Params) -> Loss:
     return pooled
 
 
-def _ilora(config: Config, loss: Loss, model: Model, frozen: Params, parts) -> Method:
+def _ilora(config: Config, loss: Loss, states: tuple, parts) -> Method:
     """I-LoRA: a fast and a slow learner, with the switches that its paper leaves open."""
     numbers = config.numbers
-    hidden, with_hidden = hidden_states(model, frozen, last=numbers.hidden == "last")
+    hidden, with_hidden = states
     return methods.slow_learner(
         loss,
         hidden=hidden,
@@ -267,28 +271,6 @@ def _ilora(config: Config, loss: Loss, model: Model, frozen: Params, parts) -> M
         with_hidden=with_hidden,
         **parts,
     )
-
-
-def hidden_states(
-    model: Model, frozen: Params, *, last: bool
-) -> tuple[Callable, Callable]:
-    """The states of a decoder's layers, and the same with the losses of tokens.
-
-    Returns:
-      ``(params, x, keys=None) -> states`` and ``(params, batch, keys) -> (losses [b],
-      states)``: those of the last layer, or of all.
-    """
-    every = adapters.with_frozen(model.hidden, frozen)
-    logits_of = adapters.with_frozen(logits, frozen)
-    seen = lambda states: states[-1] if last else states
-
-    def with_hidden(params, batch, keys):
-        states = every(params, batch.x, keys)
-        scores = logits_of(params, states[-1], keys)
-        loss = losses.token_cross_entropy(lambda *_: scores)
-        return loss(params, batch, keys), seen(states)
-
-    return lambda *given: seen(every(*given)), with_hidden
 
 
 def _gradient(config: Config) -> optax.GradientTransformation | None:

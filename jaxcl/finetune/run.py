@@ -43,7 +43,7 @@ from jaxcl.finetune.measure import (
     write_lines,
 )
 from jaxcl.finetune.method import Setup, dtype_of, set_up
-from jaxcl.finetune.tasks import TaskFile, Tested, joined, read_tasks
+from jaxcl.finetune.tasks import TaskFile, Tested, joined, most_labels, read_tasks
 from jaxcl.finetune.trained import LEARNERS, PROMPTS
 from jaxcl.finetune.words import in_words_of_flags
 from jaxcl.interop import read_config, save_adapter, save_pretrained
@@ -93,7 +93,7 @@ def load(config: Config) -> Job:
     warn_beyond("--max-length", model, rows)
     key = jax.random.fold_in(jax.random.key(config.training.seed), 0)
     with in_words_of_flags():
-        setup = set_up(config, key)
+        setup = set_up(config, key, most_labels(files))
     weights = fingerprint(setup.frozen or setup.trainable)
     check_same_weights(config, weights)
     tasks = [one.task for one in files]

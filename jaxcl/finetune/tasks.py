@@ -12,7 +12,7 @@ from jaxcl.data.choices import Choices
 from jaxcl.data.dataset import subset
 from jaxcl.data.label_choices import label_choices
 from jaxcl.data.records import digest_of
-from jaxcl.data.widths import choose_widths, row_lengths, share_widths
+from jaxcl.data.widths import by_group, choose_widths, row_lengths, share_widths
 from jaxcl.errors import require, warn
 from jaxcl.finetune.config import (
     Config,
@@ -85,6 +85,12 @@ def most_widths(num_steps: int) -> int:
     """
     worth = 64 if jax.default_backend() == "cpu" else 1024
     return min(max(4, num_steps // worth), 12)
+
+
+def most_labels(tasks: list[TaskFile]) -> int:
+    """The largest number of labels in a row that is learned: of tokens of answers."""
+    rows = (by_group("most_labels", one.task.train) for one in tasks)
+    return max(int((batch.y >= 0).sum(1).max()) for part in rows for _, batch in part)
 
 
 def read_tests(config: Config, tokenizer: Any) -> list[Tested]:

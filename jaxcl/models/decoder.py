@@ -85,13 +85,15 @@ def decoder(
         rest: memory of one block instead of all, for about a third more work.
 
     Returns:
-      A model with ``apply(params, x, keys=None, *, prompt=None, prompt_mask=None) ->
-      logits [b, n, v]``, in float32 or wider: those at position ``i`` depend on tokens up
-      to ``i`` and predict the next one. ``prompt``, ``[p, d]`` or ``[b, p, d]``, are
-      embeddings before those of the tokens, of which a row attends to those that
-      ``prompt_mask [b, p]`` marks, to all without it; hide the first ones of a row, as
-      padding. With a prompt, pad tokens on the right and do not pack: what is between the
-      two moves a sequence away from its prompt. ``keys`` are for the dropout of adapters.
+      A model with ``apply(params, x, keys=None, *, prompt=None, prompt_mask=None,
+      at=None) -> logits [b, n, v]``, in float32 or wider: those at position ``i`` depend on
+      tokens up to ``i`` and predict the next one. ``at [b, k]`` are the positions of each
+      row of which logits ``[b, k, v]`` are computed, those of all tokens if absent.
+      ``prompt``, ``[p, d]`` or ``[b, p, d]``, are embeddings before those of the tokens, of
+      which a row attends to those that ``prompt_mask [b, p]`` marks, to all without it;
+      hide the first ones of a row, as padding. With a prompt, pad tokens on the right and
+      do not pack: what is between the two moves a sequence away from its prompt. ``keys``
+      are for the dropout of adapters.
       ``hidden`` are the states ``[b, n, d]``: the embeddings, those after each block but
       the last, and the normalised last ones, from which the logits are computed.
 
@@ -102,8 +104,11 @@ def decoder(
     check_decoder(config)
     walk = partial(_states, config, scan=scan, checkpoint=checkpoint)
 
-    def apply(params, x, keys=None, *, prompt=None, prompt_mask=None):
-        return logits(params, walk(params, x, keys, prompt, prompt_mask)[0], keys)
+    def apply(params, x, keys=None, *, prompt=None, prompt_mask=None, at=None):
+        states = walk(params, x, keys, prompt, prompt_mask)[0]
+        if at is not None:
+            states = jnp.take_along_axis(states, at[..., None], axis=1)
+        return logits(params, states, keys)
 
     def hidden(params, x, keys=None):
         last, inputs = walk(params, x, keys)

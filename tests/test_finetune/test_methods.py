@@ -16,10 +16,10 @@ from jaxcl.data import Task, array_dataset
 from jaxcl.finetune import config as settings
 from jaxcl.finetune import plan as planned
 from jaxcl.finetune import run as finetuning
+from jaxcl.finetune.answer_loss import hidden_states
 from jaxcl.finetune.checks import check
 from jaxcl.finetune.method import (
     from_the_start,
-    hidden_states,
     learning_rate,
     make,
     rate_factor,

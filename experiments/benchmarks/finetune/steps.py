@@ -21,7 +21,7 @@ from experiments.benchmarks.language.shapes import SHAPES
 from experiments.benchmarks.rounds import Work, compiled, in_turn, timed
 from jaxcl import methods
 from jaxcl.averages import ema
-from jaxcl.finetune.method import hidden_states
+from jaxcl.finetune.answer_loss import hidden_states
 from jaxcl.transforms import sam
 from jaxcl.typing import Loss, Method
 
