@@ -28,7 +28,7 @@ def answer_loss(model: Model, frozen: Params, most: int | None = None) -> Loss:
     def loss(params, batch, keys):
         at = places(batch.y, most)
         scores = apply(params, batch.x, keys, at=at)
-        return _of_scores(scores, params, batch, at)
+        return _of_scores(scores, params, batch, keys, at)
 
     return loss
 
@@ -52,7 +52,7 @@ def hidden_states(
         if at is not None:
             asked = jnp.take_along_axis(asked, at[..., None], axis=1)
         scores = logits_of(params, asked, keys)
-        return _of_scores(scores, params, batch, at), seen(states)
+        return _of_scores(scores, params, batch, keys, at), seen(states)
 
     return lambda *given: seen(every(*given)), with_hidden
 
@@ -67,7 +67,7 @@ def places(labels: Int[Array, "b n"], most: int | None) -> Int[Array, "b k"] | N
     return jnp.argsort(labels < 0, axis=1, stable=True)[:, :most]
 
 
-def _of_scores(scores, params, batch, at):
+def _of_scores(scores, params, batch, keys, at):
     labels = batch.y if at is None else jnp.take_along_axis(batch.y, at, axis=1)
     loss = losses.token_cross_entropy(lambda *_: scores)
-    return loss(params, batch._replace(y=labels), None)
+    return loss(params, batch._replace(y=labels), keys)
