@@ -148,13 +148,16 @@ def start(config: Config) -> int:
     from jaxcl.finetune import run  # imports JAX: only for settings that are good
     from jaxcl.finetune.plan import Clock, plan, remedies, say
 
+    note = lambda text: print(text, flush=True)
     try:
+        note(f"reading {config.model} and the files")
         job = run.load(config)
         if run.is_finished(job):
             rest = "making its page again"
             rest = "nothing is left to learn" if config.dry_run else rest
             print(f"{config.out} is finished; {rest}.")
         else:
+            note("compiling a step, for the plan")
             say(plan(job, timed=config.dry_run))
         if config.dry_run:
             return 0

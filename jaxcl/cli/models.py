@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import tyro
 
+from jaxcl.cli.finetune import plain_warnings
 from jaxcl.errors import MissingFileError, require
 from jaxcl.finetune.config import SETTINGS, Text
 from jaxcl.finetune.words import flag
@@ -22,7 +23,7 @@ _FLAGS = (tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes)
 def _act(name: str, kind: type, act: Callable[[Any], None], argv: Sequence[str]) -> int:
     """Parse the words of a command, act, and end as commands do."""
     asked = tyro.cli(kind, prog=f"jaxcl {name}", args=list(argv), config=_FLAGS)
-    with terminable():
+    with plain_warnings(), terminable():
         try:
             act(asked)
         except KeyboardInterrupt as error:
@@ -110,6 +111,10 @@ def _evaluate(asked: Evaluate) -> None:
     given = " ".join(flag(name) for name in form if getattr(asked, name) is not None)
     needs = f"the format {given} needs files; give some"
     require(asked.tasks or not given, "--tasks", needs)
+    some = asked.tasks or asked.general or (asked.source / SETTINGS).is_file()
+    require(
+        some, "--tasks", "a model has no tests of its own; give files, or --general"
+    )
     twice = "--template makes prompts, too; leave one of them out"
     require(asked.prompt is None or asked.template is None, "--prompt", twice)
     from jaxcl.finetune.evaluate import evaluate  # imports JAX
@@ -154,7 +159,9 @@ def _generate(asked: Generate) -> None:
     _check_above_0(asked, "max_new_tokens", "top_k")
     prompts = list(asked.prompt) or [line.rstrip("\n") for line in sys.stdin]
     prompts = [prompt for prompt in prompts if prompt.strip()]
-    require(prompts, "--prompt", "expected text, got none")
+    require(
+        prompts, "--prompt", "expected text, here or on the standard input, got none"
+    )
     from jaxcl.finetune.evaluate import answers_to
 
     for prompt, output in zip(prompts, answers_to(asked, prompts), strict=True):

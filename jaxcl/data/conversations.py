@@ -131,9 +131,7 @@ def _answer(who: str, place: str, record: Mapping, field: str, classes: Any) -> 
             require(fits, who, f"{place}: {known}, of {len(classes)} classes; fix it")
             return classes[value]
         require(value in classes, who, f"{place}: {known}; add it to classes")
-    elif isinstance(value, int) and not isinstance(value, bool):
-        record = {**record, field: str(value)}  # as in a CSV file
-    answer = text_of(who, place, record, field, "answer")
+    answer = text_of(who, place, _with_numbers(record, [field]), field, "answer")
     if not answer.strip():
         require(False, who, f"{place}: {field!r} is empty; write an answer or drop it")
     return answer
@@ -155,7 +153,8 @@ def template_fields(who: str, template: str) -> list[str]:
         if name is not None
     )
     bad = f"template {shown(template)} must name fields only"
-    require(names and plain, who, f"{bad}; {remedy}")
+    none = f"template {shown(template)} names no field"
+    require(names and plain, who, f"{bad if names else none}; {remedy}")
     return names
 
 
@@ -163,9 +162,17 @@ def _filled(
     who: str, place: str, record: Mapping, given: Format, names: list[str]
 ) -> str:
     """A template with the fields of a record."""
+    fields = _with_numbers(record, names)
     return str(given.template).format(
-        **{name: text_of(who, place, record, name, "template") for name in names}
+        **{name: text_of(who, place, fields, name, "template") for name in names}
     )
+
+
+def _with_numbers(record: Mapping, names: list[str]) -> Mapping:
+    """The record with whole numbers in some fields as text, as a CSV file has them."""
+    whole = lambda value: isinstance(value, int) and not isinstance(value, bool)
+    texts = {n: str(record[n]) for n in names if n in record and whole(record[n])}
+    return {**record, **texts}
 
 
 # -------------------------------------------------------------------------------- chats

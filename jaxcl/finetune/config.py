@@ -77,7 +77,7 @@ class Text:
     answer: str = "answer"
     """Field of the answer."""
     template: str | None = None
-    """Of the prompt, from any fields: "Topic of: {text}"."""
+    """Of the prompts of all files, from any fields: "Topic of: {text}"."""
     join: str | None = None
     """Text between prompt and answer, such as a space."""
     chat: bool | None = None
@@ -158,12 +158,12 @@ class Testing:
     test_on: Literal["all", "seen"] = "all"
     """After a task: whether tasks that are still to come are tested, too."""
     answers: bool = True
-    """Whether answers are generated, for exact match and ROUGE-L."""
+    """Generate answers, for exact match and ROUGE-L."""
     max_new_tokens: int = 32
     """Longest generated answer."""
     max_labels: int = 20
-    """A task with at most so many different answers is also tested by choice among
-    these."""
+    """A task with at most so many different answers, and twice as many rows to learn, is
+    also tested by choice among these."""
     general_rows: int = 100
     """Most questions of each file of --general."""
     general_every: int = 0

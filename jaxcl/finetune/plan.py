@@ -41,6 +41,10 @@ def plan(job: Job, *, timed: bool = False) -> dict[str, str]:
         rows = f"{task.train.count:,} rows, {number:,} steps"
         padding = padding_fraction(task.train)
         found[f"task {task.name}"] = f"{rows}, {padding:.0%} padding"
+    for one in job.files:
+        how = f"choice among {len(one.tested.labels)} answers"
+        how = f"generated answers{f', {how}' if one.tested.labels else ''}"
+        found[f"test {one.task.name}"] = f"{one.task.test.count:,} rows, {how}"
     for name, questions in job.general.items():
         found[f"general {name}"] = f"{len(questions.prompts)} questions"
     done = steps_done(job)

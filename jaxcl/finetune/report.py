@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from jaxcl.finetune.config import config_of, run_settings
+from jaxcl.errors import MissingFileError
+from jaxcl.finetune.config import config_of, replayed, run_settings
 from jaxcl.finetune.curve import PLACE, curve_picture, curve_table, read_curve
 from jaxcl.finetune.measure import (
     ANSWERS,
@@ -20,6 +21,7 @@ from jaxcl.finetune.measure import (
     read_tests,
     values_of,
 )
+from jaxcl.finetune.method import STRENGTHS, learning_rate, strength_of
 from jaxcl.finetune.words import command_of, matters
 from jaxcl.report.heatmaps import result_heatmaps
 from jaxcl.report.page import Picture, Section
@@ -47,7 +49,11 @@ def write_page(run: Path) -> Path:
     """
     held = run_settings(run)
     method, names = held["settings"]["method"], [task["name"] for task in held["tasks"]]
-    found = learned.read(run)
+    try:
+        found = learned.read(run)
+    except MissingFileError as error:
+        msg = f"nothing was measured in {run} so far; go on with the run first."
+        raise MissingFileError(msg) from error
     together, alone = method == "mtl" and len(names) > 1, method == "one"
     total = 1 if together else len(names)
     # Of a run that has grown, what is learned so far.
@@ -76,9 +82,16 @@ def write_page(run: Path) -> Path:
     ]
     if found.status != "done" or found.ended < total:
         verdict += [f"Not finished: {found.ended} of {total} tasks so far."]
+    elif held.get("answers", True) and not tests_at(run, found.ended):
+        verdict += [f"Not tested after task {found.ended}; the same command does it."]
     claim = _TOGETHER if together else _ALONE if alone else _CLAIM
     about, config = learned.about(found), config_of(run)
-    used = {n: value for n, value in held["settings"].items() if matters(config, n)}
+    given = held["settings"] | {
+        "learning_rate": learning_rate(config),
+        "replay": replayed(config),
+        "strength": strength_of(config) if method in STRENGTHS else None,
+    }
+    used = {n: value for n, value in given.items() if matters(config, n)}
     shown = {"command": command_of(config), **used, "model": held["model"]}
     return write_report(
         run,
@@ -88,6 +101,11 @@ def write_page(run: Path) -> Path:
         sections=sections,
         about={**about, "config": shown},
     )
+
+
+def tests_at(run: Path, ended: int) -> list[Path]:
+    """The files of tests of tasks after so many of them."""
+    return [*(run / ANSWERS).glob(f"{ended:03d}-*.jsonl")]
 
 
 def _averages(found: learned.Learned, *, together: bool, alone: bool) -> Iterator[str]:
@@ -362,5 +380,5 @@ def _answer_table(note: str, before: Lines, tests: Mapping[str, Lines]) -> Table
 
 def _short(text: str) -> str:
     """The end of a long text, where a prompt asks."""
-    text = " ".join(text.split())
+    text = " ".join(text.split()) or "(empty)"
     return text if len(text) <= _LONGEST else f"... {text[-_LONGEST:]}"

@@ -103,5 +103,7 @@ def in_words_of_flags() -> Iterator[None]:
         for argument in ("prompt", "answer", "template", "join", "max_length"):
             rest = re.sub(rf"\b{argument}=(?=[\w'])", f"{flag(argument)} ", rest)
             rest = re.sub(rf"\b{argument}=", flag(argument), rest)
-        msg = f"{'--rank' if rest.startswith('rank ') else _FLAGS[name]}: {rest}"
+        first = rest.partition(" ")[0]
+        found = flag(first) if first in ("rank", "template") else _FLAGS[name]
+        msg = f"{found}: {rest}"
         raise type(error)(msg) from error

@@ -209,9 +209,13 @@ FORMATS = [
         ("In {x}, {topic} of Madrid won:", " sport"),
     ),
     (
-        {"text": "Madrid won", "label": "sport"},
-        {"template": "{text}?", "answer": "label", "classes": ["money", "sport"]},
-        ("Madrid won?", "sport"),
+        {"text": "Madrid won", "goals": 2, "label": "sport"},
+        {
+            "template": "{text} {goals}?",
+            "answer": "label",
+            "classes": ["money", "sport"],
+        },
+        ("Madrid won 2?", "sport"),
     ),
     (
         {"instruction": "Count.", "input": "one, two", "output": "three"},

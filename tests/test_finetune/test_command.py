@@ -2,7 +2,9 @@
 
 import csv
 import dataclasses
+import html
 import itertools
+import re
 import shutil
 
 import jax
@@ -21,6 +23,7 @@ from jaxcl.finetune import trained
 from jaxcl.finetune.config import config_of
 from jaxcl.finetune.measure import Measurement
 from jaxcl.finetune.method import dtype_of
+from jaxcl.finetune.report import write_page
 from jaxcl.interop import load_adapter, load_pretrained, save_pretrained
 from jaxcl.models import decoder, generate
 from jaxcl.report.statistics import change_interval
@@ -150,6 +153,24 @@ def test_changes_on_the_page_are_of_the_same_rows(run):
         ]
         found = [float(row[name]) for name in ("change low", "change high")]
         np.testing.assert_allclose(found, wanted)
+
+
+def test_a_page_says_what_is_missing_and_what_was_used(run, tmp_path, capsys):
+    """Oracle: the page of a run whose last tests are gone, and of one without any."""
+    page = (run / "report.html").read_text()
+    assert "Not tested" not in page
+    shown = html.unescape(re.sub("<[^>]*>", " ", page))
+    assert re.search(r"strength\W+1\b", shown)  # not as it was given: null
+    cut = shutil.copytree(run, tmp_path / "cut")
+    for path in cut.glob("answers/002-*"):
+        path.unlink()
+    text = write_page(cut).read_text()
+    assert "Not tested after task 2; the same command does it." in text
+    none = tmp_path / "none"
+    none.mkdir()
+    shutil.copy(run / "finetune.json", none)
+    assert main(["report", str(none)]) == 2
+    assert "nothing was measured in" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

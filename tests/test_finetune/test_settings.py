@@ -20,7 +20,7 @@ from jaxcl.finetune.curve import read_curve
 from jaxcl.finetune.interpolate import between
 from jaxcl.finetune.method import make
 from jaxcl.finetune.report import write_page
-from jaxcl.finetune.tasks import kept_apart, most_widths, read_tests
+from jaxcl.finetune.tasks import few_labels, kept_apart, most_widths, read_tests
 from jaxcl.finetune.trained import load
 from jaxcl.finetune.words import command_of, matters, without_effect
 from jaxcl.interop import load_pretrained, save_pretrained
@@ -102,6 +102,8 @@ def test_commands_test_a_run_as_it_tested_itself(home, tmp_path, capsys):
     assert "another by --prompt, " in said
     assert main([*asked, *form]) == 2
     assert "--prompt: --template makes prompts, too" in capsys.readouterr().err
+    assert main(["evaluate", str(home / "model")]) == 2
+    assert "a model has no tests of its own" in capsys.readouterr().err
     assert main(["evaluate", str(home / "model"), *form]) == 2
     assert "--answer --template --join needs files" in capsys.readouterr().err
     capsys.readouterr()
@@ -272,6 +274,14 @@ def test_rows_beyond_the_context_are_warned_of(home, tmp_path):
     config = parse([*asked[1:], "--template", "{n} {prompt}"])
     with pytest.warns(UserWarning, match="--max-length: texts of up to 2.. tokens"):
         finetuning.load(config)
+
+
+def test_a_task_of_few_answers_is_tested_by_choice():
+    """Oracle: by hand. An answer of test rows alone is among those to choose from."""
+    assert few_labels(3, ["a", "b"] * 3, ["c", "a"]) == ["a", "b", "c"]
+    assert few_labels(2, ["a", "b"] * 3, ["c", "a"]) == []
+    assert few_labels(9, ["a", "b", "c", "a", "b"], []) == []  # hardly any comes again
+    assert few_labels(9, ["a"] * 9, []) == []
 
 
 def test_flags_without_effect_are_named(home, tmp_path, capsys):

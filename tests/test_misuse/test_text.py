@@ -232,7 +232,7 @@ REFUSED = [
     ),
     (
         lambda: instruct(template="Topic?"),
-        "template 'Topic.' must name fields only; name",
+        "template 'Topic.' names no field; name",
     ),
     (lambda: instruct(template="{a.b}"), "template '{a.b}' must name fields only"),
     (lambda: instruct(template="{a!r}"), "template '{a!r}' must name fields only"),
