@@ -107,7 +107,7 @@ def verdict(records: Sequence[Record]) -> list[str]:
     table = difference_table(records)
     score = table.columns[3] if table.rows else Column("")
     said = []
-    for arm, against, pairs, versus, *_ in table.rows:
+    for arm, against, pairs, versus, p, _ in table.rows:
         points = f"{show(versus, score)} points over {against} at the end"
         known = f"{pairs} {'pairs' if pairs > 1 else 'pair'}"
         if not np.isfinite(versus.low):
@@ -116,6 +116,7 @@ def verdict(records: Sequence[Record]) -> list[str]:
             shown = "better"
         else:
             shown = "worse" if versus.high < 0 else "no difference is shown"
+        known += f", p {show(p, table.columns[4])} by Holm" if pairs > 1 else ""
         said.append(f"{arm}: {points} ({known}): {shown}.")
     return said or ["No two arms can be compared so far."]
 
