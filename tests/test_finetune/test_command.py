@@ -190,6 +190,11 @@ def test_the_page_of_what_cannot_be_forgotten(home, tmp_path, method, ends, clai
     out = tmp_path / "run"
     more = "--general", str(home / "general.jsonl"), "--steps", "1"
     assert main(words_of(home, out, "--method", method, *more)) == 0
+    if method == "one":  # what the last model says of the first task does not count
+        path = out / "answers" / "002-animals-params.jsonl"
+        others = [{**line, "choice_accuracy": 0.9} for line in read_lines(path)]
+        write(path, others)
+        write_page(out)
     page = (out / "report.html").read_text()
     names = [f"{n:03d}-{name}-params" for n, name in zip(ends, WORDS, strict=True)]
     tests = [lines_at(out, name) for name in names]
